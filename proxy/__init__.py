@@ -1,0 +1,3 @@
+"""A sidecar reliability proxy: see README.md for users and docs/architecture.md for readers."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,49 @@
+"""Time, injected: every component that reads a clock takes one of these."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two clocks in one: intervals are measured on one, dates are told from the other."""
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary start; never goes back. For intervals and deadlines."""
+        ...
+
+    def time(self) -> float:
+        """Seconds since the Unix epoch; may jump. For dates that leave the process."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+
+class ManualClock:
+    """A clock that moves only when told to: for tests and for replaying a recording."""
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._now = start
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def time(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move both clocks forward by `seconds`."""
+        self._now += seconds
+
+
+def iso_utc(timestamp: float) -> str:
+    """`1795450757.9695` as `2026-11-23T16:19:17.969Z`: ISO 8601, UTC, milliseconds."""
+    moment = datetime.fromtimestamp(timestamp, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

@@ -1,0 +1,1 @@
+"""Stand-in services and a guided tour."""

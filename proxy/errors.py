@@ -1,0 +1,229 @@
+"""Every way in which the proxy itself refuses or fails an exchange.
+
+One tree. A class carries what is fixed (HTTP status, machine `code`, title); an instance carries
+what was measured. `problem_body` turns any of them into the RFC 9457 document that clients read;
+nothing else in the proxy writes an error body.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+PROBLEM_CONTENT_TYPE = "application/problem+json"
+
+
+class ProxyError(Exception):
+    """A reply of our own instead of the upstream's.
+
+    `detail` is for people and says why; `facts` are extra members of the problem document
+    (`limit`, `measured`, `field`, `upstream`, `retry_after`, ...); `close` asks that the client
+    connection be closed after the reply, because its framing can no longer be trusted.
+    `retry_after` is in seconds and also becomes the `Retry-After` field, rounded up.
+    `reason` is a short fixed token for the access log where one `code` has several causes.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        close: bool = False,
+        retry_after: float | None = None,
+        reason: str | None = None,
+        allow: str | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.close = close
+        self.retry_after = retry_after
+        self.reason = reason
+        self.allow = allow
+        self.facts = facts
+
+
+# --- the client's fault -------------------------------------------------------------------------
+
+
+class BadRequest(ProxyError):
+    """The request cannot be understood without guessing, so it is not guessed at."""
+
+    status, code, title = 400, "bad_request", "Bad request"
+
+
+class RequestTimeout(ProxyError):
+    """The client did not send its head or body in time."""
+
+    status, code, title = 408, "request_timeout", "Request timeout"
+
+
+class UriTooLong(ProxyError):
+    """The request target is over the limit."""
+
+    status, code, title = 414, "uri_too_long", "URI too long"
+
+
+class HeaderTooLarge(ProxyError):
+    """The header section is over the limit of bytes or of fields."""
+
+    status, code, title = 431, "header_too_large", "Request header fields too large"
+
+
+class NoRoute(ProxyError):
+    """No route of this listener matches the path."""
+
+    status, code, title = 404, "no_route", "No route"
+
+
+class MethodNotAllowed(ProxyError):
+    """A route matches the path, none of them the method. `allow` becomes the `Allow` field."""
+
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class ClientLeft(ProxyError):
+    """The client went away first: never sent to anyone, only logged and counted."""
+
+    status, code, title = 499, "client_left", "Client closed request"
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+class UploadRejected(ProxyError):
+    """An upload that the route's rules do not let through."""
+
+    status, code, title = 400, "upload_malformed", "Upload rejected"
+
+
+class UploadTooLarge(UploadRejected):
+    """The file part has more bytes than `max_size`."""
+
+    code = "upload_too_large"
+
+
+class UploadTypeRejected(UploadRejected):
+    """The bytes are not of an accepted family, whatever the client called them."""
+
+    code = "upload_type_rejected"
+
+
+class UploadTooLong(UploadRejected):
+    """The audio plays longer than `max_duration`."""
+
+    code = "upload_too_long"
+
+
+class UploadDurationUnknown(UploadRejected):
+    """The bytes claim to be audio but no demuxer can walk through them."""
+
+    code = "upload_duration_unknown"
+
+
+class UploadMissing(UploadRejected):
+    """The form has no file part of the configured name."""
+
+    code = "upload_missing"
+
+
+class UploadEmpty(UploadRejected):
+    """The file part has no bytes."""
+
+    code = "upload_empty"
+
+
+class UploadMalformed(UploadRejected):
+    """The multipart body breaks RFC 7578 or RFC 2046, or is cut short."""
+
+    code = "upload_malformed"
+
+
+# --- the upstream's fault -----------------------------------------------------------------------
+
+
+class UpstreamUnreachable(ProxyError):
+    """No connection to any target: nothing was sent, so any method may be tried again."""
+
+    status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
+
+
+class UpstreamReset(ProxyError):
+    """The upstream broke off, or sent what is not HTTP, before its response could be passed on."""
+
+    status, code, title = 502, "upstream_reset", "Upstream broke off"
+
+
+class UpstreamTimeout(ProxyError):
+    """The upstream took longer than `timeouts.response` or stalled longer than `timeouts.idle`."""
+
+    status, code, title = 504, "upstream_timeout", "Upstream timeout"
+
+
+# --- our own refusals ---------------------------------------------------------------------------
+
+
+class Unavailable(ProxyError):
+    """A 503 of ours: `retry_after` says when to come back."""
+
+    status, code, title = 503, "overloaded", "Service unavailable"
+
+
+class CircuitOpen(Unavailable):
+    """The upstream's circuit breaker is open."""
+
+    code, title = "circuit_open", "Circuit open"
+
+
+class Overloaded(Unavailable):
+    """A bounded resource (connections, queue, concurrency) is used up."""
+
+    code, title = "overloaded", "Overloaded"
+
+
+class Draining(Unavailable):
+    """The proxy is about to stop and takes no new work."""
+
+    code, title = "draining", "Draining"
+
+
+class JobNotStored(Unavailable):
+    """The app accepted a job that is not in its store, or cannot store one now."""
+
+    code, title = "job_not_stored", "Job not stored"
+
+
+class JobExpired(ProxyError):
+    """A job that we knew and whose time is over."""
+
+    status, code, title = 404, "job_expired", "Job expired"
+
+
+def problem_body(error: ProxyError, correlation_id: str) -> bytes:
+    """The RFC 9457 document of `error`, UTF-8 JSON.
+
+    `detail` is what FastAPI clients read, `message` repeats it because the app's own clients read
+    that; the facts of the instance follow. Facts never overwrite the fixed members.
+    """
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "message": error.detail,
+        "code": error.code,
+        "correlation_id": correlation_id,
+    }
+    if error.retry_after is not None:
+        document["retry_after"] = retry_after_seconds(error.retry_after)
+    for name, value in error.facts.items():
+        document.setdefault(name, value)
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+
+
+def retry_after_seconds(seconds: float) -> int:
+    """`Retry-After` in whole seconds, rounded up, at least 1 (RFC 9110 §10.2.3)."""
+    return max(1, -int(-seconds // 1))

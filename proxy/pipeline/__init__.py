@@ -1,0 +1,1 @@
+"""One exchange, top to bottom: route, attempt, relay, rescue."""

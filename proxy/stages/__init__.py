@@ -1,0 +1,1 @@
+"""What a route can be asked to do."""
