@@ -55,7 +55,7 @@ def parse_time_of_day(value: object) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Bind:
-    """Where a listener listens. `host` is an IP address, `""` for all addresses of both families."""
+    """Where a listener listens. `host` is an IP address, or `""` for every address there is."""
 
     host: str
     port: int
