@@ -128,11 +128,13 @@ class Listener(Model):
 
 class UpstreamTimeouts(Model):
     """`connect`: to an open connection, TLS included. `response`: request sent to response head.
-    `idle`: between two pieces of a body, in either direction."""
+    `idle`: between two pieces of a body, in either direction. `tunnel`: silence in both directions
+    after an upgrade (WebSocket); 1 h as HAProxy's documentation advises."""
 
     connect: Annotated[Duration, Field(gt=0)] = 2.0
     response: Annotated[Duration, Field(gt=0)] = 60.0
     idle: Annotated[Duration, Field(gt=0)] = 60.0
+    tunnel: Annotated[Duration, Field(gt=0)] = 3600.0
 
 
 class Pool(Model):

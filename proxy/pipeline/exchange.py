@@ -1,0 +1,113 @@
+"""One request and what became of it: the record that every part of the pipeline writes into and
+that the sinks (access log, metrics) read when it is over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.headers import is_correlation_id, new_correlation_id
+from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
+from proxy.wire.client import ClientStream
+from proxy.wire.codec import RequestHead
+
+if TYPE_CHECKING:
+    from proxy.pipeline.plan import ListenerPlan, RoutePlan
+
+
+class Exchange:
+    """A request in progress, afterwards the facts about it.
+
+    Times: `started_at` is Unix seconds, `started` monotonic seconds, all durations seconds.
+    `status` is what the client got (499: it left); `code`, `reason` and `detail` are set when the
+    answer, or the lack of one, was our own doing. `bytes_in` and `bytes_out` count content, not
+    framing. `extra` are facts that stages add to the access line.
+    """
+
+    __slots__ = (
+        "attempts",
+        "body",
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "client_correlation_id",
+        "code",
+        "connect_time",
+        "continue_sent",
+        "correlation_id",
+        "detail",
+        "duration",
+        "extra",
+        "head",
+        "keep_alive",
+        "listener",
+        "method",
+        "path",
+        "plan",
+        "reason",
+        "replied",
+        "route",
+        "started",
+        "started_at",
+        "status",
+        "stream",
+        "target",
+        "upstream",
+        "upstream_time",
+    )
+
+    def __init__(
+        self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
+    ) -> None:
+        self.stream = stream
+        self.head = head
+        self.client = stream.address
+        self.listener = listener.name
+        self.plan: RoutePlan = listener.unrouted
+        self.route = "-"
+        self.started = stream.clock.monotonic()
+        self.started_at = stream.clock.time()
+        self.duration = 0.0
+        self.status = 0
+        self.code: str | None = None
+        self.reason: str | None = None
+        self.detail: str | None = None
+        self.upstream: str | None = None
+        self.target: str | None = None
+        self.connect_time: float | None = None
+        self.upstream_time: float | None = None
+        self.attempts = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.extra: dict[str, object] | None = None
+        self.client_correlation_id: str | None = None
+        self.continue_sent = False
+        self.replied = False  # a final response head has been written to the client
+        if head is None:
+            self.method = self.path = "-"
+            self.keep_alive = False
+            self.body: Decoder = NoBody()
+            self.correlation_id = new_correlation_id()
+            return
+        self.method = head.method
+        self.path = head.target
+        self.keep_alive = head.keep_alive
+        if head.chunked:
+            self.body = ChunkedBody()
+        elif head.content_length:
+            self.body = LengthBody(head.content_length)
+        else:
+            self.body = NoBody()
+        given = head.correlation
+        if given is not None and len(given) == 1 and is_correlation_id(given[0]):
+            self.correlation_id = given[0].decode()
+        else:
+            self.correlation_id = new_correlation_id()
+            if given is not None:
+                self.client_correlation_id = b", ".join(given).decode("latin-1")
+
+    def note(self, **facts: object) -> None:
+        """Add facts to the access line."""
+        if self.extra is None:
+            self.extra = facts
+        else:
+            self.extra.update(facts)

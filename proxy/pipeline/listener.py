@@ -1,0 +1,90 @@
+"""A listening socket and the connections that came through it: open, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from proxy.clock import Clock
+from proxy.config.units import Bind
+from proxy.pipeline.plan import ListenerPlan
+from proxy.pipeline.serve import Service
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import Sweeper
+
+#: Connections that the kernel keeps for us while we are busy.
+_BACKLOG = 4096
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\n\r\n"
+)
+
+
+class ListenerRuntime:
+    """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
+
+    def __init__(self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper) -> None:
+        self.service = Service(plan, lambda: self.draining)
+        self.draining = False
+        self.clients: set[ClientStream] = set()
+        self.accepted = 0
+        self._clock = clock
+        self._sweeper = sweeper
+        self._server: asyncio.Server | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of every socket, with the real port where the config said 0."""
+        names = [s.getsockname() for s in self._server.sockets] if self._server else []
+        return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
+
+    async def open(self, bind: Bind, tls: ssl.SSLContext | None, reuse_port: bool) -> None:
+        """Begin to listen. Raises `OSError` when the address cannot be had."""
+        self._server = await asyncio.get_running_loop().create_server(
+            self._accept,
+            bind.host or None,
+            bind.port,
+            ssl=tls,
+            reuse_address=True,
+            reuse_port=reuse_port or None,
+            backlog=_BACKLOG,
+        )
+        for listening in self._server.sockets:
+            # An answer must not wait for the client's delayed acknowledgement of the head.
+            if listening.family != socket.AF_UNIX:
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _accept(self) -> ClientStream:
+        client = ClientStream(self._clock, self._sweeper, self._serve, self.clients.discard)
+        self.clients.add(client)
+        self.accepted += 1
+        return client
+
+    async def _serve(self, client: ClientStream) -> None:
+        if len(self.clients) > self.service.plan.max_connections:
+            client.transport.write(_FULL)
+            client.close()
+            return
+        await self.service(client)
+
+    def drain(self) -> None:
+        """Take no new connections; end each one we have after its current exchange."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for client in list(self.clients):
+            client.notify()
+
+    async def drained(self) -> None:
+        """Until the last connection's coroutine has ended."""
+        while tasks := [client.task for client in self.clients if client.task is not None]:
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # let `connection_lost` run
+
+    async def abort(self) -> None:
+        """End every connection now."""
+        for client in list(self.clients):
+            client.abort()
+        await self.drained()

@@ -1,0 +1,153 @@
+"""The heads that we write: requests to the upstream, responses to the client, replies of our own.
+
+Framing is never copied: `Content-Length`, `Transfer-Encoding` and `Connection` are made here from
+what the codec understood, whatever the peer wrote (RFC 9112 §6).
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+from proxy.clock import Clock
+from proxy.errors import (
+    PROBLEM_CONTENT_TYPE,
+    ProxyError,
+    problem_body,
+    retry_after_seconds,
+)
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.wire.client import ClientStream
+from proxy.wire.codec import RequestHead, ResponseHead
+from proxy.wire.pool import TargetPool
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def request_head(
+    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
+) -> bytes:
+    """The head that goes upstream for `x`, over a connection of `pool`."""
+    head = x.head
+    assert head is not None
+    host = head.host if plan.preserve_host else None
+    if host is None:
+        host = pool.address.authority.encode()
+    parts = [
+        f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
+        host,
+        *(b"\r\n" + line for line in head.lines),
+        b"\r\nX-Correlation-ID: ",
+        x.correlation_id.encode(),
+        b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
+        _forwarded(x.stream, head, listener),
+    ]
+    if head.max_forwards is not None:
+        parts.append(b"\r\nMax-Forwards: " + head.max_forwards)
+    if head.chunked:
+        parts.append(b"\r\nTransfer-Encoding: chunked")
+    elif head.content_length is not None:
+        parts.append(b"\r\nContent-Length: %d" % head.content_length)
+    if wants_websocket(head):
+        parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+    elif head.te_trailers:
+        parts.append(b"\r\nTE: trailers\r\nConnection: TE")
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def wants_websocket(head: RequestHead) -> bool:
+    """The one upgrade that passes (RFC 6455 §4.1). Others, h2c above all, would let a client speak
+    to the upstream in a protocol that we do not read."""
+    return head.upgrade == b"websocket" and head.method == "GET" and not head.has_body
+
+
+def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) -> bytes:
+    """`X-Forwarded-*`: ours; a client's own only if the listener trusts its address."""
+    peer = stream.host_ip or "unknown"
+    proto = b"https" if stream.secure else b"http"
+    host = head.host
+    if head.forwarded is None or not listener.trusts(stream.host_ip):
+        ours = b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (peer.encode(), proto)
+        return ours if host is None else ours + b"\r\nX-Forwarded-Host: " + host
+    chain = [value for name, value in head.forwarded if name == b"x-forwarded-for" and value]
+    lines = {
+        b"x-forwarded-for": b", ".join([*chain, peer.encode()]),
+        b"x-forwarded-proto": proto,
+    }
+    if host is not None:
+        lines[b"x-forwarded-host"] = host
+    for name, value in head.forwarded:
+        if name != b"x-forwarded-for":
+            lines[name] = value
+    return b"".join(b"\r\n" + name.title() + b": " + value for name, value in lines.items())
+
+
+def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
+    """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
+    lines = head.lines
+    return b"".join(
+        (
+            b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason),
+            b"\r\n".join(lines),
+            b"\r\nX-Correlation-ID: " if lines else b"X-Correlation-ID: ",
+            x.correlation_id.encode(),
+            framing,
+            connection_field(x),
+            b"\r\n\r\n",
+        )
+    )
+
+
+def interim_head(x: Exchange, head: ResponseHead) -> bytes:
+    """A 1xx response, passed on."""
+    lines = [
+        b"HTTP/1.1 %d %b" % (head.status, head.reason),
+        *head.lines,
+        b"X-Correlation-ID: " + x.correlation_id.encode(),
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def upgrade_head(x: Exchange, head: ResponseHead) -> bytes:
+    """The 101 of a tunnel."""
+    return response_head(x, head, b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+
+
+def connection_field(x: Exchange) -> bytes:
+    """What we say about the client's connection (RFC 9112 §9.3, §9.6)."""
+    assert x.head is not None or not x.keep_alive
+    if not x.keep_alive:
+        return b"\r\nConnection: close" if x.status != 101 else b""
+    return b"" if x.head is not None and x.head.minor else b"\r\nConnection: keep-alive"
+
+
+def problem_reply(x: Exchange, error: ProxyError) -> bytes:
+    """A whole response of our own: RFC 9457 problem details."""
+    fields = ""
+    if error.retry_after is not None:
+        fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
+    if error.allow is not None:
+        fields += f"\r\nAllow: {error.allow}"
+    return own_reply(
+        x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
+    )
+
+
+def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: str = "") -> bytes:
+    """A response of our own, with as much of its body as the method allows."""
+    content = f"\r\nContent-Type: {content_type}" if body else ""
+    length = "" if status == 204 else f"\r\nContent-Length: {len(body)}"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(x.stream.clock)}"
+        f"{content}{length}\r\nX-Correlation-ID: {x.correlation_id}{fields}"
+    )
+    return b"".join(
+        (head.encode(), connection_field(x), b"\r\n\r\n", b"" if x.method == "HEAD" else body)
+    )
+
+
+def _date(clock: Clock) -> str:
+    """The `Date` field of a reply (RFC 9110 §6.6.1)."""
+    return formatdate(clock.time(), usegmt=True)

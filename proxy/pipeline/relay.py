@@ -1,0 +1,272 @@
+"""Two messages in motion between a client and an upstream connection.
+
+One coroutine moves both. It looks at each side, moves what can be moved without waiting, and only
+then waits for the next event on either; so an early response, a client that leaves in the middle
+of its upload and an upstream that dies are all seen at once, wherever the other message stands.
+Neither side is read faster than the other takes it.
+"""
+
+from __future__ import annotations
+
+from proxy.errors import BadRequest, ClientLeft, ProxyError, RequestTimeout, UpstreamReset
+from proxy.errors import UpstreamTimeout as Timeout
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.messages import CONTINUE, interim_head, response_head
+from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.wire.bodies import (
+    ChunkedBody,
+    Decoder,
+    LengthBody,
+    NoBody,
+    UntilClose,
+    chunk,
+    last_chunk,
+)
+from proxy.wire.codec import ProtocolError, ResponseHead
+from proxy.wire.pool import UpstreamStream
+
+#: Seconds for which a client that has closed its sending half is still served while nothing moves.
+#: A closed half is how most clients leave, and how a few old ones end a request.
+HALF_CLOSE_GRACE = 0.2
+
+#: Interim responses that one exchange may have.
+_MAX_INTERIM = 32
+
+
+class StaleConnection(Exception):
+    """A kept connection ended before the response began: it had been closed under us."""
+
+
+class Relay:
+    """One attempt: `x` over `upstream`."""
+
+    __slots__ = ("_chunked_up", "_client", "_clock", "_moved", "_plan", "_times", "_x", "upstream")
+
+    def __init__(
+        self, x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan, times: ListenerPlan
+    ) -> None:
+        assert x.head is not None
+        self._x = x
+        self._client = x.stream
+        self._clock = x.stream.clock
+        self._plan = plan
+        self._times = times
+        self._chunked_up = x.head.chunked
+        self._moved = 0.0  # when anything last moved
+        self.upstream = upstream
+
+    async def converse(self, head: bytes) -> ResponseHead:
+        """Send the request, `head` first, until the head of the final response has come.
+
+        Raises `StaleConnection` when a reused connection ended without a byte of response, else
+        the `ProxyError` that tells what went wrong.
+        """
+        x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
+        upstream.transport.write(head)
+        if self._continue_due():
+            client.transport.write(CONTINUE)
+            x.continue_sent = True
+        interim = 0
+        self._moved = sent = clock.monotonic()
+        while True:
+            while upstream.has_data:
+                response = self._read_head()
+                if response is None:
+                    break
+                if response.status >= 200 or response.status == 101:
+                    x.upstream_time = clock.monotonic() - sent
+                    return response
+                interim += 1
+                if interim > _MAX_INTERIM:
+                    raise UpstreamReset(
+                        "Upstream sent too many interim responses", reason="interim_flood"
+                    )
+                self._pass_on_interim(response)
+            if upstream.eof:
+                raise self._broken_off()
+            if not x.body.done:
+                if self.send_body():
+                    sent = self._moved
+                if client.eof and not x.body.done and not client.has_data:
+                    raise ClientLeft("Client left while sending its request")
+            now = clock.monotonic()
+            if x.body.done:
+                deadline = sent + self._plan.response_timeout
+                if now >= deadline:
+                    raise Timeout(
+                        f"Upstream {x.upstream} did not answer within "
+                        f"{self._plan.response_timeout:g}s",
+                        upstream=x.upstream,
+                        reason="response",
+                    )
+            else:
+                deadline = self._body_deadline(now)
+            await client.wait(self._or_grace(deadline, now))
+
+    async def pass_on(self, head: ResponseHead) -> bool:
+        """Send the final response `head` and its body to the client.
+
+        True when the upstream connection can carry another exchange. A response that cannot be
+        completed is cut so that the client sees it, and the reason is left in the record.
+        """
+        x, client, upstream = self._x, self._client, self.upstream
+        assert x.head is not None
+        if not x.body.done:
+            x.keep_alive = False  # what is left of the request may never be read
+        body, framing, chunked = self._framing(head)
+        x.status = head.status
+        out = [response_head(x, head, framing)]
+        x.replied = True
+        self._moved = self._clock.monotonic()
+        while True:
+            pieces: list[bytes] = []
+            if upstream.has_data and not body.done and not client.write_paused:
+                try:
+                    pieces, rest = body.feed(upstream.take())
+                except ProtocolError as error:
+                    raise UpstreamReset(
+                        f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
+                    ) from error
+                upstream.untake(rest)
+                x.bytes_out += sum(map(len, pieces))
+            if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
+                if upstream.error is not None:
+                    raise UpstreamReset("Upstream broke off", reason="reset")
+                body.done = True
+            out += chunk(pieces) if chunked else pieces
+            if chunked and body.done:
+                out.append(last_chunk(body.trailers))
+            if out:
+                self._write_to_client(out)
+                out = []
+            if body.done:
+                break
+            if upstream.eof and not upstream.has_data:
+                raise UpstreamReset(
+                    "Upstream broke off in the middle of its response", reason="truncated"
+                )
+            if not x.body.done:
+                self.send_body()
+            await self._wait_for_body()
+        return x.body.done and head.keep_alive and not isinstance(body, UntilClose)
+
+    def send_body(self) -> bool:
+        """Move what the client has sent of its body to the upstream; whether anything moved."""
+        x, client, upstream = self._x, self._client, self.upstream
+        if upstream.write_paused or not client.has_data:
+            return False
+        try:
+            pieces, rest = x.body.feed(client.take())
+        except ProtocolError as error:
+            raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
+        client.untake(rest)
+        x.bytes_in += sum(map(len, pieces))
+        out = chunk(pieces) if self._chunked_up else pieces
+        if self._chunked_up and x.body.done:
+            out = [*out, last_chunk(x.body.trailers)]
+        if out and not upstream.lost:
+            upstream.transport.writelines(out)
+        self._moved = self._clock.monotonic()
+        return True
+
+    def _continue_due(self) -> bool:
+        """Whether the client waits for our leave to send its body (RFC 9110 §10.1.1)."""
+        x = self._x
+        asked = x.head is not None and x.head.expects_continue and bool(x.head.minor)
+        return asked and not (x.continue_sent or x.body.done or self._client.has_data)
+
+    def _read_head(self) -> ResponseHead | None:
+        try:
+            return self.upstream.read_head()
+        except ProtocolError as error:
+            raise UpstreamReset(
+                f"Upstream sent an invalid response: {error.detail}",
+                upstream=self._x.upstream,
+                reason="invalid_response",
+            ) from error
+
+    def _pass_on_interim(self, response: ResponseHead) -> None:
+        """100 is ours to send (`CONTINUE`); HTTP/1.0 has no interim responses at all."""
+        x = self._x
+        assert x.head is not None
+        if response.status != 100 and x.head.minor and not self._client.lost:
+            self._client.transport.write(interim_head(x, response))
+
+    def _broken_off(self) -> Exception:
+        upstream = self.upstream
+        if upstream.reused and not upstream.has_data:
+            return StaleConnection()
+        return UpstreamReset(
+            f"Upstream {self._x.upstream} closed the connection before its response was complete",
+            upstream=self._x.upstream,
+            reason="no_response",
+        )
+
+    def _framing(self, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
+        """How the response's body ends: (its decoder, our framing fields, whether we chunk).
+
+        RFC 9112 §6.3, in its order.
+        """
+        x = self._x
+        assert x.head is not None
+        length = head.content_length
+        if x.method == "HEAD" or head.status in (204, 304):
+            shown = length is not None and head.status != 204  # RFC 9110 §8.6
+            return (
+                NoBody(),
+                b"\r\nContent-Length: %d" % length if shown and length is not None else b"",
+                False,
+            )
+        if length is not None:
+            return LengthBody(length), b"\r\nContent-Length: %d" % length, False
+        body: Decoder = ChunkedBody() if head.chunked else UntilClose()
+        if x.head.minor:
+            return body, b"\r\nTransfer-Encoding: chunked", True
+        x.keep_alive = False
+        return body, b"", False
+
+    def _write_to_client(self, out: list[bytes]) -> None:
+        if self._client.lost:
+            raise ClientLeft("Client left before its response could be sent")
+        self._client.transport.writelines(out)
+        self._moved = self._clock.monotonic()
+
+    def _body_deadline(self, now: float) -> float:
+        """Until when the request body must move on, and whose fault it is if it does not."""
+        if self.upstream.write_paused:
+            deadline = self._moved + self._plan.idle_timeout
+            error: ProxyError = Timeout(
+                f"Upstream {self._x.upstream} does not take the request body",
+                upstream=self._x.upstream,
+                reason="write_stalled",
+            )
+        else:
+            deadline = self._moved + self._times.body_timeout
+            error = RequestTimeout("The request body did not come in time", close=True)
+        if now >= deadline:
+            raise error
+        return deadline
+
+    async def _wait_for_body(self) -> None:
+        now = self._clock.monotonic()
+        if self._client.write_paused:
+            deadline = self._moved + self._times.body_timeout
+            if now >= deadline:
+                raise ClientLeft("Client does not take its response", reason="client_stalled")
+        else:
+            deadline = self._moved + self._plan.idle_timeout
+            if now >= deadline:
+                raise Timeout("Upstream stalled in the middle of its response", reason="idle")
+        await self._client.wait(self._or_grace(deadline, now))
+
+    def _or_grace(self, deadline: float, now: float) -> float:
+        """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`)."""
+        client = self._client
+        if client.lost:
+            raise ClientLeft("Client left")
+        if not client.eof or client.write_paused:
+            return deadline
+        grace = max(client.eof_at, self._moved) + HALF_CLOSE_GRACE
+        if now >= grace:
+            raise ClientLeft("Client left")
+        return min(deadline, grace)

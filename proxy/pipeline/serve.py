@@ -1,0 +1,182 @@
+"""A client connection from its first byte to its last: requests in, responses out, in order.
+
+This is where one request can be followed from top to bottom: `_exchange` reads a head, finds the
+route, lets `forward` do the work, turns whatever went wrong into an answer, and hands the record to
+the sinks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from proxy.errors import (
+    BadRequest,
+    ClientLeft,
+    HeaderTooLarge,
+    MethodNotAllowed,
+    ProxyError,
+    RequestTimeout,
+    UriTooLong,
+)
+from proxy.pipeline.attempts import forward
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.messages import own_reply, problem_reply
+from proxy.pipeline.plan import ListenerPlan
+from proxy.wire.client import ClientStream
+from proxy.wire.codec import ProtocolError, RequestHead
+
+logger = logging.getLogger(__name__)
+
+#: How long, in seconds, what a client still sends is read and thrown away after a reply that came
+#: before the end of its request: closing at once would reset the connection and the reply with it
+#: (RFC 9112 §9.6). In all, and without a byte; the figures are nginx's.
+_LINGER, _LINGER_SILENCE = 30.0, 5.0
+
+_CLIENT_ERRORS = {"syntax": BadRequest, "uri": UriTooLong, "header": HeaderTooLarge}
+
+
+class InternalError(ProxyError):
+    """A defect of ours; the log has the traceback."""
+
+    title = "Internal error"
+
+
+class Service:
+    """What serves the connections of one listener; `plan` may be exchanged at any time."""
+
+    def __init__(self, plan: ListenerPlan, draining: Callable[[], bool]) -> None:
+        self.plan = plan
+        self._draining = draining
+
+    async def __call__(self, client: ClientStream) -> None:
+        """Serve `client` until it leaves or must go."""
+        try:
+            while await self._exchange(client):
+                pass
+        except Exception:
+            logger.exception("connection failed", extra={"client": client.address})
+            client.abort()
+        finally:
+            client.close()
+
+    async def _exchange(self, client: ClientStream) -> bool:
+        """One request and its response; whether the connection may carry another."""
+        plan = self.plan
+        try:
+            head = await client.read_head(
+                plan.limits, plan.idle_timeout, plan.header_timeout, self._draining
+            )
+        except (ProtocolError, TimeoutError) as error:
+            return await self._refuse_unread(client, plan, error)
+        if head is None:
+            return False
+        x = Exchange(client, plan, head)
+        try:
+            await self._answer(x, plan, head)
+        except ProxyError as error:
+            _answer_with(x, error)
+        except Exception as error:
+            logger.exception("exchange failed", extra={"correlation_id": x.correlation_id})
+            _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))
+        finally:
+            _finish(x)
+        if x.keep_alive and not client.lost:
+            return True
+        await _linger(client, x)
+        return False
+
+    async def _answer(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
+        """Route and forward; raises the `ProxyError` that is to be the answer instead."""
+        if self._draining():
+            x.keep_alive = False
+        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head):
+            return
+        x.plan, _, _ = plan.table.match(head.method, head.target)
+        x.route = x.plan.name
+        for observe in x.plan.started:
+            observe(x)
+        assert x.plan.upstream is not None
+        await forward(x, plan, x.plan.upstream)
+
+    async def _refuse_unread(
+        self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError
+    ) -> bool:
+        """Answer what could not be read as a request."""
+        x = Exchange(client, plan, None)
+        if isinstance(error, ProtocolError):
+            _answer_with(x, _CLIENT_ERRORS[error.kind](f"Bad request: {error.detail}", close=True))
+        else:
+            _answer_with(x, RequestTimeout("The request head did not come in time", close=True))
+        _finish(x)
+        await _linger(client, x)
+        return False
+
+
+def _answered_here(x: Exchange, head: RequestHead) -> bool:
+    """Methods that are about the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2)."""
+    if head.method == "CONNECT":
+        raise MethodNotAllowed("This is not a forward proxy", close=True, allow="GET, HEAD, POST")
+    if head.method == "TRACE":  # would echo what intermediaries added, credentials included
+        raise MethodNotAllowed("TRACE is not allowed", close=head.has_body, allow="GET, HEAD, POST")
+    hops = head.max_forwards
+    if hops is None or not hops.isdigit():
+        return False
+    if int(hops) > 0:
+        head.max_forwards = b"%d" % (int(hops[:9]) - 1)
+        return False
+    x.status = 204
+    x.replied = True
+    x.stream.transport.write(own_reply(x, 204, "", b""))
+    return True
+
+
+def _answer_with(x: Exchange, error: ProxyError) -> None:
+    """Put `error` on record and, if there is still someone to tell, on the wire."""
+    client = x.stream
+    x.code, x.reason, x.detail = error.code, error.reason, error.detail
+    if isinstance(error, ClientLeft):
+        x.status = error.status
+        x.keep_alive = False
+        client.abort()
+    elif x.replied:
+        # The response has begun: cut it, in a way that cannot be taken for its end.
+        x.keep_alive = False
+        client.reset()
+    else:
+        x.status = error.status
+        if error.close or not x.body.done:
+            x.keep_alive = False
+        x.replied = True
+        if not client.lost:
+            reply = problem_reply(x, error)
+            client.transport.write(reply)
+
+
+def _finish(x: Exchange) -> None:
+    """The exchange is over: tell the sinks. None of them may harm the next one."""
+    x.duration = x.stream.clock.monotonic() - x.started
+    for observe in x.plan.finished:
+        try:
+            observe(x)
+        except Exception:
+            logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+
+
+async def _linger(client: ClientStream, x: Exchange) -> None:
+    """Give the client time to read its answer before the connection goes (RFC 9112 §9.6)."""
+    unread = not x.body.done or client.has_data or x.head is None
+    if not unread or client.eof or client.transport.is_closing():
+        return
+    if client.transport.can_write_eof():
+        client.transport.write_eof()
+    end = client.clock.monotonic() + _LINGER
+    while not client.eof:
+        client.take()
+        now = client.clock.monotonic()
+        silent_until = min(end, now + _LINGER_SILENCE)
+        await client.wait(silent_until)
+        if client.clock.monotonic() >= silent_until and not client.has_data:
+            break
+        if client.clock.monotonic() >= end:
+            break

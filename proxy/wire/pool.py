@@ -1,0 +1,311 @@
+"""Connections to the targets of one upstream: few, reused, given up early, never unbounded.
+
+`TargetPool` decides synchronously: an idle connection at once, or a `Ticket` that is served by the
+first connection that is released or dialled, in order of asking. Only dialling is asynchronous; a
+dial belongs to the pool, not to who asked, so a caller that leaves wastes nothing. The rules:
+
+ 1. The connection used last is used first (LIFO), so that the others grow old and go.
+ 2. A connection idle longer than `keepalive` is not used: the app closes its side after 5 s, and a
+    request that crosses that close on the wire is lost. Anything that arrives while idle, be it
+    data or an end, also ends it: unsolicited bytes are not the answer to the next request.
+ 3. At most `max_connections` are open or being opened; at most `queue` callers wait beyond that.
+ 4. A failed dial is told to one waiting caller, the one at the head of the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from random import Random
+
+from proxy.clock import Clock
+from proxy.config.schema import Pool as PoolConfig
+from proxy.config.units import TargetAddress
+from proxy.errors import Overloaded
+from proxy.wire.client import ClientStream
+from proxy.wire.codec import ResponseHead, find_head_end, parse_response
+from proxy.wire.deadlines import NEVER, Sweeper
+from proxy.wire.stream import Stream
+
+# An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
+_STATUS_LINE_LIMIT = 8 * 1024
+_HEAD_LIMIT = 64 * 1024
+_MAX_FIELDS = 256
+
+
+class UpstreamStream(Stream):
+    """A connection that we opened to a target. `owner` is the client whose exchange uses it."""
+
+    __slots__ = ("idle_until", "owner", "pool", "reused")
+
+    def __init__(self, pool: TargetPool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.owner: ClientStream | None = None
+        self.reused = False  # it has already carried an exchange
+        self.idle_until = NEVER
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.pool.sweeper.discard(self)
+
+    def notify(self) -> None:
+        if self.owner is not None:
+            self.owner.notify()
+        else:
+            self.pool.retire(self)
+
+    def on_deadline(self) -> None:
+        if self.owner is None:
+            self.pool.retire(self)
+
+    def read_head(self) -> ResponseHead | None:
+        """The response head, or None while it is not complete. Raises `ProtocolError`."""
+        if not self._pieces:
+            return None
+        data = self.take()
+        end = find_head_end(data, _STATUS_LINE_LIMIT, _HEAD_LIMIT)
+        if end < 0:
+            self.untake(data)
+            return None
+        head = parse_response(data, end, _MAX_FIELDS)
+        self.untake(data[end + 4 :])
+        return head
+
+    def looks_closed(self) -> bool:
+        """Whether the kernel already knows of an end that the event loop has not told us yet.
+
+        Worth a system call only before a request that could not be sent a second time.
+        """
+        raw = self.transport.get_extra_info("socket")
+        if raw is None or raw.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+
+class Ticket:
+    """A place in the queue for a connection: `stream` or `error` is set when its turn comes."""
+
+    __slots__ = ("error", "owner", "pool", "stream")
+
+    def __init__(self, pool: TargetPool, owner: ClientStream) -> None:
+        self.pool = pool
+        self.owner = owner
+        self.stream: UpstreamStream | None = None
+        self.error: Exception | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self.stream is None and self.error is None
+
+
+class TargetPool:
+    """The connections to one target.
+
+    `connect_timeout` is in seconds and includes the TLS handshake; `tls` is the context for an
+    https target, `server_name` what it must prove to be. `on_connect` is told how long each
+    successful dial took.
+    """
+
+    def __init__(
+        self,
+        address: TargetAddress,
+        settings: PoolConfig,
+        connect_timeout: float,
+        clock: Clock,
+        sweeper: Sweeper,
+        on_connect: Callable[[float], None],
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self.address = address
+        self.label = str(address)
+        self.sweeper = sweeper
+        self._settings = settings
+        self._connect_timeout = connect_timeout
+        self._clock = clock
+        self._on_connect = on_connect
+        self._tls = tls
+        self._server_name = server_name
+        self._idle: list[UpstreamStream] = []
+        self._waiting: deque[Ticket] = deque()
+        self._dials: set[asyncio.Task[None]] = set()
+        self._in_use = 0
+        self._closed = False
+
+    @property
+    def outstanding(self) -> int:
+        """Exchanges that use a connection or wait for one."""
+        return self._in_use + len(self._waiting)
+
+    @property
+    def active_connections(self) -> int:
+        return self._in_use
+
+    @property
+    def idle_connections(self) -> int:
+        return len(self._idle)
+
+    def checkout(self, owner: ClientStream, certain: bool) -> UpstreamStream | None:
+        """An idle connection for `owner`, if there is one. `certain` asks the kernel as well
+        whether it is still open, for a request that cannot be repeated."""
+        idle = self._idle
+        while idle:
+            stream = idle.pop()
+            if stream.idle_until <= self._clock.monotonic() or (certain and stream.looks_closed()):
+                stream.close()
+                continue
+            stream.owner = owner
+            stream.deadline = NEVER
+            self._in_use += 1
+            return stream
+        return None
+
+    def ask(self, owner: ClientStream) -> Ticket:
+        """A place in the queue; dials if there is room. Raises `Overloaded` when all is full."""
+        ticket = Ticket(self, owner)
+        if not self._has_room() and len(self._waiting) >= self._settings.queue + len(self._dials):
+            raise Overloaded(
+                f"all {self._settings.max_connections} connections to {self.label} are in use "
+                f"and {len(self._waiting)} requests wait already",
+                retry_after=1,
+                reason="queue_full",
+            )
+        self._waiting.append(ticket)
+        self._dial_for_waiting()
+        return ticket
+
+    def give_up(self, ticket: Ticket) -> None:
+        """The caller no longer wants what `ticket` stands for."""
+        if ticket.stream is not None:
+            self.release(ticket.stream, reusable=True)
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    def release(self, stream: UpstreamStream, *, reusable: bool) -> None:
+        """The exchange on `stream` is over. `reusable`: both messages were complete, and the
+        connection persists."""
+        self._in_use -= 1
+        stream.owner = None
+        if reusable and not (stream.eof or stream.has_data or self._closed):
+            stream.reused = True
+            self._hand_over(stream)
+        else:
+            stream.abort()
+            self._dial_for_waiting()
+
+    def retire(self, stream: UpstreamStream) -> None:
+        """An idle connection has ended, has spoken out of turn, or has been idle too long."""
+        if stream in self._idle:
+            self._idle.remove(stream)
+        stream.close()
+
+    def close(self) -> None:
+        """Close idle connections now, and those in use when they are released."""
+        self._closed = True
+        for stream in self._idle:
+            stream.close()
+        self._idle.clear()
+
+    async def wait_closed(self) -> None:
+        """Cancel and await what is still being dialled."""
+        dials = list(self._dials)
+        for dial in dials:
+            dial.cancel()
+        await asyncio.gather(*dials, return_exceptions=True)
+
+    def _has_room(self) -> bool:
+        open_or_opening = self._in_use + len(self._idle) + len(self._dials)
+        return open_or_opening < self._settings.max_connections
+
+    def _dial_for_waiting(self) -> None:
+        while len(self._waiting) > len(self._dials) and self._has_room():
+            dial = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.label}")
+            self._dials.add(dial)
+            dial.add_done_callback(self._dialled)
+
+    def _dialled(self, dial: asyncio.Task[None]) -> None:
+        self._dials.discard(dial)
+        self._dial_for_waiting()
+
+    def _hand_over(self, stream: UpstreamStream) -> None:
+        """To the first who waits, else to the idle ones."""
+        if self._waiting:
+            ticket = self._waiting.popleft()
+            ticket.stream = stream
+            stream.owner = ticket.owner
+            self._in_use += 1
+            ticket.owner.notify()
+            return
+        stream.owner = None
+        stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
+        self._idle.append(stream)
+
+    async def _dial(self) -> None:
+        loop = asyncio.get_running_loop()
+        started = self._clock.monotonic()
+        address = self.address
+        tls = self._tls
+        server_name = (self._server_name or address.host) if tls is not None else None
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                if address.path is not None:
+                    _, stream = await loop.create_unix_connection(
+                        lambda: UpstreamStream(self), address.path
+                    )
+                else:
+                    _, stream = await loop.create_connection(
+                        lambda: UpstreamStream(self),
+                        address.host,
+                        address.port,
+                        ssl=tls,
+                        server_hostname=server_name,
+                    )
+        except Exception as error:  # refused, unreachable, name unknown, TLS, time-out
+            if self._waiting:
+                ticket = self._waiting.popleft()
+                ticket.error = error
+                ticket.owner.notify()
+            return
+        self.sweeper.add(stream)
+        self._on_connect(self._clock.monotonic() - started)
+        if self._closed or stream.lost:
+            stream.abort()
+            return
+        self._hand_over(stream)
+
+
+class Upstream:
+    """All targets of one upstream; chooses between them."""
+
+    def __init__(self, name: str, pools: Sequence[TargetPool], random: Random) -> None:
+        self.name = name
+        self.pools = tuple(pools)
+        self._random = random
+        self._only = pools[0] if len(pools) == 1 else None
+
+    def choose(self, tried: Sequence[TargetPool] = ()) -> TargetPool:
+        """The less busy of two random targets, of those not yet `tried` if there are any left.
+
+        Two choices avoid the herd that the least busy of all attracts (Mitzenmacher, 2001).
+        """
+        if self._only is not None:
+            return self._only
+        left = [pool for pool in self.pools if pool not in tried] or list(self.pools)
+        if len(left) == 1:
+            return left[0]
+        one, other = self._random.sample(left, 2)
+        return one if one.outstanding <= other.outstanding else other
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.close()
+
+    async def wait_closed(self) -> None:
+        for pool in self.pools:
+            await pool.wait_closed()

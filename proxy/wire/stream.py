@@ -1,0 +1,132 @@
+"""One TCP, TLS or unix connection as both sides of the proxy see it: bounded reading and writing.
+
+What arrives is kept in `_pieces` until taken. Past `HIGH_WATER` the socket is no longer read, so
+that a fast sender meets the slow receiver's pace; `write_paused` says that the other direction is
+full. Whoever waits for something to happen is told by `notify`, which subclasses define.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import cast
+
+from proxy.wire.deadlines import NEVER
+
+#: Bytes that may wait unread (and, apart, unwritten) on one connection.
+HIGH_WATER = 256 * 1024
+
+#: What a piece costs beside its bytes, so that a storm of tiny packets is bounded too.
+_PIECE_COST = 64
+
+
+class Stream(asyncio.Protocol):
+    """A connection with a bounded inbox."""
+
+    __slots__ = (
+        "_inbox_size",
+        "_pieces",
+        "_read_paused",
+        "deadline",
+        "eof",
+        "error",
+        "lost",
+        "transport",
+        "write_paused",
+    )
+
+    def __init__(self) -> None:
+        self.transport = cast(asyncio.Transport, None)
+        self.eof = False  # the peer will send no more
+        self.lost = False  # the connection is gone
+        self.error: Exception | None = None  # why, if it did not end in an orderly way
+        self.write_paused = False
+        self.deadline = NEVER
+        self._pieces: list[bytes] = []
+        self._inbox_size = 0
+        self._read_paused = False
+
+    # --- what the event loop calls ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._inbox_size += len(data) + _PIECE_COST
+        if self._inbox_size > HIGH_WATER and not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
+        self.notify()
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self.notify()
+        return True  # keep the writing half: a peer may close only its own
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.eof = self.lost = True
+        self.write_paused = False
+        self.error = error
+        self.notify()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.notify()
+
+    # --- what their owners call ---
+
+    def notify(self) -> None:
+        """Something happened on this connection."""
+        raise NotImplementedError
+
+    def on_deadline(self) -> None:
+        """`deadline` is past."""
+        raise NotImplementedError
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self._pieces)
+
+    def take(self) -> bytes:
+        """All that has arrived, `b""` if nothing; reading goes on."""
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._inbox_size = 0
+        if self._read_paused:
+            self._read_paused = False
+            if not self.lost:
+                self.transport.resume_reading()
+        return data
+
+    def untake(self, data: bytes) -> None:
+        """Put back what was taken too much."""
+        if data:
+            self._pieces.insert(0, data)
+            self._inbox_size += len(data) + _PIECE_COST
+
+    def close(self) -> None:
+        """Send what is still to be written, then close."""
+        if not self.lost:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close now; what is still to be written is lost."""
+        if not self.lost:
+            self.transport.abort()
+
+    def reset(self) -> None:
+        """Close with a TCP reset, so that a body which ends with its connection is seen as cut."""
+        if not self.lost:
+            raw = self.transport.get_extra_info("socket")
+            if raw is not None and raw.family != socket.AF_UNIX:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
