@@ -1,0 +1,109 @@
+"""Body framing: content and end are found wherever the network cuts, and nothing else passes."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody, chunk, last_chunk
+from proxy.wire.codec import ProtocolError
+
+
+def feed(body: Decoder, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:
+    """(content, rest) of `data` delivered in pieces that end at `cuts`."""
+    content, rest = b"", b""
+    edges = [0, *sorted(c for c in cuts if c < len(data)), len(data)]
+    for start, end in pairwise(edges):
+        if body.done:
+            rest += data[start:end]
+        else:
+            pieces, rest = body.feed(data[start:end])
+            content += b"".join(pieces)
+    return content, rest
+
+
+cuts = st.lists(st.integers(0, 200), max_size=20)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=10), cuts)
+def test_length_body(content: bytes, rest: bytes, at: list[int]) -> None:
+    """Exactly the announced bytes are content; what follows is the next message's."""
+    body = LengthBody(len(content))
+    got = feed(body, content + rest, at) if content else (b"", rest)
+    assert got == (content, rest)
+    assert body.done
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=6), st.binary(max_size=10), cuts)
+def test_chunked_body_survives_any_cut(pieces: list[bytes], rest: bytes, at: list[int]) -> None:
+    """What `chunk` writes, `ChunkedBody` reads, byte for byte, however it is delivered."""
+    wire = b"".join(b"".join(chunk([piece])) for piece in pieces) + last_chunk([b"A: 1"])
+    body = ChunkedBody()
+    assert feed(body, wire + rest, at) == (b"".join(pieces), rest)
+    assert body.done
+    assert body.trailers == [b"A: 1"]
+
+
+def test_chunk_extensions_are_read_over() -> None:
+    """Extensions are allowed (RFC 9112 §7.1.1) and dropped."""
+    body = ChunkedBody()
+    assert feed(body, b'3;a=b;c="d"\r\nabc\r\n0 ; x\r\n\r\n', []) == (b"abc", b"")
+    assert body.done
+
+
+MALFORMED = {
+    "empty size": b"\r\n",
+    "negative": b"-1\r\n",
+    "hex prefix": b"0x5\r\nhello\r\n",
+    "underscore": b"1_0\r\n",
+    "plus": b"+5\r\nhello\r\n",
+    "leading space": b" 5\r\nhello\r\n",
+    "trailing space": b"5 \r\nhello\r\n",
+    "bare LF": b"5\nhello\r\n",
+    "overflow": b"F" * 17 + b"\r\n",
+    "LF in extension": b"5;a\nb\r\nhello\r\n",
+    "CR in extension": b"5;a\rb\r\nhello\r\n",
+    "long extension": b"5;" + b"a" * 2000 + b"\r\nhello\r\n",
+    "endless size line": b"5;" + b"a" * 2000,
+    "data too long": b"5\r\nhelloX\r\n",
+    "data without CRLF": b"5\r\nhello5\r\n",
+    "folded trailer": b"0\r\nA: b\r\n c\r\n\r\n",
+    "trailer without colon": b"0\r\nA\r\n\r\n",
+    "bare LF in trailer": b"0\r\nA: b\nC: d\r\n\r\n",
+    "bare LF trailer unfinished": b"0\r\nA: b\n",
+    "huge trailer": b"0\r\nA: " + b"b" * 20_000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("step", [1, 10_000_000])
+@pytest.mark.parametrize("wire", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_chunks(wire: bytes, step: int) -> None:
+    """A chunked body that another parser could read differently is refused, also byte by byte."""
+    with pytest.raises(ProtocolError):
+        feed(ChunkedBody(), wire, list(range(0, min(len(wire), 3000), step)))
+
+
+def test_forbidden_trailers_are_dropped() -> None:
+    """A trailer can never set framing, routing or identity (RFC 9110 §6.5.1)."""
+    body = ChunkedBody()
+    body.feed(
+        b"0\r\nContent-Length: 5\r\nHost: x\r\nX-Checksum: 1\r\nTransfer-Encoding: chunked\r\n"
+        b"X-Forwarded-For: 1\r\nX-Correlation-ID: y\r\n\r\n"
+    )
+    assert body.trailers == [b"X-Checksum: 1"]
+
+
+def test_no_body_leaves_everything() -> None:
+    """A message without a body hands on all that follows."""
+    assert NoBody().feed(b"GET") == ([], b"GET")
+
+
+@given(st.binary(max_size=100))
+def test_arbitrary_chunked_bytes_never_surprise(data: bytes) -> None:
+    """Any bytes are content, wait for more, or raise `ProtocolError`."""
+    with contextlib.suppress(ProtocolError):
+        ChunkedBody().feed(data)
