@@ -30,6 +30,11 @@ class Binding:
     listener: Listener
     route: Route | None
 
+    @property
+    def route_name(self) -> str:
+        """The metric label `endpoint`."""
+        return self.route.name if self.route is not None else "-"
+
 
 class Stage(Protocol):
     """What a route can be asked to do."""

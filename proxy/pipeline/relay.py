@@ -122,12 +122,11 @@ class Relay:
             pieces: list[bytes] = []
             if upstream.has_data and not body.done and not client.write_paused:
                 try:
-                    pieces, rest = body.feed(upstream.take())
+                    pieces = upstream.read_body(body)
                 except ProtocolError as error:
                     raise UpstreamReset(
                         f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
                     ) from error
-                upstream.untake(rest)
                 x.bytes_out += sum(map(len, pieces))
             if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
                 if upstream.error is not None:
@@ -156,10 +155,9 @@ class Relay:
         if upstream.write_paused or not client.has_data:
             return False
         try:
-            pieces, rest = x.body.feed(client.take())
+            pieces = client.read_body(x.body)
         except ProtocolError as error:
             raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
-        client.untake(rest)
         x.bytes_in += sum(map(len, pieces))
         out = chunk(pieces) if self._chunked_up else pieces
         if self._chunked_up and x.body.done:

@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import cast
 
+from proxy.wire.bodies import Decoder
 from proxy.wire.deadlines import NEVER
 
 #: Bytes that may wait unread (and, apart, unwritten) on one connection.
@@ -101,17 +102,40 @@ class Stream(asyncio.Protocol):
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._inbox_size = 0
-        if self._read_paused:
-            self._read_paused = False
-            if not self.lost:
-                self.transport.resume_reading()
+        self._read_on()
         return data
+
+    def read_body(self, body: Decoder) -> list[bytes]:
+        """The content in what has arrived, piece by piece and uncopied.
+
+        What stands behind the end of `body` stays. Raises `ProtocolError`.
+        """
+        pieces = self._pieces
+        self._pieces = []
+        self._inbox_size = 0
+        content: list[bytes] = []
+        for number, piece in enumerate(pieces):
+            more, rest = body.feed(piece)
+            content += more
+            if body.done:
+                for left in reversed(pieces[number + 1 :]):
+                    self.untake(left)
+                self.untake(rest)
+                break
+        self._read_on()
+        return content
 
     def untake(self, data: bytes) -> None:
         """Put back what was taken too much."""
         if data:
             self._pieces.insert(0, data)
             self._inbox_size += len(data) + _PIECE_COST
+
+    def _read_on(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            if not self.lost:
+                self.transport.resume_reading()
 
     def close(self) -> None:
         """Send what is still to be written, then close."""
