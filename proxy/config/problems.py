@@ -21,7 +21,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}: {self.key or '(file)'}"
-        return _one_line(f"{where}: expected {self.expected}, found {self.found}")
+        return printable(f"{where}: expected {self.expected}, found {self.found}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Notice:
     text: str
 
     def __str__(self) -> str:
-        return _one_line(f"{self.file}:{self.line}: {self.key or '(file)'}: warning: {self.text}")
+        return printable(f"{self.file}:{self.line}: {self.key or '(file)'}: warning: {self.text}")
 
 
 class ConfigError(Exception):
@@ -58,7 +58,7 @@ def dotted(key: Key) -> str:
     return text
 
 
-def _one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Control characters escaped: a file name or key cannot forge a second problem line."""
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in text
