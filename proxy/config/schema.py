@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from proxy.config import patterns, units
+from proxy.redis_url import parse_redis_url
 
 # In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
 Duration = Annotated[
@@ -287,10 +288,42 @@ class Upstream(Model):
 # --- the rest -----------------------------------------------------------------------------------
 
 
+class RedisTls(Model):
+    """TLS towards `rediss://` servers; `cert` and `key` where they want a client certificate."""
+
+    ca: Path | None = None
+    """PEM file of the authorities to trust; absent: those of the system."""
+    cert: Path | None = None
+    """PEM file with our certificate and its chain."""
+    key: Path | None = None
+    """PEM file with our private key, without a passphrase."""
+    verify: bool = True
+    """Check the server's certificate and name."""
+
+
+def _check_redis_url(url: SecretStr) -> SecretStr:
+    parse_redis_url(url.get_secret_value())
+    return url
+
+
 class Redis(Model):
     """Where shared state lives. Absent: breakers are local to the process, the mirror is off."""
 
-    url: Secret
+    url: Annotated[Secret, AfterValidator(_check_redis_url)]
+    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/MASTER/DB` or
+    `redis+cluster://HOST,HOST`."""
+    username: str | None = None
+    """Instead of one in the URL."""
+    password: Secret | None = None
+    """Instead of one in the URL."""
+    tls: RedisTls = RedisTls()
+    """Certificates for `rediss://`."""
+    key_prefix: Annotated[str, Field(max_length=64, pattern=r"^[^{}\s]*$")] = ""
+    """Before every key and channel of our own (not before those of the app)."""
+    connect_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """To an open connection. No request ever waits for it."""
+    command_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """From a command to its answer; beyond it Redis counts as away."""
 
 
 class Mirror(Model):
