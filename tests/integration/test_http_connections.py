@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -228,9 +227,8 @@ def test_bytes_far_behind_a_close_do_not_hold_the_connection(site: Site) -> None
         client.send(get("/", "Connection: close"))
         assert client.response().status == 200
         client.sock.settimeout(1)
-        with pytest.raises(OSError):  # noqa: PT011 - reset, broken pipe or a full buffer
-            for _ in range(2000):
-                client.send(b"x" * 65536)
+        with pytest.raises(OSError, match=r"reset|Broken pipe|timed out"):
+            client.send(b"x" * 130_000_000)
 
 
 # --- time-outs ----------------------------------------------------------------------------------
@@ -376,10 +374,6 @@ def test_answer_is_complete_or_visibly_not(site: Site) -> None:
     site.upstream.handler = answer(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", then="reset"
     )
-    with site.connect() as client:
-        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        client.send(get("/", version="1.0"))
-        with pytest.raises(Truncated):
-            response = client.response()
-            assert response.status == 502
-            raise Truncated("refused whole")
+    with pytest.raises(Truncated) as cut:
+        site.ask(get("/", version="1.0"))
+    assert cut.value.reset
