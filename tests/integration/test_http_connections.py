@@ -195,6 +195,8 @@ def test_early_answer_to_a_large_upload_reaches_the_client(site: Site) -> None:
 
     def refuse(connection: Connection, request: Request) -> None:
         connection.send(respond(b"too large", "413 Content Too Large", "Connection: close"))
+        connection.half_close()
+        connection.wait_end()  # closing over unread bytes would be a reset
         connection.close()
 
     site.upstream.handler = refuse
