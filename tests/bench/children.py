@@ -17,6 +17,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class Cores:
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) == 1:
             return cls(cores[0], cores[0], cores[0])
-        return cls(proxy=cores[-1], load=cores[0], upstream=cores[1] if len(cores) > 2 else cores[0])
+        return cls(
+            proxy=cores[-1], load=cores[0], upstream=cores[1] if len(cores) > 2 else cores[0]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +228,8 @@ def _accepts(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """The argv that runs one of our modules with this Python."""
+    return [sys.executable, "-m", name, *arguments]

@@ -74,9 +74,7 @@ class _Small(asyncio.Protocol):
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(
-        _Small, "127.0.0.1", port, backlog=1024
-    )
+    server = await asyncio.get_running_loop().create_server(_Small, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 

@@ -85,8 +85,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     print(
         json.dumps(
-            measure(
-                args.port, args.direction, args.size, args.parallel, args.seconds, args.most
-            )
+            measure(args.port, args.direction, args.size, args.parallel, args.seconds, args.most)
         )
     )
