@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,10 @@ def start(
     *,
     core: int,
     workdir: Path,
-    env: Mapping[str, str] | None = None,
+    stdout: Path | None = None,
 ) -> Child:
-    """Start `argv` on one core, its output in `workdir/NAME.out`. Raises ChildError."""
+    """Start `argv` on one core, its output in `workdir/NAME.out`, or only its standard error there
+    and its standard output in `stdout`. Raises ChildError."""
     output = workdir / f"{name}.out"
     parent = os.getpid()
 
@@ -144,16 +145,15 @@ def start(
         if os.getppid() != parent:  # the benchmark died before the line above
             os._exit(1)
 
-    # Appending, as a log would be opened: HAProxy writes its access lines here.
-    with output.open("ab") as sink:
+    # Appending, as a log would be opened: HAProxy's access lines go to its standard output.
+    with output.open("ab") as errors, (stdout or output).open("ab") as sink:
         try:
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
-                stderr=sink,
+                stderr=errors,
                 cwd=ROOT,
-                env={**os.environ, **(env or {})},
                 start_new_session=True,
                 preexec_fn=prepare,
             )

@@ -23,11 +23,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Measures that share a table. `better` says which way ("higher" or "lower")."""
+    """Measures that share a table. `reading` is a sentence on how to read them; `ratios`: whether
+    ours over each makes sense."""
 
     title: str
-    better: str
+    reading: str
     measures: tuple[Measure, ...]
+    ratios: bool = True
 
 
 def _per_connections(kind: str, decimals: int) -> tuple[Measure, ...]:
@@ -38,20 +40,28 @@ def _per_connections(kind: str, decimals: int) -> tuple[Measure, ...]:
 
 
 GROUPS = (
-    Group("Small GET: requests per second", "higher", _per_connections("rps", 0)),
-    Group("Small GET: median latency, ms", "lower", _per_connections("p50_ms", 2)),
-    Group("Small GET: 99th percentile, ms", "lower", _per_connections("p99_ms", 2)),
+    Group("Small GET: requests per second", "Higher is better.", _per_connections("rps", 0)),
+    Group("Small GET: median latency, ms", "Lower is better.", _per_connections("p50_ms", 2)),
+    Group("Small GET: 99th percentile, ms", "Lower is better.", _per_connections("p99_ms", 2)),
     Group(
-        "Small GET: CPU time of the proxy per request, µs", "lower", _per_connections("cpu_us", 1)
+        "Small GET: CPU time of the proxy per request, µs",
+        "Lower is better. Hardly disturbed by the load generator, unlike the rate.",
+        _per_connections("cpu_us", 1),
+    ),
+    Group(
+        "Small GET: share of its core that the proxy used, %",
+        "Well under 100 with many connections: the load generator was the limit, not the proxy.",
+        _per_connections("busy", 0),
+        ratios=False,
     ),
     Group(
         "Added latency at a fixed 100 requests per second, µs",
-        "lower",
+        "Lower is better.",
         (Measure("added.p50_us", "median"), Measure("added.p99_us", "99th percentile")),
     ),
     Group(
         "Bodies of 50 MB: MB/s",
-        "higher",
+        "Higher is better.",
         tuple(
             Measure(f"{way}{count}.mbps", f"{way}load, {count} at a time")
             for way in ("up", "down")
@@ -60,7 +70,7 @@ GROUPS = (
     ),
     Group(
         "Memory (resident, peak): MB",
-        "lower",
+        "Lower is better.",
         (
             Measure("memory.idle", "idle"),
             Measure("memory.slow_clients", "slow uploads in flight"),
@@ -69,7 +79,7 @@ GROUPS = (
     ),
     Group(
         "Memory (resident, peak) after one body of each size: MB",
-        "lower",
+        "Lower is better.",
         tuple(
             Measure(f"memory.{way}{size}", f"{size} MB {way}")
             for way in ("up", "down")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import geteuid
 from pathlib import Path
 
@@ -109,10 +110,10 @@ class Race:
         return reason is None
 
     def _round(self, number: int) -> None:
-        self._turn(DIRECT, number, lambda: self._direct_turn())
+        self._turn(DIRECT, number, self._direct_turn)
         shift = number % max(1, len(self._contenders))
         for contender in self._contenders[shift:] + self._contenders[:shift]:
-            self._turn(contender.name, number, lambda c=contender: self._contender_turn(c))
+            self._turn(contender.name, number, partial(self._contender_turn, contender))
 
     def _turn(self, name: str, number: int, act: Callable[[], None]) -> None:
         self._say(f"round {number + 1} of {self._pace.rounds}: {name}")
@@ -122,14 +123,15 @@ class Race:
             self._remark(name, f"round {number + 1}: {error}")
 
     def _direct_turn(self) -> None:
-        self._small_gets(DIRECT, self._small, None)
         self._paced(DIRECT, self._small)
+        self._small_gets(DIRECT, self._small, None)
         self._transfers(DIRECT, self._bodies)
 
     def _contender_turn(self, contender: Contender) -> None:
         with self._started(contender, self._small) as (running, port):
-            self._small_gets(contender.name, port, running.child)
+            # The paced one first: with 256 connections left in its pool a proxy is another one.
             self._paced(contender.name, port)
+            self._small_gets(contender.name, port, running.child)
         with self._started(contender, self._bodies) as (_, port):
             self._transfers(contender.name, port)
 
@@ -154,7 +156,7 @@ class Race:
             if child and found.requests:
                 cpu = child.cpu_seconds() - cpu
                 self._add(name, f"{key}.cpu_us", cpu / found.requests * 1e6)
-                self._add(name, f"{key}.busy", cpu / elapsed)
+                self._add(name, f"{key}.busy", cpu / elapsed * 100)
 
     def _wrk(self, port: int, connections: int, seconds: float) -> wrk.WrkResult:
         argv = wrk.command(f"http://127.0.0.1:{port}/jobs/mv_0123456789", connections, seconds)

@@ -52,7 +52,7 @@ def table(group: Group, results: Results, names: Sequence[str], ours: str) -> st
     rows = [n for n in names if any(results.summary(n, m.key) for m in measures)]
     if not rows:
         return ""
-    with_ratio = ours in rows and len(rows) > 1
+    with_ratio = group.ratios and ours in rows and len(rows) > 1
     head, rule = ["", *_titles(measures, with_ratio)], ["---"]
     rule += ["---:"] * (len(head) - 1)
     lines = [_row(head), _row(rule)]
@@ -64,7 +64,7 @@ def table(group: Group, results: Results, names: Sequence[str], ours: str) -> st
                 ratio = None if name == ours else results.ratio(ours, name, measure.key)
                 cells.append("" if ratio is None else f"{ratio:.2f} ×")
         lines.append(_row(cells))
-    return f"### {group.title}\n\n{group.better.capitalize()} is better.\n\n" + "\n".join(lines)
+    return f"### {group.title}\n\n{group.reading}\n\n" + "\n".join(lines)
 
 
 def markdown(run: Run) -> str:

@@ -50,7 +50,8 @@ def command(port: int, workdir: Path, *, root: bool) -> list[str]:
 
 
 _ANSWER = (
-    f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}"
+    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    f"Content-Length: {len(BODY)}\r\n\r\n{BODY}"
 ).encode()
 
 

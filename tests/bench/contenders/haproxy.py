@@ -82,5 +82,6 @@ class Haproxy:
             )
         )
         argv = ["haproxy", "-db", "-f", str(path)]
-        child = start(self.name, argv, core=place.core, workdir=place.workdir)
-        return Running(child, child.output, f"http://127.0.0.1:{place.extra_port}/metrics")
+        log = place.workdir / "access.log"
+        child = start(self.name, argv, core=place.core, workdir=place.workdir, stdout=log)
+        return Running(child, log, f"http://127.0.0.1:{place.extra_port}/metrics")

@@ -1,6 +1,6 @@
 """Transfers of large bodies over kept-alive connections; prints the rate over all of them.
 
-`python -m tests.bench.loads.bodies --port P --direction up --size 50000000 --parallel 4 --seconds 1`
+`--parallel N` connections at once, for `--seconds`, at most `--most` transfers on each.
 """
 
 from __future__ import annotations
