@@ -10,6 +10,6 @@ def run(once: bool) -> int:
     or SIGTERM. Nothing is left behind: no process, no file.
     """
     # Imported here because the stand-ins' processes import this package too, and start often.
-    from proxy.demo import show
+    from proxy.demo.show import main
 
-    return show.main(once)
+    return main(once)

@@ -13,6 +13,8 @@ import aiohttp
 
 from proxy.demo.guard import Guard
 
+_START_LIMIT, _STOP_LIMIT = 20.0, 8.0
+
 
 class ChildFailed(RuntimeError):
     """A child did not come up, or ended when it should not."""
@@ -47,31 +49,30 @@ class Child:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def start(self, timeout: float = 20.0) -> None:
-        """Start, and wait until `ready_url` answers 200. Raises `ChildFailed`."""
+    async def start(self) -> None:
+        """Start, and wait up to 20 s until `ready_url` answers 200. Raises `ChildFailed`."""
         await self._spawn()
         if self._restart_after is not None:
             self._watcher = asyncio.create_task(self._keep_alive(), name=f"watch-{self.name}")
         if self._ready_url is None:
             return
         try:
-            async with asyncio.timeout(timeout), aiohttp.ClientSession() as http:
+            async with asyncio.timeout(_START_LIMIT), aiohttp.ClientSession() as http:
                 while not await _answers(http, self._ready_url):
                     if self._process is None or self._process.returncode is not None:
                         raise ChildFailed(f"{self.name} ended at once:\n{self.tail()}")
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise ChildFailed(
-                f"{self.name} did not answer {self._ready_url} within {timeout:g} s:\n{self.tail()}"
-            ) from None
+            waited = f"{self.name} did not answer {self._ready_url} within {_START_LIMIT:g} s"
+            raise ChildFailed(f"{waited}:\n{self.tail()}") from None
 
-    async def stop(self, timeout: float = 8.0) -> None:
-        """SIGTERM; SIGKILL after `timeout` seconds. Does nothing when not running."""
-        await self._end(signal.SIGTERM, timeout)
+    async def stop(self) -> None:
+        """SIGTERM; SIGKILL after 8 s. Does nothing when not running."""
+        await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
         """SIGKILL, and no restart until `start` is called. Does nothing when not running."""
-        await self._end(signal.SIGKILL, 5.0)
+        await self._end(signal.SIGKILL)
 
     def tail(self, lines: int = 15) -> str:
         """The last lines of the log."""
@@ -100,7 +101,7 @@ class Child:
             await asyncio.sleep(self._restart_after)
             await self._spawn()
 
-    async def _end(self, number: signal.Signals, timeout: float) -> None:
+    async def _end(self, number: signal.Signals) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             with suppress(asyncio.CancelledError):
@@ -113,7 +114,7 @@ class Child:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
             try:
-                await asyncio.wait_for(process.wait(), timeout)
+                await asyncio.wait_for(process.wait(), _STOP_LIMIT)
             except TimeoutError:
                 process.kill()
                 await process.wait()

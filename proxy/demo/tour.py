@@ -162,9 +162,11 @@ async def fetch_video(tour: Tour) -> str:
 async def show_log(tour: Tour) -> str:
     """The proxy's access lines: the upload by its correlation ID, and the egress calls."""
     wanted = tour.upload_correlation_id
-    async with asyncio.timeout(5):  # lines are written in batches
-        while not (uploads := tour.log_lines(lambda line: _is_access(line, wanted))):
-            await asyncio.sleep(0.05)
+    deadline = time.monotonic() + 5.0  # lines are written in batches
+    while not (uploads := tour.log_lines(lambda line: _is_access(line, wanted))):
+        if time.monotonic() > deadline:
+            raise StepFailed(f"no access line has correlation ID {wanted}")
+        await asyncio.sleep(0.05)
     egress = tour.log_lines(lambda line: _is_access(line) and line["listener"] != "ingress")
     services = sorted({line["listener"] for line in egress})
     if len(services) != 3:

@@ -3,9 +3,7 @@
 1. A message is taken from the queue into `unacked`, worked on, then acknowledged.
 2. The worker keeps its own copy of the job and writes all of it at every step; so a job deleted
    meanwhile comes back, and a write that Redis refuses is lost but the work goes on.
-3. Calls to the microservices carry no job id and no correlation header, and fail as recorded:
-   one bad answer of youtube-search fails the job, a video that cannot be downloaded is skipped,
-   the transcriber is tried for minutes.
+3. What the microservices do to a job is in `calls`.
 """
 
 from __future__ import annotations
@@ -13,19 +11,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from proxy.clock import Clock, SystemClock
 from proxy.demo import faults as switches
 from proxy.demo import media
+from proxy.demo.calls import Calls, Services, StageFailed, log
 from proxy.demo.faults import Faults
 from proxy.demo.job_store import Consumer, JobStore, StoreError
-from proxy.demo.make_video import APPROVED, OUTPUT
+from proxy.demo.make_video import APPROVED, AUDIO, OUTPUT
 from proxy.demo.serving import stop_on_signals
 from proxy.demo.shapes import SHAPES, STAGES, Document, Shape
 
@@ -40,18 +37,6 @@ STAGE_SECONDS = {
     "trim_video": 7.6,
     "validate_av_sync": 0.26,
 }
-_SEARCH_POLL, _DOWNLOAD_POLL, _TRANSCRIBE_POLL = 2.0, 3.0, 3.0
-_CREATE_WAITS = (2.0, 4.0, 8.0)  # four tries to create a transcription
-_STAGE_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # after each of the five attempts at the stage
-_MAX_POLLS = 100
-
-
-class StageFailed(Exception):
-    """A stage cannot be finished. `kind` is what the service writes as the error's type."""
-
-    def __init__(self, code: str, message: str, kind: str) -> None:
-        super().__init__(f"[{code}] {message}")
-        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +45,7 @@ class Settings:
 
     redis_url: str
     data: Path
-    youtube_search: str
-    video_downloader: str
-    audio_transcriber: str
+    services: Services
     speed: float = 10.0
     shape: Shape = field(default_factory=lambda: SHAPES["current"])
     faults: Faults = field(default_factory=Faults)
@@ -88,7 +71,8 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`. Redis may come and go."""
         timeout = aiohttp.ClientTimeout(total=60)
-        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            calls = Calls(http, self._settings.services, self._settings.speed)
             declared = False
             while not self._stopping:
                 try:
@@ -98,10 +82,10 @@ class Worker:
                     taken = await asyncio.to_thread(self._queue.take, 0.5)
                     if taken is not None:
                         tag, job_id, task = taken
-                        await self._work(job_id, task)
+                        await self._work(calls, job_id, task)
                         self._queue.acknowledge(tag)
                 except StoreError as error:
-                    _log(f"Redis: {error}; declaring the queue again later")
+                    log(f"Redis: {error}; declaring the queue again later")
                     declared = False
                     await asyncio.sleep(max(0.1, self._settings.faults.redeclare_after))
         self._store.close()
@@ -112,15 +96,15 @@ class Worker:
         if not self._settings.faults.stranding_worker:
             self._queue.recover()
 
-    async def _work(self, job_id: str, task: str) -> None:
+    async def _work(self, calls: Calls, job_id: str, task: str) -> None:
         job = self._store.load(job_id)
         if job is None:
-            _log(f"{job_id}: no such job, message dropped")
+            log(f"{job_id}: no such job, message dropped")
             return
-        _log(f"{job_id}: {task}")
+        log(f"{job_id}: {task}")
         pipeline = self._download_shorts if task == "download_shorts" else self._make_video
-        await pipeline(job_id, job)
-        _log(f"{job_id}: {job['status']}")
+        await pipeline(calls, job_id, job)
+        log(f"{job_id}: {job['status']}")
 
     def _write(self, job: Document) -> None:
         """Save our copy, deleted or not. A write that fails is lost: nobody repeats it."""
@@ -130,24 +114,29 @@ class Worker:
             if faults.resurrecting_worker or self._store.exists(job_id):
                 self._store.save(job)
         except StoreError as error:
-            _log(f"{job_id}: write lost: {error}")
+            log(f"{job_id}: write lost: {error}")
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self._settings.speed)
 
     # --- the two pipelines ----------------------------------------------------------------------
 
-    async def _download_shorts(self, job_id: str, job: Document) -> None:
+    async def _download_shorts(self, calls: Calls, job_id: str, job: Document) -> None:
         """Search, then download one video after the other into the approved ones."""
         now = self._clock.time
         try:
             for progress in (5.0, 10.0):
                 self._shape.downloading(job, progress, now())
                 self._write(job)
-            found = await self._search(str(job["query"]), int(job["max_shorts"]))
+            found = await calls.search(str(job["query"]), int(job["max_shorts"]))
             self._shape.downloading(job, 25.0, now())
             self._write(job)
-            approved = [video for video in found if await self._download(video)]
+            approved = []
+            for video in found:
+                if (clip := await calls.download(video)) is not None:
+                    path = self._settings.data / APPROVED / f"{video['video_id']}.mp4"
+                    path.write_bytes(clip)
+                    approved.append(video)
             for progress in (50.0, 55.0):
                 self._shape.downloading(job, progress, now())
                 self._write(job)
@@ -166,19 +155,22 @@ class Worker:
         self._shape.completed(job, result, now())
         self._write(job)
 
-    async def _make_video(self, job_id: str, job: Document) -> None:
+    async def _make_video(self, calls: Calls, job_id: str, job: Document) -> None:
         """All stages in order, two writes each."""
         started = self._clock.monotonic()
         data = self._settings.data
-        run = _Run(sorted((data / APPROVED).glob("*.mp4")), data / OUTPUT / f"{job_id}_final.mp4")
-        run.audio = _find_audio(data, job_id)
+        run = _Run(
+            audio=next((data / AUDIO).glob(f"{job_id}.*"), data / AUDIO / job_id),
+            clips=sorted((data / APPROVED).glob("*.mp4")),
+            output=data / OUTPUT / f"{job_id}_final.mp4",
+        )
         self._shape.started(job, self._clock.time())
         self._write(job)
         for stage in STAGES:
             if self._shape.stage_started(job, stage, self._clock.time()):
                 self._write(job)
             try:
-                await self._stage(stage, job, run)
+                await self._stage(calls, stage, job, run)
             except StageFailed as error:
                 self._fail(job_id, job, stage, error)
                 return
@@ -188,20 +180,20 @@ class Worker:
         self._shape.completed(job, _result(job_id, job, run, took), self._clock.time())
         self._write(job)
 
-    async def _stage(self, stage: str, job: Document, run: _Run) -> None:
+    async def _stage(self, calls: Calls, stage: str, job: Document, run: _Run) -> None:
         await self._pause(STAGE_SECONDS[stage])
         if stage == "analyze_audio":
-            if self._shape.name == "older" and run.audio is not None:
+            if not run.audio.is_file():
+                raise StageFailed("AUDIO_NOT_FOUND", "Audio file is gone", "AudioException")
+            if self._shape.name == "older":
                 job["audio_duration"] = media.inspect(run.audio).duration
         elif stage == "load_approved":
             if not run.clips:
                 message = "No approved videos available. Run /download first."
                 raise StageFailed("NO_SHORTS_FOUND", message, "VideoProcessingException")
         elif stage == "generate_subtitles":
-            run.segments = len(await self._transcribe(run, str(job["subtitle_language"])))
+            run.segments = len(await calls.transcribe(run.audio, str(job["subtitle_language"])))
         elif stage == "final_composition":
-            if run.audio is None:
-                raise StageFailed("AUDIO_NOT_FOUND", "Audio file is gone", "AudioException")
             try:
                 run.media = await asyncio.to_thread(media.compose, run.audio, run.clips, run.output)
             except media.MediaError as error:
@@ -212,99 +204,14 @@ class Worker:
         self._shape.failed(job, stage, message, error.kind, self._clock.time())
         self._write(job)
 
-    # --- the microservices ----------------------------------------------------------------------
-
-    async def _search(self, query: str, limit: int) -> list[Document]:
-        """The videos found. One failed call, a poll too, fails the job: nothing is retried."""
-        base = self._settings.youtube_search
-        try:
-            parameters = {"query": query, "max_results": str(limit)}
-            created = await self._json("POST", f"{base}/search/shorts", params=parameters)
-            done = await self._poll(f"{base}/jobs/{created['id']}", _SEARCH_POLL)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            message = f"youtube-search: {error}"
-            raise StageFailed("MICROSERVICE_ERROR", message, "MicroserviceException") from error
-        return list(done["result"]["results"])
-
-    async def _download(self, video: Document) -> bool:
-        """Whether the video is there now. A failed call skips the video."""
-        base = self._settings.video_downloader
-        body = {"url": video["url"], "quality": "best"}
-        try:
-            created = await self._json("POST", f"{base}/jobs", json=body)
-            await self._poll(f"{base}/jobs/{created['id']}", _DOWNLOAD_POLL)
-            async with self._http.get(f"{base}/jobs/{created['id']}/download") as answer:
-                answer.raise_for_status()
-                clip = await answer.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log(f"video {video['video_id']} skipped: {error}")
-            return False
-        (self._settings.data / APPROVED / f"{video['video_id']}.mp4").write_bytes(clip)
-        return True
-
-    async def _transcribe(self, run: _Run, language: str) -> list[Document]:
-        """The segments heard. Five attempts, each with four tries to create the job."""
-        for wait in _STAGE_WAITS:
-            try:
-                return await self._transcribe_once(run, language)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                last: Exception = error
-                _log(f"transcription failed: {error}")
-                await self._pause(wait)
-        message = f"audio-transcriber: {last}"
-        raise StageFailed("TRANSCRIPTION_ERROR", message, "SubtitleGenerationException") from last
-
-    async def _transcribe_once(self, run: _Run, language: str) -> list[Document]:
-        base = self._settings.audio_transcriber
-        job_id = (await self._create_transcription(base, run, language))["id"]
-        for _ in range(_MAX_POLLS):
-            async with self._http.get(f"{base}/jobs/{job_id}") as answer:
-                # A poll that fails is passed over here, unlike youtube-search's.
-                if answer.ok and (await answer.json())["status"] == "completed":
-                    break
-            await self._pause(_TRANSCRIBE_POLL)
-        else:
-            raise TimeoutError("the transcription never finished")
-        found = await self._json("GET", f"{base}/jobs/{job_id}/transcription")
-        return list(found["segments"])
-
-    async def _create_transcription(self, base: str, run: _Run, language: str) -> Document:
-        assert run.audio is not None
-        content = await asyncio.to_thread(run.audio.read_bytes)
-        for wait in (*_CREATE_WAITS, None):
-            form = aiohttp.FormData({"language_in": language})
-            # Named so by the real worker, whatever the format.
-            form.add_field("file", content, filename="audio.ogg", content_type="audio/ogg")
-            try:
-                return await self._json("POST", f"{base}/jobs", data=form)
-            except (aiohttp.ClientError, TimeoutError):
-                if wait is None:
-                    raise
-                await self._pause(wait)
-        raise AssertionError("the last try returns or raises")
-
-    async def _poll(self, url: str, every: float) -> Document:
-        """The completed job. Raises for any failed poll, and `TimeoutError` when it never ends."""
-        for _ in range(_MAX_POLLS):
-            job = await self._json("GET", url)
-            if job["status"] == "completed":
-                return job
-            await self._pause(every)
-        raise TimeoutError(f"{url} never completed")
-
-    async def _json(self, method: str, url: str, **options: Any) -> Document:
-        async with self._http.request(method, url, **options) as answer:
-            answer.raise_for_status()
-            return dict(await answer.json(content_type=None))
-
 
 @dataclass(slots=True)
 class _Run:
     """What one job gathers on its way through the stages."""
 
+    audio: Path
     clips: list[Path]
     output: Path
-    audio: Path | None = None
     segments: int = 0
     media: media.Media | None = None
 
@@ -338,17 +245,9 @@ def _result(job_id: str, job: Document, run: _Run, took: float) -> Document:
     }
 
 
-def _find_audio(data: Path, job_id: str) -> Path | None:
-    return next(iter((data / "data/raw/audio").glob(f"{job_id}.*")), None)
-
-
 def _without_breaker(faults: Faults) -> Faults:
     """The worker's store raises at every failure: its writes are lost one by one, not for 60 s."""
     return Faults(lying_breaker=False, redis_timeout=faults.redis_timeout)
-
-
-def _log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 async def _run(settings: Settings) -> None:
@@ -374,9 +273,11 @@ def main() -> None:
     settings = Settings(
         redis_url=arguments.redis_url,
         data=arguments.data,
-        youtube_search=os.environ.get("YOUTUBE_SEARCH_URL", "http://127.0.0.1:8003"),
-        video_downloader=os.environ.get("VIDEO_DOWNLOADER_URL", "http://127.0.0.1:8002"),
-        audio_transcriber=os.environ.get("AUDIO_TRANSCRIBER_URL", "http://127.0.0.1:8004"),
+        services=Services(
+            youtube_search=os.environ.get("YOUTUBE_SEARCH_URL", "http://127.0.0.1:8003"),
+            video_downloader=os.environ.get("VIDEO_DOWNLOADER_URL", "http://127.0.0.1:8002"),
+            audio_transcriber=os.environ.get("AUDIO_TRANSCRIBER_URL", "http://127.0.0.1:8004"),
+        ),
         speed=arguments.speed,
         shape=SHAPES[arguments.shape],
         faults=switches.from_arguments(arguments),
