@@ -83,7 +83,8 @@ class JobStore:
         """Write the key. Raises `StoreError`, or skips the write while the breaker is open."""
         key = job_key(job[self._shape.id_key])
         text = json.dumps(job, ensure_ascii=False, separators=(",", ":"))
-        self._guarded(3, lambda: self._redis.setex(key, LIFETIME, text))
+        # Spelled out: redis-py deprecates `setex`, but SETEX is what the real service sends.
+        self._guarded(3, lambda: self._redis.execute_command("SETEX", key, LIFETIME, text))
 
     def add_to_index(self, job: Document, created_at: float) -> None:
         """Enter the job into the index, which has no TTL. The older version keeps none."""

@@ -103,7 +103,11 @@ class Worker:
             return
         log(f"{job_id}: {task}")
         pipeline = self._download_shorts if task == "download_shorts" else self._make_video
-        await pipeline(calls, job_id, job)
+        try:
+            await pipeline(calls, job_id, job)
+        except Exception as error:
+            # As Celery does: whatever a task raises ends the task, not the worker.
+            self._fail(job_id, job, None, StageFailed("INTERNAL", repr(error), "Exception"))
         log(f"{job_id}: {job['status']}")
 
     def _write(self, job: Document) -> None:
