@@ -79,7 +79,7 @@ class Worker:
                     if not declared:
                         self._declare()
                         declared = True
-                    taken = await asyncio.to_thread(self._queue.take, 0.5)
+                    taken = await asyncio.to_thread(self._queue.take, 0.2)
                     if taken is not None:
                         tag, job_id, task = taken
                         await self._work(calls, job_id, task)
