@@ -46,6 +46,8 @@ class Guard:
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
+        if self._process.stdin.closed:
+            return  # after `close` there is nobody to tell
         # A guard that was killed cannot be told; the demo goes on without its safety net.
         with suppress(BrokenPipeError):
             self._process.stdin.write(line.encode())

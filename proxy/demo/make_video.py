@@ -246,9 +246,8 @@ class MakeVideo:
     async def _delete(self, request: web.Request) -> web.Response:
         job_id = (await self._load(request))[self._shape.id_key]
         await self._on_redis(self._store.delete, job_id)
-        for folder in (AUDIO, OUTPUT):
-            for path in (self._settings.data / folder).glob(f"{job_id}*"):
-                path.unlink(missing_ok=True)
+        # Not the audio: a running job goes on and needs it.
+        (self._settings.data / OUTPUT / f"{job_id}_final.mp4").unlink(missing_ok=True)
         return json_response(self._shape.deleted(job_id))
 
     async def _video(self, request: web.Request) -> web.StreamResponse:

@@ -37,16 +37,17 @@ class Tour:
     http: aiohttp.ClientSession
     narrator: Narrator
     correlation_id: str = ""
-    """The current step's, sent with each of its requests."""
+    """The current step's own, sent with its requests."""
+    answered: dict[str, None] = field(default_factory=dict)
+    """The correlation IDs on the answers that the current step got, in order."""
     video_job: str = ""
     upload_correlation_id: str = ""
-    seen: dict[str, str] = field(default_factory=dict)
-    """Correlation ID by step."""
 
     async def call(
         self, method: str, path: str, *, correlate: bool = True, **options: Any
     ) -> Reply:
-        """One request through the ingress; its answer must carry our correlation ID."""
+        """One request through the ingress; its answer must carry our correlation ID, or one made
+        by the proxy when we send none. Raises `StepFailed`."""
         headers = {"X-Correlation-ID": self.correlation_id} if correlate else {}
         url = self.world.ingress + path
         try:
@@ -59,6 +60,7 @@ class Tour:
             raise StepFailed(
                 f"{method} {path}: sent correlation ID {self.correlation_id!r}, got {returned!r}"
             )
+        self.answered[returned] = None
         return reply
 
     async def follow(self, job_id: str, text: str) -> dict[str, Any]:
@@ -228,12 +230,13 @@ async def give(world: World, narrator: Narrator) -> bool:
         for number, (title, step) in enumerate(STEPS, 1):
             name = step.__name__.replace("_", "-")
             tour.correlation_id = f"demo-{name}-{secrets.token_hex(4)}"
-            tour.seen[name] = tour.correlation_id
+            tour.answered.clear()
             narrator.step(number, len(STEPS), title)
-            narrator.saw(f"correlation ID {tour.correlation_id}")
             started = time.monotonic()
             try:
                 narrator.saw(await step(tour))
+                for correlation_id in tour.answered:
+                    narrator.saw(f"correlation ID {correlation_id}")
             except (StepFailed, aiohttp.ClientError, TimeoutError) as error:
                 narrator.failed(str(error) or repr(error))
                 return False
