@@ -12,9 +12,8 @@ import hmac
 import os
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,17 +22,16 @@ from aiohttp import web
 from proxy.clock import Clock, SystemClock
 from proxy.demo import faults as switches
 from proxy.demo import forms
+from proxy.demo.about import PATHS_WITHOUT_KEY, About
 from proxy.demo.faults import Faults
 from proxy.demo.job_store import JobStore, Producer, StoreError
-from proxy.demo.serving import Site, json_response, stop_on_signals
+from proxy.demo.serving import Handler, Site, json_response, stop_on_signals
 from proxy.demo.shapes import SHAPES, Document, Shape
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 AUDIO, APPROVED, OUTPUT = "data/raw/audio", "data/approved/videos", "data/approved/output"
-_OPEN_PATHS = frozenset({"/", "/health", "/docs", "/openapi.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +72,16 @@ class MakeVideo:
         self._store = JobStore(settings.redis_url, self._shape, self._faults, clock)
         self._producer = Producer(settings.redis_url, self._faults)
         self._served = 0
+        about = About(
+            self._shape,
+            self._clock,
+            settings.data / APPROVED,
+            lambda: self._on_redis(self._store.newest, None, 10_000),
+        )
         app = web.Application(middlewares=[self._around], client_max_size=1 << 30)
         app.add_routes(
             [
-                web.get("/", self._root, allow_head=False),
-                web.get("/health", self._health, allow_head=False),
-                web.get("/metrics", self._metrics, allow_head=False),
-                web.get("/cache/stats", self._cache_stats, allow_head=False),
-                web.get("/openapi.json", self._openapi, allow_head=False),
-                web.get("/docs", self._docs, allow_head=False),
+                *about.routes(),
                 web.post("/make-video", self._make_video),
                 web.post("/create", self._make_video),  # the sprint document's name for it
                 web.post("/download", self._download_shorts),
@@ -92,7 +91,6 @@ class MakeVideo:
                 web.get("/download/{id}", self._video, allow_head=False),
             ]
         )
-        self._app = app
         self.site = Site(app, settings.port, keepalive=5.0)
 
     async def start(self) -> None:
@@ -117,9 +115,9 @@ class MakeVideo:
             response.force_close()
         else:
             response = await self._answer(request, handler)
-            self._served += 1
-            if self._served == self._faults.exit_every:
-                self.exiting.set()
+        self._served += 1
+        if self._served == self._faults.exit_every:
+            self.exiting.set()
         response.headers["Server"] = "uvicorn"
         return response
 
@@ -140,7 +138,7 @@ class MakeVideo:
 
     def _authorize(self, request: web.Request) -> None:
         key = self._settings.api_key
-        if key is None or request.path in _OPEN_PATHS:
+        if key is None or request.path in PATHS_WITHOUT_KEY:
             return
         sent = request.headers.get("X-API-Key", "")
         if not hmac.compare_digest(sent.encode(), key.encode()):
@@ -265,75 +263,6 @@ class MakeVideo:
         if job is None:
             raise HttpError(404, "Job not found")
         return job
-
-    # --- the service about itself ---------------------------------------------------------------
-
-    async def _root(self, request: web.Request) -> web.Response:
-        older = self._shape.name == "older"
-        return json_response(
-            {
-                "service": "make-video" if older else "make-video-clip",
-                "version": "1.0.0" if older else "2.0.0",
-                "description": "Orquestra criação de vídeos a partir de áudio + shorts + legendas",
-                "endpoints": sorted(_operations(self._app)),
-            }
-        )
-
-    async def _health(self, request: web.Request) -> web.Response:
-        zone = timezone(timedelta(hours=-3))
-        moment = datetime.fromtimestamp(self._clock.time(), zone).isoformat()
-        name = "make-video" if self._shape.name == "older" else "make-video-clip"
-        return json_response({"status": "healthy", "service": name, "timestamp": moment})
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        try:
-            jobs = await self._on_redis(self._store.newest, None, 10_000)
-        except StoreError as error:
-            return web.Response(text=f"# Error generating metrics: {error}")
-        lines = ["# HELP makevideo_jobs_total Total jobs", "# TYPE makevideo_jobs_total counter"]
-        for status in ("queued", "processing", "completed", "failed"):
-            count = sum(job["status"] == status for job in jobs)
-            lines.append(f"makevideo_jobs_{status} {count}")
-        disk = shutil.disk_usage(self._settings.data)
-        lines += [
-            "",
-            "# HELP makevideo_disk_free_gb Free disk space in GB",
-            "# TYPE makevideo_disk_free_gb gauge",
-            f'makevideo_disk_free_gb {{path="/tmp/make-video-temp"}} {disk.free / 1e9:.2f}',
-        ]
-        return web.Response(text="\n".join(lines) + "\n")
-
-    async def _cache_stats(self, request: web.Request) -> web.Response:
-        sizes = [path.stat().st_size for path in (self._settings.data / APPROVED).glob("*.mp4")]
-        megabytes = round(sum(sizes) / 1e6, 2)
-        return json_response(
-            {
-                "total_shorts": len(sizes),
-                "total_size_mb": megabytes,
-                "approved_videos": len(sizes),
-            }
-        )
-
-    async def _openapi(self, request: web.Request) -> web.Response:
-        paths: dict[str, Document] = {}
-        for operation in sorted(_operations(self._app)):
-            method, path = operation.split(" ")
-            paths.setdefault(path, {})[method.lower()] = {"responses": {"200": {}}}
-        info = {"title": "Make-Video-Clip Service", "version": "2.0.0"}
-        return json_response({"openapi": "3.1.0", "info": info, "paths": paths})
-
-    async def _docs(self, request: web.Request) -> web.Response:
-        page = "<!DOCTYPE html><title>Make-Video-Clip Service</title><a href=openapi.json>API</a>"
-        return web.Response(text=page, content_type="text/html")
-
-
-def _operations(app: web.Application) -> set[str]:
-    """Every `METHOD /path` that the application serves."""
-    return {
-        f"{route.method} {route.resource.canonical}"
-        for route in app.router.routes()
-        if route.resource is not None
-    }
 
 
 def _save(source: Any, path: Path) -> None:

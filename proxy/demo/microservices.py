@@ -19,7 +19,7 @@ from aiohttp import web
 
 from proxy.clock import Clock, SystemClock
 from proxy.demo.media import make_clip
-from proxy.demo.serving import Site, json_response, stop_on_signals
+from proxy.demo.serving import Handler, Site, json_response, stop_on_signals
 
 CLIP_SECONDS = 6.0
 
@@ -83,7 +83,7 @@ class Microservice:
             raise web.HTTPConflict
 
     @web.middleware
-    async def _around(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in ("/health", "/_control"):
             if self.trouble.delay:
                 await asyncio.sleep(self.trouble.delay)
@@ -91,10 +91,9 @@ class Microservice:
                 self.trouble.fail_next -= 1
                 return json_response({"detail": "stand-in says no"}, self.trouble.status)
         try:
-            response: web.StreamResponse = await handler(request)
+            return await handler(request)
         except web.HTTPException as error:
             return json_response({"detail": error.reason}, error.status)
-        return response
 
     async def _health(self, request: web.Request) -> web.Response:
         return json_response({"status": "healthy"})

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
@@ -19,13 +23,19 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 
 class Site:
-    """An application that listens on 127.0.0.1. `keepalive` is in seconds."""
+    """An application that listens on 127.0.0.1 and closes a connection that has been idle for
+    `keepalive` seconds after an answer. As with uvicorn, one that never sent anything stays. Handlers
+    and middlewares return their errors; they do not raise them."""
 
     def __init__(self, app: web.Application, port: int = 0, keepalive: float = 5.0) -> None:
+        # aiohttp's own limit would close silent connections too.
         self._runner = web.AppRunner(
-            app, keepalive_timeout=keepalive, access_log=None, shutdown_timeout=5.0
+            app, keepalive_timeout=86_400, access_log=None, shutdown_timeout=5.0
         )
         self._port = port
+        self._keepalive = keepalive
+        self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        app.middlewares.insert(0, self._close_when_idle)
 
     @property
     def port(self) -> int:
@@ -51,6 +61,27 @@ class Site:
     async def stop(self) -> None:
         """Stop listening, let requests end (5 s), close."""
         await self._runner.cleanup()
+        for timer in self._idle.values():
+            timer.cancel()
+
+    @web.middleware
+    async def _close_when_idle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        if transport is not None and (timer := self._idle.pop(transport, None)):
+            timer.cancel()
+        response = await handler(request)
+        # Sent from here, so that the time runs from the end of the answer; aiohttp finds it done.
+        with suppress(ConnectionError):
+            await response.prepare(request)
+            await response.write_eof()
+        if transport is not None and not transport.is_closing():
+            loop = asyncio.get_running_loop()
+            self._idle[transport] = loop.call_later(self._keepalive, self._close, transport)
+        return response
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        self._idle.pop(transport, None)
+        transport.close()
 
 
 def stop_on_signals() -> asyncio.Event:

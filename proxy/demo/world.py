@@ -151,6 +151,7 @@ class World:
                     f"{_variable(name)}_URL": self.at.url(f"EGRESS_{_variable(name)}")
                     for name in MICROSERVICES
                 },
+                restart_after=1.5,
             ),
             self._child(
                 "proxy",

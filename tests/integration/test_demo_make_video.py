@@ -16,10 +16,12 @@ from typing import Any
 import aiohttp
 import pytest
 import redis
+from aiohttp import web
 
 from proxy.clock import ManualClock
 from proxy.demo.faults import Faults
 from proxy.demo.make_video import MakeVideo, Settings
+from proxy.demo.serving import Site
 from proxy.demo.shapes import SHAPES
 from proxy.redis_server import RedisServer, free_port
 
@@ -403,6 +405,26 @@ async def test_silent_connections_count(serve: Serve, limit: int, status: int) -
         assert (await links[2].get("/health")).startswith(f"HTTP/1.1 {status}")
         for link in links:
             await link.close()
+
+
+async def test_idle_connections_are_closed() -> None:
+    """Pain 5: a connection is closed some time after its answer; a silent one stays open."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text="here")
+
+    app = web.Application()
+    app.add_routes([web.get("/", answer)])
+    site = Site(app, keepalive=0.2)
+    await site.start()
+    idle, silent = await Link.open(site.port), await Link.open(site.port)
+    assert (await idle.get("/")).endswith("here")
+    assert (await idle.get("/")).endswith("here")
+    assert await idle.at_end()
+    assert site.open_connections == 1
+    await idle.close()
+    await silent.close()
+    await site.stop()
 
 
 async def test_exit_after_n_requests(redis_server: RedisServer, tmp_path: Path) -> None:
