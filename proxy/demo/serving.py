@@ -24,8 +24,8 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 class Site:
     """An application that listens on 127.0.0.1 and closes a connection that has been idle for
-    `keepalive` seconds after an answer. As with uvicorn, one that never sent anything stays. Handlers
-    and middlewares return their errors; they do not raise them."""
+    `keepalive` seconds after an answer. As with uvicorn, one that never sent anything stays.
+    Handlers and middlewares return their errors; they do not raise them."""
 
     def __init__(self, app: web.Application, port: int = 0, keepalive: float = 5.0) -> None:
         # aiohttp's own limit would close silent connections too.
