@@ -84,9 +84,8 @@ class Relay:
                 self._pass_on_interim(response)
             if upstream.eof:
                 raise self._broken_off()
-            if not x.body.done:
-                if self.send_body():
-                    sent = self._moved
+            if not x.body.done and self.send_body():
+                sent = self._moved
             now = clock.monotonic()
             if x.body.done:
                 deadline = sent + self._plan.response_timeout
