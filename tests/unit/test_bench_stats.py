@@ -45,6 +45,17 @@ def test_ratio_is_of_medians_and_needs_both() -> None:
     assert results.ratio("ours", "absent", "k") is None
 
 
+def test_added_latency_is_measured_against_the_median_without_a_proxy() -> None:
+    """One disturbed round without a proxy does not make every proxy look fast."""
+    results = Results()
+    for value in (100.0, 5000.0, 110.0):
+        results.add("direct", "paced.p99_us", value)
+    results.add("envoy", "paced.p99_us", 400.0)
+    results.subtract("direct", "paced", "added")
+    assert results.samples["envoy"]["added.p99_us"] == [290.0]
+    assert "added.p99_us" not in results.samples["direct"]
+
+
 def test_a_remark_is_kept_once() -> None:
     """The same failure in each round is one remark."""
     results = Results()
