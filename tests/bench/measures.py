@@ -115,6 +115,15 @@ class Results:
         found = self.summary(contender, key)
         return None if found is None else found.median
 
+    def subtract(self, base: str, kind: str, into: str) -> None:
+        """For every measure `KIND.x` of the others, samples of `INTO.x`: less the median of
+        `base`. The median, because one disturbed round of `base` would shift all the others."""
+        for name, measured in self.samples.items():
+            for key in [key for key in measured if key.startswith(f"{kind}.")]:
+                least = self.median(base, key)
+                if name != base and least is not None:
+                    measured[key.replace(kind, into, 1)] = [v - least for v in measured[key]]
+
     def ratio(self, ours: str, other: str, key: str) -> float | None:
         """Median of `ours` over that of `other`; None unless both were measured and positive."""
         mine, theirs = self.median(ours, key), self.median(other, key)

@@ -93,6 +93,7 @@ class Race:
                     break
             for contender in self._contenders:
                 self._memory(contender)
+        self.results.subtract(DIRECT, "paced", "added")
 
     # --- turns ------------------------------------------------------------------------------
 
@@ -169,9 +170,6 @@ class Race:
         found = self._load("paced", port, f"--seconds={self._pace.paced}")
         for key in ("p50_us", "p99_us"):
             self._add(name, f"paced.{key}", found[key])
-            direct = self.results.samples.get(DIRECT, {}).get(f"paced.{key}")
-            if name != DIRECT and direct:
-                self._add(name, f"added.{key}", found[key] - direct[-1])
 
     def _transfers(self, name: str, port: int) -> None:
         for way in ("up", "down"):
