@@ -132,6 +132,9 @@ class Upstream:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
+        if sock.family != socket.AF_UNIX:
+            # What a handler has sent must be under way, or "sent before" proves nothing.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             try:
                 sock = self._tls.wrap_socket(sock, server_side=True)

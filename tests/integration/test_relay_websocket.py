@@ -60,9 +60,11 @@ class Tunnel:
         if connection.request.path == "/server-dies":
             connection.socket.close()
             return
-        for message in connection:
-            connection.send(message)
-        self.closes.append(connection.close_code)
+        try:
+            for message in connection:
+                connection.send(message)
+        except ConnectionClosedError:
+            self.closes.append(connection.close_code)
 
     @contextmanager
     def talk(self, path: str = "/", **options: object) -> Iterator[ClientConnection]:
