@@ -25,11 +25,14 @@ from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config, Listener
+from proxy.memory import keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.stages import all_stages
+from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.outputs import fill_standard_descriptors
 from proxy.wire.deadlines import Sweeper
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,9 @@ class Proxy:
         self._clock = SystemClock()
         self._sweeper = Sweeper(self._clock)
         self.metrics = Metrics(__version__)
+        self.metrics.upstream_connections = self.upstream_connections
+        self.metrics.log_lines_dropped = lambda: logs.lines_dropped
+        self._lag = LoopLag(self.metrics.loop_lag)
         self._compiler = Compiler(
             all_stages(self.metrics, logs.access),
             self._clock,
@@ -85,6 +91,7 @@ class Proxy:
         try:
             self._plans = self._compiler.compile(self._config)
             self._sweeper.start()
+            self._lag.start()
             self._open = await self._open_listeners(self._config, self._plans)
             await self._admin.start(self._config)
         except OSError as error:
@@ -124,6 +131,7 @@ class Proxy:
             plan.upstream.close()
             await plan.upstream.wait_closed()
         await self._admin.stop()
+        await self._lag.stop()
         self._sweeper.stop()
 
     # --- reload -------------------------------------------------------------------------------
@@ -203,7 +211,9 @@ class Proxy:
         opened: dict[str, _OpenListener] = {}
         try:
             for name, wanted in config.listeners.items():
-                runtime = ListenerRuntime(plans.listeners[name], self._clock, self._sweeper)
+                runtime = ListenerRuntime(
+                    plans.listeners[name], self._clock, self._sweeper, self.metrics.listener(name)
+                )
                 tls = server_tls(wanted)
                 try:
                     await runtime.open(wanted.bind, tls, wanted.reuse_port)
@@ -251,21 +261,16 @@ class Proxy:
         """Change the level until the next reload."""
         self._logs.set_level(level)
 
-    def client_connections(self) -> dict[str, tuple[int, int]]:
-        """(open, accepted since the start) by listener."""
-        return {
-            name: (len(o.runtime.clients), o.runtime.accepted) for name, o in self._open.items()
-        }
-
-    def upstream_connections(self) -> dict[str, tuple[int, int]]:
-        """(idle, active) by upstream."""
-        return {
-            name: (
+    def upstream_connections(self) -> list[tuple[str, int, int]]:
+        """(name, idle, active) of every upstream."""
+        return [
+            (
+                name,
                 sum(pool.idle_connections for pool in plan.upstream.pools),
                 sum(pool.active_connections for pool in plan.upstream.pools),
             )
             for name, plan in self._plans.upstreams.items()
-        }
+        ]
 
 
 def server_tls(listener: Listener) -> ssl.SSLContext | None:
@@ -285,6 +290,8 @@ def run(file: Path) -> int:
     Raises `ConfigError`.
     """
     config = load_config(file)
+    keep_freed_memory()
+    fill_standard_descriptors()
     try:
         logs = Logs(config.logging.level, config.logging.output)
     except OSError as error:

@@ -38,7 +38,7 @@ _NAME_AND_DEFAULT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL
 
 # In `{token: ${TOKEN}}` YAML takes the inner braces for flow mappings. Before scanning, the braces
 # of references are swapped for two private-use characters (one for one: columns stay), and back.
-_SOURCE_REFERENCE = re.compile(r"\$\{([^{}\r\n]*)\}")
+_SOURCE_REFERENCE = re.compile(r"\$\{([^{}'\"\r\n]*)\}")
 _OPEN, _CLOSE = "\ue1f0", "\ue1f1"
 _TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
 

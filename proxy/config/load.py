@@ -94,7 +94,9 @@ def load(file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     rules.check(config, found)
     if problems or found.problems:
         raise ConfigError([*problems, *found.problems])
-    return Loaded(config, tuple(sorted(found.notices, key=lambda notice: notice.line)))
+    return Loaded(
+        config, tuple(sorted(found.notices, key=lambda notice: (notice.line, notice.key)))
+    )
 
 
 def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | None:
@@ -117,10 +119,10 @@ def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | No
         ]
         doomed: set[Key] = set()
         for error in refused:
-            element, name = tree.find(error["loc"]), error["loc"][-1]
-            if error["type"] == "missing" and name in _STAND_INS:
+            element, name = tree.find(error["loc"]), error["loc"][-1:]
+            if error["type"] == "missing" and name[0] in _STAND_INS:
                 assert isinstance(element.value, dict)
-                element.value[str(name)] = _stand_in((*element.key, name), element.line)
+                element.value[str(name[0])] = _stand_in(element.key + name, element.line)
                 wounded.add(element.key)
             else:
                 doomed.add(element.key)

@@ -41,7 +41,7 @@ def format_duration(seconds: float) -> str:
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         if milliseconds % size == 0:
             return f"{round(milliseconds / size)}{unit}"
-    return f"{milliseconds:g}ms"
+    return f"{milliseconds:f}".rstrip("0").rstrip(".") + "ms"
 
 
 def parse_size(value: object) -> int:
@@ -145,7 +145,7 @@ def parse_bind(value: object) -> Bind:
     )
 
 
-_USERINFO = re.compile(r"(?<=://)[^/?#\s]*@")
+_USERINFO = re.compile(r"(?<=://)\S*@")  # greedy: people forget to escape a / in a password
 
 
 def without_userinfo(text: str) -> str:

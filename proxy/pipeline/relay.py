@@ -84,11 +84,8 @@ class Relay:
                 self._pass_on_interim(response)
             if upstream.eof:
                 raise self._broken_off()
-            if not x.body.done:
-                if self.send_body():
-                    sent = self._moved
-                if client.eof and not x.body.done and not client.has_data:
-                    raise ClientLeft("Client left while sending its request")
+            if not x.body.done and self.send_body():
+                sent = self._moved
             now = clock.monotonic()
             if x.body.done:
                 deadline = sent + self._plan.response_timeout
@@ -101,7 +98,7 @@ class Relay:
                     )
             else:
                 deadline = self._body_deadline(now)
-            await client.wait(self._or_grace(deadline, now))
+            await client.wait(until_left(x, deadline, now, self._moved))
 
     async def pass_on(self, head: ResponseHead) -> bool:
         """Send the final response `head` and its body to the client.
@@ -111,8 +108,8 @@ class Relay:
         """
         x, client, upstream = self._x, self._client, self.upstream
         assert x.head is not None
-        if not x.body.done:
-            x.keep_alive = False  # what is left of the request may never be read
+        if not x.body.done and x.head.expects_continue and not x.continue_sent:
+            x.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
         body, framing, chunked = self._framing(head)
         x.status = head.status
         out = [response_head(x, head, framing)]
@@ -255,16 +252,19 @@ class Relay:
             deadline = self._moved + self._plan.idle_timeout
             if now >= deadline:
                 raise Timeout("Upstream stalled in the middle of its response", reason="idle")
-        await self._client.wait(self._or_grace(deadline, now))
+        await self._client.wait(until_left(self._x, deadline, now, self._moved))
 
-    def _or_grace(self, deadline: float, now: float) -> float:
-        """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`)."""
-        client = self._client
-        if client.lost:
-            raise ClientLeft("Client left")
-        if not client.eof or client.write_paused:
-            return deadline
-        grace = max(client.eof_at, self._moved) + HALF_CLOSE_GRACE
-        if now >= grace:
-            raise ClientLeft("Client left")
-        return min(deadline, grace)
+
+def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
+
+    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as.
+    """
+    client = x.stream
+    if not client.eof:
+        return deadline
+    unfinished = not (x.body.done or client.has_data)
+    grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
+    if client.lost or unfinished or (now >= grace and not client.write_paused):
+        raise ClientLeft("Client left")
+    return deadline if client.write_paused else min(deadline, grace)

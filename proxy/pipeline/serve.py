@@ -81,7 +81,7 @@ class Service:
             _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))
         finally:
             _finish(x)
-        if x.keep_alive and not client.lost:
+        if x.keep_alive and (x.body.done or await _discard_rest(client, x)):
             return True
         await _linger(client, x)
         return False
@@ -90,7 +90,7 @@ class Service:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
         if self._draining():
             x.keep_alive = False
-        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head):
+        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
             return
         x.plan, _, _ = plan.table.match(head.method, head.target)
         x.route = x.plan.name
@@ -113,17 +113,17 @@ class Service:
         return False
 
 
-def _answered_here(x: Exchange, head: RequestHead) -> bool:
+def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
     """Methods that are about the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2)."""
     if head.method == "CONNECT":
         raise MethodNotAllowed("This is not a forward proxy", close=True, allow="GET, HEAD, POST")
     if head.method == "TRACE":  # would echo what intermediaries added, credentials included
         raise MethodNotAllowed("TRACE is not allowed", close=head.has_body, allow="GET, HEAD, POST")
     hops = head.max_forwards
-    if hops is None or not hops.isdigit():
-        return False
-    if int(hops) > 0:
+    last = hops is not None and hops.isdigit() and int(hops[:9]) == 0
+    if hops is not None and hops.isdigit() and not last:
         head.max_forwards = b"%d" % (int(hops[:9]) - 1)
+    if not last and (head.target != "*" or plan.table.takes("OPTIONS *")):
         return False
     x.status = 204
     x.replied = True
@@ -161,6 +161,23 @@ def _finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+
+
+async def _discard_rest(client: ClientStream, x: Exchange) -> bool:
+    """Read over what is left of a request that was answered early; whether it came to its end."""
+    end = client.clock.monotonic() + _LINGER
+    try:
+        while not client.eof and client.clock.monotonic() < end:
+            client.read_body(x.body)
+            if x.body.done:
+                return True
+            await client.wait(end)
+    except ProtocolError as error:
+        logger.info(
+            "malformed rest of a request",
+            extra={"detail": error.detail, "correlation_id": x.correlation_id},
+        )
+    return False
 
 
 async def _linger(client: ClientStream, x: Exchange) -> None:

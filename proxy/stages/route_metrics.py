@@ -23,14 +23,11 @@ class RouteMetrics:
             binding.route.upstream if binding.route is not None else "-",
         )
 
-        if binding.route is None:
-            return Hooks(finished=tally.record)
+        if binding.route is not None:
+            return Hooks(started=tally.begin, finished=tally.record)
 
-        def started(_: Exchange) -> None:
-            tally.in_flight += 1
-
-        def finished(x: Exchange) -> None:
-            tally.in_flight -= 1
+        def unrouted(x: Exchange) -> None:
+            tally.begin()
             tally.record(x)
 
-        return Hooks(started=started, finished=finished)
+        return Hooks(finished=unrouted)

@@ -234,10 +234,10 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
             head.max_forwards = value
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
-    if target[:1] != b"/":
-        _other_target_form(head, target)
     if head.host is None and minor >= 1:
         raise ProtocolError("Host is missing")
+    if target[:1] != b"/":
+        _other_target_form(head, target)
     if nominated is not None:
         _apply_connection(head, nominated)
     else:

@@ -39,7 +39,7 @@ _MAX_FIELDS = 256
 class UpstreamStream(Stream):
     """A connection that we opened to a target. `owner` is the client whose exchange uses it."""
 
-    __slots__ = ("idle_until", "owner", "pool", "reused")
+    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
 
     def __init__(self, pool: TargetPool) -> None:
         super().__init__()
@@ -47,6 +47,12 @@ class UpstreamStream(Stream):
         self.owner: ClientStream | None = None
         self.reused = False  # it has already carried an exchange
         self.idle_until = NEVER
+        self._poll = select.poll()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        self._poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
@@ -75,17 +81,13 @@ class UpstreamStream(Stream):
         self.untake(data[end + 4 :])
         return head
 
-    def looks_closed(self) -> bool:
-        """Whether the kernel already knows of an end that the event loop has not told us yet.
+    def has_news(self) -> bool:
+        """Whether the kernel already has an end, or bytes, that the event loop has yet to tell.
 
-        Worth a system call only before a request that could not be sent a second time.
+        Half a microsecond that decides whose answer the next bytes are: what an upstream sent
+        before it was asked must never be taken for the answer.
         """
-        raw = self.transport.get_extra_info("socket")
-        if raw is None or raw.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
 
 class Ticket:
@@ -151,13 +153,12 @@ class TargetPool:
     def idle_connections(self) -> int:
         return len(self._idle)
 
-    def checkout(self, owner: ClientStream, certain: bool) -> UpstreamStream | None:
-        """An idle connection for `owner`, if there is one. `certain` asks the kernel as well
-        whether it is still open, for a request that cannot be repeated."""
+    def checkout(self, owner: ClientStream) -> UpstreamStream | None:
+        """An idle connection for `owner`, if there is one."""
         idle = self._idle
         while idle:
             stream = idle.pop()
-            if stream.idle_until <= self._clock.monotonic() or (certain and stream.looks_closed()):
+            if stream.idle_until <= self._clock.monotonic() or stream.has_news():
                 stream.close()
                 continue
             stream.owner = owner
