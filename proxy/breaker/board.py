@@ -1,4 +1,4 @@
-"""All breakers of one process, by upstream: what the engine, the admin API and a reload hold on to."""
+"""All breakers of one process: what the engine, the admin API and a reload hold on to."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ Rules
 2. Every change of state makes a new epoch. A permit knows its epoch; an outcome of an earlier one
    is late and changes nothing.
 3. Consecutive failures here trip it here, at once. Every outcome that the fleet must know (a
-   failure; the success that ends a run of failures; a probe's) goes into one `Report`, which sync.py
-   sends. While all is well there is nothing to report.
-4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and only
-   Redis ends the open time or closes. Without Redis all of that is decided here, with the same
-   table and the same limits.
+   failure; the success that ends a run of failures; a probe's) goes into one `Report`, which
+   sync.py sends. While all is well there is nothing to report.
+4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and
+   only Redis ends the open time or closes. Without Redis all of that is decided here, with the
+   same table and the same limits.
 5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here that
    Redis has not answered yet holds until it has.
 6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which

@@ -79,7 +79,9 @@ local function snapshot(known, with_recent)
     if entry.gen > known or entry.by == A.owner then log[#log + 1] = entry end
   end
   if with_recent then
-    for i, text in ipairs(redis.call('LRANGE', KEYS[7], 0, -1)) do recent[i] = cjson.decode(text) end
+    for i, text in ipairs(redis.call('LRANGE', KEYS[7], 0, -1)) do
+      recent[i] = cjson.decode(text)
+    end
   end
   return cjson.encode({name = A.name, gen = gen, state = state, now = now, since = since,
     ['until'] = until_ms, failures = failures, successes = successes, opens = opens,

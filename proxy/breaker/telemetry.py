@@ -1,9 +1,10 @@
-"""What breakers tell people: the metrics of A6 and `proxy_breaker_*`, and one log line a transition."""
+"""What breakers tell people: their metrics, and one log line per transition."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -78,7 +79,7 @@ class BreakerMetrics(Collector):
 
     def transition(self, breaker: CircuitBreaker, made: Transition) -> None:
         """Count and log `made`, if it is ours to count; others' are only worth a debug line."""
-        facts = {
+        facts: dict[str, Any] = {
             "event": "breaker_transition",
             "service": breaker.name,
             "from_state": made.from_state.value,
