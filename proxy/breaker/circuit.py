@@ -207,13 +207,17 @@ class CircuitBreaker:
         elif self.shared and not self.wanted:
             self.wanted = 1  # someone waits for the end of the open time: sync.py will ask then
         self.rejections += 1
-        remaining = self.until - now if state is not State.HALF_OPEN else 0.0
+        remaining = 0.0
+        why = "recovery is being probed"
+        if state is not State.HALF_OPEN:
+            remaining = self.until - now
+            why = self.reason
         raise CircuitOpen(
-            f"Calls to {self.name} are suspended: {self.reason}",
+            f"Calls to {self.name} are suspended: {why}",
             retry_after=remaining if remaining > 0 else _PROBE_RETRY_AFTER,
             reason=state.value,
             upstream=self.name,
-            cause=self.reason,
+            cause=why,
         )
 
     def _lease(self, now: float) -> str | None:
