@@ -135,7 +135,7 @@ class BreakerStore:
         """The keys of one breaker, in the scripts' order."""
         return [f"{self._prefix}cb:{{{name}}}:{suffix}" for suffix in scripts.KEYS]
 
-    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
+    def _arguments(self, breaker: CircuitBreaker, more: dict[str, Any]) -> str:
         rules = breaker.rules
         arguments = {
             "name": breaker.name,
@@ -152,7 +152,10 @@ class BreakerStore:
             "ttl_ms": round(KEY_TTL * 1000),
             **more,
         }
-        packed = json.dumps(arguments, separators=(",", ":"))
+        return json.dumps(arguments, separators=(",", ":"))
+
+    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
+        packed = self._arguments(breaker, more)
         keys = self.keys(breaker.name)
         sha = _digest(script)
         client: Any = self._client  # single or Cluster: the same two commands
