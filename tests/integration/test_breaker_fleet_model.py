@@ -231,6 +231,34 @@ class Fleet(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
+    # Chance alone seldom finds its way to half-open: these two lead there.
+
+    @rule(who=st.integers(0, 2), told=st.booleans())
+    def outage(self, who: int, told: bool) -> None:
+        for _ in range(THRESHOLD):
+            self.call(who=who, times=1)
+            self.end(who=who, how="failure", pick=-1)
+        if told:
+            self.exchange(who=who, lost=False)
+            for other in range(3):
+                self.hear(who=other)
+
+    @rule(who=st.integers(0, 2), more=st.integers(0, 2), well=st.booleans())
+    def recovery(self, who: int, more: int, well: bool) -> None:
+        numbers = {who, (who + more) % 3}
+        for number in numbers:
+            self.exchange(who=number, lost=False)
+            self.hear(who=number)
+        self.clock.advance(OPEN_FOR)
+        for number in numbers:
+            for _ in range(PROBES):
+                self.call(who=number, times=1)  # refused, but now a lease is wanted
+                self.exchange(who=number, lost=False)
+                self.call(who=number, times=1)
+                if well:
+                    self.end(who=number, how="success", pick=-1)
+                    self.exchange(who=number, lost=False)
+
     # --- the exchange with Redis ----------------------------------------------------------------
 
     @rule(who=st.integers(0, 2), lost=st.sampled_from([False, False, False, True]))
@@ -340,8 +368,8 @@ def test_the_fleet_behaves_like_one_breaker(client: redis.Redis) -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=40,
+            max_examples=100,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
