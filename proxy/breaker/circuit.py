@@ -365,6 +365,7 @@ class CircuitBreaker:
             self.generation,
             True,
             self.owner,
+            tid,
             open_for=seconds,
             failures=tuple(self.recent),
         )
@@ -498,6 +499,7 @@ class CircuitBreaker:
                     entry.generation,
                     mine,
                     entry.by,
+                    entry.tid,
                     entry.restored,
                     news.remaining if entry.generation == news.generation else 0.0,
                     tuple(self.recent),
