@@ -214,13 +214,13 @@ class UpstreamTimeouts(Model):
 
 class Pool(Model):
     """Connections to each target. `keepalive` must be shorter than the upstream's own: uvicorn
-    closes after 5 s, hence 4 s."""
+    closes after 5 s, hence 4 s. 1024 and 1024 are Envoy's defaults."""
 
-    max_connections: Annotated[int, Field(ge=1)] = 64
+    max_connections: Annotated[int, Field(ge=1)] = 1024
     """Most connections to one target."""
     keepalive: Duration = 4.0
     """How long an idle connection is kept; shorter than the upstream keeps it."""
-    queue: Annotated[int, Field(ge=0)] = 100
+    queue: Annotated[int, Field(ge=0)] = 1024
     """Most requests that wait for a connection; beyond it 503 `overloaded`."""
     queue_timeout: Annotated[Duration, Field(gt=0)] = 10.0
     """Longest wait for a connection; then 503 `overloaded`."""

@@ -29,8 +29,7 @@ class ListenerRuntime:
     def __init__(
         self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper, tally: ListenerTally
     ) -> None:
-        self.service = Service(plan, lambda: self.draining)
-        self.draining = False
+        self.service = Service(plan)
         self.clients: set[ClientStream] = set()
         self._tally = tally
         self._clock = clock
@@ -78,11 +77,10 @@ class ListenerRuntime:
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
-        self.draining = True
         if self._server is not None:
             self._server.close()
         for client in list(self.clients):
-            client.notify()
+            client.drain()
 
     async def drained(self) -> None:
         """Until the last connection's coroutine has ended."""

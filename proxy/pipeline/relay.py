@@ -110,6 +110,8 @@ class Relay:
         assert x.head is not None
         if not x.body.done and x.head.expects_continue and not x.continue_sent:
             x.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
+        if client.draining:
+            x.keep_alive = False
         body, framing, chunked = self._framing(head)
         x.status = head.status
         out = [response_head(x, head, framing)]

@@ -41,6 +41,7 @@ class ClientStream(Stream):
         "_sweeper",
         "address",
         "clock",
+        "draining",
         "eof_at",
         "host_ip",
         "requests",
@@ -68,6 +69,7 @@ class ClientStream(Stream):
         self.host_ip = ""
         self.secure = False
         self.requests = 0
+        self.draining = False  # the exchange in progress is the last one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -100,6 +102,11 @@ class ClientStream(Stream):
     def on_deadline(self) -> None:
         self.notify()
 
+    def drain(self) -> None:
+        """Let the exchange in progress be the last one."""
+        self.draining = True
+        self.notify()
+
     async def wait(self, deadline: float) -> None:
         """Until something happens, or `deadline` (monotonic) is past. Look again afterwards."""
         self.deadline = deadline
@@ -107,7 +114,7 @@ class ClientStream(Stream):
         await future
 
     async def read_head(
-        self, limits: Limits, idle: float, header_time: float, stopping: Callable[[], bool]
+        self, limits: Limits, idle: float, header_time: float
     ) -> RequestHead | None:
         """The next request's head; None when the client left or stayed silent between requests.
 
@@ -131,7 +138,7 @@ class ClientStream(Stream):
                 if data and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time
-            if self.eof or (stopping() and not begun):
+            if self.eof or (self.draining and not begun):
                 return None
             if self.clock.monotonic() >= deadline:
                 if begun:
