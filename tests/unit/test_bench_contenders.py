@@ -47,6 +47,22 @@ def test_a_log_line_that_is_not_json_fails_the_duty() -> None:
         duties.access_lines("status=200\n")
 
 
+def test_a_log_holds_a_line_for_each_request(tmp_path: Path) -> None:
+    """More lines are fine: the load generator does not count what it cut off at its end."""
+    log = tmp_path / "access.log"
+    log.write_text("{}\n{}\n{}\n")
+    assert duties.logged_all(log, 2)
+    assert duties.logged_all(log, 3)
+
+
+def test_a_core_is_used_more_and_more() -> None:
+    """Time of a core only grows, and a core that does not exist is told."""
+    core = children.Cores.of_machine().proxy
+    assert 0 < children.core_seconds(core) <= children.core_seconds(core)
+    with pytest.raises(ChildError, match="no core 4096"):
+        children.core_seconds(4096)
+
+
 def test_run_tells_why_a_child_failed(tmp_path: Path) -> None:
     """Exit code and last words."""
     argv = [sys.executable, "-c", "import sys; sys.exit('no luck')"]
