@@ -24,8 +24,6 @@ from tests.bench.measures import CONNECTIONS, DIRECT, PARALLEL, SIZES_MB, Result
 
 _MB = 1_000_000
 _BODY = 50 * _MB
-# Percent of the proxy's core that others may use before the figures are worth a warning.
-_QUIET = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +94,10 @@ class Race:
             for contender in self._contenders:
                 self._memory(contender)
         self.results.subtract(DIRECT, "paced", "added")
-        for name in self.results.samples:
-            taken = self.results.median(name, "get32.others") or 0.0
-            if taken > _QUIET:
-                self._remark(
-                    name, f"other programs took {taken:.0f} % of its core: its figures are noise"
-                )
+        for name, share in self.results.disturbed().items():
+            self._remark(
+                name, f"other programs took {share:.0f} % of its core: its figures are noise"
+            )
 
     # --- turns ------------------------------------------------------------------------------
 
