@@ -25,7 +25,7 @@ from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config, Listener
-from proxy.memory import keep_freed_memory
+from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.stages import all_stages
@@ -318,6 +318,7 @@ async def _run(file: Path, config: Config, logs: Logs) -> None:
     loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
     await proxy.start()
+    collect_rarely()
     while await asked.get() != "stop":
         await proxy.reload()
     draining = asyncio.create_task(proxy.drain(), name="drain")

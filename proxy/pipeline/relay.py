@@ -162,7 +162,7 @@ class Relay:
         if self._chunked_up and x.body.done:
             out = [*out, last_chunk(x.body.trailers)]
         if out and not upstream.lost:
-            upstream.transport.writelines(out)
+            upstream.write(out)
         self._moved = self._clock.monotonic()
         return True
 
@@ -225,7 +225,7 @@ class Relay:
     def _write_to_client(self, out: list[bytes]) -> None:
         if self._client.lost:
             raise ClientLeft("Client left before its response could be sent")
-        self._client.transport.writelines(out)
+        self._client.write(out)
         self._moved = self._clock.monotonic()
 
     def _body_deadline(self, now: float) -> float:

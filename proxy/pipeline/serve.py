@@ -115,8 +115,6 @@ def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
         raise MethodNotAllowed("TRACE is not allowed", close=head.has_body, allow="GET, HEAD, POST")
     hops = head.max_forwards
     last = hops is not None and hops.isdigit() and int(hops[:9]) == 0
-    if hops is not None and hops.isdigit() and not last:
-        head.max_forwards = b"%d" % (int(hops[:9]) - 1)
     if not last and (head.target != "*" or plan.table.takes("OPTIONS *")):
         return False
     x.status = 204

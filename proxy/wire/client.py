@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.wire.codec import RequestHead, find_head_end, parse_request
+from proxy.wire.codec import HeadMemo, RequestHead, find_head_end, parse_request
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
 
@@ -22,12 +22,13 @@ from proxy.wire.stream import Stream
 class Limits:
     """What a client may send, in bytes and fields (config `limits`)."""
 
-    __slots__ = ("fields", "head", "line")
+    __slots__ = ("fields", "head", "line", "memo")
 
     def __init__(self, line: int, head: int, fields: int) -> None:
         self.line = line
         self.head = head
         self.fields = fields
+        self.memo = HeadMemo(parse_request)
 
 
 class ClientStream(Stream):
@@ -130,8 +131,9 @@ class ClientStream(Stream):
                     data = data[2:]  # one empty line is forgiven, RFC 9112 §2.2
                 end = find_head_end(data, limits.line, limits.head)
                 if end >= 0:
-                    head = parse_request(data, end, limits.fields)
-                    self.untake(data[end + 4 :])
+                    head = limits.memo.read(data, end, limits.fields)
+                    if len(data) > end + 4:
+                        self.untake(data[end + 4 :])
                     self.requests += 1
                     return head
                 self.untake(data)
