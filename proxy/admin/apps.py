@@ -28,7 +28,7 @@ class Part(Protocol):
 def admin_app(config: Admin, operated: Operated, parts: Sequence[Part] = ()) -> web.Application:
     """The operator's door: everything, behind the token if there is one."""
     token = None if config.token is None else config.token.get_secret_value()
-    mounted = [Probes(operated), Control(operated), *parts]
+    mounted: list[Part] = [Probes(operated), Control(operated), *parts]
     return _app(token, config.bind, config.hosts, mounted)
 
 

@@ -116,8 +116,10 @@ class Metrics:
             ("listener",),
             [((tally.name,), tally.open) for tally in listeners],
         )
+        # Not `proxy_client_connections_total`: in OpenMetrics a counter's family is named without
+        # the suffix, and that name is the gauge's.
         yield _counter(
-            "proxy_client_connections",
+            "proxy_client_connections_accepted",
             "Connections of clients accepted",
             ("listener",),
             [((tally.name,), tally.accepted) for tally in listeners],

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.telemetry.access import FIELDS as ACCESS_FIELDS
-from proxy.telemetry.logs import FIELDS, LineFormatter, Logs
+from proxy.telemetry.logs import FIELDS, LineFormatter, Logs, WriterHandler
 from tests.telemetry_facts import Facts
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -108,9 +108,11 @@ def test_values_that_json_cannot_say_do_not_cost_the_line(log: Log) -> None:
 
 def test_a_line_that_cannot_be_made_is_counted(log: Log) -> None:
     """Wrong arguments and failing string forms are the log's problem, not the caller's."""
-    logger = logging.getLogger("proxy.x")
-    logger.info("%s", Unspeakable())
-    logger.info("%d", "x")
+    handler = WriterHandler(log.logs.writer, "run-1")
+    for message, argument in (("%s", Unspeakable()), ("%d", "x")):
+        handler.handle(
+            logging.LogRecord("proxy.x", logging.INFO, "x.py", 1, message, (argument,), None)
+        )
     assert log.lines() == []
     assert log.logs.lines_dropped == 2
 
@@ -249,7 +251,7 @@ def test_hostile_facts_make_one_json_line_or_none(facts: Facts) -> None:
         put = staticmethod(lines.append)
         count_drop = staticmethod(lambda: lines.append(b""))
 
-    AccessLog(Writer()).bind("in\"gress", "job-status")(facts)  # type: ignore[arg-type]
+    AccessLog(Writer()).bind('in"gress', "job-status")(facts)  # type: ignore[arg-type]
     (raw,) = lines
     if raw:
         assert raw.count(b"\n") == 1

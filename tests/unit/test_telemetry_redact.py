@@ -19,7 +19,10 @@ from proxy.telemetry.redact import clean_target, clean_text, is_plain, is_secret
         ("/j?%2561pikey=abc", "/j?%2561pikey=***"),
         ("/j?user[password]=abc", "/j?user[password]=***"),
         ("/j?X-Amz-Signature=abc&X-Amz-Expires=3", "/j?X-Amz-Signature=***&X-Amz-Expires=3"),
-        ("/j?code=1&sig=2&key=3&session=4&auth=5", "/j?code=***&sig=***&key=***&session=***&auth=***"),
+        (
+            "/j?code=1&sig=2&key=3&session=4&auth=5",
+            "/j?code=***&sig=***&key=***&session=***&auth=***",
+        ),
         ("/j?a=1;token=abc", "/j?a=1;token=***"),
         ("/j?a=1;token=abc&b=2", "/j?a=1;***&b=2"),
         ("/j?token=a=b&token=", "/j?token=***&token="),
@@ -34,7 +37,7 @@ from proxy.telemetry.redact import clean_target, clean_text, is_plain, is_secret
     ],
 )
 def test_secrets_and_control_characters_do_not_show(target: str, shown: str) -> None:
-    """Values of secret-looking names, userinfo and unprintable bytes are replaced; the rest stays."""
+    """Secret-looking values, userinfo and unprintable bytes are replaced; the rest stays."""
     assert (target if is_plain(target) else clean_target(target)) == shown
 
 
