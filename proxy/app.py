@@ -230,6 +230,10 @@ class Proxy:
 
     # --- what the admin sees (`Operated`) ----------------------------------------------------
 
+    def live(self) -> bool:
+        """While this can be asked, the loop runs."""
+        return True
+
     def readiness(self) -> Readiness:
         """Ready while started and not draining."""
         state = "draining" if self._draining else "serving" if self._started else "starting"
@@ -256,6 +260,10 @@ class Proxy:
             for name, listener in self._config.listeners.items()
             for route in listener.routes
         ]
+
+    def log_level(self) -> str:
+        """The level in force."""
+        return self._logs.level
 
     def set_log_level(self, level: str) -> None:
         """Change the level until the next reload."""

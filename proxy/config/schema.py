@@ -304,12 +304,15 @@ class Mirror(Model):
 
 
 class Admin(Model):
-    """The operator's door. Off loopback only with a token."""
+    """The operator's door. Off loopback only with a token. On loopback `Host` is checked: a page on
+    the web may point a name of its own at 127.0.0.1."""
 
     bind: Bind = units.Bind("127.0.0.1", 9901)
     """Where operators and `reliability-proxy jobs` connect."""
     token: Annotated[Secret, Field(min_length=1)] | None = None
     """Bearer token; needed off loopback."""
+    hosts: tuple[str, ...] = ()
+    """Names that `Host` may have besides addresses and `localhost`, while bound to loopback."""
 
 
 class Metrics(Model):
