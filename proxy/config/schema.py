@@ -134,13 +134,36 @@ class ClientTimeouts(Model):
     """Between two requests on one connection, which is then closed."""
 
 
-class Upload(Model):
-    """What an upload must be (issue: upload validation)."""
+AudioType = Literal[
+    "audio/mpeg",
+    "audio/wav",
+    "audio/x-wav",
+    "audio/mp4",
+    "audio/m4a",
+    "audio/ogg",
+    "audio/flac",
+    "audio/webm",
+    "audio/aac",
+]
 
-    field: str | None = "audio_file"
-    max_size: Size = 50 * 1024 * 1024
-    max_duration: Duration | None = 600.0
-    types: tuple[str, ...] = ("audio/mpeg", "audio/wav", "audio/mp4", "audio/ogg")
+
+class Upload(Model):
+    """What an upload must be. `field` names the one file part of the form; `null` means that the
+    request body is the file itself. `max_duration: null` sets no limit, but the file must still
+    play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it."""
+
+    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
+    max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
+    max_duration: Annotated[Duration, Field(gt=0)] | None = 600.0
+    types: Annotated[tuple[AudioType, ...], Field(min_length=1)] = (
+        "audio/mpeg",
+        "audio/wav",
+        "audio/x-wav",
+        "audio/mp4",
+        "audio/m4a",
+        "audio/ogg",
+    )
     mode: Literal["enforce", "report"] = "enforce"
 
 
