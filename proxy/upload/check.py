@@ -1,10 +1,11 @@
-"""One upload, as the engine sees it: bytes in, bytes that may go upstream out, a verdict at the end.
+"""One upload, as the engine sees it: bytes in, bytes for upstream out, a verdict at the end.
 
 Rules:
 1. Nothing of a form goes upstream before the file's type is known: at most 64 KiB of the file and
    the fields before it are held. So a PDF called `song.mp3` never reaches the app, not even its
    first byte, and the canonical header can name what the file really is.
-2. The end is held back until the verdict: of a form the last boundary, of a raw body its last piece.
+2. The end is held back until the verdict: of a form the last boundary, of a raw body the last
+   piece.
 3. What goes upstream is written anew: our own boundary, which no client can know (so no parser, be
    it as lenient as it likes, finds a boundary within the file), one `Content-Disposition` per part,
    a safe file name, the detected type. The length changes with it: a form is forwarded chunked, a
@@ -148,7 +149,8 @@ class UploadCheck:
         """Whether the engine should stop reading the client until `drained` returns."""
         if self._error is not None or self._session.decided:
             return False
-        return self._session.full or self._held_size > HIGH_WATER
+        unknown = self._session.kind is None
+        return self._session.full or (unknown and self._held_size > HIGH_WATER)
 
     async def drained(self) -> None:
         """Wait until not `blocked`. Raises as `feed` does where the verdict comes first."""

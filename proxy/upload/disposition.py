@@ -1,10 +1,10 @@
 """Header values of multipart forms: read strictly, written in one canonical way.
 
 Rules:
-1. What can be read in two ways is refused: a parameter twice, text outside a parameter, a quote that
-   does not end. Parsers differ there, and the app's must find what we found.
-2. Both escapes of the field are understood, `\\"` (RFC 2183) and `%22` (the HTML standard); only the
-   latter is written.
+1. What can be read in two ways is refused: a parameter twice, text outside a parameter, a quote
+   that does not end. Parsers differ there, and the app's must find what we found.
+2. Both escapes of the field are understood, `\\"` (RFC 2183) and `%22` (the HTML standard); only
+   the latter is written.
 3. `filename*` (RFC 8187) must not be in a form (RFC 7578 §4.2), yet old clients send it for names
    that are not ASCII: it is read, and written as a plain `filename`.
 4. A file name keeps letters, digits and a few marks of any script. Its last extension is that of
@@ -19,11 +19,11 @@ from urllib.parse import unquote_to_bytes
 
 from proxy.upload.families import Family
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _PARAMETER = re.compile(
-    rf';[ \t]*({_TOKEN})=(?:({_TOKEN})|"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[ -\x7e])*)")[ \t]*'
+    rf';[ \t]*({_WORD})=(?:({_WORD})|"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[ -\x7e])*)")[ \t]*'
 )
-_MEDIA_TYPE = re.compile(rf"[ \t]*({_TOKEN})(?:/({_TOKEN}))?[ \t]*")
+_MEDIA_TYPE = re.compile(rf"[ \t]*({_WORD})(?:/({_WORD}))?[ \t]*")
 # RFC 2046 §5.1.1: 1 to 70 of these, the last one no space
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _MAX_STEM = 100

@@ -27,7 +27,7 @@ HEAD = 64 * 1024  # bytes that signature and libmagic see; FFmpeg skips as much 
 UNKNOWN_LABEL = "application/octet-stream"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object per family: compared and hashed by identity
 class Family:
     """One row of the table. `media_type` is what goes upstream as the part's `Content-Type`;
     `extensions` are kept in a file name, the first one replaces any other; `options` are the

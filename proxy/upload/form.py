@@ -11,12 +11,20 @@ The parser is defnull's `multipart` in strict mode; docs/uploads.md compares it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
+from multipart import (  # type: ignore[import-untyped]
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+)
 
 from proxy.upload import disposition
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 MAX_PARTS = 200
 MAX_HEADER_LINE = 8 * 1024
@@ -30,7 +38,7 @@ class FormError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """The head of one part. `filename` is None for a plain field, as the client gave it for a file."""
+    """The head of one part. `filename`: as the client gave it; None for a plain field."""
 
     name: str
     filename: str | None
@@ -136,7 +144,7 @@ def _part(segment: MultipartSegment) -> Part:
         if name in seen and name in ("Content-Disposition", "Content-Type"):
             raise FormError(f"a part has two {name} fields")
         seen.add(name)
-        if any(ord(char) < 32 and char != "\t" or char == "\x7f" for char in value):
+        if _CONTROL.search(value):
             raise FormError("a part header has control characters")
         try:
             if name == "Content-Disposition":

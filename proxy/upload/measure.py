@@ -49,7 +49,7 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{512,}")
 
 
 class NotAudio(Exception):
-    """The bytes are something else, or something more: `what` is a media type or half a sentence."""
+    """The bytes are something else, or more: `what` is a media type or half a sentence."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -74,7 +74,7 @@ class PastLimit(Exception):
 
 @dataclass
 class _Walk:
-    """What one audio stream has shown so far, in units of its time base where not said otherwise."""
+    """What one audio stream has shown so far; times in units of its time base."""
 
     tick: float  # seconds
     total: int = 0
@@ -115,7 +115,7 @@ def measure(
     except (av.error.FFmpegError, ValueError) as error:
         raise Undecodable("broken") from error
     with container:
-        _refuse_video(container)
+        _refuse_video(container, family)
         streams = list(container.streams.audio)
         if not streams:
             raise NotAudio(f"{family.media_type} without audio")
@@ -123,7 +123,7 @@ def measure(
         walks = _walk(container, streams, family, limit, indexed=indexed)
         if indexed and walks[0].tried == _TRY_DECODE:
             _follow_index(walks[0], streams[0], source.received)
-        _refuse_video(container)  # streams may come up late, in fragments and chained files
+        _refuse_video(container, family)  # streams may come up late, in fragments and chained files
     source.drain()
     if family is MPEG:
         for walk in walks:
@@ -138,10 +138,10 @@ def measure(
     return longest
 
 
-def _refuse_video(container: InputContainer) -> None:
+def _refuse_video(container: InputContainer, family: Family) -> None:
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            raise NotAudio(f"{container.format.name.split(',')[0]} with a video track")
+            raise NotAudio(f"{family.media_type} with a video track")
 
 
 def _walk(
@@ -211,7 +211,7 @@ def _check_frame(walk: _Walk, packet: Any) -> None:
 
 
 def _refuse_junk(walk: _Walk, tail: bytes) -> None:
-    """Rule 4. The demuxer has skipped ID3v2 and leading junk; tags at the end are in the packets."""
+    """Rule 4. The demuxer skipped ID3v2 and leading junk; tags at the end are in the packets."""
     junk = walk.size - walk.framed - trailing_tags(tail)
     if junk > walk.framed or junk > max(_JUNK_FLOOR, walk.size // 20):
         raise Undecodable("junk")

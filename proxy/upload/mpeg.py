@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-# kbit/s by index, ISO/IEC 11172-3 and 13818-3: MPEG-1 layers I, II, III; MPEG-2 layer I, II and III.
+# kbit/s by index, for (MPEG version, layer): ISO/IEC 11172-3 and 13818-3
 _BIT_RATES = {
     (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),

@@ -5,7 +5,8 @@ millisecond, and every upload has limits, a sandbox and a death of its own. The 
 a byte of an upload.
 
 Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attached starts a process,
-`b"K" + id` kills it; the parent says `b"R"` once when it is ready. It leaves when the socket closes.
+`b"K" + id` kills it; the parent says `b"R"` once, when it is ready, and leaves when the socket
+closes.
 
 Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file, then shuts down
 its side. The process answers in lines of JSON, at most two: `{"label", "type"}` as soon as the type
@@ -153,7 +154,7 @@ def _exactly(upload: socket.socket, size: int) -> bytes:
 def _open_spool() -> IO[bytes]:
     """Made before the sandbox closes, whether needed or not: 20 µs. On disk if there is one."""
     try:
-        return tempfile.TemporaryFile(prefix="upload-probe-")  # noqa: SIM115
+        return tempfile.TemporaryFile(prefix="upload-probe-")
     except OSError:
         return _no_spool()
 

@@ -1,4 +1,4 @@
-"""What a probe process may do: compute, read its socket, write its spool. Nothing else.
+"""What a probe process may do: compute, read its socket, write its spool.
 
 Linux: a seccomp filter refuses (EPERM) to open files, make sockets, start programs or threads and
 touch other processes; `no_new_privs` makes that possible without privileges. Memory, CPU time and
@@ -17,19 +17,33 @@ import sys
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _FILTER = 38, 4, 22, 2
 
-# Per machine: its AUDIT_ARCH number, and the numbers of: open, creat, openat, openat2, socket,
-# connect, bind, execve, execveat, fork, vfork, clone, clone3, kill, ptrace, process_vm_readv and
-# _writev, unlink, unlinkat, rename..., io_uring_setup, bpf (those that the machine has).
-_REFUSED: dict[str, tuple[int, tuple[int, ...]]] = {
-    "x86_64": (
-        0xC000003E,
-        (2, 85, 257, 437, 41, 42, 49, 59, 322, 57, 58, 56, 435, 62, 101, 310, 311, 87, 263, 82)
-        + (264, 316, 425, 321),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        (56, 437, 198, 203, 200, 221, 281, 220, 435, 129, 117, 270, 271, 35, 38, 276, 425, 280),
-    ),
+# System calls refused, by machine: their numbers on x86-64 and on arm64 (None: does not exist there).
+_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # AUDIT_ARCH, column
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "open": (2, None),
+    "creat": (85, None),
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "kill": (62, 129),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "unlink": (87, None),
+    "unlinkat": (263, 35),
+    "rename": (82, None),
+    "renameat": (264, 38),
+    "renameat2": (316, 276),
+    "io_uring_setup": (425, 425),
+    "bpf": (321, 280),
 }
 _LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
@@ -56,10 +70,13 @@ def _limit(which: int, value: int) -> None:
 
 def forbid_system_calls() -> bool:
     """Install the filter on this process for good. False where the system has none."""
-    refused = _REFUSED.get(platform.machine())
-    if sys.platform != "linux" or refused is None:
+    known = _ARCHITECTURES.get(platform.machine())
+    if sys.platform != "linux" or known is None:
         return False
-    architecture, numbers = refused
+    architecture, column = known
+    numbers = tuple(
+        number for numbers in _REFUSED.values() if (number := numbers[column]) is not None
+    )
     libc = ctypes.CDLL(None, use_errno=True)
     program = _program(architecture, numbers)
     code = ctypes.create_string_buffer(program, len(program))
@@ -68,10 +85,10 @@ def forbid_system_calls() -> bool:
         struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     )
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    return (
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-        and libc.prctl(_PR_SET_SECCOMP, _FILTER, header, 0, 0) == 0
-    )
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    installed: int = libc.prctl(_PR_SET_SECCOMP, _FILTER, header, 0, 0)
+    return installed == 0
 
 
 def _program(architecture: int, numbers: tuple[int, ...]) -> bytes:

@@ -22,8 +22,8 @@ class Sniffer(Protocol):
 def load_sniffer() -> Sniffer:
     """libmagic with its database loaded. Raises `ImportError` where neither copy is usable."""
     if ctypes.util.find_library("magic") is None:
-        import pylibmagic  # noqa: F401, PLC0415
-    import magic  # noqa: PLC0415
+        import pylibmagic  # noqa: F401
+    import magic
 
     sniffer: Sniffer = magic.Magic(mime=True)
     return sniffer
