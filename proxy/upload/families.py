@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from proxy.upload import mpeg
+from proxy.upload.foreign import starts_foreign
 
 HEAD = 64 * 1024  # bytes that signature and libmagic see; FFmpeg skips as much leading junk
 UNKNOWN_LABEL = "application/octet-stream"
@@ -143,13 +144,12 @@ def _by_signature(head: bytes) -> tuple[Family | None, bool]:
         return AAC, False
     if start:  # a tag: what follows may lie beyond `head`, the walk will tell
         return MPEG, False
-    # Leading junk: the earlier chain of the two wins.
-    found = [
-        (at, family)
-        for family, at in ((MPEG, mpeg.find_chain(head)), (AAC, mpeg.find_chain(head, adts=True)))
-        if at >= 0
-    ]
-    return (min(found, key=lambda item: item[0])[1], False) if found else (None, False)
+    # Leading junk: the earlier chain of the two wins, unless the junk is something.
+    chains = ((mpeg.find_chain(head), MPEG), (mpeg.find_chain(head, adts=True), AAC))
+    at, family = min(chains, key=lambda chain: chain[0] if chain[0] >= 0 else len(head))
+    if at < 0 or starts_foreign(head[:at]):
+        return None, False
+    return family, False
 
 
 def after_id3(head: bytes) -> int:

@@ -175,7 +175,9 @@ def _examine(
         label = sniffer.from_buffer(source.head)
         family = recognise(source.head, label)
         if family is None or family.media_type not in accepted:
-            _answer(upload, refused="type", what=family.media_type if family else label)
+            known = any(label in other.labels for other in BY_MEDIA_TYPE.values())
+            what = family.media_type if family else "unreadable data" if known else label
+            _answer(upload, refused="type", what=what)
             return
         _answer(upload, label=label, type=family.media_type)
         seekable = None
