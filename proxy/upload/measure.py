@@ -5,12 +5,12 @@ Rules:
 2. Three measures, the largest counts: the sum of packet durations; the span of their time stamps;
    and, for codecs whose packets all play equally long, packets times the length of a decoded one.
    A header that lies about one does not change the others.
-3. The walk ends at the first packet past the limit and `GRACE`. Where the whole file had to arrive before its
-   index could be read (an MP4 written in one go), the rest of the walk follows that index instead
-   of the packets: 8 ms instead of 55 for ten minutes of AAC, and the client is waiting.
+3. The walk ends at the first packet past the limit and `GRACE`. Where the whole file had to arrive
+   before its index could be read (an MP4 written in one go), the rest of the walk follows that
+   index instead of the packets: 8 ms instead of 55 for ten minutes of AAC, and the client waits.
 4. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
-   when it is one whole frame of the first one's kind, and what does not count must stay a small
-   part; elsewhere at least one of the first packets must really decode.
+   when it is one whole frame of the kind of the one before, and the rest must stay a small part;
+   elsewhere at least one of the first packets must really decode.
 5. PCM is any bytes at all. So samples that start like another file format, or that read as text,
    are no PCM; nor is a file that is at the same time a ZIP archive or a PDF document, whose readers
    look at the end and at the first KiB.
@@ -29,8 +29,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.upload import mpeg
-from proxy.upload.foreign import contains_foreign, starts_foreign
 from proxy.upload.families import MPEG, WAV, Family
+from proxy.upload.foreign import contains_foreign, starts_foreign
 from proxy.upload.source import Source
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -212,10 +212,9 @@ def _count_unclaimed(walk: _Walk, file_size: int) -> None:
 
 def _check_frame(walk: _Walk, packet: Any) -> None:
     header = int.from_bytes(memoryview(packet)[:4], "big")
-    if mpeg.frame_length(header & 0xFFFFFE00) == packet.size and (
-        walk.kind is None or header & mpeg.SAME_KIND == walk.kind
-    ):
-        walk.kind = header & mpeg.SAME_KIND
+    kind = header & mpeg.SAME_KIND
+    same, walk.kind = walk.kind in (None, kind), kind
+    if same and mpeg.frame_length(header & 0xFFFFFE00) == packet.size:
         walk.framed += packet.size
         walk.unframed = 0
     else:

@@ -17,7 +17,7 @@ import sys
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _FILTER = 38, 4, 22, 2
 
-# System calls refused, by machine: their numbers on x86-64 and on arm64 (None: does not exist there).
+# System calls refused, with their numbers on x86-64 and on arm64 (None: not there).
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # AUDIT_ARCH, column
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "open": (2, None),
