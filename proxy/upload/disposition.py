@@ -95,13 +95,18 @@ def safe_file_name(given: str, family: Family) -> str:
     """A name that no shell, path, header or log takes amiss: rule 4."""
     base = unicodedata.normalize("NFC", given.replace("\\", "/").rsplit("/", 1)[-1])
     base = base.replace("%22", "_").replace("%0D", "_").replace("%0A", "_")
-    clean = "".join(char if char.isalnum() or char in "._-() " else "_" for char in base)
+    clean = "".join(char if _kept(char) else "_" for char in base)
     stem, dot, extension = clean.rpartition(".")
     suffix = (dot + extension).lower()
     if not dot or len(suffix) > 6:
         stem = clean
     stem = stem.strip(". -_")[:_MAX_STEM].strip() or "audio"
     return stem + (suffix if suffix in family.extensions else family.extensions[0])
+
+
+def _kept(char: str) -> bool:
+    # letters, marks that letters carry, numbers
+    return char in "._-() " or unicodedata.category(char)[0] in "LMN"
 
 
 def write_disposition(name: str, filename: str | None = None) -> bytes:

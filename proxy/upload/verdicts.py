@@ -34,7 +34,9 @@ def too_large(
     measured: int, limit: int, field: str | None, *, at_least: bool = False
 ) -> errors.UploadTooLarge:
     """`measured` bytes; `at_least`: it was only counted so far, the rest was not read."""
-    found = f"over {size_text(limit)}" if at_least else size_text(measured, measured=True)
+    found = size_text(measured, measured=True)
+    if at_least or found == size_text(limit):
+        found = f"over {size_text(limit)}"
     return errors.UploadTooLarge(
         f"Audio file too large: {found} (max: {size_text(limit)})",
         limit=limit,
