@@ -9,7 +9,7 @@ Rules:
    it, up to `QUEUE_TIMEOUT`.
 3. Nothing here blocks: the socket is written as far as it takes, the rest is kept (the caller stops
    reading its client above `HIGH_WATER`) and written when the socket is ready.
-4. A process that takes nothing for `STALL_TIMEOUT`, or gives no verdict within `VERDICT_TIMEOUT` of
+4. A process that takes nothing or has no type for `STALL_TIMEOUT`, or gives no verdict within `VERDICT_TIMEOUT` of
    the end, is killed, and so is one whose upload was given up.
 5. The parent is started again when it dies. Uploads in progress do not notice.
 """
@@ -349,11 +349,14 @@ class ProbeSession:
             if self._writing:
                 self._writing = False
                 self._loop.remove_writer(sock)
-            self._cancel_timer()
             if self._ended:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_WR)
                 self._set_timer(VERDICT_TIMEOUT, "stalled")
+            elif self.kind is not None:
+                self._cancel_timer()
+            elif self._timer is None:  # it has the head: the type is due
+                self._set_timer(STALL_TIMEOUT, "stalled")
         if was_full and not self.full:
             self._listener()
 
@@ -377,6 +380,8 @@ class ProbeSession:
                 return
             if "type" in answer and self.kind is None:
                 self.kind = answer
+                if not self._backlog and not self._ended:
+                    self._cancel_timer()
             else:
                 self.verdict = answer
                 self.close()
