@@ -199,7 +199,10 @@ def _follow_index(walk: _Walk, stream: AudioStream, file_size: int) -> None:
         raise Undecodable("broken")
     step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0
     walk.packets = len(stamps)
-    walk.total = max(walk.total, max(stamps) - min(stamps) + max(step, 0))
+    played = max(stamps) - min(stamps) + max(step, 0)
+    if stream.duration and abs(played - stream.duration) <= step:
+        played = stream.duration  # the last packet is shorter than the one before it
+    walk.total = max(walk.total, played)
 
 
 def _count_unclaimed(walk: _Walk, file_size: int) -> None:
