@@ -82,6 +82,12 @@ class ListenerRuntime:
         for client in list(self.clients):
             client.drain()
 
+    def cut(self) -> None:
+        """End every exchange in progress: with a 503 where no answer has begun."""
+        for client in list(self.clients):
+            client.cut = True
+            client.notify()
+
     async def drained(self) -> None:
         """Until the last connection's coroutine has ended."""
         while tasks := [client.task for client in self.clients if client.task is not None]:

@@ -37,7 +37,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        head.passing,
+        _passing(x, head),
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -45,8 +45,10 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    if head.chunked:
+    if goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
+    elif x.filter is not None:
+        parts.append(b"\r\nContent-Length: %d" % (x.filter.forward_length or 0))
     elif head.content_length is not None:
         parts.append(b"\r\nContent-Length: %d" % head.content_length)
     if wants_websocket(head):
@@ -55,6 +57,20 @@ def request_head(
         parts.append(b"\r\nTE: trailers\r\nConnection: TE")
     parts.append(b"\r\n\r\n")
     return b"".join(parts)
+
+
+def goes_chunked(x: Exchange) -> bool:
+    """Whether the request's body goes upstream in chunks."""
+    if x.filter is not None:
+        return x.filter.forward_length is None
+    return x.head is not None and x.head.chunked
+
+
+def _passing(x: Exchange, head: RequestHead) -> bytes:
+    """The client's fields; `Content-Type` is the filter's if it has an opinion."""
+    if x.filter is None or x.filter.content_type is None:
+        return head.passing
+    return head.passing_with(b"content-type", x.filter.content_type)
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:

@@ -90,6 +90,8 @@ class Service:
         x.route = x.plan.name
         for observe in x.plan.started:
             observe(x)
+        if x.plan.filter is not None:
+            x.filter = x.plan.filter(x)
         assert x.plan.upstream is not None
         await forward(x, plan, x.plan.upstream)
 
@@ -153,6 +155,8 @@ def _finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    if x.filter is not None:
+        x.filter.close()
 
 
 async def _discard_rest(client: ClientStream, x: Exchange) -> bool:

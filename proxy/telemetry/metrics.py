@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, cast
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -46,6 +46,7 @@ class Metrics:
     """One registry per process. `registry` is open to other parts, for ordinary metrics."""
 
     def __init__(self, version: str) -> None:
+        disable_created_metrics()  # a second series for each, which no query of ours reads
         self.registry = CollectorRegistry()
         self.loop_lag = Distribution(BUCKETS)
         self.upstream_connections: Callable[[], Iterable[tuple[str, int, int]]] = tuple

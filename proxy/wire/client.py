@@ -42,6 +42,7 @@ class ClientStream(Stream):
         "_sweeper",
         "address",
         "clock",
+        "cut",
         "draining",
         "eof_at",
         "host_ip",
@@ -71,6 +72,7 @@ class ClientStream(Stream):
         self.secure = False
         self.requests = 0
         self.draining = False  # the exchange in progress is the last one
+        self.cut = False  # and its time is over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

@@ -143,13 +143,15 @@ class RequestHead:
     def has_body(self) -> bool:
         return self.chunked or bool(self.content_length)
 
-    def field(self, name: bytes) -> bytes | None:
-        """The value of the first passing field of that lower-case name."""
-        for line in self.lines:
-            found, _, value = line.partition(b":")
-            if found.lower() == name:
-                return value.strip(b" \t")
-        return None
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all passing fields of that lower-case name."""
+        parts = (line.partition(b":") for line in self.lines)
+        return [value.strip(b" \t") for found, _, value in parts if found.lower() == name]
+
+    def passing_with(self, name: bytes, value: bytes) -> bytes:
+        """`passing` with the fields of that lower-case name replaced by one."""
+        kept = [line for line in self.lines if line.partition(b":")[0].lower() != name]
+        return b"\r\n" + b"\r\n".join([*kept, name.title() + b": " + value])
 
 
 class ResponseHead:
