@@ -46,7 +46,7 @@ class Metrics:
     """One registry per process. `registry` is open to other parts, for ordinary metrics."""
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # a second series for each, which no query of ours reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query of ours reads
         self.registry = CollectorRegistry()
         self.loop_lag = Distribution(BUCKETS)
         self.upstream_connections: Callable[[], Iterable[tuple[str, int, int]]] = tuple
