@@ -9,8 +9,8 @@ Rules:
    it, up to `QUEUE_TIMEOUT`.
 3. Nothing here blocks: the socket is written as far as it takes, the rest is kept (the caller stops
    reading its client above `HIGH_WATER`) and written when the socket is ready.
-4. A process that takes nothing or has no type for `STALL_TIMEOUT`, or gives no verdict within `VERDICT_TIMEOUT` of
-   the end, is killed, and so is one whose upload was given up.
+4. A process that takes nothing or has no type for `STALL_TIMEOUT`, or gives no verdict within
+   `VERDICT_TIMEOUT` of the end, is killed, and so is one whose upload was given up.
 5. The parent is started again when it dies. Uploads in progress do not notice.
 """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-_PICTURE = "-f lavfi -i color=red:size=600x600:rate=25:duration=0.04 -map 0 -map 1 -disposition:v attached_pic"
+_RED = "-f lavfi -i color=red:size=600x600:rate=25:duration=0.04"
+_PICTURE = f"{_RED} -map 0 -map 1 -disposition:v attached_pic"
 FILES = {
     "cbr.mp3": "-c:a libmp3lame -b:a 128k",
     "vbr.mp3": "-c:a libmp3lame -q:a 4",

@@ -36,6 +36,7 @@ async def feed_until_refused(check: UploadCheck, piece: bytes, times: int) -> Pr
     try:
         for _ in range(times):
             check.feed(piece)
+            await asyncio.sleep(0)  # a client's next bytes come with the next turn of the loop
             if check.blocked:
                 await check.drained()
     except ProxyError as error:
