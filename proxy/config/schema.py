@@ -21,9 +21,11 @@ from pydantic import (
     PlainSerializer,
     SecretStr,
     WithJsonSchema,
+    model_validator,
 )
 
 from proxy.config import patterns, units
+from proxy.redis_url import parse_redis_url
 
 # In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
 Duration = Annotated[
@@ -179,6 +181,40 @@ class JobRole(Model):
     fallback_after: Duration = 2.0
 
 
+class StaticAnswer(Model):
+    """An answer from the config instead of the upstream's."""
+
+    status: Annotated[int, Field(ge=200, le=599)] = 200
+    """The status."""
+    headers: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")],
+        Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")],
+    ] = {}
+    """Fields, for example `Content-Type`."""
+    body: str = ""
+    """The body, sent as UTF-8."""
+
+
+class Fallback(Model):
+    """What the caller gets while the circuit is open or the upstream fails, instead of the error.
+    With both, `stale` comes first."""
+
+    answer: StaticAnswer | None = None
+    """This answer."""
+    stale: Annotated[Duration, Field(gt=0)] | None = None
+    """The last good (200) answer to the same GET, no older than this, with `X-Stale: true`."""
+    stale_memory: Size = 16 * 1024 * 1024
+    """What stale answers of this route may take up in memory."""
+    stale_max_body: Size = 1024 * 1024
+    """Longer answers are not kept."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Fallback:
+        if self.answer is None and self.stale is None:
+            raise ValueError("expected answer or stale, found neither")
+        return self
+
+
 class Route(Model):
     """One line of the routing table; `name` is also the metric label `endpoint`."""
 
@@ -194,6 +230,8 @@ class Route(Model):
     """Check uploads before they reach the upstream."""
     job: JobRole | None = None
     """What this route does with the jobs of a mirror."""
+    fallback: Fallback | None = None
+    """What to answer while the upstream cannot."""
 
 
 class Listener(Model):
@@ -265,14 +303,45 @@ class Breaker(Model):
     """When to stop calling a failing upstream. 5 failures, 60 s, 3 probes: the sprint document."""
 
     failure_threshold: Annotated[int, Field(ge=1)] = 5
+    """Consecutive failures that open it: here, or summed over the fleet."""
     open_for: Annotated[Duration, Field(gt=0)] = 60.0
-    half_open_max_calls: Annotated[int, Field(ge=1)] = 3
+    """How long it refuses before the first probe."""
+    half_open_max_calls: Annotated[int, Field(ge=1, le=100)] = 3
+    """Probes at one time in the whole fleet, and as many successes close it."""
+    max_open_for: Annotated[Duration, Field(gt=0)] | None = None
+    """Each failed probe doubles the open time up to this; absent: it stays `open_for`."""
+    jitter: Share = 0.1
+    """At most this share is added to a grown open time, so that fleets do not probe in step."""
+    failure_on: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (500, 502, 503, 504)
+    """Statuses that count as failures, besides connect errors, resets and time-outs."""
+    failure_ratio: Annotated[Share, Field(gt=0)] | None = None
+    """Also open when this share of the calls in `window` failed."""
+    slow_call: Annotated[Duration, Field(gt=0)] | None = None
+    """A call that takes longer than this is slow."""
+    slow_ratio: Annotated[Share, Field(gt=0)] | None = None
+    """Also open when this share of the calls in `window` was slow."""
+    window: Annotated[Duration, Field(gt=0)] = 30.0
+    """What the ratios look back over, in each process by itself."""
+    minimum_calls: Annotated[int, Field(ge=1)] = 20
+    """Fewer calls than this in `window` say nothing."""
+    probe_lease: Annotated[Duration, Field(gt=0)] | None = None
+    """A probe without an outcome is given back after this; absent: connect plus response
+    time-out."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Breaker:
+        if self.max_open_for is not None and self.max_open_for < self.open_for:
+            raise ValueError("expected max_open_for of at least open_for, found a shorter one")
+        if (self.slow_ratio is None) != (self.slow_call is None):
+            raise ValueError("expected slow_call and slow_ratio together, found one of them")
+        return self
 
 
 class Retry(Model):
-    """When to try again. `budget` is the share of extra load that retries may cause."""
+    """When to try again, and how much of that the upstream must bear."""
 
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """At most this many in all, the first included."""
     on: tuple[
         Literal["connect", "reset", "timeout"] | Annotated[int, Field(ge=400, le=599)], ...
     ] = (
@@ -281,9 +350,60 @@ class Retry(Model):
         503,
         504,
     )
-    backoff: Duration = 0.2
-    max_backoff: Duration = 5.0
+    """What is tried again: `connect` (nothing was sent), `reset`, `timeout`, or a status."""
+    backoff: Annotated[Duration, Field(gt=0)] = 0.2
+    """The first wait is random between 0 and this; each further one has twice the range."""
+    max_backoff: Annotated[Duration, Field(gt=0)] = 5.0
+    """The range of waits ends here. A longer `Retry-After` means no retry."""
     budget: Share = 0.2
+    """Retries may add this share of the upstream's calls of the last 10 s ..."""
+    min_per_second: Annotated[int, Field(ge=0)] = 3
+    """... or this many a second, where that is more."""
+    deadline: Annotated[Duration, Field(gt=0)] = 60.0
+    """No attempt begins later than this after the request came."""
+    idempotency_key: bool = False
+    """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream heeds it."""
+    buffer: Size = 64 * 1024
+    """Request bodies up to this are kept for replay; with a longer one there is no retry."""
+
+
+class Bulkhead(Model):
+    """How much of the proxy one upstream may occupy."""
+
+    max_concurrent: Annotated[int, Field(ge=1)]
+    """Requests under way at one time."""
+    queue: Annotated[int, Field(ge=0)] = 10
+    """More wait here, first come first served; beyond: 503 `overloaded` at once."""
+    queue_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """How long one waits at most; then 503 `overloaded`."""
+
+
+class Ejection(Model):
+    """Leave out single targets that fail, where there are several. Never all of them."""
+
+    failures: Annotated[int, Field(ge=1)] = 5
+    """Consecutive failures of one target; 5 as Envoy."""
+    eject_for: Annotated[Duration, Field(gt=0)] = 30.0
+    """How long it is left out: this times the number of ejections in a row, as Envoy."""
+    max_eject_for: Annotated[Duration, Field(gt=0)] = 300.0
+    """No longer than this."""
+    max_ejected: Annotated[Share, Field(gt=0)] = 0.5
+    """At most this share of the targets at one time."""
+
+
+class Health(Model):
+    """Ask each target by itself whether it is well. Defaults are HAProxy's."""
+
+    path: Annotated[str, Field(pattern=r"^/\S*$")]
+    """Asked with GET; any 2xx or 3xx is well."""
+    every: Annotated[Duration, Field(gt=0)] = 5.0
+    """From one question to the next."""
+    timeout: Annotated[Duration, Field(gt=0)] = 2.0
+    """For the whole answer."""
+    rise: Annotated[int, Field(ge=1)] = 2
+    """Good answers in a row that bring a target back."""
+    fall: Annotated[int, Field(ge=1)] = 3
+    """Bad ones in a row that take it out."""
 
 
 class Upstream(Model):
@@ -305,15 +425,53 @@ class Upstream(Model):
     """Stop calling the upstream while it fails."""
     retry: Retry | None = None
     """Try again what is safe to repeat."""
+    bulkhead: Bulkhead | None = None
+    """Bound how many requests are under way."""
+    ejection: Ejection | None = None
+    """Leave out targets that fail."""
+    health: Health | None = None
+    """Ask targets whether they are well."""
 
 
 # --- the rest -----------------------------------------------------------------------------------
 
 
+class RedisTls(Model):
+    """TLS towards `rediss://` servers; `cert` and `key` where they want a client certificate."""
+
+    ca: Path | None = None
+    """PEM file of the authorities to trust; absent: those of the system."""
+    cert: Path | None = None
+    """PEM file with our certificate and its chain."""
+    key: Path | None = None
+    """PEM file with our private key, without a passphrase."""
+    verify: bool = True
+    """Check the server's certificate and name."""
+
+
+def _check_redis_url(url: SecretStr) -> SecretStr:
+    parse_redis_url(url.get_secret_value())
+    return url
+
+
 class Redis(Model):
     """Where shared state lives. Absent: breakers are local to the process, the mirror is off."""
 
-    url: Secret
+    url: Annotated[Secret, AfterValidator(_check_redis_url)]
+    """`redis://`, `rediss://`, `unix://`, `redis+sentinel://HOST,HOST/MASTER/DB` or
+    `redis+cluster://HOST,HOST`."""
+    username: str | None = None
+    """Instead of one in the URL."""
+    password: Secret | None = None
+    """Instead of one in the URL."""
+    tls: RedisTls = RedisTls()
+    """Certificates for `rediss://`."""
+    key_prefix: Annotated[str, Field(max_length=64, pattern=r"^[^{}\s]*$")] = ""
+    """Before every key and channel of our own (not before those of the app)."""
+    connect_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """To an open connection. No request ever waits for it."""
+    command_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """From a command to its answer; beyond it Redis counts as away."""
 
 
 class Mirror(Model):

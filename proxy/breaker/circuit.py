@@ -1,0 +1,547 @@
+"""One circuit breaker as one process sees it. Pure: takes `now`, sends nothing, waits for nothing.
+
+Rules
+1. `admit` decides in local memory and at once. Each permit it gives ends in exactly one of
+   `success`, `failure`, `cancel`; a cancelled one counts as neither.
+2. Every change of state makes a new epoch. A permit knows its epoch; an outcome of an earlier one
+   is late and changes nothing.
+3. Consecutive failures here trip it here, at once. Every outcome that the fleet must know (a
+   failure; the success that ends a run of failures; a probe's) goes into one `Report`, which
+   sync.py sends. While all is well there is nothing to report.
+4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and
+   only Redis ends the open time or closes. Without Redis all of that is decided here, with the
+   same table and the same limits.
+5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here that
+   Redis has not answered yet holds until it has.
+6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which
+   were counted here, because the answer that told of one may have been lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from proxy.breaker.messages import Failure, ProbeOutcome, Report, Snapshot, Transition
+from proxy.breaker.states import Event, State, next_state
+from proxy.breaker.window import SlidingWindow
+from proxy.clock import Clock
+from proxy.config.schema import Breaker as BreakerRules
+from proxy.errors import CircuitOpen
+
+#: Failures kept to tell why it opened.
+RECENT = 10
+#: Seconds an unused probe lease is kept before it is given back to the fleet.
+HOLD = 3.0
+#: What a caller is told to wait, in seconds, when probes are under way but none is free.
+_PROBE_RETRY_AFTER = 1.0
+
+
+class Permit:
+    """Leave to make one call while closed. One object serves all calls of an epoch."""
+
+    __slots__ = ("_breaker", "_epoch")
+
+    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
+        self._breaker = breaker
+        self._epoch = epoch
+
+    def success(self, now: float, duration: float) -> None:
+        """The upstream answered well (4xx included) after `duration` seconds."""
+        breaker = self._breaker
+        if self._epoch == breaker.epoch:
+            breaker._succeeded(now, duration)
+        else:
+            breaker.late += 1
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        """The call failed: `kind` is `connect`, `reset`, `timeout` or the status as text."""
+        breaker = self._breaker
+        if self._epoch == breaker.epoch:
+            breaker._failed(now, kind, target, correlation_id, duration)
+        else:
+            breaker.late += 1
+
+    def cancel(self) -> None:
+        """Neither: the client left, or the call was never made."""
+
+
+class NeutralPermit(Permit):
+    """Leave to make a call that nobody watches: forced closed."""
+
+    __slots__ = ()
+
+    def success(self, now: float, duration: float) -> None:
+        """Counts for nothing."""
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        """Counts for nothing."""
+
+
+class ProbePermit(Permit):
+    """Leave to make one probe, under a lease."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, breaker: CircuitBreaker, epoch: int, lease: str) -> None:
+        super().__init__(breaker, epoch)
+        self.lease = lease
+
+    def success(self, now: float, duration: float) -> None:
+        slow = self._breaker.is_slow(duration)
+        failure = self._breaker.failed_call("slow", None, None) if slow else None
+        self._breaker._probed(now, self, "failure" if slow else "success", failure)
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        failure = self._breaker.failed_call(kind, target, correlation_id)
+        self._breaker._probed(now, self, "failure", failure)
+
+    def cancel(self) -> None:
+        self._breaker._probed(0.0, self, "cancel", None)
+
+
+class CircuitBreaker:
+    """The breaker of the upstream `name`.
+
+    `owner` is this process' name in the fleet, unique. `wake(breaker, urgent)` is called when there
+    is something to send; `told(breaker, transition)` for every transition. Times are monotonic
+    seconds of `clock` unless said otherwise. `probe_lease` is in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rules: BreakerRules,
+        *,
+        clock: Clock,
+        owner: str,
+        probe_lease: float = 62.0,
+        rng: random.Random | None = None,
+        told: Callable[[CircuitBreaker, Transition], None] = lambda _breaker, _transition: None,
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.clock = clock
+        self.wake: Callable[[CircuitBreaker, bool], None] = lambda _breaker, _urgent: None
+        self._told = told
+        self._random = rng or random.Random()  # noqa: S311 (jitter)
+        self.state = State.CLOSED
+        self.epoch = 0
+        self.generation = 0
+        self.shared = False
+        self.since = clock.monotonic()
+        self.until = 0.0
+        self.opens = 0
+        self.failures = 0
+        self.fleet_failures = 0
+        self.successes = 0
+        self.reason = ""
+        self.by = ""
+        self.recent: deque[Failure] = deque(maxlen=RECENT)
+        self.rejections = 0
+        self.late = 0
+        self.probes_started = 0
+        self.wanted = 0
+        self._probes: dict[str, float] = {}  # leases in use here, and when each is over
+        self._grants: deque[tuple[str, float, float]] = deque()  # lease, hold until, over at
+        self._provisional: Transition | None = None  # decided here, not yet answered
+        self._mine: deque[str] = deque(maxlen=64)
+        self._serial = 0
+        self._report: Report | None = None
+        self._window: SlidingWindow | None = None
+        self.configure(rules, probe_lease)
+        self._permit = Permit(self, 0)
+
+    def configure(self, rules: BreakerRules, probe_lease: float) -> None:
+        """Take new rules, also at a reload; state and counts stay."""
+        self.rules = rules
+        self.probe_lease = rules.probe_lease or probe_lease
+        watched = rules.failure_ratio is not None or rules.slow_ratio is not None
+        self._window = SlidingWindow(rules.window) if watched else None
+        self.failing_statuses = frozenset(rules.failure_on)
+
+    # --- the request path -----------------------------------------------------------------------
+
+    def admit(self, now: float) -> Permit:
+        """A permit for one call. Raises `CircuitOpen` at once where there is none."""
+        if self.state is State.CLOSED:
+            return self._permit
+        return self._admit_slowly(now)
+
+    def _admit_slowly(self, now: float) -> Permit:
+        if now >= self.until and not self.shared and self.state is not State.HALF_OPEN:
+            self._decide(Event.TIME_OVER, now, "open time is over")
+        state = self.state
+        if state is State.CLOSED or state is State.FORCED_CLOSED:
+            return self._permit
+        if state is State.HALF_OPEN or (state is State.OPEN and now >= self.until):
+            lease = self._lease(now)
+            if lease is not None:
+                self.probes_started += 1
+                return ProbePermit(self, self.epoch, lease)
+            if self.shared:
+                self.wanted += 1
+                self.wake(self, True)
+        elif self.shared and not self.wanted:
+            self.wanted = 1  # someone waits for the end of the open time: sync.py will ask then
+        self.rejections += 1
+        remaining = 0.0
+        why = "recovery is being probed"
+        if state is not State.HALF_OPEN:
+            remaining = self.until - now
+            why = self.reason
+        raise CircuitOpen(
+            f"Calls to {self.name} are suspended: {why}",
+            retry_after=remaining if remaining > 0 else _PROBE_RETRY_AFTER,
+            reason=state.value,
+            upstream=self.name,
+            cause=why,
+        )
+
+    def _lease(self, now: float) -> str | None:
+        if self.shared:
+            if self.state is not State.HALF_OPEN:
+                return None
+            while self._grants:
+                lease, _hold, over = self._grants.popleft()
+                if over > now:
+                    self._probes[lease] = over
+                    return lease
+            return None
+        for lease, over in list(self._probes.items()):
+            if over <= now:
+                del self._probes[lease]
+        if self.successes + len(self._probes) >= self.rules.half_open_max_calls:
+            return None
+        self._serial += 1
+        lease = f"{self.owner}:local:{self._serial}"
+        self._probes[lease] = now + self.probe_lease
+        return lease
+
+    # --- outcomes -------------------------------------------------------------------------------
+
+    def is_slow(self, duration: float) -> bool:
+        """Whether a call of `duration` seconds counts as slow."""
+        return self.rules.slow_call is not None and duration > self.rules.slow_call
+
+    def failed_call(self, kind: str, target: str | None, correlation_id: str | None) -> Failure:
+        """The record of a failure now."""
+        return Failure(self.clock.time(), kind, target, correlation_id)
+
+    def _succeeded(self, now: float, duration: float) -> None:
+        if self.failures:
+            self.failures = 0
+        if self.fleet_failures:
+            self.fleet_failures = 0
+            if self.shared:
+                report = self._reporting()
+                report.reset = True
+                report.failures = 0
+                self.wake(self, False)
+        if self._window is not None:
+            slow = self.is_slow(duration)
+            self._window.add(now, failed=False, slow=slow)
+            if slow:
+                self._check_window(now)
+
+    def _failed(
+        self,
+        now: float,
+        kind: str,
+        target: str | None,
+        correlation_id: str | None,
+        duration: float,
+    ) -> None:
+        failure = self.failed_call(kind, target, correlation_id)
+        self.recent.append(failure)
+        self.failures += 1
+        self.fleet_failures += 1
+        if self.shared:
+            report = self._reporting()
+            report.failures += 1
+            report.recent.append(failure)
+            if len(report.recent) > RECENT:
+                del report.recent[0]
+            self.wake(self, False)
+        if self.failures >= self.rules.failure_threshold:
+            told = "failure" if self.failures == 1 else "consecutive failures"
+            self._trip(now, f"{self.failures} {told}, the last: {kind}")
+            return
+        if self._window is not None:
+            self._window.add(now, failed=True, slow=self.is_slow(duration))
+            self._check_window(now)
+
+    def _check_window(self, now: float) -> None:
+        assert self._window is not None
+        rules = self.rules
+        why = self._window.exceeded(rules.minimum_calls, rules.failure_ratio, rules.slow_ratio)
+        if why is not None:
+            self._trip(now, f"{why} within {rules.window:g}s")
+
+    def _trip(self, now: float, reason: str) -> None:
+        report = self._reporting() if self.shared else None
+        if report is not None:
+            report.trip = reason
+        self._decide(Event.TRIP, now, reason)
+
+    def _probed(
+        self, now: float, permit: ProbePermit, outcome: ProbeOutcome, failure: Failure | None
+    ) -> None:
+        over = self._probes.pop(permit.lease, None)
+        if permit._epoch != self.epoch or over is None or (outcome != "cancel" and now >= over):
+            self.late += 1
+            return
+        if self.shared:
+            report = self._reporting()
+            report.probes.append((permit.lease, outcome))
+            if failure is not None:
+                report.recent.append(failure)
+        if failure is not None:
+            self.recent.append(failure)
+            self._decide(Event.PROBE_FAILURE, now, f"a probe failed: {failure.kind}")
+        elif outcome == "success" and not self.shared:
+            self._probe_passed(now)
+        elif outcome == "success":
+            self.wanted += 1  # the next call should find its lease here already
+        if self.shared:
+            self.wake(self, True)
+
+    def _probe_passed(self, now: float) -> None:
+        self.successes += 1
+        if self.successes >= self.rules.half_open_max_calls:
+            self._decide(Event.PROBES_PASSED, now, f"{self.successes} probes succeeded")
+
+    # --- decisions of our own -------------------------------------------------------------------
+
+    def force(self, event: Event, now: float, reason: str, seconds: float) -> None:
+        """Open, close or reset by hand, here: for when there is no Redis to do it in."""
+        self._decide(event, now, reason, seconds)
+        if event is Event.RESET:
+            self._forget()
+
+    def tick(self, now: float) -> None:
+        """End a forced state whose time is over, where nobody else will."""
+        forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
+        if forced and now >= self.until and not self.shared:
+            self._decide(Event.TIME_OVER, now, "forced time is over")
+
+    def _decide(self, event: Event, now: float, reason: str, seconds: float = 0.0) -> None:
+        before = self.state
+        after = next_state(before, event)
+        if after is before and event not in (Event.FORCE_OPEN, Event.FORCE_CLOSE):
+            return
+        if after is State.OPEN:
+            self.opens += 1
+            seconds = self.open_time(self.opens)
+        elif after is State.CLOSED:
+            self.opens = 0
+        tid = self._report.tid if self._report else self.new_tid()
+        transition = Transition(
+            before,
+            after,
+            reason,
+            self.generation,
+            True,
+            self.owner,
+            open_for=seconds,
+            failures=tuple(self.recent),
+        )
+        self._enter(after, now, now + seconds, reason, self.owner)
+        if after is before:
+            return
+        if self.shared:
+            self._provisional = transition
+            self.wake(self, True)
+        else:
+            self._mine.append(tid)
+            self._told(self, transition)
+
+    def open_time(self, opens: int) -> float:
+        """Seconds of the `opens`-th opening in a row: doubled each time, bounded, jittered."""
+        rules = self.rules
+        longest = max(rules.open_for, rules.max_open_for or 0.0)
+        grown = min(rules.open_for * 2.0 ** min(opens - 1, 30), longest)
+        return grown * self.jitter() if grown > rules.open_for else grown
+
+    def jitter(self) -> float:
+        """The factor for one grown open time, from 1 to 1 + `jitter`."""
+        return 1.0 + self.rules.jitter * self._random.random()
+
+    def _enter(self, state: State, now: float, until: float, reason: str, by: str) -> None:
+        self.state = state
+        self.epoch += 1
+        self.since = now
+        self.until = until
+        self.reason = reason
+        self.by = by
+        self.wanted = 0
+        self._probes.clear()
+        self._grants.clear()
+        self._forget()
+        self._permit = (
+            NeutralPermit(self, self.epoch)
+            if state is State.FORCED_CLOSED
+            else Permit(self, self.epoch)
+        )
+
+    def _forget(self) -> None:
+        self.failures = self.fleet_failures = self.successes = 0
+        if self._window is not None:
+            self._window.clear()
+
+    # --- what the fleet hears -------------------------------------------------------------------
+
+    def new_tid(self) -> str:
+        """A name for one message to Redis and the transition that it may make."""
+        self._serial += 1
+        return f"{self.owner}:{self._serial}"
+
+    def _reporting(self) -> Report:
+        if self._report is None or self._report.generation != self.generation:
+            self._report = Report(self.generation, self.new_tid(), self.epoch)
+        return self._report
+
+    def take_report(self) -> Report | None:
+        """What is to be sent now. Ends in `adopt(..., answers=report)` or `report_lost`."""
+        report, self._report = self._report, None
+        return report
+
+    def report_lost(self, report: Report, now: float) -> None:
+        """Redis did not answer, perhaps did not hear: decide here what it would have decided."""
+        self._settle(report.tid)
+        if self.state is State.HALF_OPEN and report.epoch == self.epoch:
+            for _lease, outcome in report.probes:
+                if outcome == "success" and self.state is State.HALF_OPEN:
+                    self._probe_passed(now)
+
+    def _settle(self, tid: str) -> None:
+        """A transition decided here stands, whether Redis knows of it or not: count it now."""
+        if self._provisional is not None:
+            transition, self._provisional = self._provisional, None
+            self._mine.append(tid)
+            self._told(self, transition)
+
+    def unreachable(self, now: float) -> None:
+        """Redis is gone: from here on everything is decided here."""
+        if not self.shared:
+            return
+        report = self.take_report()
+        self.shared = False
+        if report is not None:
+            self.report_lost(report, now)
+        self._grants.clear()
+
+    # --- what the fleet says --------------------------------------------------------------------
+
+    def adopt(self, news: Snapshot, now: float, answers: Report | None = None) -> None:
+        """Take over what Redis says, unless it is old. `answers` is the report it replies to."""
+        if news.generation < self.generation or news.generation == 0:
+            return
+        if self._provisional is not None:
+            if answers is None and news.generation == self.generation:
+                return  # rule 5: Redis does not know of our trip yet
+            self._provisional = None  # Redis has made it, and says so in its log, or refused it
+        known = self.generation
+        newer = news.generation > known
+        if news.recent and (newer or answers is None):
+            self.recent.clear()
+            self.recent.extend(news.recent[-RECENT:])
+        self.generation = news.generation
+        if newer or news.state is not self.state:
+            self._enter(news.state, now, now + news.remaining, news.reason, news.by)
+            self.since = now - news.age
+        elif self.state is not State.CLOSED:
+            self.until = now + news.remaining
+        self.opens = news.opens
+        self.successes = news.successes
+        self.fleet_failures = news.failures
+        if self._report is not None:
+            before = 0 if self._report.reset else news.failures
+            self.fleet_failures = before + self._report.failures
+        self._announce(news, known)
+
+    def _announce(self, news: Snapshot, known: int) -> None:
+        for entry in news.log:
+            mine = entry.by == self.owner and not entry.restored and entry.tid not in self._mine
+            if mine:
+                self._mine.append(entry.tid)
+            elif entry.generation <= known:
+                continue
+            self._told(
+                self,
+                Transition(
+                    entry.from_state,
+                    entry.to_state,
+                    entry.reason,
+                    entry.generation,
+                    mine,
+                    entry.by,
+                    entry.restored,
+                    news.remaining if entry.generation == news.generation else 0.0,
+                    tuple(self.recent),
+                ),
+            )
+
+    def grant(self, leases: Iterable[str], generation: int, now: float, asked_at: float) -> None:
+        """Leases from Redis, asked for at `asked_at`: from then on they run out."""
+        if generation != self.generation or self.state is not State.HALF_OPEN:
+            return
+        for lease in leases:
+            self._grants.append((lease, now + HOLD, asked_at + self.probe_lease))
+        self.wanted = 0
+
+    def give_back(self, now: float) -> None:
+        """Report leases that no call came for within `HOLD` seconds."""
+        while self._grants and self._grants[0][1] <= now:
+            lease, _hold, over = self._grants.popleft()
+            if over > now:
+                self._reporting().probes.append((lease, "cancel"))
+        for lease in [lease for lease, over in self._probes.items() if over <= now]:
+            del self._probes[lease]  # hung: the fleet has it back already
+
+    @property
+    def leases_wanted(self) -> int:
+        """How many probe leases callers would use at this moment."""
+        return min(self.wanted, self.rules.half_open_max_calls) if not self._grants else 0
+
+    @property
+    def next_time(self) -> float | None:
+        """When `sync.py` should look here again without being woken: a monotonic second."""
+        if self._grants:
+            return self._grants[0][1]
+        forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
+        if forced or (self.state is State.OPEN and self.wanted):
+            return self.until
+        return None
+
+    @property
+    def has_report(self) -> bool:
+        """Whether `take_report` has something."""
+        return self._report is not None
+
+    @property
+    def probes_in_flight(self) -> int:
+        """Probes that this process has under way."""
+        return len(self._probes)

@@ -1,0 +1,101 @@
+"""Which targets of an upstream are worth trying: passive ejection and active health. Pure.
+
+Rules
+1. A target that fails `failures` times in a row is ejected for `eject_for`, longer each time in a
+   row; one success wipes its record (Envoy's consecutive-failure detection).
+2. At most `max_ejected` of the targets are out at one time (but one may always be), and the last
+   one never is.
+3. `fall` bad health answers in a row take a target out, `rise` good ones bring it back (HAProxy).
+   Everybody begins well.
+4. When nothing would be left, all targets are tried: an answer from a sick target is better than
+   none, and the health check may be what is wrong (Envoy's panic threshold).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from proxy.config.schema import Ejection as EjectionRules
+from proxy.config.schema import Health as HealthRules
+
+
+class _Record:
+    __slots__ = ("bad", "ejected_until", "ejections", "failures", "good", "healthy")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.ejections = 0
+        self.ejected_until = 0.0
+        self.healthy = True
+        self.good = 0
+        self.bad = 0
+
+
+class TargetHealth:
+    """The records of the `targets` of one upstream, by label."""
+
+    def __init__(
+        self,
+        targets: Iterable[str],
+        ejection: EjectionRules | None,
+        health: HealthRules | None,
+    ) -> None:
+        self._records = {target: _Record() for target in targets}
+        self._ejection = ejection
+        self._health = health
+
+    def failure(self, target: str, now: float) -> bool:
+        """Count a failed call (connect error, reset, time-out, failing status); whether the target
+        is ejected by it."""
+        rules = self._ejection
+        record = self._records[target]
+        if rules is None or record.ejected_until > now:
+            return False
+        record.failures += 1
+        if record.failures < rules.failures or not self._may_eject(rules, now):
+            return False
+        record.failures = 0
+        record.ejections += 1
+        lasts = min(rules.eject_for * record.ejections, rules.max_eject_for)
+        record.ejected_until = now + lasts
+        return True
+
+    def success(self, target: str) -> None:
+        """Count a call that went well."""
+        record = self._records[target]
+        if record.failures or record.ejections:
+            record.failures = record.ejections = 0
+
+    def answered(self, target: str, well: bool) -> bool:
+        """Count the answer to a health check; whether the target's health changed by it."""
+        assert self._health is not None
+        record = self._records[target]
+        record.good = record.good + 1 if well else 0
+        record.bad = 0 if well else record.bad + 1
+        enough = record.good >= self._health.rise if well else record.bad >= self._health.fall
+        if not enough or record.healthy is well:
+            return False
+        record.healthy = well
+        return True
+
+    def usable(self, now: float) -> Sequence[str]:
+        """The targets to choose from at `now`: never none."""
+        well = [
+            target
+            for target, record in self._records.items()
+            if record.healthy and record.ejected_until <= now
+        ]
+        return well or list(self._records)
+
+    def ejected(self, now: float) -> list[str]:
+        """The targets that are ejected at `now`."""
+        return [name for name, record in self._records.items() if record.ejected_until > now]
+
+    def unhealthy(self) -> list[str]:
+        """The targets whose health checks failed."""
+        return [name for name, record in self._records.items() if not record.healthy]
+
+    def _may_eject(self, rules: EjectionRules, now: float) -> bool:
+        count = len(self._records)
+        allowed = min(count - 1, max(1, int(rules.max_ejected * count)))
+        return len(self.ejected(now)) < allowed

@@ -1,0 +1,215 @@
+"""The Lua texts: everything that changes a shared breaker happens in one of these, atomically.
+
+All keys of one breaker carry the hash tag `{SERVICE}`, so that a script's keys sit in one Cluster
+slot. The clock is Redis' own (`TIME`); effects are replicated (Redis 5 and later), so reading it
+before writing is fine. The generation is `max(generation + 1, now in ms)`: it grows even across an
+empty restart, where a counter would begin anew and let late outcomes pass for fresh ones.
+
+Authority is the hash `meta`; `state`, `failures`, `last_failure` and `half_open_calls` repeat it
+for redis-cli and for readers of the sprint document's keys. KEYS are those of `KEYS` in order,
+ARGV[1] is a JSON object. The answer is a JSON object: `Snapshot` of messages.py.
+"""
+
+from __future__ import annotations
+
+#: Suffixes of the keys, in the order of KEYS[].
+KEYS = (
+    "state",
+    "failures",
+    "last_failure",
+    "half_open_calls",
+    "meta",
+    "probes",
+    "recent",
+    "log",
+)
+
+_PREAMBLE = """
+local A = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local meta = {}
+local flat = redis.call('HGETALL', KEYS[5])
+for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
+local exists = #flat > 0
+local gen = tonumber(meta.gen or '0')
+local state = meta.state or 'closed'
+local failures = tonumber(meta.failures or '0')
+local successes = tonumber(meta.successes or '0')
+local opens = tonumber(meta.opens or '0')
+local since = tonumber(meta.since or '0')
+local until_ms = tonumber(meta['until'] or '0')
+local reason = meta.reason or ''
+local by = meta.by or ''
+local dirty_before = failures > 0
+local last_failure = nil
+local made = false
+local changed = false
+local granted = {}
+
+local function transition(to, why, over, restored)
+  local from = state
+  gen = math.max(gen + 1, now)
+  state, reason, by, since, until_ms = to, why, A.owner, now, over
+  failures, successes = 0, 0
+  if to == 'closed' then opens = 0 end
+  redis.call('DEL', KEYS[6])
+  redis.call('RPUSH', KEYS[8], cjson.encode({gen = gen, from = from, to = to, reason = why,
+    by = A.owner, tid = A.tid, restored = restored or false, at = now / 1000}))
+  redis.call('LTRIM', KEYS[8], -50, -1)
+  made, changed = true, true
+end
+
+local function open(why)
+  opens = opens + 1
+  local ms = math.min(A.open_ms * 2 ^ math.min(opens - 1, 30), A.max_open_ms)
+  if ms > A.open_ms then ms = ms * A.jitter end
+  transition('open', why, now + math.floor(ms))
+end
+
+local function remember(list)
+  for _, failure in ipairs(list) do redis.call('RPUSH', KEYS[7], cjson.encode(failure)) end
+  redis.call('LTRIM', KEYS[7], -10, -1)
+end
+
+local function snapshot(known, with_recent)
+  local log, recent = {}, {}
+  for _, text in ipairs(redis.call('LRANGE', KEYS[8], -10, -1)) do
+    local entry = cjson.decode(text)
+    if entry.gen > known or entry.by == A.owner then log[#log + 1] = entry end
+  end
+  if with_recent then
+    for i, text in ipairs(redis.call('LRANGE', KEYS[7], 0, -1)) do
+      recent[i] = cjson.decode(text)
+    end
+  end
+  return cjson.encode({name = A.name, gen = gen, state = state, now = now, since = since,
+    ['until'] = until_ms, failures = failures, successes = successes, opens = opens,
+    reason = reason, by = by, log = log, recent = recent, granted = granted})
+end
+
+local function finish()
+  if changed then
+    local ttl = A.ttl_ms + math.max(0, until_ms - now)
+    redis.call('HSET', KEYS[5], 'gen', string.format('%.0f', gen), 'state', state,
+      'failures', failures, 'successes', successes, 'opens', opens,
+      'since', string.format('%.0f', since), 'until', string.format('%.0f', until_ms),
+      'reason', reason, 'by', by)
+    redis.call('SET', KEYS[1], state)
+    redis.call('SET', KEYS[2], failures)
+    if last_failure then redis.call('SET', KEYS[3], last_failure) end
+    redis.call('SET', KEYS[4], redis.call('ZCARD', KEYS[6]))
+    for i = 1, 8 do redis.call('PEXPIRE', KEYS[i], ttl) end
+  end
+  if made or (failures > 0) ~= dirty_before then
+    redis.pcall('PUBLISH', A.channel, snapshot(0, made))
+  end
+  return snapshot(A.known, made or gen > A.known)
+end
+"""
+
+# Outcomes. Dropped unless of this generation; a breaker that Redis has never seen takes any.
+REPORT = (
+    _PREAMBLE
+    + """
+local current = exists and A.gen == gen
+if not exists and #A.probes == 0 then
+  gen, current = math.max(A.gen, 1), true
+end
+if current and state == 'closed' then
+  changed = true
+  if A.reset then failures = 0 end
+  if A.failures > 0 then
+    failures = failures + A.failures
+    last_failure = string.format('%.3f', now / 1000)
+  end
+  remember(A.recent)
+  if A.trip ~= '' then
+    open(A.trip)
+  elseif failures >= A.threshold then
+    open(failures .. ' consecutive failures in the fleet, the last: ' .. A.last_kind)
+  end
+elseif current and state == 'half_open' then
+  changed = true
+  remember(A.recent)
+  for _, probe in ipairs(A.probes) do
+    local over = redis.call('ZSCORE', KEYS[6], probe[1])
+    redis.call('ZREM', KEYS[6], probe[1])
+    if over and tonumber(over) > now then
+      if probe[2] == 'failure' then
+        open('a probe failed: ' .. A.last_kind)
+        break
+      elseif probe[2] == 'success' then
+        successes = successes + 1
+        if successes >= A.max_calls then
+          transition('closed', successes .. ' probes succeeded', 0)
+          break
+        end
+      end
+    end
+  end
+end
+return finish()
+"""
+)
+
+# Probe leases, and the end of an open or forced time.
+ACQUIRE = (
+    _PREAMBLE
+    + """
+if (state == 'open' or state == 'forced_open') and now >= until_ms then
+  transition('half_open', 'open time is over', 0)
+elseif state == 'forced_closed' and now >= until_ms then
+  transition('closed', 'forced time is over', 0)
+end
+if state == 'half_open' and A.want > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now)
+  local free = A.max_calls - successes - redis.call('ZCARD', KEYS[6])
+  for i = 1, math.min(free, A.want) do
+    local lease = A.tid .. ':' .. i
+    redis.call('ZADD', KEYS[6], now + A.lease_ms, lease)
+    granted[i] = lease
+    changed = true
+  end
+end
+return finish()
+"""
+)
+
+# By hand, for everybody.
+FORCE = (
+    _PREAMBLE
+    + """
+if A.to == 'closed' and state == 'closed' then
+  gen, failures, changed, made = math.max(gen + 1, now), 0, true, true
+else
+  transition(A.to, A.reason, A.for_ms > 0 and now + A.for_ms or 0)
+end
+return finish()
+"""
+)
+
+# Redis is back: what is known here and not there is put back there. Always writes, so that a
+# server that only answers reads does not pass for one that is back.
+MERGE = (
+    _PREAMBLE
+    + """
+local had = gen
+changed = true
+if A.gen > gen then gen, made = A.gen, true end
+if gen == 0 then gen = now end
+if A.remaining_ms >= 0 and state == 'closed'
+   and (not exists or A.gen >= had or since < now - A.age_ms) then
+  remember(A.recent)
+  transition(A.state, A.reason, now + A.remaining_ms, true)
+  opens = A.opens
+elseif exists and A.gen > had and A.state == 'closed' and state ~= 'closed' then
+  -- A failover to a replica that had not heard of the closing yet.
+  transition('closed', A.reason, 0, true)
+end
+return finish()
+"""
+)
+
+# The poll. Writes nothing.
+LOOK = _PREAMBLE + "\nreturn snapshot(A.known, gen > A.known)\n"

@@ -1,0 +1,78 @@
+"""The breaker's states, events and transition table: data, and one function that reads it.
+
+1. closed lets calls through and watches them; open refuses; half_open lets a few probes through.
+2. An operator may force either: forced_open refuses, forced_closed lets through and does not
+   watch. Both end by themselves (`TIME_OVER`): forced_open into half_open, because nobody knows
+   yet whether the upstream is well; forced_closed into closed.
+3. Outcomes of calls that were admitted in an earlier state never get here: see circuit.py.
+4. A cancelled call (the client left) is an event, and changes no state.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """As written to Redis, metrics and logs."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    FORCED_CLOSED = "forced_closed"
+
+    @property
+    def gauge(self) -> int:
+        """`circuit_breaker_state`: 0 lets calls through, 1 refuses, 2 probes."""
+        return _GAUGE[self]
+
+
+class Event(StrEnum):
+    """What can happen to a breaker."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  # one that reaches no limit yet
+    TRIP = "trip"  # one that reaches a limit, here or in the fleet
+    TIME_OVER = "time_over"  # open or forced for long enough
+    PROBE_SUCCESS = "probe_success"  # more are needed
+    PROBES_PASSED = "probes_passed"  # the last one needed
+    PROBE_FAILURE = "probe_failure"
+    CANCEL = "cancel"
+    FORCE_OPEN = "force_open"
+    FORCE_CLOSE = "force_close"
+    RESET = "reset"
+
+
+_GAUGE = {
+    State.CLOSED: 0,
+    State.FORCED_CLOSED: 0,
+    State.OPEN: 1,
+    State.FORCED_OPEN: 1,
+    State.HALF_OPEN: 2,
+}
+
+_C, _O, _H = State.CLOSED, State.OPEN, State.HALF_OPEN
+_FO, _FC = State.FORCED_OPEN, State.FORCED_CLOSED
+
+# Every pair has its entry. Read a row as: in this state, that event leads to ...
+#                      closed  open  half  f_open  f_closed
+_TABLE: dict[Event, tuple[State, State, State, State, State]] = {
+    Event.SUCCESS: (_C, _O, _H, _FO, _FC),
+    Event.FAILURE: (_C, _O, _H, _FO, _FC),
+    Event.TRIP: (_O, _O, _H, _FO, _FC),
+    Event.TIME_OVER: (_C, _H, _H, _H, _C),
+    Event.PROBE_SUCCESS: (_C, _O, _H, _FO, _FC),
+    Event.PROBES_PASSED: (_C, _O, _C, _FO, _FC),
+    Event.PROBE_FAILURE: (_C, _O, _O, _FO, _FC),
+    Event.CANCEL: (_C, _O, _H, _FO, _FC),
+    Event.FORCE_OPEN: (_FO, _FO, _FO, _FO, _FO),
+    Event.FORCE_CLOSE: (_FC, _FC, _FC, _FC, _FC),
+    Event.RESET: (_C, _C, _C, _C, _C),
+}
+_COLUMN = {_C: 0, _O: 1, _H: 2, _FO: 3, _FC: 4}
+
+
+def next_state(state: State, event: Event) -> State:
+    """The state after `event`; the same one where the event means nothing to it."""
+    return _TABLE[event][_COLUMN[state]]

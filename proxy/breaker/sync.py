@@ -1,0 +1,296 @@
+"""Keeps the breakers of this process and Redis of one mind. No request ever waits for it.
+
+Two tasks. `work` sends outcomes, asks for probe leases, polls, and merges when Redis comes back;
+it is woken by the breakers and by their timers, and sends everything of one round at once.
+`listen` takes over transitions as other processes publish them. The poll is the safety net for
+messages that were lost.
+
+Redis is `reachable` from a successful merge (which writes) until any command fails. A change is
+told once; while it is away, every breaker decides by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.messages import Report, Snapshot
+from proxy.breaker.states import State
+from proxy.breaker.store import BreakerStore, StoreError
+from proxy.clock import Clock
+
+#: Seconds that ordinary outcomes are gathered before they are sent. Trips and probes go at once.
+GATHER = 0.05
+#: Seconds between two looks at Redis, give or take a quarter.
+POLL = 1.0
+#: Seconds between two tries to reach a Redis that is away, and to subscribe anew.
+RETRY = 0.5
+#: Seconds after which a process that was refused a probe lease asks again.
+DENIED = 0.1
+
+_log = logging.getLogger("proxy.breaker")
+
+
+class FleetSync:
+    """The worker between `breakers` (by name, may change at a reload) and `store`.
+
+    `told_reachable(bool)` and `told_delay(seconds)` feed the metrics: the latter is the time from
+    a transition in Redis to its arrival here, by Redis' clock.
+    """
+
+    def __init__(
+        self,
+        breakers: Mapping[str, CircuitBreaker],
+        store: BreakerStore,
+        *,
+        clock: Clock,
+        where: str,
+        told_reachable: Callable[[bool], None] = lambda _up: None,
+        told_delay: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._breakers = breakers
+        self._store = store
+        self._clock = clock
+        self._where = where
+        self._told_reachable = told_reachable
+        self._told_delay = told_delay
+        self.reachable = False
+        self._was_told: bool | None = None
+        self._wake = asyncio.Event()
+        self._gather_timer: asyncio.TimerHandle | None = None
+        self._dirty: set[str] = set()
+        self._ask_after: dict[str, float] = {}
+        self._poll_at = 0.0
+        self._offset: float | None = None  # Redis' clock minus ours, in seconds
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.first_try = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin; returns at once. `first_try` is set when Redis answered or did not."""
+        self._tasks = [
+            asyncio.create_task(self._work(), name="breaker-sync"),
+            asyncio.create_task(self._listen(), name="breaker-listen"),
+        ]
+
+    async def stop(self) -> None:
+        """Send what is left (probe leases above all) within a second, and end both tasks."""
+        self._stopping = True
+        self._wake.set()
+        if self._tasks:
+            self._tasks[1].cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await asyncio.wait(self._tasks)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._gather_timer is not None:
+            self._gather_timer.cancel()
+        await self._store.close()
+
+    def woken(self, breaker: CircuitBreaker, urgent: bool) -> None:
+        """A breaker has something to send: now, or within `GATHER` seconds. Cheap."""
+        self._dirty.add(breaker.name)
+        if urgent:
+            self._wake.set()
+        elif self._gather_timer is None:
+            self._gather_timer = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gather_timer = None
+        self._wake.set()
+
+    async def force(self, breaker: CircuitBreaker, to: State, reason: str, seconds: float) -> bool:
+        """Set the state in the whole fleet. False where Redis could not be told."""
+        if not self.reachable:
+            return False
+        try:
+            news = await self._store.force(breaker, to, reason, seconds, breaker.new_tid())
+        except StoreError as error:
+            self._lost(error)
+            return False
+        breaker.adopt(news, self._clock.monotonic())
+        return True
+
+    # --- the worker -----------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            if self.reachable:
+                await self._round()
+            else:
+                await self._come_back()
+            self.first_try.set()
+            if self._stopping:
+                return
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        if not self.reachable:
+            self._wake.clear()
+            timeout = RETRY * random.uniform(0.75, 1.25)  # noqa: S311 (spreads the fleet)
+        else:
+            now = self._clock.monotonic()
+            timeout = min(self._next_time(now) - now, POLL * 1.5)
+        if timeout > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    def _next_time(self, now: float) -> float:
+        times = [self._poll_at]
+        for breaker in self._breakers.values():
+            due = breaker.next_time
+            if due is None and breaker.leases_wanted:
+                due = now
+            if due is not None:
+                times.append(max(due, self._ask_after.get(breaker.name, 0.0)))
+        return min(times)
+
+    async def _round(self) -> None:
+        """One exchange with Redis about every breaker that needs one."""
+        now = self._clock.monotonic()
+        polling = now >= self._poll_at
+        if polling:
+            self._poll_at = now + POLL * random.uniform(0.75, 1.25)  # noqa: S311
+        dirty, self._dirty = self._dirty, set()
+        due = []
+        for breaker in self._breakers.values():
+            if not breaker.shared:
+                due.append(self._merge(breaker))  # new since a reload
+                continue
+            timed = breaker.next_time
+            if polling or breaker.name in dirty or (timed is not None and timed <= now):
+                due.append(self._serve(breaker, polling))
+        for outcome in await asyncio.gather(*due, return_exceptions=True):
+            if isinstance(outcome, StoreError):
+                self._lost(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _serve(self, breaker: CircuitBreaker, polling: bool) -> None:
+        breaker.give_back(self._clock.monotonic())
+        report = breaker.take_report()
+        if report is not None:
+            await self._send(breaker, report)
+        elif polling:
+            await self._take(breaker, await self._store.look(breaker))
+        await self._ask(breaker)
+
+    async def _send(self, breaker: CircuitBreaker, report: Report) -> None:
+        try:
+            news = await self._store.report(breaker, report)
+        except (StoreError, asyncio.CancelledError):
+            breaker.report_lost(report, self._clock.monotonic())
+            raise
+        if news.generation < breaker.generation:
+            breaker.report_lost(report, self._clock.monotonic())
+        await self._take(breaker, news, report)
+
+    async def _ask(self, breaker: CircuitBreaker) -> None:
+        """Probe leases for callers who wait, and the end of a time that is over."""
+        now = self._clock.monotonic()
+        if now < self._ask_after.get(breaker.name, 0.0) or self._stopping:
+            return
+        half_open = breaker.state is State.HALF_OPEN
+        over = breaker.state is not State.CLOSED and now >= breaker.until and not half_open
+        want = breaker.leases_wanted if half_open or over else 0
+        if not want and not (over and breaker.next_time is not None):
+            return
+        news = await self._store.acquire(breaker, want, breaker.new_tid())
+        await self._take(breaker, news)
+        if news.granted:
+            breaker.grant(news.granted, news.generation, self._clock.monotonic(), now)
+        else:
+            breaker.wanted = 0
+            self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
+
+    async def _take(
+        self, breaker: CircuitBreaker, news: Snapshot, answers: Report | None = None
+    ) -> None:
+        self._offset = news.server_time - self._clock.time()
+        if news.generation < breaker.generation:
+            await self._merge(breaker)  # Redis has lost its memory, or part of it
+        else:
+            breaker.adopt(news, self._clock.monotonic(), answers)
+
+    async def _merge(self, breaker: CircuitBreaker) -> None:
+        now = self._clock.monotonic()
+        news = await self._store.merge(breaker, now, breaker.new_tid())
+        breaker.shared = True
+        breaker.adopt(news, self._clock.monotonic())
+
+    async def _come_back(self) -> None:
+        self._dirty.clear()
+        now = self._clock.monotonic()
+        for breaker in self._breakers.values():
+            breaker.tick(now)
+        try:
+            for breaker in list(self._breakers.values()):
+                await self._merge(breaker)
+        except StoreError as error:
+            self._lost(error)
+            return
+        self.reachable = True
+        self._poll_at = self._clock.monotonic() + POLL
+        self._tell(True, "")
+
+    def _lost(self, error: StoreError) -> None:
+        self.reachable = False
+        now = self._clock.monotonic()
+        for breaker in self._breakers.values():
+            breaker.unreachable(now)
+        self._tell(False, str(error))
+
+    def _tell(self, up: bool, why: str) -> None:
+        if up is self._was_told:
+            return
+        first, self._was_told = self._was_told is None, up
+        self._told_reachable(up)
+        facts = {"event": "breaker_redis", "redis": self._where, "reachable": up}
+        if up:
+            _log.log(
+                logging.INFO if first else logging.WARNING,
+                "Redis at %s is within reach: circuit breakers are shared",
+                self._where,
+                extra=facts,
+            )
+        else:
+            _log.warning(
+                "Redis at %s is out of reach (%s): circuit breakers decide locally",
+                self._where,
+                why,
+                extra=facts | {"error": why},
+            )
+
+    # --- the listener ---------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for news in self._store.listen():
+                    self._heard(news)
+            except StoreError as error:
+                # `work` tells of Redis' absence; without the channel alone, the poll carries on.
+                _log.debug("subscription to breaker transitions lost: %s", error)
+            await asyncio.sleep(RETRY * random.uniform(0.75, 1.25))  # noqa: S311
+
+    def _heard(self, news: Snapshot | None) -> None:
+        if news is None:
+            self._poll_at = 0.0  # what was published while nobody listened
+            self._wake.set()
+            return
+        breaker = self._breakers.get(news.name)
+        if breaker is None or not breaker.shared:
+            return
+        if news.generation > breaker.generation and self._offset is not None:
+            self._told_delay(max(0.0, self._clock.time() + self._offset - news.server_time))
+        breaker.adopt(news, self._clock.monotonic())
+        if breaker.has_report or breaker.leases_wanted:
+            self._wake.set()

@@ -1,0 +1,170 @@
+"""Redis clients from the config: one server, a unix socket, Sentinel or Cluster.
+
+Every client made here fails fast and by itself: bounded connect and command times, and no retries
+inside the library, because each user of Redis in this proxy has its own way to go on without it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from proxy.redis_url import RedisAddress, parse_redis_url
+
+#: Either client: both have the commands and `aclose()`.
+AnyRedis = Redis | RedisCluster
+
+
+class TlsSettings(Protocol):
+    """`redis.tls` of the config."""
+
+    @property
+    def ca(self) -> Path | None: ...
+    @property
+    def cert(self) -> Path | None: ...
+    @property
+    def key(self) -> Path | None: ...
+    @property
+    def verify(self) -> bool: ...
+
+
+class RedisSettings(Protocol):
+    """`redis` of the config."""
+
+    @property
+    def url(self) -> SecretStr: ...
+    @property
+    def username(self) -> str | None: ...
+    @property
+    def password(self) -> SecretStr | None: ...
+    @property
+    def tls(self) -> TlsSettings: ...
+    @property
+    def connect_timeout(self) -> float: ...
+    @property
+    def command_timeout(self) -> float: ...
+
+
+def address_of(settings: RedisSettings) -> RedisAddress:
+    """The parsed URL; `str()` of it is fit for a log line. Raises `ValueError`."""
+    return parse_redis_url(settings.url.get_secret_value())
+
+
+def connect(
+    settings: RedisSettings,
+    *,
+    client_name: str,
+    command_timeout: float | None = None,
+    decode_responses: bool = False,
+    protocol: int = 2,
+) -> AnyRedis:
+    """A client with its own pool; nothing is sent before the first command.
+
+    `client_name` is what `CLIENT LIST` shows. `command_timeout` (seconds) replaces the settings'
+    own; blocking commands need more than they block. `protocol` 2 or 3 is RESP2 or RESP3. The
+    owner awaits `aclose()`. Raises `ValueError` for a URL that is none.
+    """
+    address = address_of(settings)
+    common = _common(settings, address, client_name, command_timeout, protocol)
+    common["decode_responses"] = decode_responses
+    if address.kind == "cluster":
+        return RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+            **common,
+            **(_tls(settings) | {"ssl": True} if address.tls else {}),
+            # The second try is the one after the slot map was read anew.
+            retry=Retry(NoBackoff(), 1),
+        )
+    return _plain(settings, address, common)
+
+
+def connect_listener(
+    settings: RedisSettings, *, client_name: str, attempt: int = 0, protocol: int = 2
+) -> Redis:
+    """A client to open `pubsub()` or another long-lived connection on.
+
+    A Cluster hands every published message to all its nodes, so one node is enough: the one that
+    `attempt` picks in turn, for when the last one did not answer. Reads on it never time out by
+    themselves: the caller bounds them. The owner awaits `aclose()`.
+    """
+    address = address_of(settings)
+    common = _common(settings, address, client_name, None, protocol)
+    common["socket_timeout"] = None
+    if address.kind == "cluster":
+        host, port = address.hosts[attempt % len(address.hosts)]
+        address = RedisAddress(
+            "single",
+            address.tls,
+            ((host, port),),
+            username=address.username,
+            password=address.password,
+        )
+    return _plain(settings, address, common)
+
+
+def _common(
+    settings: RedisSettings,
+    address: RedisAddress,
+    client_name: str,
+    command_timeout: float | None,
+    protocol: int,
+) -> dict[str, Any]:
+    password = settings.password.get_secret_value() if settings.password else None
+    return {
+        "username": settings.username or address.username,
+        "password": password or address.password,
+        "socket_connect_timeout": settings.connect_timeout,
+        "socket_timeout": settings.command_timeout if command_timeout is None else command_timeout,
+        "client_name": client_name,
+        "protocol": protocol,
+    }
+
+
+def _plain(settings: RedisSettings, address: RedisAddress, common: dict[str, Any]) -> Redis:
+    no_retry = Retry(NoBackoff(), 0)
+    if address.kind == "sentinel":
+        tls = _tls(settings) | {"ssl": True} if address.tls else {}
+        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+            list(address.hosts),
+            sentinel_kwargs={
+                "username": address.sentinel_username,
+                "password": address.sentinel_password,
+                "socket_connect_timeout": settings.connect_timeout,
+                "socket_timeout": settings.command_timeout,
+                "protocol": 2,
+                "retry": no_retry,
+                **tls,
+            },
+        )
+        master: Redis = sentinel.master_for(
+            str(address.master), db=address.db, retry=no_retry, **common, **tls
+        )
+        return master
+    where: dict[str, Any] = {"db": address.db, "retry": no_retry}
+    if address.path is not None:
+        where |= {"connection_class": UnixDomainSocketConnection, "path": address.path}
+    else:
+        where |= {"host": address.hosts[0][0], "port": address.hosts[0][1]}
+        if address.tls:
+            where |= {"connection_class": SSLConnection, **_tls(settings)}
+    return Redis.from_pool(ConnectionPool(**where, **common))
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    tls = settings.tls
+    return {
+        "ssl_ca_certs": str(tls.ca) if tls.ca else None,
+        "ssl_certfile": str(tls.cert) if tls.cert else None,
+        "ssl_keyfile": str(tls.key) if tls.key else None,
+        "ssl_cert_reqs": "required" if tls.verify else "none",
+        "ssl_check_hostname": tls.verify,
+        "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+    }

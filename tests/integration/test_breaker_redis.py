@@ -1,0 +1,491 @@
+"""Boards that share breakers through a real Redis, and what they do when it misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as blocking
+import trustme
+from prometheus_client import CollectorRegistry
+
+from proxy.breaker.board import BreakerBoard
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.states import State
+from proxy.config.schema import Redis, Upstream
+from proxy.errors import CircuitOpen
+from proxy.redis_server import RedisServer, find_redis_server, free_port
+
+now = time.monotonic
+
+
+class Sidecar:
+    """A board with its registry."""
+
+    def __init__(self, name: str, url: str, settings: dict[str, Any], **rules: Any) -> None:
+        self.registry = CollectorRegistry()
+        self.upstreams = {
+            "svc": Upstream.model_validate(
+                {
+                    "targets": ["http://h"],
+                    "breaker": {"open_for": "60s", "probe_lease": "1s", **rules},
+                }
+            )
+        }
+        redis = Redis.model_validate(
+            {"url": url, "connect_timeout": "300ms", "command_timeout": "300ms", **settings}
+        )
+        self.board = BreakerBoard(self.upstreams, registry=self.registry, redis=redis, owner=name)
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        breaker = self.board.get("svc")
+        assert breaker is not None
+        return breaker
+
+    def fail(self, times: int) -> None:
+        for _ in range(times):
+            self.breaker.admit(now()).failure(now(), "503", "http://h", f"id-{times}")
+
+    def transitions(self) -> float:
+        return sum(
+            sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == "circuit_breaker_transitions_total"
+        )
+
+
+@asynccontextmanager
+async def fleet(
+    url: str, count: int = 2, settings: dict[str, Any] | None = None, **rules: Any
+) -> AsyncIterator[list[Sidecar]]:
+    """`count` sidecars on one Redis, started."""
+    sidecars = [Sidecar("abcdefgh"[n], url, settings or {}, **rules) for n in range(count)]
+    for sidecar in sidecars:
+        await sidecar.board.start()
+    try:
+        yield sidecars
+    finally:
+        for sidecar in sidecars:
+            await sidecar.board.stop()
+
+
+async def until(true: Callable[[], bool], within: float = 5.0) -> float:
+    """Seconds until `true()`; fails the test when it takes longer than `within`."""
+    began = now()
+    while not true():
+        assert now() - began < within, "it did not come to pass"
+        await asyncio.sleep(0.002)
+    return now() - began
+
+
+async def all_in(sidecars: list[Sidecar], state: State, within: float = 5.0) -> float:
+    return await until(lambda: all(s.breaker.state is state for s in sidecars), within)
+
+
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[Any]:
+    return [record for record in caplog.records if getattr(record, "event", "") == event]
+
+
+# --- together -------------------------------------------------------------------------------------
+
+
+async def test_failures_of_several_sidecars_add_up(redis_server: RedisServer) -> None:
+    """Three failures here and two there open the circuit everywhere, counted once."""
+    async with fleet(redis_server.url, 3) as sidecars:
+        sidecars[0].fail(3)
+        sidecars[1].fail(2)
+        assert await all_in(sidecars, State.OPEN) < 0.5
+        assert sum(s.transitions() for s in sidecars) == 1
+        with pytest.raises(CircuitOpen) as caught:
+            sidecars[2].breaker.admit(now())
+        assert 59 < (caught.value.retry_after or 0) <= 60
+        failures = sidecars[2].board.show("svc")["recent_failures"]
+        assert len(failures) == 5
+        assert failures[0]["correlation_id"] == "id-3"
+
+
+async def test_a_success_elsewhere_ends_the_run_of_failures(redis_server: RedisServer) -> None:
+    """Consecutive means consecutive in the fleet."""
+    async with fleet(redis_server.url) as (one, two):
+        one.fail(3)
+        await until(lambda: two.breaker.fleet_failures == 3)
+        two.breaker.admit(now()).success(now(), 0.01)
+        await until(lambda: one.breaker.fleet_failures == 0)
+        two.fail(3)
+        await until(lambda: one.breaker.fleet_failures == 3)
+        assert one.breaker.state is State.CLOSED
+
+
+async def test_a_trip_reaches_all_within_100_ms(redis_server: RedisServer) -> None:
+    """Twenty sidecars, one of them sees five failures."""
+    async with fleet(redis_server.url, 8) as sidecars:
+        sidecars[3].fail(5)
+        assert await all_in(sidecars, State.OPEN) < 0.1
+
+
+async def probes_of(sidecars: list[Sidecar], seconds: float = 1.0) -> list[Any]:
+    """Probes given out in `seconds` to callers who come to every sidecar all the time."""
+    permits = []
+    deadline = now() + seconds
+    while now() < deadline:
+        for sidecar in sidecars:
+            try:
+                permits.append(sidecar.breaker.admit(now()))
+            except CircuitOpen:
+                continue
+        await asyncio.sleep(0.005)
+    return permits
+
+
+async def test_never_more_than_three_probes_in_the_whole_fleet(redis_server: RedisServer) -> None:
+    """Eight sidecars with callers get three leases between them; their successes close it."""
+    async with fleet(redis_server.url, 8, open_for="300ms", probe_lease="30s") as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        permits = await probes_of(sidecars, 0.8)
+        assert len(permits) == 3
+        for permit in permits:
+            permit.success(now(), 0.1)
+        assert await all_in(sidecars, State.CLOSED) < 0.5
+        assert sum(s.transitions() for s in sidecars) == 3
+
+
+async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisServer) -> None:
+    """Leases whose owner says nothing run out by Redis' clock."""
+    async with fleet(redis_server.url, 2, open_for="100ms", probe_lease="500ms") as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        first = await probes_of(sidecars, 0.4)
+        assert len(first) == 3
+        again = await probes_of(sidecars, 0.9)
+        assert 3 <= len(again) <= 6
+        for permit in first:
+            permit.success(now(), 1.0)
+        await asyncio.sleep(0.1)
+        assert all(s.breaker.state is State.HALF_OPEN for s in sidecars)
+
+
+async def test_by_hand_for_the_whole_fleet_and_for_a_time(redis_server: RedisServer) -> None:
+    """Open, close and reset reach everyone and expire by themselves."""
+    async with fleet(redis_server.url, 3) as sidecars:
+        row = await sidecars[0].board.force("svc", "open", "quota used up", 0.3)
+        assert row["state"] == "forced_open"
+        assert row["reason"] == "open by hand: quota used up"
+        assert await all_in(sidecars, State.FORCED_OPEN) < 0.5
+        await all_in(sidecars, State.HALF_OPEN)
+        await sidecars[1].board.force("svc", "close", "we know", 0.3)
+        await all_in(sidecars, State.FORCED_CLOSED)
+        await all_in(sidecars, State.CLOSED)
+        sidecars[2].fail(5)
+        await all_in(sidecars, State.OPEN)
+        await sidecars[2].board.force("svc", "reset", "fixed")
+        await all_in(sidecars, State.CLOSED)
+        with pytest.raises(ValueError, match="over zero"):
+            await sidecars[0].board.force("svc", "open", "", 0.0)
+        with pytest.raises(KeyError):
+            await sidecars[0].board.force("other", "open", "")
+
+
+async def test_healthy_traffic_sends_nothing_to_redis(redis_server: RedisServer) -> None:
+    """Ten thousand good calls add no command beside the poll."""
+    with blocking.Redis(port=redis_server.port, protocol=2) as client:
+        async with fleet(redis_server.url) as (one, _two):
+            before: Any = client.info("commandstats")
+            for _ in range(10_000):
+                one.breaker.admit(now()).success(now(), 0.01)
+            await asyncio.sleep(0.3)
+            after: Any = client.info("commandstats")
+    scripts = [
+        after[name]["calls"] - before[name]["calls"]
+        for name in ("cmdstat_evalsha", "cmdstat_eval")
+        if name in before
+    ]
+    assert sum(scripts) <= 4
+
+
+async def test_the_keys_are_those_of_the_contract(redis_server: RedisServer) -> None:
+    """State, failures, last_failure and half_open_calls read with redis-cli, under the prefix."""
+    async with fleet(redis_server.url, 1, {"key_prefix": "shop:"}) as (one,):
+        one.fail(5)
+        await until(lambda: one.transitions() == 1)
+        with blocking.Redis(port=redis_server.port, decode_responses=True, protocol=2) as client:
+            assert client.get("shop:cb:{svc}:state") == "open"
+            assert client.get("shop:cb:{svc}:failures") == "0"
+            assert float(str(client.get("shop:cb:{svc}:last_failure"))) == pytest.approx(
+                time.time(), abs=5
+            )
+            assert client.get("shop:cb:{svc}:half_open_calls") == "0"
+            keys: Any = client.keys("*")
+            assert all(key.startswith("shop:cb:{svc}:") for key in keys)
+            assert all(int(str(client.ttl(key))) > 86400 for key in keys)
+
+
+# --- trouble --------------------------------------------------------------------------------------
+
+
+async def test_an_open_breaker_survives_an_empty_restart(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis comes back knowing nothing: the circuit is open there again, for the same time."""
+    async with fleet(redis_server.url) as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        await asyncio.to_thread(redis_server.kill)
+        await until(lambda: not any(s.breaker.shared for s in sidecars))
+        await asyncio.to_thread(redis_server.start)
+        await until(lambda: all(s.breaker.shared for s in sidecars))
+        assert all(s.breaker.state is State.OPEN for s in sidecars)
+        async with fleet(redis_server.url, 1) as (late,):
+            assert late.breaker.state is State.OPEN
+            assert 50 < late.board.show("svc")["remaining"] <= 60
+        assert sum(s.transitions() for s in sidecars) == 1
+    changes = [record.reachable for record in lines(caplog, "breaker_redis")]
+    assert changes.count(False) == 2, "one line per sidecar"
+
+
+async def test_a_trip_during_the_outage_opens_the_fleet_on_return(
+    redis_server: RedisServer,
+) -> None:
+    """Decided locally while Redis was away, shared when it is back, counted once."""
+    async with fleet(redis_server.url) as (one, two):
+        await asyncio.to_thread(redis_server.kill)
+        one.fail(5)
+        assert one.breaker.state is State.OPEN
+        await until(lambda: not one.breaker.shared and not two.breaker.shared)
+        assert two.breaker.state is State.CLOSED
+        await asyncio.to_thread(redis_server.start)
+        await all_in([one, two], State.OPEN)
+        await until(lambda: one.breaker.shared and two.breaker.shared)
+        assert one.transitions() + two.transitions() == 1
+
+
+async def test_without_redis_it_recovers_by_itself(redis_server: RedisServer) -> None:
+    """Open time, probes and closing are decided locally during an outage."""
+    async with fleet(redis_server.url, 1, open_for="200ms") as (one,):
+        one.fail(5)
+        await until(lambda: one.transitions() == 1)
+        await asyncio.to_thread(redis_server.kill)
+        await until(lambda: not one.breaker.shared)
+        permits = await probes_of([one], 0.4)
+        assert len(permits) == 3
+        for permit in permits:
+            permit.success(now(), 0.1)
+        assert one.breaker.state is State.CLOSED
+        assert one.transitions() == 3
+
+
+async def test_a_hung_redis_delays_no_decision(redis_server: RedisServer) -> None:
+    """SIGSTOP: admitting and failing stay instant; after SIGCONT all agree, counted once."""
+    async with fleet(redis_server.url) as sidecars:
+        assert redis_server.pid is not None
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            began = now()
+            sidecars[0].fail(5)
+            with pytest.raises(CircuitOpen):
+                sidecars[0].breaker.admit(now())
+            assert now() - began < 0.05
+            await until(lambda: not any(s.breaker.shared for s in sidecars))
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        await until(lambda: all(s.breaker.shared for s in sidecars))
+        await all_in(sidecars, State.OPEN)
+        assert sum(s.transitions() for s in sidecars) == 1
+
+
+async def test_a_flushed_script_cache_is_not_noticed(redis_server: RedisServer) -> None:
+    """SCRIPT FLUSH between two reports: the text is sent again, nothing is lost."""
+    with blocking.Redis(port=redis_server.port, protocol=2) as client:
+        async with fleet(redis_server.url) as sidecars:
+            client.script_flush()
+            sidecars[0].fail(5)
+            await all_in(sidecars, State.OPEN)
+            assert all(s.breaker.shared for s in sidecars)
+
+
+async def test_flushed_keys_are_put_back(redis_server: RedisServer) -> None:
+    """FLUSHALL while open: the next poll puts the open breaker back."""
+    with blocking.Redis(port=redis_server.port, decode_responses=True, protocol=2) as client:
+        async with fleet(redis_server.url) as sidecars:
+            sidecars[0].fail(5)
+            await all_in(sidecars, State.OPEN)
+            client.flushall()
+            await until(lambda: client.get("cb:{svc}:state") == "open")
+            assert all(s.breaker.state is State.OPEN for s in sidecars)
+            assert sum(s.transitions() for s in sidecars) == 1
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "wrong password", "refused", "black hole"])
+async def test_a_redis_that_refuses_is_one_log_line(
+    trouble: str, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with it, calls go on with local decisions, and one line says so."""
+    caplog.set_level(logging.INFO)
+    url = redis_server.url
+    silent: list[Any] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        silent.append(writer)
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    if trouble == "read-only":
+        with blocking.Redis(port=redis_server.port, protocol=2) as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+    elif trouble == "wrong password":
+        url = url.replace("redis://", "redis://:wrong@")
+    elif trouble == "refused":
+        url = f"redis://127.0.0.1:{free_port()}/0"
+    else:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    try:
+        async with fleet(url, 1) as (one,):
+            await until(lambda: bool(lines(caplog, "breaker_redis")))
+            one.fail(5)
+            assert one.breaker.state is State.OPEN
+            assert one.transitions() == 1
+            await asyncio.sleep(1.2)
+            assert [record.reachable for record in lines(caplog, "breaker_redis")] == [False]
+            row = await one.board.force("svc", "reset", "fixed")
+            assert (row["state"], row["shared"]) == ("closed", False)
+    finally:
+        server.close()
+        for writer in silent:
+            writer.close()
+        await server.wait_closed()
+
+
+# --- every kind of Redis --------------------------------------------------------------------------
+
+
+async def both_agree(url: str, settings: dict[str, Any] | None = None) -> None:
+    """A trip in one sidecar reaches the other through the Redis at `url`, pushed."""
+    async with fleet(url, 2, settings) as sidecars:
+        await until(lambda: all(s.breaker.shared for s in sidecars))
+        await asyncio.sleep(0.2)
+        sidecars[0].fail(5)
+        assert await all_in(sidecars, State.OPEN) < 0.5
+        await until(lambda: sidecars[0].transitions() == 1)
+
+
+async def test_unix_socket_with_user_and_password(tmp_path: Path) -> None:
+    """A unix socket, and an ACL user whose password needs escaping."""
+    path = tmp_path / "r.sock"
+    server = RedisServer(
+        tmp_path / "redis",
+        None,
+        *("--unixsocket", str(path)),
+        *("--user", "proxy on >p@ss/word ~cb:* &cb:* +@all"),
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        await both_agree(f"unix://proxy:p%40ss%2Fword@{path}?db=1")
+        await both_agree(f"unix://{path}", {"username": "proxy", "password": "p@ss/word"})
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
+async def test_tls(tmp_path: Path) -> None:
+    """rediss:// with an authority of one's own; an unknown one is refused."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    port = free_port()
+    server = RedisServer(
+        tmp_path / "redis",
+        None,
+        *("--tls-port", str(port), "--tls-auth-clients", "no"),
+        *("--tls-cert-file", str(tmp_path / "cert.pem")),
+        *("--tls-key-file", str(tmp_path / "key.pem")),
+        *("--tls-ca-cert-file", str(tmp_path / "ca.pem")),
+    )
+    try:
+        await asyncio.to_thread(server.start)
+    except RuntimeError:
+        pytest.skip("this redis-server was built without TLS")
+    try:
+        url = f"rediss://127.0.0.1:{port}/0"
+        await both_agree(url, {"tls": {"ca": str(tmp_path / "ca.pem")}})
+        async with fleet(url, 1) as (stranger,):
+            assert not stranger.breaker.shared
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
+async def test_cluster(tmp_path: Path) -> None:
+    """One node with all slots: every script's keys are in one of them."""
+    server = RedisServer(
+        tmp_path / "redis", None, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        with blocking.Redis(port=server.port, decode_responses=True, protocol=2) as client:
+            slots = [str(number) for number in range(16384)]
+            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            await until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER INFO")))
+        await both_agree(f"redis+cluster://127.0.0.1:{server.port}")
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
+async def test_sentinel_fails_over(tmp_path: Path) -> None:
+    """Through Sentinel, before and after a failover: the open breaker stays open."""
+    master = RedisServer(tmp_path / "one")
+    await asyncio.to_thread(master.start)
+    replica = RedisServer(tmp_path / "two", None, "--replicaof", "127.0.0.1", str(master.port))
+    await asyncio.to_thread(replica.start)
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+        "sentinel down-after-milliseconds main 400\nsentinel failover-timeout main 2000\n"
+    )
+    with (tmp_path / "sentinel.log").open("wb") as log:
+        sentinel = subprocess.Popen(
+            [find_redis_server(), str(config), "--sentinel"], stdout=log, stderr=log
+        )
+    try:
+        with blocking.Redis(port=port, decode_responses=True, protocol=2) as asked:
+
+            def replicas_known() -> bool:
+                try:
+                    rows: Any = asked.execute_command("SENTINEL", "REPLICAS", "main")
+                except blocking.RedisError:
+                    return False
+                return bool(rows) and "master_link_status" in str(rows)
+
+            await until(replicas_known)
+        with blocking.Redis(port=replica.port, protocol=2) as second:
+
+            def replicates() -> bool:
+                info: Any = second.info("replication")
+                return bool(info["master_link_status"] == "up")
+
+            await until(replicates, 10.0)
+        async with fleet(f"redis+sentinel://127.0.0.1:{port}/main/0") as sidecars:
+            await until(lambda: all(s.breaker.shared for s in sidecars))
+            sidecars[0].fail(5)
+            await all_in(sidecars, State.OPEN)
+            await asyncio.to_thread(master.kill)
+            await until(lambda: not any(s.breaker.shared for s in sidecars))
+            await until(lambda: all(s.breaker.shared for s in sidecars), 25.0)
+            assert all(s.breaker.state is State.OPEN for s in sidecars)
+            assert sum(s.transitions() for s in sidecars) == 1
+    finally:
+        sentinel.kill()
+        sentinel.wait()
+        await asyncio.to_thread(replica.kill)
+        await asyncio.to_thread(master.kill)
