@@ -25,7 +25,7 @@ from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config, Listener
-from proxy.memory import keep_freed_memory
+from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.stages import all_stages
@@ -33,9 +33,14 @@ from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.outputs import fill_standard_descriptors
+from proxy.upload.pool import ProbePool
 from proxy.wire.deadlines import Sweeper
 
 logger = logging.getLogger(__name__)
+
+
+#: Seconds in which exchanges that the end of a drain cuts can still tell their clients.
+_LAST_WORDS = 1.0
 
 
 class CannotStart(Exception):
@@ -69,8 +74,9 @@ class Proxy:
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._lag = LoopLag(self.metrics.loop_lag)
+        self._probes = ProbePool()
         self._compiler = Compiler(
-            all_stages(self.metrics, logs.access),
+            all_stages(self.metrics, logs.access, self._probes),
             self._clock,
             self._sweeper,
             Random(),  # noqa: S311 (spreads load, guards nothing)
@@ -92,9 +98,10 @@ class Proxy:
             self._plans = self._compiler.compile(self._config)
             self._sweeper.start()
             self._lag.start()
+            await self._start_probes(self._config)
             self._open = await self._open_listeners(self._config, self._plans)
             await self._admin.start(self._config)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             await self.stop()
             raise CannotStart(str(error)) from error
         self._started = True
@@ -117,6 +124,9 @@ class Proxy:
         )
         if late:
             logger.warning("drain limit reached", extra={"limit_s": limit})
+            for runtime in runtimes:
+                runtime.cut()
+            await asyncio.wait(late, timeout=_LAST_WORDS)
 
     async def stop(self) -> None:
         """Close everything at once."""
@@ -130,6 +140,7 @@ class Proxy:
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
+        await self._probes.stop()
         await self._admin.stop()
         await self._lag.stop()
         self._sweeper.stop()
@@ -147,7 +158,7 @@ class Proxy:
                 await self._swap(config)
             except ConfigError as error:
                 problems = [str(problem) for problem in error.problems]
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
                 problems = [f"{self._file}: {error}"]
             else:
                 problems = []
@@ -161,6 +172,7 @@ class Proxy:
     async def _swap(self, config: Config) -> None:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
         plans = self._compiler.compile(config, (self._config, self._plans))
+        await self._start_probes(config)
         kept = {
             name: open_listener
             for name, wanted in config.listeners.items()
@@ -196,6 +208,12 @@ class Proxy:
         self._config, self._plans = config, plans
         self._logs.set_level(config.logging.level)
 
+    async def _start_probes(self, config: Config) -> None:
+        """Probe processes exist only where some route checks uploads. Raises `RuntimeError`."""
+        routes = (route for listener in config.listeners.values() for route in listener.routes)
+        if any(route.upload for route in routes) and not self._probes.ready:
+            await self._probes.start()
+
     def _socket_for(self, wanted: Listener) -> _OpenListener | None:
         return next((o for o in self._open.values() if o.serves(wanted)), None)
 
@@ -230,6 +248,10 @@ class Proxy:
 
     # --- what the admin sees (`Operated`) ----------------------------------------------------
 
+    def live(self) -> bool:
+        """While this can be asked, the loop runs."""
+        return True
+
     def readiness(self) -> Readiness:
         """Ready while started and not draining."""
         state = "draining" if self._draining else "serving" if self._started else "starting"
@@ -256,6 +278,10 @@ class Proxy:
             for name, listener in self._config.listeners.items()
             for route in listener.routes
         ]
+
+    def log_level(self) -> str:
+        """The level in force."""
+        return self._logs.level
 
     def set_log_level(self, level: str) -> None:
         """Change the level until the next reload."""
@@ -318,6 +344,7 @@ async def _run(file: Path, config: Config, logs: Logs) -> None:
     loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
     await proxy.start()
+    collect_rarely()
     while await asked.get() != "stop":
         await proxy.reload()
     draining = asyncio.create_task(proxy.drain(), name="drain")

@@ -173,7 +173,7 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
     members of unions and for keys is in no file, and neither is a missing key."""
     refusals: dict[tuple[Key, str], _Refusal] = {}
     misspelt: set[Key] = set()
-    inner = {error["loc"][:-1] for error in errors}
+    above = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
     for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
         element = tree.find(error["loc"])
         kind, key = error["type"], element.key
@@ -192,7 +192,7 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
                 continue
             refusals[key, kind] = _Refusal(element, key, [_EXPECTED[kind]], "nothing")
             continue
-        if kind == "too_short" and error["loc"] in inner:
+        if kind == "too_short" and error["loc"] in above:
             continue  # pydantic counts the sound ones only
         expected, found = _expected(error), _show(element)
         said = _SAID.fullmatch(str(error.get("ctx", {}).get("error", "")))

@@ -136,13 +136,36 @@ class ClientTimeouts(Model):
     """Between two requests on one connection, which is then closed."""
 
 
-class Upload(Model):
-    """What an upload must be (issue: upload validation)."""
+AudioType = Literal[
+    "audio/mpeg",
+    "audio/wav",
+    "audio/x-wav",
+    "audio/mp4",
+    "audio/m4a",
+    "audio/ogg",
+    "audio/flac",
+    "audio/webm",
+    "audio/aac",
+]
 
-    field: str | None = "audio_file"
-    max_size: Size = 50 * 1024 * 1024
-    max_duration: Duration | None = 600.0
-    types: tuple[str, ...] = ("audio/mpeg", "audio/wav", "audio/mp4", "audio/ogg")
+
+class Upload(Model):
+    """What an upload must be. `field` names the one file part of the form; `null` means that the
+    request body is the file itself. `max_duration: null` sets no limit, but the file must still
+    play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it."""
+
+    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
+    max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
+    max_duration: Annotated[Duration, Field(gt=0)] | None = 600.0
+    types: Annotated[tuple[AudioType, ...], Field(min_length=1)] = (
+        "audio/mpeg",
+        "audio/wav",
+        "audio/x-wav",
+        "audio/mp4",
+        "audio/m4a",
+        "audio/ogg",
+    )
     mode: Literal["enforce", "report"] = "enforce"
 
 
@@ -252,13 +275,13 @@ class UpstreamTimeouts(Model):
 
 class Pool(Model):
     """Connections to each target. `keepalive` must be shorter than the upstream's own: uvicorn
-    closes after 5 s, hence 4 s."""
+    closes after 5 s, hence 4 s. 1024 and 1024 are Envoy's defaults."""
 
-    max_connections: Annotated[int, Field(ge=1)] = 64
+    max_connections: Annotated[int, Field(ge=1)] = 1024
     """Most connections to one target."""
     keepalive: Duration = 4.0
     """How long an idle connection is kept; shorter than the upstream keeps it."""
-    queue: Annotated[int, Field(ge=0)] = 100
+    queue: Annotated[int, Field(ge=0)] = 1024
     """Most requests that wait for a connection; beyond it 503 `overloaded`."""
     queue_timeout: Annotated[Duration, Field(gt=0)] = 10.0
     """Longest wait for a connection; then 503 `overloaded`."""
@@ -462,12 +485,15 @@ class Mirror(Model):
 
 
 class Admin(Model):
-    """The operator's door. Off loopback only with a token."""
+    """The operator's door. Off loopback only with a token. On loopback `Host` is checked: a page on
+    the web may point a name of its own at 127.0.0.1."""
 
     bind: Bind = units.Bind("127.0.0.1", 9901)
     """Where operators and `reliability-proxy jobs` connect."""
     token: Annotated[Secret, Field(min_length=1)] | None = None
     """Bearer token; needed off loopback."""
+    hosts: tuple[str, ...] = ()
+    """Names that `Host` may have besides addresses and `localhost`, while bound to loopback."""
 
 
 class Metrics(Model):

@@ -51,6 +51,7 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
             stale = True
         finally:
             upstream.pool.release(upstream, reusable=reusable)
+            await relay.close()
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:

@@ -29,8 +29,7 @@ class ListenerRuntime:
     def __init__(
         self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper, tally: ListenerTally
     ) -> None:
-        self.service = Service(plan, lambda: self.draining)
-        self.draining = False
+        self.service = Service(plan)
         self.clients: set[ClientStream] = set()
         self._tally = tally
         self._clock = clock
@@ -78,10 +77,15 @@ class ListenerRuntime:
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
-        self.draining = True
         if self._server is not None:
             self._server.close()
         for client in list(self.clients):
+            client.drain()
+
+    def cut(self) -> None:
+        """End every exchange in progress: with a 503 where no answer has begun."""
+        for client in list(self.clients):
+            client.cut = True
             client.notify()
 
     async def drained(self) -> None:

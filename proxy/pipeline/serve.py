@@ -8,7 +8,6 @@ the sinks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from proxy.errors import (
     BadRequest,
@@ -45,9 +44,8 @@ class InternalError(ProxyError):
 class Service:
     """What serves the connections of one listener; `plan` may be exchanged at any time."""
 
-    def __init__(self, plan: ListenerPlan, draining: Callable[[], bool]) -> None:
+    def __init__(self, plan: ListenerPlan) -> None:
         self.plan = plan
-        self._draining = draining
 
     async def __call__(self, client: ClientStream) -> None:
         """Serve `client` until it leaves or must go."""
@@ -64,9 +62,7 @@ class Service:
         """One request and its response; whether the connection may carry another."""
         plan = self.plan
         try:
-            head = await client.read_head(
-                plan.limits, plan.idle_timeout, plan.header_timeout, self._draining
-            )
+            head = await client.read_head(plan.limits, plan.idle_timeout, plan.header_timeout)
         except (ProtocolError, TimeoutError) as error:
             return await self._refuse_unread(client, plan, error)
         if head is None:
@@ -88,14 +84,14 @@ class Service:
 
     async def _answer(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
-        if self._draining():
-            x.keep_alive = False
         if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
             return
         x.plan, _, _ = plan.table.match(head.method, head.target)
         x.route = x.plan.name
         for observe in x.plan.started:
             observe(x)
+        if x.plan.filter is not None:
+            x.filter = x.plan.filter(x)
         assert x.plan.upstream is not None
         await forward(x, plan, x.plan.upstream)
 
@@ -121,8 +117,6 @@ def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
         raise MethodNotAllowed("TRACE is not allowed", close=head.has_body, allow="GET, HEAD, POST")
     hops = head.max_forwards
     last = hops is not None and hops.isdigit() and int(hops[:9]) == 0
-    if hops is not None and hops.isdigit() and not last:
-        head.max_forwards = b"%d" % (int(hops[:9]) - 1)
     if not last and (head.target != "*" or plan.table.takes("OPTIONS *")):
         return False
     x.status = 204
@@ -145,7 +139,7 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         client.reset()
     else:
         x.status = error.status
-        if error.close or not x.body.done:
+        if error.close or client.draining or not x.body.done:
             x.keep_alive = False
         x.replied = True
         if not client.lost:
@@ -161,6 +155,8 @@ def _finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    if x.filter is not None:
+        x.filter.close()
 
 
 async def _discard_rest(client: ClientStream, x: Exchange) -> bool:

@@ -2,7 +2,7 @@
 
 What a route's lines have in common is encoded once; the rest is one msgspec struct. Measured for a
 line of 480 bytes: python-json-logger 19 us, `json.dumps` 5.3 us, a struct of all fields 1.9 us,
-this 1.6 us.
+this 1.6 us; with queueing, and the writer thread's share, about 3 us.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ FIELDS = (
     "line",
     "correlation_id",
 )
+OPTIONAL_FIELDS = ("exception", "stack")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 FLUSH_TIMEOUT = 2.0  # seconds: a shutdown waits no longer for a reader that does not read
 

@@ -10,19 +10,21 @@ values, because a counter that vanishes looks like a restart to `rate()`.
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Literal, cast
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Sample
 
 from proxy.telemetry.tally import (
@@ -44,6 +46,7 @@ class Metrics:
     """One registry per process. `registry` is open to other parts, for ordinary metrics."""
 
     def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query of ours reads
         self.registry = CollectorRegistry()
         self.loop_lag = Distribution(BUCKETS)
         self.upstream_connections: Callable[[], Iterable[tuple[str, int, int]]] = tuple
@@ -91,8 +94,11 @@ class Metrics:
         """All metrics as text, and its content type: OpenMetrics when `Accept` asks for it, else
         the Prometheus format. Takes milliseconds: call it in a thread. There it gives way to the
         event loop often, because the interpreter alone would do so only every 5 ms."""
-        encode, content_type = choose_encoder(accept)
-        return encode(_Yielding(self.registry)), content_type
+        source = cast(CollectorRegistry, _Yielding(self.registry))
+        if wants_openmetrics(accept):
+            text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
 
     def families(self) -> Iterator[Metric]:
         """Every family that this part of the proxy fills."""
@@ -111,8 +117,10 @@ class Metrics:
             ("listener",),
             [((tally.name,), tally.open) for tally in listeners],
         )
+        # Not `proxy_client_connections_total`: in OpenMetrics a counter's family is named without
+        # the suffix, and that name is the gauge's.
         yield _counter(
-            "proxy_client_connections",
+            "proxy_client_connections_accepted",
             "Connections of clients accepted",
             ("listener",),
             [((tally.name,), tally.accepted) for tally in listeners],
@@ -296,6 +304,25 @@ def _merged(
         yield key, merged(distributions)
 
 
+_QUALITY = re.compile(r";\s*q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.IGNORECASE)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an `Accept` field puts OpenMetrics, in any version, at or above plain text.
+
+    prometheus_client's own choice fails on versions that are not numbers, and repeats the client's
+    version in the answer's type.
+    """
+    quality = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for member in accept.split(","):
+        kind = member.partition(";")[0].strip().lower()
+        if kind in quality:
+            match = _QUALITY.search(member)
+            quality[kind] = max(quality[kind], float(match[1]) if match else 1.0)
+    best = quality["application/openmetrics-text"]
+    return best > 0 and best >= quality["text/plain"]
+
+
 class _Collector:
     """What the registry asks. It has no `describe`: the families depend on the config."""
 
@@ -311,6 +338,8 @@ class _Yielding:
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
+            if len(metric.samples) > _SAMPLES_AT_ONCE:  # making it has taken its time, too
+                time.sleep(_PAUSE)
             metric.samples = _YieldingList(metric.samples)
             yield metric
 

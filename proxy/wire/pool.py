@@ -26,7 +26,7 @@ from proxy.config.schema import Pool as PoolConfig
 from proxy.config.units import TargetAddress
 from proxy.errors import Overloaded
 from proxy.wire.client import ClientStream
-from proxy.wire.codec import ResponseHead, find_head_end, parse_response
+from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
 
@@ -77,7 +77,7 @@ class UpstreamStream(Stream):
         if end < 0:
             self.untake(data)
             return None
-        head = parse_response(data, end, _MAX_FIELDS)
+        head = self.pool.memo.read(data, end, _MAX_FIELDS)
         self.untake(data[end + 4 :])
         return head
 
@@ -128,6 +128,7 @@ class TargetPool:
         self.address = address
         self.label = str(address)
         self.sweeper = sweeper
+        self.memo = HeadMemo(parse_response)
         self._settings = settings
         self._connect_timeout = connect_timeout
         self._clock = clock

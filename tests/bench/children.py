@@ -213,6 +213,17 @@ def run_json(
     return answer
 
 
+def core_seconds(core: int) -> float:
+    """Time that all programs together, and the hypervisor, have used of one core since boot."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            # user, nice, system and steal. Soft interrupts are left out: the kernel's share of
+            # loopback traffic, which belongs to no program.
+            return sum(int(ticks[at]) for at in (0, 1, 2, 7)) / TICKS
+    raise ChildError(f"/proc/stat knows no core {core}")
+
+
 def free_port() -> int:
     """A free TCP port of the loopback address, below the range that the kernel gives to outgoing
     connections (32768 up): those would take it away between here and the child's `bind`."""

@@ -85,6 +85,19 @@ def access_lines(text: str) -> list[dict[str, object]]:
     return found
 
 
+def logged_all(path: Path, requests: int) -> bool:
+    """Whether the log holds at least one line per request, once it has had time to flush."""
+    deadline = time.monotonic() + _FLUSHED_WITHIN
+    lines = 0
+    with path.open("rb") as log:
+        while True:
+            while piece := log.read(1 << 20):
+                lines += piece.count(b"\n")
+            if lines >= requests or time.monotonic() > deadline:
+                return lines >= requests
+            time.sleep(0.1)
+
+
 def _check_log(path: Path, ids: tuple[str, ...]) -> None:
     deadline = time.monotonic() + _FLUSHED_WITHIN
     while True:

@@ -9,6 +9,8 @@ from tests.bench.stats import Summary
 CONNECTIONS = (1, 32, 256)
 PARALLEL = (1, 4)
 SIZES_MB = (1, 50, 500)
+# Percent of the proxy's core that other programs may use before its figures are worth a warning.
+QUIET = 5.0
 DIRECT = "direct"  # no proxy between: what the load generator and the upstream can do
 
 
@@ -50,7 +52,7 @@ GROUPS = (
     ),
     Group(
         "Small GET: share of its core that the proxy used, %",
-        "Well under 100 with many connections: the load generator was the limit, not the proxy.",
+        "Well under 100 with many connections: the load generator or a neighbour was the limit.",
         _per_connections("busy", 0),
         ratios=False,
     ),
@@ -123,6 +125,11 @@ class Results:
                 least = self.median(base, key)
                 if name != base and least is not None:
                     measured[key.replace(kind, into, 1)] = [v - least for v in measured[key]]
+
+    def disturbed(self) -> dict[str, float]:
+        """Contenders whose core other programs used too much, and how much: median percent."""
+        shares = {name: self.median(name, "get32.others") or 0.0 for name in self.samples}
+        return {name: share for name, share in shares.items() if share > QUIET}
 
     def ratio(self, ours: str, other: str, key: str) -> float | None:
         """Median of `ours` over that of `other`; None unless both were measured and positive."""

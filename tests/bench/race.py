@@ -94,6 +94,10 @@ class Race:
             for contender in self._contenders:
                 self._memory(contender)
         self.results.subtract(DIRECT, "paced", "added")
+        for name, share in self.results.disturbed().items():
+            self._remark(
+                name, f"other programs took {share:.0f} % of its core: its figures are noise"
+            )
 
     # --- turns ------------------------------------------------------------------------------
 
@@ -132,18 +136,22 @@ class Race:
         with self._started(contender, self._small) as (running, port):
             # The paced one first: with 256 connections left in its pool a proxy is another one.
             self._paced(contender.name, port)
-            self._small_gets(contender.name, port, running.child)
+            requests = self._small_gets(contender.name, port, running.child)
+            if not duties.logged_all(running.access_log, requests):
+                self._remark(contender.name, "its access log misses requests: it does less work")
         with self._started(contender, self._bodies) as (_, port):
             self._transfers(contender.name, port)
 
     # --- measures ---------------------------------------------------------------------------
 
-    def _small_gets(self, name: str, port: int, child: Child | None) -> None:
+    def _small_gets(self, name: str, port: int, child: Child | None) -> int:
+        """Answers how many requests were made."""
         if not self._has_wrk:
-            return
-        self._wrk(port, 32, self._pace.warm_up)
+            return 0
+        total = self._wrk(port, 32, self._pace.warm_up).requests
         for connections in CONNECTIONS:
             cpu, began = (child.cpu_seconds() if child else 0.0), time.monotonic()
+            all_cpu = children.core_seconds(self._cores.proxy)
             found = self._wrk(port, connections, self._pace.wrk)
             elapsed = time.monotonic() - began
             key = f"get{connections}"
@@ -156,8 +164,12 @@ class Race:
                 )
             if child and found.requests:
                 cpu = child.cpu_seconds() - cpu
+                others = max(0.0, children.core_seconds(self._cores.proxy) - all_cpu - cpu)
                 self._add(name, f"{key}.cpu_us", cpu / found.requests * 1e6)
                 self._add(name, f"{key}.busy", cpu / elapsed * 100)
+                self._add(name, f"{key}.others", others / elapsed * 100)
+            total += found.requests
+        return total
 
     def _wrk(self, port: int, connections: int, seconds: float) -> wrk.WrkResult:
         argv = wrk.command(f"http://127.0.0.1:{port}/jobs/mv_0123456789", connections, seconds)

@@ -80,7 +80,11 @@ def markdown(run: Run) -> str:
             + [_row(list(contender)) for contender in run.contenders]
         ),
         *(table(group, run.results, names, run.ours) for group in GROUPS),
-        "### Targets\n\n" + "\n".join(f"- {verdict}" for verdict in run.verdicts),
+        "### Targets",
+        "**Other programs disturbed this run (see the remarks): its verdicts do not count.**"
+        if run.results.disturbed()
+        else "",
+        "\n".join(f"- {verdict}" for verdict in run.verdicts),
     ]
     remarks = [f"- {name}: {text}" for name, texts in run.results.notes.items() for text in texts]
     if remarks:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 from tests.http1.message import Malformed, Response, Wire
@@ -52,6 +54,18 @@ class RawClient(Wire):
         """Send what the proxy takes: it may refuse and close before the end."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.send(data)
+
+    @contextlib.contextmanager
+    def sending(self, data: bytes) -> Iterator[None]:
+        """Send `data` beside the block, as far as the proxy takes it; then end the connection."""
+        writer = threading.Thread(target=self.send_lenient, args=(data,), name="client-send")
+        writer.start()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)  # wakes the writer, unlike close
+            writer.join(10)
 
     def response(self, method: str = "GET") -> Response:
         """The next final response, complete; 1xx before it go to `interim`."""

@@ -138,12 +138,9 @@ def test_pipelined_request_waits_for_a_slow_answer(site: Site) -> None:
 def test_thousands_of_pipelined_requests_are_bounded_not_dropped(site: Site) -> None:
     """A burst of 1,000 requests is answered completely and in order."""
     burst = b"".join(get(f"/{n}") for n in range(1000))
-    with site.connect() as client:
-        writer = threading.Thread(target=client.send, args=(burst,))
-        writer.start()
+    with site.connect() as client, client.sending(burst):
         for number in range(1000):
             assert client.response().body == f"GET /{number} 0".encode()
-        writer.join(8)
 
 
 def test_bad_request_behind_a_good_one(site: Site) -> None:
@@ -201,26 +198,17 @@ def test_early_answer_to_a_large_upload_reaches_the_client(site: Site) -> None:
 
     site.upstream.handler = refuse
     body = b"x" * 5_000_000
-    with site.connect() as client:
-        writer = threading.Thread(target=client.send_lenient, args=(post(body),))
-        writer.start()
+    with site.connect() as client, client.sending(post(body)):
         response = client.response("POST")
         assert response.status == 413
         assert response.body == b"too large"
-        client.close()
-        writer.join(8)
 
 
 def test_our_own_refusal_of_a_large_upload_reaches_the_client(site: Site) -> None:
     """The same for a 405 of ours, written while megabytes are under way."""
-    with site.connect() as client:
-        raw = post(b"x" * 5_000_000, "/", method="TRACE")
-        writer = threading.Thread(target=client.send_lenient, args=(raw,))
-        writer.start()
-        response = client.response("POST")
-        assert response.status in (400, 405)
-        client.close()
-        writer.join(8)
+    raw = post(b"x" * 5_000_000, "/", method="TRACE")
+    with site.connect() as client, client.sending(raw):
+        assert client.response("POST").status in (400, 405)
 
 
 def test_bytes_far_behind_a_close_do_not_hold_the_connection(site: Site) -> None:

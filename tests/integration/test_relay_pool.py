@@ -49,6 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, small: Upstream) -> Iterator[
             "front": {},
             "small": to("small"),
             "hasty": to("hasty"),
+            "brief": to("brief"),
             "dead": to("dead"),
             "late": to("late"),
         },
@@ -58,6 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, small: Upstream) -> Iterator[
                 "targets": [small.url],
                 "pool": {"max_connections": 1, "queue": 3, "queue_timeout": "300ms"},
             },
+            "brief": {"targets": [small.url], "pool": {"keepalive": "300ms"}},
             "dead": {"targets": [dead]},
             "late": {"targets": [f"http://127.0.0.1:{LATE_PORT}"], "connect_patience": "6s"},
         },
@@ -176,19 +178,21 @@ def test_upstream_close_ends_the_reuse(site: Site) -> None:
     assert first.connection != second.connection
 
 
-def test_idle_connections_are_given_up_before_the_upstream_does(site: Site) -> None:
-    """`pool.keepalive` (4 s) after the last use the proxy closes; uvicorn would after 5 s."""
+def test_idle_connections_are_given_up_before_the_upstream_does(
+    site: Site, small: Upstream
+) -> None:
+    """`pool.keepalive` after the last use the proxy closes, so that the upstream never has to."""
     idle: list[bool] = []
 
     def wait(connection: Connection, request: Request) -> None:
         connection.body(request)
         connection.send(respond(b"x"))
-        idle.append(connection.wait_end(4.9))
+        idle.append(connection.wait_end(5))
         connection.close()
 
-    site.upstream.handler = wait
-    assert site.ask(get()).status == 200
-    site.upstream.wait(lambda: bool(idle), "an idle close")
+    small.handler = wait
+    assert site.ask(get(), "brief").status == 200
+    small.wait(lambda: bool(idle), "an idle close")
     assert idle == [True]
 
 

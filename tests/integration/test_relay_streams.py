@@ -102,15 +102,19 @@ def test_answer_may_begin_before_the_request_has_ended(site: Site) -> None:
     site.upstream.handler = echo
     with site.connect() as client:
         client.send(get("/", "Transfer-Encoding: chunked", method="POST"))
-        assert client.response_head().status == 200
+        head = client.response_head()
+        assert head.status == 200
         for piece in (b"one;", b"two;", b"six;"):
             client.send(b"4\r\n" + piece + b"\r\n")
             client.read_until(piece)
         client.send(b"0\r\n\r\n")
         client.read_until(b"0\r\n\r\n")
-        client.send(get("/next"))
-        site.upstream.handler = ok
-        assert client.response().body == b"GET /next 0"
+        if head.keeps_alive:  # closing after an answer before the end of a request is fine, too
+            site.upstream.handler = ok
+            client.send(get("/next"))
+            assert client.response().body == b"GET /next 0"
+        else:
+            client.assert_closed()
 
 
 def test_slow_reader_holds_the_upstream_back(site: Site) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import children, contenders, duties, micro
+from tests.bench import children, contenders, duties, micro, rawhttp, small_upstream
 from tests.bench.children import ChildError
 from tests.bench.contenders.base import Place
 from tests.bench.contenders.envoy import configuration
@@ -45,6 +45,37 @@ def test_a_log_line_that_is_not_json_fails_the_duty() -> None:
     """`key=value` or a traceback in the log is no JSON log."""
     with pytest.raises(duties.DutyError, match="not JSON"):
         duties.access_lines("status=200\n")
+
+
+def test_a_log_holds_a_line_for_each_request(tmp_path: Path) -> None:
+    """More lines are fine: the load generator does not count what it cut off at its end."""
+    log = tmp_path / "access.log"
+    log.write_text("{}\n{}\n{}\n")
+    assert duties.logged_all(log, 2)
+    assert duties.logged_all(log, 3)
+
+
+def test_a_core_is_used_more_and_more() -> None:
+    """Time of a core only grows, and a core that does not exist is told."""
+    core = children.Cores.of_machine().proxy
+    assert 0 < children.core_seconds(core) <= children.core_seconds(core)
+    with pytest.raises(ChildError, match="no core 4096"):
+        children.core_seconds(4096)
+
+
+def test_the_small_upstream_without_nginx_answers(tmp_path: Path) -> None:
+    """Two requests in one segment get two answers, on the uvloop protocol."""
+    port = children.free_port()
+    argv = children.module("tests.bench.small_upstream", f"--port={port}")
+    core = children.Cores.of_machine().upstream
+    child = children.start("small", argv, core=core, workdir=tmp_path)
+    with children.running(child, port):
+        client = rawhttp.connect(port, timeout=10)
+        client.sock.sendall(b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n" * 2)
+        for _ in range(2):
+            assert client.read_body(client.read_head()).decode() == small_upstream.BODY
+        client.sock.close()
+    assert child.process.returncode is not None
 
 
 def test_run_tells_why_a_child_failed(tmp_path: Path) -> None:

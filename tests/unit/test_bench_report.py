@@ -129,6 +129,15 @@ def test_the_committed_document_can_be_updated() -> None:
     assert "new" in report.replace_results(DOCUMENT.read_text(), "new")
 
 
+def test_a_disturbed_run_says_so_above_its_verdicts(tmp_path: Path) -> None:
+    """Ratios against a contender that had to share its core would flatter us."""
+    results = results_of(envoy={"get32.rps": [9.0], "get32.others": [60.0, 4.0, 40.0]})
+    run = report.Run("2025-11-24", "x", 1, {}, [], results, verdicts(results, "p"), "p")
+    assert "verdicts do not count" in report.markdown(run)
+    results.samples["envoy"]["get32.others"] = [60.0, 4.0, 1.0]
+    assert "verdicts do not count" not in report.markdown(run)
+
+
 def test_report_is_written_as_markdown_and_json(tmp_path: Path) -> None:
     """Both files tell the same run; remarks are at the foot."""
     results = results_of(p={"get32.rps": [1300.0]}, direct={"get32.rps": [9000.0]})

@@ -190,7 +190,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("admin: {bind: 0.0.0.0:1}\n", ["admin.bind: expected a loopback address, or a token beside"]),
     ("redis: {url: http://x}\n", ["redis.url: expected redis://HOST:PORT/DB"]),
     ('mirrors: {m: {key: "a:{job_id}", sqlite: x}}\n', ["mirrors.m: expected redis.url"]),
-    ("mirrors: {1m: {key: a, sqlite: x}}\n", ["expected a name of letters, digits, - and _"]),
+    (
+        "mirrors: {1m: {key: 'a:{job_id}', sqlite: x}}\n",
+        ["expected a name of letters, digits, - and _"],
+    ),
     ("redis: {<<: 5}\n", ["redis.<<: expected a mapping to merge", "redis.url: expected this key"]),
 ]
 
@@ -239,6 +242,12 @@ def test_problems_of_routes(tmp_path: Path, route: str, said: list[str]) -> None
     for words in said:
         assert words in told
     assert "listeners.in.routes[1]" in told
+
+
+def test_a_list_of_one_bad_entry_is_not_called_empty(tmp_path: Path) -> None:
+    """A mistake deep in the only route is one problem, not also a list that is too short."""
+    text = MINIMAL.replace("upstream: app}", "upstream: app, upload: {mode: x}}")
+    assert len(problems(tmp_path, text)) == 1
 
 
 def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
@@ -413,7 +422,7 @@ def test_a_redacted_config_is_json_and_has_no_secret(tmp_path: Path) -> None:
     )
     shown = redacted(read(tmp_path, text))
     assert "hunter2" not in json.dumps(shown)
-    assert shown["admin"] == {"bind": "127.0.0.1:9901", "token": "***"}
+    assert shown["admin"] == {"bind": "127.0.0.1:9901", "token": "***", "hosts": []}
     assert shown["redis"] == {"url": "redis://***@h:6379/0"}
     assert shown["listeners"]["in"]["bind"] == "127.0.0.1:8000"
     assert shown["upstreams"]["app"]["targets"] == ["http://127.0.0.1:8005"]
