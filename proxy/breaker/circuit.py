@@ -284,7 +284,7 @@ class CircuitBreaker:
             report.recent.append(failure)
             if len(report.recent) > RECENT:
                 del report.recent[0]
-            self.wake(self, False)
+            self.wake(self, self.fleet_failures >= self.rules.failure_threshold)
         if self.failures >= self.rules.failure_threshold:
             told = "failure" if self.failures == 1 else "consecutive failures"
             self._trip(now, f"{self.failures} {told}, the last: {kind}")

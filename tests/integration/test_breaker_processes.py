@@ -112,16 +112,20 @@ def test_the_merged_log_of_a_storm(redis_server: RedisServer, tmp_path: Path) ->
             shared[event["who"]] = event["shared"]
             if event["shared"] and event["generation"]:
                 arrivals[event["generation"]].setdefault(event["who"], event["at"])
+    all_up = max(
+        next(e["at"] for e in events if e["who"] == owner and e.get("shared"))
+        for owner in "abcdefgh"
+    )
     spreads = []
     for who in arrivals.values():
         first, last = min(who.values()), max(who.values())
         quiet = not any(first - 1.5 < moment < last + 1.5 for moment in outage)
-        if quiet and len(who) >= 7:
+        if quiet and first > all_up and len(who) >= 7:
             spreads.append(last - first)
     assert len(spreads) >= 3
     print(  # shown with -s, and when something fails
         f"{len(counted)} transitions, at most {most} probes, agreement after "
         f"median {statistics.median(spreads) * 1000:.1f} ms, worst {max(spreads) * 1000:.1f} ms"
     )
-    # The median, because two cores are shared by eight processes and whatever else runs here.
-    assert statistics.median(spreads) < 0.1
+    # Not the worst: two cores are shared by eight processes and whatever else runs here.
+    assert sorted(spreads)[int(len(spreads) * 0.8)] < 0.1

@@ -22,7 +22,7 @@ from proxy.breaker.board import BreakerBoard
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.states import State
 from proxy.config.schema import Redis, Upstream
-from proxy.errors import CircuitOpen
+from proxy.errors import BadRequest, CircuitOpen
 from proxy.redis_server import RedisServer, find_redis_server, free_port
 
 now = time.monotonic
@@ -190,7 +190,7 @@ async def test_by_hand_for_the_whole_fleet_and_for_a_time(redis_server: RedisSer
         await all_in(sidecars, State.OPEN)
         await sidecars[2].board.force("svc", "reset", "fixed")
         await all_in(sidecars, State.CLOSED)
-        with pytest.raises(ValueError, match="over zero"):
+        with pytest.raises(BadRequest, match="over zero"):
             await sidecars[0].board.force("svc", "open", "", 0.0)
         with pytest.raises(KeyError):
             await sidecars[0].board.force("other", "open", "")
