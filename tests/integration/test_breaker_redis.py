@@ -384,7 +384,7 @@ async def test_unix_socket_with_user_and_password(tmp_path: Path) -> None:
         tmp_path / "redis",
         None,
         *("--unixsocket", str(path)),
-        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "&cb:*", "+@all"),
+        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:*", "+@all"),
     )
     await asyncio.to_thread(server.start)
     try:
