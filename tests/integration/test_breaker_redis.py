@@ -114,6 +114,27 @@ async def test_failures_of_several_sidecars_add_up(redis_server: RedisServer) ->
         assert sorted(f["correlation_id"] for f in failures) == ["id-2"] * 2 + ["id-3"] * 3
 
 
+async def test_a_transition_is_one_warning_with_the_failures(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only its maker warns, and says which calls failed; gauges change everywhere."""
+    async with fleet(redis_server.url, 3) as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        await until(lambda: bool(lines(caplog, "breaker_transition")))
+        warned = [
+            record
+            for record in lines(caplog, "breaker_transition")
+            if record.levelno == logging.WARNING
+        ]
+        assert [record.by for record in warned] == ["a"]
+        assert len(warned[0].failures) == 5
+        assert warned[0].failures[0]["target"] == "http://h"
+        for sidecar in sidecars:
+            gauge = sidecar.registry.get_sample_value("circuit_breaker_state", {"service": "svc"})
+            assert gauge == 1
+
+
 async def test_a_success_elsewhere_ends_the_run_of_failures(redis_server: RedisServer) -> None:
     """Consecutive means consecutive in the fleet."""
     async with fleet(redis_server.url) as (one, two):
@@ -384,7 +405,8 @@ async def test_unix_socket_with_user_and_password(tmp_path: Path) -> None:
         tmp_path / "redis",
         None,
         *("--unixsocket", str(path)),
-        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:*", "+@all"),
+        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:events"),
+        *("+@scripting", "+@read", "+@write", "+@pubsub", "+@connection", "+select", "+time"),
     )
     await asyncio.to_thread(server.start)
     try:
