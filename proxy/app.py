@@ -18,8 +18,10 @@ from random import Random
 import uvloop
 
 from proxy import __version__
+from proxy.admin.breakers import BreakerControl
 from proxy.admin.operated import Check, Readiness, ReloadResult
 from proxy.admin.server import AdminServers
+from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
@@ -75,17 +77,21 @@ class Proxy:
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._lag = LoopLag(self.metrics.loop_lag)
         self._probes = ProbePool()
+        self._breakers = BreakerBoard(
+            config.upstreams, registry=self.metrics.registry, redis=config.redis, clock=self._clock
+        )
         self._compiler = Compiler(
             all_stages(self.metrics, logs.access, self._probes),
             self._clock,
             self._sweeper,
             Random(),  # noqa: S311 (spreads load, guards nothing)
             lambda upstream: self.metrics.upstream(upstream).connected,
+            self._breakers.get,
         )
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._admin = AdminServers(self)
+        self._admin = AdminServers(self, [BreakerControl(self._breakers)])
         self._started = False
         self._draining = False
         self._reloading = asyncio.Lock()
@@ -99,6 +105,7 @@ class Proxy:
             self._sweeper.start()
             self._lag.start()
             await self._start_probes(self._config)
+            await self._breakers.start()
             self._open = await self._open_listeners(self._config, self._plans)
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
@@ -140,6 +147,7 @@ class Proxy:
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
+        await self._breakers.stop()
         await self._probes.stop()
         await self._admin.stop()
         await self._lag.stop()
@@ -171,6 +179,7 @@ class Proxy:
 
     async def _swap(self, config: Config) -> None:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
+        self._breakers.reload({**self._config.upstreams, **config.upstreams})
         plans = self._compiler.compile(config, (self._config, self._plans))
         await self._start_probes(config)
         kept = {
@@ -206,6 +215,7 @@ class Proxy:
                 plan.upstream.close()
         self._open = {**kept, **fresh}
         self._config, self._plans = config, plans
+        self._breakers.reload(config.upstreams)
         self._logs.set_level(config.logging.level)
 
     async def _start_probes(self, config: Config) -> None:

@@ -12,14 +12,20 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
+from proxy.breaker.bulkhead import Bulkhead
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.ejection import TargetHealth
+from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
 from proxy.config.schema import Config, Listener, Route
 from proxy.config.schema import Upstream as UpstreamConfig
 from proxy.pipeline.plan import (
+    FAILING,
     FilterFactory,
     Hooks,
     ListenerPlan,
     Observer,
+    Rescuer,
     RoutePlan,
     UpstreamPlan,
 )
@@ -61,7 +67,7 @@ class Plans:
 
 class Compiler:
     """Compiles configs one after the other. `on_connect(upstream)` gives what is told each
-    connect's seconds."""
+    connect's seconds, `breaker_of(upstream)` the upstream's breaker."""
 
     def __init__(
         self,
@@ -70,12 +76,14 @@ class Compiler:
         sweeper: Sweeper,
         random: Random,
         on_connect: Callable[[str], Callable[[float], None]],
+        breaker_of: Callable[[str], CircuitBreaker | None],
     ) -> None:
         self._stages = stages
         self._clock = clock
         self._sweeper = sweeper
         self._random = random
         self._on_connect = on_connect
+        self._breaker_of = breaker_of
 
     def compile(self, config: Config, before: tuple[Config, Plans] | None = None) -> Plans:
         """Plans for `config`; what did not change since `before` is taken over.
@@ -118,6 +126,15 @@ class Compiler:
             queue_timeout=config.pool.queue_timeout,
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
+            breaker=self._breaker_of(name),
+            retry=RetryPolicy(config.retry, self._random) if config.retry else None,
+            bulkhead=Bulkhead(name, config.bulkhead) if config.bulkhead else None,
+            health=(
+                TargetHealth([p.label for p in pools], config.ejection, config.health)
+                if config.ejection or config.health
+                else None
+            ),
+            failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
         )
 
     def _listener(
@@ -150,6 +167,7 @@ class Compiler:
     ) -> RoutePlan:
         started: list[Observer] = []
         filters: list[FilterFactory] = []
+        rescuers: list[Rescuer] = []
         finished: list[Observer] = []
         for stage in self._stages:
             hooks = stage.bind(Binding(listener_name, listener, route))
@@ -159,6 +177,8 @@ class Compiler:
                 started.append(hooks.started)
             if hooks.filter is not None:
                 filters.append(hooks.filter)
+            if hooks.rescuer is not None:
+                rescuers.append(hooks.rescuer)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
         if len(filters) > 1:
@@ -168,6 +188,7 @@ class Compiler:
             upstream=upstreams[route.upstream] if route is not None else None,
             started=tuple(started),
             filter=filters[0] if filters else None,
+            rescuers=tuple(rescuers),
             finished=tuple(finished),
         )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.breaker.retry import ReplayBuffer
 from proxy.headers import is_correlation_id, new_correlation_id
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
-from proxy.wire.codec import RequestHead
+from proxy.wire.codec import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from proxy.pipeline.plan import ListenerPlan, RoutePlan
@@ -48,6 +49,30 @@ class BodyFilter(Protocol):
         ...
 
 
+class Tee:
+    """A copy of a response's body, up to `limit` bytes. `complete` once the body has ended."""
+
+    __slots__ = ("complete", "limit", "pieces", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.complete = False
+
+    def add(self, pieces: list[bytes]) -> None:
+        """Keep these too; past the limit everything is dropped and `complete` stays False."""
+        self.size += sum(map(len, pieces))
+        if self.size <= self.limit:
+            self.pieces += pieces
+        else:
+            self.pieces.clear()
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.complete = self.size <= self.limit
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -79,13 +104,17 @@ class Exchange:
         "path",
         "plan",
         "reason",
+        "replay",
         "replied",
+        "response",
+        "retries",
         "route",
         "started",
         "started_at",
         "status",
         "stream",
         "target",
+        "tee",
         "upstream",
         "upstream_time",
     )
@@ -117,6 +146,10 @@ class Exchange:
         self.client_correlation_id: str | None = None
         self.continue_sent = False
         self.filter: BodyFilter | None = None  # what looks at the request body, if anything does
+        self.replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
+        self.retries = 0  # attempts that were repeated because they failed
+        self.response: ResponseHead | None = None  # what was passed on
+        self.tee: Tee | None = None  # keeps a copy of the response's body
         self.replied = False  # a final response head has been written to the client
         if head is None:
             self.method = self.path = "-"

@@ -66,7 +66,9 @@ class Relay:
         self._plan = plan
         self._times = times
         self._chunked_up = goes_chunked(x)
-        self._sent = x.body.done and x.filter is None  # the upstream has the whole request
+        # Whether the upstream has the whole request. What an earlier attempt has read of the body
+        # is sent again first.
+        self._sent = x.body.done and x.filter is None and not x.bytes_in
         self._ending: asyncio.Task[list[bytes]] | None = None  # the filter's last word
         self._moved = 0.0  # when anything last moved
         self.upstream = upstream
@@ -79,6 +81,8 @@ class Relay:
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
         upstream.transport.write(head)
+        if x.replay is not None and x.bytes_in:
+            self._write_upstream(list(x.replay.replay()), end=x.body.done)
         if self._continue_due():
             client.transport.write(CONTINUE)
             x.continue_sent = True
@@ -130,6 +134,8 @@ class Relay:
             x.keep_alive = False
         body, framing, chunked = self._framing(head)
         x.status = head.status
+        x.response = head
+        tee = x.tee
         out = [response_head(x, head, framing)]
         x.replied = True
         self._moved = self._clock.monotonic()
@@ -143,6 +149,8 @@ class Relay:
                         f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
                     ) from error
                 x.bytes_out += sum(map(len, pieces))
+                if tee is not None:
+                    tee.add(pieces)
             if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
                 if upstream.error is not None:
                     raise UpstreamReset("Upstream broke off", reason="reset")
@@ -162,10 +170,13 @@ class Relay:
             if not self._sent:
                 self._send_body()
             await self._wait_for_body()
+        if tee is not None:
+            tee.end()
         return self._sent and head.keep_alive and not isinstance(body, UntilClose)
 
-    async def close(self) -> None:
-        """End what the attempt may have left running."""
+    async def release(self, *, reusable: bool) -> None:
+        """Give the connection back and end what the attempt may have left running."""
+        self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])
@@ -189,6 +200,9 @@ class Relay:
         x.bytes_in += sum(map(len, pieces))
         if check is not None:
             pieces = [out for piece in pieces for out in check.feed(piece)]
+        elif x.replay is not None:
+            for piece in pieces:
+                x.replay.keep(piece)
         self._write_upstream(pieces, end=x.body.done and check is None)
         if x.body.done and check is not None:
             self._send_end()

@@ -22,6 +22,7 @@ from proxy.pipeline.attempts import forward
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import own_reply, problem_reply
 from proxy.pipeline.plan import ListenerPlan
+from proxy.pipeline.rescue import answered_instead
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 
@@ -93,7 +94,11 @@ class Service:
         if x.plan.filter is not None:
             x.filter = x.plan.filter(x)
         assert x.plan.upstream is not None
-        await forward(x, plan, x.plan.upstream)
+        try:
+            await forward(x, plan, x.plan.upstream)
+        except ProxyError as error:
+            if not x.plan.rescuers or not await answered_instead(x, error):
+                raise
 
     async def _refuse_unread(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError

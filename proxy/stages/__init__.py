@@ -1,13 +1,15 @@
 """The stages, in the one order in which they stand on a route.
 
 Metrics first: an exchange is counted as in flight before anything can refuse it. The upload check
-before all that would hand the request on. The access line last: it tells what all others noted.
+before all that would hand the request on. Fallbacks behind every other rescue, for any other answer
+is better. The access line last: it tells what all others noted.
 """
 
 from __future__ import annotations
 
 from proxy.pipeline.compile import Stage
 from proxy.stages.access_line import AccessLine
+from proxy.stages.fallback import FallbackStage
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry.access import AccessLog
@@ -20,5 +22,6 @@ def all_stages(metrics: Metrics, access_log: AccessLog, probes: ProbePool) -> tu
     return (
         RouteMetrics(metrics),
         UploadCheckStage(probes, metrics.registry),
+        FallbackStage(),
         AccessLine(access_log),
     )
