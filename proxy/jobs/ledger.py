@@ -234,10 +234,10 @@ class Ledger:
         self._enqueue(_Op(sql.SET_META, {"name": name, "value": value}, f"\0{name}", 0, None))
 
     def execute(
-        self, statements: tuple[str, ...], params: Params, done: Done | None = None
+        self, statements: tuple[str, ...], params: Params, done: Done | None = None, key: str = ""
     ) -> None:
-        """Queue statements of `sql.py` as one operation."""
-        self._enqueue(_Op(statements, params, "", 0, done))
+        """Queue statements of `sql.py` as one operation; those of one key stay in order."""
+        self._enqueue(_Op(statements, params, key, 0, done))
 
     async def flushed(self, within: float) -> bool:
         """Whether all that is queued now was committed within so many seconds."""

@@ -57,7 +57,10 @@ class JobMetrics:
             registry=registry,
         )
         self.held = Counter(
-            "proxy_jobs_held", "Deleted jobs that came back and were removed", one, registry=registry
+            "proxy_jobs_held",
+            "Deleted jobs that came back and were removed",
+            one,
+            registry=registry,
         )
         self.rescued = Counter(
             "proxy_broker_rescued",

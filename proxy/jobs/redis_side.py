@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 2.0  # seconds; a Redis on loopback answers in well under a millisecond
 SLICE = 64  # replies read before other tasks get a turn
 
-Capture = Literal["tracking", "notifications", "scanning"]
+CaptureMode = Literal["tracking", "notifications", "scanning"]
 Command = tuple[Any, ...]
 ClientFactory = Callable[[], Redis]
 
@@ -87,9 +87,9 @@ class Link:
         on_changed: Callable[[list[bytes]], None],
         on_flushed: Callable[[], None],
         patience: float = PATIENCE,
-        capture: Capture = "tracking",
+        mode: CaptureMode = "tracking",
     ) -> None:
-        self.capture: Capture = capture
+        self.mode: CaptureMode = mode
         self.lost: asyncio.Event = asyncio.Event()
         self.why_lost = ""
         self._factory = factory
@@ -108,7 +108,7 @@ class Link:
         try:
             async with asyncio.timeout(self._patience):
                 self._client = self._factory()
-                pool = self._client.connection_pool
+                pool: Any = self._client.connection_pool
                 pool.connection_kwargs["protocol"] = 3
                 self._db = int(pool.connection_kwargs.get("db") or 0)
                 self._connection = pool.make_connection()
@@ -178,20 +178,20 @@ class Link:
 
     async def _choose_capture(self) -> None:
         """The best way to be told of changes that this server grants."""
-        if self.capture == "tracking":
+        if self.mode == "tracking":
             prefixes = itertools.chain.from_iterable(("PREFIX", one) for one in self._prefixes)
             (reply,) = await self.call(("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", *prefixes))
             if reply == b"OK":
                 return
             log.warning("change tracking refused", extra={"reason": str(reply)})
-            self.capture = "notifications"
-        if self.capture == "notifications":
+            self.mode = "notifications"
+        if self.mode == "notifications":
             (reply,) = await self.call(("CONFIG", "GET", "notify-keyspace-events"))
             if notifies(reply):
                 patterns = [f"__keyspace@{self._db}__:{prefix}*" for prefix in self._prefixes]
                 await self._send_only(("PSUBSCRIBE", *patterns))
                 return
-            self.capture = "scanning"
+            self.mode = "scanning"
 
     async def _send_only(self, command: Command) -> None:
         """For a command whose confirmation comes as a push message."""

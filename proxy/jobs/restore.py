@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from proxy.jobs.ledger import Row
+from proxy.jobs.model import to_timestamp
 from proxy.jobs.redis_side import Command, Facts
 
 EXPIRY_SLACK = 1.0  # seconds: two clocks and a rounded PTTL
@@ -101,9 +102,9 @@ def replace(row: Row, key: str, present: bytes, present_ms: int, now: float) -> 
     return ("EVAL", REPLACE_SCRIPT, 1, key, present, row.raw, life)
 
 
-def index_entries(rows: list[Row], index: str, score_of: list[float]) -> Command:
-    """One ZADD for many jobs; entries that are there keep their score."""
+def index_entries(rows: list[Row], index: str) -> Command:
+    """One ZADD for many jobs, score = creation; entries that are there keep their score."""
     pairs: list[object] = []
-    for row, score in zip(rows, score_of, strict=True):
-        pairs += (score, row.job_id)
+    for row in rows:
+        pairs += (to_timestamp(row.created_at) or row.captured_at, row.job_id)
     return ("ZADD", index, "NX", *pairs)

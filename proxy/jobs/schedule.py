@@ -76,11 +76,10 @@ class Daily:
                 self.last = now
             # A clock set back must not postpone the duty by as much.
             self.last = min(self.last, now)
+            until_next = self.next - now
+            nap = min(self._nap, until_next) if until_next > 0 else self._nap
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), self._nap_until_next(now))
-
-    def _nap_until_next(self, now: float) -> float:
-        return min(self._nap, max(0.05, self.next - now))
+                await asyncio.wait_for(self._stop.wait(), nap)
 
     def stop(self) -> None:
         self._stop.set()

@@ -62,7 +62,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             key TEXT NOT NULL, member BLOB NOT NULL, PRIMARY KEY (key, member)
         ) WITHOUT ROWID""",
         """CREATE TABLE broker_messages (
-            digest BLOB PRIMARY KEY,
+            tag BLOB PRIMARY KEY,
             place TEXT NOT NULL,
             queue TEXT NOT NULL,
             position INTEGER NOT NULL,
@@ -124,12 +124,11 @@ FORGET = (
     "DELETE FROM tombstones WHERE job_id = :job_id AND deleted_at < :before",
 )
 
-CLEAR_BINDINGS = ("DELETE FROM broker_bindings WHERE key = :key",)
 ADD_BINDING = ("INSERT OR IGNORE INTO broker_bindings (key, member) VALUES (:key, :member)",)
-CLEAR_MESSAGES = ("DELETE FROM broker_messages WHERE place = :place",)
+CLEAR_MESSAGES = ("DELETE FROM broker_messages",)
 ADD_MESSAGE = (
-    """INSERT OR REPLACE INTO broker_messages (digest, place, queue, position, job_ids, message)
-       VALUES (:digest, :place, :queue, :position, :job_ids, :message)""",
+    """INSERT OR REPLACE INTO broker_messages (tag, place, queue, position, job_ids, message)
+       VALUES (:tag, :place, :queue, :position, :job_ids, :message)""",
 )
 
 # --- reading ------------------------------------------------------------------------------------
@@ -179,5 +178,5 @@ OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
               UNION SELECT job_id FROM tombstones WHERE deleted_at < :before LIMIT :limit"""
 
 BINDINGS = "SELECT key, member FROM broker_bindings"
-MESSAGES = """SELECT digest, place, queue, position, job_ids, message FROM broker_messages
+MESSAGES = """SELECT tag, place, queue, position, job_ids, message FROM broker_messages
                ORDER BY queue, position"""
