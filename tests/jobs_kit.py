@@ -51,7 +51,7 @@ def job(job_id: str, status: str = "queued", progress: float = 0.0, **more: Any)
 async def write(client: Redis, job_id: str, value: bytes | None = None, ttl: int = 86400) -> bytes:
     """Write a job as the app does: SETEX, then ZADD."""
     raw = value if value is not None else job(job_id)
-    await client.setex(PREFIX + job_id, ttl, raw)
+    await client.set(PREFIX + job_id, raw, ex=ttl)
     await client.zadd(INDEX, {job_id: CREATED})
     return raw
 

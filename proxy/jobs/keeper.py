@@ -143,8 +143,8 @@ class Keeper:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, RECONNECT[1])
         finally:
-            self._gone("stopped")
-            self.state = "stopped"
+            self._give_up_waiting("stopped")
+            self.state, self.why = "stopped", "stopped"
 
     async def _session(self) -> str:
         """One connection, from its opening to its loss; returns why it ended."""
@@ -210,6 +210,14 @@ class Keeper:
         log.info("mirror follows redis", extra={"mirror": self._name, "capture": link.mode})
 
     def _gone(self, why: str) -> None:
+        self._give_up_waiting(why)
+        if self.state != "down":
+            self.since = self._clock.time()
+            self._metrics.degraded("redis", True)
+            log.warning("mirror lost redis", extra={"mirror": self._name, "reason": why})
+        self.state, self.why = "down", why
+
+    def _give_up_waiting(self, why: str) -> None:
         error = RedisLost(why)
         waiting: list[asyncio.Future[Any]] = [*self._sync_asked, *self._restore_asked]
         for future in waiting:
@@ -218,11 +226,6 @@ class Keeper:
                 future.exception()  # nobody may be waiting any more
         self._sync_asked.clear()
         self._restore_asked.clear()
-        if self.state != "down":
-            self.since = self._clock.time()
-            self._metrics.degraded("redis", True)
-            log.warning("mirror lost redis", extra={"mirror": self._name, "reason": why})
-        self.state, self.why = "down", why
 
     def _lose(self, life: Life, cause: str) -> None:
         life.lose(cause)

@@ -345,10 +345,10 @@ class Mirror:
                 committed.set_result(ok)
             # A write of a worker may have come between the deletion and the tombstone.
             self._keeper.capture.look_at(job_id)
+            if not told:
+                self._untold.set()
 
         self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
-        if not told:
-            self._untold.set()
         return await _settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 
     def deleted_answer(self, job_id: str) -> Answer:

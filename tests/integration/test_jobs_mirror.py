@@ -114,7 +114,7 @@ async def test_flush_is_a_loss_not_a_deletion(redis_server: RedisServer, tmp_pat
         await eventually(holds(mirror, "mv_1", raw), "captured")
         newer = job("mv_1", "processing", 5.0)
         async with app.pipeline(transaction=False) as pipe:
-            pipe.setex(PREFIX + "mv_1", 86400, newer)
+            pipe.set(PREFIX + "mv_1", newer, ex=86400)
             pipe.flushall()
             await pipe.execute()
         await eventually(lambda: exists(app, "mv_1"), "restored")
@@ -186,7 +186,7 @@ async def test_deleted_midway_stays_gone(redis_server: RedisServer, tmp_path: Pa
                 was_deleted = True
                 continue
             raw = json.dumps(entry["value"]).encode()
-            await app.setex(entry["key"], entry["ttl"], raw)
+            await app.set(entry["key"], raw, ex=entry["ttl"])
             if was_deleted:
                 await eventually(lambda key=entry["key"]: missing(app, key), "removed again")
             else:
