@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.jobs.ledger import NO_HEAD, Head, Ledger, LedgerSilent, Row
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
+from proxy.jobs.records import NO_HEAD, Head, Row
 from proxy.jobs.redis_side import CommandError, Facts, Link
 from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence, replace
 

@@ -22,9 +22,11 @@ from proxy.clock import Clock
 from proxy.config import schema
 from proxy.jobs import sql
 from proxy.jobs.capture import Capture, Life
-from proxy.jobs.ledger import Ledger, LedgerSilent, Row
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern
+from proxy.jobs.records import Row
 from proxy.jobs.redis_side import (
     CaptureMode,
     ClientFactory,

@@ -19,7 +19,8 @@ from proxy.config import schema
 from proxy.errors import JobNotStored
 from proxy.jobs import sql
 from proxy.jobs.keeper import Keeper
-from proxy.jobs.ledger import Ledger, LedgerSilent, Row, Tombstone
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.model import (
     UNKNOWN_STATUS,
@@ -32,6 +33,7 @@ from proxy.jobs.model import (
     parse,
     valid_job_id,
 )
+from proxy.jobs.records import Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
 from proxy.jobs.schedule import Daily

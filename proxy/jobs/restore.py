@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from proxy.jobs.ledger import Row
 from proxy.jobs.model import to_timestamp
+from proxy.jobs.records import Row
 from proxy.jobs.redis_side import Command, Facts
 
 EXPIRY_SLACK = 1.0  # seconds: two clocks and a rounded PTTL

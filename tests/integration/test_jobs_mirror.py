@@ -377,7 +377,7 @@ async def test_after_a_return_a_lost_job_closes_creation(
 async def test_a_missing_job_is_revived_for_a_read(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """A job that Redis lost unnoticed is put back when somebody reads it; nothing is overwritten."""
+    """A job that Redis lost unnoticed is put back when somebody reads it."""
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
         raw = await write(app, "mv_1")
