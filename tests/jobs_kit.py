@@ -104,14 +104,14 @@ async def eventually(
         await asyncio.sleep(0.005)
 
 
-async def followed(mirror: Mirror, since: str | None = None) -> str:
+async def followed(mirror: Mirror, since: str | None = None, limit: float = 8.0) -> str:
     """Wait until the mirror has compared everything, later than `since`; returns when it did."""
 
     def compared() -> bool:
         state = mirror.state()
         return state["redis"] == "live" and state["last_sync"] not in (None, since)
 
-    await eventually(compared, "mirror compared with Redis")
+    await eventually(compared, "mirror compared with Redis", limit)
     return str(mirror.state()["last_sync"])
 
 

@@ -2,7 +2,8 @@
 
 1. One task fetches, so that what it writes for one job is in the order in which Redis held it. All
    others only name jobs: urgent ones (changes, awaited creations) go before bulk ones (a scan).
-2. A named job is fetched once however often it was named: bursts coalesce by themselves.
+2. A named job is fetched once however often it was named: bursts coalesce by themselves. While
+   the ledger is behind, only awaited jobs are fetched; the others wait as names, not as values.
 3. What is missing is explained before it is believed (`restore.explain_absence`); a doubt ends the
    batch by reporting that all is lost, which restores.
 4. After a gap (`Life.old_data`) Redis may hold versions older than ours; then, and only then, two
@@ -29,10 +30,11 @@ from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence,
 
 log = logging.getLogger(__name__)
 
-BATCH = 128  # jobs fetched in one piece: about two milliseconds of the loop's time
+BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
 BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
-BACKLOG_LIMIT = 4096  # ledger operations waiting before a scan is held back
+BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
+BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
 
 
 @dataclass(slots=True)
@@ -168,12 +170,10 @@ class Capture:
             self._wake.set()
 
     async def room(self) -> None:
-        """Wait until a scan may name more: the bulk queue and the ledger have caught up."""
+        """Wait until a scan may name more."""
         while len(self._bulk) > BULK_LIMIT:
             self._taken.clear()
             await self._taken.wait()
-        if self._ledger.backlog > BACKLOG_LIMIT and self._ledger.degraded is None:
-            await self._ledger.flushed(1.0)
 
     async def drained(self) -> None:
         """Wait until every job named in bulk was fetched."""
@@ -187,7 +187,11 @@ class Capture:
             if not self._urgent and not self._bulk:
                 self._wake.clear()
                 await self._wake.wait()
-            noticed = self._take()
+            behind = self._ledger.backlog > BACKLOG_LIMIT and self._ledger.degraded is None
+            noticed = self._take(awaited_only=behind)
+            if not noticed:
+                await self._ledger.flushed(BEHIND_PAUSE)
+                continue
             try:
                 await self._fetch(link, life, noticed)
             except BaseException:
@@ -199,8 +203,14 @@ class Capture:
                 self._drained.set()
             await asyncio.sleep(0)
 
-    def _take(self) -> dict[str, float]:
+    def _take(self, *, awaited_only: bool) -> dict[str, float]:
+        """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
         taken: dict[str, float] = {}
+        for job_id in list(self._watched)[:BATCH]:
+            if job_id in self._urgent:
+                taken[job_id] = self._urgent.pop(job_id)
+        if awaited_only:
+            return taken
         while self._urgent and len(taken) < BATCH:
             job_id = next(iter(self._urgent))
             taken[job_id] = self._urgent.pop(job_id)

@@ -34,7 +34,7 @@ from proxy.jobs.records import Head, Row, Tombstone, read_row
 
 log = logging.getLogger(__name__)
 
-GROUP = 512  # operations in one transaction
+GROUP = 256  # operations in one transaction
 BACKLOG = 20_000  # operations kept while SQLite takes none
 BACKLOG_BYTES = 64 * 1024 * 1024
 RETRY = 1.0  # seconds between two attempts while degraded
@@ -127,7 +127,6 @@ class Ledger:
             "captured_at": captured_at,
             "deadline": deadline,
             "digest": snapshot.digest,
-            "deflated": zlib.compress(snapshot.raw, 1),
             "keep_versions": self._keep_versions,
         }
         self._newest[snapshot.job_id] = Row(

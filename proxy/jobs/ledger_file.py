@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -95,6 +96,8 @@ class LedgerFile:
             raise Newer(f"made by a newer release: schema {version}, not {len(sql.MIGRATIONS)}")
         for setting in sql.SETTINGS:
             await db.execute(setting)
+        # In SQL, so that it is the writer's thread that compresses.
+        await db.create_function("deflate", 1, _deflate, deterministic=True)
         await _migrate(db, version)
         size = (await asyncio.to_thread(self.path.stat)).st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
@@ -190,6 +193,10 @@ async def _migrate(db: aiosqlite.Connection, version: int) -> None:
             with suppress(sqlite3.Error):
                 await db.execute("ROLLBACK")
             raise
+
+
+def _deflate(data: str | bytes) -> bytes:
+    return zlib.compress(data.encode("utf-8") if isinstance(data, str) else data, 1)
 
 
 async def _scalar(db: aiosqlite.Connection, statement: str) -> Any:

@@ -5,8 +5,9 @@ are not deleted; an expired one stays until retention ends. `versions` holds wha
 deflated. `tombstones` names what was deleted: `held` ones forbid the job to come back, `pass_on`
 ones still have to be told to the app.
 
-Text times are SQLite's own form in UTC; `captured_at` and `deadline` are Unix seconds. `deadline`
-is when Redis drops the key, NULL when it never does.
+`deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
+`captured_at` and `deadline` are Unix seconds. `deadline` is when Redis drops the key, NULL when it
+never does.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ SETTINGS = (
     "PRAGMA busy_timeout=2000",
     "PRAGMA journal_size_limit=67108864",
     "PRAGMA temp_store=MEMORY",
+    # 16 MB of log between two checkpoints, each of which flushes the disk twice.
+    "PRAGMA wal_autocheckpoint=4096",
 )
 
 # --- writing ------------------------------------------------------------------------------------
@@ -99,7 +102,7 @@ PUT = (
          digest = excluded.digest""",
     "DELETE FROM tombstones WHERE job_id = :job_id AND held = 0",
     """INSERT OR IGNORE INTO versions (job_id, version, captured_at, status, progress, digest, data)
-       SELECT job_id, version, captured_at, status, progress, digest, :deflated
+       SELECT job_id, version, captured_at, status, progress, digest, deflate(data)
          FROM jobs WHERE job_id = :job_id AND digest = :digest""",
     """DELETE FROM versions WHERE job_id = :job_id AND version <=
          (SELECT version FROM jobs WHERE job_id = :job_id) - :keep_versions""",
