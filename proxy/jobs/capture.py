@@ -24,13 +24,14 @@ from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
-from proxy.jobs.records import NO_HEAD, Head, Row
+from proxy.jobs.records import NO_HEAD, Head, Pace, Row
 from proxy.jobs.redis_side import CommandError, Facts, Link
 from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence, replace
 
 log = logging.getLogger(__name__)
 
 BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
+BIG = 64 * 1024  # bytes of a value after which others get a turn
 BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
 BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
@@ -120,6 +121,7 @@ class Capture:
         self._urgent: dict[str, float] = {}
         self._bulk: dict[str, None] = {}
         self._watched: dict[str, list[Sighting]] = {}
+        self._pace = Pace(BATCH)
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()
         self._drained = asyncio.Event()
@@ -206,16 +208,16 @@ class Capture:
     def _take(self, *, awaited_only: bool) -> dict[str, float]:
         """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
         taken: dict[str, float] = {}
-        for job_id in list(self._watched)[:BATCH]:
+        for job_id in list(self._watched)[: self._pace.size]:
             if job_id in self._urgent:
                 taken[job_id] = self._urgent.pop(job_id)
         if awaited_only:
             return taken
-        while self._urgent and len(taken) < BATCH:
+        while self._urgent and len(taken) < self._pace.size:
             job_id = next(iter(self._urgent))
             taken[job_id] = self._urgent.pop(job_id)
         now = time.monotonic()
-        while self._bulk and len(taken) < BATCH:
+        while self._bulk and len(taken) < self._pace.size:
             job_id = next(iter(self._bulk))
             del self._bulk[job_id]
             taken.setdefault(job_id, now)
@@ -236,6 +238,7 @@ class Capture:
             heads = await self._ledger.heads(job_ids)
         except LedgerSilent:
             heads = {}
+        self._pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
         gone: list[str] = []
         for position, job_id in enumerate(job_ids):
             value, pttl = replies[2 * position], replies[2 * position + 1]
@@ -250,6 +253,8 @@ class Capture:
                 deadline = None if pttl == -1 else now + pttl / 1000
                 fetched = _Fetched(job_id, value, pttl, deadline, head)
                 await self._absorb(link, life, fetched, noticed[job_id], now)
+                if len(value) > BIG:
+                    await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
         if gone:
             await self._explain(link, life, gone, heads, now)
 

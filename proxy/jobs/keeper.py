@@ -26,7 +26,7 @@ from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern
-from proxy.jobs.records import Row
+from proxy.jobs.records import Pace, Row
 from proxy.jobs.redis_side import (
     CaptureMode,
     ClientFactory,
@@ -51,7 +51,11 @@ HEARTBEAT = 0.5  # seconds between two signs of life
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
-SILENT_LEDGER_PAUSE = 0.5  # seconds
+OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
+
+
+class Refused(Exception):
+    """Redis is there but does not let us do what a restore or a comparison needs."""
 
 
 class Keeper:
@@ -73,6 +77,7 @@ class Keeper:
         self.since = clock.time()
         self.back_at: float | None = None  # monotonic: when Redis came back after having been away
         self.restoring = False
+        self.obstacle: str | None = None  # why nothing is restored or compared, though Redis lives
         self.last_restore: Tally | None = None
         self.last_sync: float | None = None
         self.link: Link | None = None
@@ -256,25 +261,35 @@ class Keeper:
                     _resolve(restores, await self._put_all_back(link, "manual"))
                 await self._compare(link, life)
                 _resolve(syncs, None)
-            except LedgerSilent as silent:
-                # Nothing can be given back without the ledger; capture goes on meanwhile.
-                log.warning(
-                    "mirror waits for its ledger",
-                    extra={"mirror": self._name, "reason": str(silent)},
-                )
+            except (LedgerSilent, Refused) as obstacle:
+                # Nothing can be given back or compared now; capture goes on meanwhile.
+                self._blocked_by(str(obstacle))
                 self._restore_asked += restores
                 self._sync_asked += syncs
-                await asyncio.sleep(SILENT_LEDGER_PAUSE)
+                await asyncio.sleep(OBSTACLE_PAUSE)
                 continue
             except RedisLost:
                 self._restore_asked += restores
                 self._sync_asked += syncs
                 raise
+            self._blocked_by(None)
             pause = self._settings.sync_every
             if link.mode == "scanning":
                 pause = min(pause, max(SCAN_PAUSE[0], SCAN_PAUSE[1] * (time.monotonic() - began)))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._kick.wait(), pause)
+
+    def _blocked_by(self, obstacle: str | None) -> None:
+        if obstacle == self.obstacle:
+            return
+        self.obstacle = obstacle
+        if obstacle is None:
+            log.info("mirror compares again", extra={"mirror": self._name})
+        else:
+            log.error(
+                "mirror cannot restore or compare",
+                extra={"mirror": self._name, "reason": obstacle},
+            )
 
     async def _make_good(self, link: Link, life: Life) -> None:
         """Put back what one loss took; a loss meanwhile leaves `life.lost` set."""
@@ -293,11 +308,13 @@ class Keeper:
         try:
             # What is captured but not committed yet, as while SQLite cannot write.
             rows = self._ledger.unwritten_rows()
-            for start in range(0, len(rows), PAGE):
-                restored += await self._put_back(link, rows[start : start + PAGE])
+            for row in rows:
+                restored += await self._put_back(link, [row])
             after = ""
-            while page := await self._ledger.live_page(after, self._clock.time(), PAGE):
+            pace = Pace(PAGE)
+            while page := await self._ledger.live_page(after, self._clock.time(), pace.size):
                 after = page[-1].job_id
+                pace.moved(sum(len(row.raw) for row in page))
                 done = await self._put_back(link, page)
                 restored += done
                 kept += len(page) - done
@@ -327,7 +344,7 @@ class Keeper:
         for reply in replies:
             if isinstance(reply, CommandError):
                 # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
-                raise RedisLost(f"takes no jobs back: {reply.text[:200]}")
+                raise Refused(f"takes no jobs back: {reply.text[:200]}")
         return sum(reply == b"OK" for reply in replies[: len(sent)])
 
     async def put_one_back(self, row: Row) -> bool:
@@ -379,7 +396,7 @@ class Keeper:
                 ("SCAN", cursor, "MATCH", self.pattern.glob(), "COUNT", SCAN_COUNT)
             )
             if isinstance(reply, CommandError):
-                raise RedisLost(f"cannot be scanned: {reply.text[:200]}")
+                raise Refused(f"cannot be scanned: {reply.text[:200]}")
             cursor, keys = reply
             found = (self.pattern.job_id(key) for key in keys)
             self.capture.look_at_many([job_id for job_id in found if job_id is not None])

@@ -86,6 +86,8 @@ class MirrorMetrics:
         self.last_sync = families.last_sync.labels(name)
         self.stranded = families.stranded.labels(name)
         self.held = families.held.labels(name)
+        for part in ("redis", "sqlite"):
+            self.degraded(part, False)
 
     def degraded(self, part: str, is_so: bool) -> None:
         """`part` is `redis` or `sqlite`."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -17,14 +15,13 @@ from typing import Any, Literal
 from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.errors import JobNotStored
-from proxy.jobs import sql
+from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.model import (
     UNKNOWN_STATUS,
-    WAITING,
     Snapshot,
     deleted_body,
     job_body,
@@ -36,7 +33,6 @@ from proxy.jobs.model import (
 from proxy.jobs.records import Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
-from proxy.jobs.schedule import Daily
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +41,7 @@ LOOK_AGAIN = 0.05  # seconds between two looks for a created job's key
 READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
-GONE_REMEMBERED = 100_000
-MEASURE_EVERY = 15.0
-PASS_ON_EVERY = 5.0
-PASS_ON_BATCH = 100
-CLEAN_UP_BATCH = 500
 LIST_LIMIT = (50, 1000)  # the default and the most
-STRANDED_LIMIT = 1000
-UNSERVED_GRACE = 60.0  # seconds that a queued job may be without a message
-
-PassOn = Callable[[str], Awaitable[bool]]
 
 
 class Creation(StrEnum):
@@ -99,11 +86,7 @@ class Answer:
 
 
 class Mirror:
-    """One family of job keys. `await start()`, work, `await stop()`.
-
-    `pass_on` is called with the id of a job that was deleted while the app was away; it returns
-    whether the app has been told (its 404 counts). Set it before `start`.
-    """
+    """One family of job keys. `await start()`, work, `await stop()`."""
 
     def __init__(
         self,
@@ -117,7 +100,6 @@ class Mirror:
     ) -> None:
         self.name = name
         self.settings = settings
-        self.pass_on: PassOn | None = None
         self._clock = clock
         self._metrics = metrics.for_mirror(name)
         self._ledger = Ledger(
@@ -131,42 +113,18 @@ class Mirror:
         self._keeper = Keeper(
             name, settings, factory, self._ledger, clock, self._metrics, mode=mode
         )
-        self._daily: Daily | None = None
+        self._duties = Duties(name, settings, self._ledger, self._keeper, clock, self._metrics)
         self._tasks: list[asyncio.Task[None]] = []
-        self._gone: dict[str, None] = {}
-        self._untold = asyncio.Event()
         self._refuse_until = float("-inf")
-        self._reported: set[str] = set()
 
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the ledger and begin to follow Redis; returns without waiting for Redis."""
         await self._ledger.start()
-        last_clean_up: float | None = None
-        with suppress(LedgerSilent, ValueError):
-            meta = dict(await self._ledger.table(sql.META))
-            last_clean_up = float(meta["cleaned_up"]) if "cleaned_up" in meta else None
-            held = await self._ledger.column(sql.HELD, (GONE_REMEMBERED,))
-            self._gone.update(dict.fromkeys(reversed(held)))
-            untold = await self._ledger.column(sql.UNTOLD, (GONE_REMEMBERED,))
-            self._gone.update(dict.fromkeys(untold))
-            if untold:
-                self._untold.set()
-        self._daily = Daily(
-            f"clean-up:{self.name}",
-            self.settings.cleanup_at,
-            self._clean_up_duty,
-            self._clock,
-            last=last_clean_up,
-        )
-        duties = {
-            "keeper": self._keeper.run(),
-            "clean-up": self._daily.run(),
-            "measure": self._measure(),
-            "pass-on": self._pass_on_deletes(),
-        }
-        for duty, coroutine in duties.items():
+        coroutines = self._duties.coroutines(await self._duties.recall())
+        coroutines["keeper"] = self._keeper.run()
+        for duty, coroutine in coroutines.items():
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
 
@@ -179,6 +137,18 @@ class Mirror:
                 log.error("mirror task failed", extra={"mirror": self.name}, exc_info=outcome)
         self._tasks.clear()
         await self._ledger.stop()
+
+    @property
+    def redis_up(self) -> bool:
+        """Whether Redis answers now: while it does not, the app's 404 says nothing about a job."""
+        return self._keeper.state == "live"
+
+    def pass_deletions_to(self, pass_on: PassOn) -> None:
+        """Whom to call with the id of a job that was deleted while the app was away.
+
+        It returns whether the app has been told; its 404 counts as told.
+        """
+        self._duties.pass_on = pass_on
 
     # --- creating --------------------------------------------------------------------------------
 
@@ -251,7 +221,7 @@ class Mirror:
 
     def is_gone(self, job_id: str) -> bool:
         """Whether the job was deleted through us and must look so. Costs nothing."""
-        return job_id in self._gone
+        return job_id in self._duties.gone
 
     async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | None:
         """What the mirror knows; None: nothing, or nothing in time."""
@@ -265,7 +235,7 @@ class Mirror:
             found = None
         if isinstance(found, Tombstone):
             return Tombstoned(found.deleted_at, found.origin)
-        if job_id in self._gone:
+        if job_id in self._duties.gone:
             return Tombstoned(self._clock.time(), "client")
         row = self._ledger.unwritten(job_id) or found
         if row is None:
@@ -315,7 +285,7 @@ class Mirror:
         shape = self._keeper.capture.shape
         values = []
         for row in rows:
-            if row.job_id in self._gone:
+            if row.job_id in self._duties.gone:
                 continue
             if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
                 continue  # no JSON: it would spoil the whole list
@@ -336,10 +306,7 @@ class Mirror:
             return False
         hold = self.settings.hold_deletes
         if hold or not told:
-            self._gone.pop(job_id, None)
-            self._gone[job_id] = None
-            if len(self._gone) > GONE_REMEMBERED:
-                del self._gone[next(iter(self._gone))]
+            self._duties.gone.add(job_id)
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def done(ok: bool) -> None:
@@ -348,7 +315,7 @@ class Mirror:
             # A write of a worker may have come between the deletion and the tombstone.
             self._keeper.capture.look_at(job_id)
             if not told:
-                self._untold.set()
+                self._duties.untold.set()
 
         self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
         return await _settled(committed, TOMBSTONE_PATIENCE) and committed.result()
@@ -358,93 +325,11 @@ class Mirror:
         fields = (("Content-Type", "application/json"), ("X-Job-Source", "sqlite"))
         return Answer(200, fields, deleted_body(self._keeper.capture.shape, job_id))
 
-    async def _pass_on_deletes(self) -> None:
-        while True:
-            await self._untold.wait()
-            self._untold.clear()
-            if self.pass_on is None:
-                continue
-            with suppress(LedgerSilent):
-                for job_id in await self._ledger.column(sql.UNTOLD, (PASS_ON_BATCH,)):
-                    if not await self.pass_on(job_id):
-                        self._untold.set()
-                        break
-                    self._ledger.passed_on(job_id)
-                    if not self.settings.hold_deletes:
-                        self._gone.pop(job_id, None)
-                    await self._ledger.flushed(1.0)
-                    self._keeper.capture.look_at(job_id)
-                    log.info("deletion passed on", extra={"mirror": self.name, "job_id": job_id})
-            await asyncio.sleep(PASS_ON_EVERY)
-
-    # --- duties ----------------------------------------------------------------------------------
+    # --- admin -----------------------------------------------------------------------------------
 
     async def clean_up(self) -> int:
-        """Forget jobs and tombstones that ended `keep_for` ago. How many; raises `LedgerSilent`."""
-        before = self._clock.time() - self.settings.keep_for
-        forgotten = 0
-        while True:
-            job_ids = await self._ledger.column(
-                sql.OUTLIVED, {"before": before, "limit": CLEAN_UP_BATCH}
-            )
-            for job_id in job_ids:
-                self._ledger.execute(sql.FORGET, {"job_id": job_id, "before": before}, key=job_id)
-                self._gone.pop(job_id, None)
-            if not await self._ledger.flushed(10.0):
-                raise LedgerSilent(self._ledger.degraded or "slow")
-            forgotten += len(job_ids)
-            if len(job_ids) < CLEAN_UP_BATCH:
-                break
-        self._ledger.set_meta("cleaned_up", repr(self._clock.time()))
-        log.info("jobs cleaned up", extra={"mirror": self.name, "forgotten": forgotten})
-        return forgotten
-
-    async def _clean_up_duty(self) -> bool:
-        try:
-            await self.clean_up()
-        except LedgerSilent as silent:
-            log.warning("clean-up put off", extra={"mirror": self.name, "reason": str(silent)})
-            return False
-        return True
-
-    async def _measure(self) -> None:
-        while True:
-            with suppress(LedgerSilent):
-                (rows,) = await self._ledger.column(sql.COUNT)
-                self._metrics.rows.set(rows)
-                stranded = await self.stranded()
-                self._metrics.stranded.set(len(stranded))
-                now = {row.job_id for row in stranded}
-                for row in stranded:
-                    if row.job_id not in self._reported:
-                        log.warning("job stranded", extra={"mirror": self.name, **_brief(row)})
-                self._reported = now
-            await asyncio.sleep(MEASURE_EVERY)
-
-    async def stranded(self, limit: int = STRANDED_LIMIT) -> list[Row]:
-        """Unfinished jobs on which nobody works, the longest unchanged first.
-
-        Where the broker is followed (`rescue`), a queued job is stranded a minute after it has no
-        message, and never while it has one; else, as any unfinished job, after `stranded_after`.
-        Raises `LedgerSilent`.
-        """
-        now = self._clock.time()
-        rescue = self._keeper.rescue
-        patience = self.settings.stranded_after
-        if rescue is None:
-            return await self._ledger.stranded(now - patience, now, limit)
-        rows = await self._ledger.stranded(now - min(UNSERVED_GRACE, patience), now, limit)
-        return [
-            row
-            for row in rows
-            if (
-                row.job_id not in rescue.served
-                if row.status in WAITING
-                else row.captured_at < now - patience
-            )
-        ]
-
-    # --- admin -----------------------------------------------------------------------------------
+        """Forget what ended `keep_for` ago, now. How many; raises `LedgerSilent`."""
+        return await self._duties.clean_up()
 
     async def sync(self) -> dict[str, Any]:
         """Compare in full, now. Raises `RedisLost`."""
@@ -461,7 +346,9 @@ class Mirror:
         """One line a job, for `jobs list`. Raises `LedgerSilent`."""
         most = min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
         if stranded:
-            rows = [row for row in await self.stranded() if status in (None, row.status)][:most]
+            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
+                :most
+            ]
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         return [_brief(row) for row in rows]
@@ -501,6 +388,7 @@ class Mirror:
             "since": iso_utc(keeper.since),
             "capture": keeper.link.mode if keeper.link else None,
             "restoring": keeper.restoring,
+            "obstacle": keeper.obstacle,
             "sqlite": "degraded" if self._ledger.degraded else "ok",
             "sqlite_reason": self._ledger.degraded,
             "backlog": self._ledger.backlog,

@@ -1,4 +1,4 @@
-"""What the ledger gives when asked."""
+"""What the ledger gives when asked, and how much of it at a time."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ def read_row(row: Any) -> Row:
     job_id, status, progress, data, created_at, captured_at, deadline, digest, version = row
     raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)
     return Row(job_id, status, progress, raw, created_at, captured_at, deadline, digest, version)
+
+
+class Pace:
+    """How many values to move at once, so that a batch of huge ones stays bounded in bytes.
+
+    Starts low and doubles up to `most` while batches stay under a quarter of `limit` bytes; halves
+    above `limit`.
+    """
+
+    def __init__(self, most: int, limit: int = 4 * 1024 * 1024) -> None:
+        self.size = min(most, 16)
+        self._most = most
+        self._limit = limit
+
+    def moved(self, size: int) -> None:
+        """A batch had so many bytes."""
+        if size > self._limit:
+            self.size = max(1, self.size // 2)
+        elif size < self._limit // 4:
+            self.size = min(self._most, self.size * 2)

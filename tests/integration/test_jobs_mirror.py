@@ -398,7 +398,7 @@ async def test_deletes_are_passed_on_when_the_app_returns(
         return True
 
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
-        mirror.pass_on = pass_on
+        mirror.pass_deletions_to(pass_on)
         await followed(mirror)
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
