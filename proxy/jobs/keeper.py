@@ -14,7 +14,6 @@ import logging
 import random
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +37,7 @@ from proxy.jobs.redis_side import (
 )
 from proxy.jobs.rescue import BrokerRescue
 from proxy.jobs.restore import Continuity, Tally, continuity, index_entries, put_back
+from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ HEARTBEAT = 0.5  # seconds between two signs of life
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
+FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is being written
 OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
 
 
@@ -241,8 +242,7 @@ class Keeper:
     async def _heartbeat(self, link: Link) -> None:
         while True:
             await link.call(("PING",), patience=HEARTBEAT_PATIENCE)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(link.lost.wait(), HEARTBEAT)
+            if await happened(link.lost, HEARTBEAT):
                 raise RedisLost(link.why_lost)
 
     # --- restore and comparison ------------------------------------------------------------------
@@ -276,8 +276,7 @@ class Keeper:
             pause = self._settings.sync_every
             if link.mode == "scanning":
                 pause = min(pause, max(SCAN_PAUSE[0], SCAN_PAUSE[1] * (time.monotonic() - began)))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), pause)
+            await happened(self._kick, pause)
 
     def _blocked_by(self, obstacle: str | None) -> None:
         if obstacle == self.obstacle:
@@ -306,9 +305,9 @@ class Keeper:
         restored = kept = 0
         self.restoring = True
         try:
-            # What is captured but not committed yet, as while SQLite cannot write.
-            rows = self._ledger.unwritten_rows()
-            for row in rows:
+            await self._ledger.flushed(FLUSH_PATIENCE)
+            # What is captured but still not committed, as while SQLite cannot write.
+            for row in self._ledger.unwritten_rows():
                 restored += await self._put_back(link, [row])
             after = ""
             pace = Pace(PAGE)
@@ -375,6 +374,7 @@ class Keeper:
         await self._name_keys(link)
         await self._name_missing(link)
         await self.capture.drained()
+        await self._ledger.flushed(FLUSH_PATIENCE)
         if life.lost:
             return  # the comparison meant nothing; `_kick` is set
         life.old_data = False

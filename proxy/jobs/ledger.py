@@ -20,7 +20,6 @@ import logging
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from proxy.jobs.ledger_file import REFUSED, LedgerFile, Newer, Unfit, is_damage
 from proxy.jobs.ledger_file import Params as ReadParams
 from proxy.jobs.model import Snapshot, sql_time
 from proxy.jobs.records import Head, Row, Tombstone, read_row
+from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,10 @@ class Ledger:
         self._stopping = True
         self._wake.set()
         if self._task is not None:
-            try:
-                await asyncio.wait_for(self._task, patience)
-            except TimeoutError:
+            if not await settled(self._task, patience):
                 log.error("ledger stopped with unwritten operations", extra=self._facts())
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._file.close()
         for op in self._queue:
             _tell(op, False)
@@ -180,10 +180,7 @@ class Ledger:
         """Whether all that is queued now was committed within so many seconds."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._enqueue(_Op((), {}, "", 0, lambda ok: _settle(future, ok)))
-        try:
-            return await asyncio.wait_for(future, within)
-        except TimeoutError:
-            return False
+        return await settled(future, within) and future.result()
 
     @property
     def backlog(self) -> int:
@@ -253,8 +250,7 @@ class Ledger:
         """Until the next attempt; a stop does not wait for it."""
         deadline = asyncio.get_running_loop().time() + RETRY
         while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+            await happened(self._wake, left)
             self._wake.clear()
 
     async def _commit(self, group: list[_Op]) -> bool:

@@ -33,6 +33,7 @@ from proxy.jobs.model import (
 from proxy.jobs.records import Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
+from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
 
@@ -207,11 +208,11 @@ class Mirror:
         try:
             try:
                 async with asyncio.timeout(within):
-                    while not await _settled(sighting.seen, LOOK_AGAIN):
+                    while not await settled(sighting.seen, LOOK_AGAIN):
                         capture.look_at(job_id)
             except TimeoutError:
                 return Creation.NOT_STORED
-            if not await _settled(sighting.kept, COMMIT_PATIENCE):
+            if not await settled(sighting.kept, COMMIT_PATIENCE):
                 return Creation.DEGRADED
             return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
         finally:
@@ -318,7 +319,7 @@ class Mirror:
                 self._duties.untold.set()
 
         self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
-        return await _settled(committed, TOMBSTONE_PATIENCE) and committed.result()
+        return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 
     def deleted_answer(self, job_id: str) -> Answer:
         """The app's own answer to a `DELETE` that worked, for one that is passed on later."""
@@ -417,11 +418,3 @@ def _brief(row: Row) -> dict[str, Any]:
         "expires": iso_utc(row.deadline) if row.deadline is not None else None,
         "version": row.version,
     }
-
-
-async def _settled(future: asyncio.Future[Any], within: float) -> bool:
-    """Whether the future is done within so many seconds; it is left alone if not."""
-    if future.done():
-        return True
-    done, _ = await asyncio.wait((future,), timeout=within)
-    return bool(done)

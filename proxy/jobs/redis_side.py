@@ -105,14 +105,17 @@ class Link:
 
     async def open(self) -> None:
         """Connect and begin to be told of changes. Raises `RedisLost`."""
+        cancels = _cancels()
         try:
             async with asyncio.timeout(self._patience):
                 self._client = self._factory()
                 pool: Any = self._client.connection_pool
-                pool.connection_kwargs["protocol"] = 3
+                # Time limits are ours: the library's would break off a wait for news.
+                pool.connection_kwargs.update(protocol=3, socket_timeout=None)
                 self._db = int(pool.connection_kwargs.get("db") or 0)
                 self._connection = pool.make_connection()
                 await self._connection.connect()
+                _honour(cancels)
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise RedisLost(str(error) or type(error).__name__) from error
@@ -150,11 +153,13 @@ class Link:
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(future, [], len(commands)))
         limit = self._patience if patience is None else patience
+        cancels = _cancels()
         try:
             async with asyncio.timeout(limit):
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
                 )
+                _honour(cancels)
                 return await future
         except TimeoutError:
             self._lose(f"silent for {limit:g} s")
@@ -264,6 +269,17 @@ class Link:
                 waiting.future.set_exception(RedisLost(why))
                 # The caller may have given up already; then nobody else asks for it.
                 waiting.future.exception()
+
+
+def _cancels() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+def _honour(cancels: int) -> None:
+    """Raise a cancellation that redis-py swallowed: it uses `asyncio.wait_for` (see `waiting`)."""
+    if _cancels() > cancels:
+        raise asyncio.CancelledError
 
 
 # --- pure -----------------------------------------------------------------------------------------

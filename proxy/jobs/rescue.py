@@ -32,6 +32,7 @@ from proxy.jobs.model import WAITING, digest_of, valid_job_id
 from proxy.jobs.records import Row
 from proxy.jobs.redis_side import Command, CommandError, Link
 from proxy.jobs.restore import Continuity, continuity
+from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +173,7 @@ class BrokerRescue:
         """Look whenever something changed, with pauses; until the link is lost (`RedisLost`)."""
         while True:
             wait = None if self._late is None else max(0.0, self._late[0] - time.monotonic())
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), wait)
-            if self._news.is_set():
+            if await happened(self._news, wait):
                 self._news.clear()
                 began = time.monotonic()
                 await self.look(link, life)

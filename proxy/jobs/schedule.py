@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
 from proxy.clock import Clock
+from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ class Daily:
             self.last = min(self.last, now)
             until_next = self.next - now
             nap = min(self._nap, until_next) if until_next > 0 else self._nap
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), nap)
+            await happened(self._stop, nap)
 
     def stop(self) -> None:
         self._stop.set()
