@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class Life:
 
     `losses` counts how often the data were found gone, `restored` up to which loss they were put
     back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
+    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key whose
+    loss was just told is explained by what was evicted lately; one found missing, by all since.
     """
 
     facts: Facts
@@ -51,6 +54,7 @@ class Life:
     losses: int = 0
     restored: int = 0
     old_data: bool = False
+    evicted: int | None = None
 
     @property
     def lost(self) -> bool:
@@ -120,6 +124,7 @@ class Capture:
         self._on_other_key = on_other_key
         self._urgent: dict[str, float] = {}
         self._bulk: dict[str, None] = {}
+        self._found: set[str] = set()  # of the present batch: named by a comparison, not by news
         self._watched: dict[str, list[Sighting]] = {}
         self._pace = Pace(BATCH)
         self._wake = asyncio.Event()
@@ -208,6 +213,7 @@ class Capture:
     def _take(self, *, awaited_only: bool) -> dict[str, float]:
         """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
         taken: dict[str, float] = {}
+        self._found.clear()
         for job_id in list(self._watched)[: self._pace.size]:
             if job_id in self._urgent:
                 taken[job_id] = self._urgent.pop(job_id)
@@ -220,7 +226,8 @@ class Capture:
         while self._bulk and len(taken) < self._pace.size:
             job_id = next(iter(self._bulk))
             del self._bulk[job_id]
-            taken.setdefault(job_id, now)
+            if taken.setdefault(job_id, now) == now:
+                self._found.add(job_id)
         self._taken.set()
         return taken
 
@@ -361,12 +368,16 @@ class Capture:
         facts = await link.facts()
         # A server that hides INFO: this very connection lives on, and a flush would have been told.
         hidden = facts.run_id is None and link.mode == "tracking"
-        between = Continuity.SAME if hidden else continuity(life.facts, facts)
+        overall = Continuity.SAME if hidden else continuity(life.facts, facts)
+        before = dataclasses.replace(life.facts, evicted=life.evicted)
+        lately = Continuity.SAME if hidden else continuity(before, facts)
+        life.evicted = facts.evicted
         if life.lost:
             return
         for job_id in known:
             waiting = self._ledger.unwritten(job_id)
             deadline = waiting.deadline if waiting else heads[job_id].deadline
+            between = overall if job_id in self._found else lately
             absence = explain_absence(deadline, now, between)
             if absence is Absence.DELETED:
                 self.counts.deleted += 1
@@ -376,8 +387,6 @@ class Capture:
             elif absence is Absence.LOST:
                 self._on_lost(life)
                 return
-        if between is Continuity.EVICTING:
-            life.facts = facts
 
     def _known(self, job_id: str, heads: dict[str, Head]) -> bool:
         if self._ledger.unwritten(job_id) is not None:

@@ -199,7 +199,7 @@ class Keeper:
         facts = await link.facts()
         if facts.loading:
             raise RedisLost("still loading its data")
-        life = Life(facts, cause="start")
+        life = Life(facts, cause="start", evicted=facts.evicted)
         before = self._facts
         if continuity(before, facts) is Continuity.BROKEN:
             same_server = before is not None and before.run_id == facts.run_id
@@ -294,6 +294,7 @@ class Keeper:
         """Put back what one loss took; a loss meanwhile leaves `life.lost` set."""
         losses = life.losses
         life.facts = await link.facts()
+        life.evicted = life.facts.evicted
         await self._put_all_back(link, life.cause)
         if self.rescue is not None:
             await self.rescue.put_back(link, life)
