@@ -1,7 +1,9 @@
 """Every key of the config file, its type, its default and the reason for it.
 
 The models are frozen and complete: what compiles a config never asks whether a key was given.
-Durations are seconds (float), sizes bytes (int), shares 0..1.
+Durations are seconds (float), sizes bytes (int), shares 0..1. The text under a key is its
+description in the JSON Schema; `model_dump(mode="json")` gives what a person would write, with
+secrets masked. The loader hands every scalar over as text, so each type here must read text.
 """
 
 from __future__ import annotations
@@ -11,49 +13,88 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     WithJsonSchema,
     model_validator,
 )
 
-from proxy.config import units
+from proxy.config import patterns, units
 
+# In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
 Duration = Annotated[
     float,
     BeforeValidator(units.parse_duration),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}),
+    PlainSerializer(units.format_duration, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^([0-9.]+\s*(ms|s|m|h|d)|0)$"}),
 ]
 Size = Annotated[
     int,
     BeforeValidator(units.parse_size),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^\d+(\.\d+)?\s*([KMG]i?)?B?$"}),
+    PlainSerializer(units.format_size, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9.]+\s*([KMG]i?)?B?$"}),
 ]
 Share = Annotated[
     float,
     BeforeValidator(units.parse_ratio),
-    WithJsonSchema({"type": ["string", "number"]}),
+    PlainSerializer(units.format_ratio, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
 ]
 TimeOfDay = Annotated[
     tuple[int, int],
     BeforeValidator(units.parse_time_of_day),
-    WithJsonSchema({"type": "string", "pattern": r"^([01]\d|2[0-3]):[0-5]\d$"}),
+    PlainSerializer(units.format_time_of_day, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^([01][0-9]|2[0-3]):[0-5][0-9]$"}),
 ]
-Bind = Annotated[units.Bind, BeforeValidator(units.parse_bind), WithJsonSchema({"type": "string"})]
+Bind = Annotated[
+    units.Bind,
+    BeforeValidator(units.parse_bind),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$"}),
+]
 Target = Annotated[
-    units.TargetAddress, BeforeValidator(units.parse_target), WithJsonSchema({"type": "string"})
+    units.TargetAddress,
+    BeforeValidator(units.parse_target),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|unix:/)"}),
+]
+Secret = Annotated[
+    SecretStr,
+    PlainSerializer(lambda secret: units.mask(secret.get_secret_value()), str, when_used="json"),
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+Method = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}$")]
+
+
+def _check_pattern(path: str) -> str:
+    patterns.parse_pattern(path)
+    return path
+
+
+PathPattern = Annotated[
+    str, AfterValidator(_check_pattern), WithJsonSchema({"type": "string", "pattern": "^/"})
+]
+Level = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
+]
 
 
 class Model(BaseModel):
     """Frozen; unknown keys are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, validate_default=False
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        validate_default=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
 
@@ -64,16 +105,22 @@ class ListenerTls(Model):
     """TLS on a listener: PEM files. The certificate file holds the chain, leaf first."""
 
     cert: Path
+    """PEM file, relative to the current directory: the certificate and its chain."""
     key: Path
+    """PEM file with the certificate's private key, without a passphrase."""
 
 
 class ClientLimits(Model):
     """What one client may send. Defaults are those of nginx and aiohttp, where they agree."""
 
     request_line: Annotated[Size, Field(ge=64)] = 8 * 1024
+    """Longest request line; beyond it 414."""
     header: Annotated[Size, Field(ge=256)] = 32 * 1024
+    """Largest header section; beyond it 431."""
     header_count: Annotated[int, Field(ge=1)] = 128
+    """Most header fields; beyond it 431."""
     connections: Annotated[int, Field(ge=1)] = 10_000
+    """Most client connections at a time; further ones wait to be accepted."""
 
 
 class ClientTimeouts(Model):
@@ -81,17 +128,43 @@ class ClientTimeouts(Model):
     either direction), and between two requests on a kept-alive connection."""
 
     header: Annotated[Duration, Field(gt=0)] = 10.0
+    """From the first byte of a request to the end of its header section; then 408."""
     body: Annotated[Duration, Field(gt=0)] = 30.0
+    """Between two pieces of a request or response body."""
     idle: Annotated[Duration, Field(gt=0)] = 75.0
+    """Between two requests on one connection, which is then closed."""
+
+
+AudioType = Literal[
+    "audio/mpeg",
+    "audio/wav",
+    "audio/x-wav",
+    "audio/mp4",
+    "audio/m4a",
+    "audio/ogg",
+    "audio/flac",
+    "audio/webm",
+    "audio/aac",
+]
 
 
 class Upload(Model):
-    """What an upload must be (issue: upload validation)."""
+    """What an upload must be. `field` names the one file part of the form; `null` means that the
+    request body is the file itself. `max_duration: null` sets no limit, but the file must still
+    play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it."""
 
-    field: str | None = "audio_file"
-    max_size: Size = 50 * 1024 * 1024
-    max_duration: Duration | None = 600.0
-    types: tuple[str, ...] = ("audio/mpeg", "audio/wav", "audio/mp4", "audio/ogg")
+    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
+    max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
+    max_duration: Annotated[Duration, Field(gt=0)] | None = 600.0
+    types: Annotated[tuple[AudioType, ...], Field(min_length=1)] = (
+        "audio/mpeg",
+        "audio/wav",
+        "audio/x-wav",
+        "audio/mp4",
+        "audio/m4a",
+        "audio/ogg",
+    )
     mode: Literal["enforce", "report"] = "enforce"
 
 
@@ -111,38 +184,43 @@ class JobRole(Model):
     require_redis: bool = True
     fallback_after: Annotated[Duration, Field(gt=0)] = 2.0
 
-    @model_validator(mode="after")
-    def _one_role(self) -> JobRole:
-        roles = (self.creates, self.reads is not None, self.deletes is not None, self.lists)
-        if sum(roles) != 1:
-            raise ValueError(
-                f"expected exactly one of creates, reads, deletes and lists, found {sum(roles)}"
-            )
-        return self
-
 
 class Route(Model):
     """One line of the routing table; `name` is also the metric label `endpoint`."""
 
     name: Name
-    path: str
+    """Unique in its listener; also the metric label `endpoint`."""
+    path: PathPattern
+    """`/exact`, `/jobs/{job_id}` (one segment) or `/{rest:*}` (everything, also nothing)."""
     upstream: Name
-    methods: tuple[str, ...] | None = None
+    """The upstream that requests go to."""
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] | None = None
+    """Upper-case methods; absent: every method."""
     upload: Upload | None = None
+    """Check uploads before they reach the upstream."""
     job: JobRole | None = None
+    """What this route does with the jobs of a mirror."""
 
 
 class Listener(Model):
     """One address that callers connect to."""
 
     bind: Bind
+    """`127.0.0.1:8000`, `[::1]:8000`, or `:8000` for every address."""
     direction: Literal["ingress", "egress"] = "ingress"
+    """`ingress` counts in http_requests_*, `egress` in external_api_*."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+    """In file order: the first that matches wins."""
     tls: ListenerTls | None = None
+    """Serve HTTPS."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks whose X-Forwarded-* fields are kept."""
     limits: ClientLimits = ClientLimits()
+    """What one client may send."""
     timeouts: ClientTimeouts = ClientTimeouts()
+    """How long a client may take."""
     reuse_port: bool = False
+    """Share the port with other processes (SO_REUSEPORT)."""
 
 
 # --- upstreams ----------------------------------------------------------------------------------
@@ -154,19 +232,27 @@ class UpstreamTimeouts(Model):
     after an upgrade (WebSocket); 1 h as HAProxy's documentation advises."""
 
     connect: Annotated[Duration, Field(gt=0)] = 2.0
+    """To an open connection, TLS included."""
     response: Annotated[Duration, Field(gt=0)] = 60.0
+    """From the request sent to the response head; then 504."""
     idle: Annotated[Duration, Field(gt=0)] = 60.0
+    """Between two pieces of a body, in either direction."""
     tunnel: Annotated[Duration, Field(gt=0)] = 3600.0
+    """Silence in both directions after an upgrade (WebSocket)."""
 
 
 class Pool(Model):
     """Connections to each target. `keepalive` must be shorter than the upstream's own: uvicorn
-    closes after 5 s, hence 4 s."""
+    closes after 5 s, hence 4 s. 1024 and 1024 are Envoy's defaults."""
 
-    max_connections: Annotated[int, Field(ge=1)] = 64
+    max_connections: Annotated[int, Field(ge=1)] = 1024
+    """Most connections to one target."""
     keepalive: Duration = 4.0
-    queue: Annotated[int, Field(ge=0)] = 100
+    """How long an idle connection is kept; shorter than the upstream keeps it."""
+    queue: Annotated[int, Field(ge=0)] = 1024
+    """Most requests that wait for a connection; beyond it 503 `overloaded`."""
     queue_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    """Longest wait for a connection; then 503 `overloaded`."""
 
 
 class UpstreamTls(Model):
@@ -174,8 +260,11 @@ class UpstreamTls(Model):
     in SNI and in verification."""
 
     ca: Path | None = None
+    """PEM file of certificate authorities; absent: those of the system."""
     verify: bool = True
+    """Verify certificate and name. Off only for experiments."""
     server_name: str | None = None
+    """Name for SNI and verification, instead of the target's host."""
 
 
 class Breaker(Model):
@@ -207,13 +296,21 @@ class Upstream(Model):
     """One service behind the proxy, with one or several targets."""
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)]
+    """`http://HOST:PORT`, `https://HOST` or `unix:/PATH`; the least busy of two is chosen."""
     timeouts: UpstreamTimeouts = UpstreamTimeouts()
+    """How long the upstream may take."""
     pool: Pool = Pool()
+    """Connections kept to each target."""
     connect_patience: Duration = 0.0
+    """How long refused connections are retried before 502."""
     host: Literal["preserve", "upstream"] = "preserve"
+    """The `Host` sent: the client's own, or the target's."""
     tls: UpstreamTls = UpstreamTls()
+    """TLS towards `https://` targets."""
     breaker: Breaker | None = None
+    """Stop calling the upstream while it fails."""
     retry: Retry | None = None
+    """Try again what is safe to repeat."""
 
 
 # --- the rest -----------------------------------------------------------------------------------
@@ -222,7 +319,7 @@ class Upstream(Model):
 class Redis(Model):
     """Where shared state lives. Absent: breakers are local to the process, the mirror is off."""
 
-    url: SecretStr
+    url: Secret
 
 
 class Rescue(Model):
@@ -274,33 +371,49 @@ class Mirror(Model):
 
 
 class Admin(Model):
-    """The operator's door. Off loopback only with a token."""
+    """The operator's door. Off loopback only with a token. On loopback `Host` is checked: a page on
+    the web may point a name of its own at 127.0.0.1."""
 
     bind: Bind = units.Bind("127.0.0.1", 9901)
-    token: SecretStr | None = None
+    """Where operators and `reliability-proxy jobs` connect."""
+    token: Annotated[Secret, Field(min_length=1)] | None = None
+    """Bearer token; needed off loopback."""
+    hosts: tuple[str, ...] = ()
+    """Names that `Host` may have besides addresses and `localhost`, while bound to loopback."""
 
 
 class Metrics(Model):
     """A read-only door for Prometheus and probes: /metrics, /livez, /readyz."""
 
     bind: Bind
+    """Where Prometheus and probes connect."""
 
 
 class Logging(Model):
     """One JSON object per line, on `stdout` or in a file."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    output: str = "stdout"
+    level: Level = "INFO"
+    """The least severe level written."""
+    output: Annotated[str, Field(min_length=1)] = "stdout"
+    """`stdout`, or a file, relative to the current directory."""
 
 
 class Config(Model):
     """The whole file."""
 
     listeners: Annotated[dict[Name, Listener], Field(min_length=1)]
+    """Addresses that callers connect to, by name."""
     upstreams: Annotated[dict[Name, Upstream], Field(min_length=1)]
+    """Services behind the proxy, by name."""
     redis: Redis | None = None
+    """Where breaker state and jobs live; absent: local breakers, no mirror."""
     mirrors: dict[Name, Mirror] = {}
+    """Families of job keys kept in SQLite as well, by name."""
     admin: Admin = Admin()
+    """The operator's door."""
     metrics: Metrics | None = None
+    """A read-only door for Prometheus and probes."""
     logging: Logging = Logging()
+    """The JSON log."""
     drain_timeout: Duration = 30.0
+    """After SIGTERM, how long requests in flight may take."""

@@ -1,28 +1,47 @@
 """Durations, sizes, percentages, times of day and addresses, as people write them in YAML.
 
 Every parser takes what YAML gave (a string or a number) and raises `ValueError` with a message of
-the form "expected ..., found ...", which the loader shows behind file, line and key.
+the form "expected ..., found ...", which the loader shows behind file, line and key. The `format_`
+functions write a value back as a person would.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = 36_525 * 86400.0
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B?")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?)?B?")
 _BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def parse_duration(value: object) -> float:
-    """`250ms`, `2s`, `10m`, `24h`, `7d` as seconds. A bare number is refused, except 0."""
+    """`250ms`, `2s`, `10m`, `24h`, `7d` as seconds. A bare number is refused, except 0.
+
+    A hundred years are the limit: beyond lie overflows in timers and dates, and no use.
+    """
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        return float(match[1]) * _SECONDS[match[2]]
-    if value == 0 and not isinstance(value, bool):
+        seconds = float(match[1]) * _SECONDS[match[2]]
+        if seconds <= _LONGEST:
+            return seconds
+    elif value == "0" or (value == 0 and not isinstance(value, bool)):
         return 0.0
     raise ValueError(f"expected a duration such as 250ms, 2s, 10m, 24h or 7d, found {value!r}")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as `250ms`, `2s`, `90s`, `10m`, `1h`, `7d`: the largest unit that stays whole."""
+    if seconds == 0:
+        return "0s"
+    milliseconds = round(seconds * 1000, 6)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds % size == 0:
+            return f"{round(milliseconds / size)}{unit}"
+    return f"{milliseconds:f}".rstrip("0").rstrip(".") + "ms"
 
 
 def parse_size(value: object) -> int:
@@ -30,15 +49,28 @@ def parse_size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        return round(float(match[1]) * _BYTES.get(match[2] or "", 1))
+        size = float(match[1]) * _BYTES.get(match[2] or "", 1)
+        if size < 2**53:  # beyond, a float is no exact number of bytes
+            return round(size)
     raise ValueError(f"expected a size such as 50MiB, 64KiB or 10MB, found {value!r}")
+
+
+def format_size(size: int) -> str:
+    """Bytes as `50MiB`, `64KiB`, `10MB`: the largest unit that stays whole, else `1234B`."""
+    for unit in ("Gi", "Mi", "Ki", "G", "M", "K"):
+        if size and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}B"
+    return f"{size}B"
+
+
+_RATIO = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(%)?")
 
 
 def parse_ratio(value: object) -> float:
     """`20%` or `0.2`, as a number from 0 to 1."""
     ratio = -1.0
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())):
-        ratio = float(match[1]) / 100
+    if isinstance(value, str) and (match := _RATIO.fullmatch(value.strip())):
+        ratio = float(match[1]) / (100 if match[2] else 1)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         ratio = float(value)
     if not 0 <= ratio <= 1:
@@ -46,11 +78,21 @@ def parse_ratio(value: object) -> float:
     return ratio
 
 
+def format_ratio(share: float) -> str:
+    """0.2 as `20%`."""
+    return f"{round(share * 100, 6):g}%"
+
+
 def parse_time_of_day(value: object) -> tuple[int, int]:
-    """`"03:00"` as (hour, minute)."""
+    """`03:00` as (hour, minute)."""
     if isinstance(value, str) and (match := re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", value)):
         return int(match[1]), int(match[2])
-    raise ValueError(f'expected a time of day such as "03:00" (in quotes), found {value!r}')
+    raise ValueError(f"expected a time of day from 00:00 to 23:59, found {value!r}")
+
+
+def format_time_of_day(time: tuple[int, int]) -> str:
+    """(3, 0) as `03:00`."""
+    return f"{time[0]:02d}:{time[1]:02d}"
 
 
 @dataclass(frozen=True)
@@ -60,23 +102,62 @@ class Bind:
     host: str
     port: int
 
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return bool(self.host) and ipaddress.ip_address(self.host).is_loopback
+
+    def overlaps(self, other: Bind) -> bool:
+        """Whether the kernel refuses the second of the two. Port 0 never clashes."""
+        if self.port != other.port or self.port == 0:
+            return False
+        if not self.host or not other.host or self.host == other.host:
+            return True
+        mine, theirs = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
+        if mine.version != theirs.version:
+            return False  # IPv6 sockets are opened with IPV6_V6ONLY, as asyncio does
+        return mine == theirs or mine.is_unspecified or theirs.is_unspecified
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-_BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]]*)):(\d{1,5})")
+_BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([0-9.]+|localhost|\*|)):([0-9]{1,5})")
 
 
 def parse_bind(value: object) -> Bind:
-    """`0.0.0.0:8000`, `[::1]:8000` or `:8000` (every address, IPv4 and IPv6). Port 0 picks one."""
+    """`0.0.0.0:8000`, `[::1]:8000`, `localhost:8000` (which is 127.0.0.1), or `:8000` and `*:8000`
+    (every address, IPv4 and IPv6). Port 0 lets the kernel choose. Other host names are refused:
+    what they resolve to decides who can connect, and may change between two starts."""
     if isinstance(value, Bind):
         return value
     match = _BIND.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(
-            f"expected an address such as 127.0.0.1:8000, [::1]:8000 or :8000, found {value!r}"
-        )
-    return Bind(match[1] or match[2] or "", int(match[3]))
+    if match is not None and int(match[3]) <= 65535:
+        host = {"localhost": "127.0.0.1", "*": ""}.get(match[2] or "", match[1] or match[2] or "")
+        try:
+            if not host or ipaddress.ip_address(host).version == (6 if match[1] else 4):
+                return Bind(host, int(match[3]))
+        except ValueError:
+            pass  # told below, in our words
+    raise ValueError(
+        "expected an IP address and port such as 127.0.0.1:8000, [::1]:8000 or :8000, "
+        f"found {value!r}"
+    )
+
+
+_USERINFO = re.compile(r"(?<=://)\S*@")  # greedy: people forget to escape a / in a password
+
+
+def without_userinfo(text: str) -> str:
+    """`redis://me:pw@host/0` as `redis://***@host/0`; other text as it is."""
+    return _USERINFO.sub("***@", text)
+
+
+def mask(secret: str) -> str:
+    """A secret as it may be shown: a URL keeps all but its userinfo and query, the rest nothing."""
+    if re.fullmatch(r"[a-z+]+://\S*", secret):
+        return without_userinfo(secret.partition("?")[0])
+    return "***"
 
 
 @dataclass(frozen=True)
@@ -105,7 +186,7 @@ class TargetAddress:
 
 
 _TARGET = re.compile(
-    r"(https?)://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::(\d{1,5}))?/?", re.IGNORECASE
+    r"(https?)://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?/?", re.IGNORECASE
 )
 
 
@@ -113,10 +194,10 @@ def parse_target(value: object) -> TargetAddress:
     """`http://host:port`, `https://host`, `http://[::1]:8005` or `unix:/run/app.sock`."""
     if isinstance(value, TargetAddress):
         return value
-    if isinstance(value, str) and value.startswith("unix:/"):
+    if isinstance(value, str) and value.startswith("unix:/") and "\0" not in value:
         return TargetAddress("http", "", 0, value.removeprefix("unix:"))
     match = _TARGET.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[4] or 0) > 65535:
+    if match is None or not 0 < int(match[4] or 80) <= 65535:
         raise ValueError(
             "expected http://HOST:PORT, https://HOST or unix:/PATH without a path behind it, "
             f"found {value!r}"

@@ -45,8 +45,8 @@ class Life:
 
     `losses` counts how often the data were found gone, `restored` up to which loss they were put
     back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
-    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key whose
-    loss was just told is explained by what was evicted lately; one found missing, by all since.
+    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
+    whose loss was just told is explained by what was evicted lately, any other by all since then.
     """
 
     facts: Facts

@@ -7,12 +7,12 @@ that was closed under us before a byte of response, and then only for a method t
 
 from __future__ import annotations
 
-from proxy.errors import ClientLeft, Overloaded, UpstreamReset, UpstreamUnreachable
+from proxy.errors import Overloaded, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
 from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
-from proxy.pipeline.relay import Relay, StaleConnection
+from proxy.pipeline.relay import Relay, StaleConnection, until_left
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import TargetPool, UpstreamStream
 from proxy.wire.tunnel import tunnel
@@ -28,7 +28,7 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
-        upstream = await _connection(x, plan, fresh=stale, certain=not repeatable)
+        upstream = await _connection(x, plan, fresh=stale)
         x.attempts += 1
         x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -51,11 +51,10 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
             stale = True
         finally:
             upstream.pool.release(upstream, reusable=reusable)
+            await relay.close()
 
 
-async def _connection(
-    x: Exchange, plan: UpstreamPlan, *, fresh: bool, certain: bool
-) -> UpstreamStream:
+async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
     """An open connection: an idle one at once, else from the first target that has one to give.
 
     Targets that cannot be reached are passed over; when none is left, all are tried again until
@@ -67,7 +66,7 @@ async def _connection(
     while True:
         pool = plan.upstream.choose(tried)
         if not fresh:
-            idle = pool.checkout(client, certain)
+            idle = pool.checkout(client)
             if idle is not None:
                 return idle
         began = client.clock.monotonic()
@@ -96,16 +95,15 @@ async def _ask(x: Exchange, plan: UpstreamPlan, pool: TargetPool) -> UpstreamStr
     ticket = pool.ask(client)
     try:
         while ticket.pending:
-            if client.eof and not _still_wanted(x):
-                raise ClientLeft("Client left while waiting for a connection")
-            if client.clock.monotonic() >= deadline:
+            now = client.clock.monotonic()
+            if now >= deadline:
                 raise Overloaded(
                     f"No connection to {plan.name} became free within {plan.queue_timeout:g}s",
                     upstream=plan.name,
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",
                 )
-            await client.wait(deadline)
+            await client.wait(until_left(x, deadline, now))
     except BaseException:
         pool.give_up(ticket)
         raise
@@ -115,16 +113,9 @@ async def _ask(x: Exchange, plan: UpstreamPlan, pool: TargetPool) -> UpstreamStr
     return ticket.error
 
 
-def _still_wanted(x: Exchange) -> bool:
-    """A client that closed only its sending half behind a whole request may yet want an answer."""
-    return x.body.done and not x.stream.lost
-
-
 async def _pause(x: Exchange, until: float) -> None:
-    while x.stream.clock.monotonic() < until:
-        if x.stream.eof and not _still_wanted(x):
-            raise ClientLeft("Client left while the upstream was away")
-        await x.stream.wait(until)
+    while (now := x.stream.clock.monotonic()) < until:
+        await x.stream.wait(until_left(x, until, now))
 
 
 def _why(error: Exception) -> str:

@@ -15,7 +15,14 @@ from typing import Protocol
 from proxy.clock import Clock
 from proxy.config.schema import Config, Listener, Route
 from proxy.config.schema import Upstream as UpstreamConfig
-from proxy.pipeline.plan import Hooks, ListenerPlan, Observer, RoutePlan, UpstreamPlan
+from proxy.pipeline.plan import (
+    FilterFactory,
+    Hooks,
+    ListenerPlan,
+    Observer,
+    RoutePlan,
+    UpstreamPlan,
+)
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
 from proxy.wire.deadlines import Sweeper
@@ -29,6 +36,11 @@ class Binding:
     listener_name: str
     listener: Listener
     route: Route | None
+
+    @property
+    def route_name(self) -> str:
+        """The metric label `endpoint`."""
+        return self.route.name if self.route is not None else "-"
 
 
 class Stage(Protocol):
@@ -137,6 +149,7 @@ class Compiler:
         upstreams: dict[str, UpstreamPlan],
     ) -> RoutePlan:
         started: list[Observer] = []
+        filters: list[FilterFactory] = []
         finished: list[Observer] = []
         for stage in self._stages:
             hooks = stage.bind(Binding(listener_name, listener, route))
@@ -144,12 +157,17 @@ class Compiler:
                 continue
             if hooks.started is not None:
                 started.append(hooks.started)
+            if hooks.filter is not None:
+                filters.append(hooks.filter)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
+        if len(filters) > 1:
+            raise ValueError("two stages filter the body of one route")
         return RoutePlan(
             name=route.name if route is not None else "-",
             upstream=upstreams[route.upstream] if route is not None else None,
             started=tuple(started),
+            filter=filters[0] if filters else None,
             finished=tuple(finished),
         )
 

@@ -3,7 +3,7 @@ that the sinks (access log, metrics) read when it is over."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.headers import is_correlation_id, new_correlation_id
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
@@ -12,6 +12,40 @@ from proxy.wire.codec import RequestHead
 
 if TYPE_CHECKING:
     from proxy.pipeline.plan import ListenerPlan, RoutePlan
+
+
+class BodyFilter(Protocol):
+    """What stands between a request's body and the upstream, and has the last word on it.
+
+    `content_type` replaces the client's upstream; None leaves it. `forward_length` is the length of
+    what `feed` and `finish` will give in all; None makes us chunk. When something changes without
+    the engine's doing (not `blocked` any more, an early refusal), the filter notifies the client's
+    stream.
+    """
+
+    @property
+    def content_type(self) -> bytes | None: ...
+
+    @property
+    def forward_length(self) -> int | None: ...
+
+    @property
+    def blocked(self) -> bool:
+        """Whether `feed` should get no more for now."""
+        ...
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The next bytes of the body, `b""` just to ask; what may go upstream now. Raises the
+        `ProxyError` that refuses the request."""
+        ...
+
+    async def finish(self) -> list[bytes]:
+        """After the last byte: what was held back. Raises the `ProxyError` that refuses it."""
+        ...
+
+    def close(self) -> None:
+        """The exchange is over, however it ended."""
+        ...
 
 
 class Exchange:
@@ -37,6 +71,7 @@ class Exchange:
         "detail",
         "duration",
         "extra",
+        "filter",
         "head",
         "keep_alive",
         "listener",
@@ -81,6 +116,7 @@ class Exchange:
         self.extra: dict[str, object] | None = None
         self.client_correlation_id: str | None = None
         self.continue_sent = False
+        self.filter: BodyFilter | None = None  # what looks at the request body, if anything does
         self.replied = False  # a final response head has been written to the client
         if head is None:
             self.method = self.path = "-"

@@ -10,6 +10,7 @@ from proxy.clock import Clock
 from proxy.config.units import Bind
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
+from proxy.telemetry.tally import ListenerTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 
@@ -25,11 +26,12 @@ _FULL = (
 class ListenerRuntime:
     """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
 
-    def __init__(self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper) -> None:
-        self.service = Service(plan, lambda: self.draining)
-        self.draining = False
+    def __init__(
+        self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper, tally: ListenerTally
+    ) -> None:
+        self.service = Service(plan)
         self.clients: set[ClientStream] = set()
-        self.accepted = 0
+        self._tally = tally
         self._clock = clock
         self._sweeper = sweeper
         self._server: asyncio.Server | None = None
@@ -57,10 +59,14 @@ class ListenerRuntime:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _accept(self) -> ClientStream:
-        client = ClientStream(self._clock, self._sweeper, self._serve, self.clients.discard)
+        client = ClientStream(self._clock, self._sweeper, self._serve, self._gone)
         self.clients.add(client)
-        self.accepted += 1
+        self._tally.opened()
         return client
+
+    def _gone(self, client: ClientStream) -> None:
+        self.clients.discard(client)
+        self._tally.closed()
 
     async def _serve(self, client: ClientStream) -> None:
         if len(self.clients) > self.service.plan.max_connections:
@@ -71,10 +77,15 @@ class ListenerRuntime:
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
-        self.draining = True
         if self._server is not None:
             self._server.close()
         for client in list(self.clients):
+            client.drain()
+
+    def cut(self) -> None:
+        """End every exchange in progress: with a 503 where no answer has begun."""
+        for client in list(self.clients):
+            client.cut = True
             client.notify()
 
     async def drained(self) -> None:

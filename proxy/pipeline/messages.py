@@ -37,16 +37,18 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        *(b"\r\n" + line for line in head.lines),
+        _passing(x, head),
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
         _forwarded(x.stream, head, listener),
     ]
     if head.max_forwards is not None:
-        parts.append(b"\r\nMax-Forwards: " + head.max_forwards)
-    if head.chunked:
+        parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
+    if goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
+    elif x.filter is not None:
+        parts.append(b"\r\nContent-Length: %d" % (x.filter.forward_length or 0))
     elif head.content_length is not None:
         parts.append(b"\r\nContent-Length: %d" % head.content_length)
     if wants_websocket(head):
@@ -55,6 +57,25 @@ def request_head(
         parts.append(b"\r\nTE: trailers\r\nConnection: TE")
     parts.append(b"\r\n\r\n")
     return b"".join(parts)
+
+
+def goes_chunked(x: Exchange) -> bool:
+    """Whether the request's body goes upstream in chunks."""
+    if x.filter is not None:
+        return x.filter.forward_length is None
+    return x.head is not None and x.head.chunked
+
+
+def _passing(x: Exchange, head: RequestHead) -> bytes:
+    """The client's fields; `Content-Type` is the filter's if it has an opinion."""
+    if x.filter is None or x.filter.content_type is None:
+        return head.passing
+    return head.passing_with(b"content-type", x.filter.content_type)
+
+
+def _one_hop_less(method: str, hops: bytes) -> bytes:
+    """`Max-Forwards` after us; it counts for OPTIONS alone here (RFC 9110 §7.6.2)."""
+    return b"%d" % (int(hops[:9]) - 1) if method == "OPTIONS" and hops.isdigit() else hops
 
 
 def wants_websocket(head: RequestHead) -> bool:
@@ -86,28 +107,17 @@ def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) 
 
 def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
-    lines = head.lines
-    return b"".join(
-        (
-            b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason),
-            b"\r\n".join(lines),
-            b"\r\nX-Correlation-ID: " if lines else b"X-Correlation-ID: ",
-            x.correlation_id.encode(),
-            framing,
-            connection_field(x),
-            b"\r\n\r\n",
-        )
+    return b"%bX-Correlation-ID: %b%b%b\r\n\r\n" % (
+        head.passing,
+        x.correlation_id.encode(),
+        framing,
+        connection_field(x),
     )
 
 
 def interim_head(x: Exchange, head: ResponseHead) -> bytes:
     """A 1xx response, passed on."""
-    lines = [
-        b"HTTP/1.1 %d %b" % (head.status, head.reason),
-        *head.lines,
-        b"X-Correlation-ID: " + x.correlation_id.encode(),
-    ]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    return b"%bX-Correlation-ID: %b\r\n\r\n" % (head.passing, x.correlation_id.encode())
 
 
 def upgrade_head(x: Exchange, head: ResponseHead) -> bytes:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
 from proxy.wire.pool import Upstream
 
 Observer = Callable[[Exchange], None]
+FilterFactory = Callable[[Exchange], BodyFilter | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,14 @@ class UpstreamPlan:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a stage does on a route; what it leaves empty costs nothing."""
+    """What a stage does on a route; what it leaves empty costs nothing.
+
+    `started`: the route is known. `filter`: makes what checks the request's body, or raises the
+    `ProxyError` that refuses the request unread. `finished`: the record is complete.
+    """
 
     started: Observer | None = None
+    filter: FilterFactory | None = None
     finished: Observer | None = None
 
 
@@ -46,6 +52,7 @@ class RoutePlan:
     name: str
     upstream: UpstreamPlan | None
     started: tuple[Observer, ...]
+    filter: FilterFactory | None
     finished: tuple[Observer, ...]
 
 

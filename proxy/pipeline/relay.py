@@ -8,10 +8,12 @@ Neither side is read faster than the other takes it.
 
 from __future__ import annotations
 
-from proxy.errors import BadRequest, ClientLeft, ProxyError, RequestTimeout, UpstreamReset
+import asyncio
+
+from proxy.errors import BadRequest, ClientLeft, Draining, ProxyError, RequestTimeout, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.messages import CONTINUE, interim_head, response_head
+from proxy.pipeline.messages import CONTINUE, goes_chunked, interim_head, response_head
 from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
 from proxy.wire.bodies import (
     ChunkedBody,
@@ -23,6 +25,7 @@ from proxy.wire.bodies import (
     last_chunk,
 )
 from proxy.wire.codec import ProtocolError, ResponseHead
+from proxy.wire.deadlines import NEVER
 from proxy.wire.pool import UpstreamStream
 
 #: Seconds for which a client that has closed its sending half is still served while nothing moves.
@@ -40,7 +43,18 @@ class StaleConnection(Exception):
 class Relay:
     """One attempt: `x` over `upstream`."""
 
-    __slots__ = ("_chunked_up", "_client", "_clock", "_moved", "_plan", "_times", "_x", "upstream")
+    __slots__ = (
+        "_chunked_up",
+        "_client",
+        "_clock",
+        "_ending",
+        "_moved",
+        "_plan",
+        "_sent",
+        "_times",
+        "_x",
+        "upstream",
+    )
 
     def __init__(
         self, x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan, times: ListenerPlan
@@ -51,7 +65,9 @@ class Relay:
         self._clock = x.stream.clock
         self._plan = plan
         self._times = times
-        self._chunked_up = x.head.chunked
+        self._chunked_up = goes_chunked(x)
+        self._sent = x.body.done and x.filter is None  # the upstream has the whole request
+        self._ending: asyncio.Task[list[bytes]] | None = None  # the filter's last word
         self._moved = 0.0  # when anything last moved
         self.upstream = upstream
 
@@ -84,13 +100,10 @@ class Relay:
                 self._pass_on_interim(response)
             if upstream.eof:
                 raise self._broken_off()
-            if not x.body.done:
-                if self.send_body():
-                    sent = self._moved
-                if client.eof and not x.body.done and not client.has_data:
-                    raise ClientLeft("Client left while sending its request")
+            if not self._sent and self._send_body():
+                sent = self._moved
             now = clock.monotonic()
-            if x.body.done:
+            if self._sent:
                 deadline = sent + self._plan.response_timeout
                 if now >= deadline:
                     raise Timeout(
@@ -101,7 +114,7 @@ class Relay:
                     )
             else:
                 deadline = self._body_deadline(now)
-            await client.wait(self._or_grace(deadline, now))
+            await client.wait(until_left(x, deadline, now, self._moved))
 
     async def pass_on(self, head: ResponseHead) -> bool:
         """Send the final response `head` and its body to the client.
@@ -111,8 +124,10 @@ class Relay:
         """
         x, client, upstream = self._x, self._client, self.upstream
         assert x.head is not None
-        if not x.body.done:
-            x.keep_alive = False  # what is left of the request may never be read
+        if not x.body.done and x.head.expects_continue and not x.continue_sent:
+            x.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
+        if client.draining:
+            x.keep_alive = False
         body, framing, chunked = self._framing(head)
         x.status = head.status
         out = [response_head(x, head, framing)]
@@ -122,12 +137,11 @@ class Relay:
             pieces: list[bytes] = []
             if upstream.has_data and not body.done and not client.write_paused:
                 try:
-                    pieces, rest = body.feed(upstream.take())
+                    pieces = upstream.read_body(body)
                 except ProtocolError as error:
                     raise UpstreamReset(
                         f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
                     ) from error
-                upstream.untake(rest)
                 x.bytes_out += sum(map(len, pieces))
             if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
                 if upstream.error is not None:
@@ -145,29 +159,62 @@ class Relay:
                 raise UpstreamReset(
                     "Upstream broke off in the middle of its response", reason="truncated"
                 )
-            if not x.body.done:
-                self.send_body()
+            if not self._sent:
+                self._send_body()
             await self._wait_for_body()
-        return x.body.done and head.keep_alive and not isinstance(body, UntilClose)
+        return self._sent and head.keep_alive and not isinstance(body, UntilClose)
 
-    def send_body(self) -> bool:
+    async def close(self) -> None:
+        """End what the attempt may have left running."""
+        if self._ending is not None:
+            self._ending.cancel()
+            await asyncio.wait([self._ending])
+
+    def _send_body(self) -> bool:
         """Move what the client has sent of its body to the upstream; whether anything moved."""
         x, client, upstream = self._x, self._client, self.upstream
-        if upstream.write_paused or not client.has_data:
+        check = x.filter
+        if upstream.write_paused:
+            return False
+        if check is not None:
+            check.feed(b"")  # it may have made up its mind since
+        if x.body.done:
+            return self._send_end()
+        if not client.has_data or (check is not None and check.blocked):
             return False
         try:
-            pieces, rest = x.body.feed(client.take())
+            pieces = client.read_body(x.body)
         except ProtocolError as error:
             raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
-        client.untake(rest)
         x.bytes_in += sum(map(len, pieces))
-        out = chunk(pieces) if self._chunked_up else pieces
-        if self._chunked_up and x.body.done:
-            out = [*out, last_chunk(x.body.trailers)]
-        if out and not upstream.lost:
-            upstream.transport.writelines(out)
-        self._moved = self._clock.monotonic()
+        if check is not None:
+            pieces = [out for piece in pieces for out in check.feed(piece)]
+        self._write_upstream(pieces, end=x.body.done and check is None)
+        if x.body.done and check is not None:
+            self._send_end()
         return True
+
+    def _send_end(self) -> bool:
+        """What a filter held back until its verdict; whether it has come."""
+        x = self._x
+        assert x.filter is not None
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(x.filter.finish(), name="verdict")
+            self._ending.add_done_callback(lambda _: x.stream.notify())
+        if not self._ending.done():
+            return False
+        self._write_upstream(self._ending.result(), end=True)
+        return True
+
+    def _write_upstream(self, pieces: list[bytes], *, end: bool) -> None:
+        out = chunk(pieces) if self._chunked_up else pieces
+        if end:
+            self._sent = True
+            if self._chunked_up:
+                out = [*out, last_chunk(self._x.body.trailers)]
+        if out and not self.upstream.lost:
+            self.upstream.write(out)
+        self._moved = self._clock.monotonic()
 
     def _continue_due(self) -> bool:
         """Whether the client waits for our leave to send its body (RFC 9110 §10.1.1)."""
@@ -228,11 +275,13 @@ class Relay:
     def _write_to_client(self, out: list[bytes]) -> None:
         if self._client.lost:
             raise ClientLeft("Client left before its response could be sent")
-        self._client.transport.writelines(out)
+        self._client.write(out)
         self._moved = self._clock.monotonic()
 
     def _body_deadline(self, now: float) -> float:
         """Until when the request body must move on, and whose fault it is if it does not."""
+        if self._ending is not None:
+            return NEVER  # a filter bounds its own time
         if self.upstream.write_paused:
             deadline = self._moved + self._plan.idle_timeout
             error: ProxyError = Timeout(
@@ -257,16 +306,22 @@ class Relay:
             deadline = self._moved + self._plan.idle_timeout
             if now >= deadline:
                 raise Timeout("Upstream stalled in the middle of its response", reason="idle")
-        await self._client.wait(self._or_grace(deadline, now))
+        await self._client.wait(until_left(self._x, deadline, now, self._moved))
 
-    def _or_grace(self, deadline: float, now: float) -> float:
-        """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`)."""
-        client = self._client
-        if client.lost:
-            raise ClientLeft("Client left")
-        if not client.eof or client.write_paused:
-            return deadline
-        grace = max(client.eof_at, self._moved) + HALF_CLOSE_GRACE
-        if now >= grace:
-            raise ClientLeft("Client left")
-        return min(deadline, grace)
+
+def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
+
+    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
+    and `Draining` when the proxy can wait no longer.
+    """
+    client = x.stream
+    if client.cut:
+        raise Draining("The proxy is stopping", retry_after=1)
+    if not client.eof:
+        return deadline
+    unfinished = not (x.body.done or client.has_data)
+    grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
+    if client.lost or unfinished or (now >= grace and not client.write_paused):
+        raise ClientLeft("Client left")
+    return deadline if client.write_paused else min(deadline, grace)

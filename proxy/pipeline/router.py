@@ -64,7 +64,7 @@ class RouteTable(Generic[T]):
         Raises `NoRoute`, or `MethodNotAllowed` with what would be allowed.
         """
         path = target.partition("?")[0]
-        if "%" in path or "//" in path or "/." in path:
+        if "%" in path or "/." in path:
             path = normalise(path)
         found = self._match(f"{method} {path}")
         if found is None:
@@ -73,6 +73,10 @@ class RouteTable(Generic[T]):
         group = found.lastindex
         assert group is not None
         return self._by_group[group][0], found, group
+
+    def takes(self, method_and_path: str) -> bool:
+        """Whether some route matches, e.g. `OPTIONS *`."""
+        return self._match(method_and_path) is not None
 
     def parameters(self, found: re.Match[str], group: int) -> dict[str, str]:
         """The path parameters of a match, percent-decoded."""
@@ -92,7 +96,7 @@ class RouteTable(Generic[T]):
 
 
 def normalise(path: str) -> str:
-    """Percent-decoded, dot segments resolved, empty segments removed: one spelling of a path.
+    """Percent-decoded, dot segments resolved (RFC 3986 §6.2.2): one spelling of a path.
 
     Bytes that are not UTF-8 become U+FFFD, which no configured path contains.
     """
@@ -103,7 +107,7 @@ def normalise(path: str) -> str:
         if segment == "..":
             if kept:
                 kept.pop()
-        elif segment not in ("", "."):
+        elif segment != ".":
             kept.append(segment)
-    trailing = "/" if kept and segments[-1] in ("", ".", "..") else ""
+    trailing = "/" if kept and segments[-1] in (".", "..") else ""
     return "/" + "/".join(kept) + trailing

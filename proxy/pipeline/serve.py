@@ -8,7 +8,6 @@ the sinks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from proxy.errors import (
     BadRequest,
@@ -45,9 +44,8 @@ class InternalError(ProxyError):
 class Service:
     """What serves the connections of one listener; `plan` may be exchanged at any time."""
 
-    def __init__(self, plan: ListenerPlan, draining: Callable[[], bool]) -> None:
+    def __init__(self, plan: ListenerPlan) -> None:
         self.plan = plan
-        self._draining = draining
 
     async def __call__(self, client: ClientStream) -> None:
         """Serve `client` until it leaves or must go."""
@@ -64,9 +62,7 @@ class Service:
         """One request and its response; whether the connection may carry another."""
         plan = self.plan
         try:
-            head = await client.read_head(
-                plan.limits, plan.idle_timeout, plan.header_timeout, self._draining
-            )
+            head = await client.read_head(plan.limits, plan.idle_timeout, plan.header_timeout)
         except (ProtocolError, TimeoutError) as error:
             return await self._refuse_unread(client, plan, error)
         if head is None:
@@ -81,21 +77,21 @@ class Service:
             _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))
         finally:
             _finish(x)
-        if x.keep_alive and not client.lost:
+        if x.keep_alive and (x.body.done or await _discard_rest(client, x)):
             return True
         await _linger(client, x)
         return False
 
     async def _answer(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
-        if self._draining():
-            x.keep_alive = False
-        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head):
+        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
             return
         x.plan, _, _ = plan.table.match(head.method, head.target)
         x.route = x.plan.name
         for observe in x.plan.started:
             observe(x)
+        if x.plan.filter is not None:
+            x.filter = x.plan.filter(x)
         assert x.plan.upstream is not None
         await forward(x, plan, x.plan.upstream)
 
@@ -113,17 +109,15 @@ class Service:
         return False
 
 
-def _answered_here(x: Exchange, head: RequestHead) -> bool:
+def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
     """Methods that are about the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2)."""
     if head.method == "CONNECT":
         raise MethodNotAllowed("This is not a forward proxy", close=True, allow="GET, HEAD, POST")
     if head.method == "TRACE":  # would echo what intermediaries added, credentials included
         raise MethodNotAllowed("TRACE is not allowed", close=head.has_body, allow="GET, HEAD, POST")
     hops = head.max_forwards
-    if hops is None or not hops.isdigit():
-        return False
-    if int(hops) > 0:
-        head.max_forwards = b"%d" % (int(hops[:9]) - 1)
+    last = hops is not None and hops.isdigit() and int(hops[:9]) == 0
+    if not last and (head.target != "*" or plan.table.takes("OPTIONS *")):
         return False
     x.status = 204
     x.replied = True
@@ -145,7 +139,7 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         client.reset()
     else:
         x.status = error.status
-        if error.close or not x.body.done:
+        if error.close or client.draining or not x.body.done:
             x.keep_alive = False
         x.replied = True
         if not client.lost:
@@ -161,6 +155,25 @@ def _finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    if x.filter is not None:
+        x.filter.close()
+
+
+async def _discard_rest(client: ClientStream, x: Exchange) -> bool:
+    """Read over what is left of a request that was answered early; whether it came to its end."""
+    end = client.clock.monotonic() + _LINGER
+    try:
+        while not client.eof and client.clock.monotonic() < end:
+            client.read_body(x.body)
+            if x.body.done:
+                return True
+            await client.wait(end)
+    except ProtocolError as error:
+        logger.info(
+            "malformed rest of a request",
+            extra={"detail": error.detail, "correlation_id": x.correlation_id},
+        )
+    return False
 
 
 async def _linger(client: ClientStream, x: Exchange) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.wire.codec import RequestHead, find_head_end, parse_request
+from proxy.wire.codec import HeadMemo, RequestHead, find_head_end, parse_request
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
 
@@ -22,12 +22,13 @@ from proxy.wire.stream import Stream
 class Limits:
     """What a client may send, in bytes and fields (config `limits`)."""
 
-    __slots__ = ("fields", "head", "line")
+    __slots__ = ("fields", "head", "line", "memo")
 
     def __init__(self, line: int, head: int, fields: int) -> None:
         self.line = line
         self.head = head
         self.fields = fields
+        self.memo = HeadMemo(parse_request)
 
 
 class ClientStream(Stream):
@@ -41,6 +42,8 @@ class ClientStream(Stream):
         "_sweeper",
         "address",
         "clock",
+        "cut",
+        "draining",
         "eof_at",
         "host_ip",
         "requests",
@@ -68,6 +71,8 @@ class ClientStream(Stream):
         self.host_ip = ""
         self.secure = False
         self.requests = 0
+        self.draining = False  # the exchange in progress is the last one
+        self.cut = False  # and its time is over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -100,6 +105,11 @@ class ClientStream(Stream):
     def on_deadline(self) -> None:
         self.notify()
 
+    def drain(self) -> None:
+        """Let the exchange in progress be the last one."""
+        self.draining = True
+        self.notify()
+
     async def wait(self, deadline: float) -> None:
         """Until something happens, or `deadline` (monotonic) is past. Look again afterwards."""
         self.deadline = deadline
@@ -107,7 +117,7 @@ class ClientStream(Stream):
         await future
 
     async def read_head(
-        self, limits: Limits, idle: float, header_time: float, stopping: Callable[[], bool]
+        self, limits: Limits, idle: float, header_time: float
     ) -> RequestHead | None:
         """The next request's head; None when the client left or stayed silent between requests.
 
@@ -123,15 +133,16 @@ class ClientStream(Stream):
                     data = data[2:]  # one empty line is forgiven, RFC 9112 §2.2
                 end = find_head_end(data, limits.line, limits.head)
                 if end >= 0:
-                    head = parse_request(data, end, limits.fields)
-                    self.untake(data[end + 4 :])
+                    head = limits.memo.read(data, end, limits.fields)
+                    if len(data) > end + 4:
+                        self.untake(data[end + 4 :])
                     self.requests += 1
                     return head
                 self.untake(data)
                 if data and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time
-            if self.eof or (stopping() and not begun):
+            if self.eof or (self.draining and not begun):
                 return None
             if self.clock.monotonic() >= deadline:
                 if begun:

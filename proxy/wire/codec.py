@@ -21,6 +21,8 @@ are taken out on the way, the others are kept as the lines they came in.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from proxy.headers import (
     FORWARDED,
@@ -42,6 +44,9 @@ _STATUS_LINE = re.compile(
 _FIELDS = re.compile(rb"\r\n((" + _TOKEN + rb"):[ \t]*(" + _VALUE + rb"))[ \t]*(?=\r\n)")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+_MEMO = 1024
+_MEMO_HEAD = 1024
 
 (
     _HOST,
@@ -90,7 +95,8 @@ class ProtocolError(Exception):
 
 
 class RequestHead:
-    """A request's head, understood. `lines` are the fields that pass, as they came.
+    """A request's head, understood. `lines` are the fields that pass, as they came; `passing` is
+    all of them together, a CRLF before each. Not to be changed: heads are shared (`HeadMemo`).
 
     `content_length` is None without the field; `chunked` and it exclude each other. `target` is in
     origin-form or `*`; in absolute-form the authority has already replaced `host`. `forwarded`
@@ -110,6 +116,7 @@ class RequestHead:
         "max_forwards",
         "method",
         "minor",
+        "passing",
         "target",
         "te_trailers",
         "upgrade",
@@ -130,22 +137,26 @@ class RequestHead:
         self.expects_continue = False
         self.te_trailers = False
         self.max_forwards: bytes | None = None
+        self.passing = b""
 
     @property
     def has_body(self) -> bool:
         return self.chunked or bool(self.content_length)
 
-    def field(self, name: bytes) -> bytes | None:
-        """The value of the first passing field of that lower-case name."""
-        for line in self.lines:
-            found, _, value = line.partition(b":")
-            if found.lower() == name:
-                return value.strip(b" \t")
-        return None
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all passing fields of that lower-case name."""
+        parts = (line.partition(b":") for line in self.lines)
+        return [value.strip(b" \t") for found, _, value in parts if found.lower() == name]
+
+    def passing_with(self, name: bytes, value: bytes) -> bytes:
+        """`passing` with the fields of that lower-case name replaced by one."""
+        kept = [line for line in self.lines if line.partition(b":")[0].lower() != name]
+        return b"\r\n" + b"\r\n".join([*kept, name.title() + b": " + value])
 
 
 class ResponseHead:
-    """A response's head, understood. `lines` are the fields that pass, as they came."""
+    """A response's head, understood. `lines` are the fields that pass, as they came; `passing` is
+    the status line and all of them together, a CRLF after each. Not to be changed."""
 
     __slots__ = (
         "chunked",
@@ -153,6 +164,7 @@ class ResponseHead:
         "keep_alive",
         "lines",
         "minor",
+        "passing",
         "reason",
         "status",
         "upgrade",
@@ -167,6 +179,7 @@ class ResponseHead:
         self.keep_alive = minor >= 1
         self.lines: list[bytes] = []
         self.upgrade: bytes | None = None
+        self.passing = b""
 
 
 def find_head_end(data: bytes, line_limit: int, head_limit: int) -> int:
@@ -234,16 +247,18 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
             head.max_forwards = value
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
-    if target[:1] != b"/":
-        _other_target_form(head, target)
     if head.host is None and minor >= 1:
         raise ProtocolError("Host is missing")
+    if target[:1] != b"/":
+        _other_target_form(head, target)
     if nominated is not None:
         _apply_connection(head, nominated)
     else:
         head.upgrade = None  # an Upgrade that Connection does not name is void (RFC 9110 §7.8)
     if b"#" in target:
         raise ProtocolError("request target has a fragment")
+    if head.lines:
+        head.passing = b"\r\n" + b"\r\n".join(head.lines)
     return head
 
 
@@ -279,7 +294,38 @@ def parse_response(data: bytes, end: int, max_fields: int) -> ResponseHead:
         elif minor == 0 and b"keep-alive" in nominated:
             head.keep_alive = True
         head.lines = _without(lines, nominated)
+    head.passing = b"\r\n".join((b"HTTP/1.1 %d %b" % (head.status, head.reason), *head.lines, b""))
     return head
+
+
+Head = TypeVar("Head", RequestHead, ResponseHead)
+
+
+class HeadMemo(Generic[Head]):
+    """The last heads and what they mean.
+
+    Clients that poll send the same head again and again, and upstreams answer with few: looking one
+    up costs a tenth of reading it. Parsing is a pure function of the bytes, so a memo changes
+    nothing but time. Bounded to `_MEMO` heads of `_MEMO_HEAD` bytes; when full, begun anew.
+    """
+
+    __slots__ = ("_known", "_parse")
+
+    def __init__(self, parse: Callable[[bytes, int, int], Head]) -> None:
+        self._parse: Callable[[bytes, int, int], Head] = parse
+        self._known: dict[bytes, Head] = {}
+
+    def read(self, data: bytes, end: int, max_fields: int) -> Head:
+        """The head that ends at `end` in `data`. Raises `ProtocolError`."""
+        raw = data[:end]
+        head = self._known.get(raw)
+        if head is None:
+            head = self._parse(data, end, max_fields)
+            if end <= _MEMO_HEAD:
+                if len(self._known) >= _MEMO:
+                    self._known.clear()
+                self._known[raw] = head
+        return head
 
 
 def parse_trailers(data: bytes, max_fields: int) -> list[bytes]:

@@ -26,7 +26,7 @@ from proxy.config.schema import Pool as PoolConfig
 from proxy.config.units import TargetAddress
 from proxy.errors import Overloaded
 from proxy.wire.client import ClientStream
-from proxy.wire.codec import ResponseHead, find_head_end, parse_response
+from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
 
@@ -39,7 +39,7 @@ _MAX_FIELDS = 256
 class UpstreamStream(Stream):
     """A connection that we opened to a target. `owner` is the client whose exchange uses it."""
 
-    __slots__ = ("idle_until", "owner", "pool", "reused")
+    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
 
     def __init__(self, pool: TargetPool) -> None:
         super().__init__()
@@ -47,6 +47,12 @@ class UpstreamStream(Stream):
         self.owner: ClientStream | None = None
         self.reused = False  # it has already carried an exchange
         self.idle_until = NEVER
+        self._poll = select.poll()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        raw = transport.get_extra_info("socket")
+        self._poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
@@ -71,21 +77,17 @@ class UpstreamStream(Stream):
         if end < 0:
             self.untake(data)
             return None
-        head = parse_response(data, end, _MAX_FIELDS)
+        head = self.pool.memo.read(data, end, _MAX_FIELDS)
         self.untake(data[end + 4 :])
         return head
 
-    def looks_closed(self) -> bool:
-        """Whether the kernel already knows of an end that the event loop has not told us yet.
+    def has_news(self) -> bool:
+        """Whether the kernel already has an end, or bytes, that the event loop has yet to tell.
 
-        Worth a system call only before a request that could not be sent a second time.
+        Half a microsecond that decides whose answer the next bytes are: what an upstream sent
+        before it was asked must never be taken for the answer.
         """
-        raw = self.transport.get_extra_info("socket")
-        if raw is None or raw.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
 
 class Ticket:
@@ -126,6 +128,7 @@ class TargetPool:
         self.address = address
         self.label = str(address)
         self.sweeper = sweeper
+        self.memo = HeadMemo(parse_response)
         self._settings = settings
         self._connect_timeout = connect_timeout
         self._clock = clock
@@ -151,13 +154,12 @@ class TargetPool:
     def idle_connections(self) -> int:
         return len(self._idle)
 
-    def checkout(self, owner: ClientStream, certain: bool) -> UpstreamStream | None:
-        """An idle connection for `owner`, if there is one. `certain` asks the kernel as well
-        whether it is still open, for a request that cannot be repeated."""
+    def checkout(self, owner: ClientStream) -> UpstreamStream | None:
+        """An idle connection for `owner`, if there is one."""
         idle = self._idle
         while idle:
             stream = idle.pop()
-            if stream.idle_until <= self._clock.monotonic() or (certain and stream.looks_closed()):
+            if stream.idle_until <= self._clock.monotonic() or stream.has_news():
                 stream.close()
                 continue
             stream.owner = owner

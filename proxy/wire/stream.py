@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import cast
 
+from proxy.wire.bodies import Decoder
 from proxy.wire.deadlines import NEVER
 
 #: Bytes that may wait unread (and, apart, unwritten) on one connection.
@@ -19,6 +20,9 @@ HIGH_WATER = 256 * 1024
 
 #: What a piece costs beside its bytes, so that a storm of tiny packets is bounded too.
 _PIECE_COST = 64
+
+#: Bytes up to which joining is cheaper than a vectored write.
+_SMALL = 8 * 1024
 
 
 class Stream(asyncio.Protocol):
@@ -101,17 +105,50 @@ class Stream(asyncio.Protocol):
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._inbox_size = 0
-        if self._read_paused:
-            self._read_paused = False
-            if not self.lost:
-                self.transport.resume_reading()
+        self._read_on()
         return data
+
+    def read_body(self, body: Decoder) -> list[bytes]:
+        """The content in what has arrived, piece by piece and uncopied.
+
+        What stands behind the end of `body` stays. Raises `ProtocolError`.
+        """
+        pieces = self._pieces
+        self._pieces = []
+        self._inbox_size = 0
+        content: list[bytes] = []
+        for number, piece in enumerate(pieces):
+            more, rest = body.feed(piece)
+            content += more
+            if body.done:
+                for left in reversed(pieces[number + 1 :]):
+                    self.untake(left)
+                self.untake(rest)
+                break
+        self._read_on()
+        return content
 
     def untake(self, data: bytes) -> None:
         """Put back what was taken too much."""
         if data:
             self._pieces.insert(0, data)
             self._inbox_size += len(data) + _PIECE_COST
+
+    def write(self, pieces: list[bytes]) -> None:
+        """Write `pieces` in one go: small ones joined, because a copy of a few KB costs less than
+        a vectored write; large ones as they are."""
+        if len(pieces) == 1:
+            self.transport.write(pieces[0])
+        elif len(pieces[-1]) + len(pieces[0]) + len(pieces[-2]) <= _SMALL and len(pieces) < 8:
+            self.transport.write(b"".join(pieces))
+        else:
+            self.transport.writelines(pieces)
+
+    def _read_on(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            if not self.lost:
+                self.transport.resume_reading()
 
     def close(self) -> None:
         """Send what is still to be written, then close."""

@@ -270,13 +270,3 @@ def test_a_mirror_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
     """The config says what a mirror needs."""
     with pytest.raises(ValueError, match=r"expected|should be|equal"):
         settings(Path("j.db"), **changes)
-
-
-@pytest.mark.parametrize(
-    "role",
-    [{}, {"creates": True, "lists": True}, {"reads": "job_id", "deletes": "job_id"}],
-)
-def test_a_route_has_exactly_one_role(role: dict[str, Any]) -> None:
-    """None or two of creates, reads, deletes and lists are refused."""
-    with pytest.raises(ValueError, match="exactly one"):
-        schema.JobRole(mirror="make_video", **role)

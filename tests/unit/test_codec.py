@@ -37,7 +37,8 @@ def test_passing_fields_keep_their_lines_and_order() -> None:
     head = request(b"GET /x?y HTTP/1.1\r\nHost: a:80\r\nB:  2 \t\r\na: 1\r\nB: 3\r\nEmpty:")
     assert (head.method, head.target, head.minor, head.host) == ("GET", "/x?y", 1, b"a:80")
     assert head.lines == [b"B:  2", b"a: 1", b"B: 3", b"Empty:"]
-    assert head.field(b"b") == b"2"
+    assert head.values(b"b") == [b"2", b"3"]
+    assert head.passing_with(b"b", b"9") == b"\r\na: 1\r\nEmpty:\r\nB: 9"
     assert head.keep_alive
     assert not head.has_body
 

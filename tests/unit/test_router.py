@@ -25,7 +25,6 @@ CATCH_ALL = RouteTable([(["POST"], "/make-video", "create"), (None, "/{rest:*}",
         ("POST", "/make-video", "create", {}),
         ("POST", "/make-video?x=/jobs/1", "create", {}),
         ("POST", "/%6dake-video", "create", {}),
-        ("POST", "//make-video", "create", {}),
         ("POST", "/x/../make-video", "create", {}),
         ("POST", "/x/%2e%2E/make-video", "create", {}),
         ("GET", "/jobs/mv_1", "status", {"job_id": "mv_1"}),
@@ -56,7 +55,7 @@ def test_path_without_method() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/", "/jobs", "/jobs/", "/jobs/1/2", "/axb/1/c/2", "/make-video/"]
+    "target", ["/", "/jobs", "//jobs/1", "/jobs/", "/jobs/1/2", "/axb/1/c/2", "/make-video/"]
 )
 def test_no_route(target: str) -> None:
     """Patterns match whole paths; dots are dots and a parameter is one non-empty segment."""
@@ -66,7 +65,7 @@ def test_no_route(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "expected"),
-    [("/a/./b", "/a/b"), ("/..", "/"), ("/a/..", "/"), ("/a//b/", "/a/b/"), ("/%ff", "/\ufffd")],
+    [("/a/./b", "/a/b"), ("/..", "/"), ("/a/..", "/"), ("/a//%62/", "/a//b/"), ("/%ff", "/\ufffd")],
 )
 def test_normalise(raw: str, expected: str) -> None:
     """One spelling for all spellings of a path; it never climbs above the root."""

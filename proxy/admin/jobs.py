@@ -1,0 +1,88 @@
+"""The jobs that the mirrors know, and what can be done for them by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from proxy.admin import problems
+from proxy.admin.exchange import answer, flag, number, read_object, read_query, text
+
+DEFAULT_LIMIT = 100
+HIGHEST_LIMIT = 10_000
+
+
+class Jobs(Protocol):
+    """All mirrors. `mirror` None is all of them; an unknown name raises `KeyError`. What cannot be
+    done now (Redis or the ledger does not answer) raises `ProxyError`."""
+
+    async def list(
+        self, mirror: str | None, status: str | None, limit: int, stranded: bool
+    ) -> list[dict[str, Any]]:
+        """Jobs, newest first, as JSON."""
+        ...
+
+    async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
+        """A job with all its known versions, as JSON."""
+        ...
+
+    async def sync(self, mirror: str | None) -> dict[str, Any]:
+        """Copy what Redis has into SQLite now; what was done, as JSON."""
+        ...
+
+    async def restore(self, mirror: str | None) -> dict[str, Any]:
+        """Put back what Redis has lost, now; what was done, as JSON."""
+        ...
+
+
+class JobControl:
+    """`/api/jobs` and what is below it."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def mount(self, router: web.UrlDispatcher) -> None:
+        """Add the endpoints."""
+        router.add_get("/api/jobs", self.list)
+        router.add_get("/api/jobs/{mirror}/{job_id}", self.show)
+        router.add_post("/api/jobs/sync", self.sync)
+        router.add_post("/api/jobs/restore", self.restore)
+
+    async def list(self, request: web.Request) -> web.Response:
+        query = read_query(request, "mirror", "status", "limit", "stranded")
+        try:
+            jobs = await self._jobs.list(
+                query.get("mirror") or None,
+                query.get("status") or None,
+                number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT),
+                flag(query, "stranded"),
+            )
+        except KeyError:
+            raise problems.NotFound("No mirror of that name") from None
+        return answer({"jobs": jobs})
+
+    async def show(self, request: web.Request) -> web.Response:
+        try:
+            job = await self._jobs.show(request.match_info["mirror"], request.match_info["job_id"])
+        except KeyError:
+            raise problems.NotFound("No mirror of that name") from None
+        if job is None:
+            raise problems.NotFound("No job of that ID is known")
+        return answer(job)
+
+    async def sync(self, request: web.Request) -> web.Response:
+        return await self._change(request, self._jobs.sync)
+
+    async def restore(self, request: web.Request) -> web.Response:
+        return await self._change(request, self._jobs.restore)
+
+    async def _change(
+        self, request: web.Request, change: Callable[[str | None], Awaitable[dict[str, Any]]]
+    ) -> web.Response:
+        document = await read_object(request, "mirror")
+        try:
+            return answer(await change(text(document, "mirror")))
+        except KeyError:
+            raise problems.NotFound("No mirror of that name") from None

@@ -1,0 +1,74 @@
+"""What the admin API refuses, in the same form as everything else that the proxy refuses."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from proxy.errors import (
+    PROBLEM_CONTENT_TYPE,
+    BadRequest,
+    MethodNotAllowed,
+    ProxyError,
+    problem_body,
+    retry_after_seconds,
+)
+
+
+class Unauthorized(ProxyError):
+    """The bearer token is missing or wrong."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+
+class Forbidden(ProxyError):
+    """A browser was led here by a page of somebody else."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
+class NotFound(ProxyError):
+    """No such endpoint, breaker, mirror or job."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class BodyTooLarge(ProxyError):
+    """The JSON document of a change is over the limit."""
+
+    status, code, title = 413, "body_too_large", "Content too large"
+
+
+class ConfigRefused(ProxyError):
+    """The config file has problems; the old config stays in force."""
+
+    status, code, title = 422, "config_refused", "Config refused"
+
+
+def from_aiohttp(error: web.HTTPException) -> ProxyError:
+    """The router's and the body reader's refusals, in our words."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allow = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{error.method} is not allowed here", allow=allow)
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge("The body is too large")
+    if error.status == 404:
+        return NotFound("No such endpoint")
+    if 400 <= error.status < 500:
+        return BadRequest(error.reason)
+    return ProxyError(error.reason)
+
+
+def response(error: ProxyError, correlation_id: str) -> web.Response:
+    """The RFC 9457 answer to `error`."""
+    answer = web.Response(
+        status=error.status,
+        body=problem_body(error, correlation_id),
+        content_type=PROBLEM_CONTENT_TYPE,
+    )
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(retry_after_seconds(error.retry_after))
+    if error.allow is not None:
+        answer.headers["Allow"] = error.allow
+    if isinstance(error, Unauthorized):
+        answer.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1
+    return answer

@@ -1,0 +1,75 @@
+"""Serves the admin applications on their addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from proxy.admin.apps import Part, admin_app, metrics_app
+from proxy.admin.operated import Operated
+from proxy.config.schema import Config
+from proxy.config.units import Bind
+
+SHUTDOWN_TIMEOUT = 2.0  # seconds that a request in progress has when the door closes
+
+
+class AdminServer:
+    """Start it, stop it; once each."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=30.0,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
+        )
+
+    async def start(self, bind: Bind) -> Bind:
+        """Listen; returns the address with its real port. Raises `OSError`, port in use among
+        them, and then needs no `stop`."""
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, bind.host or None, bind.port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        return Bind(bind.host, self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Stop listening, and wait for requests in progress, a little."""
+        await self._runner.cleanup()
+
+
+class AdminServers:
+    """Both doors of a running proxy. `parts` are endpoints beyond those of the proxy as a whole.
+
+    Addresses, token and host names are those of the start: a reload does not move the doors.
+    """
+
+    def __init__(self, operated: Operated, parts: Sequence[Part] = ()) -> None:
+        self._operated = operated
+        self._parts = parts
+        self._servers: list[AdminServer] = []
+        self.addresses: list[Bind] = []  #: where they listen, the admin's first
+
+    async def start(self, config: Config) -> None:
+        """Listen. Raises `OSError` that names the address; `stop` is needed even then."""
+        await self._open(config.admin.bind, admin_app(config.admin, self._operated, self._parts))
+        if config.metrics is not None:
+            bind = config.metrics.bind
+            await self._open(bind, metrics_app(bind, self._operated))
+
+    async def _open(self, bind: Bind, app: web.Application) -> None:
+        server = AdminServer(app)
+        try:
+            self.addresses.append(await server.start(bind))
+        except OSError as error:
+            raise OSError(error.errno, f"admin: cannot listen on {bind}: {error}") from error
+        self._servers.append(server)
+
+    async def stop(self) -> None:
+        """Stop listening, and wait for requests in progress, a little."""
+        while self._servers:
+            await self._servers.pop().stop()

@@ -1,0 +1,297 @@
+"""A YAML or JSON file as a tree of nodes that remember their line, the environment filled in.
+
+1. Every scalar stays the text that was written; the schema says what it means. So the traps of
+   YAML 1.1 cannot spring: the key `on` is no boolean, `03:00` is not 180, `no` is no country lost,
+   and a token of digits keeps its leading zeros. Only an unquoted nothing, `~` or `null` is null.
+2. `${NAME}` and `${NAME:-default}` are replaced in scalar values after parsing, once: a value from
+   the environment can never add keys, quotes or further references. `$${` is a literal `${`.
+   As in a shell, `:-` also stands in for a variable that is set but empty.
+3. A file is bounded in bytes, depth and nodes, the latter after aliases are expanded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from yaml.composer import Composer
+from yaml.error import MarkedYAMLError, YAMLError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.parser import Parser
+from yaml.reader import Reader, ReaderError
+from yaml.resolver import BaseResolver
+from yaml.scanner import Scanner
+
+from proxy.config.problems import ConfigError, Key, Problem, dotted
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 40
+MAX_NODES = 20_000
+
+_STANDARD_TAG = re.compile(r"tag:yaml\.org,2002:(str|int|float|bool|null|map|seq|merge)")
+_NULL = {"", "~", "null", "Null", "NULL"}
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+_NAME_AND_DEFAULT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+# In `{token: ${TOKEN}}` YAML takes the inner braces for flow mappings. Before scanning, the braces
+# of references are swapped for two private-use characters (one for one: columns stay), and back.
+_SOURCE_REFERENCE = re.compile(r"\$\{([^{}'\"\r\n]*)\}")
+_OPEN, _CLOSE = "\ue1f0", "\ue1f1"
+_TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
+
+
+@dataclass(slots=True)
+class Element:
+    """One value of the file. `line` is that of its key, or of the value itself inside a list.
+
+    `variables` names the environment variables that went into a scalar. `invented` is set where
+    the loader put a stand-in for a value that the schema refused.
+    """
+
+    key: Key
+    line: int
+    value: dict[str, Element] | list[Element] | str | None
+    variables: tuple[str, ...] = ()
+    invented: bool = False
+
+    def plain(self) -> object:
+        """Dicts, lists, strings and None, as pydantic takes them."""
+        if isinstance(self.value, dict):
+            return {name: child.plain() for name, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def child(self, part: str | int) -> Element | None:
+        """The element under a key or index, if there is one."""
+        if isinstance(self.value, dict):
+            return self.value.get(str(part))
+        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+            return self.value[part]
+        return None
+
+    def find(self, path: Key) -> Element:
+        """The deepest element on the way along `path`."""
+        here = self
+        for part in path:
+            below = here.child(part)
+            if below is None:
+                break
+            here = below
+        return here
+
+    def walk(self) -> Iterator[Element]:
+        """This element and everything below it."""
+        yield self
+        children = self.value.values() if isinstance(self.value, dict) else self.value
+        if children is not None and not isinstance(children, str):
+            for child in children:
+                yield from child.walk()
+
+
+def read_document(file: Path, environ: Mapping[str, str]) -> tuple[Element, list[Problem]]:
+    """The file as a tree, and the problems that did not keep it from being read.
+
+    Raises `ConfigError` where there is no tree: no such file, not UTF-8, not YAML, empty, too big.
+    """
+    root = _compose(file, _read_text(file))
+    reading = _Reading(file, environ)
+    try:
+        tree = reading.element(root, (), root.start_mark.line + 1, 0)
+    except _TooMuch as error:
+        raise ConfigError([*reading.problems, error.problem]) from None
+    return tree, reading.problems
+
+
+def _fail(file: Path, line: int, expected: str, found: str) -> ConfigError:
+    return ConfigError([Problem(file, line, "", expected, found)])
+
+
+def _read_text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL byte in the path.
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise _fail(file, 1, "a readable config file", reason) from None
+    if len(data) > MAX_BYTES:
+        raise _fail(file, 1, f"at most {MAX_BYTES} bytes", "more")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{data[error.start]:02x}"
+        raise _fail(file, line, "UTF-8 text", found) from None
+
+
+class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
+    """PyYAML down to nodes, no further: nothing is constructed, so nothing can be executed."""
+
+    def __init__(self, text: str) -> None:
+        Reader.__init__(self, text)
+        Scanner.__init__(self)
+        Parser.__init__(self)
+        Composer.__init__(self)
+        BaseResolver.__init__(self)
+        self._depth = 0
+
+    def compose_node(self, parent: Node | None, index: object) -> Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise MarkedYAMLError(
+                problem=f"more than {MAX_DEPTH} levels",
+                problem_mark=self.get_mark(),
+            )
+        try:
+            node: Node | None = super().compose_node(parent, index)  # type: ignore[arg-type]
+        finally:
+            self._depth -= 1
+        return node
+
+
+def _compose(file: Path, text: str) -> Node:
+    try:
+        json.loads(text)
+        # Valid JSON has tabs only between tokens, where YAML would refuse them.
+        text = text.replace("\t", " ")
+    except (ValueError, RecursionError):
+        pass
+    if _OPEN not in text and _CLOSE not in text:
+        text = _SOURCE_REFERENCE.sub(rf"${_OPEN}\1{_CLOSE}", text)
+    try:
+        root = _Composer(text).get_single_node()
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise _fail(file, line, "text", f"the control character U+{code:04X}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        if error.context and "single document" in error.context:
+            raise _fail(file, line, "one YAML document", "another one") from None
+        told = f"{error.problem} {error.context or ''}".strip().translate(_TO_BRACES)
+        raise _fail(file, line, "valid YAML", told) from None
+    except (YAMLError, ValueError, OverflowError) as error:
+        # ValueError, OverflowError: `\U` escapes beyond Unicode.
+        raise _fail(file, 1, "valid YAML", str(error)) from None
+    if root is None or (isinstance(root, ScalarNode) and root.value in _NULL):
+        raise _fail(file, 1, "listeners and upstreams", "an empty file")
+    return root
+
+
+class _TooMuch(Exception):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class _Reading:
+    """Turns composed nodes into elements; collects problems on the way."""
+
+    def __init__(self, file: Path, environ: Mapping[str, str]) -> None:
+        self.file = file
+        self.environ = environ
+        self.problems: list[Problem] = []
+        self.nodes = 0
+
+    def problem(self, key: Key, line: int, expected: str, found: str) -> None:
+        self.problems.append(Problem(self.file, line, dotted(key), expected, found))
+
+    def element(self, node: Node, key: Key, line: int, depth: int) -> Element:
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            raise _TooMuch(
+                Problem(
+                    self.file,
+                    line,
+                    dotted(key),
+                    f"at most {MAX_NODES} values in {MAX_DEPTH} levels",
+                    "more, aliases expanded",
+                )
+            )
+        if node.tag != "!" and not _STANDARD_TAG.fullmatch(node.tag):
+            tag = node.tag.removeprefix("tag:yaml.org,2002:")
+            self.problem(key, line, "plain YAML without tags", f"the tag {tag!r}")
+        if isinstance(node, MappingNode):
+            return Element(key, line, self.mapping(node, key, depth))
+        if isinstance(node, SequenceNode):
+            return Element(
+                key,
+                line,
+                [
+                    self.element(item, (*key, index), item.start_mark.line + 1, depth + 1)
+                    for index, item in enumerate(node.value)
+                ],
+            )
+        assert isinstance(node, ScalarNode)
+        return self.scalar(node, key, line)
+
+    def mapping(self, node: MappingNode, key: Key, depth: int) -> dict[str, Element]:
+        own: dict[str, Element] = {}
+        merged: dict[str, Element] = {}
+        for name_node, value_node in node.value:
+            line = name_node.start_mark.line + 1
+            if not isinstance(name_node, ScalarNode):
+                self.problem(key, line, "a word as key", "a list or mapping as key")
+                continue
+            name = name_node.value.translate(_TO_BRACES)
+            if name == "<<" and name_node.style is None:
+                for source in self.merge_sources(value_node, key, line, depth):
+                    for inherited, element in source.items():
+                        merged.setdefault(inherited, element)
+            elif name in own:
+                found = f"it again (first on line {own[name].line})"
+                self.problem((*key, name), line, "each key once", found)
+            else:
+                own[name] = self.element(value_node, (*key, name), line, depth + 1)
+        return {**merged, **own}
+
+    def merge_sources(
+        self, node: Node, key: Key, line: int, depth: int
+    ) -> Iterator[dict[str, Element]]:
+        """The mappings that `<<` brings in, strongest first."""
+        for source in node.value if isinstance(node, SequenceNode) else [node]:
+            element = self.element(source, key, line, depth + 1)
+            if isinstance(element.value, dict):
+                yield element.value
+            else:
+                self.problem((*key, "<<"), line, "a mapping to merge", "something else")
+
+    def scalar(self, node: ScalarNode, key: Key, line: int) -> Element:
+        text: str = node.value.translate(_TO_BRACES)
+        if node.style is None and text in _NULL:
+            return Element(key, line, None)
+        variables: list[str] = []
+
+        def fill(match: re.Match[str]) -> str:
+            if match[0] == "$${":
+                return "${"
+            parts = _NAME_AND_DEFAULT.fullmatch(match[1] or "")
+            if parts is None:
+                self.problem(key, line, "${NAME} or ${NAME:-default}", repr(match[0]))
+                return ""
+            name, default = parts.groups()
+            variables.append(name)
+            value = self.environ.get(name)
+            if default is not None:
+                return value or default
+            if value is None:
+                found = "it unset, and no default such as ${" + name + ":-value}"
+                self.problem(key, line, f"the environment variable {name}", found)
+                return ""
+            return value
+
+        filled = _REFERENCE.sub(fill, text)
+        try:
+            # JSON writes what is beyond the BMP as two `\u` escapes; YAML reads each by itself.
+            filled = filled.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self.problem(key, line, "Unicode text", "half a surrogate pair or undecodable bytes")
+            filled = ""
+        if not filled and variables:
+            return Element(key, line, None, tuple(variables))
+        return Element(key, line, filled, tuple(variables))

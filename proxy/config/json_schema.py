@@ -1,0 +1,79 @@
+"""The config's JSON Schema (draft 2020-12), for editors and other tools.
+
+It describes the file before the environment is filled in, so a `${NAME}` reference may stand for
+any single value. It knows types and keys; rules between keys are the loader's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from proxy.config import shape
+from proxy.config.schema import Config
+
+_REFERENCE = {"$ref": "#/$defs/Reference"}
+_SCALARS = {"string", "integer", "number", "boolean"}
+_ANNOTATIONS = ("title", "description", "default")
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema as a JSON-ready document."""
+    schema = Config.model_json_schema()
+    models = {model.__name__: model for _, model, _ in shape.every_key()}
+    definitions: dict[str, Any] = schema.pop("$defs")
+    for name, definition in {**definitions, "Config": schema}.items():
+        _prepare(definition, models[name])
+    definitions["Reference"] = {
+        "description": "A value taken from the environment: ${NAME} or ${NAME:-default}.",
+        "type": "string",
+        "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^{}]*)?\}",
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:reliability-proxy:config",
+        **schema,
+        "title": "reliability-proxy config",
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def json_schema_text() -> str:
+    """The schema as the text of `config/schema.json`."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _prepare(definition: dict[str, Any], model: type[BaseModel]) -> None:
+    defaults = model.model_construct().model_dump(mode="json", warnings=False)
+    for name, described in definition["properties"].items():
+        described.pop("title", None)
+        default = described.pop("default", None)
+        described = definition["properties"][name] = _admit_references(described)
+        # Sections describe their own defaults, key by key.
+        if default is not None and not isinstance(defaults[name], dict):
+            described["default"] = defaults[name]
+
+
+def _admit_references(schema: dict[str, Any]) -> dict[str, Any]:
+    """`schema` with a reference allowed wherever a single value is."""
+    if _is_scalar(schema):
+        outside = {word: schema.pop(word) for word in _ANNOTATIONS if word in schema}
+        return {**outside, "anyOf": [schema, _REFERENCE]}
+    if "anyOf" in schema:
+        members: list[dict[str, Any]] = schema["anyOf"]
+        others = [_admit_references(member) for member in members if not _is_scalar(member)]
+        scalars = [member for member in members if _is_scalar(member)]
+        schema["anyOf"] = scalars + ([_REFERENCE] if scalars else []) + others
+    if "patternProperties" in schema:
+        schema["additionalProperties"] = False
+    for word in ("items", "additionalProperties"):
+        if isinstance(schema.get(word), dict):
+            schema[word] = _admit_references(schema[word])
+    return schema
+
+
+def _is_scalar(schema: dict[str, Any]) -> bool:
+    kind = schema.get("type")
+    return not _SCALARS.isdisjoint([kind] if isinstance(kind, str) else kind or ())

@@ -1,0 +1,75 @@
+"""Path patterns, `/jobs/{job_id}` and `/files/{rest:*}`: their syntax, and which covers which.
+
+1. A pattern is split at `/`. A segment is literal text, `{name}` (exactly one segment, not empty)
+   or `{name:*}` (everything left, also nothing), the last only at the end.
+2. A segment is wholly literal or wholly a parameter: `/a-{x}` is refused rather than guessed at.
+3. Literals are compared with the request path percent-decoded and without dot segments or empty
+   segments. What could therefore never match, or would be taken for a query, is refused: `%`, `?`,
+   `#`, controls, `.`, `..` and `//`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
+_LITERAL = re.compile(r"[^{}%?#\\\x00-\x1f\x7f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What stands between two slashes. `text` is the literal, or the parameter's name."""
+
+    text: str
+    parameter: bool = False
+    rest: bool = False
+
+
+def parse_pattern(value: str) -> tuple[Segment, ...]:
+    """The segments of a pattern, `/` being one empty literal.
+
+    Raises `ValueError` ("expected ..., found ...") if the syntax is not that of the rules above.
+    """
+    if not value.startswith("/"):
+        raise ValueError(f"expected a path that begins with /, found {value!r}")
+    segments: list[Segment] = []
+    parts = value[1:].split("/")
+    for position, part in enumerate(parts):
+        match = _PARAMETER.fullmatch(part)
+        if match is None:
+            empty = not part and position < len(parts) - 1
+            if empty or part in (".", "..") or not _LITERAL.fullmatch(part):
+                raise ValueError(
+                    "expected segments of plain text (decoded, no query), {name} or, at the end, "
+                    f"{{name:*}}, found {part!r}"
+                )
+            segments.append(Segment(part))
+            continue
+        if match[2] and position < len(parts) - 1:
+            raise ValueError(f"expected {part} only as the last segment, found more behind it")
+        if any(segment.parameter and segment.text == match[1] for segment in segments):
+            raise ValueError(f"expected each parameter once, found {{{match[1]}}} again")
+        segments.append(Segment(match[1], parameter=True, rest=bool(match[2])))
+    return tuple(segments)
+
+
+def parameters(segments: tuple[Segment, ...]) -> tuple[str, ...]:
+    """The names of the parameters, in order."""
+    return tuple(segment.text for segment in segments if segment.parameter)
+
+
+def covers(first: tuple[Segment, ...], second: tuple[Segment, ...]) -> bool:
+    """Whether every path that `second` matches is matched by `first` too."""
+    for position, segment in enumerate(first):
+        if segment.rest:
+            return position < len(second)
+        if position >= len(second) or second[position].rest:
+            return False
+        other = second[position]
+        if segment.parameter:
+            if not other.parameter and not other.text:
+                return False
+        elif other.parameter or other.text != segment.text:
+            return False
+    return len(first) == len(second)

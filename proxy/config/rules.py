@@ -1,0 +1,256 @@
+"""What the schema cannot say: rules between keys, and files that must fit together.
+
+A rule looks at the validated model and speaks of it through `Findings`, which knows the lines. The
+model may lack parts that the schema refused, so whether a name exists is asked of the file, not of
+the model: one mistake is told once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ssl
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from proxy.config import patterns
+from proxy.config.document import Element
+from proxy.config.problems import Key, Notice, Problem, dotted
+from proxy.config.schema import Config, Listener, Route, Upstream
+from proxy.config.units import Bind
+
+
+class Findings:
+    """Collects what the rules find, with file and line.
+
+    `tree` is the file as written; `trimmed` what of it the model was made of, so that the model's
+    list indices are its own.
+    """
+
+    def __init__(self, file: Path, tree: Element, trimmed: Element) -> None:
+        self.file = file
+        self.tree = tree
+        self.trimmed = trimmed
+        self.problems: list[Problem] = []
+        self.notices: list[Notice] = []
+
+    def problem(self, key: Key, expected: str, found: str) -> None:
+        """A rule is broken at `key`, a path in the file as the model has it."""
+        if self.invented(key):
+            return
+        line, name = self._locate(key)
+        self.problems.append(Problem(self.file, line, name, expected, found))
+
+    def notice(self, key: Key, text: str) -> None:
+        """Legal, but hardly meant."""
+        line, name = self._locate(key)
+        self.notices.append(Notice(self.file, line, name, text))
+
+    def names(self, section: str) -> tuple[str, ...]:
+        """The names that the file defines in a section such as `upstreams`."""
+        element = self.tree.child(section)
+        return tuple(element.value) if element and isinstance(element.value, dict) else ()
+
+    def given(self, *key: str) -> bool:
+        """Whether the file has a value at `key`, sound or not."""
+        element = self.tree.find(key)
+        return element.key == key and element.value is not None
+
+    def invented(self, key: Key) -> bool:
+        """Whether the loader put a stand-in here, having told why."""
+        return self.trimmed.find(key).invented
+
+    def _locate(self, key: Key) -> tuple[int, str]:
+        element = self.trimmed.find(key)
+        rest = key[len(element.key) :]
+        return element.line, dotted((*element.key, *rest))
+
+
+def check(config: Config, found: Findings) -> None:
+    """Runs every rule."""
+    _binds(config, found)
+    for name, listener in config.listeners.items():
+        _listener(("listeners", name), listener, found)
+    for name, upstream in config.upstreams.items():
+        _upstream(("upstreams", name), upstream, found)
+    _unused(config, found)
+    _redis(config, found)
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+def _binds(config: Config, found: Findings) -> None:
+    taken: list[tuple[Key, Bind]] = []
+    for key, bind in _all_binds(config):
+        for other_key, other in taken:
+            if bind.overlaps(other):
+                found.problem(key, "an address of its own", f"{bind} beside {dotted(other_key)}")
+                break
+        taken.append((key, bind))
+    if not config.admin.bind.loopback and not found.given("admin", "token"):
+        found.problem(
+            ("admin", "bind"), "a loopback address, or a token beside it", str(config.admin.bind)
+        )
+
+
+def _all_binds(config: Config) -> Iterator[tuple[Key, Bind]]:
+    for name, listener in config.listeners.items():
+        yield ("listeners", name, "bind"), listener.bind
+    yield ("admin", "bind"), config.admin.bind
+    if config.metrics:
+        yield ("metrics", "bind"), config.metrics.bind
+
+
+# --- listeners and routes -----------------------------------------------------------------------
+
+
+def _listener(key: Key, listener: Listener, found: Findings) -> None:
+    names: set[str] = set()
+    for index, route in enumerate(listener.routes):
+        at: Key = (*key, "routes", index)
+        if route.name in names:
+            found.problem((*at, "name"), "a name used once in its listener", repr(route.name))
+        names.add(route.name)
+        _reference((*at, "upstream"), route.upstream, found.names("upstreams"), "upstreams", found)
+        _job(at, route, found)
+        _shadow(at, route, listener.routes[:index], found)
+    if listener.tls:
+        _server_certificate((*key, "tls"), listener.tls.cert, listener.tls.key, found)
+
+
+def _reference(key: Key, name: str, known: Collection[str], kind: str, found: Findings) -> None:
+    if name in known:
+        return
+    near = nearest(name, known)
+    hint = f" (did you mean {near!r}?)" if near else f" (there is {', '.join(known) or 'none'})"
+    found.problem(key, f"the name of one of the {kind}", f"{name!r}{hint}")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The known name that was probably meant, or `""`."""
+    near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.6)
+    return near[0] if near else ""
+
+
+def _job(key: Key, route: Route, found: Findings) -> None:
+    job = route.job
+    if job is None:
+        return
+    at: Key = (*key, "job")
+    _reference((*at, "mirror"), job.mirror, found.names("mirrors"), "mirrors", found)
+    roles = [name for name in ("creates", "reads", "deletes", "lists") if getattr(job, name)]
+    if len(roles) != 1:
+        found.problem(
+            at, "exactly one of creates, reads, deletes and lists", " and ".join(roles) or "none"
+        )
+    known = patterns.parameters(patterns.parse_pattern(route.path))
+    for role in ("reads", "deletes"):
+        parameter = getattr(job, role)
+        if parameter and parameter not in known and not found.invented((*key, "path")):
+            found.problem((*at, role), f"a parameter of the path {route.path}", repr(parameter))
+
+
+def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings) -> None:
+    """A route that never wins. Several earlier ones may take its methods between them."""
+    pattern = patterns.parse_pattern(route.path)
+    left = None if route.methods is None else set(route.methods)
+    for other in earlier:
+        if not patterns.covers(patterns.parse_pattern(other.path), pattern):
+            continue
+        if other.methods is None or (left is not None and not (left := left - {*other.methods})):
+            found.notice(key, f"never reached: {other.name!r} comes first and matches the same")
+            return
+
+
+# --- upstreams ----------------------------------------------------------------------------------
+
+
+def _upstream(key: Key, upstream: Upstream, found: Findings) -> None:
+    secure = {target.scheme == "https" for target in upstream.targets}
+    if len(secure) > 1:
+        found.problem((*key, "targets"), "targets all http:// or all https://", "both")
+    seen: set[str] = set()
+    for index, target in enumerate(upstream.targets):
+        if str(target) in seen:
+            found.problem((*key, "targets", index), "each target once", f"{target} again")
+        seen.add(str(target))
+    if upstream.tls.ca:
+        _authorities((*key, "tls", "ca"), upstream.tls.ca, found)
+    if found.given(*map(str, key), "tls") and True not in secure:
+        found.notice((*key, "tls"), "not used: no target is https://")
+    elif not upstream.tls.verify:
+        found.notice((*key, "tls", "verify"), "anyone on the way can pose as this upstream")
+    if upstream.retry and upstream.retry.max_backoff < upstream.retry.backoff:
+        found.problem((*key, "retry", "max_backoff"), "at least backoff", "less")
+
+
+def _unused(config: Config, found: Findings) -> None:
+    routes = [route for listener in config.listeners.values() for route in listener.routes]
+    for name in config.upstreams.keys() - {route.upstream for route in routes}:
+        found.notice(("upstreams", name), "no route leads here")
+
+
+# --- Redis --------------------------------------------------------------------------------------
+
+
+def _redis(config: Config, found: Findings) -> None:
+    if config.redis:
+        scheme = config.redis.url.get_secret_value().partition("://")[0]
+        if not scheme.startswith(("redis", "unix")):
+            found.problem(
+                ("redis", "url"), "redis://HOST:PORT/DB, rediss:// or unix://", "another scheme"
+            )
+    elif not found.given("redis"):
+        for name in config.mirrors:
+            found.problem(("mirrors", name), "redis.url, where the jobs to mirror are", "no redis")
+
+
+# --- TLS files ----------------------------------------------------------------------------------
+
+
+def _server_certificate(key: Key, cert: Path, private: Path, found: Findings) -> None:
+    readable = _readable((*key, "cert"), cert, found)
+    if not (_readable((*key, "key"), private, found) and readable):
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # An empty passphrase: OpenSSL must never ask for one on the terminal.
+        context.load_cert_chain(cert, private, password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or ""
+        if reason == "KEY_VALUES_MISMATCH":
+            found.problem((*key, "key"), f"the private key of {cert}", "another one's")
+        elif "BEGIN CERTIFICATE" not in _text(cert):
+            found.problem((*key, "cert"), "a PEM certificate", f"none in {cert}")
+        elif "ENCRYPTED" in _text(private):
+            found.problem((*key, "key"), "a key without a passphrase", f"{private} encrypted")
+        elif "PRIVATE KEY-----" not in _text(private):
+            found.problem((*key, "key"), "a PEM private key", f"none in {private}")
+        else:
+            told = reason.replace("_", " ").lower() or str(error)
+            found.problem(key, "a certificate and key that OpenSSL can load", told)
+
+
+def _authorities(key: Key, file: Path, found: Findings) -> None:
+    if not _readable(key, file, found):
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+    except (ssl.SSLError, ValueError):
+        found.problem(key, "PEM certificates of authorities", f"none in {file}")
+
+
+def _readable(key: Key, file: Path, found: Findings) -> bool:
+    try:
+        with file.open("rb") as stream:
+            stream.read(1)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        found.problem(key, "a readable file", f"{str(file)!r}: {reason}")
+        return False
+    return True
+
+
+def _text(file: Path) -> str:
+    with file.open("rb") as stream:
+        return stream.read(1024 * 1024).decode("latin-1")

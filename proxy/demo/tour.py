@@ -1,0 +1,267 @@
+"""The guided tour: steps on a running world, each of which says what it saw or why it failed.
+
+A step is a coroutine function that takes the `Tour`, returns the text to show and raises
+`StepFailed`. To add one, write it and enter it in `STEPS`; nothing else knows the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from proxy.demo.media import inspect, make_audio
+from proxy.demo.narrator import Narrator
+from proxy.demo.shapes import STAGES, TERMINAL
+from proxy.demo.world import World
+
+AUDIO_SECONDS = 20.0
+JOB_DEADLINE = 60.0
+
+
+class StepFailed(Exception):
+    """A step saw something other than it should; the text says what."""
+
+
+@dataclass(slots=True)
+class Tour:
+    """What the steps share: the world, a client, and what earlier steps left for later ones."""
+
+    world: World
+    http: aiohttp.ClientSession
+    narrator: Narrator
+    correlation_id: str = ""
+    """The current step's own, sent with its requests."""
+    answered: dict[str, None] = field(default_factory=dict)
+    """The correlation IDs on the answers that the current step got, in order."""
+    video_job: str = ""
+    upload_correlation_id: str = ""
+
+    async def call(
+        self, method: str, path: str, *, correlate: bool = True, **options: Any
+    ) -> Reply:
+        """One request through the ingress; its answer must carry our correlation ID, or one made
+        by the proxy when we send none. Raises `StepFailed`."""
+        headers = {"X-Correlation-ID": self.correlation_id} if correlate else {}
+        url = self.world.ingress + path
+        try:
+            async with self.http.request(method, url, headers=headers, **options) as answer:
+                reply = Reply(answer.status, dict(answer.headers), await answer.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StepFailed(f"{method} {path}: {error!r}") from error
+        returned = answer.headers.get("X-Correlation-ID", "")
+        if not returned or (correlate and returned != self.correlation_id):
+            raise StepFailed(
+                f"{method} {path}: sent correlation ID {self.correlation_id!r}, got {returned!r}"
+            )
+        self.answered[returned] = None
+        return reply
+
+    async def follow(self, job_id: str, text: str) -> dict[str, Any]:
+        """Poll a job until it ends well; the finished job. The bar shows its stages."""
+        deadline = time.monotonic() + JOB_DEADLINE
+        with self.narrator.bar() as bar:
+            while True:
+                job = (await self.call("GET", f"/jobs/{job_id}")).expect(200)
+                bar.show(*_progress(job, text))
+                if job["status"] == "completed":
+                    return job
+                if job["status"] in TERMINAL:
+                    raise StepFailed(f"job {job_id} {job['status']}: {job['error']}")
+                if time.monotonic() > deadline:
+                    raise StepFailed(f"job {job_id} still {job['status']} after {JOB_DEADLINE} s")
+                await asyncio.sleep(0.2)
+
+    def log_lines(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """The proxy's log records that `wanted` picks."""
+        records = []
+        for line in self.world.proxy_log.read_text(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a line being written at this moment, or a traceback
+            if isinstance(record, dict) and wanted(record):
+                records.append(record)
+        return records
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, read."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def expect(self, status: int) -> dict[str, Any]:
+        """The JSON object of an answer with this status. Raises `StepFailed`."""
+        if self.status != status:
+            text = self.body[:300].decode(errors="replace")
+            raise StepFailed(f"expected status {status}, got {self.status}: {text}")
+        try:
+            return dict(json.loads(self.body))
+        except ValueError as error:
+            raise StepFailed(f"not a JSON object: {self.body[:100]!r}") from error
+
+
+# --- steps --------------------------------------------------------------------------------------
+
+
+async def find_shorts(tour: Tour) -> str:
+    """POST /download, which calls youtube-search and video-downloader through the egress."""
+    form = {"query": "motivacao", "max_shorts": "10"}
+    job_id = (await tour.call("POST", "/download", data=form)).expect(202)["job_id"]
+    job = await tour.follow(job_id, "search and download")
+    count = job["result"]["approved_count"]
+    if count != 3:
+        raise StepFailed(f"3 videos should be there, {count} are")
+    return f"job {job_id}: {count} videos found and downloaded"
+
+
+async def upload_audio(tour: Tour) -> str:
+    """A real MP3, made on the spot, uploaded to POST /make-video."""
+    path = tour.world.folder / "voice.mp3"
+    await asyncio.to_thread(make_audio, path, AUDIO_SECONDS)
+    form = aiohttp.FormData({"max_shorts": "10"})
+    form.add_field("audio_file", path.read_bytes(), filename="voice.mp3", content_type="audio/mpeg")
+    tour.video_job = (await tour.call("POST", "/make-video", data=form)).expect(202)["job_id"]
+    tour.upload_correlation_id = tour.correlation_id
+    size = path.stat().st_size
+    return f"{AUDIO_SECONDS:g} s of audio ({size / 1000:.0f} kB) accepted as job {tour.video_job}"
+
+
+async def follow_job(tour: Tour) -> str:
+    """GET /jobs/{id} until the job is completed."""
+    job = await tour.follow(tour.video_job, "make the video")
+    done = [name for name, stage in job["stages"].items() if stage["status"] == "completed"]
+    if len(done) != len(STAGES):
+        raise StepFailed(f"only these stages are completed: {', '.join(done)}")
+    return f"completed, all {len(done)} stages; result at {job['result']['video_url']}"
+
+
+async def fetch_video(tour: Tour) -> str:
+    """GET /download/{id}: the file must play as long as the audio did."""
+    reply = await tour.call("GET", f"/download/{tour.video_job}")
+    if reply.status != 200:
+        raise StepFailed(f"expected status 200, got {reply.status}: {reply.body[:300]!r}")
+    path = tour.world.folder / "video.mp4"
+    path.write_bytes(reply.body)
+    media = await asyncio.to_thread(inspect, path)
+    if not (media.video and media.audio and abs(media.duration - AUDIO_SECONDS) < 1.0):
+        raise StepFailed(f"not the video that was expected: {media}")
+    return (
+        f"{media.size / 1000:.0f} kB, {media.width}x{media.height}, {media.duration:.1f} s,"
+        " with picture and sound"
+    )
+
+
+async def show_log(tour: Tour) -> str:
+    """The proxy's access lines: the upload by its correlation ID, and the egress calls."""
+    wanted = tour.upload_correlation_id
+    deadline = time.monotonic() + 5.0  # lines are written in batches
+    while not (uploads := tour.log_lines(lambda line: _is_access(line, wanted))):
+        if time.monotonic() > deadline:
+            raise StepFailed(f"no access line has correlation ID {wanted}")
+        await asyncio.sleep(0.05)
+    egress = tour.log_lines(lambda line: _is_access(line) and line["listener"] != "ingress")
+    services = sorted({line["listener"] for line in egress})
+    if len(services) != 3:
+        raise StepFailed(f"calls to all three microservices should be logged, only {services} are")
+    last = {line["listener"]: line for line in egress}
+    return "\n".join(
+        [
+            *(_access_text(line) for line in uploads),
+            f"and {len(egress)} calls of the worker, each with an ID of its own (the app passes"
+            " none on); the last of each service:",
+            *(_access_text(last[name]) for name in services),
+        ]
+    )
+
+
+async def show_errors(tour: Tour) -> str:
+    """What the proxy itself refuses is application/problem+json with a correlation ID."""
+    reply = await tour.call("PUT", f"/jobs/{tour.video_job}", correlate=False)
+    problem = reply.expect(405)
+    if "application/problem+json" not in reply.headers.get("Content-Type", ""):
+        raise StepFailed(f"no problem document: {reply.headers}")
+    if problem["code"] != "method_not_allowed" or "Allow" not in reply.headers:
+        raise StepFailed(f"not the problem that was expected: {problem}")
+    return f"405, Allow: {reply.headers['Allow']}\n{json.dumps(problem, ensure_ascii=False)}"
+
+
+async def show_metrics(tour: Tour) -> str:
+    """http_requests_total of the upload's route."""
+    async with tour.http.get(tour.world.metrics) as answer:
+        page = await answer.text()
+    lines = [
+        line
+        for line in page.splitlines()
+        if line.startswith("http_requests_total{") and 'endpoint="create-video"' in line
+    ]
+    if not any('status="202"' in line and float(line.rsplit(" ", 1)[1]) >= 1 for line in lines):
+        raise StepFailed(f"the upload is not counted; found: {lines or 'nothing'}")
+    return "\n".join(lines)
+
+
+Step = Callable[[Tour], Awaitable[str]]
+
+STEPS: tuple[tuple[str, Step], ...] = (
+    ("Find and download short videos", find_shorts),
+    ("Upload a real audio file", upload_audio),
+    ("Follow the job until it is completed", follow_job),
+    ("Download the finished video", fetch_video),
+    ("One correlation ID in header and log", show_log),
+    ("An error of the proxy's own", show_errors),
+    ("Metrics", show_metrics),
+)
+
+
+async def give(world: World, narrator: Narrator) -> bool:
+    """Every step in order; whether all did what they should. Stops at the first that did not."""
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        tour = Tour(world, http, narrator)
+        for number, (title, step) in enumerate(STEPS, 1):
+            name = step.__name__.replace("_", "-")
+            tour.correlation_id = f"demo-{name}-{secrets.token_hex(4)}"
+            tour.answered.clear()
+            narrator.step(number, len(STEPS), title)
+            started = time.monotonic()
+            try:
+                narrator.saw(await step(tour))
+                for correlation_id in tour.answered:
+                    narrator.saw(f"correlation ID {correlation_id}")
+            except (StepFailed, aiohttp.ClientError, TimeoutError) as error:
+                narrator.failed(str(error) or repr(error))
+                return False
+            narrator.passed(time.monotonic() - started)
+    return True
+
+
+def _progress(job: dict[str, Any], text: str) -> tuple[float, str]:
+    """Share done and what goes on. A job's own `progress` stays 0 until the end, so the stages
+    are counted; a download job leaves its stages alone and moves `progress`."""
+    stages = job["stages"].values()
+    done = sum(stage["status"] == "completed" for stage in stages)
+    share = max(job["progress"] / 100, done / max(1, len(stages)))
+    running = [stage["display_name"] for stage in stages if stage["status"] == "processing"]
+    return share, running[0] if running else f"{text}: {job['status']}"
+
+
+def _is_access(line: dict[str, Any], correlation_id: str | None = None) -> bool:
+    return (
+        "listener" in line
+        and "status" in line
+        and (correlation_id is None or line.get("correlation_id") == correlation_id)
+    )
+
+
+def _access_text(line: dict[str, Any]) -> str:
+    names = ("listener", "method", "path", "status", "duration_ms", "upstream", "correlation_id")
+    return "  " + " ".join(f"{name}={line.get(name)}" for name in names)

@@ -1,0 +1,18 @@
+"""One access line for each exchange, also for those that no route matched."""
+
+from __future__ import annotations
+
+from proxy.pipeline.compile import Binding
+from proxy.pipeline.plan import Hooks
+from proxy.telemetry.access import AccessLog
+
+
+class AccessLine:
+    """Binds the access log to every route."""
+
+    def __init__(self, log: AccessLog) -> None:
+        self._log = log
+
+    def bind(self, binding: Binding) -> Hooks:
+        """The line's constant part is encoded here, once."""
+        return Hooks(finished=self._log.bind(binding.listener_name, binding.route_name))

@@ -1,0 +1,106 @@
+"""Uploads: only real audio of the right size and length passes, checked while it streams."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from proxy.pipeline.compile import Binding
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import Hooks
+from proxy.upload import verdicts
+from proxy.upload.check import UploadCheck, UploadValidator
+from proxy.upload.pool import ProbePool
+
+_VERDICT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_AUDIO_SECONDS = (5, 15, 30, 60, 120, 180, 300, 600, 1200, 3600)
+_BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+
+
+class UploadCheckStage:
+    """Binds a validator to every route with `upload:`."""
+
+    def __init__(self, pool: ProbePool, registry: CollectorRegistry) -> None:
+        self._pool = pool
+        self._verdicts = Counter(
+            "proxy_uploads_total",
+            "Uploads by verdict: accepted, a code of refusal, or unfinished",
+            ["endpoint", "verdict"],
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "proxy_uploads_rejected_total",
+            "Uploads refused, or that would have been in report mode",
+            ["endpoint", "code"],
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "proxy_upload_bytes_total",
+            "Bytes of the files in uploads",
+            ["endpoint"],
+            registry=registry,
+        )
+        self._delay = Histogram(
+            "proxy_upload_validation_seconds",
+            "Delay of the verdict after the last byte of the upload",
+            ["endpoint"],
+            buckets=_VERDICT_SECONDS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "proxy_upload_audio_seconds",
+            "How long uploaded audio plays",
+            ["endpoint"],
+            buckets=_AUDIO_SECONDS,
+            registry=registry,
+        )
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """A route without `upload:` has nothing of this."""
+        if binding.route is None or binding.route.upload is None:
+            return None
+        validator = UploadValidator(binding.route.upload, self._pool)
+        endpoint = binding.route_name
+        received = self._bytes.labels(endpoint)
+        delay = self._delay.labels(endpoint)
+        duration = self._duration.labels(endpoint)
+
+        def begin(x: Exchange) -> UploadCheck | None:
+            head = x.head
+            assert head is not None
+            if not head.has_body and x.method not in _BODY_METHODS:
+                return None
+            kinds, encodings = head.values(b"content-type"), head.values(b"content-encoding")
+            if len(kinds) > 1 or len(encodings) > 1:
+                raise verdicts.malformed(
+                    "Content-Type or Content-Encoding comes more than once",
+                    validator.rules.field,
+                    reason="content_type",
+                )
+            check = validator.begin(
+                kinds[0] if kinds else None,
+                head.content_length,
+                encodings[0] if encodings else None,
+            )
+            check.on_change = x.stream.notify
+            return check
+
+        def finished(x: Exchange) -> None:
+            if isinstance(x.filter, UploadCheck):
+                facts = x.filter.facts
+                received.inc(facts["size"])
+                if "validation_ms" in facts:
+                    delay.observe(facts["validation_ms"] / 1000)
+                if "duration" in facts:
+                    duration.observe(facts["duration"])
+                x.note(**{f"upload_{name}": value for name, value in facts.items()})
+                verdict = facts["verdict"]
+            elif x.code is not None and x.code.startswith("upload_"):
+                verdict = x.code  # refused by its head alone
+                x.note(upload_verdict=verdict)
+            else:
+                return
+            self._verdicts.labels(endpoint, verdict).inc()
+            if verdict.startswith("upload_"):
+                self._rejected.labels(endpoint, verdict).inc()
+
+        return Hooks(filter=begin, finished=finished)

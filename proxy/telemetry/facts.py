@@ -1,0 +1,35 @@
+"""What the sinks may know about a finished exchange."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ExchangeFacts(Protocol):
+    """One finished exchange, as the engine hands it to the access log and to the metrics.
+
+    Durations are seconds. `upstream_time` runs from the request head sent to the response head
+    seen; it is None when no response head came.
+    """
+
+    listener: str
+    route: str  #: "-" where no route matched
+    method: str
+    path: str  #: the raw request target, query included
+    correlation_id: str
+    client_correlation_id: str | None  #: what the client sent, raw, if it was refused
+    client: str  #: "ip:port" or "unix"
+    started_at: float  #: Unix seconds
+    duration: float
+    status: int  #: 499 when the client left
+    code: str | None  #: machine code of an error of ours
+    reason: str | None
+    detail: str | None
+    upstream: str | None
+    target: str | None
+    connect_time: float | None
+    upstream_time: float | None
+    attempts: int
+    bytes_in: int  #: content, not framing
+    bytes_out: int
+    extra: dict[str, object] | None  #: facts that stages add

@@ -1,0 +1,355 @@
+"""The metrics registry: what is counted, under which names, and how it is written out.
+
+Names without `proxy_` are those of the sprint document. A label is always a name from the config, a
+status, a known method or one of our own codes: never what a client sent.
+
+Counts outlive reloads: the same labels give the same tally, and a route that went keeps its last
+values, because a counter that vanishes looks like a restart to `rate()`.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, cast
+
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Sample
+
+from proxy.telemetry.tally import (
+    BUCKETS,
+    Distribution,
+    ListenerTally,
+    RouteTally,
+    UpstreamTally,
+    merged,
+)
+
+_SAMPLES_AT_ONCE = 50  # about half a millisecond
+_PAUSE = 0.0001  # seconds
+
+Direction = Literal["ingress", "egress"]
+
+
+class Metrics:
+    """One registry per process. `registry` is open to other parts, for ordinary metrics."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query of ours reads
+        self.registry = CollectorRegistry()
+        self.loop_lag = Distribution(BUCKETS)
+        self.upstream_connections: Callable[[], Iterable[tuple[str, int, int]]] = tuple
+        self.log_lines_dropped: Callable[[], int] = int
+        self._version = version
+        self._routes: dict[tuple[str, str, Direction, str], RouteTally] = {}
+        self._listeners: dict[str, ListenerTally] = {}
+        self._upstreams: dict[str, UpstreamTally] = {}
+        self._reloads = {"ok": 0, "refused": 0}
+        self.registry.register(_Collector(self.families))
+        ProcessCollector(registry=self.registry)
+
+    # --- what is counted ------------------------------------------------------------------------
+
+    def route(self, listener: str, endpoint: str, direction: Direction, service: str) -> RouteTally:
+        """The tally of a route: the same one whenever the labels are the same."""
+        key = (listener, endpoint, direction, service)
+        tally = self._routes.get(key)
+        if tally is None:
+            tally = self._routes[key] = RouteTally(
+                listener,
+                endpoint,
+                service,
+                egress=direction == "egress",
+                upstreams=self._upstreams,
+            )
+        return tally
+
+    def listener(self, name: str) -> ListenerTally:
+        """The tally of a listener's connections."""
+        return self._listeners.setdefault(name, ListenerTally(name))
+
+    def upstream(self, name: str) -> UpstreamTally:
+        """The tally of an upstream's times; response times are counted only for upstreams that were
+        asked for here."""
+        return self._upstreams.setdefault(name, UpstreamTally(name))
+
+    def reloaded(self, *, ok: bool) -> None:
+        """A reload of the config was done, or refused."""
+        self._reloads["ok" if ok else "refused"] += 1
+
+    # --- how it is written out ------------------------------------------------------------------
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics as text, and its content type: OpenMetrics when `Accept` asks for it, else
+        the Prometheus format. Takes milliseconds: call it in a thread. There it gives way to the
+        event loop often, because the interpreter alone would do so only every 5 ms."""
+        source = cast(CollectorRegistry, _Yielding(self.registry))
+        if wants_openmetrics(accept):
+            text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
+
+    def families(self) -> Iterator[Metric]:
+        """Every family that this part of the proxy fills."""
+        routes = list(self._routes.values())
+        yield from _http(routes)
+        yield from _external(routes)
+        yield from _routes(routes)
+        yield from self._connections()
+        yield from self._process()
+
+    def _connections(self) -> Iterator[Metric]:
+        listeners = list(self._listeners.values())
+        yield _gauge(
+            "proxy_client_connections",
+            "Open connections of clients",
+            ("listener",),
+            [((tally.name,), tally.open) for tally in listeners],
+        )
+        # Not `proxy_client_connections_total`: in OpenMetrics a counter's family is named without
+        # the suffix, and that name is the gauge's.
+        yield _counter(
+            "proxy_client_connections_accepted",
+            "Connections of clients accepted",
+            ("listener",),
+            [((tally.name,), tally.accepted) for tally in listeners],
+        )
+        states: dict[tuple[str, ...], int] = {}
+        for name, idle, active in self.upstream_connections():
+            states[name, "idle"] = idle
+            states[name, "active"] = active
+        yield _gauge(
+            "proxy_upstream_connections",
+            "Open connections to upstreams",
+            ("upstream", "state"),
+            states.items(),
+        )
+        upstreams = list(self._upstreams.values())
+        yield _histogram(
+            "proxy_upstream_connect_seconds",
+            "Time to open a connection to an upstream, TLS included",
+            ("upstream",),
+            [((tally.name,), tally.connects) for tally in upstreams],
+        )
+        yield _histogram(
+            "proxy_upstream_response_seconds",
+            "Time from the request head sent to the response head seen",
+            ("upstream",),
+            [((tally.name,), tally.responses) for tally in upstreams],
+        )
+
+    def _process(self) -> Iterator[Metric]:
+        yield _histogram(
+            "proxy_event_loop_lag_seconds",
+            "Delay of a timer of the event loop, sampled twice a second",
+            (),
+            [((), self.loop_lag)],
+        )
+        yield _counter(
+            "proxy_log_lines_dropped",
+            "Log lines lost because the output was too slow or broken",
+            (),
+            [((), self.log_lines_dropped())],
+        )
+        yield _counter(
+            "proxy_config_reloads",
+            "Reloads of the config",
+            ("result",),
+            [((result,), count) for result, count in self._reloads.items()],
+        )
+        yield _gauge(
+            "proxy_build_info",
+            "Version of the proxy and of what it runs on; always 1",
+            ("version", "python", "system"),
+            [((self._version, platform.python_version(), platform.system()), 1)],
+        )
+
+
+def _http(routes: list[RouteTally]) -> Iterator[Metric]:
+    """Ingress, per route and method. Routes of the same name on two listeners are one endpoint."""
+    counts: dict[tuple[str, ...], int] = defaultdict(int)
+    durations: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
+    for tally in routes:
+        if not tally.egress:
+            for name, method in list(tally.methods.items()):
+                durations[name, tally.endpoint].append(method)
+                for status, count in list(method.statuses.items()):
+                    counts[name, tally.endpoint, str(status)] += count
+    yield _counter(
+        "http_requests",
+        "Requests from callers to the service",
+        ("method", "endpoint", "status"),
+        counts.items(),
+    )
+    yield _histogram(
+        "http_request_duration_seconds",
+        "Time from a request's head to the end of its answer",
+        ("method", "endpoint"),
+        _merged(durations),
+    )
+
+
+def _external(routes: list[RouteTally]) -> Iterator[Metric]:
+    """Egress, per upstream and route."""
+    counts: dict[tuple[str, ...], int] = defaultdict(int)
+    retries: dict[tuple[str, ...], int] = defaultdict(int)
+    durations: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
+    for tally in routes:
+        if tally.egress:
+            key = (tally.service, tally.endpoint)
+            retries[key] += tally.retries
+            for method in list(tally.methods.values()):
+                durations[key].append(method)
+                for status, count in list(method.statuses.items()):
+                    counts[*key, str(status)] += count
+    yield _counter(
+        "external_api_calls",
+        "Calls of the service to other services",
+        ("service", "endpoint", "status"),
+        counts.items(),
+    )
+    yield _histogram(
+        "external_api_duration_seconds",
+        "Time of a call, all its attempts included",
+        ("service", "endpoint"),
+        _merged(durations),
+    )
+    yield _counter(
+        "external_api_retries",
+        "Attempts beyond the first of each call",
+        ("service", "endpoint"),
+        retries.items(),
+    )
+
+
+def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
+    """Both directions. `listener` is a label too: egress routes are often all named alike."""
+    in_flight: dict[tuple[str, ...], int] = defaultdict(int)
+    bytes_in: dict[tuple[str, ...], int] = defaultdict(int)
+    bytes_out: dict[tuple[str, ...], int] = defaultdict(int)
+    errors: dict[tuple[str, ...], int] = defaultdict(int)
+    added: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
+    for tally in routes:
+        key = (tally.listener, tally.endpoint)
+        in_flight[key] += tally.in_flight
+        bytes_in[key] += tally.bytes_in
+        bytes_out[key] += tally.bytes_out
+        added[key].append(tally.added)
+        for code, count in list(tally.errors.items()):
+            errors[*key, code] += count
+    labels = ("listener", "endpoint")
+    yield _gauge("proxy_requests_in_flight", "Exchanges in progress", labels, in_flight.items())
+    yield _counter("proxy_request_body_bytes", "Bytes of request content", labels, bytes_in.items())
+    yield _counter(
+        "proxy_response_body_bytes", "Bytes of response content", labels, bytes_out.items()
+    )
+    yield _histogram(
+        "proxy_added_seconds",
+        "Duration of an exchange less its upstream's response time: queueing, connecting, the "
+        "proxy's own work, and the transfer of the response body",
+        labels,
+        _merged(added),
+    )
+    yield _counter(
+        "proxy_errors",
+        "Exchanges that ended with an error of the proxy's own, or without their client",
+        ("listener", "endpoint", "code"),
+        errors.items(),
+    )
+
+
+Labels = tuple[str, ...]
+
+
+def _counter(
+    name: str, about: str, labels: Labels, values: Iterable[tuple[Labels, float]]
+) -> Metric:
+    family = CounterMetricFamily(name, about, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def _gauge(name: str, about: str, labels: Labels, values: Iterable[tuple[Labels, float]]) -> Metric:
+    family = GaugeMetricFamily(name, about, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
+    return family
+
+
+def _histogram(
+    name: str, about: str, labels: Labels, values: Iterable[tuple[Labels, Distribution]]
+) -> Metric:
+    family = HistogramMetricFamily(name, about, labels=labels)
+    for label_values, distribution in values:
+        family.add_metric(label_values, distribution.cumulative(), sum_value=distribution.total)
+    return family
+
+
+def _merged(
+    groups: dict[Labels, list[Distribution]],
+) -> Iterator[tuple[Labels, Distribution]]:
+    for key, distributions in groups.items():
+        yield key, merged(distributions)
+
+
+_QUALITY = re.compile(r";\s*q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.IGNORECASE)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an `Accept` field puts OpenMetrics, in any version, at or above plain text.
+
+    prometheus_client's own choice fails on versions that are not numbers, and repeats the client's
+    version in the answer's type.
+    """
+    quality = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for member in accept.split(","):
+        kind = member.partition(";")[0].strip().lower()
+        if kind in quality:
+            match = _QUALITY.search(member)
+            quality[kind] = max(quality[kind], float(match[1]) if match else 1.0)
+    best = quality["application/openmetrics-text"]
+    return best > 0 and best >= quality["text/plain"]
+
+
+class _Collector:
+    """What the registry asks. It has no `describe`: the families depend on the config."""
+
+    def __init__(self, families: Callable[[], Iterator[Metric]]) -> None:
+        self.collect = families
+
+
+class _Yielding:
+    """A registry that lets other threads run while it is written out."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            if len(metric.samples) > _SAMPLES_AT_ONCE:  # making it has taken its time, too
+                time.sleep(_PAUSE)
+            metric.samples = _YieldingList(metric.samples)
+            yield metric
+
+
+class _YieldingList(list[Sample]):
+    """Samples that pause after every few. The pause has a length, because a thread that gives the
+    interpreter's lock away for no time at all has it back before another one wakes up."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        for position, sample in enumerate(super().__iter__(), 1):
+            yield sample
+            if position % _SAMPLES_AT_ONCE == 0:
+                time.sleep(_PAUSE)

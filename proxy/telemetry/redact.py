@@ -1,0 +1,91 @@
+"""Request targets as they may stand in a log: no secrets, no bytes that act on a terminal. Pure.
+
+1. Only targets that are not plain (`is_plain`) come here; most never do.
+2. A query value is replaced when its *name* looks like a secret's, however it is written: upper or
+   lower case, percent-encoded (even twice), with dashes, or in brackets (`user[password]`). The
+   query of a URL inside a value is hidden as a whole, and so is what follows a stray `;`.
+3. What stands before an `@` in an absolute target is a user's password.
+4. Bytes outside printable ASCII are shown as `\\xNN`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from urllib.parse import unquote_plus
+
+MASK = "***"
+_LIMIT = 100  # parameters of a query that are looked at; the rest is cut off, not trusted
+
+_NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]")
+_SECRET = re.compile(
+    r"token|secret|passw|passphrase|passcode|pwd|key|signature|credential|auth|session|bearer"
+    r"|(?:sig|jwt|otp|pin|sid|code|pass)$"
+)
+_HARMLESS = re.compile(r"(?:status|error|language|country)code$|keywords?$|^authors?$")
+_NESTED = re.compile(r"(\?|%(?:25)*3f|;)(?=.*(?:=|%(?:25)*3d)).*", re.IGNORECASE)
+_USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*@")
+_UNPRINTABLE = re.compile(r"[^ -~]")
+
+
+def is_plain(target: str) -> bool:
+    """Whether `target` is a path without a query, in printable ASCII: nothing to hide or clean."""
+    return target[:1] == "/" and "?" not in target and target.isascii() and target.isprintable()
+
+
+@lru_cache(maxsize=1024)
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a query parameter of that name, as it was sent, is to be hidden."""
+    for _ in range(3):  # somebody behind us may decode more than once
+        if "%" not in name and "+" not in name:
+            break
+        name = unquote_plus(name)
+    plain = _NOT_ALPHANUMERIC.sub("", name.lower())
+    return _SECRET.search(plain) is not None and _HARMLESS.search(plain) is None
+
+
+def clean_target(target: str) -> str:
+    """`/search?q=x&api_key=123` as `/search?q=x&api_key=***`."""
+    if target[:1] != "/":
+        target = _USERINFO.sub(lambda match: f"{match[1] or ''}//{MASK}@", target, count=1)
+    path, mark, query = target.partition("?")
+    if mark:
+        path = f"{path}?{_clean_query(query)}"
+    return clean_text(path)
+
+
+def _clean_query(query: str) -> str:
+    separator = ";" if ";" in query and "&" not in query else "&"
+    pairs = query.split(separator, _LIMIT)
+    if len(pairs) > _LIMIT:
+        pairs[_LIMIT] = "..."
+    changed = len(pairs) > _LIMIT
+    for position, pair in enumerate(pairs):
+        name, _, value = pair.partition("=")
+        if not value:
+            continue
+        if is_secret_name(name):
+            pairs[position] = f"{name}={MASK}"
+            changed = True
+        elif "?" in value or "%" in value or ";" in value:
+            pairs[position] = f"{name}={_NESTED.sub(_mask_nested, value)}"
+            changed = True
+    return separator.join(pairs) if changed else query
+
+
+def _mask_nested(query: re.Match[str]) -> str:
+    return query[1] + MASK
+
+
+def clean_text(text: str, limit: int = 16 * 1024) -> str:
+    """`text` in printable ASCII, at most about `limit` characters."""
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

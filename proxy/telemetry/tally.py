@@ -1,0 +1,200 @@
+"""Counts of the hot path: plain integers, changed by the event loop's thread alone.
+
+A prometheus_client counter costs 0.4 us and a histogram 0.8 us per call, for locks that one thread
+does not need. A tally does all of an exchange's counting in about a microsecond; the collector in
+`metrics` turns it into families when somebody scrapes. That thread only reads; what it copies with
+`list(...)` is copied in one step of the interpreter.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import accumulate
+
+from proxy.telemetry.facts import ExchangeFacts
+
+#: Seconds, 1 ms to 60 s: from a small answer of a neighbour to a patient upload.
+BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+#: The same, starting at 100 us: what a proxy itself takes is mostly below a millisecond.
+FINE_BUCKETS = (0.0001, 0.0002, 0.0005, *BUCKETS)
+
+KNOWN_METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+)
+
+
+class Distribution:
+    """A histogram. `counts` has one place per bound and one for what is above the last."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = BUCKETS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value; a bucket includes its upper bound, as Prometheus has it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Pairs of bound and count up to it, the last one `+Inf`: what the exposition wants."""
+        bounds = [*map(_go_float, self.bounds), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+    def add(self, other: Distribution) -> None:
+        """Take in the counts of another one with the same bounds."""
+        self.counts = [
+            mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
+        ]
+        self.total += other.total
+
+
+def _go_float(value: float) -> str:
+    """`1.0`, as Go and the OpenMetrics text write bounds."""
+    return repr(float(value))
+
+
+class MethodTally(Distribution):
+    """Exchanges of one method on one route: durations, and how many ended with which status."""
+
+    __slots__ = ("statuses",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statuses: dict[int, int] = {}
+
+
+class UpstreamTally:
+    """What an upstream took: to connect, and from request head sent to response head seen."""
+
+    __slots__ = ("connects", "name", "responses")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.connects = Distribution(FINE_BUCKETS)
+        self.responses = Distribution(FINE_BUCKETS)
+
+    def connected(self, seconds: float) -> None:
+        """One connection was opened, in that time."""
+        self.connects.observe(seconds)
+
+
+class ListenerTally:
+    """Client connections of a listener: open now, and accepted since the start."""
+
+    __slots__ = ("accepted", "name", "open")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open = 0
+        self.accepted = 0
+
+    def opened(self) -> None:
+        """A client connected."""
+        self.open += 1
+        self.accepted += 1
+
+    def closed(self) -> None:
+        """A client's connection ended."""
+        self.open -= 1
+
+
+class RouteTally:
+    """All counts of one route. Call `begin` when an exchange starts and `record` when it ends.
+
+    `service` is the upstream's name, "-" for requests that no route matched.
+    """
+
+    __slots__ = (
+        "added",
+        "bytes_in",
+        "bytes_out",
+        "egress",
+        "endpoint",
+        "errors",
+        "in_flight",
+        "listener",
+        "methods",
+        "retries",
+        "service",
+        "upstreams",
+    )
+
+    def __init__(
+        self,
+        listener: str,
+        endpoint: str,
+        service: str,
+        *,
+        egress: bool,
+        upstreams: dict[str, UpstreamTally],
+    ) -> None:
+        self.listener = listener
+        self.endpoint = endpoint
+        self.service = service
+        self.egress = egress
+        self.upstreams = upstreams
+        self.in_flight = 0
+        self.retries = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.methods: dict[str, MethodTally] = {}
+        self.errors: dict[str, int] = {}
+        self.added = Distribution(FINE_BUCKETS)
+
+    def begin(self, _facts: object = None) -> None:
+        """An exchange was given to this route."""
+        self.in_flight += 1
+
+    def record(self, facts: ExchangeFacts) -> None:
+        """The exchange is over."""
+        self.in_flight -= 1
+        method = self.methods.get(facts.method)
+        if method is None:
+            method = self._method(facts.method)
+        status = facts.status
+        statuses = method.statuses
+        try:
+            statuses[status] += 1
+        except KeyError:
+            statuses[status] = 1
+        duration = facts.duration
+        method.counts[bisect_left(BUCKETS, duration)] += 1
+        method.total += duration
+        self.bytes_in += facts.bytes_in
+        self.bytes_out += facts.bytes_out
+        upstream_time = facts.upstream_time
+        if upstream_time is not None:
+            added = duration - upstream_time
+            mine = self.added
+            mine.counts[bisect_left(FINE_BUCKETS, added)] += 1
+            mine.total += added
+            upstream = self.upstreams.get(facts.upstream or "")
+            if upstream is not None:
+                responses = upstream.responses
+                responses.counts[bisect_left(FINE_BUCKETS, upstream_time)] += 1
+                responses.total += upstream_time
+        if facts.attempts > 1:
+            self.retries += facts.attempts - 1
+        if facts.code is not None:
+            self.errors[facts.code] = self.errors.get(facts.code, 0) + 1
+
+    def _method(self, name: str) -> MethodTally:
+        """The tally of a method that is new here; every unknown one shares `OTHER`, so that clients
+        cannot make series at will."""
+        if name not in KNOWN_METHODS:
+            name = "OTHER"
+        return self.methods.setdefault(name, MethodTally())
+
+
+def merged(distributions: Iterable[Distribution]) -> Distribution:
+    """The sum of distributions that share their bounds; at least one is needed."""
+    first, *others = distributions
+    result = Distribution(first.bounds)
+    result.add(first)
+    for other in others:
+        result.add(other)
+    return result

@@ -1,0 +1,207 @@
+"""The other side of the socket: `python -m proxy.upload.probe FD`.
+
+A parent that has loaded FFmpeg and libmagic waits for uploads and forks a process for each: a
+millisecond, and every upload has limits, a sandbox and a death of its own. The parent never touches
+a byte of an upload.
+
+Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attached starts a process,
+`b"K" + id` kills it; the parent says `b"R"` once, when it is ready, and leaves when the socket
+closes.
+
+Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file, then shuts down
+its side. The process answers in lines of JSON, at most two: `{"label", "type"}` as soon as the type
+is known, and one of `{"duration"}`, `{"refused": "type"|"long"|"unknown"|"busy", ...}`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+from typing import IO, Any
+
+import av.logging
+
+from proxy.upload import measure, sandbox
+from proxy.upload.families import BY_MEDIA_TYPE, HEAD, MP4, recognise
+from proxy.upload.sniff import Sniffer, load_sniffer
+from proxy.upload.source import Source, is_sequential_mp4
+
+_ID = 8
+_MAX_JOB = 64 * 1024
+
+
+def main() -> None:
+    """Serve until the control socket closes."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the proxy's to handle
+    av.logging.set_level(av.logging.PANIC)
+    sniffer = load_sniffer()
+    sniffer.from_buffer(b"warm")
+    _rehearse(sniffer)
+    gc.collect()
+    gc.freeze()  # the children share these pages as long as nobody writes to them
+    control.sendall(b"R")
+    quiet = os.open(os.devnull, os.O_RDWR)
+    os.dup2(quiet, 2)  # a hostile file must not write into the proxy's log
+    os.close(quiet)
+    _serve(control, sniffer)
+
+
+def _rehearse(sniffer: Sniffer) -> None:
+    """Walk through one silent file, so that every lazy import has happened before the fork."""
+    header = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(header + b"data\xff\xff\xff\xff" + bytes(4096))
+        ours.shutdown(socket.SHUT_WR)
+        _examine(theirs, sniffer, None, _no_spool())
+        json.loads(ours.recv(4096).splitlines()[0])
+
+
+def _serve(control: socket.socket, sniffer: Sniffer) -> None:
+    children: dict[int, bytes] = {}
+    woken, waker = socket.socketpair()
+    for end in (woken, waker):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    with selectors.DefaultSelector() as ready:
+        ready.register(control, selectors.EVENT_READ)
+        ready.register(woken, selectors.EVENT_READ)
+        while True:
+            for key, _ in ready.select():
+                if key.fileobj is woken:
+                    woken.recv(4096)
+                    _reap(children)
+                    continue
+                command, fds, _, _ = socket.recv_fds(control, 1 + _ID, 1)
+                if not command:
+                    return
+                while len(command) < 1 + _ID:
+                    command += control.recv(1 + _ID - len(command))
+                if command[:1] == b"S" and fds:
+                    _start(fds[0], command[1:], children, sniffer, (control, woken, waker))
+                elif command[:1] == b"K":
+                    for pid, name in children.items():
+                        if name == command[1:]:
+                            os.kill(pid, signal.SIGKILL)
+
+
+def _reap(children: dict[int, bytes]) -> None:
+    while children:
+        pid, _ = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        children.pop(pid, None)
+
+
+def _start(
+    fd: int,
+    name: bytes,
+    children: dict[int, bytes],
+    sniffer: Sniffer,
+    parents_own: tuple[socket.socket, ...],
+) -> None:
+    upload = socket.socket(fileno=fd)
+    try:
+        pid = os.fork()
+    except OSError:
+        with upload:
+            _answer(upload, refused="busy")
+        return
+    if pid:
+        children[pid] = name
+        upload.close()
+        return
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for own in parents_own:
+            own.close()
+        _child(upload, sniffer)
+        status = 0
+    finally:
+        os._exit(status)  # never back into the parent's loop
+
+
+def _child(upload: socket.socket, sniffer: Sniffer) -> None:
+    upload.setblocking(True)
+    size = int.from_bytes(_exactly(upload, 4), "big")
+    job: dict[str, Any] = json.loads(_exactly(upload, min(size, _MAX_JOB)))
+    spool = _open_spool()
+    sandbox.limit_resources(job["memory"], job["cpu"], job["max_size"] + 1024 * 1024)
+    sandbox.forbid_system_calls()
+    _examine(upload, sniffer, job, spool)
+
+
+def _exactly(upload: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = upload.recv(size - len(data))
+        if not piece:
+            os._exit(0)  # the proxy gave up before it began
+        data += piece
+    return data
+
+
+def _open_spool() -> IO[bytes]:
+    """Made before the sandbox closes, whether needed or not: 20 µs. On disk if there is one."""
+    try:
+        return tempfile.TemporaryFile(prefix="upload-probe-")
+    except OSError:
+        return _no_spool()
+
+
+def _no_spool() -> IO[bytes]:
+    """In memory, outside the address-space limit but inside that of the file size."""
+    return os.fdopen(os.memfd_create("upload-probe"), "w+b")
+
+
+def _examine(
+    upload: socket.socket, sniffer: Sniffer, job: dict[str, Any] | None, spool: IO[bytes]
+) -> None:
+    """Sniff, choose the family, walk. Answers always, unless this process dies."""
+    accepted = set(job["types"]) if job else set(BY_MEDIA_TYPE)
+    limit = job["max_duration"] if job else None
+    try:
+        source = Source(upload, HEAD)
+        label = sniffer.from_buffer(source.head)
+        family = recognise(source.head, label)
+        if family is None or family.media_type not in accepted:
+            known = any(label in other.labels for other in BY_MEDIA_TYPE.values())
+            what = family.media_type if family else "unreadable data" if known else label
+            _answer(upload, refused="type", what=what)
+            return
+        _answer(upload, label=label, type=family.media_type)
+        seekable = None
+        if family is MP4 and not is_sequential_mp4(source.head):
+            seekable = source.spool(spool)
+        duration = measure.measure(source, family, limit, seekable=seekable)
+        measure.refuse_polyglot(source.head, source.tail)
+    except measure.NotAudio as error:
+        _answer(upload, refused="type", what=error.what)
+    except measure.PastLimit as error:
+        _answer(upload, refused="long", duration=error.seconds)
+    except measure.Undecodable as error:
+        _answer(upload, refused="unknown", why=error.why)
+    except MemoryError:
+        _answer(upload, refused="unknown", why="memory")
+    except Exception:  # whatever hostile bytes did to a library: this upload is refused
+        _answer(upload, refused="unknown", why="broken")
+    else:
+        _answer(upload, duration=duration)
+
+
+def _answer(upload: socket.socket, **members: Any) -> None:
+    upload.sendall(json.dumps(members).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Every refusal of an upload, worded: one function per cause, in the sprint document's style.
+
+Sizes are in units of 1024 and called KB and MB, as the sprint document does: 50 MiB is "50MB". A
+measured figure is rounded up, so that it never reads the same as the limit that it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from proxy import errors
+
+
+def size_text(size: int, *, measured: bool = False) -> str:
+    """52428800 as `50MB`, 64172851 as `61.2MB`, 65536 as `64KB`, 100 as `100B`."""
+    for unit, name in ((2**20, "MB"), (2**10, "KB")):
+        if size >= unit:
+            tenths = math.ceil(size * 10 / unit) if measured else round(size * 10 / unit)
+            return f"{tenths / 10:.1f}".removesuffix(".0") + name
+    return f"{size}B"
+
+
+def duration_text(seconds: float) -> str:
+    """600 as `10min`, 90 as `1min 30s`, 4.5 as `4.5s`, 10800 as `3h`."""
+    if seconds < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + "s"
+    whole = round(seconds)
+    units = ((whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
+    return " ".join(f"{value}{name}" for value, name in units if value)
+
+
+def too_large(
+    measured: int, limit: int, field: str | None, *, at_least: bool = False
+) -> errors.UploadTooLarge:
+    """`measured` bytes; `at_least`: it was only counted so far, the rest was not read."""
+    found = size_text(measured, measured=True)
+    if at_least or found == size_text(limit):
+        found = f"over {size_text(limit)}"
+    return errors.UploadTooLarge(
+        f"Audio file too large: {found} (max: {size_text(limit)})",
+        limit=limit,
+        measured=measured,
+        field=field,
+    )
+
+
+def too_long(seconds: float, limit: float, field: str | None) -> errors.UploadTooLong:
+    """The walk stopped at `seconds`, just past the limit: how much more there is nobody knows."""
+    return errors.UploadTooLong(
+        f"Audio file too long: over {duration_text(limit)} (max: {duration_text(limit)})",
+        limit=limit,
+        measured=round(seconds, 3),
+        field=field,
+    )
+
+
+def type_rejected(
+    found: str, accepted: Iterable[str], field: str | None
+) -> errors.UploadTypeRejected:
+    """`found` is what the bytes are, in words or as a media type."""
+    names = list(accepted)
+    return errors.UploadTypeRejected(
+        f"Audio file type not accepted: {found} (accepted: {', '.join(names)})",
+        limit=names,
+        measured=found,
+        field=field,
+    )
+
+
+def duration_unknown(why: str, field: str | None, reason: str) -> errors.UploadDurationUnknown:
+    """`why` for people, `reason` a token for the log."""
+    return errors.UploadDurationUnknown(
+        f"Audio file duration unknown: {why}", field=field, reason=reason
+    )
+
+
+def missing(field: str) -> errors.UploadMissing:
+    """No file part of the configured name."""
+    return errors.UploadMissing(f"Audio file missing: no file in field {field}", field=field)
+
+
+def empty(field: str | None) -> errors.UploadEmpty:
+    """A file of no bytes."""
+    return errors.UploadEmpty("Audio file empty: 0 bytes", measured=0, field=field)
+
+
+def malformed(why: str, field: str | None, *, reason: str = "multipart") -> errors.UploadMalformed:
+    """`why` in half a sentence, lower case."""
+    return errors.UploadMalformed(f"Upload malformed: {why}", field=field, reason=reason)
+
+
+def overloaded() -> errors.Overloaded:
+    """Not the upload's fault: no probe process could take it in time."""
+    return errors.Overloaded(
+        "No upload check is free, try again", retry_after=2, reason="upload_probe"
+    )

@@ -1,0 +1,226 @@
+"""`jobs`, `breakers` and `healthcheck` against an admin API, a strange server, and nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from proxy import cli
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+JOB = {"job_id": "mv_1", "mirror": "make_video", "status": "failed", "error": "bad\x1b[31m\nline"}
+
+
+@dataclass
+class Admin:
+    """An admin API of canned answers that remembers what it was asked."""
+
+    url: str = ""
+    asked: list[tuple[str, str, object, str | None]] = field(default_factory=list)
+    answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+
+    def answer(self, path: str, document: object, status: int = 200) -> None:
+        """Give `document` as JSON whenever `path` is asked for."""
+        self.answers[path] = (status, json.dumps(document).encode())
+
+
+@pytest.fixture
+def admin() -> Iterator[Admin]:
+    """A listening stand-in for the admin API."""
+    api = Admin()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            api.asked.append((self.command, self.path, body, self.headers.get("Authorization")))
+            status, answer = api.answers.get(self.path, (404, b"404: Not Found"))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    api.url = f"http://127.0.0.1:{server.server_port}"
+    yield api
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.server_close()
+    return server.server_port
+
+
+@pytest.fixture(autouse=True)
+def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADMIN_TOKEN", raising=False)
+
+
+def test_jobs_list_asks_with_filters_and_prints_rows(admin: Admin, capsys: Capture) -> None:
+    """Filters travel as query; rows are tab-separated and cleaned of control characters."""
+    admin.answer("/api/jobs?status=failed&limit=5", {"jobs": [JOB], "total": 1})
+    assert cli.main(["jobs", "list", "--status=failed", "--limit=5", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "total: 1",
+        "job_id\tmirror\tstatus\terror",
+        "mv_1\tmake_video\tfailed\tbad\\x1b[31m\\nline",
+    ]
+
+
+def test_json_is_the_answer_as_it_came(admin: Admin, capsys: Capture) -> None:
+    """With `--json` nothing is left out and nothing renamed."""
+    admin.answer("/api/jobs", [JOB])
+    assert cli.main(["jobs", "list", "--json", "--admin", admin.url]) == 0
+    assert json.loads(capsys.readouterr().out) == [JOB]
+
+
+def test_jobs_show_finds_the_only_mirror(admin: Admin, capsys: Capture) -> None:
+    """Where there is one mirror, its name need not be given; ids are escaped."""
+    admin.answer("/api/config", {"mirrors": {"make_video": {}}})
+    admin.answer("/api/jobs/make_video/a%2Fb", {"job": JOB, "versions": [{"status": "queued"}]})
+    assert cli.main(["jobs", "show", "a/b", "--admin", admin.url]) == 0
+    assert "queued" in capsys.readouterr().out
+    admin.answer("/api/config", {"mirrors": {"a": {}, "b": {}}})
+    assert cli.main(["jobs", "show", "x", "--admin", admin.url]) == 1
+    assert "give --mirror NAME; this proxy's mirrors: a, b" in capsys.readouterr().err
+
+
+def test_changes_are_posts_with_reason_and_token(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators' reasons and durations reach the API; the token comes from either place."""
+    for path in ("/api/breakers/yt/open", "/api/breakers/yt/reset", "/api/jobs/sync"):
+        admin.answer(path, {"ok": True})
+    to = ["--admin", admin.url]
+    assert cli.main(["breakers", "open", "yt", "--reason=q", "--for=5m", "--token=t", *to]) == 0
+    monkeypatch.setenv("ADMIN_TOKEN", "secret")
+    assert cli.main(["breakers", "reset", "yt", *to]) == 0
+    assert cli.main(["jobs", "sync", "--mirror=m", *to]) == 0
+    assert admin.asked == [
+        ("POST", "/api/breakers/yt/open", {"reason": "q", "for": "5m"}, "Bearer t"),
+        ("POST", "/api/breakers/yt/reset", {"reason": "by hand"}, "Bearer secret"),
+        ("POST", "/api/jobs/sync", {"mirror": "m"}, "Bearer secret"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (404, b'{"detail": "no breaker named yt"}', "no breaker named yt"),
+        (404, b"404: Not Found", "/api/breakers is not there (404)"),
+        (401, b"{}", "give --token or set ADMIN_TOKEN"),
+        (500, b"\x1b[2Joops", "answers 500: \\x1b[2Joops"),
+        (200, b"<html>", "answers 200: <html>"),
+    ],
+)
+def test_refusals_are_one_line(
+    admin: Admin, capsys: Capture, status: int, body: bytes, said: str
+) -> None:
+    """Whatever the API answers, the user gets one line on stderr and 1."""
+    admin.answers["/api/breakers"] = (status, body)
+    assert cli.main(["breakers", "list", "--admin", admin.url]) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
+
+
+def test_nobody_listens(capsys: Capture, free_port: int) -> None:
+    """A refused connection is told with the address and what to do."""
+    url = f"http://user:hunter2@127.0.0.1:{free_port}"
+    assert cli.main(["jobs", "list", "--admin", url]) == 1
+    told = capsys.readouterr().err
+    assert "(connection refused); is the proxy running?" in told
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:9901", "http://", "http://x:99999"])
+def test_a_bad_address_is_bad_usage(url: str, capsys: Capture) -> None:
+    """What is no URL ends with 2."""
+    assert cli.main(["jobs", "list", "--admin", url]) == 2
+    assert "expected a URL such as http://127.0.0.1:9901" in capsys.readouterr().err
+
+
+def test_an_empty_list_says_so(admin: Admin, capsys: Capture) -> None:
+    """No rows are told in words."""
+    admin.answer("/api/breakers", {"breakers": []})
+    assert cli.main(["breakers", "list", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out == "no breakers\n"
+
+
+def test_a_terminal_gets_a_table(admin: Admin) -> None:
+    """On a terminal the rows come in a drawn table."""
+    admin.answer("/api/breakers", {"breakers": [{"name": "youtube-search", "state": "open"}]})
+    ours, theirs = pty.openpty()
+    ended = subprocess.run(
+        [sys.executable, "-m", "proxy", "breakers", "list", "--admin", admin.url],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert ended.returncode == 0
+    assert "youtube-search" in shown
+    assert "━" in shown
+
+
+def config_at(tmp_path: Path, section: str, port: str) -> str:
+    """A config whose admin or metrics door has the given port."""
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "listeners: {a: {bind: ':0', routes: [{name: all, path: /, upstream: u}]}}\n"
+        f"upstreams: {{u: {{targets: [http://a]}}}}\n{section}: {{bind: '0.0.0.0:{port}'"
+        + (", token: t}\n" if section == "admin" else "}\n")
+    )
+    return str(file)
+
+
+@pytest.mark.parametrize(("section", "token"), [("admin", "Bearer t"), ("metrics", None)])
+def test_healthcheck(
+    admin: Admin, tmp_path: Path, capsys: Capture, section: str, token: str | None
+) -> None:
+    """0 while the proxy says that it is alive, 1 once it does not."""
+    file = config_at(tmp_path, section, admin.url.rpartition(":")[2])
+    admin.answer("/livez", {})
+    admin.answer("/readyz", {"draining": True}, 503)
+    assert cli.main(["healthcheck", "--config", file]) == 0
+    assert admin.asked == [("GET", "/livez", None, token)]
+    assert cli.main(["healthcheck", "--ready", "--config", file]) == 1
+    assert "/readyz answers 503" in capsys.readouterr().err
+
+
+def test_healthcheck_without_a_proxy(tmp_path: Path, free_port: int, capsys: Capture) -> None:
+    """Nobody there, a port that cannot be known and a bad config are all 1, the container's no."""
+    file = config_at(tmp_path, "metrics", str(free_port))
+    assert cli.main(["healthcheck", "--config", file]) == 1
+    assert cli.main(["healthcheck", "--config", config_at(tmp_path, "metrics", "0")]) == 1
+    assert cli.main(["healthcheck", "--config", str(tmp_path / "gone")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3

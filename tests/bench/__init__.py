@@ -1,0 +1,1 @@
+"""Side-by-side benchmark of the proxy and its peers; docs/benchmarks.md explains the method."""

@@ -1,0 +1,1 @@
+"""Forwarders as an ordinary user of aiohttp or FastAPI would write them, to compare with."""

@@ -1,0 +1,1 @@
+"""Generated audio samples."""

@@ -1,0 +1,151 @@
+"""The proxy as an operator runs it: `python -m proxy run --config FILE` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    """Poll another process's state until `condition` holds, or fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s in vain for {what}")
+        time.sleep(0.01)
+
+
+class ProxyProcess:
+    """A running proxy. `config` is the file's content; the admin address is added to it."""
+
+    def __init__(self, directory: Path, config: dict[str, Any], *, ready: bool = True) -> None:
+        self.admin_port = free_port()
+        self.config = {**config, "admin": {"bind": f"127.0.0.1:{self.admin_port}"}}
+        self.file = directory / "proxy.json"
+        self.write(self.config)
+        self._out = directory / "stdout.log"
+        self._err = directory / "stderr.log"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "proxy", "run", "--config", str(self.file)],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+            )
+        if ready:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.stop()
+                raise
+
+    def write(self, config: dict[str, Any]) -> None:
+        """Replace the config file; a signal makes the proxy read it."""
+        self.file.write_text(json.dumps(config, indent=1))
+
+    @property
+    def pid(self) -> int:
+        """Of the proxy."""
+        return self.process.pid
+
+    def admin(self, path: str) -> tuple[int, str]:
+        """GET from the admin door: status (0: no answer) and text."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.admin_port}{path}", timeout=5
+            ) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except (OSError, urllib.error.URLError):
+            return 0, ""
+
+    def wait_ready(self) -> None:
+        """Until `/readyz` is 200; a process that ends before is shown with what it said."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"proxy ended with {self.process.returncode}: {self.said()}")
+            return self.admin("/readyz")[0] == 200
+
+        wait_until(ready, "a ready proxy", 15)
+
+    def said(self) -> str:
+        """Everything on stdout and stderr so far."""
+        return self._out.read_text(errors="replace") + self._err.read_text(errors="replace")
+
+    def log(self) -> list[dict[str, Any]]:
+        """The JSON lines so far."""
+        lines = self._out.read_text(errors="replace").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def access_line(self, correlation_id: str) -> dict[str, Any]:
+        """The access line of one exchange, waited for (lines are written in batches)."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [
+                line
+                for line in self.log()
+                if line.get("correlation_id") == correlation_id and "duration_ms" in line
+            ]
+            return bool(found)
+
+        wait_until(there, f"the access line of {correlation_id}")
+        assert len(found) == 1, found
+        return found[0]
+
+    def descriptors(self) -> int:
+        """Open file descriptors."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def threads(self) -> int:
+        """Operating system threads."""
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the proxy alone."""
+        self.process.send_signal(number)
+
+    def assert_sane(self) -> None:
+        """Alive, and never a traceback, a warning of Python's or a 500 of its own making."""
+        assert self.process.poll() is None, f"proxy ended: {self.said()[-3000:]}"
+        said = self.said()
+        for mark in ("Traceback (most recent call last)", "internal_error", "was never awaited",
+                     "never retrieved", "unclosed transport"):  # fmt: skip
+            assert mark not in said, said[max(0, said.find(mark) - 500) :][:4000]
+
+    def stop(self, patience: float = 10) -> int:
+        """SIGTERM, then SIGKILL after `patience` seconds; the exit code."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait(10)

@@ -1,0 +1,105 @@
+"""`docs/observability.md` is complete: what can be seen is explained there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from proxy.admin.breakers import BreakerControl
+from proxy.admin.control import Control
+from proxy.admin.jobs import JobControl
+from proxy.admin.probes import Probes
+from proxy.errors import ProxyError
+from proxy.telemetry import access, logs
+from proxy.telemetry.metrics import Metrics
+from tests.telemetry_facts import Facts
+
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+
+
+def section(title: str) -> str:
+    """The text under a heading, up to the next one of its rank or above."""
+    mark = re.escape(title)
+    end = rf"(?=^#{{1,{title.count('#')}}} |\Z)"
+    match = re.search(rf"^{mark}\n(.*?){end}", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert match, f"no section {title!r}"
+    return match[1]
+
+
+def rows(title: str) -> Iterator[list[str]]:
+    """The cells of the section's tables."""
+    for line in section(title).splitlines():
+        if line.startswith("| `"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def names(cell: str) -> list[str]:
+    """What a cell has between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_every_metric_with_its_type_and_labels() -> None:
+    """As a scraper would see it after one exchange in each direction."""
+    metrics = Metrics("1")
+    metrics.upstream("u")
+    metrics.listener("l")
+    metrics.upstream_connections = lambda: [("u", 0, 0)]
+    for direction in ("ingress", "egress"):
+        facts = Facts(upstream="u", code="upstream_reset")
+        metrics.route("l", "r", cast(Any, direction), "u").record(facts)
+    documented = {
+        names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
+    }
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        assert family.samples, name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert documented.get(name) == (family.type, labels), name
+
+
+def test_every_log_field() -> None:
+    """The fields of ordinary lines and of access lines."""
+    basic = {name for row in rows("### Fields of every line") for name in names(row[0])}
+    assert basic == {*logs.FIELDS, *logs.OPTIONAL_FIELDS}
+    more = {name for row in rows("### The access line") for name in names(row[0])}
+    assert more == {*access.FIELDS, *access.OPTIONAL_FIELDS} - basic
+
+
+def test_every_endpoint_of_the_admin_api() -> None:
+    """With its method; `HEAD` is documented in one sentence."""
+    app = web.Application()
+    anything = cast(Any, None)
+    for part in (Probes, Control, BreakerControl, JobControl):
+        part(anything).mount(app.router)
+    documented = {names(row[0])[0] for row in rows("## Admin API")}
+    for route in app.router.routes():
+        if route.method != "HEAD":
+            assert route.resource is not None
+            path = route.resource.canonical.replace("{action}", "open")
+            assert f"{route.method} {path}" in documented
+
+
+def errors(kind: type[ProxyError]) -> Iterator[type[ProxyError]]:
+    """An error class and all below it."""
+    yield kind
+    for child in kind.__subclasses__():
+        yield from errors(child)
+
+
+def test_every_error_code_with_its_status() -> None:
+    """Of the whole tree, the admin API's own included; and no code that is no more."""
+    documented = {(names(row[0])[0], int(row[1])) for row in rows("## Error codes")}
+    ours = [kind for kind in errors(ProxyError) if kind.__module__.startswith("proxy.")]
+    assert documented == {(kind.code, kind.status) for kind in ours}
+
+
+@pytest.mark.parametrize("anchor", re.findall(r"\]\(#([a-z-]+)\)", PAGE.read_text()))
+def test_links_within_the_page_lead_somewhere(anchor: str) -> None:
+    """To a heading."""
+    headings = re.findall(r"^#+ (.+)$", PAGE.read_text(), re.MULTILINE)
+    assert anchor in [heading.lower().replace(" ", "-") for heading in headings]

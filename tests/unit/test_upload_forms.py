@@ -1,0 +1,207 @@
+"""Strict multipart reading, header values, safe names."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.upload import disposition
+from proxy.upload.families import MP4, MPEG
+from proxy.upload.form import PART_END, FormError, FormReader, Part
+from tests.uploads.drive import BOUNDARY, form, part
+
+
+def read(body: bytes, chunk: int = 1 << 20) -> list[tuple[Part, bytes]]:
+    """All parts of `body`, fed in pieces."""
+    reader = FormReader(BOUNDARY)
+    found: list[tuple[Part, bytes]] = []
+    for at in range(0, len(body), chunk):
+        for event in reader.feed(body[at : at + chunk]):
+            if isinstance(event, Part):
+                found.append((event, b""))
+            elif event is not PART_END:
+                assert isinstance(event, bytes)
+                found[-1] = (found[-1][0], found[-1][1] + event)
+    reader.close()
+    return found
+
+
+GOOD = form(part(b"5", b"max_shorts", None), part(b"\r\n--almost\r\n-", b"audio_file"))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
+@pytest.mark.parametrize("before", [b"", b"\r\n"])
+@pytest.mark.parametrize("behind", [b"", b"\r\n"])
+def test_a_form_reads_the_same_in_pieces_of_any_size(
+    chunk: int, before: bytes, behind: bytes
+) -> None:
+    """Down to one byte, with the empty preamble and epilogue that RFC 2046 draws."""
+    body = before + GOOD.removesuffix(b"\r\n") + behind
+    assert read(body, chunk) == [
+        (Part("max_shorts", None), b"5"),
+        (Part("audio_file", "song.mp3"), b"\r\n--almost\r\n-"),
+    ]
+
+
+END = b"--" + BOUNDARY + b"--"
+BAD = {
+    "preamble": b"junk\r\n" + GOOD,
+    "epilogue": GOOD + b"junk",
+    "epilogue that ends like a form": GOOD + b"x\r\n" + END + b"\r\n",
+    "second form": GOOD + GOOD,
+    "cut in the data": GOOD[:-60],
+    "cut in the last boundary": GOOD[:-5],
+    "cut in a header": GOOD[:40],
+    "line feeds only": GOOD.replace(b"\r\n", b"\n"),
+    "another boundary": GOOD.replace(BOUNDARY, b"other"),
+    "no disposition": form(part(b"x").replace(b"Content-Disposition", b"Content-Description")),
+    "two dispositions": form(part(b"x", b"a", None, b'Content-Disposition: form-data; name="b"')),
+    "two types": form(part(b"x", b"a", b"b", b"Content-Type: a/b", b"Content-Type: c/d")),
+    "no name": form(part(b"x").replace(b'name="audio_file"; ', b"")),
+    "empty name": form(part(b"x", b"")),
+    "name twice": form(part(b"x", b'a"; name="b')),
+    "filename twice": form(part(b"x", b"a", b'b"; filename="c')),
+    "attachment": form(part(b"x").replace(b"form-data", b"attachment")),
+    "transfer encoding": form(part(b"x", b"a", b"b", b"Content-Transfer-Encoding: base64")),
+    "nested": form(part(b"x", b"a", b"b", b"Content-Type: Multipart/mixed; boundary=q")),
+    "folded header": form(part(b"x", b"a", b"b", b"Content-Type: text/plain;\r\n charset=utf-8")),
+    "null in a header": form(part(b"x", b"a\0b")),
+    "header without colon": form(part(b"x", b"a", b"b", b"nonsense")),
+    "too many headers": form(part(b"x", b"a", b"b", *(b"X-%d: 1" % n for n in range(40)))),
+    "header too long": form(part(b"x", b"a", b"b", b"X-Long: " + b"y" * 20_000)),
+    "too many parts": form(*(part(b"x", b"a", None) for _ in range(300))),
+    "boundary inside a header block": b"--" + BOUNDARY + b"\r\n" + END,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("chunk", [1, 50, 1 << 20])
+def test_what_two_parsers_could_read_in_two_ways_is_refused(name: str, chunk: int) -> None:
+    """However it is cut into pieces."""
+    with pytest.raises(FormError):
+        read(BAD[name], chunk)
+
+
+@given(st.binary(max_size=3000), st.integers(1, 400))
+@settings(max_examples=150, deadline=None)
+def test_any_payload_comes_out_as_it_went_in(payload: bytes, chunk: int) -> None:
+    """As long as it does not hold the boundary itself."""
+    assert read(form(part(payload)), chunk) == [(Part("audio_file", "song.mp3"), payload)]
+
+
+@given(
+    st.lists(st.sampled_from([GOOD, END, BOUNDARY, b"--", b"\r\n", b"\n", b"\0", b"a: b", b'"']))
+)
+@settings(max_examples=200, deadline=None)
+def test_no_body_does_more_than_be_refused(pieces: list[bytes]) -> None:
+    """Whatever is put together from a form's pieces is read or a `FormError`."""
+    with contextlib.suppress(FormError):
+        read(b"".join(pieces), 37)
+
+
+@pytest.mark.parametrize(
+    ("value", "boundary"),
+    [
+        ("multipart/form-data; boundary=abc", b"abc"),
+        ('Multipart/Form-Data; charset=utf-8; Boundary="a b:c"', b"a b:c"),
+        ("multipart/form-data;boundary=" + "x" * 70, b"x" * 70),
+        ("multipart/form-data; boundary=abc;", b"abc"),
+    ],
+)
+def test_boundaries_as_rfc_2046_allows_them(value: str, boundary: bytes) -> None:
+    """Token or quoted, in any case."""
+    assert disposition.parse_boundary(value) == boundary
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "application/json",
+        "multipart/mixed; boundary=a",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'multipart/form-data; boundary=""',
+        "multipart/form-data; boundary=a; boundary=b",
+        "multipart/form-data; boundary=a boundary=b",
+        "multipart/form-data; boundary=a, multipart/form-data; boundary=b",
+        'multipart/form-data; boundary="a ',
+        'multipart/form-data; boundary="a "',
+        'multipart/form-data; boundary="a;b"',
+        "multipart/form-data; boundary=" + "x" * 71,
+        "multipart/form-data; boundary=a\u00e9",
+        "multipart/form-data; boundary*=utf-8''a",
+    ],
+)
+def test_doubtful_boundaries_are_refused(value: str) -> None:
+    """Two, none, too long, or of characters outside the set."""
+    with pytest.raises(ValueError, match=r"\w"):
+        disposition.parse_boundary(value)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (rb'filename="a.mp3"', "a.mp3"),
+        (rb"filename=a.mp3", "a.mp3"),
+        (rb'filename="a\"b.mp3"', 'a"b.mp3'),
+        (rb'filename="C:\music\a.mp3"', r"C:\music\a.mp3"),
+        ('filename="música.mp3"'.encode(), "música.mp3"),
+        ('filename="música.mp3"'.encode("latin-1"), "música.mp3"),
+        (b"filename*=UTF-8''m%C3%BAsica.mp3", "música.mp3"),
+        (b"filename=\"x.mp3\"; filename*=utf-8''m%C3%BAsica.mp3", "música.mp3"),
+        (b"filename*=iso-8859-1'pt'm%FAsica.mp3", "música.mp3"),
+        (b'filename=""', ""),
+    ],
+)
+def test_file_names_as_clients_write_them(header: bytes, name: str) -> None:
+    """Quoted, escaped, with a path, in UTF-8, Latin-1 and RFC 8187."""
+    body = form(part(b"x").replace(b'filename="song.mp3"', header))
+    assert read(body)[0][0].filename == name
+
+
+@pytest.mark.parametrize(
+    ("given_name", "safe"),
+    [
+        ("song.mp3", "song.mp3"),
+        ("SONG.MP3", "SONG.mp3"),
+        ("song.m4a", "song.mp3"),
+        ("song", "song.mp3"),
+        ("Música (ao vivo) 2.mp3", "Música (ao vivo) 2.mp3"),
+        ("../../etc/passwd", "passwd.mp3"),
+        (r"C:\temp\a.mp3", "a.mp3"),
+        ('a"; rm -rf "b.mp3', "a__ rm -rf _b.mp3"),
+        ("evil.php\0.mp3", "evil.php.mp3"),
+        ("a\r\nX-Header: 1.mp3", "a__X-Header_ 1.mp3"),
+        (".mp3", "audio.mp3"),
+        ("", "audio.mp3"),
+        ("....", "audio.mp3"),
+        ("-rf.mp3", "rf.mp3"),
+        ("a\u202egnp.mp3", "a_gnp.mp3"),
+        ("x" * 5000 + ".mp3", "x" * 100 + ".mp3"),
+    ],
+)
+def test_safe_names(given_name: str, safe: str) -> None:
+    """Letters of any script stay; paths, quotes, control and direction marks do not."""
+    assert disposition.safe_file_name(given_name, MPEG) == safe
+
+
+@given(st.text(max_size=300))
+def test_safe_names_are_safe(given_name: str) -> None:
+    """Whatever the client calls its file."""
+    name = disposition.safe_file_name(given_name, MP4)
+    assert not set(name) & set('/\\"\0\r\n\t;%<>|&$`')
+    assert name[0] not in ".-"
+    assert name.endswith(MP4.extensions)
+    assert len(name.encode()) < 500
+
+
+def test_field_names_cannot_break_out_of_their_quotes() -> None:
+    """What was escaped on the way in is escaped on the way out, in the HTML standard's way."""
+    name, parameters = disposition.parse_value(r'form-data; name="a\"b"')
+    assert (name, parameters) == ("form-data", {"name": 'a"b'})
+    line = disposition.write_disposition('a"b\r\n')
+    assert line == b'Content-Disposition: form-data; name="a%22b%0D%0A"\r\n'

@@ -1,0 +1,119 @@
+"""The probe's pure pieces: wording, trailing tags, foreign content, the source of bytes, layout."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+
+import pytest
+
+from proxy.upload import foreign, measure, verdicts
+from proxy.upload.source import KEEP, Source, is_sequential_mp4
+from tests.data.audio.generate import path_of
+
+MIB = 2**20
+
+
+def test_the_size_message_is_the_sprint_documents() -> None:
+    """Word for word, with the facts beside it."""
+    error = verdicts.too_large(int(61.2 * MIB), 50 * MIB, "audio_file")
+    assert error.detail == "Audio file too large: 61.2MB (max: 50MB)"
+    assert error.status == 400
+    assert error.facts == {
+        "limit": 50 * MIB,
+        "measured": int(61.2 * MIB),
+        "field": "audio_file",
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(50 * MIB, "50MB"), (50 * MIB + 1, "50.1MB"), (1536, "1.5KB"), (12, "12B"), (MIB, "1MB")],
+)
+def test_a_measured_size_never_reads_like_the_limit(size: int, text: str) -> None:
+    """One byte over 50 MiB is not "50MB (max: 50MB)"."""
+    assert verdicts.size_text(size, measured=True) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(600, "10min"), (90, "1min 30s"), (4.5, "4.5s"), (10_800, "3h"), (3661, "1h 1min 1s")],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    """As the config's units."""
+    assert verdicts.duration_text(seconds) == text
+
+
+def test_tags_at_the_end_of_an_mp3_are_no_junk() -> None:
+    """ID3v1, APEv2 with and without header, Lyrics3v2, and nothing at all."""
+    id3v1 = b"TAG" + bytes(125)
+    footer = b"APETAGEX" + struct.pack("<III", 2000, 532, 1)
+    lyrics = b"LYRICSBEGIN" + b"x" * 50 + b"000061LYRICS200"
+    audio = b"\xff\xfb" * 4000
+    assert measure.trailing_tags(audio) == 0
+    assert measure.trailing_tags(audio + id3v1) == 128
+    assert measure.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
+    assert measure.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
+    assert measure.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
+
+
+def test_noise_is_not_foreign() -> None:
+    """A false alarm would refuse true audio."""
+    for _ in range(200):
+        noise = os.urandom(4096)
+        assert not foreign.starts_foreign(noise)
+
+
+def test_a_zip_and_a_pdf_are_seen_through_what_is_around_them() -> None:
+    """Their readers look at the end and at the first KiB, and so do we."""
+    directory = b"PK\x05\x06" + bytes(16) + struct.pack("<H", 3) + b"end"
+    with pytest.raises(measure.NotAudio, match="zip"):
+        measure.refuse_polyglot(b"RIFF", b"samples" + directory)
+    measure.refuse_polyglot(b"RIFF", directory + b"samples")
+    with pytest.raises(measure.NotAudio, match="pdf"):
+        measure.refuse_polyglot(b"ID3" + bytes(500) + b"%PDF-1.7", b"x%%EOF\n")
+
+
+def test_the_source_gives_the_head_twice_and_keeps_only_the_end() -> None:
+    """Memory stays flat while any amount passes."""
+    data = os.urandom(1_000_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        sent = ours.send(data[:50_000])
+        source = Source(theirs, sent)
+        assert source.head == data[:sent]
+        passed = source.read(100) + source.read()
+        while sent < len(data):
+            sent += (piece := ours.send(data[sent : sent + 50_000]))
+            while piece > 0:
+                got = source.read(piece)
+                passed += got
+                piece -= len(got)
+        ours.shutdown(socket.SHUT_WR)
+        source.drain()
+    assert passed == data
+    assert source.received == len(data)
+    assert source.tail == data[-KEEP:]
+
+
+def test_the_spool_holds_everything() -> None:
+    """Head included, from its beginning."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"0123456789")
+        ours.shutdown(socket.SHUT_WR)
+        assert Source(theirs, 4).spool(io.BytesIO()).read() == b"0123456789"
+
+
+def test_only_an_index_in_front_is_read_on_the_way() -> None:
+    """`moov` before `mdat`, and never where the order is unknown."""
+    assert is_sequential_mp4(path_of("m4a-first").read_bytes())
+    assert is_sequential_mp4(path_of("m4a-fragmented").read_bytes())
+    assert not is_sequential_mp4(path_of("m4a-last").read_bytes())
+    assert not is_sequential_mp4(b"")
+    assert not is_sequential_mp4(bytes(100))
+    huge = struct.pack(">I4sQ", 1, b"free", 2**40)
+    assert not is_sequential_mp4(huge + bytes(100))

@@ -1,0 +1,114 @@
+"""Forms to order, and one upload driven as the engine drives it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from multipart import PushMultipartParser
+
+from proxy.errors import ProxyError
+from proxy.upload.check import UploadCheck, UploadValidator
+
+BOUNDARY = b"----a-boundary"
+CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
+
+
+def part(
+    data: bytes, name: bytes = b"audio_file", filename: bytes | None = b"song.mp3", *more: bytes
+) -> bytes:
+    """One part with its leading boundary; `more` are further header lines."""
+    disposition = b'Content-Disposition: form-data; name="' + name + b'"'
+    if filename is not None:
+        disposition += b'; filename="' + filename + b'"'
+    lines = b"".join(line + b"\r\n" for line in (disposition, *more))
+    return b"--" + BOUNDARY + b"\r\n" + lines + b"\r\n" + data + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    """A whole body."""
+    return b"".join(parts) + b"--" + BOUNDARY + b"--\r\n"
+
+
+async def feed_until_refused(check: UploadCheck, piece: bytes, times: int) -> ProxyError | None:
+    """Feed the same bytes over and over; what ends it, or None where nothing does."""
+    try:
+        for _ in range(times):
+            check.feed(piece)
+            if check.blocked:
+                await check.drained()
+    except ProxyError as error:
+        return error
+    return None
+
+
+@dataclass
+class Outcome:
+    """What became of an upload: what went upstream, and the refusal, if any."""
+
+    sent: bytes = b""
+    error: ProxyError | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    content_type: bytes | None = None
+    forward_length: int | None = None
+    fed: int = 0
+    slowest_feed: float = 0.0
+
+    @property
+    def code(self) -> str:
+        return self.error.code if self.error else "accepted"
+
+    def parts(self) -> list[tuple[str, str | None, str | None, bytes]]:
+        """(name, filename, content type, data) as the app's parser finds them."""
+        assert self.content_type is not None
+        boundary = self.content_type.partition(b"boundary=")[2]
+        found: list[tuple[str, str | None, str | None, bytes]] = []
+        data = b""
+        with PushMultipartParser(boundary, strict=True) as parser:
+            for event in parser.parse(self.sent):
+                if event is None:
+                    found[-1] = (*found[-1][:3], data)
+                elif isinstance(event, bytes):
+                    data += event
+                else:
+                    found.append((event.name, event.filename, event.header("Content-Type"), b""))
+                    data = b""
+        return found
+
+
+async def upload(
+    validator: UploadValidator,
+    body: bytes,
+    *,
+    chunk: int = 64 * 1024,
+    content_type: bytes | None = CONTENT_TYPE,
+    length: int | None = None,
+    encoding: bytes | None = None,
+) -> Outcome:
+    """Send `body` in pieces of `chunk` bytes and wait for the verdict."""
+    outcome = Outcome()
+    clock = asyncio.get_running_loop().time
+    try:
+        check = validator.begin(content_type, length, encoding)
+    except ProxyError as error:
+        outcome.error = error
+        return outcome
+    try:
+        outcome.forward_length, outcome.content_type = check.forward_length, check.content_type
+        for at in range(0, len(body), chunk):
+            before = clock()
+            outcome.sent += b"".join(check.feed(body[at : at + chunk]))
+            outcome.slowest_feed = max(outcome.slowest_feed, clock() - before)
+            outcome.fed += chunk
+            if check.blocked:
+                await check.drained()
+            elif at // chunk % 64 == 0:
+                await asyncio.sleep(0)  # a client's next bytes come with the next turn of the loop
+        outcome.sent += b"".join(await check.finish())
+    except ProxyError as error:
+        outcome.error = error
+    finally:
+        check.close()
+        outcome.facts = check.facts
+    return outcome
