@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
@@ -36,7 +36,7 @@ SLICE = 64  # replies read before other tasks get a turn
 
 CaptureMode = Literal["tracking", "notifications", "scanning"]
 Command = tuple[Any, ...]
-ClientFactory = Callable[[], Redis]
+ClientFactory = Callable[[], Redis | RedisCluster]
 
 _TOLD = object()
 
@@ -97,7 +97,7 @@ class Link:
         self._on_changed = on_changed
         self._on_flushed = on_flushed
         self._patience = patience
-        self._client: Redis | None = None
+        self._client: Redis | RedisCluster | None = None
         self._connection: AbstractConnection | None = None
         self._waiting: deque[_Waiting] = deque()
         self._reader: asyncio.Task[None] | None = None
@@ -109,7 +109,9 @@ class Link:
         try:
             async with asyncio.timeout(self._patience):
                 self._client = self._factory()
-                pool: Any = self._client.connection_pool
+                pool: Any = getattr(self._client, "connection_pool", None)
+                if pool is None:
+                    raise RedisError("a mirror needs one Redis or Sentinel, not a Cluster")
                 # Time limits are ours: the library's would break off a wait for news.
                 pool.connection_kwargs.update(protocol=3, socket_timeout=None)
                 self._db = int(pool.connection_kwargs.get("db") or 0)
