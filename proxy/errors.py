@@ -171,6 +171,12 @@ class UpstreamTimeout(UpstreamFailure):
     kind = "timeout"
 
 
+class StillWaiting(ProxyError):
+    """The upstream has not answered yet, and a route would rather not wait: never sent as it is."""
+
+    status, code, title = 504, "upstream_timeout", "Upstream timeout"
+
+
 # --- our own refusals ---------------------------------------------------------------------------
 
 

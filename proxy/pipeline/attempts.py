@@ -18,12 +18,15 @@ from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnr
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
-from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection, until_left
-from proxy.pipeline.rescue import answered_instead
+from proxy.pipeline.rescue import needs_body, rescue, send
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import TargetPool, UpstreamStream
 from proxy.wire.tunnel import tunnel
+
+#: Bytes of an answer that a rescuer may read before it is passed on.
+_HELD = 1024 * 1024
 
 #: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
 _REFUSED_PAUSE = 0.1
@@ -99,8 +102,17 @@ async def _attempt(
                     _failure(x, plan, permit, str(response.status))
                     permit = None
                 return wait
-        if x.plan.rescuers and await answered_instead(x, response):
-            pass
+        better: Reply | AskAgain | None = None
+        if x.plan.rescuers:
+            if needs_body(x, response):
+                x.held = await relay.hold(response, _HELD)
+            better = await rescue(x, response)
+        if isinstance(better, Reply):
+            send(x, better)
+        elif better is not None and not x.asked_again:
+            x.asked_again = True
+            x.added = b"".join(b"\r\n" + line for line in better.lines)
+            return 0.0
         elif response.status == 101:
             await _tunnel(x, relay.upstream, plan, response)
         else:

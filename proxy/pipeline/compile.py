@@ -37,11 +37,13 @@ from proxy.wire.pool import TargetPool, Upstream
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a stage is asked to take part. `route` is None for requests that no route matched."""
+    """Where a stage is asked to take part. `route` is None for requests that no route matched,
+    and `upstream` with it."""
 
     listener_name: str
     listener: Listener
     route: Route | None
+    upstream: UpstreamConfig | None
 
     @property
     def route_name(self) -> str:
@@ -97,13 +99,13 @@ class Compiler:
             else:
                 upstreams[name] = self._upstream(name, wanted)
         listeners = {
-            name: self._listener(name, listener, upstreams)
+            name: self._listener(name, listener, config.upstreams, upstreams)
             for name, listener in config.listeners.items()
         }
         return Plans(listeners, upstreams)
 
     def _upstream(self, name: str, config: UpstreamConfig) -> UpstreamPlan:
-        tls = _client_tls(config) if config.targets[0].scheme == "https" else None
+        tls = client_tls(config)
         pools = [
             TargetPool(
                 address,
@@ -138,16 +140,27 @@ class Compiler:
         )
 
     def _listener(
-        self, name: str, config: Listener, upstreams: dict[str, UpstreamPlan]
+        self,
+        name: str,
+        config: Listener,
+        configs: dict[str, UpstreamConfig],
+        upstreams: dict[str, UpstreamPlan],
     ) -> ListenerPlan:
         routes = [
-            (route.methods, route.path, self._route(name, config, route, upstreams))
+            (
+                route.methods,
+                route.path,
+                self._route(
+                    Binding(name, config, route, configs[route.upstream]),
+                    upstreams[route.upstream],
+                ),
+            )
             for route in config.routes
         ]
         return ListenerPlan(
             name=name,
             table=RouteTable(routes),
-            unrouted=self._route(name, config, None, upstreams),
+            unrouted=self._route(Binding(name, config, None, None), None),
             limits=Limits(
                 config.limits.request_line, config.limits.header, config.limits.header_count
             ),
@@ -158,23 +171,21 @@ class Compiler:
             trusted_proxies=config.trusted_proxies,
         )
 
-    def _route(
-        self,
-        listener_name: str,
-        listener: Listener,
-        route: Route | None,
-        upstreams: dict[str, UpstreamPlan],
-    ) -> RoutePlan:
+    def _route(self, binding: Binding, upstream: UpstreamPlan | None) -> RoutePlan:
+        route = binding.route
         started: list[Observer] = []
+        checks: list[Observer] = []
         filters: list[FilterFactory] = []
         rescuers: list[Rescuer] = []
         finished: list[Observer] = []
         for stage in self._stages:
-            hooks = stage.bind(Binding(listener_name, listener, route))
+            hooks = stage.bind(binding)
             if hooks is None:
                 continue
             if hooks.started is not None:
                 started.append(hooks.started)
+            if hooks.check is not None:
+                checks.append(hooks.check)
             if hooks.filter is not None:
                 filters.append(hooks.filter)
             if hooks.rescuer is not None:
@@ -184,17 +195,21 @@ class Compiler:
         if len(filters) > 1:
             raise ValueError("two stages filter the body of one route")
         return RoutePlan(
-            name=route.name if route is not None else "-",
-            upstream=upstreams[route.upstream] if route is not None else None,
+            name=binding.route_name,
+            upstream=upstream,
             started=tuple(started),
             filter=filters[0] if filters else None,
+            checks=tuple(checks),
             rescuers=tuple(rescuers),
+            needs_parameters=route is not None and route.job is not None,
             finished=tuple(finished),
         )
 
 
-def _client_tls(config: UpstreamConfig) -> ssl.SSLContext:
-    """Verification is on unless the config turned it off."""
+def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
+    """The context for https targets, None for others. Verification is on unless turned off."""
+    if config.targets[0].scheme != "https":
+        return None
     context = ssl.create_default_context(cafile=config.tls.ca)
     context.set_alpn_protocols(["http/1.1"])
     if not config.tls.verify:

@@ -12,7 +12,7 @@ from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    from proxy.pipeline.plan import ListenerPlan, RoutePlan
+    from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
 
 
 class BodyFilter(Protocol):
@@ -83,6 +83,8 @@ class Exchange:
     """
 
     __slots__ = (
+        "added",
+        "asked_again",
         "attempts",
         "body",
         "bytes_in",
@@ -98,9 +100,12 @@ class Exchange:
         "extra",
         "filter",
         "head",
+        "held",
+        "instead",
         "keep_alive",
         "listener",
         "method",
+        "parameters",
         "path",
         "plan",
         "reason",
@@ -146,6 +151,11 @@ class Exchange:
         self.client_correlation_id: str | None = None
         self.continue_sent = False
         self.filter: BodyFilter | None = None  # what looks at the request body, if anything does
+        self.parameters: dict[str, str] = {}  # of the path, where the route wants them
+        self.held: bytes | None = None  # the upstream's answer, where somebody must read it first
+        self.added = b""  # field lines for the client beside the upstream's, a CRLF before each
+        self.asked_again = False  # a rescuer has used its one `AskAgain`
+        self.instead: Reply | None = None  # an answer that was found while we wait for another
         self.replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
         self.retries = 0  # attempts that were repeated because they failed
         self.response: ResponseHead | None = None  # what was passed on

@@ -112,7 +112,7 @@ def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     return b"%bX-Correlation-ID: %b%b%b\r\n\r\n" % (
         head.passing,
         x.correlation_id.encode(),
-        framing,
+        framing + x.added,
         connection_field(x),
     )
 

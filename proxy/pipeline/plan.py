@@ -56,19 +56,30 @@ class Reply:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """The upstream may have a better answer now. `lines` are added to it."""
+
+    lines: tuple[bytes, ...]
+
+
 #: Why a rescue is asked for: an error of ours, or the head of the upstream's response.
 Trouble = ProxyError | ResponseHead
 
 
 class Rescuer(Protocol):
-    """What may have a better answer than an error."""
+    """What may have a better answer than the upstream, or must look at its answer first."""
+
+    #: Whether `rescue` reads the upstream's answer: then it is in `x.held`, if it is not too long.
+    needs_body: bool
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
         """Whether to ask `rescue`; decided at once."""
         ...
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
-        """The better answer, or None to let things take their course."""
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        """The better answer, or None to let things take their course. Raises the `ProxyError` that
+        is to be the answer."""
         ...
 
 
@@ -76,12 +87,14 @@ class Rescuer(Protocol):
 class Hooks:
     """What a stage does on a route; what it leaves empty costs nothing.
 
-    `started`: the route is known. `filter`: makes what checks the request's body, or raises the
+    `started`: the route is known. `check`: raises the `ProxyError` that refuses the request before
+    anything of its body is read. `filter`: makes what checks the request's body, or raises the
     `ProxyError` that refuses the request unread. `rescuer`: is asked when the upstream has no good
     answer. `finished`: the record is complete.
     """
 
     started: Observer | None = None
+    check: Observer | None = None
     filter: FilterFactory | None = None
     rescuer: Rescuer | None = None
     finished: Observer | None = None
@@ -94,8 +107,10 @@ class RoutePlan:
     name: str
     upstream: UpstreamPlan | None
     started: tuple[Observer, ...]
+    checks: tuple[Observer, ...]
     filter: FilterFactory | None
     rescuers: tuple[Rescuer, ...]
+    needs_parameters: bool  # of its path
     finished: tuple[Observer, ...]
 
 

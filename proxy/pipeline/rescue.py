@@ -7,33 +7,43 @@ import logging
 from proxy.errors import ClientLeft, ProxyError
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import made_reply
-from proxy.pipeline.plan import Trouble
+from proxy.pipeline.plan import AskAgain, Reply, Trouble
 
 logger = logging.getLogger(__name__)
 
 
-async def answered_instead(x: Exchange, trouble: Trouble) -> bool:
-    """Whether some rescuer had an answer, which the client then has. Never raises: a rescuer that
-    fails leaves things as they were."""
+async def rescue(x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    """The first better answer. Raises the `ProxyError` that a rescuer wants to be the answer; any
+    other failure of a rescuer leaves things as they were."""
     if isinstance(trouble, ClientLeft) or x.replied or x.stream.lost:
-        return False
+        return None
     for rescuer in x.plan.rescuers:
         if not rescuer.wants(x, trouble):
             continue
         try:
-            reply = await rescuer.rescue(x, trouble)
+            better = await rescuer.rescue(x, trouble)
+        except ProxyError:
+            raise
         except Exception:
             logger.exception("rescue failed", extra={"correlation_id": x.correlation_id})
             continue
-        if reply is None:
-            continue
-        x.status = reply.status
-        x.note(rescued_from=trouble.code if isinstance(trouble, ProxyError) else trouble.status)
-        if x.stream.draining or not x.body.done:
-            x.keep_alive = False
-        x.replied = True
-        x.bytes_out = len(reply.body)
-        if not x.stream.lost:
-            x.stream.transport.write(made_reply(x, reply))
-        return True
-    return False
+        if better is not None:
+            x.note(rescued_from=trouble.code if isinstance(trouble, ProxyError) else trouble.status)
+            return better
+    return None
+
+
+def needs_body(x: Exchange, trouble: Trouble) -> bool:
+    """Whether a rescuer must read the response before it is passed on."""
+    return any(r.needs_body and r.wants(x, trouble) for r in x.plan.rescuers)
+
+
+def send(x: Exchange, reply: Reply) -> None:
+    """Answer the client with `reply`."""
+    x.status = reply.status
+    if x.stream.draining or not x.body.done:
+        x.keep_alive = False
+    x.replied = True
+    x.bytes_out = len(reply.body)
+    if not x.stream.lost:
+        x.stream.transport.write(made_reply(x, reply))

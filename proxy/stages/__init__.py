@@ -10,6 +10,7 @@ from __future__ import annotations
 from proxy.pipeline.compile import Stage
 from proxy.stages.access_line import AccessLine
 from proxy.stages.fallback import FallbackStage
+from proxy.stages.job_roles import JobRoles, MirrorOf
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry.access import AccessLog
@@ -17,11 +18,14 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upload.pool import ProbePool
 
 
-def all_stages(metrics: Metrics, access_log: AccessLog, probes: ProbePool) -> tuple[Stage, ...]:
+def all_stages(
+    metrics: Metrics, access_log: AccessLog, probes: ProbePool, mirror_of: MirrorOf
+) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
         RouteMetrics(metrics),
         UploadCheckStage(probes, metrics.registry),
+        JobRoles(mirror_of),
         FallbackStage(),
         AccessLine(access_log),
     )

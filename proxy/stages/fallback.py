@@ -65,6 +65,8 @@ class _Stale:
 class _Fallback:
     """Stale first, then the set answer."""
 
+    needs_body = False
+
     def __init__(self, stale: _Stale | None, answer: Reply | None) -> None:
         self._stale = stale
         self._answer = answer
