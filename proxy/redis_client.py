@@ -23,6 +23,16 @@ from proxy.redis_url import RedisAddress, parse_redis_url
 AnyRedis = Redis | RedisCluster
 
 
+class _MasterClient(Redis):
+    """The client of a master found through Sentinel; redis-py leaves those connections open."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        pool: Any = self.connection_pool
+        await super().aclose(close_connection_pool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
 class TlsSettings(Protocol):
     """`redis.tls` of the config."""
 
@@ -145,7 +155,12 @@ def _plain(settings: RedisSettings, address: RedisAddress, common: dict[str, Any
             },
         )
         master: Redis = sentinel.master_for(
-            str(address.master), db=address.db, retry=no_retry, **common, **tls
+            str(address.master),
+            redis_class=_MasterClient,
+            db=address.db,
+            retry=no_retry,
+            **common,
+            **tls,
         )
         return master
     where: dict[str, Any] = {"db": address.db, "retry": no_retry}

@@ -19,13 +19,14 @@ from proxy.breaker.sync import FleetSync
 from proxy.breaker.telemetry import BreakerMetrics
 from proxy.clock import Clock, SystemClock, iso_utc
 from proxy.config.schema import Redis, Upstream
+from proxy.errors import BadRequest
 from proxy.redis_client import address_of
 
 Action = Literal["open", "close", "reset"]
 
 #: Seconds that `open` and `close` by hand last when nothing is said.
 FORCE_FOR = 600.0
-_ACTIONS: dict[str, tuple[Event, State]] = {
+_ACTIONS: dict[Action, tuple[Event, State]] = {
     "open": (Event.FORCE_OPEN, State.FORCED_OPEN),
     "close": (Event.FORCE_CLOSE, State.FORCED_CLOSED),
     "reset": (Event.RESET, State.CLOSED),
@@ -153,16 +154,14 @@ class BreakerBoard:
         away (`shared` in the answer says which), and from there as soon as it is back.
 
         `open` and `close` last `for_seconds`, 10 min when absent. Raises `KeyError` for an unknown
-        name and `ValueError` for an unknown action or a time of zero or less.
+        name and `BadRequest` for a time of zero or less.
         """
         breaker = self._breakers[name]
-        if action not in _ACTIONS:
-            raise ValueError(f"expected open, close or reset, found {action!r}")
         event, state = _ACTIONS[action]
         seconds = 0.0 if action == "reset" else FORCE_FOR if for_seconds is None else for_seconds
         if action != "reset" and seconds <= 0:
-            raise ValueError(f"expected a duration over zero, found {seconds:g} s")
-        told = f"{action} by hand: {reason or 'no reason given'}"
+            raise BadRequest(f"A breaker is forced for a time over zero, not {seconds:g} s")
+        told = f"{action} by hand" + (f": {reason}" if reason not in ("", "by hand") else "")
         done = self._sync is not None and await self._sync.force(breaker, state, told, seconds)
         if not done:
             breaker.force(event, self._clock.monotonic(), told, seconds)

@@ -284,7 +284,7 @@ class CircuitBreaker:
             report.recent.append(failure)
             if len(report.recent) > RECENT:
                 del report.recent[0]
-            self.wake(self, False)
+            self.wake(self, self.fleet_failures >= self.rules.failure_threshold)
         if self.failures >= self.rules.failure_threshold:
             told = "failure" if self.failures == 1 else "consecutive failures"
             self._trip(now, f"{self.failures} {told}, the last: {kind}")
@@ -365,6 +365,7 @@ class CircuitBreaker:
             self.generation,
             True,
             self.owner,
+            tid,
             open_for=seconds,
             failures=tuple(self.recent),
         )
@@ -498,6 +499,7 @@ class CircuitBreaker:
                     entry.generation,
                     mine,
                     entry.by,
+                    entry.tid,
                     entry.restored,
                     news.remaining if entry.generation == news.generation else 0.0,
                     tuple(self.recent),

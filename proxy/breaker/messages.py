@@ -33,7 +33,8 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A change of state. `mine`: made by this process, which therefore counts and logs it.
-    `restored`: put back into a Redis that had forgotten it, so nothing new to count."""
+    `restored`: put back into a Redis that had forgotten it, so nothing new to count. `tid` is the
+    same wherever this transition is told of."""
 
     from_state: State
     to_state: State
@@ -41,6 +42,7 @@ class Transition:
     generation: int
     mine: bool
     by: str
+    tid: str = ""
     restored: bool = False
     open_for: float = 0.0
     failures: tuple[Failure, ...] = ()

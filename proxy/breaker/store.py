@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +24,9 @@ from proxy.redis_client import RedisSettings, connect, connect_listener
 KEY_TTL = 7 * 86400.0
 #: Seconds of silence on the channel after which the connection must prove that it lives.
 _SILENCE = 5.0
+
+
+_log = logging.getLogger("proxy.breaker")
 
 
 class StoreError(Exception):
@@ -121,7 +125,12 @@ class BreakerStore:
                 if message["type"] == "subscribe":
                     yield None
                 elif message["type"] == "message":
-                    yield parse_snapshot(message["data"])
+                    try:
+                        news = parse_snapshot(message["data"])
+                    except StoreError as error:
+                        _log.debug("not understood on %s: %s", self._channel, error)
+                        continue
+                    yield news
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(_told(error)) from error
         finally:

@@ -121,10 +121,16 @@ class FleetSync:
 
     async def _work(self) -> None:
         while True:
-            if self.reachable:
-                await self._round()
-            else:
-                await self._come_back()
+            try:
+                if self.reachable:
+                    await self._round()
+                else:
+                    await self._come_back()
+            except Exception as error:
+                # A fault of ours. Without this the breakers would wait for a worker that is gone;
+                # so they decide locally, and the worker begins again.
+                _log.exception("The exchange of breaker states failed", extra={"event": "fault"})
+                self._lost(StoreError(f"a fault of ours: {error!r}"))
             self.first_try.set()
             if self._stopping:
                 return
@@ -137,21 +143,24 @@ class FleetSync:
         else:
             now = self._clock.monotonic()
             timeout = min(self._next_time(now) - now, POLL * 1.5)
-        if timeout > 0:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._wake.wait()
+        with suppress(TimeoutError):
+            # Never without a pause: what is due again at once must not starve the requests.
+            async with asyncio.timeout(max(timeout, 0.001)):
+                await self._wake.wait()
         self._wake.clear()
 
     def _next_time(self, now: float) -> float:
-        times = [self._poll_at]
-        for breaker in self._breakers.values():
-            due = breaker.next_time
-            if due is None and breaker.leases_wanted:
-                due = now
-            if due is not None:
-                times.append(max(due, self._ask_after.get(breaker.name, 0.0)))
-        return min(times)
+        due = (self._due(breaker, now) for breaker in self._breakers.values())
+        return min((self._poll_at, *(moment for moment in due if moment is not None)))
+
+    def _due(self, breaker: CircuitBreaker, now: float) -> float | None:
+        """When `breaker` needs an exchange although nothing wakes us: a monotonic second."""
+        moment = breaker.next_time
+        if moment is None and breaker.state is State.HALF_OPEN and breaker.leases_wanted:
+            moment = now
+        if moment is None:
+            return None
+        return max(moment, self._ask_after.get(breaker.name, 0.0))
 
     async def _round(self) -> None:
         """One exchange with Redis about every breaker that needs one."""
@@ -165,7 +174,7 @@ class FleetSync:
             if not breaker.shared:
                 due.append(self._merge(breaker))  # new since a reload
                 continue
-            timed = breaker.next_time
+            timed = self._due(breaker, now)
             if polling or breaker.name in dirty or (timed is not None and timed <= now):
                 due.append(self._serve(breaker, polling))
         for outcome in await asyncio.gather(*due, return_exceptions=True):
@@ -207,9 +216,11 @@ class FleetSync:
         await self._take(breaker, news)
         if news.granted:
             breaker.grant(news.granted, news.generation, self._clock.monotonic(), now)
-        else:
+            return
+        # Still open by Redis' clock, a millisecond or so: then the wish stays. Or all are taken.
+        if breaker.state is State.HALF_OPEN:
             breaker.wanted = 0
-            self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
+        self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
 
     async def _take(
         self, breaker: CircuitBreaker, news: Snapshot, answers: Report | None = None
@@ -279,6 +290,8 @@ class FleetSync:
             except StoreError as error:
                 # `work` tells of Redis' absence; without the channel alone, the poll carries on.
                 _log.debug("subscription to breaker transitions lost: %s", error)
+            except Exception:
+                _log.exception("Listening to breaker states failed", extra={"event": "fault"})
             await asyncio.sleep(RETRY * random.uniform(0.75, 1.25))  # noqa: S311
 
     def _heard(self, news: Snapshot | None) -> None:

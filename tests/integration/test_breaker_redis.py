@@ -22,7 +22,7 @@ from proxy.breaker.board import BreakerBoard
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.states import State
 from proxy.config.schema import Redis, Upstream
-from proxy.errors import CircuitOpen
+from proxy.errors import BadRequest, CircuitOpen
 from proxy.redis_server import RedisServer, find_redis_server, free_port
 
 now = time.monotonic
@@ -111,8 +111,7 @@ async def test_failures_of_several_sidecars_add_up(redis_server: RedisServer) ->
             sidecars[2].breaker.admit(now())
         assert 59 < (caught.value.retry_after or 0) <= 60
         failures = sidecars[2].board.show("svc")["recent_failures"]
-        assert len(failures) == 5
-        assert failures[0]["correlation_id"] == "id-3"
+        assert sorted(f["correlation_id"] for f in failures) == ["id-2"] * 2 + ["id-3"] * 3
 
 
 async def test_a_success_elsewhere_ends_the_run_of_failures(redis_server: RedisServer) -> None:
@@ -191,7 +190,7 @@ async def test_by_hand_for_the_whole_fleet_and_for_a_time(redis_server: RedisSer
         await all_in(sidecars, State.OPEN)
         await sidecars[2].board.force("svc", "reset", "fixed")
         await all_in(sidecars, State.CLOSED)
-        with pytest.raises(ValueError, match="over zero"):
+        with pytest.raises(BadRequest, match="over zero"):
             await sidecars[0].board.force("svc", "open", "", 0.0)
         with pytest.raises(KeyError):
             await sidecars[0].board.force("other", "open", "")
@@ -385,7 +384,7 @@ async def test_unix_socket_with_user_and_password(tmp_path: Path) -> None:
         tmp_path / "redis",
         None,
         *("--unixsocket", str(path)),
-        *("--user", "proxy on >p@ss/word ~cb:* &cb:* +@all"),
+        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:*", "+@all"),
     )
     await asyncio.to_thread(server.start)
     try:
@@ -426,15 +425,21 @@ async def test_tls(tmp_path: Path) -> None:
 
 async def test_cluster(tmp_path: Path) -> None:
     """One node with all slots: every script's keys are in one of them."""
+    port = next(port for port in iter(free_port, 0) if port < 55_000)  # its bus is 10,000 higher
     server = RedisServer(
-        tmp_path / "redis", None, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"
+        tmp_path / "redis", port, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"
     )
     await asyncio.to_thread(server.start)
     try:
         with blocking.Redis(port=server.port, decode_responses=True, protocol=2) as client:
             slots = [str(number) for number in range(16384)]
             client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-            await until(lambda: "cluster_state:ok" in str(client.execute_command("CLUSTER INFO")))
+
+            def whole() -> bool:
+                info: Any = client.execute_command("CLUSTER INFO")
+                return "ok" in str(info.get("cluster_state", info))
+
+            await until(whole)
         await both_agree(f"redis+cluster://127.0.0.1:{server.port}")
     finally:
         await asyncio.to_thread(server.kill)
@@ -454,7 +459,7 @@ async def test_sentinel_fails_over(tmp_path: Path) -> None:
         "sentinel down-after-milliseconds main 400\nsentinel failover-timeout main 2000\n"
     )
     with (tmp_path / "sentinel.log").open("wb") as log:
-        sentinel = subprocess.Popen(
+        sentinel = subprocess.Popen(  # noqa: ASYNC220 (returns at once)
             [find_redis_server(), str(config), "--sentinel"], stdout=log, stderr=log
         )
     try:
@@ -465,7 +470,7 @@ async def test_sentinel_fails_over(tmp_path: Path) -> None:
                     rows: Any = asked.execute_command("SENTINEL", "REPLICAS", "main")
                 except blocking.RedisError:
                     return False
-                return bool(rows) and "master_link_status" in str(rows)
+                return bool(rows) and "master-link-status" in str(rows)
 
             await until(replicas_known)
         with blocking.Redis(port=replica.port, protocol=2) as second:

@@ -1,0 +1,110 @@
+"""Active health checks: asks each target of an upstream by itself, and keeps `TargetHealth` told.
+
+One small GET per question on a connection of its own: it proves that the target takes new
+connections, and never competes for those of the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Mapping
+
+from proxy.breaker.ejection import TargetHealth
+from proxy.config.schema import Health as HealthRules
+from proxy.config.units import TargetAddress
+
+_log = logging.getLogger("proxy.health")
+
+
+class HealthProber:
+    """Asks the `targets` (by label) of the upstream `name`; `tls` and `server_name` for https."""
+
+    def __init__(
+        self,
+        name: str,
+        rules: HealthRules,
+        targets: Mapping[str, TargetAddress],
+        health: TargetHealth,
+        *,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self._name = name
+        self._rules = rules
+        self._targets = targets
+        self._health = health
+        self._tls = tls
+        self._server_name = server_name
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to ask, every target at its own random phase."""
+        self._tasks = [
+            asyncio.create_task(self._watch(label, address), name=f"health-{self._name}-{label}")
+            for label, address in self._targets.items()
+        ]
+
+    async def stop(self) -> None:
+        """Stop asking; returns when all questions are given up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watch(self, label: str, address: TargetAddress) -> None:
+        await asyncio.sleep(random.uniform(0.0, self._rules.every))  # noqa: S311
+        while True:
+            why = await self.ask(address)
+            if self._health.answered(label, why is None):
+                facts = {
+                    "event": "target_health",
+                    "upstream": self._name,
+                    "target": label,
+                    "healthy": why is None,
+                    "reason": why,
+                }
+                if why is None:
+                    _log.warning("%s of %s is well again", label, self._name, extra=facts)
+                else:
+                    _log.warning("%s of %s is unwell: %s", label, self._name, why, extra=facts)
+            await asyncio.sleep(self._rules.every * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def ask(self, address: TargetAddress) -> str | None:
+        """One question: None for a good answer, else what was wrong."""
+        try:
+            async with asyncio.timeout(self._rules.timeout):
+                status = await self._status(address)
+        except TimeoutError:
+            return f"no answer within {self._rules.timeout:g}s"
+        except (OSError, ValueError) as error:
+            return f"{type(error).__name__}: {error}".rstrip(": ")[:200]
+        return None if 200 <= status < 400 else f"status {status}"
+
+    async def _status(self, address: TargetAddress) -> int:
+        if address.path is not None:
+            reader, writer = await asyncio.open_unix_connection(address.path, limit=4096)
+        elif address.scheme == "https":
+            reader, writer = await asyncio.open_connection(
+                address.host,
+                address.port,
+                limit=4096,
+                ssl=self._tls or True,
+                server_hostname=self._server_name or address.host,
+            )
+        else:
+            reader, writer = await asyncio.open_connection(address.host, address.port, limit=4096)
+        try:
+            writer.write(
+                f"GET {self._rules.path} HTTP/1.1\r\nHost: {address.authority}\r\n"
+                "User-Agent: reliability-proxy-health\r\nAccept: */*\r\n"
+                "Connection: close\r\n\r\n".encode("ascii")
+            )
+            line = await reader.readline()
+        finally:
+            writer.transport.abort()  # the rest of the answer is of no interest
+        parts = line.split(None, 2)
+        if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or len(parts[1]) != 3:
+            raise ValueError("not an HTTP answer")
+        return int(parts[1])

@@ -1,0 +1,129 @@
+"""One sidecar process for test_breaker_processes.py: fifty callers, and a log of all they see.
+
+    python -m tests.integration.breaker_sidecar REDIS_URL OWNER SECONDS LOG
+
+The upstream is a function of the machine's monotonic clock, so that it flaps for all processes at
+the same time; log times are of that clock too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from proxy.breaker.board import BreakerBoard
+from proxy.breaker.circuit import CircuitBreaker, ProbePermit
+from proxy.breaker.messages import Transition
+from proxy.config.schema import Redis, Upstream
+from proxy.errors import CircuitOpen
+
+CALLERS = 50
+LEASE = 1.0
+RULES = {"open_for": "250ms", "probe_lease": f"{LEASE:g}s", "max_open_for": "500ms"}
+
+
+def upstream_is_well(now: float) -> bool:
+    """Two seconds of every three."""
+    return now % 3.0 < 2.0
+
+
+class Recorder:
+    """Writes one JSON line per event, at once, so that a kill loses nothing."""
+
+    def __init__(self, log: TextIO, owner: str) -> None:
+        self._log = log
+        self._owner = owner
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        line = {"at": time.monotonic(), "who": self._owner, "event": event, **facts}
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+
+
+async def caller(breaker: CircuitBreaker, record: Recorder, end: float) -> None:
+    """Calls until `end`; one in twenty leaves before the answer."""
+    now = time.monotonic
+    while now() < end:
+        try:
+            permit = breaker.admit(now())
+        except CircuitOpen:
+            await asyncio.sleep(random.uniform(0.02, 0.08))
+            continue
+        probe = isinstance(permit, ProbePermit)
+        if isinstance(permit, ProbePermit):
+            record("probe", lease=permit.lease)
+        began = now()
+        await asyncio.sleep(random.uniform(0.02, 0.08))
+        if random.random() < 0.05:
+            permit.cancel()
+        elif upstream_is_well(now()):
+            permit.success(now(), now() - began)
+        else:
+            permit.failure(now(), "503")
+        if isinstance(permit, ProbePermit):
+            record("probe-end", lease=permit.lease)
+        if not probe:
+            await asyncio.sleep(0.02)
+
+
+async def watch(board: BreakerBoard, record: Recorder, end: float) -> None:
+    """Record what this sidecar believes whenever that changes."""
+    breaker = board.get("svc")
+    assert breaker is not None
+    before: Any = None
+    while time.monotonic() < end:
+        belief = (breaker.generation, breaker.state.value, breaker.shared)
+        if belief != before:
+            record("belief", generation=belief[0], state=belief[1], shared=belief[2])
+            before = belief
+        await asyncio.sleep(0.002)
+
+
+async def main(url: str, owner: str, seconds: float, path: Path) -> None:
+    """Run for `seconds`."""
+    with path.open("w") as log:
+        record = Recorder(log, owner)
+        upstream = Upstream.model_validate({"targets": ["http://h"], "breaker": RULES})
+        redis = Redis.model_validate(
+            {"url": url, "connect_timeout": "500ms", "command_timeout": "500ms"}
+        )
+        board = BreakerBoard(
+            {"svc": upstream}, registry=CollectorRegistry(), redis=redis, owner=owner
+        )
+        breaker = board.get("svc")
+        assert breaker is not None
+        count = board.metrics.transition
+
+        def told(which: CircuitBreaker, made: Transition) -> None:
+            count(which, made)
+            record(
+                "transition",
+                tid=made.tid,
+                mine=made.mine,
+                by=made.by,
+                restored=made.restored,
+                generation=made.generation,
+                change=f"{made.from_state}>{made.to_state}",
+            )
+
+        breaker._told = told
+        await board.start()
+        end = time.monotonic() + seconds
+        await asyncio.gather(
+            watch(board, record, end), *(caller(breaker, record, end) for _ in range(CALLERS))
+        )
+        await asyncio.sleep(0.3)
+        await board.stop()
+        record("bye")
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4])))
