@@ -18,16 +18,22 @@ from random import Random
 import uvloop
 
 from proxy import __version__
+from proxy.admin.breakers import BreakerControl
+from proxy.admin.jobs import JobControl
+from proxy.admin.mirrored import MirroredJobs
 from proxy.admin.operated import Check, Readiness, ReloadResult
 from proxy.admin.server import AdminServers
+from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config, Listener
+from proxy.jobs.service import Mirrors
 from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.listener import ListenerRuntime
+from proxy.redis_client import AnyRedis, connect
 from proxy.stages import all_stages
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
@@ -75,17 +81,26 @@ class Proxy:
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._lag = LoopLag(self.metrics.loop_lag)
         self._probes = ProbePool()
+        self._mirrors = Mirrors(
+            config.mirrors, self._redis_client, self.metrics.registry, self._clock
+        )
+        self._breakers = BreakerBoard(
+            config.upstreams, registry=self.metrics.registry, redis=config.redis, clock=self._clock
+        )
         self._compiler = Compiler(
-            all_stages(self.metrics, logs.access, self._probes),
+            all_stages(self.metrics, logs.access, self._probes, self._mirrors.by_name.__getitem__),
             self._clock,
             self._sweeper,
             Random(),  # noqa: S311 (spreads load, guards nothing)
             lambda upstream: self.metrics.upstream(upstream).connected,
+            self._breakers.get,
         )
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._admin = AdminServers(self)
+        self._admin = AdminServers(
+            self, [BreakerControl(self._breakers), JobControl(MirroredJobs(self._mirrors))]
+        )
         self._started = False
         self._draining = False
         self._reloading = asyncio.Lock()
@@ -99,6 +114,8 @@ class Proxy:
             self._sweeper.start()
             self._lag.start()
             await self._start_probes(self._config)
+            await self._breakers.start()
+            await self._mirrors.start()
             self._open = await self._open_listeners(self._config, self._plans)
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
@@ -140,6 +157,8 @@ class Proxy:
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
+        await self._mirrors.stop()
+        await self._breakers.stop()
         await self._probes.stop()
         await self._admin.stop()
         await self._lag.stop()
@@ -171,6 +190,9 @@ class Proxy:
 
     async def _swap(self, config: Config) -> None:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
+        if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
+            raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
+        self._breakers.reload({**self._config.upstreams, **config.upstreams})
         plans = self._compiler.compile(config, (self._config, self._plans))
         await self._start_probes(config)
         kept = {
@@ -206,6 +228,7 @@ class Proxy:
                 plan.upstream.close()
         self._open = {**kept, **fresh}
         self._config, self._plans = config, plans
+        self._breakers.reload(config.upstreams)
         self._logs.set_level(config.logging.level)
 
     async def _start_probes(self, config: Config) -> None:
@@ -213,6 +236,11 @@ class Proxy:
         routes = (route for listener in config.listeners.values() for route in listener.routes)
         if any(route.upload for route in routes) and not self._probes.ready:
             await self._probes.start()
+
+    def _redis_client(self) -> AnyRedis:
+        """A connection for a mirror: RESP3, because Redis tells of changes over it."""
+        assert self._config.redis is not None, "the loader has seen to that"
+        return connect(self._config.redis, client_name="mirror", protocol=3)
 
     def _socket_for(self, wanted: Listener) -> _OpenListener | None:
         return next((o for o in self._open.values() if o.serves(wanted)), None)

@@ -145,20 +145,34 @@ class UploadMalformed(UploadRejected):
 # --- the upstream's fault -----------------------------------------------------------------------
 
 
-class UpstreamUnreachable(ProxyError):
+class UpstreamFailure(ProxyError):
+    """An attempt that the upstream is to blame for. `kind` is how breakers and retries call it."""
+
+    kind: ClassVar[str] = "reset"
+
+
+class UpstreamUnreachable(UpstreamFailure):
     """No connection to any target: nothing was sent, so any method may be tried again."""
 
     status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
+    kind = "connect"
 
 
-class UpstreamReset(ProxyError):
+class UpstreamReset(UpstreamFailure):
     """The upstream broke off, or sent what is not HTTP, before its response could be passed on."""
 
     status, code, title = 502, "upstream_reset", "Upstream broke off"
 
 
-class UpstreamTimeout(ProxyError):
+class UpstreamTimeout(UpstreamFailure):
     """The upstream took longer than `timeouts.response` or stalled longer than `timeouts.idle`."""
+
+    status, code, title = 504, "upstream_timeout", "Upstream timeout"
+    kind = "timeout"
+
+
+class StillWaiting(ProxyError):
+    """The upstream has not answered yet, and a route would rather not wait: never sent as it is."""
 
     status, code, title = 504, "upstream_timeout", "Upstream timeout"
 

@@ -170,7 +170,12 @@ class Upload(Model):
 
 
 class JobRole(Model):
-    """What a route does with the jobs of a mirror: exactly one of the four is set."""
+    """What a route does with the jobs of a mirror: exactly one of the four is set.
+
+    `reads` and `deletes` name the path parameter that holds the job id. `require_redis`: refuse a
+    creation while Redis cannot store it. `fallback_after`: how long a read may wait for the app
+    before the mirror answers; 2 s, as a hung Redis freezes the app for 20 s and more.
+    """
 
     mirror: Name
     creates: bool = False
@@ -178,7 +183,7 @@ class JobRole(Model):
     deletes: str | None = None
     lists: bool = False
     require_redis: bool = True
-    fallback_after: Duration = 2.0
+    fallback_after: Annotated[Duration, Field(gt=0)] = 2.0
 
 
 class StaticAnswer(Model):
@@ -474,14 +479,52 @@ class Redis(Model):
     """From a command to its answer; beyond it Redis counts as away."""
 
 
+class Rescue(Model):
+    """Celery's own keys, kept and put back: a Redis restart also empties the broker.
+
+    `queues` are the lists that workers pop from; their binding sets and the `unacked` hash are
+    found by kombu's naming. `unacked_after`: a message that a worker had already taken is put back
+    only when its job is still queued this long after the loss, as that worker may be alive.
+    """
+
+    queues: Annotated[tuple[str, ...], Field(min_length=1)] = ("make_video_queue",)
+    unacked: str = "unacked"
+    unacked_after: Duration = 60.0
+    max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+
+
 class Mirror(Model):
-    """One family of job keys, kept in SQLite as well."""
+    """One family of job keys, kept in SQLite as well.
+
+    `key` holds `{job_id}` once, behind a fixed beginning. `keep_for`: how long an expired job and a
+    tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
+    long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
+    `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
+    `stranded_after`: an unfinished job without a change for this long is reported.
+    """
 
     key: str
     index: str | None = None
     sqlite: Path
-    sync_every: Duration = 900.0
+    sync_every: Annotated[Duration, Field(ge=1)] = 900.0
     cleanup_at: TimeOfDay = (3, 0)
+    keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
+    keep_versions: Annotated[int, Field(ge=1, le=1000)] = 50
+    max_value: Annotated[Size, Field(ge=1024, le=16 * 1024 * 1024)] = 1024 * 1024
+    app_breaker: Duration = 60.0
+    hold_deletes: bool = True
+    stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
+    rescue: Rescue | None = None
+
+    @model_validator(mode="after")
+    def _key_has_one_hole(self) -> Mirror:
+        head, hole, tail = self.key.partition("{job_id}")
+        if not hole or "{job_id}" in tail or not head:
+            raise ValueError(
+                f"key: expected a name with {{job_id}} once, as in app:job:{{job_id}}, "
+                f"found {self.key!r}"
+            )
+        return self
 
 
 class Admin(Model):

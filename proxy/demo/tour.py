@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from proxy.demo.media import inspect, make_audio
 from proxy.demo.narrator import Narrator
@@ -161,6 +163,50 @@ async def fetch_video(tour: Tour) -> str:
     )
 
 
+async def survive_redis(tour: Tour) -> str:
+    """kill -9 of Redis while a job runs: its status is still answered, and every job comes back."""
+    form = aiohttp.FormData({"max_shorts": "10"})
+    voice = (tour.world.folder / "voice.mp3").read_bytes()
+    form.add_field("audio_file", voice, filename="voice.mp3", content_type="audio/mpeg")
+    running = (await tour.call("POST", "/make-video", data=form)).expect(202)["job_id"]
+    before = await job_count(tour)
+    await tour.world.kill_redis()
+    asked = time.monotonic()
+    reply = await tour.call("GET", f"/jobs/{running}")
+    answered_in = time.monotonic() - asked
+    status = reply.expect(200)["status"]
+    if reply.headers.get("X-Job-Source") != "sqlite":
+        raise StepFailed(f"the mirror should have answered; headers: {reply.headers}")
+    refused = await tour.call("POST", "/download", data={"query": "x", "max_shorts": "1"})
+    problem = refused.expect(503)
+    await tour.world.start_redis()
+    started = time.monotonic()
+    while (after := await job_count(tour)) < before:
+        if time.monotonic() - started > 20:
+            raise StepFailed(f"of {before} jobs only {after} are back after 20 s")
+        await asyncio.sleep(0.02)
+    back_in = time.monotonic() - started
+    (await tour.call("GET", f"/jobs/{tour.video_job}")).expect(200)
+    return (
+        f"Redis killed with {before} jobs in it, job {running} running\n"
+        f"GET /jobs/{running}: {status!r}, from SQLite as of {reply.headers['X-Job-As-Of']},"
+        f" in {answered_in * 1000:.0f} ms\n"
+        f"a new job is refused instead of lost: 503 {problem['code']}\n"
+        f"Redis started empty: {after} of {before} jobs back after {back_in:.2f} s"
+    )
+
+
+async def job_count(tour: Tour) -> int:
+    """How many job documents Redis holds; 0 while it is away."""
+    client = Redis.from_url(tour.world.redis.url, socket_timeout=2)
+    try:
+        return len([key async for key in client.scan_iter("make_video:job:*", count=1000)])
+    except RedisError:
+        return 0
+    finally:
+        await client.aclose()
+
+
 async def show_log(tour: Tour) -> str:
     """The proxy's access lines: the upload by its correlation ID, and the egress calls."""
     wanted = tour.upload_correlation_id
@@ -216,6 +262,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Upload a real audio file", upload_audio),
     ("Follow the job until it is completed", follow_job),
     ("Download the finished video", fetch_video),
+    ("Kill Redis: no job is lost", survive_redis),
     ("One correlation ID in header and log", show_log),
     ("An error of the proxy's own", show_errors),
     ("Metrics", show_metrics),

@@ -1,21 +1,32 @@
-"""From a request to an answering upstream connection: which target, how often, and when not.
+"""From a request to an answer of its upstream: which target, how often, and when not.
 
-What is repeated here was never acted upon: a connection that could not be opened, or a kept one
-that was closed under us before a byte of response, and then only for a method that may be repeated
-(RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+Each step stands where it does for a reason. The bulkhead comes first: who waits there has cost the
+upstream nothing yet. Retries stand outside the breaker, so that the breaker sees single attempts
+and a circuit that opens ends the retrying. Inside an attempt two things are repeated without being
+counted, because the upstream never saw them: a connection that could not be opened (next target,
+then `connect_patience`), and a kept one that was closed under us before a byte of response, for a
+method that may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
 
-from proxy.errors import Overloaded, UpstreamReset, UpstreamUnreachable
+from proxy.breaker.bulkhead import Bulkhead
+from proxy.breaker.bulkhead import Ticket as Place
+from proxy.breaker.circuit import Permit
+from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
+from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
-from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection, until_left
+from proxy.pipeline.rescue import needs_body, rescue, send
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import TargetPool, UpstreamStream
 from proxy.wire.tunnel import tunnel
+
+#: Bytes of an answer that a rescuer may read before it is passed on.
+_HELD = 1024 * 1024
 
 #: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
 _REFUSED_PAUSE = 0.1
@@ -23,25 +34,127 @@ _REFUSED_PAUSE = 0.1
 
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
-    assert x.head is not None
     x.upstream = plan.name
+    if plan.bulkhead is None:
+        await _attempts(x, listener, plan)
+        return
+    place = await _enter(x, plan.bulkhead)
+    try:
+        await _attempts(x, listener, plan)
+    finally:
+        plan.bulkhead.leave(place)
+
+
+async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
+    """A place at the upstream. Raises `Overloaded` when there is none in time."""
+    client = x.stream
+    place = bulkhead.enter(client.clock.monotonic(), client.notify)
+    try:
+        while place.waiting:
+            now = client.clock.monotonic()
+            if now >= place.deadline:
+                raise bulkhead.refuse(place)
+            await client.wait(until_left(x, place.deadline, now))
+    except BaseException:
+        bulkhead.leave(place)
+        raise
+    return place
+
+
+async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+    """Attempts until one has answered the client. Raises what the last one failed with."""
+    retry: RetryPlan | None = None
+    if plan.retry is not None:
+        assert x.head is not None
+        retry = plan.retry.begin(
+            x.method,
+            x.stream.clock.monotonic(),
+            idempotency_key=bool(x.head.values(b"idempotency-key")),
+        )
+        if not x.body.done and x.filter is None:
+            x.replay = ReplayBuffer(plan.retry.rules.buffer)
+    while (wait := await _attempt(x, listener, plan, retry)) is not None:
+        x.retries += 1
+        await _pause(x, x.stream.clock.monotonic() + wait)
+
+
+async def _attempt(
+    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
+) -> float | None:
+    """One attempt: None when the client has its answer, else seconds to wait before the next.
+
+    Its permit ends in exactly one way: an answer that is none of the upstream's failures is a
+    success, a failure is told with its kind, and all else (the client left, we refused) is neither.
+    """
+    clock = x.stream.clock
+    began = clock.monotonic()
+    permit = plan.breaker.admit(began) if plan.breaker is not None else None
+    relay: Relay | None = None
+    reusable = False
+    try:
+        relay, response = await _response(x, listener, plan)
+        failed = response.status in plan.failing
+        if retry is not None and not 200 <= response.status < 400:
+            ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
+            wait = _again(x, retry, ended)
+            if wait is not None:
+                if failed:
+                    _failure(x, plan, permit, str(response.status))
+                    permit = None
+                return wait
+        better: Reply | AskAgain | None = None
+        if x.plan.rescuers:
+            if needs_body(x, response):
+                x.held = await relay.hold(response, _HELD)
+            better = await rescue(x, response)
+        if isinstance(better, Reply):
+            send(x, better)
+        elif better is not None and not x.asked_again:
+            x.asked_again = True
+            x.added = b"".join(b"\r\n" + line for line in better.lines)
+            return 0.0
+        elif response.status == 101:
+            await _tunnel(x, relay.upstream, plan, response)
+        else:
+            reusable = await relay.pass_on(response)
+        if failed:
+            _failure(x, plan, permit, str(response.status))
+        else:
+            _success(x, plan, permit, began)
+        permit = None
+    except UpstreamFailure as error:
+        _failure(x, plan, permit, error.kind)
+        permit = None
+        if x.replied or retry is None:
+            raise
+        wait = _again(x, retry, Ended(error.kind, error.kind != "connect", _whole(x)))
+        if wait is None:
+            raise
+        return wait
+    finally:
+        if permit is not None:
+            permit.cancel()
+        if relay is not None:
+            await relay.release(reusable=reusable)
+    return None
+
+
+async def _response(
+    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan
+) -> tuple[Relay, ResponseHead]:
+    """The head of a response, and the relay that will pass it on."""
+    assert x.head is not None
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
         upstream = await _connection(x, plan, fresh=stale)
-        x.attempts += 1
+        x.attempts += not stale
         x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
-        reusable = False
         try:
-            head = request_head(x, listener, plan, upstream.pool)
-            response = await relay.converse(head)
-            if response.status == 101:
-                await _tunnel(x, upstream, plan, response)
-            else:
-                reusable = await relay.pass_on(response)
-            return
+            return relay, await relay.converse(request_head(x, listener, plan, upstream.pool))
         except StaleConnection:
+            await relay.release(reusable=False)
             if not repeatable or stale:
                 raise UpstreamReset(
                     f"Upstream {plan.name} closed a kept connection as the request was sent",
@@ -49,9 +162,50 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
                     reason="stale_connection",
                 ) from None
             stale = True
-        finally:
-            upstream.pool.release(upstream, reusable=reusable)
-            await relay.close()
+        except BaseException:
+            await relay.release(reusable=False)
+            raise
+
+
+def _again(x: Exchange, retry: RetryPlan, ended: Ended) -> float | None:
+    """Seconds to wait before another attempt; None if there is none, and the log says why."""
+    verdict = retry.after(ended, x.stream.clock.monotonic())
+    if verdict.wait is None and verdict.reason != "kind":
+        x.note(no_retry=verdict.reason)
+    return verdict.wait
+
+
+def _whole(x: Exchange) -> bool:
+    """Whether the request's body can be sent from its beginning."""
+    if not x.bytes_in:
+        return True
+    return x.replay is not None and not x.replay.overflowed
+
+
+def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
+    """What the upstream asks for, in seconds."""
+    for line in response.lines:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"retry-after":
+            return parse_retry_after(value.decode("latin-1"), x.stream.clock.time())
+    return None
+
+
+def _failure(x: Exchange, plan: UpstreamPlan, permit: Permit | None, kind: str) -> None:
+    """The attempt failed: tell whoever keeps count."""
+    now = x.stream.clock.monotonic()
+    if permit is not None:
+        permit.failure(now, kind, x.target, x.correlation_id)
+    if plan.health is not None and x.target is not None and kind != "connect":
+        plan.health.failure(x.target, now)
+
+
+def _success(x: Exchange, plan: UpstreamPlan, permit: Permit | None, began: float) -> None:
+    if permit is not None:
+        now = x.stream.clock.monotonic()
+        permit.success(now, x.upstream_time if x.upstream_time is not None else now - began)
+    if plan.health is not None and x.target is not None:
+        plan.health.success(x.target)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
@@ -64,7 +218,8 @@ async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstre
     tried: list[TargetPool] = []
     patient_until: float | None = None
     while True:
-        pool = plan.upstream.choose(tried)
+        usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
+        pool = plan.upstream.choose(tried, usable)
         if not fresh:
             idle = pool.checkout(client)
             if idle is not None:
@@ -75,10 +230,13 @@ async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstre
         if isinstance(answer, UpstreamStream):
             x.connect_time = client.clock.monotonic() - began
             return answer
+        if plan.health is not None:
+            plan.health.failure(pool.label, client.clock.monotonic())
         tried.append(pool)
         if len(tried) < len(plan.upstream.pools):
             continue
         if client.clock.monotonic() >= patient_until:
+            x.target = pool.label
             raise UpstreamUnreachable(
                 f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
                 upstream=plan.name,

@@ -12,14 +12,20 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
+from proxy.breaker.bulkhead import Bulkhead
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.ejection import TargetHealth
+from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
 from proxy.config.schema import Config, Listener, Route
 from proxy.config.schema import Upstream as UpstreamConfig
 from proxy.pipeline.plan import (
+    FAILING,
     FilterFactory,
     Hooks,
     ListenerPlan,
     Observer,
+    Rescuer,
     RoutePlan,
     UpstreamPlan,
 )
@@ -31,11 +37,13 @@ from proxy.wire.pool import TargetPool, Upstream
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a stage is asked to take part. `route` is None for requests that no route matched."""
+    """Where a stage is asked to take part. `route` is None for requests that no route matched,
+    and `upstream` with it."""
 
     listener_name: str
     listener: Listener
     route: Route | None
+    upstream: UpstreamConfig | None
 
     @property
     def route_name(self) -> str:
@@ -61,7 +69,7 @@ class Plans:
 
 class Compiler:
     """Compiles configs one after the other. `on_connect(upstream)` gives what is told each
-    connect's seconds."""
+    connect's seconds, `breaker_of(upstream)` the upstream's breaker."""
 
     def __init__(
         self,
@@ -70,12 +78,14 @@ class Compiler:
         sweeper: Sweeper,
         random: Random,
         on_connect: Callable[[str], Callable[[float], None]],
+        breaker_of: Callable[[str], CircuitBreaker | None],
     ) -> None:
         self._stages = stages
         self._clock = clock
         self._sweeper = sweeper
         self._random = random
         self._on_connect = on_connect
+        self._breaker_of = breaker_of
 
     def compile(self, config: Config, before: tuple[Config, Plans] | None = None) -> Plans:
         """Plans for `config`; what did not change since `before` is taken over.
@@ -89,13 +99,13 @@ class Compiler:
             else:
                 upstreams[name] = self._upstream(name, wanted)
         listeners = {
-            name: self._listener(name, listener, upstreams)
+            name: self._listener(name, listener, config.upstreams, upstreams)
             for name, listener in config.listeners.items()
         }
         return Plans(listeners, upstreams)
 
     def _upstream(self, name: str, config: UpstreamConfig) -> UpstreamPlan:
-        tls = _client_tls(config) if config.targets[0].scheme == "https" else None
+        tls = client_tls(config)
         pools = [
             TargetPool(
                 address,
@@ -118,19 +128,39 @@ class Compiler:
             queue_timeout=config.pool.queue_timeout,
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
+            breaker=self._breaker_of(name),
+            retry=RetryPolicy(config.retry, self._random) if config.retry else None,
+            bulkhead=Bulkhead(name, config.bulkhead) if config.bulkhead else None,
+            health=(
+                TargetHealth([p.label for p in pools], config.ejection, config.health)
+                if config.ejection or config.health
+                else None
+            ),
+            failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
         )
 
     def _listener(
-        self, name: str, config: Listener, upstreams: dict[str, UpstreamPlan]
+        self,
+        name: str,
+        config: Listener,
+        configs: dict[str, UpstreamConfig],
+        upstreams: dict[str, UpstreamPlan],
     ) -> ListenerPlan:
         routes = [
-            (route.methods, route.path, self._route(name, config, route, upstreams))
+            (
+                route.methods,
+                route.path,
+                self._route(
+                    Binding(name, config, route, configs[route.upstream]),
+                    upstreams[route.upstream],
+                ),
+            )
             for route in config.routes
         ]
         return ListenerPlan(
             name=name,
             table=RouteTable(routes),
-            unrouted=self._route(name, config, None, upstreams),
+            unrouted=self._route(Binding(name, config, None, None), None),
             limits=Limits(
                 config.limits.request_line, config.limits.header, config.limits.header_count
             ),
@@ -141,39 +171,45 @@ class Compiler:
             trusted_proxies=config.trusted_proxies,
         )
 
-    def _route(
-        self,
-        listener_name: str,
-        listener: Listener,
-        route: Route | None,
-        upstreams: dict[str, UpstreamPlan],
-    ) -> RoutePlan:
+    def _route(self, binding: Binding, upstream: UpstreamPlan | None) -> RoutePlan:
+        route = binding.route
         started: list[Observer] = []
+        checks: list[Observer] = []
         filters: list[FilterFactory] = []
+        rescuers: list[Rescuer] = []
         finished: list[Observer] = []
         for stage in self._stages:
-            hooks = stage.bind(Binding(listener_name, listener, route))
+            hooks = stage.bind(binding)
             if hooks is None:
                 continue
             if hooks.started is not None:
                 started.append(hooks.started)
+            if hooks.check is not None:
+                checks.append(hooks.check)
             if hooks.filter is not None:
                 filters.append(hooks.filter)
+            if hooks.rescuer is not None:
+                rescuers.append(hooks.rescuer)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
         if len(filters) > 1:
             raise ValueError("two stages filter the body of one route")
         return RoutePlan(
-            name=route.name if route is not None else "-",
-            upstream=upstreams[route.upstream] if route is not None else None,
+            name=binding.route_name,
+            upstream=upstream,
             started=tuple(started),
             filter=filters[0] if filters else None,
+            checks=tuple(checks),
+            rescuers=tuple(rescuers),
+            needs_parameters=route is not None and route.job is not None,
             finished=tuple(finished),
         )
 
 
-def _client_tls(config: UpstreamConfig) -> ssl.SSLContext:
-    """Verification is on unless the config turned it off."""
+def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
+    """The context for https targets, None for others. Verification is on unless turned off."""
+    if config.targets[0].scheme != "https":
+        return None
     context = ssl.create_default_context(cafile=config.tls.ca)
     context.set_alpn_protocols(["http/1.1"])
     if not config.tls.verify:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.breaker.retry import ReplayBuffer
 from proxy.headers import is_correlation_id, new_correlation_id
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
-from proxy.wire.codec import RequestHead
+from proxy.wire.codec import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    from proxy.pipeline.plan import ListenerPlan, RoutePlan
+    from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
 
 
 class BodyFilter(Protocol):
@@ -48,6 +49,30 @@ class BodyFilter(Protocol):
         ...
 
 
+class Tee:
+    """A copy of a response's body, up to `limit` bytes. `complete` once the body has ended."""
+
+    __slots__ = ("complete", "limit", "pieces", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.complete = False
+
+    def add(self, pieces: list[bytes]) -> None:
+        """Keep these too; past the limit everything is dropped and `complete` stays False."""
+        self.size += sum(map(len, pieces))
+        if self.size <= self.limit:
+            self.pieces += pieces
+        else:
+            self.pieces.clear()
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.complete = self.size <= self.limit
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -58,6 +83,8 @@ class Exchange:
     """
 
     __slots__ = (
+        "added",
+        "asked_again",
         "attempts",
         "body",
         "bytes_in",
@@ -73,19 +100,26 @@ class Exchange:
         "extra",
         "filter",
         "head",
+        "held",
+        "instead",
         "keep_alive",
         "listener",
         "method",
+        "parameters",
         "path",
         "plan",
         "reason",
+        "replay",
         "replied",
+        "response",
+        "retries",
         "route",
         "started",
         "started_at",
         "status",
         "stream",
         "target",
+        "tee",
         "upstream",
         "upstream_time",
     )
@@ -117,6 +151,15 @@ class Exchange:
         self.client_correlation_id: str | None = None
         self.continue_sent = False
         self.filter: BodyFilter | None = None  # what looks at the request body, if anything does
+        self.parameters: dict[str, str] = {}  # of the path, where the route wants them
+        self.held: bytes | None = None  # the upstream's answer, where somebody must read it first
+        self.added = b""  # field lines for the client beside the upstream's, a CRLF before each
+        self.asked_again = False  # a rescuer has used its one `AskAgain`
+        self.instead: Reply | None = None  # an answer that was found while we wait for another
+        self.replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
+        self.retries = 0  # attempts that were repeated because they failed
+        self.response: ResponseHead | None = None  # what was passed on
+        self.tee: Tee | None = None  # keeps a copy of the response's body
         self.replied = False  # a final response head has been written to the client
         if head is None:
             self.method = self.path = "-"

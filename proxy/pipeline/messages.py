@@ -17,7 +17,7 @@ from proxy.errors import (
     retry_after_seconds,
 )
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.pipeline.plan import ListenerPlan, Reply, UpstreamPlan
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.pool import TargetPool
@@ -45,6 +45,8 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
+    if x.retries:
+        parts.append(b"\r\nX-Retry-Count: %d" % x.retries)
     if goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
     elif x.filter is not None:
@@ -110,7 +112,7 @@ def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     return b"%bX-Correlation-ID: %b%b%b\r\n\r\n" % (
         head.passing,
         x.correlation_id.encode(),
-        framing,
+        framing + x.added,
         connection_field(x),
     )
 
@@ -155,6 +157,19 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
     )
     return b"".join(
         (head.encode(), connection_field(x), b"\r\n\r\n", b"" if x.method == "HEAD" else body)
+    )
+
+
+def made_reply(x: Exchange, reply: Reply) -> bytes:
+    """A response made by a rescue, whole."""
+    status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}".encode()
+    framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
+    return b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n%b" % (
+        b"\r\n".join((status, *reply.lines)),
+        x.correlation_id.encode(),
+        framing,
+        connection_field(x),
+        b"" if x.method == "HEAD" or reply.status in (204, 304) else reply.body,
     )
 
 

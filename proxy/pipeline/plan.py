@@ -8,11 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Protocol
 
+from proxy.breaker.bulkhead import Bulkhead
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.ejection import TargetHealth
+from proxy.breaker.retry import RetryPolicy
+from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
+from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import Upstream
+
+#: Statuses by which an upstream says that it failed, where its breaker does not say otherwise.
+FAILING = frozenset({500, 502, 503, 504})
 
 Observer = Callable[[Exchange], None]
 FilterFactory = Callable[[Exchange], BodyFilter | None]
@@ -30,18 +40,63 @@ class UpstreamPlan:
     queue_timeout: float
     connect_patience: float
     preserve_host: bool
+    breaker: CircuitBreaker | None = None
+    retry: RetryPolicy | None = None
+    bulkhead: Bulkhead | None = None
+    health: TargetHealth | None = None
+    failing: frozenset[int] = FAILING
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response of our own making. `lines` are its field lines, without framing."""
+
+    status: int
+    lines: tuple[bytes, ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """The upstream may have a better answer now. `lines` are added to it."""
+
+    lines: tuple[bytes, ...]
+
+
+#: Why a rescue is asked for: an error of ours, or the head of the upstream's response.
+Trouble = ProxyError | ResponseHead
+
+
+class Rescuer(Protocol):
+    """What may have a better answer than the upstream, or must look at its answer first."""
+
+    #: Whether `rescue` reads the upstream's answer: then it is in `x.held`, if it is not too long.
+    needs_body: bool
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        """Whether to ask `rescue`; decided at once."""
+        ...
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        """The better answer, or None to let things take their course. Raises the `ProxyError` that
+        is to be the answer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What a stage does on a route; what it leaves empty costs nothing.
 
-    `started`: the route is known. `filter`: makes what checks the request's body, or raises the
-    `ProxyError` that refuses the request unread. `finished`: the record is complete.
+    `started`: the route is known. `check`: raises the `ProxyError` that refuses the request before
+    anything of its body is read. `filter`: makes what checks the request's body, or raises the
+    `ProxyError` that refuses the request unread. `rescuer`: is asked when the upstream has no good
+    answer. `finished`: the record is complete.
     """
 
     started: Observer | None = None
+    check: Observer | None = None
     filter: FilterFactory | None = None
+    rescuer: Rescuer | None = None
     finished: Observer | None = None
 
 
@@ -52,7 +107,10 @@ class RoutePlan:
     name: str
     upstream: UpstreamPlan | None
     started: tuple[Observer, ...]
+    checks: tuple[Observer, ...]
     filter: FilterFactory | None
+    rescuers: tuple[Rescuer, ...]
+    needs_parameters: bool  # of its path
     finished: tuple[Observer, ...]
 
 

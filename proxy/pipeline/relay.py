@@ -36,6 +36,10 @@ HALF_CLOSE_GRACE = 0.2
 _MAX_INTERIM = 32
 
 
+class AnsweredMeanwhile(Exception):
+    """`x.instead` has an answer, and the upstream still has none."""
+
+
 class StaleConnection(Exception):
     """A kept connection ended before the response began: it had been closed under us."""
 
@@ -48,6 +52,7 @@ class Relay:
         "_client",
         "_clock",
         "_ending",
+        "_held",
         "_moved",
         "_plan",
         "_sent",
@@ -66,8 +71,11 @@ class Relay:
         self._plan = plan
         self._times = times
         self._chunked_up = goes_chunked(x)
-        self._sent = x.body.done and x.filter is None  # the upstream has the whole request
+        # Whether the upstream has the whole request. What an earlier attempt has read of the body
+        # is sent again first.
+        self._sent = x.body.done and x.filter is None and not x.bytes_in
         self._ending: asyncio.Task[list[bytes]] | None = None  # the filter's last word
+        self._held: tuple[Decoder, list[bytes]] | None = None
         self._moved = 0.0  # when anything last moved
         self.upstream = upstream
 
@@ -79,6 +87,8 @@ class Relay:
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
         upstream.transport.write(head)
+        if x.replay is not None and x.bytes_in:
+            self._write_upstream(list(x.replay.replay()), end=x.body.done)
         if self._continue_due():
             client.transport.write(CONTINUE)
             x.continue_sent = True
@@ -129,20 +139,22 @@ class Relay:
         if client.draining:
             x.keep_alive = False
         body, framing, chunked = self._framing(head)
+        pieces: list[bytes] = []
+        if self._held is not None:
+            body, pieces = self._held
         x.status = head.status
+        x.response = head
+        tee = x.tee
         out = [response_head(x, head, framing)]
         x.replied = True
         self._moved = self._clock.monotonic()
         while True:
-            pieces: list[bytes] = []
             if upstream.has_data and not body.done and not client.write_paused:
-                try:
-                    pieces = upstream.read_body(body)
-                except ProtocolError as error:
-                    raise UpstreamReset(
-                        f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
-                    ) from error
+                pieces += self._read_body(body)
+            if pieces:
                 x.bytes_out += sum(map(len, pieces))
+                if tee is not None:
+                    tee.add(pieces)
             if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
                 if upstream.error is not None:
                     raise UpstreamReset("Upstream broke off", reason="reset")
@@ -153,6 +165,7 @@ class Relay:
             if out:
                 self._write_to_client(out)
                 out = []
+            pieces = []
             if body.done:
                 break
             if upstream.eof and not upstream.has_data:
@@ -162,10 +175,44 @@ class Relay:
             if not self._sent:
                 self._send_body()
             await self._wait_for_body()
+        if tee is not None:
+            tee.end()
         return self._sent and head.keep_alive and not isinstance(body, UntilClose)
 
-    async def close(self) -> None:
-        """End what the attempt may have left running."""
+    async def hold(self, head: ResponseHead, limit: int) -> bytes | None:
+        """The body of the response `head`, before anything of it is passed on; None where it is
+        over `limit` bytes. `pass_on` sends it all the same. Raises `UpstreamFailure`."""
+        body, _, _ = self._framing(head)
+        held: list[bytes] = []
+        self._held = (body, held)
+        self._moved = self._clock.monotonic()
+        while not body.done:
+            if self.upstream.has_data:
+                held += self._read_body(body)
+                self._moved = self._clock.monotonic()
+                if sum(map(len, held)) > limit:
+                    return None
+            elif self.upstream.eof:
+                if not isinstance(body, UntilClose) or self.upstream.error is not None:
+                    raise UpstreamReset(
+                        "Upstream broke off in the middle of its response", reason="truncated"
+                    )
+                body.done = True
+            else:
+                await self._wait_for_body()
+        return b"".join(held)
+
+    def _read_body(self, body: Decoder) -> list[bytes]:
+        try:
+            return self.upstream.read_body(body)
+        except ProtocolError as error:
+            raise UpstreamReset(
+                f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
+            ) from error
+
+    async def release(self, *, reusable: bool) -> None:
+        """Give the connection back and end what the attempt may have left running."""
+        self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])
@@ -189,6 +236,9 @@ class Relay:
         x.bytes_in += sum(map(len, pieces))
         if check is not None:
             pieces = [out for piece in pieces for out in check.feed(piece)]
+        elif x.replay is not None:
+            for piece in pieces:
+                x.replay.keep(piece)
         self._write_upstream(pieces, end=x.body.done and check is None)
         if x.body.done and check is not None:
             self._send_end()
@@ -313,9 +363,11 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
     """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
 
     `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
-    and `Draining` when the proxy can wait no longer.
+    `Draining` when the proxy can wait no longer, and `AnsweredMeanwhile`.
     """
     client = x.stream
+    if x.instead is not None and not x.replied:
+        raise AnsweredMeanwhile
     if client.cut:
         raise Draining("The proxy is stopping", retry_after=1)
     if not client.eof:

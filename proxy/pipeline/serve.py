@@ -21,7 +21,9 @@ from proxy.errors import (
 from proxy.pipeline.attempts import forward
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import own_reply, problem_reply
-from proxy.pipeline.plan import ListenerPlan
+from proxy.pipeline.plan import ListenerPlan, Reply
+from proxy.pipeline.relay import AnsweredMeanwhile
+from proxy.pipeline.rescue import rescue, send
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 
@@ -86,14 +88,27 @@ class Service:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
         if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
             return
-        x.plan, _, _ = plan.table.match(head.method, head.target)
+        x.plan, found, group = plan.table.match(head.method, head.target)
         x.route = x.plan.name
+        if x.plan.needs_parameters:
+            x.parameters = plan.table.parameters(found, group)
         for observe in x.plan.started:
             observe(x)
+        for check in x.plan.checks:
+            check(x)
         if x.plan.filter is not None:
             x.filter = x.plan.filter(x)
         assert x.plan.upstream is not None
-        await forward(x, plan, x.plan.upstream)
+        try:
+            await forward(x, plan, x.plan.upstream)
+        except AnsweredMeanwhile:
+            assert x.instead is not None
+            send(x, x.instead)
+        except ProxyError as error:
+            better = await rescue(x, error) if x.plan.rescuers else None
+            if not isinstance(better, Reply):
+                raise
+            send(x, better)
 
     async def _refuse_unread(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError

@@ -1,13 +1,16 @@
 """The stages, in the one order in which they stand on a route.
 
 Metrics first: an exchange is counted as in flight before anything can refuse it. The upload check
-before all that would hand the request on. The access line last: it tells what all others noted.
+before all that would hand the request on. Fallbacks behind every other rescue, for any other answer
+is better. The access line last: it tells what all others noted.
 """
 
 from __future__ import annotations
 
 from proxy.pipeline.compile import Stage
 from proxy.stages.access_line import AccessLine
+from proxy.stages.fallback import FallbackStage
+from proxy.stages.job_roles import JobRoles, MirrorOf
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry.access import AccessLog
@@ -15,10 +18,14 @@ from proxy.telemetry.metrics import Metrics
 from proxy.upload.pool import ProbePool
 
 
-def all_stages(metrics: Metrics, access_log: AccessLog, probes: ProbePool) -> tuple[Stage, ...]:
+def all_stages(
+    metrics: Metrics, access_log: AccessLog, probes: ProbePool, mirror_of: MirrorOf
+) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
         RouteMetrics(metrics),
         UploadCheckStage(probes, metrics.registry),
+        JobRoles(mirror_of),
+        FallbackStage(),
         AccessLine(access_log),
     )

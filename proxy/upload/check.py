@@ -27,7 +27,8 @@ from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
-from proxy.upload.pool import HIGH_WATER, Answer, Job, ProbePool, ProbeSession
+from proxy.upload.pool import ProbePool
+from proxy.upload.session import HIGH_WATER, Answer, Job, ProbeSession
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not the file
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")

@@ -291,14 +291,19 @@ class Upstream:
         self._random = random
         self._only = pools[0] if len(pools) == 1 else None
 
-    def choose(self, tried: Sequence[TargetPool] = ()) -> TargetPool:
-        """The less busy of two random targets, of those not yet `tried` if there are any left.
+    def choose(
+        self, tried: Sequence[TargetPool] = (), usable: Sequence[str] | None = None
+    ) -> TargetPool:
+        """The less busy of two random targets, of those not yet `tried` if there are any left, and
+        of those first whose label is in `usable`.
 
         Two choices avoid the herd that the least busy of all attracts (Mitzenmacher, 2001).
         """
         if self._only is not None:
             return self._only
         left = [pool for pool in self.pools if pool not in tried] or list(self.pools)
+        if usable is not None:
+            left = [pool for pool in left if pool.label in usable] or left
         if len(left) == 1:
             return left[0]
         one, other = self._random.sample(left, 2)

@@ -17,9 +17,11 @@ import uvloop
 from proxy.config.schema import Upload
 from proxy.errors import Overloaded, UploadDurationUnknown
 from proxy.upload import pool as pool_module
+from proxy.upload import session as session_module
 from proxy.upload.check import UploadCheck, UploadValidator
-from proxy.upload.pool import Job, ProbePool
+from proxy.upload.pool import ProbePool
 from proxy.upload.sandbox import forbid_system_calls
+from proxy.upload.session import Job
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import encode, wav_header
 from tests.uploads.drive import CONTENT_TYPE, feed_until_refused, form, part, upload
@@ -101,8 +103,8 @@ async def test_a_hang_is_ended(
     pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that takes nothing more is killed when its time is over."""
-    monkeypatch.setattr(pool_module, "STALL_TIMEOUT", 0.2)
-    monkeypatch.setattr(pool_module, "VERDICT_TIMEOUT", 0.2)
+    monkeypatch.setattr(session_module, "STALL_TIMEOUT", 0.2)
+    monkeypatch.setattr(session_module, "VERDICT_TIMEOUT", 0.2)
     with half_an_upload(validator) as check:
         await until(lambda: len(probes()) == 2)
         stopped = probes()[1]
@@ -136,7 +138,7 @@ async def test_who_waits_too_long_is_told_to_come_back(
     pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503: it is not the upload's fault."""
-    monkeypatch.setattr(pool_module, "QUEUE_TIMEOUT", 0.05)
+    monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", 0.05)
     with half_an_upload(validator), half_an_upload(validator):
         outcome = await upload(validator, GOOD)
     assert isinstance(outcome.error, Overloaded)

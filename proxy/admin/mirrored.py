@@ -1,0 +1,65 @@
+"""The mirrors, as `JobControl` wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from proxy.errors import Unavailable
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.redis_side import RedisLost
+from proxy.jobs.service import Mirrors
+
+
+class StoreAway(Unavailable):
+    """Redis or the ledger does not answer now."""
+
+    code, title = "store_away", "Store away"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RedisLost as error:
+        raise StoreAway(f"Redis does not answer: {error}", retry_after=5) from error
+    except LedgerSilent as error:
+        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5) from error
+
+
+class MirroredJobs:
+    """Implements `proxy.admin.jobs.Jobs`."""
+
+    def __init__(self, mirrors: Mirrors) -> None:
+        self._mirrors = mirrors
+
+    async def list(
+        self, mirror: str | None, status: str | None, limit: int, stranded: bool
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        with _told():
+            for one in self._mirrors.chosen(mirror):
+                found = await one.jobs(status, limit, stranded)
+                rows += [{"mirror": one.name, **row} for row in found]
+        rows.sort(key=lambda row: str(row.get("created_at")), reverse=True)
+        return rows[:limit]
+
+    async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
+        with _told():
+            job = await self._mirrors.by_name[mirror].show(job_id)
+        return None if job is None else {"mirror": mirror, **job}
+
+    async def sync(self, mirror: str | None) -> dict[str, Any]:
+        with _told():
+            return {"synced": [await one.sync() for one in self._mirrors.chosen(mirror)]}
+
+    async def restore(self, mirror: str | None) -> dict[str, Any]:
+        with _told():
+            return {
+                "restored": [
+                    {"mirror": one.name, **asdict(await one.restore())}
+                    for one in self._mirrors.chosen(mirror)
+                ]
+            }

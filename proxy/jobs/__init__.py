@@ -1,0 +1,1 @@
+"""A durable copy of every job: captured from Redis, kept in SQLite, given back."""

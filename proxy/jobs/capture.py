@@ -1,0 +1,400 @@
+"""From "this key changed" to a row in the ledger.
+
+1. One task fetches, so that what it writes for one job is in the order in which Redis held it. All
+   others only name jobs: urgent ones (changes, awaited creations) go before bulk ones (a scan).
+2. A named job is fetched once however often it was named: bursts coalesce by themselves. While
+   the ledger is behind, only awaited jobs are fetched; the others wait as names, not as values.
+3. What is missing is explained before it is believed (`restore.explain_absence`); a doubt ends the
+   batch by reporting that all is lost, which restores.
+4. After a gap (`Life.old_data`) Redis may hold versions older than ours; then, and only then, two
+   versions are compared, and the older one in Redis is replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.clock import Clock
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
+from proxy.jobs.records import NO_HEAD, Head, Pace, Row
+from proxy.jobs.redis_side import CommandError, Facts, Link
+from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence, replace
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
+BIG = 64 * 1024  # bytes of a value after which others get a turn
+BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
+DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
+BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
+BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
+
+
+@dataclass(slots=True)
+class Life:
+    """One connection's view of a server.
+
+    `losses` counts how often the data were found gone, `restored` up to which loss they were put
+    back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
+    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
+    whose loss was just told is explained by what was evicted lately, any other by all since then.
+    """
+
+    facts: Facts
+    cause: str
+    losses: int = 0
+    restored: int = 0
+    old_data: bool = False
+    evicted: int | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether absence proves nothing, as not all was put back yet."""
+        return self.restored < self.losses
+
+    def lose(self, cause: str) -> None:
+        """The data are gone, or may be."""
+        self.losses += 1
+        self.old_data = True
+        self.cause = cause
+
+
+@dataclass(slots=True, eq=False)
+class Sighting:
+    """Somebody waits for a job: `seen` in Redis, then `kept` in the ledger (False: it was not)."""
+
+    seen: asyncio.Future[None]
+    kept: asyncio.Future[bool]
+
+
+@dataclass(slots=True)
+class _Fetched:
+    job_id: str
+    value: bytes
+    pttl: int
+    deadline: float | None
+    head: Head
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has been captured since the start, for `/api/jobs`."""
+
+    captured: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    oddities: dict[str, int] = field(default_factory=dict)
+
+
+class Capture:
+    """See the rules at the top of the file. `run` lasts as long as a link does."""
+
+    def __init__(
+        self,
+        pattern: KeyPattern,
+        index: str | None,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        *,
+        max_value: int,
+        hold_deletes: bool,
+        on_lost: Callable[[Life], None],
+        on_other_key: Callable[[bytes], None],
+    ) -> None:
+        self.counts = Counts()
+        self.shape: Shape = "current"
+        self.hold_deletes = hold_deletes
+        self._pattern = pattern
+        self._index = index
+        self._ledger = ledger
+        self._clock = clock
+        self._metrics = metrics
+        self._max_value = max_value
+        self._on_lost = on_lost
+        self._on_other_key = on_other_key
+        self._urgent: dict[str, float] = {}
+        self._bulk: dict[str, None] = {}
+        self._found: set[str] = set()  # of the present batch: named by a comparison, not by news
+        self._watched: dict[str, list[Sighting]] = {}
+        self._pace = Pace(BATCH)
+        self._wake = asyncio.Event()
+        self._taken = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    # --- naming jobs (all synchronous) -----------------------------------------------------------
+
+    def changed(self, keys: list[bytes]) -> None:
+        """Redis says that these keys changed."""
+        now = time.monotonic()
+        for key in keys:
+            job_id = self._pattern.job_id(key)
+            if job_id is not None:
+                self._urgent.setdefault(job_id, now)
+            elif not key.startswith(self._pattern.prefix.encode()):
+                self._on_other_key(key)
+        self._rouse()
+
+    def look_at(self, job_id: str) -> None:
+        """Fetch this job next."""
+        self._urgent.setdefault(job_id, time.monotonic())
+        self._rouse()
+
+    def look_at_many(self, job_ids: list[str]) -> None:
+        """Fetch these jobs when nothing urgent waits."""
+        self._bulk.update(dict.fromkeys(job_ids))
+        self._rouse()
+
+    def watch(self, job_id: str) -> Sighting:
+        """Be told when the job is fetched and committed; end it with `unwatch`."""
+        loop = asyncio.get_running_loop()
+        sighting = Sighting(loop.create_future(), loop.create_future())
+        self._watched.setdefault(job_id, []).append(sighting)
+        self.look_at(job_id)
+        return sighting
+
+    def unwatch(self, job_id: str, sighting: Sighting) -> None:
+        sightings = self._watched.get(job_id, [])
+        if sighting in sightings:
+            sightings.remove(sighting)
+        if not sightings:
+            self._watched.pop(job_id, None)
+
+    def _rouse(self) -> None:
+        if self._bulk:
+            self._drained.clear()
+        if self._urgent or self._bulk:
+            self._wake.set()
+
+    async def room(self) -> None:
+        """Wait until a scan may name more."""
+        while len(self._bulk) > BULK_LIMIT:
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def drained(self) -> None:
+        """Wait until every job named in bulk was fetched."""
+        await self._drained.wait()
+
+    # --- fetching --------------------------------------------------------------------------------
+
+    async def run(self, link: Link, life: Life) -> None:
+        """Fetch what is named until the link is lost (`RedisLost`)."""
+        while True:
+            if not self._urgent and not self._bulk:
+                self._wake.clear()
+                await self._wake.wait()
+            behind = self._ledger.backlog > BACKLOG_LIMIT and self._ledger.degraded is None
+            noticed = self._take(awaited_only=behind)
+            if not noticed:
+                await self._ledger.flushed(BEHIND_PAUSE)
+                continue
+            try:
+                await self._fetch(link, life, noticed)
+            except BaseException:
+                # Cut short by the loss of the link: the next one has to look again.
+                for job_id, since in noticed.items():
+                    self._urgent.setdefault(job_id, since)
+                raise
+            if not self._bulk:
+                self._drained.set()
+            await asyncio.sleep(0)
+
+    def _take(self, *, awaited_only: bool) -> dict[str, float]:
+        """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
+        taken: dict[str, float] = {}
+        self._found.clear()
+        for job_id in list(self._watched)[: self._pace.size]:
+            if job_id in self._urgent:
+                taken[job_id] = self._urgent.pop(job_id)
+        if awaited_only:
+            return taken
+        while self._urgent and len(taken) < self._pace.size:
+            job_id = next(iter(self._urgent))
+            taken[job_id] = self._urgent.pop(job_id)
+        now = time.monotonic()
+        while self._bulk and len(taken) < self._pace.size:
+            job_id = next(iter(self._bulk))
+            del self._bulk[job_id]
+            if taken.setdefault(job_id, now) == now:
+                self._found.add(job_id)
+        self._taken.set()
+        return taken
+
+    async def _fetch(self, link: Link, life: Life, noticed: dict[str, float]) -> None:
+        job_ids = list(noticed)
+        commands: list[tuple[Any, ...]] = []
+        for job_id in job_ids:
+            key = self._pattern.key(job_id)
+            # GETRANGE is a GET with a limit: a value of 512 MB must not come over the wire.
+            commands.append(("GETRANGE", key, 0, self._max_value))
+            commands.append(("PTTL", key))
+        replies = await link.call(*commands)
+        now = self._clock.time()
+        try:
+            heads = await self._ledger.heads(job_ids)
+        except LedgerSilent:
+            heads = {}
+        self._pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
+        gone: list[str] = []
+        for position, job_id in enumerate(job_ids):
+            value, pttl = replies[2 * position], replies[2 * position + 1]
+            head = heads.get(job_id, NO_HEAD)
+            if pttl == -2:
+                gone.append(job_id)
+            elif isinstance(value, CommandError) or not isinstance(pttl, int):
+                self._odd(job_id, "other_type")
+            elif len(value) > self._max_value:
+                self._odd(job_id, "too_large")
+            else:
+                deadline = None if pttl == -1 else now + pttl / 1000
+                fetched = _Fetched(job_id, value, pttl, deadline, head)
+                await self._absorb(link, life, fetched, noticed[job_id], now)
+                if len(value) > BIG:
+                    await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
+        if gone:
+            await self._explain(link, life, gone, heads, now)
+
+    async def _absorb(
+        self, link: Link, life: Life, fetched: _Fetched, noticed: float, now: float
+    ) -> None:
+        job_id, head = fetched.job_id, fetched.head
+        digest = digest_of(fetched.value)
+        if head.buried:
+            if head.pass_on:
+                return  # the app has not been told yet and needs the key for its own clean-up
+            old = life.old_data and await self._was_version(job_id, digest)
+            if old or (head.held and self.hold_deletes):
+                await self._remove(link, job_id)
+                return
+        for sighting in self._watched.get(job_id, ()):
+            if not sighting.seen.done():
+                sighting.seen.set_result(None)
+        waiting = self._ledger.unwritten(job_id)
+        if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
+            self.counts.unchanged += 1
+            self._kept(job_id, True)
+            return
+        if (
+            life.old_data
+            and head.digest is not None
+            and head.digest != digest
+            and await self._put_newer(link, fetched, digest, now)
+        ):
+            return
+        snapshot = parse(job_id, fetched.value)
+        self._note(snapshot)
+
+        def done(ok: bool) -> None:
+            if ok:
+                self._metrics.lag.observe(time.monotonic() - noticed)
+            self._kept(job_id, ok)
+
+        self._ledger.put(snapshot, now, fetched.deadline, done)
+
+    def _kept(self, job_id: str, ok: bool) -> None:
+        for sighting in self._watched.get(job_id, ()):
+            if not sighting.kept.done():
+                sighting.kept.set_result(ok)
+
+    def _note(self, snapshot: Snapshot) -> None:
+        self.counts.captured += 1
+        for kind in snapshot.oddities:
+            self._odd(snapshot.job_id, kind)
+        if snapshot.shape != "opaque":
+            self.shape = snapshot.shape
+
+    def _odd(self, job_id: str, kind: str) -> None:
+        if kind not in self.counts.oddities:
+            log.warning("odd job value", extra={"job_id": job_id, "kind": kind})
+        self.counts.oddities[kind] = self.counts.oddities.get(kind, 0) + 1
+        self._metrics.oddity(kind)
+
+    async def _was_version(self, job_id: str, digest: bytes) -> bool:
+        try:
+            return await self._ledger.was_version(job_id, digest)
+        except LedgerSilent:
+            return False
+
+    async def _remove(self, link: Link, job_id: str) -> None:
+        commands: list[tuple[Any, ...]] = [("DEL", self._pattern.key(job_id))]
+        if self._index is not None:
+            commands.append(("ZREM", self._index, job_id))
+        await link.call(*commands)
+        self._metrics.held.inc()
+        log.info("deleted job came back and was removed", extra={"job_id": job_id})
+
+    async def _put_newer(self, link: Link, fetched: _Fetched, digest: bytes, now: float) -> bool:
+        """After a gap: the ledger's version over an older one. False when Redis is the newer."""
+        job_id = fetched.job_id
+        try:
+            row = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
+        except LedgerSilent:
+            return False
+        if not isinstance(row, Row):
+            return False
+        ours, theirs = parse(job_id, row.raw), parse(job_id, fetched.value)
+        # A value that the job once had, before the one it had last, is older beyond doubt.
+        if not await self._was_version(job_id, digest) and not is_newer(ours, theirs):
+            return False
+        command = replace(row, self._pattern.key(job_id), fetched.value, fetched.pttl, now)
+        (reply,) = await link.call(command)
+        if reply == 1:
+            self._metrics.restored("outdated", 1)
+            log.info("outdated job replaced", extra={"job_id": job_id, "version": row.version})
+            self._kept(job_id, True)
+        elif isinstance(reply, CommandError):
+            log.warning("outdated job stays", extra={"job_id": job_id, "reason": reply.text[:200]})
+        else:
+            self.look_at(job_id)  # it changed meanwhile
+        return True
+
+    async def _explain(
+        self, link: Link, life: Life, gone: list[str], heads: dict[str, Head], now: float
+    ) -> None:
+        known = [job_id for job_id in gone if self._known(job_id, heads)]
+        if not known or life.lost:
+            return
+        facts = await link.facts()
+        # A server that hides INFO: this very connection lives on, and a flush would have been told.
+        hidden = facts.run_id is None and link.mode == "tracking"
+        overall = Continuity.SAME if hidden else continuity(life.facts, facts)
+        before = dataclasses.replace(life.facts, evicted=life.evicted)
+        lately = Continuity.SAME if hidden else continuity(before, facts)
+        life.evicted = facts.evicted
+        if life.lost:
+            return
+        for job_id in known:
+            waiting = self._ledger.unwritten(job_id)
+            deadline = waiting.deadline if waiting else heads[job_id].deadline
+            between = overall if job_id in self._found else lately
+            absence = explain_absence(deadline, now, between)
+            if absence is Absence.DELETED:
+                self.counts.deleted += 1
+                self._ledger.bury(job_id, "redis", held=False)
+            elif absence is Absence.EVICTED:
+                log.warning("job evicted from Redis for want of memory", extra={"job_id": job_id})
+            elif absence is Absence.LOST:
+                self._on_lost(life)
+                return
+
+    def _known(self, job_id: str, heads: dict[str, Head]) -> bool:
+        if self._ledger.unwritten(job_id) is not None:
+            return True
+        return heads.get(job_id, NO_HEAD).digest is not None
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= DEADLINE_JITTER

@@ -1,0 +1,446 @@
+"""Keeps one mirror in touch with Redis: connect, compare, restore, follow, and again.
+
+A session is the life of one connection. It begins by asking whether the server still has the data
+of the last session (`restore.continuity`); if not, or if a flush is told later, everything live is
+put back before anything is concluded from absence. Then Redis and ledger are compared in full, once
+and every `sync_every`. While the session lasts, changes are captured at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
+
+from proxy.clock import Clock
+from proxy.config import schema
+from proxy.jobs import sql
+from proxy.jobs.capture import Capture, Life
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.model import KeyPattern
+from proxy.jobs.records import Pace, Row
+from proxy.jobs.redis_side import (
+    CaptureMode,
+    ClientFactory,
+    Command,
+    CommandError,
+    Facts,
+    Link,
+    RedisLost,
+)
+from proxy.jobs.rescue import BrokerRescue
+from proxy.jobs.restore import Continuity, Tally, continuity, index_entries, put_back
+from proxy.jobs.waiting import happened
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+State = Literal["starting", "live", "down", "stopped"]
+
+PAGE = 250  # jobs put back in one piece
+IDS_PAGE = 1000  # ids compared in one piece
+SCAN_COUNT = 500
+HEARTBEAT = 0.5  # seconds between two signs of life
+HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
+RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
+SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
+FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is being written
+OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
+
+
+class Refused(Exception):
+    """Redis is there but does not let us do what a restore or a comparison needs."""
+
+
+class Keeper:
+    """One mirror's task. `await run()` until cancelled; the rest may be called at any time."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: schema.Mirror,
+        factory: ClientFactory,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        *,
+        mode: CaptureMode = "tracking",
+    ) -> None:
+        self.state: State = "starting"
+        self.why = "not connected yet"
+        self.since = clock.time()
+        self.back_at: float | None = None  # monotonic: when Redis came back after having been away
+        self.restoring = False
+        self.obstacle: str | None = None  # why nothing is restored or compared, though Redis lives
+        self.last_restore: Tally | None = None
+        self.last_sync: float | None = None
+        self.link: Link | None = None
+        self.pattern = KeyPattern.parse(settings.key)
+        self._name = name
+        self._settings = settings
+        self._factory = factory
+        self._ledger = ledger
+        self._clock = clock
+        self._metrics = metrics
+        self._mode: CaptureMode = mode
+        self._facts: Facts | None = None
+        self._kick = asyncio.Event()
+        self._sync_asked: list[asyncio.Future[None]] = []
+        self._restore_asked: list[asyncio.Future[Tally]] = []
+        self.rescue = (
+            BrokerRescue(settings.rescue, ledger, metrics, self._lose)
+            if settings.rescue is not None
+            else None
+        )
+        self.capture = Capture(
+            self.pattern,
+            settings.index,
+            ledger,
+            clock,
+            metrics,
+            max_value=settings.max_value,
+            hold_deletes=settings.hold_deletes,
+            on_lost=lambda life: self._lose(life, "flush"),
+            on_other_key=self.rescue.changed if self.rescue else lambda key: None,
+        )
+
+    # --- asked from outside ----------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Compare Redis and the ledger in full, now. Raises `RedisLost` while Redis is away."""
+        await self._ask(self._sync_asked)
+
+    async def restore(self) -> Tally:
+        """Put back every live job that is missing. Raises `RedisLost` while Redis is away."""
+        return await self._ask(self._restore_asked)
+
+    def fill_gap(self, reason: str) -> None:
+        """The ledger lost something: compare in full soon."""
+        log.warning("ledger has a gap", extra={"mirror": self._name, "reason": reason})
+        self._sync_asked.append(asyncio.get_running_loop().create_future())
+        self._kick.set()
+
+    async def _ask(self, asked: list[asyncio.Future[_T]]) -> _T:
+        if self.link is None:
+            raise RedisLost(self.why)
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        asked.append(future)
+        self._kick.set()
+        return await future
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Sessions, one after the other, until cancelled."""
+        await self._load_facts()
+        pause = RECONNECT[0]
+        try:
+            while True:
+                began = time.monotonic()
+                why = await self._session()
+                self._gone(why)
+                if time.monotonic() - began > RECONNECT[1]:
+                    pause = RECONNECT[0]
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, RECONNECT[1])
+        finally:
+            self._give_up_waiting("stopped")
+            self.state, self.why = "stopped", "stopped"
+
+    async def _session(self) -> str:
+        """One connection, from its opening to its loss; returns why it ended."""
+        prefixes = [self.pattern.prefix, *(self.rescue.prefixes if self.rescue else ())]
+        life: list[Life] = []
+
+        def flushed() -> None:
+            for one in life:
+                self._lose(one, "flush")
+
+        link = Link(
+            self._factory,
+            prefixes,
+            on_changed=self.capture.changed,
+            on_flushed=flushed,
+            mode=self._mode,
+        )
+        try:
+            await link.open()
+            life.append(await self._begin(link))
+            self.link = link
+            self._here(link)
+            name = f"mirror:{self._name}"
+            duties = [
+                (f"{name}:capture", self.capture.run(link, life[0])),
+                (f"{name}:keep", self._keep(link, life[0])),
+                (f"{name}:heartbeat", self._heartbeat(link)),
+            ]
+            if self.rescue is not None:
+                duties.append((f"{name}:rescue", self.rescue.follow(link, life[0])))
+            await _until_one_ends(duties)
+        except RedisLost as lost:
+            return str(lost)
+        except Exception as unexpected:
+            # A fault of ours must not end the mirror for good: say it, and begin anew.
+            log.exception("mirror session failed", extra={"mirror": self._name})
+            return f"internal error: {unexpected!r}"
+        finally:
+            self.link = None
+            await link.close()
+        return "closed"
+
+    async def _begin(self, link: Link) -> Life:
+        facts = await link.facts()
+        if facts.loading:
+            raise RedisLost("still loading its data")
+        life = Life(facts, cause="start", evicted=facts.evicted)
+        before = self._facts
+        if continuity(before, facts) is Continuity.BROKEN:
+            same_server = before is not None and before.run_id == facts.run_id
+            life.lose("start" if before is None else "flush" if same_server else "restart")
+        elif before is not None:
+            # What was evicted since then must still count as evicted, not as deleted.
+            life.facts = before
+        return life
+
+    def _here(self, link: Link) -> None:
+        came_back = self.state == "down"
+        self.state, self.why, self.since = "live", "", self._clock.time()
+        if came_back:
+            self.back_at = self._clock.monotonic()
+        self._metrics.degraded("redis", False)
+        log.info("mirror follows redis", extra={"mirror": self._name, "capture": link.mode})
+
+    def _gone(self, why: str) -> None:
+        self._give_up_waiting(why)
+        if self.state != "down":
+            self.since = self._clock.time()
+            self._metrics.degraded("redis", True)
+            log.warning("mirror lost redis", extra={"mirror": self._name, "reason": why})
+        self.state, self.why = "down", why
+
+    def _give_up_waiting(self, why: str) -> None:
+        error = RedisLost(why)
+        waiting: list[asyncio.Future[Any]] = [*self._sync_asked, *self._restore_asked]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # nobody may be waiting any more
+        self._sync_asked.clear()
+        self._restore_asked.clear()
+
+    def _lose(self, life: Life, cause: str) -> None:
+        life.lose(cause)
+        self._kick.set()
+
+    async def _heartbeat(self, link: Link) -> None:
+        while True:
+            await link.call(("PING",), patience=HEARTBEAT_PATIENCE)
+            if await happened(link.lost, HEARTBEAT):
+                raise RedisLost(link.why_lost)
+
+    # --- restore and comparison ------------------------------------------------------------------
+
+    async def _keep(self, link: Link, life: Life) -> None:
+        """Put back what was lost, compare, wait for the next reason to; until the link is lost."""
+        while True:
+            self._kick.clear()
+            began = time.monotonic()
+            restores, self._restore_asked = self._restore_asked, []
+            syncs, self._sync_asked = self._sync_asked, []
+            try:
+                while life.lost:
+                    await self._make_good(link, life)
+                if restores:
+                    _resolve(restores, await self._put_all_back(link, "manual"))
+                await self._compare(link, life)
+                _resolve(syncs, None)
+            except (LedgerSilent, Refused) as obstacle:
+                # Nothing can be given back or compared now; capture goes on meanwhile.
+                self._blocked_by(str(obstacle))
+                self._restore_asked += restores
+                self._sync_asked += syncs
+                await asyncio.sleep(OBSTACLE_PAUSE)
+                continue
+            except RedisLost:
+                self._restore_asked += restores
+                self._sync_asked += syncs
+                raise
+            self._blocked_by(None)
+            pause = self._settings.sync_every
+            if link.mode == "scanning":
+                pause = min(pause, max(SCAN_PAUSE[0], SCAN_PAUSE[1] * (time.monotonic() - began)))
+            await happened(self._kick, pause)
+
+    def _blocked_by(self, obstacle: str | None) -> None:
+        if obstacle == self.obstacle:
+            return
+        self.obstacle = obstacle
+        if obstacle is None:
+            log.info("mirror compares again", extra={"mirror": self._name})
+        else:
+            log.error(
+                "mirror cannot restore or compare",
+                extra={"mirror": self._name, "reason": obstacle},
+            )
+
+    async def _make_good(self, link: Link, life: Life) -> None:
+        """Put back what one loss took; a loss meanwhile leaves `life.lost` set."""
+        losses = life.losses
+        life.facts = await link.facts()
+        life.evicted = life.facts.evicted
+        await self._put_all_back(link, life.cause)
+        if self.rescue is not None:
+            await self.rescue.put_back(link, life)
+        life.restored = losses
+
+    async def _put_all_back(self, link: Link, cause: str) -> Tally:
+        """Every live job of the ledger, where it is missing. Raises `LedgerSilent`, `RedisLost`."""
+        began = time.monotonic()
+        restored = kept = 0
+        self.restoring = True
+        try:
+            await self._ledger.flushed(FLUSH_PATIENCE)
+            # What is captured but still not committed, as while SQLite cannot write.
+            for row in self._ledger.unwritten_rows():
+                restored += await self._put_back(link, [row])
+            after = ""
+            pace = Pace(PAGE)
+            while page := await self._ledger.live_page(after, self._clock.time(), pace.size):
+                after = page[-1].job_id
+                pace.moved(sum(len(row.raw) for row in page))
+                done = await self._put_back(link, page)
+                restored += done
+                kept += len(page) - done
+        finally:
+            self.restoring = False
+        tally = Tally(cause, restored, kept, time.monotonic() - began)
+        self.last_restore = tally
+        self._metrics.restored(cause, restored)
+        log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
+        return tally
+
+    async def _put_back(self, link: Link, rows: list[Row]) -> int:
+        """How many of these jobs were missing and are there now. Raises `RedisLost`."""
+        now = self._clock.time()
+        commands: list[Command] = []
+        sent: list[Row] = []
+        for row in rows:
+            command = put_back(row, self.pattern.key(row.job_id), now)
+            if command is not None:
+                commands.append(command)
+                sent.append(row)
+        if not commands:
+            return 0
+        if self._settings.index is not None:
+            commands.append(index_entries(sent, self._settings.index))
+        replies = await link.call(*commands)
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
+                raise Refused(f"takes no jobs back: {reply.text[:200]}")
+        return sum(reply == b"OK" for reply in replies[: len(sent)])
+
+    async def put_one_back(self, row: Row) -> bool:
+        """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
+        if self.link is None:
+            raise RedisLost(self.why)
+        command = put_back(row, self.pattern.key(row.job_id), self._clock.time())
+        if command is None:
+            return False
+        commands = [command]
+        if self._settings.index is not None:
+            commands.append(index_entries([row], self._settings.index))
+        reply, *_ = await self.link.call(*commands)
+        if reply == b"OK":
+            self._metrics.restored("read", 1)
+            log.info("job restored", extra={"mirror": self._name, "job_id": row.job_id})
+        return not isinstance(reply, CommandError)
+
+    async def _compare(self, link: Link, life: Life) -> None:
+        """Look at every key of the family, and at every job of the ledger that has no key."""
+        began = time.monotonic()
+        if link.mode != "tracking" and (
+            continuity(life.facts, await link.facts()) is Continuity.BROKEN
+        ):
+            self._lose(life, "flush")  # only tracking is told of a flush
+        if life.lost:
+            return
+        await self._name_keys(link)
+        await self._name_missing(link)
+        await self.capture.drained()
+        await self._ledger.flushed(FLUSH_PATIENCE)
+        if life.lost:
+            return  # the comparison meant nothing; `_kick` is set
+        life.old_data = False
+        self._facts = life.facts
+        self._ledger.set_meta("facts", json.dumps(asdict(life.facts)))
+        self.last_sync = self._clock.time()
+        self._metrics.last_sync.set(self.last_sync)
+        if self.rescue is not None:
+            await self.rescue.look(link, life)
+        log.debug(
+            "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
+        )
+
+    async def _name_keys(self, link: Link) -> None:
+        cursor: bytes | int = 0
+        while True:
+            await self.capture.room()
+            (reply,) = await link.call(
+                ("SCAN", cursor, "MATCH", self.pattern.glob(), "COUNT", SCAN_COUNT)
+            )
+            if isinstance(reply, CommandError):
+                raise Refused(f"cannot be scanned: {reply.text[:200]}")
+            cursor, keys = reply
+            found = (self.pattern.job_id(key) for key in keys)
+            self.capture.look_at_many([job_id for job_id in found if job_id is not None])
+            if int(cursor) == 0:
+                return
+
+    async def _name_missing(self, link: Link) -> None:
+        """Raises `LedgerSilent`: then the comparison is done again."""
+        after = ""
+        while ids := await self._ledger.live_ids(after, self._clock.time(), IDS_PAGE):
+            after = ids[-1]
+            replies = await link.call(*(("EXISTS", self.pattern.key(one)) for one in ids))
+            self.capture.look_at_many(
+                [one for one, there in zip(ids, replies, strict=True) if there == 0]
+            )
+            await self.capture.room()
+
+    async def _load_facts(self) -> None:
+        """What was known of the server when the process last ran."""
+        try:
+            known = dict(await self._ledger.table(sql.META))
+            self._facts = Facts(**json.loads(known["facts"]))
+        except (LedgerSilent, KeyError, TypeError, ValueError):
+            self._facts = None
+
+
+async def _until_one_ends(duties: list[tuple[str, Coroutine[object, object, None]]]) -> None:
+    """Run all until one ends, by an exception as a rule; cancel the others and raise it."""
+    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in duties]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    # A fault of ours matters more than the loss of the connection that it may have caused.
+    failures = [one for one in outcomes if isinstance(one, Exception)]
+    failures.sort(key=lambda failure: isinstance(failure, RedisLost))
+    for failure in failures:
+        raise failure
+
+
+def _resolve(futures: list[asyncio.Future[_T]], result: _T) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(result)

@@ -1,0 +1,447 @@
+"""The durable side of a mirror: what is written in groups, and what can be asked.
+
+1. Nobody waits for the writer unless asked to: `put` and its kin queue an operation and return; the
+   operation's `done` callback tells when it is committed. All that is queued goes into one
+   transaction, so that many small writes share one flush to the disk.
+2. Trouble never leaves this file as an exception of SQLite's. Disk full, read-only, locked: the
+   queue is kept (bounded, newest version per job), tried again every `RETRY` seconds, and
+   `degraded` says why. A damaged or foreign file is set aside under another name and a new one
+   begun. Both end in `on_gap`, by which the mirror knows that it must fill the ledger again.
+3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
+4. The whole file is checked at start while small; a big one is checked by a reader while already in
+   use, as a start must not wait for a gigabyte to be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from proxy.clock import Clock
+from proxy.jobs import sql
+from proxy.jobs.ledger_file import REFUSED, LedgerFile, Newer, Unfit, is_damage
+from proxy.jobs.ledger_file import Params as ReadParams
+from proxy.jobs.model import Snapshot, sql_time
+from proxy.jobs.records import Head, Row, Tombstone, read_row
+from proxy.jobs.waiting import happened, settled
+
+log = logging.getLogger(__name__)
+
+GROUP = 256  # operations in one transaction
+BACKLOG = 20_000  # operations kept while SQLite takes none
+BACKLOG_BYTES = 64 * 1024 * 1024
+RETRY = 1.0  # seconds between two attempts while degraded
+
+Params = dict[str, Any]
+Done = Callable[[bool], None]
+
+
+@dataclass(slots=True)
+class _Op:
+    statements: tuple[str, ...]
+    params: Params
+    key: str
+    size: int
+    done: Done | None
+
+
+class Ledger:
+    """See the rules at the top of the file. Use: `await start()`, work, `await stop()`."""
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        keep_versions: int = 50,
+        on_gap: Callable[[str], None] = lambda reason: None,
+        on_commit: Callable[[int], None] = lambda operations: None,
+        on_degraded: Callable[[str | None], None] = lambda reason: None,
+    ) -> None:
+        self.degraded: str | None = "not started"
+        self.refused = 0
+        self._clock = clock
+        self._keep_versions = keep_versions
+        self._on_gap = on_gap
+        self._on_commit = on_commit
+        self._on_degraded = on_degraded
+        self._file = LedgerFile(path, clock, self._suspected)
+        self._queue: list[_Op] = []
+        self._queued_bytes = 0
+        self._newest: dict[str, Row] = {}
+        self._gap = False
+        self._suspect = False
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the file (made when missing) and begin to write. Never raises for its state."""
+        await self._try_open()
+        self._task = asyncio.create_task(self._run(), name=f"ledger-writer:{self._file.path.name}")
+
+    async def stop(self, patience: float = 5.0) -> None:
+        """Write what is queued, for at most `patience` seconds, and close."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            if not await settled(self._task, patience):
+                log.error("ledger stopped with unwritten operations", extra=self._facts())
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._file.close()
+        for op in self._queue:
+            _tell(op, False)
+        self._queue.clear()
+
+    # --- writing (all of these return at once) --------------------------------------------------
+
+    def put(
+        self, snapshot: Snapshot, captured_at: float, deadline: float | None, done: Done | None
+    ) -> None:
+        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`."""
+        try:
+            data: str | bytes = snapshot.raw.decode("utf-8")
+        except UnicodeDecodeError:
+            data = snapshot.raw  # SQLite keeps a BLOB in a TEXT column as it is
+        expires = deadline if deadline is not None else snapshot.expires_at
+        completed = snapshot.completed_at
+        params: Params = {
+            "job_id": snapshot.job_id,
+            "status": snapshot.status,
+            "progress": snapshot.progress,
+            "data": data,
+            "created_at": sql_time(snapshot.created_at or captured_at),
+            "updated_at": sql_time(snapshot.updated_at or captured_at),
+            "completed_at": sql_time(completed) if completed is not None else None,
+            "expires_at": sql_time(expires) if expires is not None else None,
+            "captured_at": captured_at,
+            "deadline": deadline,
+            "digest": snapshot.digest,
+            "keep_versions": self._keep_versions,
+        }
+        self._newest[snapshot.job_id] = Row(
+            snapshot.job_id,
+            snapshot.status,
+            snapshot.progress,
+            snapshot.raw,
+            params["created_at"],
+            captured_at,
+            deadline,
+            snapshot.digest,
+            0,
+        )
+        self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw), done))
+
+    def bury(
+        self,
+        job_id: str,
+        origin: str,
+        *,
+        held: bool,
+        pass_on: bool = False,
+        done: Done | None = None,
+    ) -> None:
+        """A job was deleted: its row goes, a tombstone comes."""
+        params: Params = {
+            "job_id": job_id,
+            "deleted_at": self._clock.time(),
+            "origin": origin,
+            "held": int(held),
+            "pass_on": int(pass_on),
+        }
+        self._newest.pop(job_id, None)
+        self._enqueue(_Op(sql.BURY, params, job_id, 0, done))
+
+    def passed_on(self, job_id: str) -> None:
+        """The app has been told of the deletion."""
+        self._enqueue(_Op(sql.PASSED_ON, {"job_id": job_id}, job_id, 0, None))
+
+    def set_meta(self, name: str, value: str) -> None:
+        """Remember a small fact across restarts."""
+        self._enqueue(_Op(sql.SET_META, {"name": name, "value": value}, f"\0{name}", 0, None))
+
+    def execute(
+        self, statements: tuple[str, ...], params: Params, done: Done | None = None, key: str = ""
+    ) -> None:
+        """Queue statements of `sql.py` as one operation; those of one key stay in order."""
+        self._enqueue(_Op(statements, params, key, 0, done))
+
+    async def flushed(self, within: float) -> bool:
+        """Whether all that is queued now was committed within so many seconds."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Op((), {}, "", 0, lambda ok: _settle(future, ok)))
+        return await settled(future, within) and future.result()
+
+    @property
+    def backlog(self) -> int:
+        """Operations not committed yet."""
+        return len(self._queue)
+
+    def _enqueue(self, op: _Op) -> None:
+        if self._stopping:
+            _tell(op, False)
+            return
+        self._queue.append(op)
+        self._queued_bytes += op.size
+        if len(self._queue) > BACKLOG or self._queued_bytes > BACKLOG_BYTES:
+            self._thin_out()
+        self._wake.set()
+
+    def _thin_out(self) -> None:
+        """Drop superseded and, if that is not enough, oldest versions; the gap is filled later."""
+        kept: dict[object, _Op] = {}
+        for op in self._queue:
+            key = (op.statements, op.key) if op.key else id(op)
+            if (old := kept.pop(key, None)) is not None:
+                _tell(old, False)
+            kept[key] = op
+        ops = list(kept.values())
+        # Tombstones and facts are small and cannot be found again in Redis: only versions go.
+        versions = [op for op in ops if op.statements is sql.PUT]
+        size = sum(op.size for op in versions)
+        dropped: set[int] = set()
+        for op in versions:
+            if len(ops) - len(dropped) <= BACKLOG // 2 and size <= BACKLOG_BYTES // 2:
+                break
+            dropped.add(id(op))
+            size -= op.size
+            self._newest.pop(op.key, None)
+            _tell(op, False)
+        self._gap = self._gap or bool(dropped)
+        self._queue = [op for op in ops if id(op) not in dropped]
+        self._queued_bytes = size
+
+    # --- the writer -----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue or self._suspect:
+                if self._suspect:
+                    # Only this task closes the file: a reader or the check merely points at it.
+                    self._suspect = False
+                    await self._set_aside("damaged")
+                if self._file.writer is None and not await self._try_open():
+                    if self._stopping:
+                        return
+                    await self._pause()
+                    continue
+                group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
+                if not await self._commit(group):
+                    if self._stopping:
+                        return
+                    if self.degraded:
+                        await self._pause()
+            if self._stopping:
+                return
+
+    async def _pause(self) -> None:
+        """Until the next attempt; a stop does not wait for it."""
+        deadline = asyncio.get_running_loop().time() + RETRY
+        while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await happened(self._wake, left)
+            self._wake.clear()
+
+    async def _commit(self, group: list[_Op]) -> bool:
+        """Write a group, or put it back in front of the queue. False when nothing was written."""
+        try:
+            await self._file.transaction(_rounds(group))
+        except REFUSED:
+            await self._one_by_one(group)
+            return True
+        except sqlite3.Error as error:
+            self._queue[:0] = group
+            await self._failed(error)
+            return False
+        self._succeeded(group)
+        return True
+
+    async def _one_by_one(self, group: list[_Op]) -> None:
+        for index, op in enumerate(group):
+            try:
+                await self._file.transaction(_rounds([op]))
+            except REFUSED as error:
+                self.refused += 1
+                self._forget_newest([op])
+                self._queued_bytes -= op.size
+                log.warning(
+                    "ledger refused an operation",
+                    extra={**self._facts(), "job_id": op.key, "reason": str(error)},
+                )
+                _tell(op, False)
+            except sqlite3.Error as error:
+                self._queue[:0] = group[index:]
+                await self._failed(error)
+                return
+            else:
+                self._succeeded([op])
+
+    def _succeeded(self, group: Sequence[_Op]) -> None:
+        self._queued_bytes -= sum(op.size for op in group)
+        self._forget_newest(group)
+        self._set_degraded(None)
+        self._on_commit(len(group))
+        for op in group:
+            _tell(op, True)
+        if self._gap and not self._queue:
+            self._gap = False
+            self._on_gap("backlog overflowed")
+
+    def _forget_newest(self, group: Iterable[_Op]) -> None:
+        for op in group:
+            newest = self._newest.get(op.key)
+            if newest is not None and newest.digest == op.params.get("digest"):
+                del self._newest[op.key]
+
+    async def _failed(self, error: sqlite3.Error) -> None:
+        if is_damage(error):
+            await self._set_aside("damaged")
+            return
+        self._set_degraded(str(error))
+
+    def _set_degraded(self, reason: str | None) -> None:
+        if reason == self.degraded:
+            return
+        before, self.degraded = self.degraded, reason
+        if reason is None:
+            log.info("ledger writes again", extra={**self._facts(), "was": before})
+        else:
+            log.error("ledger degraded", extra={**self._facts(), "reason": reason})
+        self._on_degraded(reason)
+
+    # --- the file -------------------------------------------------------------------------------
+
+    async def _try_open(self) -> bool:
+        for _ in range(2):  # the second time on a new file, when the first was not fit
+            try:
+                await self._file.open()
+            except Unfit as unfit:
+                await self._set_aside(str(unfit))
+                continue
+            except (OSError, sqlite3.Error, Newer) as error:
+                self._set_degraded(str(error))
+                return False
+            self._set_degraded(None)
+            return True
+        return False
+
+    async def _set_aside(self, why: str) -> None:
+        try:
+            kept = await self._file.set_aside(why)
+        except OSError as error:
+            self._set_degraded(f"{why}, and cannot be set aside: {error}")
+            return
+        log.error("ledger set aside", extra={**self._facts(), "why": why, "kept": str(kept)})
+        self._gap = True
+        self.set_meta("set_aside", str(kept))  # the commit of this tells of the gap
+
+    def _suspected(self) -> None:
+        self._suspect = True
+        self._wake.set()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"ledger": str(self._file.path), "backlog": len(self._queue)}
+
+    # --- reading (each raises LedgerSilent) -----------------------------------------------------
+
+    def unwritten(self, job_id: str) -> Row | None:
+        """The version of a job that is queued but not committed yet; its number is 0."""
+        return self._newest.get(job_id)
+
+    def unwritten_rows(self) -> list[Row]:
+        """All versions that are queued but not committed yet."""
+        return list(self._newest.values())
+
+    async def get(self, job_id: str) -> Row | Tombstone | None:
+        """A job, or that it was deleted, or None when it was never known."""
+        if rows := await self._file.rows(sql.GET, (job_id,)):
+            return read_row(rows[0])
+        if rows := await self._file.rows(sql.GET_TOMBSTONE, (job_id,)):
+            deleted_at, origin, held, pass_on = rows[0]
+            return Tombstone(job_id, deleted_at, origin, bool(held), bool(pass_on))
+        return None
+
+    async def heads(self, job_ids: Sequence[str]) -> dict[str, Head]:
+        """The newest digest and the tombstone of each job, in one query."""
+        rows = await self._file.rows(sql.HEADS, (json.dumps(job_ids),))
+        return {
+            job_id: Head(digest, deadline, held is not None, bool(held), bool(pass_on))
+            for job_id, digest, deadline, held, pass_on in rows
+        }
+
+    async def was_version(self, job_id: str, digest: bytes) -> bool:
+        """Whether the job once had this very value."""
+        return bool(await self._file.rows(sql.WAS_VERSION, (job_id, digest)))
+
+    async def live_page(self, after: str, now: float, limit: int) -> list[Row]:
+        """Jobs not expired at `now`, in the order of their ids, behind `after`."""
+        return [read_row(row) for row in await self._file.rows(sql.LIVE_PAGE, (after, now, limit))]
+
+    async def live_ids(self, after: str, now: float, limit: int) -> list[str]:
+        """The ids of `live_page`, without the documents."""
+        return [row[0] for row in await self._file.rows(sql.LIVE_IDS, (after, now, limit))]
+
+    async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
+        """Live jobs, the newest creation first."""
+        if status is None:
+            rows = await self._file.rows(sql.LIST, (now, limit))
+        else:
+            rows = await self._file.rows(sql.LIST_STATUS, (status, now, limit))
+        return [read_row(row) for row in rows]
+
+    async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
+        """Live unfinished jobs without a change since then, the longest first."""
+        rows = await self._file.rows(sql.STRANDED, (unchanged_since, now, limit))
+        return [read_row(row) for row in rows]
+
+    async def versions(self, job_id: str) -> list[tuple[int, float, str, float, bytes]]:
+        """(number, seen at, status, progress, value) of each version kept, the oldest first."""
+        rows = await self._file.rows(sql.VERSIONS, (job_id,))
+        return [
+            (number, seen, status, progress, zlib.decompress(data))
+            for number, seen, status, progress, data in rows
+        ]
+
+    async def column(self, statement: str, params: ReadParams = ()) -> list[Any]:
+        """The first column of a query of `sql.py`."""
+        return [row[0] for row in await self._file.rows(statement, params)]
+
+    async def table(self, statement: str, params: ReadParams = ()) -> list[Any]:
+        """All columns of a query of `sql.py`, one tuple a row."""
+        return [tuple(row) for row in await self._file.rows(statement, params)]
+
+
+def _rounds(group: Sequence[_Op]) -> Iterable[tuple[tuple[str, ...], list[Params]]]:
+    """Runs of operations of one kind on different jobs: within a run, order does not matter."""
+    start = 0
+    seen: set[str] = set()
+    for index, op in enumerate(group):
+        if op.statements is not group[start].statements or op.key in seen:
+            yield group[start].statements, [one.params for one in group[start:index]]
+            start = index
+            seen.clear()
+        if op.key:
+            seen.add(op.key)
+    if group:
+        yield group[start].statements, [one.params for one in group[start:]]
+
+
+def _tell(op: _Op, ok: bool) -> None:
+    if op.done is not None:
+        op.done(ok)
+
+
+def _settle(future: asyncio.Future[bool], ok: bool) -> None:
+    if not future.done():
+        future.set_result(ok)

@@ -1,0 +1,106 @@
+"""What a mirror measures, on a registry that the caller gives."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+
+
+class JobMetrics:
+    """The families of all mirrors; `for_mirror` gives the children of one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        one = ("mirror",)
+        self.lag = Histogram(
+            "proxy_mirror_lag_seconds",
+            "From the news of a job's change to its commit in SQLite",
+            one,
+            buckets=_LAG,
+            registry=registry,
+        )
+        self.rows = Gauge("proxy_mirror_rows", "Jobs in SQLite", one, registry=registry)
+        self.commits = Counter(
+            "proxy_mirror_commits", "Groups of changes committed", one, registry=registry
+        )
+        self.restored = Counter(
+            "proxy_jobs_restored",
+            "Jobs put back into Redis, by what had taken them",
+            ("mirror", "cause"),
+            registry=registry,
+        )
+        self.degraded = Gauge(
+            "proxy_mirror_degraded",
+            "1 while a part (redis, sqlite) cannot do its work",
+            ("mirror", "part"),
+            registry=registry,
+        )
+        self.last_sync = Gauge(
+            "proxy_mirror_last_sync_timestamp_seconds",
+            "When Redis and SQLite were last compared in full, Unix time",
+            one,
+            registry=registry,
+        )
+        self.stranded = Gauge(
+            "proxy_jobs_stranded", "Unfinished jobs that nobody works on", one, registry=registry
+        )
+        self.oddities = Counter(
+            "proxy_mirror_oddities",
+            "Job values that are not what they should be, by kind",
+            ("mirror", "kind"),
+            registry=registry,
+        )
+        self.creations = Counter(
+            "proxy_jobs_created",
+            "Accepted creations by what the stores said: confirmed, not_stored, degraded, refused",
+            ("mirror", "result"),
+            registry=registry,
+        )
+        self.held = Counter(
+            "proxy_jobs_held",
+            "Deleted jobs that came back and were removed",
+            one,
+            registry=registry,
+        )
+        self.rescued = Counter(
+            "proxy_broker_rescued",
+            "Celery bindings and messages put back",
+            ("mirror", "kind"),
+            registry=registry,
+        )
+
+    def for_mirror(self, name: str) -> MirrorMetrics:
+        """The children labelled with one mirror's name."""
+        return MirrorMetrics(self, name)
+
+
+class MirrorMetrics:
+    """One mirror's share of `JobMetrics`."""
+
+    def __init__(self, families: JobMetrics, name: str) -> None:
+        self._families = families
+        self._name = name
+        self.lag = families.lag.labels(name)
+        self.rows = families.rows.labels(name)
+        self.commits = families.commits.labels(name)
+        self.last_sync = families.last_sync.labels(name)
+        self.stranded = families.stranded.labels(name)
+        self.held = families.held.labels(name)
+        for part in ("redis", "sqlite"):
+            self.degraded(part, False)
+
+    def degraded(self, part: str, is_so: bool) -> None:
+        """`part` is `redis` or `sqlite`."""
+        self._families.degraded.labels(self._name, part).set(is_so)
+
+    def restored(self, cause: str, jobs: int) -> None:
+        self._families.restored.labels(self._name, cause).inc(jobs)
+
+    def oddity(self, kind: str) -> None:
+        self._families.oddities.labels(self._name, kind).inc()
+
+    def creation(self, result: str) -> None:
+        self._families.creations.labels(self._name, result).inc()
+
+    def rescued(self, kind: str, number: int) -> None:
+        self._families.rescued.labels(self._name, kind).inc(number)

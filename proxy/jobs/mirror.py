@@ -1,0 +1,420 @@
+"""One mirror, as the routes and the admin API see it.
+
+Nothing here raises for trouble with Redis or SQLite, and every wait has a limit: what cannot be
+known in time is answered as such (`None`, `DEGRADED`), and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from proxy.clock import Clock, iso_utc
+from proxy.config import schema
+from proxy.errors import JobNotStored
+from proxy.jobs.duties import Duties, PassOn
+from proxy.jobs.keeper import Keeper
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.metrics import JobMetrics
+from proxy.jobs.model import (
+    UNKNOWN_STATUS,
+    Snapshot,
+    deleted_body,
+    job_body,
+    list_body,
+    not_found_body,
+    parse,
+    valid_job_id,
+)
+from proxy.jobs.records import Row, Tombstone
+from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
+from proxy.jobs.restore import Tally
+from proxy.jobs.waiting import settled
+
+log = logging.getLogger(__name__)
+
+COMMIT_PATIENCE = 0.25  # seconds that a creation may wait for SQLite
+LOOK_AGAIN = 0.05  # seconds between two looks for a created job's key
+READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
+TOMBSTONE_PATIENCE = 0.5
+DOWN_RETRY_AFTER = 5.0
+LIST_LIMIT = (50, 1000)  # the default and the most
+
+
+class Creation(StrEnum):
+    """What became of a job that the app said it accepted."""
+
+    CONFIRMED = "confirmed"  # in Redis, and committed in SQLite
+    NOT_STORED = "not_stored"  # not in Redis within the time: lost, whatever the app said
+    DEGRADED = "degraded"  # in Redis; SQLite could not confirm it in time
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A live job as the mirror holds it; `as_of` is when this version was seen, Unix seconds."""
+
+    snapshot: Snapshot
+    row: Row
+    as_of: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstoned:
+    """A deleted job; Unix seconds. `origin`: `client`, or `redis` for a DEL that was seen."""
+
+    deleted_at: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A job whose time ended at `expired_at`, Unix seconds."""
+
+    expired_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer in the app's own form."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class Mirror:
+    """One family of job keys. `await start()`, work, `await stop()`."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: schema.Mirror,
+        factory: ClientFactory,
+        metrics: JobMetrics,
+        clock: Clock,
+        *,
+        mode: CaptureMode = "tracking",
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self._clock = clock
+        self._metrics = metrics.for_mirror(name)
+        self._ledger = Ledger(
+            settings.sqlite,
+            clock,
+            keep_versions=settings.keep_versions,
+            on_gap=lambda reason: self._keeper.fill_gap(reason),
+            on_commit=lambda operations: self._metrics.commits.inc(),
+            on_degraded=lambda reason: self._metrics.degraded("sqlite", reason is not None),
+        )
+        self._keeper = Keeper(
+            name, settings, factory, self._ledger, clock, self._metrics, mode=mode
+        )
+        self._duties = Duties(name, settings, self._ledger, self._keeper, clock, self._metrics)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._refuse_until = float("-inf")
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the ledger and begin to follow Redis; returns without waiting for Redis."""
+        await self._ledger.start()
+        coroutines = self._duties.coroutines(await self._duties.recall())
+        coroutines["keeper"] = self._keeper.run()
+        for duty, coroutine in coroutines.items():
+            task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """End all tasks, write what is queued, close."""
+        for task in self._tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.error("mirror task failed", extra={"mirror": self.name}, exc_info=outcome)
+        self._tasks.clear()
+        await self._ledger.stop()
+
+    @property
+    def redis_up(self) -> bool:
+        """Whether Redis answers now: while it does not, the app's 404 says nothing about a job."""
+        return self._keeper.state == "live"
+
+    def pass_deletions_to(self, pass_on: PassOn) -> None:
+        """Whom to call with the id of a job that was deleted while the app was away.
+
+        It returns whether the app has been told; its 404 counts as told.
+        """
+        self._duties.pass_on = pass_on
+
+    # --- creating --------------------------------------------------------------------------------
+
+    def creation_refusal(self) -> JobNotStored | None:
+        """Why no job can be accepted now; None when one can. Costs nothing."""
+        keeper = self._keeper
+        if keeper.state != "live":
+            self._metrics.creation("refused")
+            return JobNotStored(
+                "The job store is not reachable, so the job would be lost; try again",
+                retry_after=DOWN_RETRY_AFTER,
+                reason="redis_down",
+            )
+        left = self._refuse_until - self._clock.monotonic()
+        if left > 0:
+            self._metrics.creation("refused")
+            return JobNotStored(
+                "The job store is back, but the service does not use it again yet; try again",
+                retry_after=left,
+                reason="app_breaker_open",
+            )
+        return None
+
+    def not_stored(self) -> JobNotStored:
+        """The answer instead of an acceptance that proved untrue."""
+        left = self._refuse_until - self._clock.monotonic()
+        return JobNotStored(
+            "The service accepted the job but did not store it; try again",
+            retry_after=left if left > 0 else DOWN_RETRY_AFTER,
+            reason="key_missing",
+        )
+
+    async def confirm_created(self, job_id: str, timeout: float = 0.5) -> Creation:  # noqa: ASYNC109
+        """Wait until an accepted job is in Redis (`timeout` seconds) and in SQLite (0.25 s)."""
+        result = await self._confirm(job_id, timeout)
+        self._metrics.creation(result)
+        if result is Creation.NOT_STORED:
+            back_at = self._keeper.back_at
+            if back_at is not None:
+                # The app's breaker opened before Redis came back, at the latest.
+                until = back_at + self.settings.app_breaker
+                if until > self._clock.monotonic():
+                    self._refuse_until = until
+        if result is not Creation.CONFIRMED:
+            log.error(
+                "accepted job not confirmed",
+                extra={"mirror": self.name, "job_id": job_id[:128], "result": result},
+            )
+        return result
+
+    async def _confirm(self, job_id: str, within: float) -> Creation:
+        if not valid_job_id(job_id):
+            return Creation.DEGRADED  # not an id that the mirror could ever hold
+        capture = self._keeper.capture
+        sighting = capture.watch(job_id)
+        try:
+            try:
+                async with asyncio.timeout(within):
+                    while not await settled(sighting.seen, LOOK_AGAIN):
+                        capture.look_at(job_id)
+            except TimeoutError:
+                return Creation.NOT_STORED
+            if not await settled(sighting.kept, COMMIT_PATIENCE):
+                return Creation.DEGRADED
+            return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
+        finally:
+            capture.unwatch(job_id, sighting)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def is_gone(self, job_id: str) -> bool:
+        """Whether the job was deleted through us and must look so. Costs nothing."""
+        return job_id in self._duties.gone
+
+    async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | None:
+        """What the mirror knows; None: nothing, or nothing in time."""
+        if not valid_job_id(job_id):
+            return None
+        found: Row | Tombstone | None
+        try:
+            async with asyncio.timeout(READ_PATIENCE):
+                found = await self._ledger.get(job_id)
+        except (LedgerSilent, TimeoutError):
+            found = None
+        if isinstance(found, Tombstone):
+            return Tombstoned(found.deleted_at, found.origin)
+        if job_id in self._duties.gone:
+            return Tombstoned(self._clock.time(), "client")
+        row = self._ledger.unwritten(job_id) or found
+        if row is None:
+            return None
+        if row.deadline is not None and row.deadline <= self._clock.time():
+            return Expired(row.deadline)
+        return Known(parse(job_id, row.raw), row, row.captured_at)
+
+    async def revive(self, job_id: str) -> bool:
+        """Whether a live job is in Redis now: put back if it was missing, else left as it is."""
+        known = await self.lookup(job_id)
+        if not isinstance(known, Known):
+            return False
+        try:
+            async with asyncio.timeout(READ_PATIENCE):
+                return await self._keeper.put_one_back(known.row)
+        except (RedisLost, TimeoutError):
+            return False
+
+    def app_answer(self, known: Known) -> Answer | None:
+        """`GET /jobs/{id}` as the app of that version answers it; None for an unreadable value."""
+        body = job_body(known.snapshot)
+        return None if body is None else Answer(200, self.headers("sqlite", known.as_of), body)
+
+    def headers(
+        self, source: Literal["redis", "sqlite"], as_of: float
+    ) -> tuple[tuple[str, str], ...]:
+        """The fields of an answer that we made, or (`redis`) that came after a repair of ours."""
+        return (
+            ("Content-Type", "application/json"),
+            ("X-Job-Source", source),
+            ("X-Job-As-Of", iso_utc(as_of)),
+        )
+
+    def not_found(self) -> Answer:
+        """The app's own 404."""
+        fields = (("Content-Type", "application/json"),)
+        return Answer(404, fields, not_found_body(self._keeper.capture.shape))
+
+    async def listing(self, status: str | None, limit: int | None) -> Answer | None:
+        """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent."""
+        most = min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
+        try:
+            rows = await self._ledger.listing(status, self._clock.time(), most)
+        except LedgerSilent:
+            return None
+        shape = self._keeper.capture.shape
+        values = []
+        for row in rows:
+            if row.job_id in self._duties.gone:
+                continue
+            if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
+                continue  # no JSON: it would spoil the whole list
+            values.append(row.raw)
+        as_of = self._keeper.last_sync or max((row.captured_at for row in rows), default=0.0)
+        if self._keeper.state == "live":
+            as_of = self._clock.time()
+        return Answer(200, self.headers("sqlite", as_of), list_body(shape, values))
+
+    # --- deleting --------------------------------------------------------------------------------
+
+    async def tombstone(self, job_id: str, *, told: bool) -> bool:
+        """A client deleted a job. `told`: the app has done it; else it is passed on later.
+
+        Whether the tombstone is committed. It counts for this process at once.
+        """
+        if not valid_job_id(job_id):
+            return False
+        hold = self.settings.hold_deletes
+        if hold or not told:
+            self._duties.gone.add(job_id)
+        committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def done(ok: bool) -> None:
+            if not committed.done():
+                committed.set_result(ok)
+            # A write of a worker may have come between the deletion and the tombstone.
+            self._keeper.capture.look_at(job_id)
+            if not told:
+                self._duties.untold.set()
+
+        self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
+        return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
+
+    def deleted_answer(self, job_id: str) -> Answer:
+        """The app's own answer to a `DELETE` that worked, for one that is passed on later."""
+        fields = (("Content-Type", "application/json"), ("X-Job-Source", "sqlite"))
+        return Answer(200, fields, deleted_body(self._keeper.capture.shape, job_id))
+
+    # --- admin -----------------------------------------------------------------------------------
+
+    async def clean_up(self) -> int:
+        """Forget what ended `keep_for` ago, now. How many; raises `LedgerSilent`."""
+        return await self._duties.clean_up()
+
+    async def sync(self) -> dict[str, Any]:
+        """Compare in full, now. Raises `RedisLost`."""
+        await self._keeper.sync()
+        return {"mirror": self.name, "last_sync": self._keeper.last_sync}
+
+    async def restore(self) -> Tally:
+        """Put back every live job that is missing in Redis. Raises `RedisLost`."""
+        return await self._keeper.restore()
+
+    async def jobs(
+        self, status: str | None = None, limit: int | None = None, stranded: bool = False
+    ) -> list[dict[str, Any]]:
+        """One line a job, for `jobs list`. Raises `LedgerSilent`."""
+        most = min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
+        if stranded:
+            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
+                :most
+            ]
+        else:
+            rows = await self._ledger.listing(status, self._clock.time(), most)
+        return [_brief(row) for row in rows]
+
+    async def show(self, job_id: str) -> dict[str, Any] | None:
+        """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""
+        if not valid_job_id(job_id):
+            return None
+        found = await self._ledger.get(job_id)
+        versions = [
+            {
+                "version": number,
+                "seen": iso_utc(seen),
+                "status": status,
+                "progress": progress,
+                "data": raw.decode("utf-8", "replace"),
+            }
+            for number, seen, status, progress, raw in await self._ledger.versions(job_id)
+        ]
+        if found is None:
+            return None
+        if isinstance(found, Tombstone):
+            told = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
+            return {"job_id": job_id, **told, "pass_on": found.pass_on, "versions": versions}
+        raw = found.raw.decode("utf-8", "replace")
+        return {**_brief(found), "data": raw, "versions": versions}
+
+    def state(self) -> dict[str, Any]:
+        """How the mirror is, for `/api/jobs` and `/readyz`."""
+        keeper = self._keeper
+        counts = keeper.capture.counts
+        last = keeper.last_restore
+        return {
+            "mirror": self.name,
+            "redis": keeper.state,
+            "reason": keeper.why or None,
+            "since": iso_utc(keeper.since),
+            "capture": keeper.link.mode if keeper.link else None,
+            "restoring": keeper.restoring,
+            "obstacle": keeper.obstacle,
+            "sqlite": "degraded" if self._ledger.degraded else "ok",
+            "sqlite_reason": self._ledger.degraded,
+            "backlog": self._ledger.backlog,
+            "last_sync": iso_utc(keeper.last_sync) if keeper.last_sync else None,
+            "last_restore": None
+            if last is None
+            else {
+                "cause": last.cause,
+                "restored": last.restored,
+                "kept": last.kept,
+                "seconds": round(last.seconds, 3),
+            },
+            "captured": counts.captured,
+            "deleted": counts.deleted,
+            "oddities": dict(counts.oddities),
+        }
+
+
+def _brief(row: Row) -> dict[str, Any]:
+    return {
+        "job_id": row.job_id,
+        "status": row.status,
+        "progress": row.progress,
+        "created_at": row.created_at,
+        "changed": iso_utc(row.captured_at),
+        "expires": iso_utc(row.deadline) if row.deadline is not None else None,
+        "version": row.version,
+    }

@@ -1,0 +1,110 @@
+"""What is put back into Redis, and what its absence there means. Decisions here, no I/O.
+
+1. A key may be missing because it expired, was deleted, was evicted, or was lost with all others.
+   Only a server that is provably the same (`run_id`), and was not flushed since, can have deleted
+   it; every doubt counts as a loss, since a job too many can be deleted again.
+2. Putting back never overwrites (`SET … NX`), so several sidecars may do it at once and the app may
+   write meanwhile. An older value that is there is replaced only while it is still that very value.
+3. What comes back has the life that was left to it, never more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from proxy.jobs.model import to_timestamp
+from proxy.jobs.records import Row
+from proxy.jobs.redis_side import Command, Facts
+
+EXPIRY_SLACK = 1.0  # seconds: two clocks and a rounded PTTL
+
+REPLACE_SCRIPT = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
+return 1
+"""
+
+
+class Continuity(Enum):
+    """What became of a server's data between two looks at it."""
+
+    SAME = "same"  # the same data, but for what clients did to single keys
+    EVICTING = "evicting"  # the same, and keys were dropped for want of memory
+    BROKEN = "broken"  # restarted, flushed, replaced, or nobody can tell
+
+
+def continuity(before: Facts | None, now: Facts) -> Continuity:
+    """Compare two looks at a server (rule 1)."""
+    if before is None or before.run_id is None or before.run_id != now.run_id:
+        return Continuity.BROKEN
+    if before.flushes is None or before.flushes != now.flushes:
+        return Continuity.BROKEN
+    return Continuity.SAME if before.evicted == now.evicted else Continuity.EVICTING
+
+
+class Absence(StrEnum):
+    """Why a key that the ledger knows is not in Redis."""
+
+    EXPIRED = "expired"
+    DELETED = "deleted"
+    EVICTED = "evicted"
+    LOST = "lost"
+
+
+def explain_absence(deadline: float | None, now: float, link: Continuity) -> Absence:
+    """Why a key is gone that Redis was to drop at `deadline` (Unix seconds, None: never)."""
+    if deadline is not None and now >= deadline - EXPIRY_SLACK:
+        return Absence.EXPIRED
+    return {
+        Continuity.SAME: Absence.DELETED,
+        Continuity.EVICTING: Absence.EVICTED,
+        Continuity.BROKEN: Absence.LOST,
+    }[link]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one restore did. `kept`: keys that were there already; `seconds` of wall time."""
+
+    cause: str
+    restored: int
+    kept: int
+    seconds: float
+
+
+def remaining_ms(deadline: float | None, now: float) -> int | None:
+    """Milliseconds of life left, 0 for a key that never expires, None for one that is over."""
+    if deadline is None:
+        return 0
+    left = int((deadline - now) * 1000)
+    return left if left > 0 else None
+
+
+def put_back(row: Row, key: str, now: float) -> Command | None:
+    """The command that restores one job where it is missing; None when its time is over."""
+    left = remaining_ms(row.deadline, now)
+    if left is None:
+        return None
+    return ("SET", key, row.raw, "NX", "PX", left) if left else ("SET", key, row.raw, "NX")
+
+
+def replace(row: Row, key: str, present: bytes, present_ms: int, now: float) -> Command:
+    """The command that replaces an outdated value by the ledger's, unless it changed meanwhile.
+
+    `present_ms` is the PTTL of the outdated value, -1 when it never expires. The job keeps the
+    longer of both lives.
+    """
+    left = remaining_ms(row.deadline, now)
+    lasting = left == 0 or present_ms < 0
+    life = 0 if lasting else max(left or 1, present_ms, 1)
+    return ("EVAL", REPLACE_SCRIPT, 1, key, present, row.raw, life)
+
+
+def index_entries(rows: list[Row], index: str) -> Command:
+    """One ZADD for many jobs, score = creation; entries that are there keep their score."""
+    pairs: list[object] = []
+    for row in rows:
+        pairs += (to_timestamp(row.created_at) or row.captured_at, row.job_id)
+    return ("ZADD", index, "NX", *pairs)

@@ -1,0 +1,42 @@
+"""All mirrors of a config, as one thing to start, ask and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry
+
+from proxy.clock import Clock
+from proxy.config import schema
+from proxy.jobs.metrics import JobMetrics
+from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis_side import ClientFactory
+
+
+class Mirrors:
+    """The mirrors by name. `await start()`, work, `await stop()`."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, schema.Mirror],
+        factory: ClientFactory,
+        registry: CollectorRegistry,
+        clock: Clock,
+    ) -> None:
+        metrics = JobMetrics(registry)
+        self.by_name = {
+            name: Mirror(name, one, factory, metrics, clock) for name, one in settings.items()
+        }
+
+    async def start(self) -> None:
+        """Open every ledger; returns without waiting for Redis."""
+        await asyncio.gather(*(mirror.start() for mirror in self.by_name.values()))
+
+    async def stop(self) -> None:
+        """End all tasks and close every ledger."""
+        await asyncio.gather(*(mirror.stop() for mirror in self.by_name.values()))
+
+    def chosen(self, name: str | None) -> list[Mirror]:
+        """The mirror of that name, or all for None. Raises `KeyError` for an unknown name."""
+        return list(self.by_name.values()) if name is None else [self.by_name[name]]

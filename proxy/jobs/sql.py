@@ -1,0 +1,185 @@
+"""Every statement that the ledger runs, and its migrations.
+
+`jobs` begins with the columns that outside queries rely on; ours follow. Its rows are the jobs that
+are not deleted; an expired one stays until retention ends. `versions` holds what each job was,
+deflated. `tombstones` names what was deleted: `held` ones forbid the job to come back, `pass_on`
+ones still have to be told to the app.
+
+`deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
+`captured_at` and `deadline` are Unix seconds. `deadline` is when Redis drops the key, NULL when it
+never does.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x4A4D4952
+"""`PRAGMA application_id`: a file without it is not ours and is set aside, not written to."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE jobs (
+            job_id TEXT PRIMARY KEY,
+            status TEXT NOT NULL,
+            progress REAL NOT NULL DEFAULT 0.0,
+            data TEXT NOT NULL,
+            created_at TIMESTAMP NOT NULL,
+            updated_at TIMESTAMP NOT NULL,
+            completed_at TIMESTAMP,
+            expires_at TIMESTAMP,
+            captured_at REAL NOT NULL,
+            deadline REAL,
+            digest BLOB NOT NULL,
+            version INTEGER NOT NULL DEFAULT 1
+        )""",
+        "CREATE INDEX idx_jobs_status ON jobs(status)",
+        "CREATE INDEX idx_jobs_created_at ON jobs(created_at DESC)",
+        "CREATE INDEX idx_jobs_status_created_at ON jobs(status, created_at DESC)",
+        "CREATE INDEX idx_jobs_deadline ON jobs(deadline)",
+        """CREATE INDEX idx_jobs_unfinished ON jobs(captured_at)
+            WHERE status NOT IN ('completed', 'failed', 'cancelled')""",
+        """CREATE TABLE versions (
+            job_id TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            captured_at REAL NOT NULL,
+            status TEXT NOT NULL,
+            progress REAL NOT NULL,
+            digest BLOB NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (job_id, version)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE tombstones (
+            job_id TEXT PRIMARY KEY,
+            deleted_at REAL NOT NULL,
+            origin TEXT NOT NULL,
+            held INTEGER NOT NULL,
+            pass_on INTEGER NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX idx_tombstones_deleted_at ON tombstones(deleted_at)",
+        "CREATE INDEX idx_tombstones_pass_on ON tombstones(job_id) WHERE pass_on = 1",
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    ),
+    (
+        """CREATE TABLE broker_bindings (
+            key TEXT NOT NULL, member BLOB NOT NULL, PRIMARY KEY (key, member)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE broker_messages (
+            tag BLOB PRIMARY KEY,
+            place TEXT NOT NULL,
+            queue TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            job_ids TEXT NOT NULL,
+            message BLOB NOT NULL
+        ) WITHOUT ROWID""",
+    ),
+)
+
+SETTINGS = (
+    "PRAGMA journal_mode=WAL",
+    # FULL: a commit is on the disk, not only in the kernel, when a 202 leaves us.
+    "PRAGMA synchronous=FULL",
+    "PRAGMA busy_timeout=2000",
+    "PRAGMA journal_size_limit=67108864",
+    "PRAGMA temp_store=MEMORY",
+    # 16 MB of log between two checkpoints, each of which flushes the disk twice.
+    "PRAGMA wal_autocheckpoint=4096",
+)
+
+# --- writing ------------------------------------------------------------------------------------
+
+PUT = (
+    """INSERT INTO jobs (job_id, status, progress, data, created_at, updated_at, completed_at,
+                          expires_at, captured_at, deadline, digest)
+       SELECT :job_id, :status, :progress, :data, :created_at, :updated_at, :completed_at,
+              :expires_at, :captured_at, :deadline, :digest
+        WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE job_id = :job_id AND held = 1)
+       ON CONFLICT (job_id) DO UPDATE SET
+         version = version + (digest <> excluded.digest),
+         captured_at = iif(digest <> excluded.digest, excluded.captured_at, captured_at),
+         updated_at = iif(digest <> excluded.digest, excluded.updated_at, updated_at),
+         status = excluded.status, progress = excluded.progress, data = excluded.data,
+         created_at = excluded.created_at, completed_at = excluded.completed_at,
+         expires_at = excluded.expires_at, deadline = excluded.deadline,
+         digest = excluded.digest""",
+    "DELETE FROM tombstones WHERE job_id = :job_id AND held = 0",
+    """INSERT OR IGNORE INTO versions (job_id, version, captured_at, status, progress, digest, data)
+       SELECT job_id, version, captured_at, status, progress, digest, deflate(data)
+         FROM jobs WHERE job_id = :job_id AND digest = :digest""",
+    """DELETE FROM versions WHERE job_id = :job_id AND version <=
+         (SELECT version FROM jobs WHERE job_id = :job_id) - :keep_versions""",
+)
+
+BURY = (
+    """INSERT INTO tombstones (job_id, deleted_at, origin, held, pass_on)
+       VALUES (:job_id, :deleted_at, :origin, :held, :pass_on)
+       ON CONFLICT (job_id) DO UPDATE SET
+         origin = iif(held >= excluded.held, origin, excluded.origin),
+         held = max(held, excluded.held), pass_on = max(pass_on, excluded.pass_on)""",
+    "DELETE FROM jobs WHERE job_id = :job_id",
+)
+
+PASSED_ON = ("UPDATE tombstones SET pass_on = 0 WHERE job_id = :job_id",)
+
+SET_META = ("INSERT OR REPLACE INTO meta (name, value) VALUES (:name, :value)",)
+
+FORGET = (
+    "DELETE FROM versions WHERE job_id = :job_id",
+    "DELETE FROM jobs WHERE job_id = :job_id AND deadline < :before",
+    "DELETE FROM tombstones WHERE job_id = :job_id AND deleted_at < :before",
+)
+
+ADD_BINDING = ("INSERT OR IGNORE INTO broker_bindings (key, member) VALUES (:key, :member)",)
+CLEAR_MESSAGES = ("DELETE FROM broker_messages",)
+ADD_MESSAGE = (
+    """INSERT OR REPLACE INTO broker_messages (tag, place, queue, position, job_ids, message)
+       VALUES (:tag, :place, :queue, :position, :job_ids, :message)""",
+)
+
+# --- reading ------------------------------------------------------------------------------------
+
+_ROW = "job_id, status, progress, data, created_at, captured_at, deadline, digest, version"
+
+GET = f"SELECT {_ROW} FROM jobs WHERE job_id = ?"  # noqa: S608 (a constant)
+GET_TOMBSTONE = "SELECT deleted_at, origin, held, pass_on FROM tombstones WHERE job_id = ?"
+
+HEADS = """SELECT j.value, jobs.digest, jobs.deadline, t.held, t.pass_on
+             FROM json_each(?) AS j
+             LEFT JOIN jobs ON jobs.job_id = j.value
+             LEFT JOIN tombstones AS t ON t.job_id = j.value"""
+
+WAS_VERSION = "SELECT 1 FROM versions WHERE job_id = ? AND digest = ? LIMIT 1"
+
+LIVE_PAGE = f"""SELECT {_ROW} FROM jobs
+                 WHERE job_id > ? AND (deadline IS NULL OR deadline > ?)
+                 ORDER BY job_id LIMIT ?"""  # noqa: S608
+
+LIVE_IDS = """SELECT job_id FROM jobs
+               WHERE job_id > ? AND (deadline IS NULL OR deadline > ?)
+               ORDER BY job_id LIMIT ?"""
+
+LIST = f"""SELECT {_ROW} FROM jobs
+            WHERE (deadline IS NULL OR deadline > ?)
+            ORDER BY created_at DESC LIMIT ?"""  # noqa: S608
+
+LIST_STATUS = f"""SELECT {_ROW} FROM jobs
+                   WHERE status = ? AND (deadline IS NULL OR deadline > ?)
+                   ORDER BY created_at DESC LIMIT ?"""  # noqa: S608
+
+STRANDED = f"""SELECT {_ROW} FROM jobs
+                WHERE status NOT IN ('completed', 'failed', 'cancelled')
+                  AND captured_at < ? AND (deadline IS NULL OR deadline > ?)
+                ORDER BY captured_at LIMIT ?"""  # noqa: S608
+
+VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
+               WHERE job_id = ? ORDER BY version"""
+
+COUNT = "SELECT count(*) FROM jobs"
+UNTOLD = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
+HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"
+META = "SELECT name, value FROM meta"
+
+OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
+              UNION SELECT job_id FROM tombstones WHERE deleted_at < :before LIMIT :limit"""
+
+BINDINGS = "SELECT key, member FROM broker_bindings"
+MESSAGES = """SELECT tag, place, queue, position, job_ids, message FROM broker_messages
+               ORDER BY queue, position"""

@@ -1,0 +1,27 @@
+"""Waiting with a limit, without `asyncio.wait_for`.
+
+Until Python 3.12 `wait_for` swallows a cancellation that arrives together with the result (CPython
+issue 86296): a task that is to stop would go on for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+async def happened(event: asyncio.Event, within: float | None) -> bool:
+    """Whether the event is set within so many seconds; None waits without a limit."""
+    try:
+        async with asyncio.timeout(within):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def settled(future: asyncio.Future[Any], within: float) -> bool:
+    """Whether the future is done within so many seconds; it is left alone if not."""
+    if not future.done():
+        await asyncio.wait((future,), timeout=within)
+    return future.done()

@@ -1,0 +1,49 @@
+"""A better answer than an error: what stages offer when the upstream has none, in their order."""
+
+from __future__ import annotations
+
+import logging
+
+from proxy.errors import ClientLeft, ProxyError
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.messages import made_reply
+from proxy.pipeline.plan import AskAgain, Reply, Trouble
+
+logger = logging.getLogger(__name__)
+
+
+async def rescue(x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    """The first better answer. Raises the `ProxyError` that a rescuer wants to be the answer; any
+    other failure of a rescuer leaves things as they were."""
+    if isinstance(trouble, ClientLeft) or x.replied or x.stream.lost:
+        return None
+    for rescuer in x.plan.rescuers:
+        if not rescuer.wants(x, trouble):
+            continue
+        try:
+            better = await rescuer.rescue(x, trouble)
+        except ProxyError:
+            raise
+        except Exception:
+            logger.exception("rescue failed", extra={"correlation_id": x.correlation_id})
+            continue
+        if better is not None:
+            x.note(rescued_from=trouble.code if isinstance(trouble, ProxyError) else trouble.status)
+            return better
+    return None
+
+
+def needs_body(x: Exchange, trouble: Trouble) -> bool:
+    """Whether a rescuer must read the response before it is passed on."""
+    return any(r.needs_body and r.wants(x, trouble) for r in x.plan.rescuers)
+
+
+def send(x: Exchange, reply: Reply) -> None:
+    """Answer the client with `reply`."""
+    x.status = reply.status
+    if x.stream.draining or not x.body.done:
+        x.keep_alive = False
+    x.replied = True
+    x.bytes_out = len(reply.body)
+    if not x.stream.lost:
+        x.stream.transport.write(made_reply(x, reply))

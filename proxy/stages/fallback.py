@@ -1,0 +1,89 @@
+"""What a caller gets while the upstream is away: the last good answer, or a set one."""
+
+from __future__ import annotations
+
+from proxy.breaker.stale import StaleCache
+from proxy.config.schema import Fallback, StaticAnswer
+from proxy.errors import ProxyError, Unavailable, UpstreamFailure
+from proxy.pipeline.compile import Binding
+from proxy.pipeline.exchange import Exchange, Tee
+from proxy.pipeline.plan import Hooks, Reply, Trouble
+
+
+class FallbackStage:
+    """Binds to routes with `fallback:`."""
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Stale answers are remembered per route."""
+        if binding.route is None or binding.route.fallback is None:
+            return None
+        rules = binding.route.fallback
+        stale = _Stale(rules) if rules.stale is not None else None
+        return Hooks(
+            started=stale.listen if stale else None,
+            rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
+            finished=stale.remember if stale else None,
+        )
+
+
+class _Stale:
+    """The last good answers of a route."""
+
+    def __init__(self, rules: Fallback) -> None:
+        assert rules.stale is not None
+        self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body)
+
+    def key(self, x: Exchange) -> bytes | None:
+        assert x.head is not None
+        return self.cache.key(x.method, x.head.target, x.head.host, x.head.lines)
+
+    def listen(self, x: Exchange) -> None:
+        """Have the body of the answer copied, if it is one to keep."""
+        if x.method == "GET":
+            x.tee = Tee(self.cache.max_body)
+
+    def remember(self, x: Exchange) -> None:
+        """Keep a complete 200."""
+        if x.status != 200 or x.response is None or x.tee is None or not x.tee.complete:
+            return
+        key = self.key(x)
+        if key is not None:
+            body = b"".join(x.tee.pieces)
+            self.cache.keep(key, x.response.lines, body, x.stream.clock.monotonic())
+
+    def answer(self, x: Exchange) -> Reply | None:
+        """The kept answer, marked as old."""
+        now = x.stream.clock.monotonic()
+        key = self.key(x)
+        kept = self.cache.get(key, now) if key is not None else None
+        if kept is None:
+            return None
+        lines = [line for line in kept.lines if line.partition(b":")[0].lower() != b"age"]
+        return Reply(200, (*lines, b"Age: %d" % kept.age(now), b"X-Stale: true"), kept.body)
+
+
+class _Fallback:
+    """Stale first, then the set answer."""
+
+    needs_body = False
+
+    def __init__(self, stale: _Stale | None, answer: Reply | None) -> None:
+        self._stale = stale
+        self._answer = answer
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        """Refusals of ours for the upstream's sake, its failures, and statuses that mean one."""
+        if isinstance(trouble, ProxyError):
+            return isinstance(trouble, UpstreamFailure | Unavailable)
+        assert x.plan.upstream is not None
+        return trouble.status in x.plan.upstream.failing
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        return (self._stale.answer(x) if self._stale else None) or self._answer
+
+
+def _static(answer: StaticAnswer) -> Reply:
+    lines = [
+        f"{name}: {value}".encode("latin-1", "replace") for name, value in answer.headers.items()
+    ]
+    return Reply(answer.status, tuple(lines), answer.body.encode())

@@ -1,0 +1,248 @@
+"""What a route does with jobs: create, read, list or delete them, with the mirror at its side.
+
+The rules, from what the real service does (its answers about jobs cannot be believed as they are):
+
+ 1. creates: refused at once while Redis cannot keep a job; an accepting answer leaves only after
+    the job's key was seen in Redis and its row committed, and else becomes 503 `job_not_stored`.
+ 2. reads: a 200 passes, unless the job was deleted through us. A 404 proves nothing: what the
+    mirror holds is put back into Redis and the app asked once more. Where that fails, where the app
+    fails, or where it is silent for `fallback_after`, the mirror answers.
+ 3. lists: the mirror answers where the app fails, is silent, or has no Redis to look into.
+ 4. deletes: leave a tombstone. Where the app could not do it, it is told later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from urllib.parse import parse_qs
+
+from proxy.clock import iso_utc
+from proxy.config.schema import JobRole
+from proxy.errors import JobExpired, ProxyError, StillWaiting, Unavailable, UpstreamFailure
+from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Tombstoned
+from proxy.pipeline.compile import Binding, client_tls
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
+from proxy.stages.late_deletes import LateDeletes
+
+MirrorOf = Callable[[str], Mirror]
+
+
+class JobRoles:
+    """Binds to routes with `job:`."""
+
+    def __init__(self, mirror_of: MirrorOf) -> None:
+        self._mirror_of = mirror_of
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Exactly one of the four roles, as the config says."""
+        if binding.route is None or binding.route.job is None:
+            return None
+        role = binding.route.job
+        mirror = self._mirror_of(role.mirror)
+        if role.creates:
+            creates = _Creates(mirror)
+            return Hooks(check=creates.refuse if role.require_redis else None, rescuer=creates)
+        if role.deletes is not None:
+            assert binding.upstream is not None
+            late = LateDeletes(
+                binding.upstream.targets[0],
+                client_tls(binding.upstream),
+                binding.route.path,
+                role.deletes,
+            )
+            mirror.pass_deletions_to(late)
+            return Hooks(rescuer=_Deletes(mirror, role.deletes))
+        rescuer = _Reads(mirror, role.reads) if role.reads is not None else _Lists(mirror)
+        patience = _Patience(rescuer, role)
+        return Hooks(started=patience.begin, rescuer=rescuer, finished=patience.end)
+
+
+class _Creates:
+    """Rule 1."""
+
+    needs_body = True
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def refuse(self, x: Exchange) -> None:
+        refusal = self._mirror.creation_refusal()
+        if refusal is not None and x.method not in ("GET", "HEAD", "OPTIONS"):
+            raise refusal
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        return not isinstance(trouble, ProxyError) and 200 <= trouble.status < 300
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = _job_id(x.held)
+        if job_id is None:
+            return None
+        x.note(job_id=job_id)
+        result = await self._mirror.confirm_created(job_id)
+        x.note(job_stored=result.value)
+        if result is Creation.NOT_STORED:
+            raise self._mirror.not_stored()
+        return None
+
+
+class _Reads:
+    """Rule 2."""
+
+    needs_body = False
+
+    def __init__(self, mirror: Mirror, parameter: str) -> None:
+        self._mirror = mirror
+        self._parameter = parameter
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        if x.method not in ("GET", "HEAD"):
+            return False
+        if isinstance(trouble, ProxyError):
+            return _upstream_is_away(trouble)
+        if trouble.status == 200:
+            return self._mirror.is_gone(x.parameters[self._parameter])
+        return trouble.status == 404 or trouble.status >= 500
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        job_id = x.parameters[self._parameter]
+        match await self._mirror.lookup(job_id):
+            case Tombstoned():
+                return _reply(self._mirror.not_found())
+            case Expired(expired_at):
+                raise JobExpired(
+                    f"Job {job_id} expired at {iso_utc(expired_at)}", expired_at=iso_utc(expired_at)
+                )
+            case Known() as known:
+                x.note(job_id=job_id)
+                said_404 = not isinstance(trouble, ProxyError) and trouble.status == 404
+                if said_404 and not x.asked_again and await self._mirror.revive(job_id):
+                    fields = self._mirror.headers("redis", known.as_of)
+                    return AskAgain(_lines(f for f in fields if f[0] != "Content-Type"))
+                answer = self._mirror.app_answer(known)
+                return None if answer is None else _reply(answer)
+        return None
+
+
+class _Lists:
+    """Rule 3."""
+
+    needs_body = False
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        if x.method not in ("GET", "HEAD"):
+            return False
+        if isinstance(trouble, ProxyError):
+            return _upstream_is_away(trouble)
+        return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_up)
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        query = parse_qs(x.path.partition("?")[2])
+        limit = query.get("limit", [""])[0]
+        answer = await self._mirror.listing(
+            query.get("status", [None])[0], int(limit[:9]) if limit.isdecimal() else None
+        )
+        return None if answer is None else _reply(answer)
+
+
+class _Deletes:
+    """Rule 4."""
+
+    needs_body = False
+
+    def __init__(self, mirror: Mirror, parameter: str) -> None:
+        self._mirror = mirror
+        self._parameter = parameter
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        if x.method != "DELETE":
+            return False
+        if isinstance(trouble, ProxyError):
+            return _upstream_is_away(trouble)
+        return trouble.status < 300 or trouble.status == 404 or trouble.status >= 500
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = x.parameters[self._parameter]
+        x.note(job_id=job_id)
+        if not isinstance(trouble, ProxyError) and trouble.status < 300:
+            await self._mirror.tombstone(job_id, told=True)
+            return None
+        if not isinstance(await self._mirror.lookup(job_id), Known):
+            return None
+        # The app's 404 is its word that there is nothing left for it to do, if it could look.
+        told = not isinstance(trouble, ProxyError) and trouble.status == 404
+        told = told and self._mirror.redis_up
+        if not await self._mirror.tombstone(job_id, told=told):
+            return None
+        return _reply(self._mirror.deleted_answer(job_id))
+
+
+class _Patience:
+    """`fallback_after`: asks the mirror while the app is still silent.
+
+    The request to the app goes on meanwhile; only an answer of the mirror ends it.
+    """
+
+    def __init__(self, rescuer: _Reads | _Lists, role: JobRole) -> None:
+        self._rescuer = rescuer
+        self._after = role.fallback_after
+        self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
+
+    def begin(self, x: Exchange) -> None:
+        """Start the clock of one exchange."""
+        loop = asyncio.get_running_loop()
+        self._running[x] = loop.call_later(self._after, self._over, x)
+
+    def end(self, x: Exchange) -> None:
+        """The exchange is over."""
+        running = self._running.pop(x, None)
+        if running is not None:
+            running.cancel()
+
+    def _over(self, x: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        self._running[x] = loop.create_task(self._ask(x), name="mirror answers for the app")
+
+    async def _ask(self, x: Exchange) -> None:
+        waited = StillWaiting(f"No answer within {self._after:g}s")
+        if x.replied or not self._rescuer.wants(x, waited):
+            return
+        try:
+            reply = await self._rescuer.rescue(x, waited)
+        except JobExpired:
+            return  # the app's own word on it is worth waiting for
+        if isinstance(reply, Reply) and not x.replied:
+            x.note(rescued_from="silence")
+            x.instead = reply
+            x.stream.notify()
+
+
+def _upstream_is_away(trouble: ProxyError) -> bool:
+    return isinstance(trouble, UpstreamFailure | StillWaiting) or (
+        isinstance(trouble, Unavailable) and trouble.code in ("circuit_open", "overloaded")
+    )
+
+
+def _job_id(body: bytes | None) -> str | None:
+    """The ID in an accepting answer, of either version of the app."""
+    try:
+        document = json.loads(body or b"")
+    except ValueError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    job_id = document.get("job_id", document.get("id"))
+    return job_id if isinstance(job_id, str) and job_id else None
+
+
+def _lines(fields: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
+    return tuple(f"{name}: {value}".encode("latin-1") for name, value in fields)
+
+
+def _reply(answer: Answer) -> Reply:
+    return Reply(answer.status, _lines(answer.headers), answer.body)

@@ -1,0 +1,305 @@
+"""The ledger on real files: durable, bounded, and never the cause of anybody's failure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.clock import ManualClock
+from proxy.jobs import ledger as ledger_module
+from proxy.jobs import ledger_file, sql
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.model import parse
+from proxy.jobs.records import Row, Tombstone
+from tests.jobs_kit import eventually, job
+
+NOW = 1_795_450_902.0
+
+
+@asynccontextmanager
+async def opened(path: Path, **options: Any) -> AsyncIterator[Ledger]:
+    """A started ledger on a clock that stands at `NOW`."""
+    ledger = Ledger(path, ManualClock(NOW), **options)
+    await ledger.start()
+    try:
+        yield ledger
+    finally:
+        await ledger.stop()
+
+
+def put(ledger: Ledger, job_id: str, raw: bytes | None = None, at: float = NOW) -> None:
+    """A version of a job was seen, a day before its end."""
+    ledger.put(parse(job_id, raw if raw is not None else job(job_id)), at, NOW + 86400, None)
+
+
+def files(directory: Path) -> list[str]:
+    """The names in a directory, without SQLite's companions."""
+    names = (file.name for file in directory.iterdir() if file.is_file())
+    return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
+
+
+async def test_the_table_answers_plain_sql(tmp_path: Path) -> None:
+    """Columns, types, key and indexes are those that outside queries rely on; dates compare."""
+    async with opened(tmp_path / "j.db") as ledger:
+        put(ledger, "mv_1", job("mv_1", "processing", 40.0))
+        assert await ledger.flushed(2.0)
+    with sqlite3.connect(tmp_path / "j.db") as db:
+        columns = {row[1]: (row[2], row[5]) for row in db.execute("PRAGMA table_info(jobs)")}
+        assert columns["job_id"] == ("TEXT", 1)
+        assert columns["data"][0] == "TEXT"
+        for name in ("created_at", "updated_at", "completed_at", "expires_at"):
+            assert columns[name][0] == "TIMESTAMP"
+        indexed = [
+            [(c[2], c[3]) for c in db.execute(f"PRAGMA index_xinfo({row[1]})") if c[5]]
+            for row in db.execute("PRAGMA index_list(jobs)")
+        ]
+        assert [("status", 0)] in indexed
+        assert [("created_at", 1)] in indexed
+        query = """SELECT job_id, progress, created_at, json_extract(data, '$.status') FROM jobs
+                   WHERE status = 'processing' AND expires_at > datetime(?, 'unixepoch')
+                   ORDER BY created_at DESC"""
+        assert list(db.execute(query, (NOW,))) == [
+            ("mv_1", 40.0, "2026-11-23 16:21:42.670528", "processing")
+        ]
+        assert not list(db.execute(query, (NOW + 90000,)))
+    db.close()
+
+
+async def test_versions_are_numbered_and_bounded(tmp_path: Path) -> None:
+    """Each new value is a version, an equal one is not, and only the last few are kept."""
+    async with opened(tmp_path / "j.db", keep_versions=3) as ledger:
+        for progress in range(6):
+            put(ledger, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress)
+            put(ledger, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress + 0.5)
+        assert await ledger.flushed(2.0)
+        versions = await ledger.versions("mv_1")
+        assert [(number, seen) for number, seen, *_ in versions] == [
+            (4, NOW + 3),
+            (5, NOW + 4),
+            (6, NOW + 5),
+        ]
+        row = await ledger.get("mv_1")
+        assert isinstance(row, Row)
+        assert (row.version, row.captured_at) == (6, NOW + 5)
+        assert await ledger.was_version("mv_1", parse("mv_1", versions[0][4]).digest)
+
+
+async def test_a_held_tombstone_wins_over_every_later_write(tmp_path: Path) -> None:
+    """A job deleted by a client does not come back; one deleted in Redis may be written anew."""
+    async with opened(tmp_path / "j.db") as ledger:
+        for job_id, held in (("mv_held", True), ("mv_free", False)):
+            put(ledger, job_id)
+            ledger.bury(job_id, "client" if held else "redis", held=held)
+            put(ledger, job_id, job(job_id, "completed", 100.0))
+        assert await ledger.flushed(2.0)
+        assert isinstance(await ledger.get("mv_held"), Tombstone)
+        assert isinstance(await ledger.get("mv_free"), Row)
+        heads = await ledger.heads(["mv_held", "mv_free", "mv_never"])
+        assert heads["mv_held"].held
+        assert not heads["mv_free"].buried
+        assert heads["mv_never"].digest is None
+
+
+async def test_a_client_deletion_outranks_the_one_seen_in_redis(tmp_path: Path) -> None:
+    """Whichever comes first, the tombstone ends held and of the client's origin."""
+    async with opened(tmp_path / "j.db") as ledger:
+        for first, second in (("client", "redis"), ("redis", "client")):
+            job_id = f"mv_{first}"
+            ledger.bury(job_id, first, held=first == "client")
+            ledger.bury(job_id, second, held=second == "client")
+        assert await ledger.flushed(2.0)
+        for job_id in ("mv_client", "mv_redis"):
+            found = await ledger.get(job_id)
+            assert isinstance(found, Tombstone)
+            assert (found.held, found.origin) == (True, "client")
+
+
+@pytest.mark.parametrize("kind", ["garbage", "torn", "foreign"])
+async def test_an_unfit_file_is_set_aside(kind: str, tmp_path: Path) -> None:
+    """A damaged or foreign file is kept under another name; a new ledger works and says so."""
+    path = tmp_path / "j.db"
+    if kind == "garbage":
+        path.write_bytes(b"this is no database" * 1000)
+    elif kind == "foreign":
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE cookies (a)")
+        db.close()
+    else:
+        async with opened(path) as ledger:
+            for number in range(200):
+                put(ledger, f"mv_{number}")
+            await ledger.flushed(2.0)
+        content = bytearray(path.read_bytes())
+        content[4096 : 4096 * 6] = b"\xa5" * (4096 * 5)
+        path.write_bytes(content)
+    before = path.read_bytes()
+    gaps: list[str] = []
+    async with opened(path, on_gap=gaps.append) as ledger:
+        put(ledger, "mv_new")
+        assert await ledger.flushed(2.0)
+        assert isinstance(await ledger.get("mv_new"), Row)
+        assert ledger.degraded is None
+        await eventually(lambda: len(gaps) == 1, "gap reported")
+    current, kept = files(tmp_path)
+    assert current == "j.db"
+    assert (tmp_path / kept).read_bytes() == before
+
+
+async def test_damage_met_while_in_use_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that meets damage makes the writer begin a new file; readers get an answer again."""
+    path = tmp_path / "j.db"
+    async with opened(path) as ledger:
+        for number in range(2000):
+            put(ledger, f"mv_{number}")
+        await ledger.flushed(5.0)
+    content = bytearray(path.read_bytes())
+    content[4096 * 20 :] = b"\xa5" * (len(content) - 4096 * 20)
+    path.write_bytes(content)
+    monkeypatch.setattr(ledger_file, "CHECK_AT_START", 0)
+    async with opened(path) as ledger:
+        await eventually(lambda: bool(list(tmp_path.glob("j.db.damaged-*"))), "set aside")
+        put(ledger, "mv_new")
+        assert await ledger.flushed(3.0)
+        assert isinstance(await ledger.get("mv_new"), Row)
+
+
+async def test_a_ledger_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
+    """An older release cannot know what a newer one wrote: degraded, the file as it was."""
+    path = tmp_path / "j.db"
+    async with opened(path) as ledger:
+        await ledger.flushed(2.0)
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version={len(sql.MIGRATIONS) + 1}")
+    db.close()
+    async with opened(path) as ledger:
+        assert ledger.degraded is not None
+        assert "newer" in ledger.degraded
+    assert files(tmp_path) == ["j.db"]
+
+
+async def test_a_full_disk_degrades_and_recovers(tmp_path: Path) -> None:
+    """Nothing raises while SQLite has no room; what was queued is committed once it has."""
+    states: list[str | None] = []
+    async with opened(tmp_path / "j.db", on_degraded=states.append) as ledger:
+        assert ledger._file.writer is not None
+        await ledger._file.writer.execute("PRAGMA max_page_count=40")
+        for number in range(200):
+            put(ledger, f"mv_{number}", job(f"mv_{number}", padding="x" * 2000))
+        await eventually(lambda: ledger.degraded is not None, "degraded")
+        assert ledger.unwritten("mv_199") is not None
+        await ledger._file.writer.execute("PRAGMA max_page_count=100000")
+        await eventually(lambda: ledger.degraded is None, "recovered")
+        assert await ledger.flushed(3.0)
+        assert len(await ledger.listing(None, NOW, 1000)) == 200
+        assert ledger.unwritten("mv_199") is None
+    assert states[0] is None
+    assert len(states) >= 3
+
+
+async def test_an_unusable_directory_degrades_and_recovers(tmp_path: Path) -> None:
+    """A place where no file can be made is no reason to fail: it is tried again."""
+    blocked = tmp_path / "data"
+    blocked.write_text("a file where a directory should be")
+    async with opened(blocked / "j.db") as ledger:
+        assert ledger.degraded is not None
+        put(ledger, "mv_1")
+        with pytest.raises(LedgerSilent):
+            await ledger.get("mv_1")
+        blocked.unlink()
+        await eventually(lambda: ledger.degraded is None, "recovered")
+        assert await ledger.flushed(3.0)
+        assert isinstance(await ledger.get("mv_1"), Row)
+
+
+async def test_a_value_that_sqlite_refuses_goes_alone(tmp_path: Path) -> None:
+    """One bad operation in a group is dropped and counted; its neighbours are committed."""
+    outcomes: list[bool] = []
+    async with opened(tmp_path / "j.db") as ledger:
+        put(ledger, "mv_1")
+        ledger.execute(sql.SET_META, {"name": "bad", "value": None}, outcomes.append)
+        put(ledger, "mv_2")
+        assert await ledger.flushed(2.0)
+        assert ledger.refused == 1
+        assert outcomes == [False]
+        assert len(await ledger.listing(None, NOW, 10)) == 2
+
+
+async def test_the_backlog_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing can be written, old versions go first, tombstones never, and a gap is told."""
+    monkeypatch.setattr(ledger_module, "BACKLOG", 100)
+    blocked = tmp_path / "data"
+    blocked.write_text("")
+    gaps: list[str] = []
+    async with opened(blocked / "j.db", on_gap=gaps.append) as ledger:
+        ledger.bury("mv_gone", "client", held=True)
+        for number in range(1000):
+            put(ledger, f"mv_{number % 300}", job(f"mv_{number % 300}", progress=float(number)))
+        assert ledger.backlog <= 101
+        blocked.unlink()
+        await eventually(lambda: gaps == ["backlog overflowed"], "gap reported")
+        assert isinstance(await ledger.get("mv_gone"), Tombstone)
+
+
+async def test_killed_at_any_moment_keeps_what_was_committed(tmp_path: Path) -> None:
+    """kill -9 of a writing process: every row it reported as committed is there and whole."""
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from proxy.clock import SystemClock
+        from proxy.jobs.ledger import Ledger
+        from proxy.jobs.model import parse
+
+        async def main():
+            ledger = Ledger(Path(sys.argv[1]), SystemClock())
+            await ledger.start()
+            for number in range(100_000):
+                raw = b'{"id":"mv_%d","status":"queued"}' % number
+                ledger.put(parse(f"mv_{number}", raw), 1.0, None,
+                           lambda ok, number=number: print(number, flush=True))
+                if number % 20 == 0:
+                    await ledger.flushed(5.0)
+
+        asyncio.run(main())
+        """
+    )
+    path = tmp_path / "j.db"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(path), stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    reported: set[int] = set()
+    while len(reported) < 500:
+        reported.add(int(await process.stdout.readline()))
+    os.kill(process.pid, signal.SIGKILL)
+    rest = await process.stdout.read()
+    await process.wait()
+    reported.update(int(line) for line in rest.split(b"\n")[:-1])
+    async with opened(path) as ledger:
+        assert ledger.degraded is None
+        for number in reported:
+            row = await ledger.get(f"mv_{number}")
+            assert isinstance(row, Row)
+            assert row.raw == b'{"id":"mv_%d","status":"queued"}' % number
+
+
+async def test_start_and_stop_at_once_leave_nothing(tmp_path: Path) -> None:
+    """A ledger that is stopped right after its start closes every connection."""
+    for _ in range(3):
+        async with opened(tmp_path / "j.db"):
+            pass
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("ledger")]
