@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
-from proxy.breaker.circuit import Permit
+from proxy.breaker.permits import Permit
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
 from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT

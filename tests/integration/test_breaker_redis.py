@@ -290,6 +290,30 @@ async def test_a_trip_during_the_outage_opens_the_fleet_on_return(
         assert one.transitions() + two.transitions() == 1
 
 
+async def test_set_by_hand_during_the_outage_holds_for_the_fleet_on_return(
+    tmp_path: Path,
+) -> None:
+    """Forced open here while Redis, which remembers an open breaker, was away."""
+    server = RedisServer(tmp_path / "redis")
+    await asyncio.to_thread(server.start)
+    try:
+        async with fleet(server.url) as (one, two):
+            one.fail(5)
+            await all_in([one, two], State.OPEN)
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await until(lambda: not one.breaker.shared and not two.breaker.shared)
+                row = await one.board.force("svc", "close", "we know better", 600.0)
+                assert (row["state"], row["shared"]) == ("forced_closed", False)
+                assert two.breaker.state is State.OPEN
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await all_in([one, two], State.FORCED_CLOSED)
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
 async def test_without_redis_it_recovers_by_itself(redis_server: RedisServer) -> None:
     """Open time, probes and closing are decided locally during an outage."""
     async with fleet(redis_server.url, 1, open_for="200ms") as (one,):
