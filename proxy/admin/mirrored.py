@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from proxy.errors import Unavailable
+from proxy.jobs.keeper import Refused
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.redis_side import RedisLost
 from proxy.jobs.service import Mirrors
@@ -25,6 +27,8 @@ def _told() -> Iterator[None]:
         yield
     except RedisLost as error:
         raise StoreAway(f"Redis does not answer: {error}", retry_after=5) from error
+    except Refused as error:
+        raise StoreAway(f"Redis {error}", retry_after=5) from error
     except LedgerSilent as error:
         raise StoreAway(f"The ledger does not answer: {error}", retry_after=5) from error
 
@@ -45,6 +49,9 @@ class MirroredJobs:
                 rows += [{"mirror": one.name, **row} for row in found]
         rows.sort(key=lambda row: str(row.get("created_at")), reverse=True)
         return rows[:limit]
+
+    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        return [one.state() for one in self._mirrors.chosen(mirror)]
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
         with _told():

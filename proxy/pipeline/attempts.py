@@ -14,7 +14,7 @@ from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
 from proxy.breaker.permits import Permit
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
-from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
+from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
@@ -74,7 +74,6 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
         if not x.body.done and x.filter is None:
             x.replay = ReplayBuffer(plan.retry.rules.buffer)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
-        x.retries += 1
         await _pause(x, x.stream.clock.monotonic() + wait)
 
 
@@ -106,21 +105,26 @@ async def _attempt(
         if x.plan.rescuers:
             if needs_body(x, response):
                 x.held = await relay.hold(response, _HELD)
-            better = await rescue(x, response)
+            try:
+                better = await rescue(x, response)
+            except ProxyError:
+                # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
+                _settle(x, plan, permit, began, response.status)
+                permit = None
+                raise
         if isinstance(better, Reply):
             send(x, better)
         elif better is not None and not x.asked_again:
             x.asked_again = True
             x.added = b"".join(b"\r\n" + line for line in better.lines)
+            _settle(x, plan, permit, began, response.status)
+            permit = None
             return 0.0
         elif response.status == 101:
             await _tunnel(x, relay.upstream, plan, response)
         else:
             reusable = await relay.pass_on(response)
-        if failed:
-            _failure(x, plan, permit, str(response.status))
-        else:
-            _success(x, plan, permit, began)
+        _settle(x, plan, permit, began, response.status)
         permit = None
     except UpstreamFailure as error:
         _failure(x, plan, permit, error.kind)
@@ -172,6 +176,7 @@ def _again(x: Exchange, retry: RetryPlan, ended: Ended) -> float | None:
     verdict = retry.after(ended, x.stream.clock.monotonic())
     if verdict.wait is None and verdict.reason != "kind":
         x.note(no_retry=verdict.reason)
+    x.retries += verdict.wait is not None
     return verdict.wait
 
 
@@ -198,6 +203,16 @@ def _failure(x: Exchange, plan: UpstreamPlan, permit: Permit | None, kind: str) 
         permit.failure(now, kind, x.target, x.correlation_id)
     if plan.health is not None and x.target is not None and kind != "connect":
         plan.health.failure(x.target, now)
+
+
+def _settle(
+    x: Exchange, plan: UpstreamPlan, permit: Permit | None, began: float, status: int
+) -> None:
+    """The attempt has had an answer of that status."""
+    if status in plan.failing:
+        _failure(x, plan, permit, str(status))
+    else:
+        _success(x, plan, permit, began)
 
 
 def _success(x: Exchange, plan: UpstreamPlan, permit: Permit | None, began: float) -> None:

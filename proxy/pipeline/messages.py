@@ -69,10 +69,14 @@ def goes_chunked(x: Exchange) -> bool:
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
-    """The client's fields; `Content-Type` is the filter's if it has an opinion."""
-    if x.filter is None or x.filter.content_type is None:
-        return head.passing
-    return head.passing_with(b"content-type", x.filter.content_type)
+    """The client's fields; `Content-Type` is the filter's if it has an opinion, and an answer that
+    we must read is asked for uncompressed."""
+    changed: dict[bytes, bytes] = {}
+    if x.filter is not None and x.filter.content_type is not None:
+        changed[b"content-type"] = x.filter.content_type
+    if x.plan.reads_answers:
+        changed[b"accept-encoding"] = b"identity"
+    return head.passing_with(changed) if changed else head.passing
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:
@@ -162,15 +166,26 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
 
 def made_reply(x: Exchange, reply: Reply) -> bytes:
     """A response made by a rescue, whole."""
-    status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}".encode()
+    status = f"HTTP/1.1 {reply.status} {_phrase(reply.status)}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
+    lines = reply.lines
+    if not any(line[:5].lower() == b"date:" for line in lines):
+        lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
     return b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n%b" % (
-        b"\r\n".join((status, *reply.lines)),
+        b"\r\n".join((status, *lines)),
         x.correlation_id.encode(),
         framing,
         connection_field(x),
         b"" if x.method == "HEAD" or reply.status in (204, 304) else reply.body,
     )
+
+
+def _phrase(status: int) -> str:
+    """The reason phrase, empty for a status that has none (RFC 9112 §4)."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
 
 
 def _date(clock: Clock) -> str:

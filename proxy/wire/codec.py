@@ -148,10 +148,11 @@ class RequestHead:
         parts = (line.partition(b":") for line in self.lines)
         return [value.strip(b" \t") for found, _, value in parts if found.lower() == name]
 
-    def passing_with(self, name: bytes, value: bytes) -> bytes:
-        """`passing` with the fields of that lower-case name replaced by one."""
-        kept = [line for line in self.lines if line.partition(b":")[0].lower() != name]
-        return b"\r\n" + b"\r\n".join([*kept, name.title() + b": " + value])
+    def passing_with(self, fields: dict[bytes, bytes]) -> bytes:
+        """`passing` with all fields of each lower-case name replaced by one of that value."""
+        kept = [line for line in self.lines if line.partition(b":")[0].lower() not in fields]
+        made = [name.title() + b": " + value for name, value in fields.items()]
+        return b"\r\n" + b"\r\n".join([*kept, *made])
 
 
 class ResponseHead:
