@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -124,6 +127,41 @@ class App:
         self.redis.close()
 
 
+class StandIn:
+    """The demo's make-video in a process of its own; `options` are its switches."""
+
+    def __init__(self, directory: Path, server: RedisServer, *options: str) -> None:
+        self._directory = directory
+        self._port = free_port()
+        self._command = [
+            *(sys.executable, "-m", "proxy.demo.make_video", "--port", str(self._port)),
+            *("--redis-url", server.url, "--data", str(directory), *options),
+        ]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / "app.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until(self._listens, "the stand-in")
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
+            return True
+        return False
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+
 def routes(fallback_after: str = "300ms", **creates: Any) -> list[dict[str, Any]]:
     """The routes of the ready config, by role; reads answer HEAD as well."""
     role = {"mirror": "make_video"}
@@ -183,6 +221,15 @@ class JobSite:
         self.proxy = ProxyProcess(directory, self.config)
         if live:
             self.wait_live()
+
+    def kill_proxy(self) -> None:
+        """kill -9."""
+        self.proxy.process.kill()
+        self.proxy.process.wait(10)
+
+    def start_proxy(self) -> None:
+        """Again, on the same port and file."""
+        self.proxy = ProxyProcess(self.directory, self.config)
 
     def __enter__(self) -> JobSite:
         return self
