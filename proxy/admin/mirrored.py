@@ -22,15 +22,16 @@ class StoreAway(Unavailable):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(**facts: Any) -> Iterator[None]:
+    """`facts` go into the problem document."""
     try:
         yield
     except RedisLost as error:
-        raise StoreAway(f"Redis does not answer: {error}", retry_after=5) from error
+        raise StoreAway(f"Redis does not answer: {error}", retry_after=5, **facts) from error
     except Refused as error:
-        raise StoreAway(f"Redis {error}", retry_after=5) from error
+        raise StoreAway(f"Redis {error}", retry_after=5, **facts) from error
     except LedgerSilent as error:
-        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5) from error
+        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5, **facts) from error
 
 
 class MirroredJobs:
@@ -43,7 +44,8 @@ class MirroredJobs:
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        with _told():
+        # Just when the ledger is silent, an operator wants to see how the mirrors are.
+        with _told(mirrors=self.states(mirror)):
             for one in self._mirrors.chosen(mirror):
                 found = await one.jobs(status, limit, stranded)
                 rows += [{"mirror": one.name, **row} for row in found]
