@@ -48,7 +48,7 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
 async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
     """A place at the upstream. Raises `Overloaded` when there is none in time."""
     client = x.stream
-    place = bulkhead.enter(client.clock.monotonic(), client.notify)
+    place = bulkhead.enter(client.clock.monotonic(), client.wake)
     try:
         while place.waiting:
             now = client.clock.monotonic()
