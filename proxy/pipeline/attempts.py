@@ -36,7 +36,10 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
     if plan.bulkhead is None:
-        await _attempts(x, listener, plan)
+        if plan.retry is None and not x.plan.rescuers:
+            await _attempt(x, listener, plan, None)  # nothing here would ask for another
+        else:
+            await _attempts(x, listener, plan)
         return
     place = await _enter(x, plan.bulkhead)
     try:
@@ -147,7 +150,9 @@ async def _response(
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
-        upstream = await _connection(x, plan, fresh=stale)
+        upstream = None if stale else _idle(x, plan)
+        if upstream is None:
+            upstream = await _connection(x, plan, fresh=stale)
         x.attempts += not stale
         x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -206,6 +211,12 @@ def _success(x: Exchange, plan: UpstreamPlan, permit: Permit | None, began: floa
         permit.success(now, x.upstream_time if x.upstream_time is not None else now - began)
     if plan.health is not None and x.target is not None:
         plan.health.success(x.target)
+
+
+def _idle(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    usable = plan.health.usable(x.stream.clock.monotonic()) if plan.health is not None else None
+    return plan.upstream.choose((), usable).checkout(x.stream)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:

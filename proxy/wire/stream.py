@@ -120,7 +120,7 @@ class Stream(asyncio.Protocol):
         for number, piece in enumerate(pieces):
             more, rest = body.feed(piece)
             content += more
-            if body.done:
+            if body.done and (rest or number + 1 < len(pieces)):
                 for left in reversed(pieces[number + 1 :]):
                     self.untake(left)
                 self.untake(rest)
