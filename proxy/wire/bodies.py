@@ -123,12 +123,18 @@ class ChunkedBody:
                 if line is None:
                     self._check_unfinished_line(data, at)
                     break
-                at = line.end()
-                if at - line.start() > _CHUNK_LINE_LIMIT:
+                start, at = at, line.end()
+                if at - start > _CHUNK_LINE_LIMIT:
                     raise ProtocolError("chunk extension is too long")
-                self._left = int(line[1], 16)
-                self._in_trailers = self._left == 0
-                self._needs_end = self._left > 0
+                length = int(line[1], 16)
+                end = at + length
+                if length and data[end : end + 2] == b"\r\n":  # all of it is here: the usual case
+                    content.append(data[at:end])
+                    at = end + 2
+                else:
+                    self._left = length
+                    self._in_trailers = length == 0
+                    self._needs_end = length > 0
         self._kept = data[at:]
         return content, b""
 
