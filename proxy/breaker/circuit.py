@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from proxy.breaker.messages import Failure, ProbeOutcome, Report, Snapshot, Transition
+from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import Event, State, next_state
 from proxy.breaker.window import SlidingWindow
 from proxy.clock import Clock
@@ -36,90 +37,6 @@ RECENT = 10
 HOLD = 3.0
 #: What a caller is told to wait, in seconds, when probes are under way but none is free.
 _PROBE_RETRY_AFTER = 1.0
-
-
-class Permit:
-    """Leave to make one call while closed. One object serves all calls of an epoch."""
-
-    __slots__ = ("_breaker", "_epoch")
-
-    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
-        self._breaker = breaker
-        self._epoch = epoch
-
-    def success(self, now: float, duration: float) -> None:
-        """The upstream answered well (4xx included) after `duration` seconds."""
-        breaker = self._breaker
-        if self._epoch == breaker.epoch:
-            breaker._succeeded(now, duration)
-        else:
-            breaker.late += 1
-
-    def failure(
-        self,
-        now: float,
-        kind: str,
-        target: str | None = None,
-        correlation_id: str | None = None,
-        duration: float = 0.0,
-    ) -> None:
-        """The call failed: `kind` is `connect`, `reset`, `timeout` or the status as text."""
-        breaker = self._breaker
-        if self._epoch == breaker.epoch:
-            breaker._failed(now, kind, target, correlation_id, duration)
-        else:
-            breaker.late += 1
-
-    def cancel(self) -> None:
-        """Neither: the client left, or the call was never made."""
-
-
-class NeutralPermit(Permit):
-    """Leave to make a call that nobody watches: forced closed."""
-
-    __slots__ = ()
-
-    def success(self, now: float, duration: float) -> None:
-        """Counts for nothing."""
-
-    def failure(
-        self,
-        now: float,
-        kind: str,
-        target: str | None = None,
-        correlation_id: str | None = None,
-        duration: float = 0.0,
-    ) -> None:
-        """Counts for nothing."""
-
-
-class ProbePermit(Permit):
-    """Leave to make one probe, under a lease."""
-
-    __slots__ = ("lease",)
-
-    def __init__(self, breaker: CircuitBreaker, epoch: int, lease: str) -> None:
-        super().__init__(breaker, epoch)
-        self.lease = lease
-
-    def success(self, now: float, duration: float) -> None:
-        slow = self._breaker.is_slow(duration)
-        failure = self._breaker.failed_call("slow", None, None) if slow else None
-        self._breaker._probed(now, self, "failure" if slow else "success", failure)
-
-    def failure(
-        self,
-        now: float,
-        kind: str,
-        target: str | None = None,
-        correlation_id: str | None = None,
-        duration: float = 0.0,
-    ) -> None:
-        failure = self._breaker.failed_call(kind, target, correlation_id)
-        self._breaker._probed(now, self, "failure", failure)
-
-    def cancel(self) -> None:
-        self._breaker._probed(0.0, self, "cancel", None)
 
 
 class CircuitBreaker:
@@ -250,7 +167,8 @@ class CircuitBreaker:
         """The record of a failure now."""
         return Failure(self.clock.time(), kind, target, correlation_id)
 
-    def _succeeded(self, now: float, duration: float) -> None:
+    def succeeded(self, now: float, duration: float) -> None:
+        """From a permit of this epoch."""
         if self.failures:
             self.failures = 0
         if self.fleet_failures:
@@ -266,7 +184,7 @@ class CircuitBreaker:
             if slow:
                 self._check_window(now)
 
-    def _failed(
+    def failed(
         self,
         now: float,
         kind: str,
@@ -274,6 +192,7 @@ class CircuitBreaker:
         correlation_id: str | None,
         duration: float,
     ) -> None:
+        """From a permit of this epoch."""
         failure = self.failed_call(kind, target, correlation_id)
         self.recent.append(failure)
         self.failures += 1
@@ -306,16 +225,17 @@ class CircuitBreaker:
             report.trip = reason
         self._decide(Event.TRIP, now, reason)
 
-    def _probed(
-        self, now: float, permit: ProbePermit, outcome: ProbeOutcome, failure: Failure | None
+    def probed(
+        self, now: float, lease: str, epoch: int, outcome: ProbeOutcome, failure: Failure | None
     ) -> None:
-        over = self._probes.pop(permit.lease, None)
-        if permit._epoch != self.epoch or over is None or (outcome != "cancel" and now >= over):
+        """From the permit of a probe, of any epoch."""
+        over = self._probes.pop(lease, None)
+        if epoch != self.epoch or over is None or (outcome != "cancel" and now >= over):
             self.late += 1
             return
         if self.shared:
             report = self._reporting()
-            report.probes.append((permit.lease, outcome))
+            report.probes.append((lease, outcome))
             if failure is not None:
                 report.recent.append(failure)
         if failure is not None:

@@ -198,8 +198,12 @@ local had = gen
 changed = true
 if A.gen > gen then gen, made = A.gen, true end
 if gen == 0 then gen = now end
-if A.remaining_ms >= 0 and state == 'closed'
-   and (not exists or A.gen >= had or since < now - A.age_ms) then
+-- News from there: a closed breaker, unless it closed after ours opened. What was set by hand here
+-- during the outage also replaces a state that nobody has changed there since.
+local newer = not exists or A.gen >= had
+local by_hand = A.state == 'forced_open' or A.state == 'forced_closed'
+if A.remaining_ms >= 0 and state ~= A.state
+   and ((state == 'closed' and (newer or since < now - A.age_ms)) or (by_hand and newer)) then
   remember(A.recent)
   transition(A.state, A.reason, now + A.remaining_ms, true)
   opens = A.opens

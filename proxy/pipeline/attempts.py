@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
-from proxy.breaker.circuit import Permit
+from proxy.breaker.permits import Permit
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
 from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
@@ -48,7 +48,7 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
 async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
     """A place at the upstream. Raises `Overloaded` when there is none in time."""
     client = x.stream
-    place = bulkhead.enter(client.clock.monotonic(), client.notify)
+    place = bulkhead.enter(client.clock.monotonic(), client.wake)
     try:
         while place.waiting:
             now = client.clock.monotonic()

@@ -259,7 +259,7 @@ class Relay:
         assert x.filter is not None
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(x.filter.finish(), name="verdict")
-            self._ending.add_done_callback(lambda _: x.stream.notify())
+            self._ending.add_done_callback(lambda _: x.stream.wake())
         if not self._ending.done():
             return False
         self._write_upstream(self._ending.result(), end=True)

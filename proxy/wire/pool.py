@@ -242,7 +242,7 @@ class TargetPool:
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
-            ticket.owner.notify()
+            ticket.owner.wake()
             return
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
@@ -272,7 +272,7 @@ class TargetPool:
             if self._waiting:
                 ticket = self._waiting.popleft()
                 ticket.error = error
-                ticket.owner.notify()
+                ticket.owner.wake()
             return
         self.sweeper.add(stream)
         self._on_connect(self._clock.monotonic() - started)

@@ -20,8 +20,9 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from proxy.breaker.board import BreakerBoard
-from proxy.breaker.circuit import CircuitBreaker, ProbePermit
+from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Transition
+from proxy.breaker.permits import ProbePermit
 from proxy.config.schema import Redis, Upstream
 from proxy.errors import CircuitOpen
 

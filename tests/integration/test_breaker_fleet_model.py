@@ -26,8 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proxy.breaker.circuit import CircuitBreaker, NeutralPermit, Permit, ProbePermit
+from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Report, Snapshot, Transition
+from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import State
 from proxy.breaker.store import BreakerStore, parse_snapshot
 from proxy.clock import ManualClock

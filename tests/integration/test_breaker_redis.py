@@ -114,6 +114,27 @@ async def test_failures_of_several_sidecars_add_up(redis_server: RedisServer) ->
         assert sorted(f["correlation_id"] for f in failures) == ["id-2"] * 2 + ["id-3"] * 3
 
 
+async def test_a_transition_is_one_warning_with_the_failures(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only its maker warns, and says which calls failed; gauges change everywhere."""
+    async with fleet(redis_server.url, 3) as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        await until(lambda: bool(lines(caplog, "breaker_transition")))
+        warned = [
+            record
+            for record in lines(caplog, "breaker_transition")
+            if record.levelno == logging.WARNING
+        ]
+        assert [record.by for record in warned] == ["a"]
+        assert len(warned[0].failures) == 5
+        assert warned[0].failures[0]["target"] == "http://h"
+        for sidecar in sidecars:
+            gauge = sidecar.registry.get_sample_value("circuit_breaker_state", {"service": "svc"})
+            assert gauge == 1
+
+
 async def test_a_success_elsewhere_ends_the_run_of_failures(redis_server: RedisServer) -> None:
     """Consecutive means consecutive in the fleet."""
     async with fleet(redis_server.url) as (one, two):
@@ -269,6 +290,30 @@ async def test_a_trip_during_the_outage_opens_the_fleet_on_return(
         assert one.transitions() + two.transitions() == 1
 
 
+async def test_set_by_hand_during_the_outage_holds_for_the_fleet_on_return(
+    tmp_path: Path,
+) -> None:
+    """Forced open here while Redis, which remembers an open breaker, was away."""
+    server = RedisServer(tmp_path / "redis")
+    await asyncio.to_thread(server.start)
+    try:
+        async with fleet(server.url) as (one, two):
+            one.fail(5)
+            await all_in([one, two], State.OPEN)
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                await until(lambda: not one.breaker.shared and not two.breaker.shared)
+                row = await one.board.force("svc", "close", "we know better", 600.0)
+                assert (row["state"], row["shared"]) == ("forced_closed", False)
+                assert two.breaker.state is State.OPEN
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            await all_in([one, two], State.FORCED_CLOSED)
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
 async def test_without_redis_it_recovers_by_itself(redis_server: RedisServer) -> None:
     """Open time, probes and closing are decided locally during an outage."""
     async with fleet(redis_server.url, 1, open_for="200ms") as (one,):
@@ -384,7 +429,8 @@ async def test_unix_socket_with_user_and_password(tmp_path: Path) -> None:
         tmp_path / "redis",
         None,
         *("--unixsocket", str(path)),
-        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:*", "+@all"),
+        *("--user", "proxy", "on", ">p@ss/word", "~cb:*", "resetchannels", "&cb:events"),
+        *("+@scripting", "+@read", "+@write", "+@pubsub", "+@connection", "+select", "+time"),
     )
     await asyncio.to_thread(server.start)
     try:

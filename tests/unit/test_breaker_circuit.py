@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from proxy.breaker.circuit import CircuitBreaker, Permit
+from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Transition
+from proxy.breaker.permits import Permit
 from proxy.breaker.states import Event, State
 from proxy.breaker.window import SlidingWindow
 from proxy.clock import ManualClock
