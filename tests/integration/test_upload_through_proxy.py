@@ -81,6 +81,15 @@ def test_a_good_upload_arrives(site: UploadSite, framing: str) -> None:
     assert arrival.request.framing == "chunked"
 
 
+@pytest.mark.parametrize("path", ["/raw", "/plain"])
+def test_a_hundred_thousand_chunks(site: UploadSite, path: str) -> None:
+    """More of them than one turn of the event loop takes: none is lost, checked or not."""
+    audio = wav_header(100_000) + bytes(range(250)) * 400
+    raw = head(None, "Content-Type: audio/wav", path=path) + chunked(audio, 1)
+    assert site.ask(raw).status == 202
+    assert site.only_arrival().body == audio
+
+
 def test_segments_of_one_byte(site: UploadSite) -> None:
     """A client whose every byte travels alone, head and boundaries included."""
     body = form(part(MP3[: len(MP3) // 2]))
