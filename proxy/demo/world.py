@@ -73,7 +73,9 @@ def find_config() -> Path:
         for file in files("reliability-proxy") or ():
             if file.match("share/reliability-proxy/demo.yaml"):
                 return Path(str(file.locate()))
-    raise ChildFailed(f"{CONFIG} is missing, and so is share/reliability-proxy/demo.yaml of a wheel")
+    raise ChildFailed(
+        f"{CONFIG} is missing, and so is share/reliability-proxy/demo.yaml of a wheel"
+    )
 
 
 class World:
