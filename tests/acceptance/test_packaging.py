@@ -6,6 +6,7 @@ built from exactly that and installed into an environment of its own.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ from proxy.config.load import load
 ROOT = Path(proxy.__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 READY = (ROOT / "config" / "make-video.yaml").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 VARIABLES = set(re.findall(r"\$\{(\w+)", READY.replace("${NAME", "")))
 
 
@@ -159,15 +162,9 @@ def test_the_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
 # --- pins ---------------------------------------------------------------------------------------
 
 
-def test_constraints_pin_everything_that_developers_install() -> None:
-    """Names and versions alone, no path or address, and nothing that is needed is left out."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if not re.fullmatch(r"[\w.\-]+==[\w.!+]+", line)] == []
-    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    texts = [text for group in (project["dependencies"], *extras.values()) for text in group]
-    todo = [Requirement(text) for text in texts]
+def needed(*groups: list[str]) -> set[str]:
+    """Every distribution that these requirements bring in, by what is installed here."""
+    todo = [Requirement(text) for group in groups for text in group]
     seen: set[str] = set()
     while todo:
         requirement = todo.pop()
@@ -176,13 +173,45 @@ def test_constraints_pin_everything_that_developers_install() -> None:
         if key in seen or name == "reliability-proxy":
             continue
         seen.add(key)
-        assert name in pinned, f"{name} is not in constraints.txt"
         try:
             further = [Requirement(text) for text in requires(name) or ()]
         except PackageNotFoundError:
             continue  # of the bench extra, or for another platform
         wanted = [{"extra": extra} for extra in ("", *requirement.extras)]
         todo += [r for r in further if not r.marker or any(map(r.marker.evaluate, wanted))]
+    return {key.partition("[")[0] for key in seen}
+
+
+def test_constraints_pin_everything_that_developers_install() -> None:
+    """Names and versions alone, no path or address, and nothing that is needed is left out."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.\-]+==[\w.!+]+", line)] == []
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    assert needed(PROJECT["dependencies"], *EXTRAS.values()) <= pinned
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("proxy", []), ("tests", ["demo", "dev"])], ids=["proxy", "tests"]
+)
+def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
+    """A fresh environment has all that is imported; only the benchmark's contenders need more."""
+    declared = needed(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
+    homes = packages_distributions()
+    missing = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        if (ROOT / "tests" / "bench" / "apps") in file.parents:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {module.partition(".")[0] for module in modules}:
+                if top in sys.stdlib_module_names or top in ("proxy", "tests"):
+                    continue
+                if not {canonicalize_name(home) for home in homes.get(top, ())} & declared:
+                    missing.add(f"{file.relative_to(ROOT)}: {top}")
+    assert missing == set()
 
 
 # --- deploy/ ------------------------------------------------------------------------------------
