@@ -33,9 +33,10 @@ _LOG = "/tmp/reliability-proxy-demo-*/proxy.log"
 _PORTS = {8000: "INGRESS", 9901: "ADMIN", 9464: "METRICS"}
 
 
-def blocks(kind: str) -> list[str]:
-    """The README's blocks of that kind, in order."""
-    return [text for info, text in _FENCE.findall(README) if info == f"sh {kind}"]
+def blocks(kind: str, tmp: Path | None = None) -> list[str]:
+    """The README's blocks of that kind, in order, writing into `tmp` instead of /tmp."""
+    found = [text for info, text in _FENCE.findall(README) if info == f"sh {kind}"]
+    return [re.sub(r"/tmp/(?!reliability-proxy-demo-)", f"{tmp}/", text) for text in found]
 
 
 def checkout(folder: Path) -> Path:
@@ -71,8 +72,9 @@ async def run(script: str, folder: Path) -> str:
 
 def at_home(script: str, world: World) -> str:
     """The block with this world's addresses instead of the usual ones."""
-    for port, name in _PORTS.items():
-        script = script.replace(f"http://127.0.0.1:{port}", world.at.url(name))
+    script = re.sub(
+        r"http://127\.0\.0\.1:(\d+)", lambda found: world.at.url(_PORTS[int(found[1])]), script
+    )
     script = script.replace(_LOG, str(world.proxy_log))
     admin = world.at.url("ADMIN")
     return re.sub(r"(reliability-proxy (?:jobs|breakers) [^\n]*)", rf"\1 --admin {admin}", script)
@@ -99,7 +101,7 @@ async def test_the_tour(world: World, tmp_path: Path) -> None:
         pytest.skip(f"the README's commands need {', '.join(missing)}")
     folder = checkout(tmp_path)
     printed = []
-    for block in blocks("demo"):
+    for block in blocks("demo", tmp_path):
         printed.append(await run(at_home(block, world), folder))
     text = "\n".join(printed)
     assert "HTTP/1.1 202" in text
@@ -114,7 +116,7 @@ async def test_the_tour(world: World, tmp_path: Path) -> None:
 async def test_commands_in_a_checkout(tmp_path: Path) -> None:
     """`check`, `schema` and `--help` work from the top of the repository."""
     folder = checkout(tmp_path)
-    for block in blocks("here"):
+    for block in blocks("here", tmp_path):
         await run(block, folder)
     assert json.loads((folder / "schema.json").read_text()) == json.loads(
         (ROOT / "config" / "schema.json").read_text()
