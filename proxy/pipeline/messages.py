@@ -22,6 +22,8 @@ from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.pool import TargetPool
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -37,7 +39,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        _passing(x, head),
+        _passing(x, head) if x.filter or x.retries or x.plan.reads_answers else head.passing,
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -45,14 +47,11 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    if x.retries:
-        parts.append(b"\r\nX-Retry-Count: %d" % x.retries)
-    if goes_chunked(x):
+    length = head.content_length if x.filter is None else x.filter.forward_length
+    if length is not None:
+        parts.append(b"\r\nContent-Length: %d" % length)
+    elif goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
-    elif x.filter is not None:
-        parts.append(b"\r\nContent-Length: %d" % (x.filter.forward_length or 0))
-    elif head.content_length is not None:
-        parts.append(b"\r\nContent-Length: %d" % head.content_length)
     if wants_websocket(head):
         parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
     elif head.te_trailers:
@@ -69,14 +68,16 @@ def goes_chunked(x: Exchange) -> bool:
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
-    """The client's fields; `Content-Type` is the filter's if it has an opinion, and an answer that
-    we must read is asked for uncompressed."""
-    changed: dict[bytes, bytes] = {}
+    """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
+    ours when we repeat, and an answer that a rescuer must read is asked for uncompressed."""
+    ours: dict[bytes, bytes] = {}
     if x.filter is not None and x.filter.content_type is not None:
-        changed[b"content-type"] = x.filter.content_type
+        ours[b"content-type"] = x.filter.content_type
+    if x.retries:
+        ours[b"x-retry-count"] = b"%d" % x.retries
     if x.plan.reads_answers:
-        changed[b"accept-encoding"] = b"identity"
-    return head.passing_with(changed) if changed else head.passing
+        ours[b"accept-encoding"] = b"identity"
+    return head.passing_with(ours) if ours else head.passing
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:
@@ -166,7 +167,8 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
 
 def made_reply(x: Exchange, reply: Reply) -> bytes:
     """A response made by a rescue, whole."""
-    status = f"HTTP/1.1 {reply.status} {_phrase(reply.status)}".encode()
+    phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
+    status = f"HTTP/1.1 {reply.status} {phrase}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
     lines = reply.lines
     if not any(line[:5].lower() == b"date:" for line in lines):
@@ -178,14 +180,6 @@ def made_reply(x: Exchange, reply: Reply) -> bytes:
         connection_field(x),
         b"" if x.method == "HEAD" or reply.status in (204, 304) else reply.body,
     )
-
-
-def _phrase(status: int) -> str:
-    """The reason phrase, empty for a status that has none (RFC 9112 §4)."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 def _date(clock: Clock) -> str:

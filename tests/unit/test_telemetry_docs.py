@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from proxy.admin.breakers import BreakerControl
 from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
 from proxy.admin.probes import Probes
+from proxy.config.schema import Upload
 from proxy.errors import ProxyError
+from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.metrics import Metrics
+from proxy.upload.check import FACTS, UploadCheck
 from tests.telemetry_facts import Facts
 
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
@@ -43,6 +49,19 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
+    """An accepted and a refused upload go through the stage's sink."""
+    stage = UploadCheckStage(cast(Any, None), registry)
+    route = SimpleNamespace(upload=Upload())
+    hooks = stage.bind(cast(Any, SimpleNamespace(route=route, route_name="r")))
+    assert hooks is not None
+    assert hooks.finished is not None
+    for verdict in ("accepted", "upload_too_long"):
+        seen = create_autospec(UploadCheck, instance=True)
+        seen.facts = {"verdict": verdict, "size": 1, "duration": 1.0, "validation_ms": 1.0}
+        hooks.finished(cast(Any, SimpleNamespace(filter=seen, note=lambda **_: None)))
+
+
 def test_every_metric_with_its_type_and_labels() -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
@@ -52,6 +71,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
     for direction in ("ingress", "egress"):
         facts = Facts(upstream="u", code="upstream_reset")
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
+    one_upload_of_each_kind(metrics.registry)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
     }
@@ -68,6 +88,12 @@ def test_every_log_field() -> None:
     assert basic == {*logs.FIELDS, *logs.OPTIONAL_FIELDS}
     more = {name for row in rows("### The access line") for name in names(row[0])}
     assert more == {*access.FIELDS, *access.OPTIONAL_FIELDS} - basic
+
+
+def test_every_fact_of_an_upload() -> None:
+    """The fields that `upload:` adds to access lines."""
+    documented = {name for row in rows("### Uploads in the access line") for name in names(row[0])}
+    assert documented == {f"upload_{name}" for name in FACTS}
 
 
 def test_every_endpoint_of_the_admin_api() -> None:
