@@ -191,8 +191,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("redis: {url: http://x}\n", ["redis.url: expected redis://HOST:PORT/DB"]),
     ('mirrors: {m: {key: "a:{job_id}", sqlite: x}}\n', ["mirrors.m: expected redis.url"]),
     (
-        "redis: {url: redis://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}, "
-        "n: {key: 'b:{job_id}', sqlite: ./x}}\n",
+        "mirrors: {m: {key: 'a:{job_id}', sqlite: x}, n: {key: 'b:{job_id}', sqlite: ./x}}\n"
+        "redis: {url: redis://h}\n",
         ["mirrors.n.sqlite: expected a file of its own, found that of mirrors.m"],
     ),
     (
