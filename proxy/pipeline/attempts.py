@@ -37,7 +37,10 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
     if plan.bulkhead is None:
-        await _attempts(x, listener, plan)
+        if plan.retry is None and not x.plan.rescuers:
+            await _attempt(x, listener, plan, None)  # nothing here would ask for another
+        else:
+            await _attempts(x, listener, plan)
         return
     if plan.breaker is not None and refuses(plan.breaker, x.stream.clock.monotonic()):
         plan.breaker.admit(x.stream.clock.monotonic())  # raises: nobody queues for a refusal
@@ -51,7 +54,7 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
 async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
     """A place at the upstream. Raises `Overloaded` when there is none in time."""
     client = x.stream
-    place = bulkhead.enter(client.clock.monotonic(), client.notify)
+    place = bulkhead.enter(client.clock.monotonic(), client.wake)
     try:
         while place.waiting:
             now = client.clock.monotonic()
@@ -142,7 +145,9 @@ async def _response(
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
-        upstream = await _connection(x, plan, fresh=stale)
+        upstream = None if stale else _idle(x, plan)
+        if upstream is None:
+            upstream = await _connection(x, plan, fresh=stale)
         x.attempts += not stale
         x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -196,6 +201,12 @@ def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
         if name.lower() == b"retry-after":
             return parse_retry_after(value.decode("latin-1"), x.stream.clock.time())
     return None
+
+
+def _idle(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    usable = plan.health.usable(x.stream.clock.monotonic()) if plan.health is not None else None
+    return plan.upstream.choose((), usable).checkout(x.stream)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:

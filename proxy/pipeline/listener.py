@@ -35,6 +35,7 @@ class ListenerRuntime:
         self._clock = clock
         self._sweeper = sweeper
         self._server: asyncio.Server | None = None
+        self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
 
     @property
     def addresses(self) -> list[str]:
@@ -59,7 +60,9 @@ class ListenerRuntime:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _accept(self) -> ClientStream:
-        client = ClientStream(self._clock, self._sweeper, self._serve, self._gone)
+        full = len(self.clients) >= self.service.plan.max_connections
+        serve = _refuse if full else self.service
+        client = ClientStream(self._clock, self._sweeper, serve, self._gone)
         self.clients.add(client)
         self._tally.opened()
         return client
@@ -67,13 +70,8 @@ class ListenerRuntime:
     def _gone(self, client: ClientStream) -> None:
         self.clients.discard(client)
         self._tally.closed()
-
-    async def _serve(self, client: ClientStream) -> None:
-        if len(self.clients) > self.service.plan.max_connections:
-            client.transport.write(_FULL)
-            client.close()
-            return
-        await self.service(client)
+        if not self.clients and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
@@ -86,16 +84,23 @@ class ListenerRuntime:
         """End every exchange in progress: with a 503 where no answer has begun."""
         for client in list(self.clients):
             client.cut = True
-            client.notify()
+            client.wake()
 
     async def drained(self) -> None:
-        """Until the last connection's coroutine has ended."""
-        while tasks := [client.task for client in self.clients if client.task is not None]:
-            await asyncio.wait(tasks)
-            await asyncio.sleep(0)  # let `connection_lost` run
+        """Until the last connection is gone and its coroutine has ended."""
+        while self.clients:
+            if self._empty is None or self._empty.done():
+                self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._empty)
 
     async def abort(self) -> None:
         """End every connection now."""
         for client in list(self.clients):
             client.abort()
         await self.drained()
+
+
+async def _refuse(client: ClientStream) -> None:
+    """What serves a connection that is one too many."""
+    client.transport.write(_FULL)
+    client.close()

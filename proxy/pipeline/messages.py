@@ -39,7 +39,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        _passing(x, head),
+        _passing(x, head) if x.filter is not None or x.retries else head.passing,
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -47,12 +47,11 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    if goes_chunked(x):
+    length = head.content_length if x.filter is None else x.filter.forward_length
+    if length is not None:
+        parts.append(b"\r\nContent-Length: %d" % length)
+    elif goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
-    elif x.filter is not None:
-        parts.append(b"\r\nContent-Length: %d" % (x.filter.forward_length or 0))
-    elif head.content_length is not None:
-        parts.append(b"\r\nContent-Length: %d" % head.content_length)
     if wants_websocket(head):
         parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
     elif head.te_trailers:

@@ -32,6 +32,9 @@ from proxy.wire.pool import UpstreamStream
 #: A closed half is how most clients leave, and how a few old ones end a request.
 HALF_CLOSE_GRACE = 0.2
 
+#: Pieces of a body that are joined before a filter sees them: small chunks come by the thousand.
+_MANY = 8
+
 #: Interim responses that one exchange may have.
 _MAX_INTERIM = 32
 
@@ -176,6 +179,8 @@ class Relay:
             await self._wait_for_body()
         if tee is not None:
             tee.end()
+        if self._ending is not None and not self._sent:
+            await self._hear_out(self._ending)
         return self._sent and head.keep_alive and not isinstance(body, UntilClose)
 
     async def hold(self, head: ResponseHead, limit: int) -> bytes | None:
@@ -215,15 +220,17 @@ class Relay:
         if self._ending is not None:
             self._ending.cancel()
             await asyncio.wait([self._ending])
+            if not self._ending.cancelled():
+                self._ending.exception()  # a refusal that came too late to be the answer
 
     def _send_body(self) -> bool:
         """Move what the client has sent of its body to the upstream; whether anything moved."""
         x, client, upstream = self._x, self._client, self.upstream
         check = x.filter
-        if upstream.write_paused:
-            return False
         if check is not None:
             check.feed(b"")  # it may have made up its mind since
+        if upstream.write_paused:
+            return False
         if x.body.done:
             return self._send_end()
         if not client.has_data or (check is not None and check.blocked):
@@ -234,6 +241,8 @@ class Relay:
             raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
         x.bytes_in += sum(map(len, pieces))
         if check is not None:
+            if len(pieces) > _MANY:
+                pieces = [b"".join(pieces)]
             pieces = [out for piece in pieces for out in check.feed(piece)]
         elif x.replay is not None:
             for piece in pieces:
@@ -249,11 +258,19 @@ class Relay:
         assert x.filter is not None
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(x.filter.finish(), name="verdict")
-            self._ending.add_done_callback(lambda _: x.stream.notify())
+            self._ending.add_done_callback(lambda _: x.stream.wake())
         if not self._ending.done():
             return False
         self._write_upstream(self._ending.result(), end=True)
         return True
+
+    async def _hear_out(self, ending: asyncio.Task[list[bytes]]) -> None:
+        """The upstream had all it wanted before the filter's last word: wait for that, so that it
+        is on record. The client has its answer already, so a refusal changes nothing any more."""
+        while not ending.done() and not self._client.cut:
+            await self._client.wait(NEVER)  # a filter bounds its own time
+        if ending.done() and ending.exception() is None:
+            self._write_upstream(ending.result(), end=True)
 
     def _write_upstream(self, pieces: list[bytes], *, end: bool) -> None:
         out = chunk(pieces) if self._chunked_up else pieces

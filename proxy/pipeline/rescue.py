@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from proxy.errors import ClientLeft, ProxyError
@@ -21,7 +22,8 @@ async def rescue(x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         if not rescuer.wants(x, trouble):
             continue
         try:
-            better = await rescuer.rescue(x, trouble)
+            # A task of its own: rescuers limit their time, and only tasks can be.
+            better = await asyncio.ensure_future(rescuer.rescue(x, trouble))
         except ProxyError:
             raise
         except Exception:

@@ -219,7 +219,7 @@ class _Patience:
         if isinstance(reply, Reply) and not x.replied:
             x.note(rescued_from="silence")
             x.instead = reply
-            x.stream.notify()
+            x.stream.wake()
 
 
 def _upstream_is_away(trouble: ProxyError) -> bool:

@@ -82,7 +82,7 @@ class UploadCheckStage:
                 head.content_length,
                 encodings[0] if encodings else None,
             )
-            check.on_change = x.stream.notify
+            check.on_change = x.stream.wake
             return check
 
         def finished(x: Exchange) -> None:

@@ -78,7 +78,8 @@ class UpstreamStream(Stream):
             self.untake(data)
             return None
         head = self.pool.memo.read(data, end, _MAX_FIELDS)
-        self.untake(data[end + 4 :])
+        if len(data) > end + 4:
+            self.untake(data[end + 4 :])
         return head
 
     def has_news(self) -> bool:
@@ -242,7 +243,7 @@ class TargetPool:
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
-            ticket.owner.notify()
+            ticket.owner.wake()
             return
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
@@ -272,7 +273,7 @@ class TargetPool:
             if self._waiting:
                 ticket = self._waiting.popleft()
                 ticket.error = error
-                ticket.owner.notify()
+                ticket.owner.wake()
             return
         self.sweeper.add(stream)
         self._on_connect(self._clock.monotonic() - started)

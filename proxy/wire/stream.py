@@ -111,7 +111,8 @@ class Stream(asyncio.Protocol):
     def read_body(self, body: Decoder) -> list[bytes]:
         """The content in what has arrived, piece by piece and uncopied.
 
-        What stands behind the end of `body` stays. Raises `ProtocolError`.
+        What stands behind the end of `body` stays, and so does what is more than one turn's work:
+        `notify` comes again for that. Raises `ProtocolError`.
         """
         pieces = self._pieces
         self._pieces = []
@@ -120,10 +121,12 @@ class Stream(asyncio.Protocol):
         for number, piece in enumerate(pieces):
             more, rest = body.feed(piece)
             content += more
-            if body.done:
+            if rest or (body.done and number + 1 < len(pieces)):
                 for left in reversed(pieces[number + 1 :]):
                     self.untake(left)
                 self.untake(rest)
+                if not body.done:
+                    asyncio.get_running_loop().call_soon(self.notify)
                 break
         self._read_on()
         return content
@@ -145,7 +148,7 @@ class Stream(asyncio.Protocol):
             self.transport.writelines(pieces)
 
     def _read_on(self) -> None:
-        if self._read_paused:
+        if self._read_paused and self._inbox_size <= HIGH_WATER:
             self._read_paused = False
             if not self.lost:
                 self.transport.resume_reading()

@@ -107,3 +107,15 @@ def test_arbitrary_chunked_bytes_never_surprise(data: bytes) -> None:
     """Any bytes are content, wait for more, or raise `ProtocolError`."""
     with contextlib.suppress(ProtocolError):
         ChunkedBody().feed(data)
+
+
+def test_thousands_of_chunks_take_several_turns() -> None:
+    """A full inbox of tiny chunks does not hold up the event loop: the rest is handed back."""
+    wire = b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\nGET"
+    body, turns, content = ChunkedBody(), 0, 0
+    while not body.done:
+        pieces, wire = body.feed(wire)
+        assert 0 < len(pieces) <= 8192
+        content += len(pieces)
+        turns += 1
+    assert (content, turns, wire) == (20_000, 3, b"GET")

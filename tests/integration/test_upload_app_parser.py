@@ -1,0 +1,185 @@
+"""What the app's own parser makes of an upload that we rewrote: a Starlette app behind uvicorn.
+
+The point of writing a form anew is that two parsers cannot disagree about it. So this file lets the
+parser that the real service uses (python-multipart, inside Starlette) read what the proxy sends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tests.data.audio.generate import path_of
+from tests.http1 import Site, assert_problem, free_port, wait_until
+from tests.uploads.audio import wav_header
+from tests.uploads.drive import form, part
+from tests.uploads.site import chunked, head
+
+MP3 = path_of("mp3").read_bytes()
+Field = tuple[str, str | None, str | None, bytes]
+
+
+class App:
+    """The service's side: what its parser found, and how often a client left it."""
+
+    def __init__(self) -> None:
+        self.forms: list[list[Field]] = []
+        self.started = self.cut = 0
+        self.port = free_port()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                Starlette(routes=[Route("/{path:path}", self._create, methods=["POST"])]),
+                host="127.0.0.1",
+                port=self.port,
+                log_config=None,
+                ws="none",
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, name="uvicorn")
+        self._thread.start()
+        wait_until(lambda: self._server.started, "uvicorn")
+
+    async def _create(self, request: Request) -> Response:
+        self.started += 1
+        found: list[Field] = []
+        try:
+            async with request.form() as fields:
+                for name, value in fields.multi_items():
+                    if isinstance(value, UploadFile):
+                        data = await value.read()
+                        found.append((name, value.filename, value.content_type, data))
+                    else:
+                        found.append((name, None, None, value.encode()))
+        except ClientDisconnect:
+            self.cut += 1
+            return Response(status_code=400)
+        self.forms.append(found)
+        return JSONResponse({"status": "accepted"}, 202)
+
+    def stop(self) -> None:
+        """End the server and its thread."""
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[App]:
+    """One app for the file."""
+    app = App()
+    yield app
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def site(app: App, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A proxy before it."""
+    routes = [{"name": "create", "path": "/{rest:*}", "upstream": "app", "upload": {}}]
+    target = {"targets": [f"http://127.0.0.1:{app.port}"]}
+    with Site(tmp_path_factory.mktemp("app"), {"front": {"routes": routes}}, app=target) as site:
+        yield site
+        site.check()
+
+
+def accepted(app: App, site: Site, body: bytes) -> list[Field]:
+    """Upload `body`; what the app's parser found."""
+    before = len(app.forms)
+    response = site.ask(head(len(body)) + body)
+    assert response.status == 202, response.body
+    assert len(app.forms) == before + 1
+    return app.forms[-1]
+
+
+def test_the_same_file_and_the_same_fields(app: App, site: Site) -> None:
+    """In their order, repeated names included, with a safe name and the true type."""
+    body = form(
+        part(b"5", b"max_shorts", None, b"Content-Type: text/plain; charset=utf-8"),
+        part("olá, ção".encode(), b"note", None),
+        part(MP3, b"audio_file", b"..\\..\\evil\\voz.php", b"Content-Type: text/html"),
+        part(b"a\r\n--b\r\n\r\nc", b"tag", None),
+        part(b"", b"tag", None),
+    )
+    assert accepted(app, site, body) == [
+        ("max_shorts", None, None, b"5"),
+        ("note", None, None, "olá, ção".encode()),
+        ("audio_file", "voz.mp3", "audio/mpeg", MP3),
+        ("tag", None, None, b"a\r\n--b\r\n\r\nc"),
+        ("tag", None, None, b""),
+    ]
+
+
+def test_every_kind_of_audio(app: App, site: Site) -> None:
+    """Byte for byte, whichever container, under the type that it really has."""
+    for kind, media_type in (
+        ("mp3", "audio/mpeg"),
+        ("wav", "audio/wav"),
+        ("m4a-last", "audio/mp4"),
+        ("m4a-fragmented", "audio/mp4"),
+        ("opus", "audio/ogg"),
+    ):
+        audio = path_of(kind).read_bytes()
+        (field,) = accepted(app, site, form(part(audio, filename=b"x.bin")))
+        assert (field[2], field[3]) == (media_type, audio)
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=30)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    fields=st.lists(st.tuples(st.sampled_from(["a", "b", "c d", "ação"]), _TEXT), max_size=4),
+    filename=st.text(
+        st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters='"\\'),
+        max_size=40,
+    ),
+    at=st.integers(0, 4),
+)
+def test_any_fields_and_any_file_name(
+    app: App, site: Site, fields: list[tuple[str, str]], filename: str, at: int
+) -> None:
+    """Whatever stands around the file, the app reads exactly that, and a harmless name."""
+    parts = [part(value.encode(), name.encode(), None) for name, value in fields]
+    expected: list[Field] = [(name, None, None, value.encode()) for name, value in fields]
+    at = min(at, len(parts))
+    parts.insert(at, part(MP3, b"audio_file", filename.encode()))
+    found = accepted(app, site, form(*parts))
+    file = found.pop(at)
+    assert found == expected
+    assert (file[0], file[2], file[3]) == ("audio_file", "audio/mpeg", MP3)
+    assert file[1] is not None
+    assert file[1].endswith(".mp3")
+    assert not set(file[1]) & set('/\\"\r\n;%')
+
+
+def test_a_bad_upload_ends_as_a_disconnect(app: App, site: Site) -> None:
+    """The app's own code never gets the form: its parser sees the connection go."""
+    forms, cut = len(app.forms), app.cut
+    audio = wav_header(10_560_000) + bytes(10_560_000)
+    for raw in (
+        head(None) + chunked(form(part(audio))),
+        head(None) + chunked(form(part(MP3)) + b"junk"),
+        head(None) + chunked(form(part(MP3))[:-8]),
+    ):
+        response = site.ask(raw)
+        assert response.status == 400, response.body
+    wait_until(lambda: app.cut == cut + 3, "disconnects")
+    assert len(app.forms) == forms
+
+
+def test_a_pdf_and_a_large_file_cost_the_app_nothing(app: App, site: Site) -> None:
+    """One never begins a form there, the other not even a request."""
+    forms, started = len(app.forms), app.started
+    body = form(part(b"%PDF-1.4" + bytes(200_000)))
+    assert_problem(site.ask(head(len(body)) + body), 400, "upload_type_rejected")
+    assert_problem(site.ask(head(60 * 2**20)), 400, "upload_too_large")
+    assert app.started <= started + 1
+    assert len(app.forms) == forms

@@ -1,0 +1,134 @@
+"""A proxy with upload routes between a raw client and an upstream that keeps what reaches it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.http1 import Connection, RawClient, Request, Site, Truncated, get, respond
+from tests.uploads.drive import CONTENT_TYPE
+
+KB = 1000
+SMALL = 100 * KB
+
+ROUTES: list[dict[str, Any]] = [
+    {"name": "create-video", "methods": ["POST"], "path": "/make-video", "upstream": "app",
+     "upload": {}},
+    {"name": "small", "path": "/small", "upstream": "app", "upload": {"max_size": SMALL}},
+    {"name": "raw", "path": "/raw", "upstream": "app", "upload": {"field": None}},
+    {"name": "report", "path": "/report", "upstream": "app",
+     "upload": {"mode": "report", "max_size": SMALL}},
+    {"name": "other", "path": "/{rest:*}", "upstream": "app"},
+]  # fmt: skip
+
+
+@dataclass
+class Arrived:
+    """One request as the app got it: its body, or what came of it before it was cut."""
+
+    request: Request
+    body: bytes
+    complete: bool
+
+
+@dataclass
+class Keeper:
+    """An upstream's handler: keeps every body, complete or cut, and answers 202."""
+
+    arrived: list[Arrived] = field(default_factory=list)
+
+    def __call__(self, connection: Connection, request: Request) -> None:
+        try:
+            body = connection.body(request)
+        except Truncated as cut:
+            self.arrived.append(Arrived(request, cut.partial, complete=False))
+            raise
+        self.arrived.append(Arrived(request, body, complete=True))
+        connection.send(respond(b'{"status":"accepted"}', "202 Accepted"))
+
+
+class UploadSite(Site):
+    """A `Site` whose routes check uploads; `kept` is what the app got since `fresh`."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        super().__init__(directory, {"front": {"routes": ROUTES}}, **settings)
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Forget what arrived."""
+        self.upstream.fresh()
+        self.keeper = Keeper()
+        self.upstream.handler = self.keeper
+
+    def only_arrival(self) -> Arrived:
+        """The one request of this test, once the app has its end or lost it."""
+        self.upstream.wait(lambda: bool(self.keeper.arrived), "a request that ended")
+        assert len(self.keeper.arrived) == 1
+        return self.keeper.arrived[0]
+
+    def assert_never_complete(self) -> bytes:
+        """The app got nothing, or a request that was cut; what it got of the body."""
+        self.upstream.wait(
+            lambda: len(self.keeper.arrived) == len(self.upstream.requests), "cut requests"
+        )
+        assert not any(arrived.complete for arrived in self.keeper.arrived)
+        return b"".join(arrived.body for arrived in self.keeper.arrived)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample at /metrics; 0 where it is not there."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        for line in self.proxy.admin("/metrics")[1].splitlines():
+            found, _, value = line.rpartition(" ")
+            found, _, inside = found.partition("{")
+            if found == name and wanted <= set(inside.removesuffix("}").split(",")):
+                return float(value)
+        return 0.0
+
+    def probes(self) -> list[psutil.Process]:
+        """The processes that examine uploads now (their parent not among them)."""
+        parents = psutil.Process(self.proxy.pid).children()
+        probes = []
+        for parent in parents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "proxy.upload.probe" in parent.cmdline():
+                    probes += [
+                        child
+                        for child in parent.children()
+                        if child.status() != psutil.STATUS_ZOMBIE
+                    ]
+        return probes
+
+
+def head(
+    length: int | None, *fields: str, path: str = "/make-video", method: str = "POST"
+) -> bytes:
+    """The head of an upload; chunked without `length`. `fields` may replace the form's type."""
+    if not any(line.lower().startswith("content-type:") for line in fields):
+        fields = (f"Content-Type: {CONTENT_TYPE.decode()}", *fields)
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return get(path, *fields, framing, method="POST")
+
+
+def chunked(body: bytes, size: int = 65_536) -> bytes:
+    """`body` in chunks of `size` bytes, with the last chunk."""
+    pieces = (body[at : at + size] for at in range(0, len(body), size))
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def answered(client: RawClient) -> bool:
+    """Whether the proxy has sent something that was not read yet."""
+    client.sock.settimeout(0.001)
+    try:
+        client.sock.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+    finally:
+        client.sock.settimeout(8)
+    return True
