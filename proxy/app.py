@@ -33,6 +33,7 @@ from proxy.jobs.service import Mirrors
 from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.listener import ListenerRuntime
+from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
 from proxy.stages import all_stages
 from proxy.telemetry.lag import LoopLag
@@ -95,6 +96,8 @@ class Proxy:
             lambda upstream: self.metrics.upstream(upstream).connected,
             self._breakers.get,
         )
+        self._watch = Watch(self._clock)
+        self.metrics.registry.register(self._watch)
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -116,6 +119,7 @@ class Proxy:
             await self._start_probes(self._config)
             await self._breakers.start()
             await self._mirrors.start()
+            await self._watch.follow(self._config.upstreams, self._plans.upstreams)
             self._open = await self._open_listeners(self._config, self._plans)
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
@@ -160,6 +164,7 @@ class Proxy:
         await self._mirrors.stop()
         await self._breakers.stop()
         await self._probes.stop()
+        await self._watch.stop()
         await self._admin.stop()
         await self._lag.stop()
         self._sweeper.stop()
@@ -192,7 +197,38 @@ class Proxy:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
         if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
             raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
-        self._breakers.reload({**self._config.upstreams, **config.upstreams})
+        before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
+        self._breakers.reload({**config.upstreams, **before})  # so far it only adds
+        try:
+            plans, kept, fresh = await self._prepare(config)
+        except (OSError, RuntimeError):
+            self._breakers.reload(self._config.upstreams)
+            raise
+        # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
+        for name, open_listener in kept.items():
+            wanted = config.listeners[name]
+            if open_listener.tls is not None and wanted.tls is not None:
+                open_listener.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
+            open_listener.config = wanted
+            open_listener.runtime.service.plan = plans.listeners[name]
+        stays = {id(listener) for listener in kept.values()}
+        for old in self._open.values():
+            if id(old) not in stays:
+                self._let_go(old.runtime)
+        for upstream, plan in self._plans.upstreams.items():
+            if plans.upstreams.get(upstream) is not plan:
+                plan.upstream.close()
+        self._open = {**kept, **fresh}
+        self._config, self._plans = config, plans
+        self._breakers.reload(config.upstreams)
+        self._compiler.settle(config, plans)
+        self._logs.set_level(config.logging.level)
+        await self._watch.follow(config.upstreams, plans.upstreams)
+
+    async def _prepare(
+        self, config: Config
+    ) -> tuple[Plans, dict[str, _OpenListener], dict[str, _OpenListener]]:
+        """The plans for `config`, the listeners that stay, and those newly opened for it."""
         plans = self._compiler.compile(config, (self._config, self._plans))
         await self._start_probes(config)
         kept = {
@@ -212,24 +248,7 @@ class Proxy:
             ),
             plans,
         )
-        # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
-        for name, open_listener in kept.items():
-            wanted = config.listeners[name]
-            if open_listener.tls is not None and wanted.tls is not None:
-                open_listener.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
-            open_listener.config = wanted
-            open_listener.runtime.service.plan = plans.listeners[name]
-        stays = {id(listener) for listener in kept.values()}
-        for old in self._open.values():
-            if id(old) not in stays:
-                self._let_go(old.runtime)
-        for upstream, plan in self._plans.upstreams.items():
-            if plans.upstreams.get(upstream) is not plan:
-                plan.upstream.close()
-        self._open = {**kept, **fresh}
-        self._config, self._plans = config, plans
-        self._breakers.reload(config.upstreams)
-        self._logs.set_level(config.logging.level)
+        return plans, kept, fresh
 
     async def _start_probes(self, config: Config) -> None:
         """Probe processes exist only where some route checks uploads. Raises `RuntimeError`."""

@@ -199,6 +199,14 @@ class StaticAnswer(Model):
     body: str = ""
     """The body, sent as UTF-8."""
 
+    @model_validator(mode="after")
+    def _framed_by_us(self) -> StaticAnswer:
+        ours = {"connection", "content-length", "date", "keep-alive", "trailer"}
+        ours |= {"transfer-encoding", "upgrade", "x-correlation-id"}
+        if found := sorted(name for name in self.headers if name.lower() in ours):
+            raise ValueError(f"expected only fields that the proxy does not set, found {found[0]}")
+        return self
+
 
 class Fallback(Model):
     """What the caller gets while the circuit is open or the upstream fails, instead of the error.
@@ -399,7 +407,7 @@ class Ejection(Model):
 class Health(Model):
     """Ask each target by itself whether it is well. Defaults are HAProxy's."""
 
-    path: Annotated[str, Field(pattern=r"^/\S*$")]
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
     """Asked with GET; any 2xx or 3xx is well."""
     every: Annotated[Duration, Field(gt=0)] = 5.0
     """From one question to the next."""

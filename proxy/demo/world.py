@@ -7,7 +7,9 @@ import shutil
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
 
@@ -60,12 +62,27 @@ def choose_ports() -> Addresses:
     return Addresses(ports)
 
 
+def find_config() -> Path:
+    """`config/demo.yaml` of the checkout, else the copy that the wheel brought along.
+
+    Raises `ChildFailed` when there is neither.
+    """
+    if CONFIG.is_file():
+        return CONFIG
+    with suppress(PackageNotFoundError):
+        for file in files("reliability-proxy") or ():
+            if file.match("share/reliability-proxy/demo.yaml"):
+                return Path(str(file.locate()))
+    raise ChildFailed(
+        f"{CONFIG} is missing, and so is share/reliability-proxy/demo.yaml of a wheel"
+    )
+
+
 class World:
     """An asynchronous context: everything is up inside, and nothing is left outside."""
 
     def __init__(self) -> None:
-        if not CONFIG.is_file():
-            raise ChildFailed(f"{CONFIG} is missing: run the demo from a checkout of the project")
+        self._config = find_config()
         self.folder = Path(tempfile.mkdtemp(prefix="reliability-proxy-demo-"))
         self.at = choose_ports()
         self._guard = Guard(self.folder)
@@ -155,7 +172,7 @@ class World:
             ),
             self._child(
                 "proxy",
-                [*python, "proxy", "run", "--config", str(CONFIG)],
+                [*python, "proxy", "run", "--config", str(self._config)],
                 environment=self.at.environment(self.folder),
                 ready_url=self.at.url("ADMIN") + "/readyz",
             ),

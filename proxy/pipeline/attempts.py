@@ -1,23 +1,24 @@
 """From a request to an answer of its upstream: which target, how often, and when not.
 
 Each step stands where it does for a reason. The bulkhead comes first: who waits there has cost the
-upstream nothing yet. Retries stand outside the breaker, so that the breaker sees single attempts
-and a circuit that opens ends the retrying. Inside an attempt two things are repeated without being
-counted, because the upstream never saw them: a connection that could not be opened (next target,
-then `connect_patience`), and a kept one that was closed under us before a byte of response, for a
-method that may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+upstream nothing yet (nobody queues for an open circuit, though). Retries stand outside the breaker,
+so that the breaker sees single attempts and a circuit that opens ends the retrying. Inside an
+attempt two things are repeated without being counted, because the upstream never saw them: a
+connection that could not be opened (next target, then `connect_patience`), and a kept one that was
+closed under us before a byte of response, for a method that may be repeated (RFC 9110 §9.2.2,
+RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
-from proxy.breaker.permits import Permit
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
 from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
+from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection, until_left
 from proxy.pipeline.rescue import needs_body, rescue, send
@@ -36,8 +37,13 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
     if plan.bulkhead is None:
-        await _attempts(x, listener, plan)
+        if plan.retry is None and not x.plan.rescuers:
+            await _attempt(x, listener, plan, None)  # nothing here would ask for another
+        else:
+            await _attempts(x, listener, plan)
         return
+    if plan.breaker is not None and refuses(plan.breaker, x.stream.clock.monotonic()):
+        plan.breaker.admit(x.stream.clock.monotonic())  # raises: nobody queues for a refusal
     place = await _enter(x, plan.bulkhead)
     try:
         await _attempts(x, listener, plan)
@@ -74,33 +80,29 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
         if not x.body.done and x.filter is None:
             x.replay = ReplayBuffer(plan.retry.rules.buffer)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
-        x.retries += 1
         await _pause(x, x.stream.clock.monotonic() + wait)
 
 
 async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
-    """One attempt: None when the client has its answer, else seconds to wait before the next.
-
-    Its permit ends in exactly one way: an answer that is none of the upstream's failures is a
-    success, a failure is told with its kind, and all else (the client left, we refused) is neither.
-    """
-    clock = x.stream.clock
-    began = clock.monotonic()
-    permit = plan.breaker.admit(began) if plan.breaker is not None else None
+    """One attempt: None when the client has its answer, else seconds to wait before the next."""
+    outcome = begin(x, plan)
     relay: Relay | None = None
     reusable = False
+    if x.held is not None:
+        x.held = None  # an earlier attempt's
     try:
         relay, response = await _response(x, listener, plan)
         failed = response.status in plan.failing
+        if failed:
+            outcome.failed(str(response.status))
         if retry is not None and not 200 <= response.status < 400:
             ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
-            wait = _again(x, retry, ended)
+            wait = _again(x, plan, retry, ended)
             if wait is not None:
-                if failed:
-                    _failure(x, plan, permit, str(response.status))
-                    permit = None
+                if not failed:
+                    outcome.succeeded()
                 return wait
         better: Reply | AskAgain | None = None
         if x.plan.rescuers:
@@ -109,31 +111,28 @@ async def _attempt(
             better = await rescue(x, response)
         if isinstance(better, Reply):
             send(x, better)
-        elif better is not None and not x.asked_again:
+        elif better is not None and not x.asked_again and _whole(x):
             x.asked_again = True
             x.added = b"".join(b"\r\n" + line for line in better.lines)
+            outcome.succeeded()
             return 0.0
         elif response.status == 101:
-            await _tunnel(x, relay.upstream, plan, response)
+            await _tunnel(x, relay.upstream, plan, response, outcome)
         else:
+            outcome.flows()
             reusable = await relay.pass_on(response)
-        if failed:
-            _failure(x, plan, permit, str(response.status))
-        else:
-            _success(x, plan, permit, began)
-        permit = None
+        outcome.succeeded()
     except UpstreamFailure as error:
-        _failure(x, plan, permit, error.kind)
-        permit = None
+        outcome.failed(error.kind)
         if x.replied or retry is None:
             raise
-        wait = _again(x, retry, Ended(error.kind, error.kind != "connect", _whole(x)))
+        ended = Ended(error.kind, error.kind != "connect", _whole(x))
+        wait = _again(x, plan, retry, ended)
         if wait is None:
             raise
         return wait
     finally:
-        if permit is not None:
-            permit.cancel()
+        outcome.close()
         if relay is not None:
             await relay.release(reusable=reusable)
     return None
@@ -147,7 +146,9 @@ async def _response(
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
-        upstream = await _connection(x, plan, fresh=stale)
+        upstream = None if stale else _idle(x, plan)
+        if upstream is None:
+            upstream = await _connection(x, plan, fresh=stale)
         x.attempts += not stale
         x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -167,11 +168,23 @@ async def _response(
             raise
 
 
-def _again(x: Exchange, retry: RetryPlan, ended: Ended) -> float | None:
+def _again(x: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:
     """Seconds to wait before another attempt; None if there is none, and the log says why."""
-    verdict = retry.after(ended, x.stream.clock.monotonic())
-    if verdict.wait is None and verdict.reason != "kind":
-        x.note(no_retry=verdict.reason)
+    now = x.stream.clock.monotonic()
+    if (
+        plan.breaker is not None
+        and refuses(plan.breaker, now)
+        and plan.retry is not None
+        and plan.retry.retries(ended.kind)
+    ):
+        x.note(no_retry="circuit")  # the answer at hand says more than `circuit_open` would
+        return None
+    verdict = retry.after(ended, now)
+    if verdict.wait is None:
+        if verdict.reason != "kind":
+            x.note(no_retry=verdict.reason)
+        return None
+    x.retries += 1
     return verdict.wait
 
 
@@ -191,21 +204,10 @@ def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
     return None
 
 
-def _failure(x: Exchange, plan: UpstreamPlan, permit: Permit | None, kind: str) -> None:
-    """The attempt failed: tell whoever keeps count."""
-    now = x.stream.clock.monotonic()
-    if permit is not None:
-        permit.failure(now, kind, x.target, x.correlation_id)
-    if plan.health is not None and x.target is not None and kind != "connect":
-        plan.health.failure(x.target, now)
-
-
-def _success(x: Exchange, plan: UpstreamPlan, permit: Permit | None, began: float) -> None:
-    if permit is not None:
-        now = x.stream.clock.monotonic()
-        permit.success(now, x.upstream_time if x.upstream_time is not None else now - began)
-    if plan.health is not None and x.target is not None:
-        plan.health.success(x.target)
+def _idle(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    usable = plan.health.usable(x.stream.clock.monotonic()) if plan.health is not None else None
+    return plan.upstream.choose((), usable).checkout(x.stream)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
@@ -237,6 +239,7 @@ async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstre
             continue
         if client.clock.monotonic() >= patient_until:
             x.target = pool.label
+            x.attempts += 1
             raise UpstreamUnreachable(
                 f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
                 upstream=plan.name,
@@ -283,7 +286,11 @@ def _why(error: Exception) -> str:
 
 
 async def _tunnel(
-    x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan, response: ResponseHead
+    x: Exchange,
+    upstream: UpstreamStream,
+    plan: UpstreamPlan,
+    response: ResponseHead,
+    outcome: Unwatched,
 ) -> None:
     """Switch protocols: from here on bytes go both ways unread."""
     assert x.head is not None
@@ -293,6 +300,7 @@ async def _tunnel(
             upstream=plan.name,
             reason="unasked_upgrade",
         )
+    outcome.succeeded()
     x.status = 101
     x.replied = True
     x.keep_alive = False

@@ -97,15 +97,44 @@ class Compiler:
             if before is not None and before[0].upstreams.get(name) == wanted:
                 upstreams[name] = before[1].upstreams[name]
             else:
-                upstreams[name] = self._upstream(name, wanted)
+                old = (
+                    (before[0].upstreams[name], before[1].upstreams[name])
+                    if before is not None and name in before[0].upstreams
+                    else None
+                )
+                upstreams[name] = self._upstream(name, wanted, old)
         listeners = {
             name: self._listener(name, listener, config.upstreams, upstreams)
             for name, listener in config.listeners.items()
         }
         return Plans(listeners, upstreams)
 
-    def _upstream(self, name: str, config: UpstreamConfig) -> UpstreamPlan:
+    def settle(self, config: Config, plans: Plans) -> None:
+        """The plans are in force: what lives on from earlier ones takes its new rules."""
+        for name, plan in plans.upstreams.items():
+            rules = config.upstreams[name]
+            if plan.bulkhead is not None and rules.bulkhead is not None:
+                plan.bulkhead.configure(rules.bulkhead)
+            if plan.retry is not None and rules.retry is not None:
+                plan.retry.configure(rules.retry)
+
+    def _upstream(
+        self,
+        name: str,
+        config: UpstreamConfig,
+        old: tuple[UpstreamConfig, UpstreamPlan] | None,
+    ) -> UpstreamPlan:
+        """A new plan. What counts requests under way, or what they have spent, is the `old` one's:
+        a reload must not hand out the same places and retries a second time."""
         tls = client_tls(config)
+        retry = old[1].retry if old is not None else None
+        bulkhead = old[1].bulkhead if old is not None else None
+        health = None
+        if old is not None and _same_targets(old[0], config):
+            health = old[1].health
+        elif config.ejection or config.health:
+            labels = [str(address) for address in config.targets]
+            health = TargetHealth(labels, config.ejection, config.health)
         pools = [
             TargetPool(
                 address,
@@ -128,14 +157,10 @@ class Compiler:
             queue_timeout=config.pool.queue_timeout,
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
-            breaker=self._breaker_of(name),
-            retry=RetryPolicy(config.retry, self._random) if config.retry else None,
-            bulkhead=Bulkhead(name, config.bulkhead) if config.bulkhead else None,
-            health=(
-                TargetHealth([p.label for p in pools], config.ejection, config.health)
-                if config.ejection or config.health
-                else None
-            ),
+            breaker=self._breaker_of(name) if config.breaker else None,
+            retry=(retry or RetryPolicy(config.retry, self._random)) if config.retry else None,
+            bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
+            health=health,
             failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
         )
 
@@ -204,6 +229,11 @@ class Compiler:
             needs_parameters=route is not None and route.job is not None,
             finished=tuple(finished),
         )
+
+
+def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:
+    """Whether what is known of the targets still holds."""
+    return (old.targets, old.ejection, old.health) == (new.targets, new.ejection, new.health)
 
 
 def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:

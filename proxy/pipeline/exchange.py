@@ -3,6 +3,7 @@ that the sinks (access log, metrics) read when it is over."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.retry import ReplayBuffer
@@ -82,47 +83,34 @@ class Exchange:
     framing. `extra` are facts that stages add to the access line.
     """
 
-    __slots__ = (
-        "added",
-        "asked_again",
-        "attempts",
-        "body",
-        "bytes_in",
-        "bytes_out",
-        "client",
-        "client_correlation_id",
-        "code",
-        "connect_time",
-        "continue_sent",
-        "correlation_id",
-        "detail",
-        "duration",
-        "extra",
-        "filter",
-        "head",
-        "held",
-        "instead",
-        "keep_alive",
-        "listener",
-        "method",
-        "parameters",
-        "path",
-        "plan",
-        "reason",
-        "replay",
-        "replied",
-        "response",
-        "retries",
-        "route",
-        "started",
-        "started_at",
-        "status",
-        "stream",
-        "target",
-        "tee",
-        "upstream",
-        "upstream_time",
-    )
+    # Defaults stand here, once, and not in `__init__`: most exchanges change few of them.
+    duration = 0.0
+    status = 0
+    code: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    upstream: str | None = None
+    target: str | None = None
+    connect_time: float | None = None
+    upstream_time: float | None = None
+    attempts = 0
+    bytes_in = 0
+    bytes_out = 0
+    extra: dict[str, object] | None = None
+    client_correlation_id: str | None = None
+    route = "-"
+    continue_sent = False
+    replied = False  # a final response head has been written to the client
+    retries = 0  # attempts that were repeated because they failed
+    filter: BodyFilter | None = None  # what looks at the request body, if anything does
+    parameters: Mapping[str, str] = {}  # of the path, where the route wants them
+    held: bytes | None = None  # the upstream's answer, where somebody must read it first
+    added = b""  # field lines for the client beside the upstream's, a CRLF before each
+    asked_again = False  # a rescuer has used its one `AskAgain`
+    instead: Reply | None = None  # an answer that was found while we wait for another
+    replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
+    response: ResponseHead | None = None  # what was passed on
+    tee: Tee | None = None  # keeps a copy of the response's body
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -132,35 +120,8 @@ class Exchange:
         self.client = stream.address
         self.listener = listener.name
         self.plan: RoutePlan = listener.unrouted
-        self.route = "-"
         self.started = stream.clock.monotonic()
         self.started_at = stream.clock.time()
-        self.duration = 0.0
-        self.status = 0
-        self.code: str | None = None
-        self.reason: str | None = None
-        self.detail: str | None = None
-        self.upstream: str | None = None
-        self.target: str | None = None
-        self.connect_time: float | None = None
-        self.upstream_time: float | None = None
-        self.attempts = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.extra: dict[str, object] | None = None
-        self.client_correlation_id: str | None = None
-        self.continue_sent = False
-        self.filter: BodyFilter | None = None  # what looks at the request body, if anything does
-        self.parameters: dict[str, str] = {}  # of the path, where the route wants them
-        self.held: bytes | None = None  # the upstream's answer, where somebody must read it first
-        self.added = b""  # field lines for the client beside the upstream's, a CRLF before each
-        self.asked_again = False  # a rescuer has used its one `AskAgain`
-        self.instead: Reply | None = None  # an answer that was found while we wait for another
-        self.replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
-        self.retries = 0  # attempts that were repeated because they failed
-        self.response: ResponseHead | None = None  # what was passed on
-        self.tee: Tee | None = None  # keeps a copy of the response's body
-        self.replied = False  # a final response head has been written to the client
         if head is None:
             self.method = self.path = "-"
             self.keep_alive = False

@@ -22,6 +22,8 @@ from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.pool import TargetPool
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -37,7 +39,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        _passing(x, head),
+        _passing(x, head) if x.filter is not None or x.retries else head.passing,
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -45,14 +47,11 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    if x.retries:
-        parts.append(b"\r\nX-Retry-Count: %d" % x.retries)
-    if goes_chunked(x):
+    length = head.content_length if x.filter is None else x.filter.forward_length
+    if length is not None:
+        parts.append(b"\r\nContent-Length: %d" % length)
+    elif goes_chunked(x):
         parts.append(b"\r\nTransfer-Encoding: chunked")
-    elif x.filter is not None:
-        parts.append(b"\r\nContent-Length: %d" % (x.filter.forward_length or 0))
-    elif head.content_length is not None:
-        parts.append(b"\r\nContent-Length: %d" % head.content_length)
     if wants_websocket(head):
         parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
     elif head.te_trailers:
@@ -69,10 +68,14 @@ def goes_chunked(x: Exchange) -> bool:
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
-    """The client's fields; `Content-Type` is the filter's if it has an opinion."""
-    if x.filter is None or x.filter.content_type is None:
-        return head.passing
-    return head.passing_with(b"content-type", x.filter.content_type)
+    """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
+    ours when we repeat."""
+    ours: dict[bytes, bytes] = {}
+    if x.filter is not None and x.filter.content_type is not None:
+        ours[b"content-type"] = x.filter.content_type
+    if x.retries:
+        ours[b"x-retry-count"] = b"%d" % x.retries
+    return head.passing_with(ours) if ours else head.passing
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:
@@ -162,10 +165,14 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
 
 def made_reply(x: Exchange, reply: Reply) -> bytes:
     """A response made by a rescue, whole."""
-    status = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}".encode()
+    phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
+    status = f"HTTP/1.1 {reply.status} {phrase}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
+    lines = reply.lines
+    if not any(line[:5].lower() == b"date:" for line in lines):
+        lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
     return b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n%b" % (
-        b"\r\n".join((status, *reply.lines)),
+        b"\r\n".join((status, *lines)),
         x.correlation_id.encode(),
         framing,
         connection_field(x),

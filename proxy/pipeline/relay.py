@@ -74,9 +74,8 @@ class Relay:
         self._plan = plan
         self._times = times
         self._chunked_up = goes_chunked(x)
-        # Whether the upstream has the whole request. What an earlier attempt has read of the body
-        # is sent again first.
-        self._sent = x.body.done and x.filter is None and not x.bytes_in
+        # Whether the upstream has the whole request.
+        self._sent = not x.head.has_body and x.filter is None
         self._ending: asyncio.Task[list[bytes]] | None = None  # the filter's last word
         self._held: tuple[Decoder, list[bytes]] | None = None
         self._moved = 0.0  # when anything last moved
@@ -90,7 +89,7 @@ class Relay:
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
         upstream.transport.write(head)
-        if x.replay is not None and x.bytes_in:
+        if x.replay is not None and (x.bytes_in or x.body.done):  # what an earlier attempt has read
             self._write_upstream(list(x.replay.replay()), end=x.body.done)
         if self._continue_due():
             client.transport.write(CONTINUE)

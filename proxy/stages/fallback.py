@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxy.breaker.stale import StaleCache
 from proxy.config.schema import Fallback, StaticAnswer
-from proxy.errors import ProxyError, Unavailable, UpstreamFailure
+from proxy.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange, Tee
 from proxy.pipeline.plan import Hooks, Reply, Trouble
@@ -34,8 +34,10 @@ class _Stale:
         self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body)
 
     def key(self, x: Exchange) -> bytes | None:
+        """A HEAD may be answered from a GET (RFC 9110 §9.3.2)."""
         assert x.head is not None
-        return self.cache.key(x.method, x.head.target, x.head.host, x.head.lines)
+        method = "GET" if x.method == "HEAD" else x.method
+        return self.cache.key(method, x.head.target, x.head.host, x.head.lines)
 
     def listen(self, x: Exchange) -> None:
         """Have the body of the answer copied, if it is one to keep."""
@@ -58,8 +60,14 @@ class _Stale:
         kept = self.cache.get(key, now) if key is not None else None
         if kept is None:
             return None
-        lines = [line for line in kept.lines if line.partition(b":")[0].lower() != b"age"]
-        return Reply(200, (*lines, b"Age: %d" % kept.age(now), b"X-Stale: true"), kept.body)
+        lines, age = [], kept.age(now)
+        for line in kept.lines:
+            name, _, value = line.partition(b":")
+            if name.lower() != b"age":
+                lines.append(line)
+            elif value.strip().isdigit():
+                age += int(value.strip()[:9])  # it was not fresh then (RFC 9111 §4.2.3)
+        return Reply(200, (*lines, b"Age: %d" % age, b"X-Stale: true"), kept.body)
 
 
 class _Fallback:
@@ -74,7 +82,7 @@ class _Fallback:
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
         """Refusals of ours for the upstream's sake, its failures, and statuses that mean one."""
         if isinstance(trouble, ProxyError):
-            return isinstance(trouble, UpstreamFailure | Unavailable)
+            return isinstance(trouble, UpstreamFailure | CircuitOpen | Overloaded)
         assert x.plan.upstream is not None
         return trouble.status in x.plan.upstream.failing
 

@@ -21,7 +21,7 @@ are taken out on the way, the others are kept as the lines they came in.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from proxy.headers import (
@@ -148,10 +148,11 @@ class RequestHead:
         parts = (line.partition(b":") for line in self.lines)
         return [value.strip(b" \t") for found, _, value in parts if found.lower() == name]
 
-    def passing_with(self, name: bytes, value: bytes) -> bytes:
-        """`passing` with the fields of that lower-case name replaced by one."""
-        kept = [line for line in self.lines if line.partition(b":")[0].lower() != name]
-        return b"\r\n" + b"\r\n".join([*kept, name.title() + b": " + value])
+    def passing_with(self, ours: Mapping[bytes, bytes]) -> bytes:
+        """`passing` with the fields of these lower-case names replaced by one each."""
+        kept = [line for line in self.lines if line.partition(b":")[0].lower() not in ours]
+        kept += [name.title() + b": " + value for name, value in ours.items()]
+        return b"\r\n" + b"\r\n".join(kept)
 
 
 class ResponseHead:

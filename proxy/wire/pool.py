@@ -78,7 +78,8 @@ class UpstreamStream(Stream):
             self.untake(data)
             return None
         head = self.pool.memo.read(data, end, _MAX_FIELDS)
-        self.untake(data[end + 4 :])
+        if len(data) > end + 4:
+            self.untake(data[end + 4 :])
         return head
 
     def has_news(self) -> bool:

@@ -121,7 +121,7 @@ class Stream(asyncio.Protocol):
         for number, piece in enumerate(pieces):
             more, rest = body.feed(piece)
             content += more
-            if rest or body.done:
+            if rest or (body.done and number + 1 < len(pieces)):
                 for left in reversed(pieces[number + 1 :]):
                     self.untake(left)
                 self.untake(rest)

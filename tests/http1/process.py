@@ -80,6 +80,34 @@ class ProxyProcess:
         except (OSError, urllib.error.URLError):
             return 0, ""
 
+    def admin_post(self, path: str, document: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """POST to the admin door: status and the JSON answer."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.admin_port}{path}",
+            json.dumps(document or {}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def breaker(self, name: str) -> dict[str, Any]:
+        """One row of `GET /api/breakers`."""
+        rows = json.loads(self.admin("/api/breakers")[1])["breakers"]
+        return next(row for row in rows if row["name"] == name)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The value of a sample with at least these labels; None where there is none."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        for line in self.admin("/metrics")[1].splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.partition("{")[0] == name and all(pair in sample for pair in wanted):
+                return float(value)
+        return None
+
     def wait_ready(self) -> None:
         """Until `/readyz` is 200; a process that ends before is shown with what it said."""
 

