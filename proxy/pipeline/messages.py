@@ -68,8 +68,8 @@ def goes_chunked(x: Exchange) -> bool:
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
-    """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count` ours
-    when we repeat, and an answer that we must read is asked for uncompressed."""
+    """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
+    ours when we repeat, and an answer that we must read is asked for uncompressed."""
     if x.filter is None and not x.retries and not x.plan.reads_answers:
         return head.passing
     ours: dict[bytes, bytes] = {}
