@@ -195,7 +195,7 @@ class StaticAnswer(Model):
         Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")],
         Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")],
     ] = {}
-    """Fields, for example `Content-Type`."""
+    """Fields, for example `Content-Type`; not those that the proxy sets itself."""
     body: str = ""
     """The body, sent as UTF-8."""
 
