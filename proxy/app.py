@@ -303,7 +303,17 @@ class Proxy:
         """Ready while started and not draining."""
         state = "draining" if self._draining else "serving" if self._started else "starting"
         listening = Check(ok=state == "serving", detail=state)
-        return Readiness(ready=listening.ok, checks={"listeners": listening})
+        checks = {"listeners": listening}
+        # These inform: callers are better off here, even with Redis away, than anywhere else.
+        for name, mirror in self._mirrors.by_name.items():
+            told = mirror.state()
+            redis, sqlite = told["redis"], told["sqlite"]
+            detail = told["capture"] if mirror.redis_up else told["reason"]
+            checks[f"mirror:{name}:redis"] = Check(ok=redis == "live", detail=f"{redis}: {detail}")
+            checks[f"mirror:{name}:sqlite"] = Check(
+                ok=sqlite == "ok", detail=told["sqlite_reason"] or sqlite
+            )
+        return Readiness(ready=listening.ok, checks=checks)
 
     def config(self) -> dict[str, object]:
         """The config in force, secrets redacted."""

@@ -118,9 +118,31 @@ Ask = Callable[[Client, argparse.Namespace], Any]
 
 
 def _jobs_list(client: Client, options: argparse.Namespace) -> Any:
-    asked = {"mirror": options.mirror, "status": options.status, "limit": options.limit}
+    asked = {
+        "mirror": options.mirror,
+        "status": options.status,
+        "limit": options.limit,
+        "stranded": "true" if options.stranded else None,
+    }
     query = urlencode({name: value for name, value in asked.items() if value is not None})
-    return client.call("GET", f"/api/jobs?{query}" if query else "/api/jobs")
+    answer = client.call("GET", f"/api/jobs?{query}" if query else "/api/jobs")
+    if options.json or not isinstance(answer, dict):
+        return answer
+    _warn(answer.pop("mirrors", None))
+    return answer
+
+
+def _warn(mirrors: Any) -> None:
+    """What is wrong with a mirror, for whoever reads its list of jobs."""
+    for mirror in mirrors if isinstance(mirrors, list) else ():
+        wrong = [
+            f"{part} {mirror.get(part)}: {mirror.get(why)}"
+            for part, good, why in (("redis", "live", "reason"), ("sqlite", "ok", "sqlite_reason"))
+            if mirror.get(part) != good
+        ]
+        if wrong:
+            told = f"mirror {mirror.get('mirror')}: {'; '.join(wrong)}"
+            print(f"reliability-proxy: {printable(told)}", file=sys.stderr)
 
 
 def _jobs_show(client: Client, options: argparse.Namespace) -> Any:
@@ -235,6 +257,7 @@ def add_commands(
     listing.add_argument("--mirror", metavar="NAME", help="of this mirror only")
     listing.add_argument("--status", help="in this status only")
     listing.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    listing.add_argument("--stranded", action="store_true", help="only those nobody works on")
     show = _action(jobs, "show", _jobs_show, "one job and all its known versions")
     show.add_argument("id", metavar="ID")
     show.add_argument("--mirror", metavar="NAME", help="needed where there are several")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -22,6 +23,10 @@ class Jobs(Protocol):
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
         """Jobs, newest first, as JSON."""
+        ...
+
+    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        """How each mirror is: what it follows Redis by, since when, what is wrong; as JSON."""
         ...
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
@@ -52,16 +57,18 @@ class JobControl:
 
     async def list(self, request: web.Request) -> web.Response:
         query = read_query(request, "mirror", "status", "limit", "stranded")
+        mirror = query.get("mirror") or None
         try:
+            states = self._jobs.states(mirror)
             jobs = await self._jobs.list(
-                query.get("mirror") or None,
+                mirror,
                 query.get("status") or None,
                 number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT),
                 flag(query, "stranded"),
             )
         except KeyError:
             raise problems.NotFound("No mirror of that name") from None
-        return answer({"jobs": jobs})
+        return answer({"mirrors": states, "jobs": jobs})
 
     async def show(self, request: web.Request) -> web.Response:
         try:

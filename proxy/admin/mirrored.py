@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from proxy.errors import Unavailable
+from proxy.jobs.keeper import Refused
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.redis_side import RedisLost
 from proxy.jobs.service import Mirrors
@@ -20,13 +22,16 @@ class StoreAway(Unavailable):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(**facts: Any) -> Iterator[None]:
+    """`facts` go into the problem document."""
     try:
         yield
     except RedisLost as error:
-        raise StoreAway(f"Redis does not answer: {error}", retry_after=5) from error
+        raise StoreAway(f"Redis does not answer: {error}", retry_after=5, **facts) from error
+    except Refused as error:
+        raise StoreAway(f"Redis {error}", retry_after=5, **facts) from error
     except LedgerSilent as error:
-        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5) from error
+        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5, **facts) from error
 
 
 class MirroredJobs:
@@ -39,12 +44,16 @@ class MirroredJobs:
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        with _told():
+        # Just when the ledger is silent, an operator wants to see how the mirrors are.
+        with _told(mirrors=self.states(mirror)):
             for one in self._mirrors.chosen(mirror):
                 found = await one.jobs(status, limit, stranded)
                 rows += [{"mirror": one.name, **row} for row in found]
         rows.sort(key=lambda row: str(row.get("created_at")), reverse=True)
         return rows[:limit]
+
+    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        return [one.state() for one in self._mirrors.chosen(mirror)]
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
         with _told():

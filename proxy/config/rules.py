@@ -8,6 +8,7 @@ the model: one mistake is told once.
 from __future__ import annotations
 
 import difflib
+import os
 import ssl
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from proxy.config.document import Element
 from proxy.config.problems import Key, Notice, Problem, dotted
 from proxy.config.schema import Config, Listener, Route, Upstream
 from proxy.config.units import Bind
+from proxy.redis_url import parse_redis_url
 
 
 class Findings:
@@ -194,9 +196,22 @@ def _unused(config: Config, found: Findings) -> None:
 
 
 def _redis(config: Config, found: Findings) -> None:
-    if config.redis is None and not found.given("redis"):
-        for name in config.mirrors:
+    if config.redis is not None and not found.invented(("redis", "url")):
+        kind = parse_redis_url(config.redis.url.get_secret_value()).kind
+        if config.mirrors and kind == "cluster":
+            found.problem(
+                ("redis", "url"), "one Redis, or Sentinels, where there are mirrors", "a cluster"
+            )
+    files: dict[str, str] = {}
+    for name, mirror in config.mirrors.items():
+        if config.redis is None and not found.given("redis"):
             found.problem(("mirrors", name), "redis.url, where the jobs to mirror are", "no redis")
+        other = files.setdefault(os.path.realpath(mirror.sqlite), name)
+        if other != name:
+            # One writer to a file: each would take the other's jobs for its own.
+            found.problem(
+                ("mirrors", name, "sqlite"), "a file of its own", f"that of mirrors.{other}"
+            )
 
 
 # --- TLS files ----------------------------------------------------------------------------------

@@ -71,6 +71,23 @@ def make_audio(path: Path, seconds: float) -> None:
         container.mux(stream.encode(None))
 
 
+def make_long_audio(path: Path, seconds: int) -> None:
+    """Like `make_audio`, but quickly made: the same second of sound, encoded over and over."""
+    rate = 8_000
+    second = array("h", (int(12_000 * math.sin(step / 6)) for step in range(rate))).tobytes()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libmp3lame", rate=rate, layout="mono")
+        assert isinstance(stream, AudioStream)
+        for number in range(seconds):
+            frame = AudioFrame(format="s16", layout="mono", samples=rate)
+            frame.planes[0].update(_padded(second, frame.planes[0].buffer_size))
+            frame.sample_rate = rate
+            frame.time_base = Fraction(1, rate)
+            frame.pts = number * rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def make_clip(path: Path, seconds: float, seed: int) -> None:
     """A short vertical video without sound: a gradient that moves, coloured by `seed`."""
     with av.open(str(path), "w") as container:

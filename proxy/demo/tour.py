@@ -18,7 +18,7 @@ import aiohttp
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from proxy.demo.media import inspect, make_audio
+from proxy.demo.media import inspect, make_audio, make_long_audio
 from proxy.demo.narrator import Narrator
 from proxy.demo.shapes import STAGES, TERMINAL
 from proxy.demo.world import World
@@ -136,6 +136,31 @@ async def upload_audio(tour: Tour) -> str:
     tour.upload_correlation_id = tour.correlation_id
     size = path.stat().st_size
     return f"{AUDIO_SECONDS:g} s of audio ({size / 1000:.0f} kB) accepted as job {tour.video_job}"
+
+
+async def refuse_uploads(tour: Tour) -> str:
+    """Files that POST /make-video does not take: each is refused in words, none makes a job."""
+    long = tour.world.folder / "long.mp3"
+    await asyncio.to_thread(make_long_audio, long, 11 * 60)
+    files = (
+        ("a PDF called voice.mp3", b"%PDF-1.7\n" + bytes(200_000), "upload_type_rejected"),
+        ("a file of 60 MB", bytes(60_000_000), "upload_too_large"),
+        ("eleven minutes of audio", long.read_bytes(), "upload_too_long"),
+    )
+    jobs = await job_count(tour)
+    lines = []
+    for what, data, code in files:
+        form = aiohttp.FormData({"max_shorts": "10"})
+        form.add_field("audio_file", data, filename="voice.mp3", content_type="audio/mpeg")
+        began = time.monotonic()
+        problem = (await tour.call("POST", "/make-video", data=form)).expect(400)
+        took = (time.monotonic() - began) * 1000
+        if problem["code"] != code:
+            raise StepFailed(f"{what}: expected {code}, got {problem}")
+        lines.append(f"{what}: 400 {code} in {took:.0f} ms\n  {problem['detail']}")
+    if await job_count(tour) != jobs:
+        raise StepFailed("a refused upload became a job")
+    return "\n".join([*lines, f"the app never saw a complete one: {jobs} jobs before and after"])
 
 
 async def follow_job(tour: Tour) -> str:
@@ -313,6 +338,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Upload a real audio file", upload_audio),
     ("Follow the job until it is completed", follow_job),
     ("Download the finished video", fetch_video),
+    ("Refuse what is no such audio file", refuse_uploads),
     ("Kill Redis: no job is lost", survive_redis),
     ("Kill a microservice: its circuit opens, and closes by itself", trip_breaker),
     ("One correlation ID in header and log", show_log),

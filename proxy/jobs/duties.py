@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MEASURE_EVERY = 15.0  # seconds
 PASS_ON_EVERY = 5.0  # seconds between two attempts to reach the app
+PASS_ON_WAIT = 0.5  # seconds between two looks whether Redis is there for it
 PASS_ON_BATCH = 100
 CLEAN_UP_BATCH = 500
 CLEAN_UP_PATIENCE = 10.0  # seconds for the commit of one batch
@@ -116,6 +117,9 @@ class Duties:
     async def _pass_deletions_on(self) -> None:
         while True:
             await self.untold.wait()
+            if not self._keeper.whole:  # without its Redis the app would only say 404
+                await asyncio.sleep(PASS_ON_WAIT)
+                continue
             self.untold.clear()
             with suppress(LedgerSilent):
                 for job_id in await self._ledger.column(sql.UNTOLD, (PASS_ON_BATCH,)):

@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
@@ -91,6 +91,7 @@ class Keeper:
         self._metrics = metrics
         self._mode: CaptureMode = mode
         self._facts: Facts | None = None
+        self._life: Life | None = None
         self._kick = asyncio.Event()
         self._sync_asked: list[asyncio.Future[None]] = []
         self._restore_asked: list[asyncio.Future[Tally]] = []
@@ -111,14 +112,20 @@ class Keeper:
             on_other_key=self.rescue.changed if self.rescue else lambda key: None,
         )
 
+    @property
+    def whole(self) -> bool:
+        """Whether Redis answers, and has all that we know of."""
+        return self.state == "live" and self._life is not None and not self._life.lost
+
     # --- asked from outside ----------------------------------------------------------------------
 
     async def sync(self) -> None:
-        """Compare Redis and the ledger in full, now. Raises `RedisLost` while Redis is away."""
+        """Compare Redis and the ledger in full, now. Raises `RedisLost` while Redis is away,
+        `Refused` and `LedgerSilent` when one of them does not let us."""
         await self._ask(self._sync_asked)
 
     async def restore(self) -> Tally:
-        """Put back every live job that is missing. Raises `RedisLost` while Redis is away."""
+        """Put back every live job that is missing. Raises as `sync`."""
         return await self._ask(self._restore_asked)
 
     def fill_gap(self, reason: str) -> None:
@@ -172,7 +179,8 @@ class Keeper:
         )
         try:
             await link.open()
-            life.append(await self._begin(link))
+            self._life = await self._begin(link)
+            life.append(self._life)
             self.link = link
             self._here(link)
             name = f"mirror:{self._name}"
@@ -191,7 +199,7 @@ class Keeper:
             log.exception("mirror session failed", extra={"mirror": self._name})
             return f"internal error: {unexpected!r}"
         finally:
-            self.link = None
+            self.link = self._life = None
             await link.close()
         return "closed"
 
@@ -226,12 +234,7 @@ class Keeper:
         self.state, self.why = "down", why
 
     def _give_up_waiting(self, why: str) -> None:
-        error = RedisLost(why)
-        waiting: list[asyncio.Future[Any]] = [*self._sync_asked, *self._restore_asked]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # nobody may be waiting any more
+        _fail([*self._sync_asked, *self._restore_asked], RedisLost(why))
         self._sync_asked.clear()
         self._restore_asked.clear()
 
@@ -262,13 +265,13 @@ class Keeper:
                 await self._compare(link, life)
                 _resolve(syncs, None)
             except (LedgerSilent, Refused) as obstacle:
-                # Nothing can be given back or compared now; capture goes on meanwhile.
+                # Nothing can be given back or compared now; capture goes on meanwhile. It is tried
+                # again, but who asked for it is not kept waiting.
                 self._blocked_by(str(obstacle))
-                self._restore_asked += restores
-                self._sync_asked += syncs
+                _fail([*restores, *syncs], obstacle)
                 await asyncio.sleep(OBSTACLE_PAUSE)
                 continue
-            except RedisLost:
+            except BaseException:  # also cancelled, when another part found the connection lost
                 self._restore_asked += restores
                 self._sync_asked += syncs
                 raise
@@ -438,6 +441,13 @@ async def _until_one_ends(duties: list[tuple[str, Coroutine[object, object, None
     failures.sort(key=lambda failure: isinstance(failure, RedisLost))
     for failure in failures:
         raise failure
+
+
+def _fail(futures: Sequence[asyncio.Future[Any]], error: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # nobody may be waiting
 
 
 def _resolve(futures: list[asyncio.Future[_T]], result: _T) -> None:

@@ -52,7 +52,7 @@ class JobMetrics:
         )
         self.creations = Counter(
             "proxy_jobs_created",
-            "Accepted creations by what the stores said: confirmed, not_stored, degraded, refused",
+            "Creations: confirmed, not_stored, degraded, refused before the app, unreadable answer",
             ("mirror", "result"),
             registry=registry,
         )

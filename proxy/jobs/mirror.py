@@ -144,6 +144,12 @@ class Mirror:
         """Whether Redis answers now: while it does not, the app's 404 says nothing about a job."""
         return self._keeper.state == "live"
 
+    @property
+    def redis_whole(self) -> bool:
+        """Whether Redis answers and nothing that it lost is still to be put back: while it is not
+        whole, a list from it lacks jobs and a 404 says nothing."""
+        return self._keeper.whole
+
     def pass_deletions_to(self, pass_on: PassOn) -> None:
         """Whom to call with the id of a job that was deleted while the app was away.
 
@@ -181,6 +187,10 @@ class Mirror:
             retry_after=left if left > 0 else DOWN_RETRY_AFTER,
             reason="key_missing",
         )
+
+    def unreadable_creation(self) -> None:
+        """An accepting answer named no job: nothing could be confirmed."""
+        self._metrics.creation("unreadable")
 
     async def confirm_created(self, job_id: str, timeout: float = 0.5) -> Creation:  # noqa: ASYNC109
         """Wait until an accepted job is in Redis (`timeout` seconds) and in SQLite (0.25 s)."""
@@ -333,12 +343,12 @@ class Mirror:
         return await self._duties.clean_up()
 
     async def sync(self) -> dict[str, Any]:
-        """Compare in full, now. Raises `RedisLost`."""
+        """Compare in full, now. Raises `RedisLost`, `Refused`, `LedgerSilent`."""
         await self._keeper.sync()
         return {"mirror": self.name, "last_sync": self._keeper.last_sync}
 
     async def restore(self) -> Tally:
-        """Put back every live job that is missing in Redis. Raises `RedisLost`."""
+        """Put back every live job that is missing in Redis. Raises as `sync`."""
         return await self._keeper.restore()
 
     async def jobs(
@@ -385,6 +395,7 @@ class Mirror:
         return {
             "mirror": self.name,
             "redis": keeper.state,
+            "whole": keeper.whole,
             "reason": keeper.why or None,
             "since": iso_utc(keeper.since),
             "capture": keeper.link.mode if keeper.link else None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
-from proxy.errors import Overloaded, UpstreamFailure, UpstreamReset, UpstreamUnreachable
+from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
@@ -108,7 +108,12 @@ async def _attempt(
         if x.plan.rescuers:
             if needs_body(x, response):
                 x.held = await relay.hold(response, _HELD)
-            better = await rescue(x, response)
+            try:
+                better = await rescue(x, response)
+            except ProxyError:
+                # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
+                outcome.succeeded()
+                raise
         if isinstance(better, Reply):
             send(x, better)
         elif better is not None and not x.asked_again and _whole(x):

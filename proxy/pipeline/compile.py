@@ -227,6 +227,7 @@ class Compiler:
             checks=tuple(checks),
             rescuers=tuple(rescuers),
             needs_parameters=route is not None and route.job is not None,
+            reads_answers=any(rescuer.needs_body for rescuer in rescuers),
             finished=tuple(finished),
         )
 

@@ -39,7 +39,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        _passing(x, head) if x.filter is not None or x.retries else head.passing,
+        _passing(x, head),
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -69,12 +69,16 @@ def goes_chunked(x: Exchange) -> bool:
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
     """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
-    ours when we repeat."""
+    ours when we repeat, and an answer that we must read is asked for uncompressed."""
+    if x.filter is None and not x.retries and not x.plan.reads_answers:
+        return head.passing
     ours: dict[bytes, bytes] = {}
     if x.filter is not None and x.filter.content_type is not None:
         ours[b"content-type"] = x.filter.content_type
     if x.retries:
         ours[b"x-retry-count"] = b"%d" % x.retries
+    if x.plan.reads_answers:
+        ours[b"accept-encoding"] = b"identity"
     return head.passing_with(ours) if ours else head.passing
 
 

@@ -111,6 +111,7 @@ class RoutePlan:
     filter: FilterFactory | None
     rescuers: tuple[Rescuer, ...]
     needs_parameters: bool  # of its path
+    reads_answers: bool  # some rescuer needs the body of some answers
     finished: tuple[Observer, ...]
 
 

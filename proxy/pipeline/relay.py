@@ -188,13 +188,16 @@ class Relay:
         over `limit` bytes. `pass_on` sends it all the same. Raises `UpstreamFailure`."""
         body, _, _ = self._framing(head)
         held: list[bytes] = []
+        size = 0
         self._held = (body, held)
         self._moved = self._clock.monotonic()
         while not body.done:
             if self.upstream.has_data:
-                held += self._read_body(body)
+                pieces = self._read_body(body)
+                held += pieces
+                size += sum(map(len, pieces))
                 self._moved = self._clock.monotonic()
-                if sum(map(len, held)) > limit:
+                if size > limit:
                     return None
             elif self.upstream.eof:
                 if not isinstance(body, UntilClose) or self.upstream.error is not None:
@@ -203,6 +206,8 @@ class Relay:
                     )
                 body.done = True
             else:
+                if not self._sent:
+                    self._send_body()  # the upstream may wait for the rest before it ends its own
                 await self._wait_for_body()
         return b"".join(held)
 

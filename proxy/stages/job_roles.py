@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs
 
@@ -27,7 +28,13 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.stages.late_deletes import LateDeletes
 
+logger = logging.getLogger(__name__)
+
 MirrorOf = Callable[[str], Mirror]
+
+
+#: Methods that create nothing, where a route takes them beside the one that does (RFC 9110 §9.2.1).
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class JobRoles:
@@ -69,16 +76,23 @@ class _Creates:
         self._mirror = mirror
 
     def refuse(self, x: Exchange) -> None:
+        if x.method in _SAFE:
+            return
         refusal = self._mirror.creation_refusal()
-        if refusal is not None and x.method not in ("GET", "HEAD", "OPTIONS"):
+        if refusal is not None:
             raise refusal
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
-        return not isinstance(trouble, ProxyError) and 200 <= trouble.status < 300
+        if isinstance(trouble, ProxyError) or x.method in _SAFE:
+            return False
+        return 200 <= trouble.status < 300
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
         job_id = _job_id(x.held)
         if job_id is None:
+            # No creation, or none that can be recognised: an operator has to know of the second.
+            x.note(job_stored="unknown")
+            self._mirror.unreadable_creation()
             return None
         x.note(job_id=job_id)
         result = await self._mirror.confirm_created(job_id)
@@ -108,6 +122,7 @@ class _Reads:
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         job_id = x.parameters[self._parameter]
+        x.added = b""  # the answer to a second question was no better: nothing was repaired
         match await self._mirror.lookup(job_id):
             case Tombstoned():
                 return _reply(self._mirror.not_found())
@@ -118,7 +133,8 @@ class _Reads:
             case Known() as known:
                 x.note(job_id=job_id)
                 said_404 = not isinstance(trouble, ProxyError) and trouble.status == 404
-                if said_404 and not x.asked_again and await self._mirror.revive(job_id):
+                again = said_404 and not x.asked_again and x.body.done and not x.bytes_in
+                if again and await self._mirror.revive(job_id):
                     fields = self._mirror.headers("redis", known.as_of)
                     return AskAgain(_lines(f for f in fields if f[0] != "Content-Type"))
                 answer = self._mirror.app_answer(known)
@@ -139,7 +155,7 @@ class _Lists:
             return False
         if isinstance(trouble, ProxyError):
             return _upstream_is_away(trouble)
-        return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_up)
+        return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_whole)
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
         query = parse_qs(x.path.partition("?")[2])
@@ -172,11 +188,16 @@ class _Deletes:
         if not isinstance(trouble, ProxyError) and trouble.status < 300:
             await self._mirror.tombstone(job_id, told=True)
             return None
-        if not isinstance(await self._mirror.lookup(job_id), Known):
-            return None
+        match await self._mirror.lookup(job_id):
+            case Tombstoned():
+                return _reply(self._mirror.not_found())
+            case Known():
+                pass
+            case _:
+                return None
         # The app's 404 is its word that there is nothing left for it to do, if it could look.
         told = not isinstance(trouble, ProxyError) and trouble.status == 404
-        told = told and self._mirror.redis_up
+        told = told and self._mirror.redis_whole
         if not await self._mirror.tombstone(job_id, told=told):
             return None
         return _reply(self._mirror.deleted_answer(job_id))
@@ -205,17 +226,21 @@ class _Patience:
             running.cancel()
 
     def _over(self, x: Exchange) -> None:
-        loop = asyncio.get_running_loop()
-        self._running[x] = loop.create_task(self._ask(x), name="mirror answers for the app")
-
-    async def _ask(self, x: Exchange) -> None:
         waited = StillWaiting(f"No answer within {self._after:g}s")
         if x.replied or not self._rescuer.wants(x, waited):
             return
+        loop = asyncio.get_running_loop()
+        self._running[x] = loop.create_task(self._ask(x, waited), name="mirror answers for the app")
+
+    async def _ask(self, x: Exchange, waited: StillWaiting) -> None:
         try:
             reply = await self._rescuer.rescue(x, waited)
         except JobExpired:
             return  # the app's own word on it is worth waiting for
+        except Exception:
+            # Nobody awaits us but the exchange, which goes on waiting for the app.
+            logger.exception("rescue failed", extra={"correlation_id": x.correlation_id})
+            return
         if isinstance(reply, Reply) and not x.replied:
             x.note(rescued_from="silence")
             x.instead = reply
@@ -232,11 +257,11 @@ def _job_id(body: bytes | None) -> str | None:
     """The ID in an accepting answer, of either version of the app."""
     try:
         document = json.loads(body or b"")
-    except ValueError:
+    except (ValueError, RecursionError):  # deep nesting ends in the latter
         return None
     if not isinstance(document, dict):
         return None
-    job_id = document.get("job_id", document.get("id"))
+    job_id = document.get("job_id") or document.get("id")
     return job_id if isinstance(job_id, str) and job_id else None
 
 

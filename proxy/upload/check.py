@@ -33,6 +33,18 @@ from proxy.upload.session import HIGH_WATER, Answer, Job, ProbeSession
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not the file
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 
+#: What `UploadCheck.facts` may hold, and the access line as `upload_NAME`.
+FACTS: Final = (
+    "verdict",
+    "mode",
+    "type",
+    "label",
+    "size",
+    "duration",
+    "validation_ms",
+    "reason",
+)
+
 _REASONS = {
     "broken": "its packets cannot be read",
     "no_audio": "it has no audio in it",
@@ -196,17 +208,18 @@ class UploadCheck:
         is left out."""
         session = self._session
         verdict = session.verdict or {}
-        facts: dict[str, Any] = {
-            "verdict": self._verdict_name(),
-            "mode": self._rules.mode,
-            "type": session.kind and session.kind.get("type"),
-            "label": session.kind and session.kind.get("label"),
-            "size": self._file,
-            "duration": verdict.get("duration"),
-            "validation_ms": self._validation_ms,
-            "reason": self._error.reason if self._error else None,
-        }
-        return {name: value for name, value in facts.items() if value is not None}
+        values = (
+            self._verdict_name(),
+            self._rules.mode,
+            session.kind and session.kind.get("type"),
+            session.kind and session.kind.get("label"),
+            self._file,
+            verdict.get("duration"),
+            self._validation_ms,
+            self._error.reason if self._error else None,
+        )
+        facts = zip(FACTS, values, strict=True)
+        return {name: value for name, value in facts if value is not None}
 
     # --- the request's head ---------------------------------------------------------------------
 

@@ -142,10 +142,12 @@ class ClientStream(Stream):
         assert self._coroutine is not None
         try:
             future = self._coroutine.send(None)
-        except StopIteration:
+        except BaseException as end:
             self.ended = True
             if self.lost:
                 self._on_gone(self)
+            if not isinstance(end, StopIteration):
+                raise
             return
         if future is not None:
             future._asyncio_future_blocking = False  # what a task does to take note of it

@@ -70,9 +70,7 @@ def test_forty_at_once(tmp_path: Path, record_property: pytest.RecordProperty) -
                 if verdict != "accepted":
                     assert f'"{verdict}"'.encode() in answer.body
         accepted = sum(wanted[number % len(wanted)][0][:8] == "accepted" for number in range(40))
-        site.upstream.wait(
-            lambda: len(site.keeper.arrived) == len(site.upstream.requests), "all ends"
-        )
+        site.settle()
         assert Counter(arrived.complete for arrived in site.keeper.arrived)[True] == 2 * accepted
         # 40 x (a quarter MiB for the probe, about as much each way), not 40 x 10 MiB
         assert waves[1] - waves[0] < 16 * MIB

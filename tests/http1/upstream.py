@@ -214,6 +214,11 @@ class Upstream:
         self.wait(lambda: not self._connections, "closed connections")
 
     @property
+    def open(self) -> int:
+        """Connections that have not ended."""
+        return len(self._connections)
+
+    @property
     def targets(self) -> list[str]:
         """The targets of all requests so far."""
         return [request.target for request in self.requests]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -95,6 +96,11 @@ class FakeJobs:
             raise KeyError(mirror)
         self.asked.append((mirror, status, limit, stranded))
         return [{"job_id": "mv_1"}]
+
+    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        if mirror not in (None, "make_video"):
+            raise KeyError(mirror)
+        return [{"mirror": "make_video"}]
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
         if mirror != "make_video":
@@ -388,7 +394,10 @@ async def test_breakers(site: Site) -> None:
 
 async def test_jobs(site: Site) -> None:
     """Listed with filters, shown, synced, restored."""
-    assert (await site.ask("GET", "/api/jobs"))[1] == {"jobs": [{"job_id": "mv_1"}]}
+    assert (await site.ask("GET", "/api/jobs"))[1] == {
+        "mirrors": [{"mirror": "make_video"}],
+        "jobs": [{"job_id": "mv_1"}],
+    }
     query = "?mirror=make_video&status=failed&limit=5&stranded=true"
     await site.ask("GET", f"/api/jobs{query}")
     await site.ask("POST", "/api/jobs/sync", {"mirror": "make_video"})

@@ -196,6 +196,7 @@ def test_a_length_that_cannot_fit_is_refused_unread(site: UploadSite, expect: bo
         problem = assert_problem(client.response(), 400, "upload_too_large")
         assert client.interim == []
     assert problem["detail"] == "Audio file too large: 61.2MB (max: 50MB)"
+    site.settle()
     assert site.upstream.requests == []
     line = site.proxy.access_line(problem["correlation_id"])
     assert (line["upload_verdict"], line["bytes_in"]) == ("upload_too_large", 0)
@@ -232,6 +233,7 @@ def test_heads_that_lead_nowhere(site: UploadSite, fields: tuple[str, ...], code
         client.send(head(len(GOOD), *fields, "Expect: 100-continue"))
         assert_problem(client.response(), 400, code)
         assert client.interim == []
+    site.settle()
     assert site.upstream.requests == []
 
 

@@ -92,6 +92,7 @@ PURE = (
     "proxy.breaker.circuit",
     "proxy.breaker.ejection",
     "proxy.breaker.messages",
+    "proxy.breaker.permits",
     "proxy.breaker.retry",
     "proxy.breaker.scripts",
     "proxy.breaker.stale",

@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from proxy.admin.breakers import BreakerControl
 from proxy.admin.control import Control
@@ -19,12 +22,14 @@ from proxy.admin.probes import Probes
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
-from proxy.config.schema import Config
+from proxy.config.schema import Config, Upload
 from proxy.errors import ProxyError
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
+from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.metrics import Metrics
+from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
 
@@ -53,6 +58,19 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
+    """An accepted and a refused upload go through the stage's sink."""
+    stage = UploadCheckStage(cast(Any, None), registry)
+    route = SimpleNamespace(upload=Upload())
+    hooks = stage.bind(cast(Any, SimpleNamespace(route=route, route_name="r")))
+    assert hooks is not None
+    assert hooks.finished is not None
+    for verdict in ("accepted", "upload_too_long"):
+        seen = create_autospec(UploadCheck, instance=True)
+        seen.facts = {"verdict": verdict, "size": 1, "duration": 1.0, "validation_ms": 1.0}
+        hooks.finished(cast(Any, SimpleNamespace(filter=seen, note=lambda **_: None)))
+
+
 def test_every_metric_with_its_type_and_labels() -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
@@ -62,6 +80,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
     for direction in ("ingress", "egress"):
         facts = Facts(upstream="u", code="upstream_reset")
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
+    one_upload_of_each_kind(metrics.registry)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
     }
@@ -106,6 +125,12 @@ def test_every_log_field() -> None:
     assert basic == {*logs.FIELDS, *logs.OPTIONAL_FIELDS}
     more = {name for row in rows("### The access line") for name in names(row[0])}
     assert more == {*access.FIELDS, *access.OPTIONAL_FIELDS} - basic
+
+
+def test_every_fact_of_an_upload() -> None:
+    """The fields that `upload:` adds to access lines."""
+    documented = {name for row in rows("### Uploads in the access line") for name in names(row[0])}
+    assert documented == {f"upload_{name}" for name in FACTS}
 
 
 def literals(wanted: Callable[[ast.AST], Iterator[str]]) -> set[str]:

@@ -61,9 +61,23 @@ class UploadSite(Site):
 
     def fresh(self) -> None:
         """Forget what arrived."""
+        self.settle()
         self.upstream.fresh()
         self.keeper = Keeper()
         self.upstream.handler = self.keeper
+
+    def settle(self) -> None:
+        """Until the app has seen all that the proxy did: every connection that was opened, and the
+        end of every one that was closed."""
+        opened = self.metric("proxy_upstream_connect_seconds_count", upstream="app")
+        left = sum(
+            self.metric("proxy_upstream_connections", upstream="app", state=state)
+            for state in ("idle", "active")
+        )
+        self.upstream.wait(
+            lambda: self.upstream.accepted >= opened and self.upstream.open <= left,
+            "the end of every connection",
+        )
 
     def only_arrival(self) -> Arrived:
         """The one request of this test, once the app has its end or lost it."""
@@ -73,9 +87,7 @@ class UploadSite(Site):
 
     def assert_never_complete(self) -> bytes:
         """The app got nothing, or a request that was cut; what it got of the body."""
-        self.upstream.wait(
-            lambda: len(self.keeper.arrived) == len(self.upstream.requests), "cut requests"
-        )
+        self.settle()
         assert not any(arrived.complete for arrived in self.keeper.arrived)
         return b"".join(arrived.body for arrived in self.keeper.arrived)
 

@@ -1,0 +1,181 @@
+"""`python -m tests.bench.uploads`: good 50 MB uploads, with and without `upload:`.
+
+The two routes take turns, three rounds by default; tables show the median (lowest-highest). Nothing
+is pinned to a core: the probe processes run where the kernel puts them, as they would in use. The
+verdict's delay is the proxy's own figure, from its access lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+
+from tests.bench.children import Child, free_port, module, running
+from tests.bench.rawhttp import connect
+from tests.bench.stats import Summary, quantile
+from tests.http1 import ProxyProcess
+from tests.uploads.audio import wav_header
+from tests.uploads.drive import CONTENT_TYPE, form, part
+
+SIZE = 50_000_000
+_SECONDS = 2.0
+
+
+def samples() -> dict[str, bytes]:
+    """Files of about 50 MB: PCM, MP3, and an MP4 whose index stands at its end."""
+    wav = wav_header(SIZE - 44, 44_100) + os.urandom(SIZE - 44)
+    minute = _noise("mp3", "libmp3lame", 60, {"write_xing": "0", "id3v2_version": "0"})
+    return {
+        "WAV": wav,
+        "MP3, 320 kbit/s": minute * (SIZE // len(minute)),
+        "M4A (ALAC)": _noise("ipod", "alac", 190, {}),
+    }
+
+
+def _noise(container_name: str, codec: str, seconds: float, options: dict[str, str]) -> bytes:
+    """Stereo noise, which nothing compresses."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "noise")
+        with av.open(str(path), "w", format=container_name, options=options) as container:
+            stream = container.add_stream(codec, rate=44_100, layout="stereo")
+            assert isinstance(stream, AudioStream)
+            stream.bit_rate = 320_000
+            for at in range(0, round(44_100 * seconds), 1152):
+                frame = av.AudioFrame(format="s16p", layout="stereo", samples=1152)
+                for plane in frame.planes:
+                    plane.update(os.urandom(plane.buffer_size))
+                frame.sample_rate, frame.pts = 44_100, at
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path.read_bytes()
+
+
+def transfers(port: int, path: str, body: bytes, parallel: int, seconds: float) -> float:
+    """MB/s (10^6 bytes) of uploads to `path`, repeated on `parallel` connections."""
+    content = os.memfd_create("upload")
+    os.write(content, body)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {CONTENT_TYPE.decode()}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    ends: list[float] = []
+    errors: list[BaseException] = []
+    done: list[int] = []
+    together = threading.Barrier(parallel)
+    began: list[float] = []
+
+    def one() -> None:
+        try:
+            client = connect(port)
+            together.wait(30)
+            began.append(time.monotonic())
+            while not ends or time.monotonic() - began[0] < seconds:
+                client.sock.sendall(head)
+                at = 0
+                while at < len(body):
+                    at += os.sendfile(client.sock.fileno(), content, at, len(body) - at)
+                answer = client.read_head()
+                text = client.read_body(answer)
+                if answer.start[1] != "200":
+                    raise ValueError(f"{path} answered {answer.start[1]}: {text[:300]!r}")
+                done.append(len(body))
+                ends.append(time.monotonic())
+            client.sock.close()
+        except BaseException as error:
+            errors.append(error)
+            together.abort()
+
+    threads = [threading.Thread(target=one) for _ in range(parallel)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(content)
+    if errors:
+        raise errors[0]
+    return sum(done) / (max(ends) - min(began)) / 1e6
+
+
+@contextlib.contextmanager
+def bench(folder: Path) -> Iterator[tuple[ProxyProcess, int]]:
+    """An upstream that counts and throws away, a proxy before it; the proxy and its port."""
+    upstream, port = free_port(), free_port()
+    argv = module("tests.bench.upstream", "--port", str(upstream))
+    with (folder / "upstream.out").open("ab") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True)
+    with running(Child("upstream", process, folder / "upstream.out"), upstream):
+        rules = {"max_size": "60MB", "max_duration": "24h"}
+        routes = [
+            {"name": "checked", "path": "/upload", "upstream": "app", "upload": rules},
+            {"name": "plain", "path": "/{rest:*}", "upstream": "app"},
+        ]
+        config = {
+            "listeners": {"bench": {"bind": f"127.0.0.1:{port}", "routes": routes}},
+            "upstreams": {"app": {"targets": [f"http://127.0.0.1:{upstream}"]}},
+        }
+        proxy = ProxyProcess(folder, config)
+        try:
+            yield proxy, port
+        finally:
+            proxy.stop()
+
+
+def shown(values: list[float], digits: int = 0) -> str:
+    """`median (lowest-highest)`."""
+    summary = Summary.of(values)
+    assert summary is not None
+    return f"{summary.median:.{digits}f} ({summary.low:.{digits}f}-{summary.high:.{digits}f})"
+
+
+def main(rounds: int, seconds: float) -> None:
+    """Print the table. The last column is the goal: at least 0.5."""
+    print(f"load average before: {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
+    print(
+        "| file | at once | plain MB/s | checked MB/s | ratio | verdict after the last byte, ms "
+        "(median, p95, worst) |\n|---|--:|--:|--:|--:|--:|"
+    )
+    with tempfile.TemporaryDirectory() as folder, bench(Path(folder)) as (proxy, port):
+        for name, audio in samples().items():
+            body = form(part(audio))
+            for parallel in (1, 4):
+                plain: list[float] = []
+                checked: list[float] = []
+                seen = len(proxy.log())
+                transfers(port, "/upload", body, 1, 0)  # warm both
+                for _ in range(rounds):
+                    # The upstream reads and throws away the body of either.
+                    plain.append(transfers(port, "/plain", body, parallel, seconds))
+                    checked.append(transfers(port, "/upload", body, parallel, seconds))
+                time.sleep(0.2)  # log lines are written in batches
+                delays = [
+                    line["upload_validation_ms"]
+                    for line in proxy.log()[seen:]
+                    if line.get("upload_verdict") == "accepted"
+                ]
+                ratio = sorted(checked)[rounds // 2] / sorted(plain)[rounds // 2]
+                print(
+                    f"| {name}, {len(body) / 1e6:.0f} MB | {parallel} "
+                    f"| {shown(plain)} | {shown(checked)} | {ratio:.2f} "
+                    f"| {quantile(delays, 0.5):.1f}, {quantile(delays, 0.95):.1f}, "
+                    f"{max(delays):.1f} |"
+                )
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=_SECONDS)
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.seconds)
