@@ -111,12 +111,8 @@ async def _attempt(
             try:
                 better = await rescue(x, response)
             except ProxyError:
-<<<<<<< HEAD
                 # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
                 outcome.succeeded()
-=======
-                outcome.succeeded()  # a rescuer's own error is no failure of the upstream's
->>>>>>> jobs-e2e
                 raise
         if isinstance(better, Reply):
             send(x, better)
