@@ -221,6 +221,51 @@ async def survive_redis(tour: Tour) -> str:
     )
 
 
+async def trip_breaker(tour: Tour) -> str:
+    """youtube-search dies: a few failures, then instant refusals, then recovery through probes."""
+    world, service = tour.world, "youtube-search"
+    url = world.at.url("EGRESS_YOUTUBE_SEARCH") + "/health"
+    headers = {"X-Correlation-ID": tour.correlation_id}
+
+    async def call() -> tuple[Reply, float]:
+        began = time.monotonic()
+        async with tour.http.get(url, headers=headers) as answer:
+            reply = Reply(answer.status, dict(answer.headers), await answer.read())
+        return reply, time.monotonic() - began
+
+    async def breaker() -> dict[str, Any]:
+        async with tour.http.get(world.at.url("ADMIN") + "/api/breakers") as answer:
+            rows = (await answer.json())["breakers"]
+        return next(dict(row) for row in rows if row["name"] == service)
+
+    await world.children[service].kill()
+    saw = []
+    while (reply := (await call())[0]).status == 502:
+        saw.append(f"{service} is dead: 502 {reply.expect(502)['code']}")
+        if len(saw) > 5:
+            raise StepFailed(f"the circuit should be open by now: {await breaker()}")
+    refused, took = await call()
+    problem = refused.expect(503)
+    if problem["code"] != "circuit_open" or "Retry-After" not in refused.headers:
+        raise StepFailed(f"not the refusal that was expected: {problem}")
+    saw.append(
+        f"circuit open: 503 {problem['code']} in {took * 1000:.1f} ms,"
+        f" Retry-After: {refused.headers['Retry-After']}\n{problem['detail']}"
+    )
+    await world.children[service].start()
+    started = time.monotonic()
+    good = 0
+    while (row := await breaker())["state"] != "closed":
+        if time.monotonic() - started > 15:
+            raise StepFailed(f"the circuit should be closed by now: {row}")
+        good += (await call())[0].status == 200
+        await asyncio.sleep(0.05)
+    healed = time.monotonic() - started
+    (await call())[0].expect(200)
+    saw.append(f"{service} started again: {good} probes passed, closed after {healed:.1f} s")
+    return "\n".join(saw)
+
+
 async def job_count(tour: Tour) -> int:
     """How many job documents Redis holds; 0 while it is away."""
     client = Redis.from_url(tour.world.redis.url, socket_timeout=2)
@@ -240,7 +285,13 @@ async def show_log(tour: Tour) -> str:
         if time.monotonic() > deadline:
             raise StepFailed(f"no access line has correlation ID {wanted}")
         await asyncio.sleep(0.05)
-    egress = tour.log_lines(lambda line: _is_access(line) and line["listener"] != "ingress")
+    egress = tour.log_lines(
+        lambda line: (
+            _is_access(line)
+            and line["listener"] != "ingress"
+            and not line["correlation_id"].startswith("demo-")  # the tour's own
+        )
+    )
     services = sorted({line["listener"] for line in egress})
     if len(services) != 3:
         raise StepFailed(f"calls to all three microservices should be logged, only {services} are")
@@ -289,6 +340,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Download the finished video", fetch_video),
     ("Refuse what is no such audio file", refuse_uploads),
     ("Kill Redis: no job is lost", survive_redis),
+    ("Kill a microservice: its circuit opens, and closes by itself", trip_breaker),
     ("One correlation ID in header and log", show_log),
     ("An error of the proxy's own", show_errors),
     ("Metrics", show_metrics),

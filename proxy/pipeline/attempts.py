@@ -18,7 +18,7 @@ from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset,
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
-from proxy.pipeline.outcome import Outcome, refuses
+from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection, until_left
 from proxy.pipeline.rescue import needs_body, rescue, send
@@ -87,10 +87,11 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    outcome = Outcome(x, plan)
+    outcome = begin(x, plan)
     relay: Relay | None = None
     reusable = False
-    x.held = None
+    if x.held is not None:
+        x.held = None  # an earlier attempt's
     try:
         relay, response = await _response(x, listener, plan)
         failed = response.status in plan.failing
@@ -110,7 +111,8 @@ async def _attempt(
             try:
                 better = await rescue(x, response)
             except ProxyError:
-                outcome.succeeded()  # a rescuer's own error is no failure of the upstream's
+                # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
+                outcome.succeeded()
                 raise
         if isinstance(better, Reply):
             send(x, better)
@@ -293,7 +295,7 @@ async def _tunnel(
     upstream: UpstreamStream,
     plan: UpstreamPlan,
     response: ResponseHead,
-    outcome: Outcome,
+    outcome: Unwatched,
 ) -> None:
     """Switch protocols: from here on bytes go both ways unread."""
     assert x.head is not None

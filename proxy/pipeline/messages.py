@@ -39,7 +39,7 @@ def request_head(
     parts = [
         f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
         host,
-        _passing(x, head) if x.filter or x.retries or x.plan.reads_answers else head.passing,
+        _passing(x, head),
         b"\r\nX-Correlation-ID: ",
         x.correlation_id.encode(),
         b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
@@ -69,7 +69,9 @@ def goes_chunked(x: Exchange) -> bool:
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
     """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
-    ours when we repeat, and an answer that a rescuer must read is asked for uncompressed."""
+    ours when we repeat, and an answer that we must read is asked for uncompressed."""
+    if x.filter is None and not x.retries and not x.plan.reads_answers:
+        return head.passing
     ours: dict[bytes, bytes] = {}
     if x.filter is not None and x.filter.content_type is not None:
         ours[b"content-type"] = x.filter.content_type

@@ -25,8 +25,36 @@ _FLOWS = 1.0
 _REFUSING = (State.OPEN, State.FORCED_OPEN)
 
 
-class Outcome:
-    """Of the attempt that begins now. Raises `CircuitOpen` where there is leave for none."""
+class Unwatched:
+    """Of any attempt at an upstream that nobody keeps count of."""
+
+    __slots__ = ()
+
+    def failed(self, kind: str) -> None:
+        """`kind` is `connect`, `reset`, `timeout` or the status. Counts the first time only."""
+
+    def succeeded(self) -> None:
+        """The upstream has answered well. Does nothing after another end."""
+
+    def flows(self) -> None:
+        """A good answer begins."""
+
+    def close(self) -> None:
+        """The attempt is over. Owed for every one."""
+
+
+_UNWATCHED = Unwatched()
+
+
+def begin(x: Exchange, plan: UpstreamPlan) -> Unwatched:
+    """For the attempt that begins now. Raises `CircuitOpen` where there is leave for none."""
+    if plan.breaker is None and plan.health is None:
+        return _UNWATCHED
+    return Outcome(x, plan)
+
+
+class Outcome(Unwatched):
+    """Of one attempt."""
 
     __slots__ = ("_began", "_permit", "_plan", "_timer", "_told", "_x")
 
@@ -39,7 +67,6 @@ class Outcome:
         self._timer: asyncio.TimerHandle | None = None
 
     def failed(self, kind: str) -> None:
-        """`kind` is `connect`, `reset`, `timeout` or the status. Counts the first time only."""
         if self._told:
             return
         self._told = True
@@ -51,7 +78,6 @@ class Outcome:
             health.failure(x.target, now)  # connect errors: by target, where they happen
 
     def succeeded(self) -> None:
-        """The upstream has answered well. Does nothing after another end."""
         if self._told:
             return
         self._told = True
@@ -64,12 +90,10 @@ class Outcome:
             health.success(x.target)
 
     def flows(self) -> None:
-        """A good answer begins."""
         if isinstance(self._permit, ProbePermit):
             self._timer = asyncio.get_running_loop().call_later(_FLOWS, self.succeeded)
 
     def close(self) -> None:
-        """The attempt is over. Owed for every one."""
         if self._timer is not None:
             self._timer.cancel()
         if not self._told and self._permit is not None:

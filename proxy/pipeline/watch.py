@@ -26,11 +26,15 @@ class Watch(Collector):
         self._plans: Mapping[str, UpstreamPlan] = {}
         self._probers: dict[str, tuple[UpstreamPlan, HealthProber]] = {}
 
+    def show(self, plans: Mapping[str, UpstreamPlan]) -> None:
+        """The plans whose gauges to show."""
+        self._plans = plans
+
     async def follow(
         self, upstreams: Mapping[str, Upstream], plans: Mapping[str, UpstreamPlan]
     ) -> None:
         """Watch these upstreams, and no others. Raises nothing: the plans were compiled."""
-        self._plans = plans
+        self.show(plans)
         for name, (plan, prober) in list(self._probers.items()):
             if plans.get(name) is not plan:
                 del self._probers[name]

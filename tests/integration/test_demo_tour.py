@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from typing import Any, cast
 
 import psutil
 import pytest
-import yaml
 from rich.console import Console
 
-from proxy.config.schema import Config
+from proxy.config.load import load_config
 from proxy.demo import run, tour, world
 from proxy.demo.guard import Guard
 from proxy.demo.narrator import Narrator
@@ -106,7 +104,6 @@ async def test_the_guard_kills_what_is_left(tmp_path: Path) -> None:
 
 
 def test_config_is_valid() -> None:
-    """config/demo.yaml has the shape of the schema, with its defaults in place."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", world.CONFIG.read_text())
-    config = Config.model_validate(yaml.safe_load(text))
+    """config/demo.yaml loads, with its defaults in place."""
+    config = load_config(world.CONFIG, {})
     assert config.upstreams["make-video"].pool.max_connections == 8

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import create_autospec
@@ -19,16 +20,23 @@ from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import StoreAway
 from proxy.admin.probes import Probes
-from proxy.config.schema import Upload
+from proxy.breaker.board import BreakerBoard
+from proxy.breaker.states import Event
+from proxy.clock import SystemClock
+from proxy.config.schema import Config, Upload
 from proxy.errors import ProxyError
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
+from proxy.pipeline.compile import Compiler
+from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.metrics import Metrics
 from proxy.upload.check import FACTS, UploadCheck
+from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
 
+SOURCES = Path(__file__).parents[2] / "proxy"
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 
 
@@ -89,6 +97,34 @@ def test_every_metric_with_its_type_and_labels() -> None:
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
     }
+    upstream: dict[str, Any] = {
+        "targets": ["http://127.0.0.1:1"],
+        "breaker": {},
+        "health": {"path": "/"},
+    }
+    upstream["bulkhead"] = {"max_concurrent": 1}
+    config = Config.model_validate(
+        {
+            "listeners": {
+                "l": {
+                    "bind": "127.0.0.1:1",
+                    "routes": [{"name": "r", "path": "/", "upstream": "u"}],
+                }
+            },
+            "upstreams": {"u": upstream},
+            "redis": {"url": "redis://127.0.0.1:1"},
+        }
+    )
+    clock = SystemClock()
+    board = BreakerBoard(config.upstreams, registry=metrics.registry, redis=config.redis)
+    board.metrics.reachable(False)
+    breaker = board.get("u")
+    assert breaker is not None
+    breaker.force(Event.FORCE_OPEN, clock.monotonic(), "test", 1.0)
+    watch = Watch(clock)
+    metrics.registry.register(watch)
+    compiler = Compiler([], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get)
+    watch.show(compiler.compile(config).upstreams)
     for family in metrics.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert family.samples, name
@@ -123,6 +159,49 @@ def test_every_line_that_a_mirror_logs() -> None:
                     assert f"`{message}`" in page, message
     for value in (*Creation, "unknown"):
         assert f"`{value}`" in page
+
+
+def literals(wanted: Callable[[ast.AST], Iterator[str]]) -> set[str]:
+    """What `wanted` finds in the nodes of all of our sources."""
+    trees = (ast.parse(path.read_text()) for path in SOURCES.rglob("*.py"))
+    return {name for tree in trees for node in ast.walk(tree) for name in wanted(node)}
+
+
+def test_every_fact_that_stages_note() -> None:
+    """Each keyword of a call of `note` is in the access line's second table."""
+
+    def noted(node: ast.AST) -> Iterator[str]:
+        match node:
+            case ast.Call(func=ast.Attribute(attr="note"), keywords=keywords):
+                yield from (keyword.arg for keyword in keywords if keyword.arg)
+
+    assert literals(noted) == {names(row[0])[0] for row in rows("### The facts of stages")}
+
+
+def test_every_reason_not_to_retry() -> None:
+    """The values of `no_retry`, but for the one that needs no word (`kind`)."""
+    (row,) = (row for row in rows("### The facts of stages") if row[0] == "`no_retry`")
+
+    def reasons(node: ast.AST) -> Iterator[str]:
+        match node:
+            case ast.Call(func=ast.Name("Verdict"), args=[ast.Constant(None), ast.Constant(why)]):
+                yield str(why)
+
+    documented = {name for name in names(row[1]) if not name.startswith(("retry.", "max_"))}
+    assert documented == literals(reasons) - {"kind"} | {"circuit"}
+
+
+def test_every_event() -> None:
+    """Each value of `event` in a log line."""
+
+    def events(node: ast.AST) -> Iterator[str]:
+        if isinstance(node, ast.Dict):
+            for pair in zip(node.keys, node.values, strict=True):
+                match pair:
+                    case ast.Constant("event"), ast.Constant(name):
+                        yield str(name)
+
+    assert literals(events) == {names(row[0])[0] for row in rows("### Events")}
 
 
 def test_every_endpoint_of_the_admin_api() -> None:
