@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import sqlite3
 import tempfile
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,12 @@ def lag(site: JobSite, name: str) -> dict[float, int]:
     return {float(limit): int(float(count)) for limit, count in found}
 
 
+def rows(site: JobSite) -> int:
+    """Jobs in the ledger."""
+    with closing(sqlite3.connect(f"file:{site.sqlite}?mode=ro", uri=True)) as ledger:
+        return int(ledger.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+
 def told(before: dict[float, int], after: dict[float, int]) -> str:
     """Where the new samples lie."""
     new = {limit: count - before.get(limit, 0) for limit, count in after.items()}
@@ -91,21 +99,24 @@ async def creations(site: JobSite, path: str, count: int, at_once: int) -> None:
 
 async def restored(site: JobSite, server: RedisServer, jobs: int) -> None:
     client: Any = Redis.from_url(server.url)
+    created = await client.dbsize()
     for start in range(0, jobs, 200):
         async with client.pipeline(transaction=False) as pipe:
             for number in range(start, min(start + 200, jobs)):
                 pipe.set(f"{PREFIX}r_{number}", document(f"r_{number}"), ex=86400)
             await pipe.execute()
     deadline = time.monotonic() + 120
-    while (await asyncio.to_thread(site.state))["captured"] < jobs:
+    while await asyncio.to_thread(rows, site) < jobs + created:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.2)
     await asyncio.to_thread(site.wait_live, 60)
     before = await asyncio.to_thread(lag, site, "proxy_event_loop_lag_seconds")
     took: list[float] = []
+    wrong = 0
     done = asyncio.Event()
 
     async def read() -> None:
+        nonlocal wrong
         async with aiohttp.ClientSession() as http:
             number = 0
             while not done.is_set():
@@ -113,7 +124,7 @@ async def restored(site: JobSite, server: RedisServer, jobs: int) -> None:
                 began = time.perf_counter()
                 url = f"http://{site.address[0]}:{site.address[1]}/jobs/r_{number}"
                 async with http.get(url) as answer:
-                    assert answer.status == 200, await answer.text()
+                    wrong += answer.status != 200
                 took.append(time.perf_counter() - began)
                 await asyncio.sleep(0.01)
 
@@ -123,14 +134,14 @@ async def restored(site: JobSite, server: RedisServer, jobs: int) -> None:
     await client.aclose()
     client = Redis.from_url(server.url)
     began = time.perf_counter()
-    while (await client.dbsize()) < jobs:  # noqa: ASYNC110 (another process's state)
+    while (await client.dbsize()) < jobs + created and time.perf_counter() < began + 60:  # noqa: ASYNC110 (another process's state)
         await asyncio.sleep(0.05)
     print(f"{jobs} jobs back {time.perf_counter() - began:.2f} s after Redis started empty")
     await asyncio.to_thread(site.wait_live, 60)
     done.set()
     await reader
     after = await asyncio.to_thread(lag, site, "proxy_event_loop_lag_seconds")
-    print("  reads meanwhile, 100/s:", percentiles(took))
+    print("  reads meanwhile, 100/s:", percentiles(took), f"; {wrong} not answered with the job")
     print("  event loop meanwhile:", told(before, after))
     await client.aclose()
 
