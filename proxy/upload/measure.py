@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -40,6 +41,7 @@ GRACE = 0.3
 _TRY_DECODE = 32  # packets: the first of a cut MP3 lack their bit reservoir
 # Codecs with the same number of samples in every packet (the last one aside).
 _CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
+_HEADER = struct.Struct(">I").unpack_from
 _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
 
 
@@ -67,7 +69,7 @@ class PastLimit(Exception):
         self.seconds = seconds
 
 
-@dataclass
+@dataclass(slots=True)
 class _Walk:
     """What one audio stream has shown so far; times in units of its time base."""
 
@@ -157,22 +159,24 @@ def _walk(
     past = None if limit is None else limit + GRACE
     try:
         for packet in container.demux(streams):
-            if not packet.size:
+            size = packet.size
+            if not size:
                 continue  # the flush at the end
             walk = by_index.get(packet.stream_index)
             if walk is None:
                 continue
-            duration = packet.duration or 0
+            duration, stamp = packet.duration or 0, packet.pts
             walk.packets += 1
-            walk.size += packet.size
-            walk.end = (packet.pos or 0) + packet.size
+            walk.size += size
+            walk.end = (packet.pos or 0) + size
             walk.total += duration
-            if packet.pts is not None:
+            if stamp is not None:
                 if walk.first is None:
-                    walk.first = packet.pts
-                walk.last = max(walk.last, packet.pts + duration)
+                    walk.first = stamp
+                if stamp + duration > walk.last:  # `max()` costs more than all of this
+                    walk.last = stamp + duration
             if framed:
-                _check_frame(walk, packet)
+                _check_frame(walk, packet, size)
             if walk.tried < _TRY_DECODE:
                 if walk.tried == 0 and family is WAV:
                     _refuse_foreign_samples(packet)
@@ -213,15 +217,15 @@ def _count_unclaimed(walk: _Walk, file_size: int) -> None:
         walk.total += walk.total * behind // walk.size
 
 
-def _check_frame(walk: _Walk, packet: Any) -> None:
-    header = int.from_bytes(memoryview(packet)[:4], "big")
+def _check_frame(walk: _Walk, packet: Any, size: int) -> None:
+    header = _HEADER(packet)[0] if size >= 4 else 0
     kind = header & mpeg.SAME_KIND
     same, walk.kind = walk.kind in (None, kind), kind
-    if same and mpeg.frame_length(header & 0xFFFFFE00) == packet.size:
-        walk.framed += packet.size
+    if same and mpeg.frame_length(header & 0xFFFFFE00) == size:
+        walk.framed += size
         walk.unframed = 0
     else:
-        walk.unframed += packet.size
+        walk.unframed += size
 
 
 def _refuse_junk(walk: _Walk, tail: bytes) -> None:
