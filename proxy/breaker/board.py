@@ -69,7 +69,8 @@ class BreakerBoard:
         for name, upstream in upstreams.items():
             if upstream.breaker is None:
                 continue
-            lease = upstream.timeouts.connect + upstream.timeouts.response
+            times = upstream.timeouts
+            lease = upstream.connect_patience + times.connect + times.response
             if breaker := self._breakers.get(name):
                 breaker.configure(upstream.breaker, lease)
                 continue

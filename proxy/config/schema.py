@@ -195,7 +195,7 @@ class StaticAnswer(Model):
         Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")],
         Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")],
     ] = {}
-    """Fields, for example `Content-Type`."""
+    """Fields, for example `Content-Type`; not those that the proxy sets itself."""
     body: str = ""
     """The body, sent as UTF-8."""
 
@@ -338,8 +338,8 @@ class Breaker(Model):
     minimum_calls: Annotated[int, Field(ge=1)] = 20
     """Fewer calls than this in `window` say nothing."""
     probe_lease: Annotated[Duration, Field(gt=0)] | None = None
-    """A probe without an outcome is given back after this; absent: connect plus response
-    time-out."""
+    """A probe without an outcome is given back after this; absent: `connect_patience` plus
+    connect and response time-outs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Breaker:

@@ -74,6 +74,7 @@ class Keeper:
         mode: CaptureMode = "tracking",
     ) -> None:
         self.state: State = "starting"
+        self.first_word = asyncio.Event()  # Redis has answered, or failed to, for the first time
         self.why = "not connected yet"
         self.since = clock.time()
         self.back_at: float | None = None  # monotonic: when Redis came back after having been away
@@ -220,6 +221,7 @@ class Keeper:
     def _here(self, link: Link) -> None:
         came_back = self.state == "down"
         self.state, self.why, self.since = "live", "", self._clock.time()
+        self.first_word.set()
         if came_back:
             self.back_at = self._clock.monotonic()
         self._metrics.degraded("redis", False)
@@ -232,6 +234,7 @@ class Keeper:
             self._metrics.degraded("redis", True)
             log.warning("mirror lost redis", extra={"mirror": self._name, "reason": why})
         self.state, self.why = "down", why
+        self.first_word.set()
 
     def _give_up_waiting(self, why: str) -> None:
         _fail([*self._sync_asked, *self._restore_asked], RedisLost(why))

@@ -129,6 +129,10 @@ class Mirror:
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
 
+    async def first_word(self) -> None:
+        """Until it is known whether Redis answers."""
+        await self._keeper.first_word.wait()
+
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
         for task in self._tasks:

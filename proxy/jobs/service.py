@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry
 
@@ -29,9 +30,15 @@ class Mirrors:
             name: Mirror(name, one, factory, metrics, clock) for name, one in settings.items()
         }
 
-    async def start(self) -> None:
-        """Open every ledger; returns without waiting for Redis."""
-        await asyncio.gather(*(mirror.start() for mirror in self.by_name.values()))
+    async def start(self, patience: float = 1.0) -> None:
+        """Open every ledger. Returns when Redis has answered each mirror or failed to, at the
+        latest after `patience` seconds: until then creations are refused, and a proxy that says it
+        is ready should take them."""
+        mirrors = list(self.by_name.values())
+        await asyncio.gather(*(mirror.start() for mirror in mirrors))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await asyncio.gather(*(mirror.first_word() for mirror in mirrors))
 
     async def stop(self) -> None:
         """End all tasks and close every ledger."""

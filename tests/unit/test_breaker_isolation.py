@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.stale import StaleCache
 from proxy.config.schema import Bulkhead as BulkheadRules
-from proxy.config.schema import Ejection, Health
+from proxy.config.schema import Ejection, Health, StaticAnswer
 from proxy.errors import Overloaded
 
 NOW = 100.0
@@ -16,6 +17,13 @@ NOW = 100.0
 
 def nothing() -> None:
     """Nobody waits."""
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Date"])
+def test_a_set_answer_cannot_frame_itself(name: str) -> None:
+    """Framing in the config would contradict ours: that is response splitting."""
+    with pytest.raises(ValidationError, match="does not set"):
+        StaticAnswer.model_validate({"headers": {name: "3"}})
 
 
 def test_a_full_bulkhead_queues_then_refuses() -> None:

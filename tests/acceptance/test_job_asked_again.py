@@ -1,0 +1,56 @@
+"""A job that the app denies although it is known: the app is asked again, with whatever is safe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from proxy.redis_server import RedisServer
+from tests.http1 import Connection, Request, Site, get, ok, respond, wait_until
+
+ROUTE = {
+    "name": "job",
+    "path": "/jobs/{job_id}",
+    "upstream": "app",
+    "job": {"mirror": "m", "reads": "job_id"},
+}
+
+
+@pytest.mark.parametrize("body", [b"", b"x"], ids=["plain", "with a body"])
+def test_a_denied_job_is_asked_for_again(
+    tmp_path: Path, redis_server: RedisServer, body: bytes
+) -> None:
+    """The second answer is the client's. A body that is gone cannot be sent again: then the
+    mirror's knowledge is no help, and the app's own answer passes, not an error of ours."""
+    line = Path("tests/fixtures/job-life-success.jsonl").read_text().splitlines()[0]
+    document = json.loads(line)
+    with Site(
+        tmp_path,
+        {"front": {"routes": [ROUTE]}},
+        app={"breaker": {}},
+        redis={"url": redis_server.url},
+        mirrors={"m": {"key": "job:{job_id}", "sqlite": str(tmp_path / "jobs.db")}},
+    ) as site:
+        value = json.dumps(document.get("value", document) | {"id": "mv_1", "status": "queued"})
+        with Redis.from_url(redis_server.url) as client:
+            client.set("job:mv_1", value, ex=3600)
+        wait_until(lambda: "mv_1" in site.proxy.admin("/api/jobs")[1], "the job in SQLite")
+
+        def deny_once(connection: Connection, request: Request) -> None:
+            connection.body(request)
+            if len(site.upstream.requests) == 1:
+                connection.send(respond(b"{}", "404 Not Found"))
+            else:
+                ok(connection, request)
+
+        site.upstream.handler = deny_once
+        response = site.ask(get("/jobs/mv_1", f"Content-Length: {len(body)}") + body)
+        assert response.status == (404 if body else 200)
+        assert [request.get("X-Retry-Count") for request in site.upstream.requests] == (
+            [None] if body else [None, None]
+        )
+        assert site.proxy.breaker("app")["failures"] == 0
+        site.check()
