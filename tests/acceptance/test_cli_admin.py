@@ -91,6 +91,16 @@ def test_jobs_list_asks_with_filters_and_prints_rows(admin: Admin, capsys: Captu
     ]
 
 
+def test_jobs_list_warns_of_a_mirror_that_is_not_well(admin: Admin, capsys: Capture) -> None:
+    """On stderr, in one line; the jobs are listed as ever."""
+    ill = {"mirror": "m", "redis": "down", "reason": "refused", "sqlite": "ok"}
+    admin.answer("/api/jobs?stranded=true", {"mirrors": [ill], "jobs": [JOB]})
+    assert cli.main(["jobs", "list", "--stranded", "--admin", admin.url]) == 0
+    said = capsys.readouterr()
+    assert said.err == "reliability-proxy: mirror m: redis down: refused\n"
+    assert said.out.startswith("job_id")
+
+
 def test_json_is_the_answer_as_it_came(admin: Admin, capsys: Capture) -> None:
     """With `--json` nothing is left out and nothing renamed."""
     admin.answer("/api/jobs", [JOB])

@@ -191,6 +191,15 @@ WRONG: list[tuple[str, list[str]]] = [
     ("redis: {url: http://x}\n", ["redis.url: expected redis://HOST:PORT/DB"]),
     ('mirrors: {m: {key: "a:{job_id}", sqlite: x}}\n', ["mirrors.m: expected redis.url"]),
     (
+        "mirrors: {m: {key: 'a:{job_id}', sqlite: x}, n: {key: 'b:{job_id}', sqlite: ./x}}\n"
+        "redis: {url: redis://h}\n",
+        ["mirrors.n.sqlite: expected a file of its own, found that of mirrors.m"],
+    ),
+    (
+        "redis: {url: redis+cluster://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}}\n",
+        ["redis.url: expected one Redis, or Sentinels, where there are mirrors, found a cluster"],
+    ),
+    (
         "mirrors: {1m: {key: 'a:{job_id}', sqlite: x}}\n",
         ["expected a name of letters, digits, - and _"],
     ),

@@ -18,12 +18,15 @@ from prometheus_client import CollectorRegistry
 from proxy.admin.breakers import BreakerControl
 from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
+from proxy.admin.mirrored import StoreAway
 from proxy.admin.probes import Probes
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
 from proxy.config.schema import Config, Upload
 from proxy.errors import ProxyError
+from proxy.jobs.metrics import JobMetrics
+from proxy.jobs.mirror import Creation
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
@@ -71,6 +74,15 @@ def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
         hooks.finished(cast(Any, SimpleNamespace(filter=seen, note=lambda **_: None)))
 
 
+def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
+    """A mirror that has counted everything that it can count."""
+    mirror = JobMetrics(registry).for_mirror("m")
+    mirror.restored("start", 1)
+    mirror.oddity("not_json")
+    mirror.creation("confirmed")
+    mirror.rescued("message", 1)
+
+
 def test_every_metric_with_its_type_and_labels() -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
@@ -81,6 +93,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
         facts = Facts(upstream="u", code="upstream_reset")
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
+    one_of_each_of_the_mirror(metrics.registry)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
     }
@@ -131,6 +144,21 @@ def test_every_fact_of_an_upload() -> None:
     """The fields that `upload:` adds to access lines."""
     documented = {name for row in rows("### Uploads in the access line") for name in names(row[0])}
     assert documented == {f"upload_{name}" for name in FACTS}
+
+
+def test_every_line_that_a_mirror_logs() -> None:
+    """Message and fields, in the mirror's own page; and the values of `job_stored`."""
+    page = (PAGE.parent / "job-mirror.md").read_text()
+    for source in (PAGE.parents[1] / "proxy" / "jobs").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name("log"), attr=level),
+                    args=[ast.Constant(message), *_],
+                ) if level != "debug":
+                    assert f"`{message}`" in page, message
+    for value in (*Creation, "unknown"):
+        assert f"`{value}`" in page
 
 
 def literals(wanted: Callable[[ast.AST], Iterator[str]]) -> set[str]:
@@ -201,6 +229,7 @@ def test_every_error_code_with_its_status() -> None:
     """Of the whole tree, the admin API's own included; and no code that is no more."""
     documented = {(names(row[0])[0], int(row[1])) for row in rows("## Error codes")}
     ours = [kind for kind in errors(ProxyError) if kind.__module__.startswith("proxy.")]
+    assert StoreAway in ours
     assert documented == {(kind.code, kind.status) for kind in ours}
 
 
