@@ -204,6 +204,8 @@ class Proxy:
         except (OSError, RuntimeError):
             self._breakers.reload(self._config.upstreams)
             raise
+        for name in kept:
+            server_tls(config.listeners[name])  # a certificate that does not load is refused here
         # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
         for name, open_listener in kept.items():
             wanted = config.listeners[name]

@@ -232,8 +232,12 @@ class FleetSync:
             breaker.adopt(news, self._clock.monotonic(), answers)
 
     async def _merge(self, breaker: CircuitBreaker) -> None:
-        now = self._clock.monotonic()
-        news = await self._store.merge(breaker, now, breaker.new_tid())
+        while True:
+            now, epoch = self._clock.monotonic(), breaker.epoch
+            news = await self._store.merge(breaker, now, breaker.new_tid())
+            if breaker.epoch == epoch:
+                break
+            # It has tripped while Redis was thinking: what came back knows nothing of that.
         breaker.shared = True
         breaker.adopt(news, self._clock.monotonic())
 

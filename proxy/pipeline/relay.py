@@ -91,13 +91,13 @@ class Relay:
         upstream.transport.write(head)
         if x.replay is not None and (x.bytes_in or x.body.done):  # what an earlier attempt has read
             self._write_upstream(list(x.replay.replay()), end=x.body.done)
-        if self._continue_due():
+        if x.head is not None and x.head.expects_continue and self._continue_due():
             client.transport.write(CONTINUE)
             x.continue_sent = True
         interim = 0
         self._moved = sent = clock.monotonic()
         while True:
-            while upstream.has_data:
+            while upstream.inbox:
                 response = self._read_head()
                 if response is None:
                     break
@@ -151,13 +151,13 @@ class Relay:
         x.replied = True
         self._moved = self._clock.monotonic()
         while True:
-            if upstream.has_data and not body.done and not client.write_paused:
+            if upstream.inbox and not body.done and not client.write_paused:
                 pieces += self._read_body(body)
             if pieces:
                 x.bytes_out += sum(map(len, pieces))
                 if tee is not None:
                     tee.add(pieces)
-            if upstream.eof and isinstance(body, UntilClose) and not upstream.has_data:
+            if upstream.eof and isinstance(body, UntilClose) and not upstream.inbox:
                 if upstream.error is not None:
                     raise UpstreamReset("Upstream broke off", reason="reset")
                 body.done = True
@@ -170,7 +170,7 @@ class Relay:
             pieces = []
             if body.done:
                 break
-            if upstream.eof and not upstream.has_data:
+            if upstream.eof and not upstream.inbox:
                 raise UpstreamReset(
                     "Upstream broke off in the middle of its response", reason="truncated"
                 )
@@ -192,7 +192,7 @@ class Relay:
         self._held = (body, held)
         self._moved = self._clock.monotonic()
         while not body.done:
-            if self.upstream.has_data:
+            if self.upstream.inbox:
                 pieces = self._read_body(body)
                 held += pieces
                 size += sum(map(len, pieces))
@@ -238,7 +238,7 @@ class Relay:
             return False
         if x.body.done:
             return self._send_end()
-        if not client.has_data or (check is not None and check.blocked):
+        if not client.inbox or (check is not None and check.blocked):
             return False
         try:
             pieces = client.read_body(x.body)
@@ -290,8 +290,8 @@ class Relay:
     def _continue_due(self) -> bool:
         """Whether the client waits for our leave to send its body (RFC 9110 §10.1.1)."""
         x = self._x
-        asked = x.head is not None and x.head.expects_continue and bool(x.head.minor)
-        return asked and not (x.continue_sent or x.body.done or self._client.has_data)
+        known = x.head is not None and bool(x.head.minor)
+        return known and not (x.continue_sent or x.body.done or self._client.inbox)
 
     def _read_head(self) -> ResponseHead | None:
         try:
@@ -312,7 +312,7 @@ class Relay:
 
     def _broken_off(self) -> Exception:
         upstream = self.upstream
-        if upstream.reused and not upstream.has_data:
+        if upstream.reused and not upstream.inbox:
             return StaleConnection()
         return UpstreamReset(
             f"Upstream {self._x.upstream} closed the connection before its response was complete",
@@ -393,7 +393,7 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
         raise Draining("The proxy is stopping", retry_after=1)
     if not client.eof:
         return deadline
-    unfinished = not (x.body.done or client.has_data)
+    unfinished = not (x.body.done or client.inbox)
     grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
     if client.lost or unfinished or (now >= grace and not client.write_paused):
         raise ClientLeft("Client left")

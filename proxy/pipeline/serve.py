@@ -193,7 +193,7 @@ async def _discard_rest(client: ClientStream, x: Exchange) -> bool:
 
 async def _linger(client: ClientStream, x: Exchange) -> None:
     """Give the client time to read its answer before the connection goes (RFC 9112 §9.6)."""
-    unread = not x.body.done or client.has_data or x.head is None
+    unread = not x.body.done or client.inbox or x.head is None
     if not unread or client.eof or client.transport.is_closing():
         return
     if client.transport.can_write_eof():
@@ -204,7 +204,7 @@ async def _linger(client: ClientStream, x: Exchange) -> None:
         now = client.clock.monotonic()
         silent_until = min(end, now + _LINGER_SILENCE)
         await client.wait(silent_until)
-        if client.clock.monotonic() >= silent_until and not client.has_data:
+        if client.clock.monotonic() >= silent_until and not client.inbox:
             break
         if client.clock.monotonic() >= end:
             break

@@ -10,7 +10,7 @@ Rules:
    index instead of the packets: 8 ms instead of 55 for ten minutes of AAC, and the client waits.
 4. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
    when it is one whole frame of the kind of the one before, and the rest must stay a small part;
-   elsewhere at least one of the first packets must really decode.
+   elsewhere a quarter of the first packets must really decode.
 5. PCM is any bytes at all. So samples that start like another file format, or that read as text,
    are no PCM; nor is a file that is at the same time a ZIP archive or a PDF document, whose readers
    look at the end and at the first KiB.
@@ -39,6 +39,8 @@ _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
 # up to 2300 samples, at 8 kHz.
 GRACE = 0.3
 _TRY_DECODE = 32  # packets: the first of a cut MP3 lack their bit reservoir
+# Of those tried, one in so many must decode: of random bytes one AAC packet in a thousand does.
+_MUST_DECODE = 4
 # Codecs with the same number of samples in every packet (the last one aside).
 _CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
 _HEADER = struct.Struct(">I").unpack_from
@@ -134,7 +136,7 @@ def measure(
         raise PastLimit(longest)
     if longest <= 0:
         raise Undecodable("no_audio")
-    if not any(walk.decoded for walk in walks):
+    if not any(walk.decoded and walk.decoded * _MUST_DECODE >= walk.tried for walk in walks):
         raise Undecodable("undecodable")
     return longest
 

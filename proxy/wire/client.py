@@ -164,7 +164,7 @@ class ClientStream(Stream):
         deadline = self.clock.monotonic() + (idle if self.requests else header_time)
         begun = False
         while True:
-            if self._pieces:
+            if self.inbox:
                 data = self.take()
                 if data.startswith(b"\r\n"):
                     data = data[2:]  # one empty line is forgiven, RFC 9112 §2.2

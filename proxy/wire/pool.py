@@ -70,7 +70,7 @@ class UpstreamStream(Stream):
 
     def read_head(self) -> ResponseHead | None:
         """The response head, or None while it is not complete. Raises `ProtocolError`."""
-        if not self._pieces:
+        if not self.inbox:
             return None
         data = self.take()
         end = find_head_end(data, _STATUS_LINE_LIMIT, _HEAD_LIMIT)
@@ -195,7 +195,7 @@ class TargetPool:
         connection persists."""
         self._in_use -= 1
         stream.owner = None
-        if reusable and not (stream.eof or stream.has_data or self._closed):
+        if reusable and not (stream.eof or stream.inbox or self._closed):
             stream.reused = True
             self._hand_over(stream)
         else:

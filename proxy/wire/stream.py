@@ -1,6 +1,6 @@
 """One TCP, TLS or unix connection as both sides of the proxy see it: bounded reading and writing.
 
-What arrives is kept in `_pieces` until taken. Past `HIGH_WATER` the socket is no longer read, so
+What arrives is kept in `inbox` until taken. Past `HIGH_WATER` the socket is no longer read, so
 that a fast sender meets the slow receiver's pace; `write_paused` says that the other direction is
 full. Whoever waits for something to happen is told by `notify`, which subclasses define.
 """
@@ -30,11 +30,11 @@ class Stream(asyncio.Protocol):
 
     __slots__ = (
         "_inbox_size",
-        "_pieces",
         "_read_paused",
         "deadline",
         "eof",
         "error",
+        "inbox",
         "lost",
         "transport",
         "write_paused",
@@ -47,7 +47,7 @@ class Stream(asyncio.Protocol):
         self.error: Exception | None = None  # why, if it did not end in an orderly way
         self.write_paused = False
         self.deadline = NEVER
-        self._pieces: list[bytes] = []
+        self.inbox: list[bytes] = []
         self._inbox_size = 0
         self._read_paused = False
 
@@ -58,7 +58,7 @@ class Stream(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
-        self._pieces.append(data)
+        self.inbox.append(data)
         self._inbox_size += len(data) + _PIECE_COST
         if self._inbox_size > HIGH_WATER and not self._read_paused:
             self._read_paused = True
@@ -93,13 +93,9 @@ class Stream(asyncio.Protocol):
         """`deadline` is past."""
         raise NotImplementedError
 
-    @property
-    def has_data(self) -> bool:
-        return bool(self._pieces)
-
     def take(self) -> bytes:
         """All that has arrived, `b""` if nothing; reading goes on."""
-        pieces = self._pieces
+        pieces = self.inbox
         if not pieces:
             return b""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -114,8 +110,8 @@ class Stream(asyncio.Protocol):
         What stands behind the end of `body` stays, and so does what is more than one turn's work:
         `notify` comes again for that. Raises `ProtocolError`.
         """
-        pieces = self._pieces
-        self._pieces = []
+        pieces = self.inbox
+        self.inbox = []
         self._inbox_size = 0
         content: list[bytes] = []
         for number, piece in enumerate(pieces):
@@ -134,7 +130,7 @@ class Stream(asyncio.Protocol):
     def untake(self, data: bytes) -> None:
         """Put back what was taken too much."""
         if data:
-            self._pieces.insert(0, data)
+            self.inbox.insert(0, data)
             self._inbox_size += len(data) + _PIECE_COST
 
     def write(self, pieces: list[bytes]) -> None:

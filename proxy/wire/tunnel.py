@@ -18,12 +18,12 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
     moved = clock.monotonic()
     while not (all(ended) or client.lost or upstream.lost):
         for way, (source, sink) in enumerate(((client, upstream), (upstream, client))):
-            if source.has_data and not sink.write_paused:
+            if source.inbox and not sink.write_paused:
                 data = source.take()
                 sink.transport.write(data)
                 sent[way] += len(data)
                 moved = clock.monotonic()
-            if source.eof and not source.has_data and not ended[way]:
+            if source.eof and not source.inbox and not ended[way]:
                 ended[way] = True
                 if sink.transport.can_write_eof():
                     sink.transport.write_eof()
@@ -35,7 +35,7 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
             break
         await client.wait(moved + idle)
     for source, sink in ((client, upstream), (upstream, client)):
-        if source.has_data and not sink.lost:
+        if source.inbox and not sink.lost:
             sink.transport.write(source.take())
     upstream.close()
     client.close()
