@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -478,3 +479,32 @@ async def test_forbidden_tracking_falls_back(redis_server: RedisServer, tmp_path
             assert mirror.state()["capture"] == "scanning"
             raw = await write(app, "mv_1")
             await eventually(holds(mirror, "mv_1", raw), "captured")
+
+
+async def test_absence_seen_before_a_restore_proves_nothing_after_it(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A job is fetched from the empty server, and the ledger is slow to say what it knew of it."""
+    async with running(redis_server, tmp_path / "j.db") as mirror, connected(redis_server) as app:
+        await followed(mirror)
+        raw = await write(app, "mv_1")
+        await eventually(holds(mirror, "mv_1", raw), "the job")
+        ledger, keeper = mirror._ledger, mirror._keeper
+        quick = ledger.heads
+
+        async def slow(job_ids: list[str]) -> Any:
+            if not keeper.whole:
+                await eventually(lambda: keeper.whole, "the restore")
+            return await quick(job_ids)
+
+        ledger.heads = slow  # type: ignore[method-assign]
+        since = mirror.state()["last_sync"]
+        await asyncio.to_thread(redis_server.kill)
+        await eventually(lambda: mirror.state()["redis"] == "down", "the loss")
+        keeper.capture.look_at("mv_1")  # fetched at once when Redis is back, before the restore
+        await asyncio.to_thread(redis_server.start)
+        await followed(mirror, since)
+        assert mirror.state()["deleted"] == 0
+        assert await holds(mirror, "mv_1", raw)()
+    async with connected(redis_server) as app:
+        assert await app.get(PREFIX + "mv_1") == raw
