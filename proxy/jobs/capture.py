@@ -263,8 +263,8 @@ class Capture:
                 await self._absorb(link, life, fetched, noticed[job_id], now)
                 if len(value) > BIG:
                     await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
-        # What was missing while a restore was under way proves nothing, although that may be over by
-        # now: the ledger was asked meanwhile. The comparison that follows names it again.
+        # What was missing while a restore was under way proves nothing, although that may be over
+        # by now: the ledger was asked meanwhile. The comparison that follows names it again.
         if gone and not lost and life.losses == losses:
             await self._explain(link, life, gone, heads, now)
 
