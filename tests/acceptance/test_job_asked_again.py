@@ -23,8 +23,8 @@ ROUTE = {
 def test_a_denied_job_is_asked_for_again(
     tmp_path: Path, redis_server: RedisServer, body: bytes
 ) -> None:
-    """The second answer is the client's. A body that is gone cannot be sent again: then the app
-    is not asked, and the mirror answers itself."""
+    """The second answer is the client's. A body that is gone cannot be sent again: then the
+    mirror answers in the app's place."""
     line = Path("tests/fixtures/job-life-success.jsonl").read_text().splitlines()[0]
     document = json.loads(line)
     with Site(
