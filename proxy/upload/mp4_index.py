@@ -12,7 +12,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Discard
 
-from proxy.upload.packets import GRACE, PastLimit, Undecodable, Walk
+from proxy.upload.packets import CONSTANT, GRACE, PastLimit, Undecodable, Walk
 from proxy.upload.source import Source
 
 Entry = tuple[int, int]  # time stamp, and where in the file the sample ends
@@ -48,6 +48,10 @@ def follow_index(
     stamps = [stamp for stamp, end in entries if 0 <= end <= source.received]
     if len(stamps) < walk.packets:
         raise Undecodable("broken")
+    name = stream.codec_context.name if stream.codec_context else ""
+    if name in CONSTANT:  # the index may give them no time, the demuxer knows better
+        tried = walk.total * walk.tick / walk.packets
+        walk.packet_seconds = max(walk.packet_seconds, tried)
     step = stamps[-1] - stamps[-2] if len(stamps) > 1 else 0
     walk.packets = len(stamps)
     played = max(stamps) - min(stamps) + max(step, 0)

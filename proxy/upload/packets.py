@@ -34,7 +34,7 @@ _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
 GRACE = 0.3
 TRY_DECODE = 32  # packets: the first of a cut MP3 lack their bit reservoir
 # Codecs with the same number of samples in every packet (the last one aside).
-_CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
+CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
 _HEADER = struct.Struct(">I").unpack_from
 
 
@@ -195,7 +195,7 @@ def _try_decode(walk: Walk, packet: Any) -> None:
     for frame in frames:
         if frame.samples and frame.sample_rate:
             walk.decoded += 1
-            if context.name in _CONSTANT:
+            if context.name in CONSTANT:
                 walk.packet_seconds = max(walk.packet_seconds, frame.samples / frame.sample_rate)
 
 

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from proxy.upload import foreign, measure, verdicts
+from proxy.upload import foreign, measure, mp3, packets, verdicts
 from proxy.upload.boxes import is_sequential
 from proxy.upload.source import KEEP, Source
 from tests.data.audio.generate import path_of
@@ -52,11 +52,11 @@ def test_tags_at_the_end_of_an_mp3_are_no_junk() -> None:
     footer = b"APETAGEX" + struct.pack("<III", 2000, 532, 1)
     lyrics = b"LYRICSBEGIN" + b"x" * 50 + b"000061LYRICS200"
     audio = b"\xff\xfb" * 4000
-    assert measure.trailing_tags(audio) == 0
-    assert measure.trailing_tags(audio + id3v1) == 128
-    assert measure.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
-    assert measure.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
-    assert measure.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
+    assert mp3.trailing_tags(audio) == 0
+    assert mp3.trailing_tags(audio + id3v1) == 128
+    assert mp3.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
+    assert mp3.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
+    assert mp3.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
 
 
 def test_noise_is_not_foreign() -> None:
@@ -69,10 +69,10 @@ def test_noise_is_not_foreign() -> None:
 def test_a_zip_and_a_pdf_are_seen_through_what_is_around_them() -> None:
     """Their readers look at the end and at the first KiB, and so do we."""
     directory = b"PK\x05\x06" + bytes(16) + struct.pack("<H", 3) + b"end"
-    with pytest.raises(measure.NotAudio, match="zip"):
+    with pytest.raises(packets.NotAudio, match="zip"):
         measure.refuse_polyglot(b"RIFF", b"samples" + directory)
     measure.refuse_polyglot(b"RIFF", directory + b"samples")
-    with pytest.raises(measure.NotAudio, match="pdf"):
+    with pytest.raises(packets.NotAudio, match="pdf"):
         measure.refuse_polyglot(b"ID3" + bytes(500) + b"%PDF-1.7", b"x%%EOF\n")
 
 
