@@ -16,6 +16,7 @@ from proxy.upload.mpeg import SAME_KIND, frame_length, samples_per_frame, sampli
 #: a player's decoder fills its bit reservoir from them.
 CONTEXT = 8
 _HEADER = 4
+_ENOUGH = 32 * 1024  # bytes of counted frames that hold the context, whatever the bit rate
 
 
 class FrameCounter:
@@ -30,9 +31,9 @@ class FrameCounter:
         self._frame_seconds = samples_per_frame(header) / sampling_rate(header)
         # By header, 0 for what is none of this kind. Few hundred headers can be of one kind.
         self._lengths: dict[bytes, int] = {}
-        self._before = b""  # the buffer before this one, whole frames only
-        self._buffer = b""
-        self._at = 0  # of the next header in `_buffer`
+        self._before = b""  # counted frames, the last of those that were put aside
+        self._buffer = b""  # counted frames, from `_at` on what is not counted
+        self._at = 0
         self.frames = 0
         self.size = 0
         self.broken = False
@@ -44,10 +45,13 @@ class FrameCounter:
 
     def feed(self, data: bytes) -> None:
         """Count on. Must not be called once `broken`."""
-        self._before = self._buffer[: self._at]
-        buffer = self._buffer = self._buffer[self._at :] + data
+        if self._at > _ENOUGH:
+            self._before, self._buffer = self._buffer[: self._at], self._buffer[self._at :]
+            self._at = 0
+        buffer = self._buffer = self._buffer + data
         lengths = self._lengths
-        at, frames, end = 0, 0, len(buffer)
+        start, end = self._at, len(buffer)
+        at, frames = start, 0
         while at + _HEADER <= end:
             header = buffer[at : at + _HEADER]
             length = lengths.get(header)
@@ -62,7 +66,7 @@ class FrameCounter:
             frames += 1
         self._at = at
         self.frames += frames
-        self.size += at
+        self.size += at - start
 
     def _learn(self, header: bytes) -> int:
         """The length of such frames, 0 where they are not of the kind. Not kept for those: the
