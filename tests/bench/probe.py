@@ -18,7 +18,7 @@ from proxy.upload import probe
 from proxy.upload.families import NAMES
 from proxy.upload.session import Job
 from proxy.upload.sniff import Sniffer
-from tests.bench.uploads import samples
+from tests.bench.uploads import noise, samples
 
 _PIECE = 256 * 1024
 
@@ -66,6 +66,25 @@ def cost(data: bytes, sniffer: Sniffer) -> Cost:
     return Cost(usage.ru_utime + usage.ru_stime, sent, delay, json.loads(lines[1]))
 
 
+def more_samples() -> dict[str, bytes]:
+    """Three minutes each of what else there is."""
+    rows = {
+        "M4A (AAC), index first": ("ipod", "aac", {"movflags": "faststart"}),
+        "M4A (AAC), fragments": ("ipod", "aac", {"movflags": "frag_keyframe+empty_moov"}),
+        "MP3, 128 kbit/s": ("mp3", "libmp3lame", {}),
+        "Ogg (Opus)": ("ogg", "libopus", {}),
+        "Ogg (FLAC)": ("ogg", "flac", {}),
+    }
+    rates = {"MP3, 128 kbit/s": 128_000, "Ogg (Opus)": 96_000}
+    return {
+        title: noise(
+            form, codec, 180, options, 48_000 if codec == "libopus" else 44_100,
+            rates.get(title, 256_000),
+        )
+        for title, (form, codec, options) in rows.items()
+    }  # fmt: skip
+
+
 def main(rounds: int) -> None:
     """Print the table."""
     sniffer = probe.prepare()
@@ -73,7 +92,7 @@ def main(rounds: int) -> None:
         "| file | MB | probe, CPU ms | sender, CPU ms | verdict after the last byte, ms "
         "| seconds of sound |\n|---|--:|--:|--:|--:|--:|"
     )
-    for title, data in samples().items():
+    for title, data in (samples() | more_samples()).items():
         costs = [cost(data, sniffer) for _ in range(rounds)]
         cells = [
             statistics.median(values) * 1000
@@ -81,7 +100,7 @@ def main(rounds: int) -> None:
         ]
         shown = " | ".join(f"{cell:.1f}" for cell in cells)
         duration = costs[0].verdict.get("duration")
-        print(f"| {title} | {len(data) / 1e6:.0f} | {shown} | {duration} |", flush=True)
+        print(f"| {title} | {len(data) / 1e6:.1f} | {shown} | {duration} |", flush=True)
 
 
 if __name__ == "__main__":

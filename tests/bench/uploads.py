@@ -167,7 +167,7 @@ def shown(values: list[float], digits: int = 0) -> str:
     return f"{summary.median:.{digits}f} ({summary.low:.{digits}f}-{summary.high:.{digits}f})"
 
 
-def main(rounds: int, seconds: float) -> None:
+def main(rounds: int, seconds: float, only: str) -> None:
     """Print the table. The goal is a ratio of at least 0.5, and a verdict within 100 ms."""
     print(f"load average before: {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
     print(
@@ -176,6 +176,8 @@ def main(rounds: int, seconds: float) -> None:
     )
     with tempfile.TemporaryDirectory() as folder, bench(Path(folder)) as (proxy, port):
         for title, audio in samples().items():
+            if only not in title:
+                continue
             body = form(part(audio))
             for name in UPSTREAMS:
                 for parallel in (1, 4):
@@ -219,5 +221,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--only", default="", help="files with this in their title")
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.seconds)
+    main(arguments.rounds, arguments.seconds, arguments.only)
