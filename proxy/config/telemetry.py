@@ -160,6 +160,13 @@ class AppMetrics(Model):
     max_series: Annotated[int, Field(ge=1, le=100_000)] = 2000
     """An answer with more series is refused."""
 
+    @model_validator(mode="after")
+    def _sendable(self) -> AppMetrics:
+        for name, value in self.headers.items():
+            if not value.get_secret_value().isprintable() or not value.get_secret_value().isascii():
+                raise ValueError(f"headers: expected printable ASCII, found something else: {name}")
+        return self
+
 
 class TempFiles(Model):
     """Files that should not stay."""
