@@ -9,13 +9,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.config.values import Bind, Duration, Model, Name, Secret, Size
+from proxy.config.values import Bind, Duration, Model, Name, Secret, Share, Size
 
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,127}$")]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 StatsdName = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}(\.\{[A-Za-z][A-Za-z0-9_]{0,63}\})?$")
 ]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")]
 LabelText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:@+ -]{1,64}$")]
 
 
@@ -145,8 +146,10 @@ class AppMetrics(Model):
 
     url: Annotated[str, AfterValidator(_check_url)]
     """The page, in the Prometheus text format."""
-    headers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")], Secret] = {}
-    """Sent with the request, for example `X-API-Key`; never shown."""
+    headers: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")], Secret | None
+    ] = {}
+    """Sent with the request, for example `X-API-Key`, unless empty; never shown."""
     every: Annotated[Duration, Field(ge=1)] = 30.0
     """From one fetch to the next."""
     timeout: Annotated[Duration, Field(gt=0, le=60)] = 5.0
@@ -163,7 +166,8 @@ class AppMetrics(Model):
     @model_validator(mode="after")
     def _sendable(self) -> AppMetrics:
         for name, value in self.headers.items():
-            if not value.get_secret_value().isprintable() or not value.get_secret_value().isascii():
+            sent = "" if value is None else value.get_secret_value()
+            if not sent.isprintable() or not sent.isascii():
                 raise ValueError(f"headers: expected printable ASCII, found something else: {name}")
         return self
 
@@ -186,11 +190,11 @@ class Resources(Model):
     """Files that should not stay, counted."""
     processes: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {
         "ffmpeg": ("ffmpeg", "ffprobe"),
-        "celery": ("celery",),
+        "celery": ("celery", "celeryd"),
         "redis": ("redis-server",),
     }
     """Processes by component: names of programs, as in `ps`; `proxy` and `total` are ours."""
     max_entries: Annotated[int, Field(ge=100, le=10_000_000)] = 500_000
     """A walk ends after so many files of one directory, and says so."""
-    cpu: Annotated[float, Field(gt=0, le=1)] = 0.1
+    cpu: Annotated[Share, Field(gt=0)] = 0.1
     """The share of one core that walking may take: a larger directory takes longer."""

@@ -46,10 +46,12 @@ class AppPage:
     def __init__(self, config: AppMetrics, guest: AppGuest) -> None:
         self._config = config
         self._guest = guest
-        self._headers = {
-            **_HEADERS,
-            **{name: value.get_secret_value() for name, value in config.headers.items()},
+        ours = {
+            name: value.get_secret_value()
+            for name, value in config.headers.items()
+            if value is not None
         }
+        self._headers = {**_HEADERS, **ours}
         self._task: asyncio.Task[None] | None = None
         self._told: Fetched | None = None
 
