@@ -17,20 +17,21 @@ class AppSide:
     absent. A reload changes none of them."""
 
     def __init__(self, config: Config, metrics: Metrics, clock: Clock) -> None:
+        self.series: StatsdSeries | None = None
+        self.resources: ResourceSampler | None = None
         self._statsd: StatsdListener | None = None
         self._page: AppPage | None = None
-        self._resources: ResourceSampler | None = None
         if config.statsd is not None:
-            series = StatsdSeries(config.statsd)
-            metrics.registry.register(series)
-            self._statsd = StatsdListener(config.statsd, series)
+            self.series = StatsdSeries(config.statsd)
+            metrics.registry.register(self.series)
+            self._statsd = StatsdListener(config.statsd, self.series)
         if config.app_metrics is not None:
             guest = AppGuest(clock, config.app_metrics.stale_after)
             metrics.guests.append(guest.families)
             self._page = AppPage(config.app_metrics, guest)
         if config.resources is not None:
-            self._resources = ResourceSampler(config.resources, clock)
-            metrics.registry.register(self._resources)
+            self.resources = ResourceSampler(config.resources, clock)
+            metrics.registry.register(self.resources)
 
     def start(self) -> None:
         """Open sockets, begin to fetch and to measure. Raises `OSError`."""
@@ -38,8 +39,8 @@ class AppSide:
             self._statsd.start()
         if self._page is not None:
             self._page.start()
-        if self._resources is not None:
-            self._resources.start()
+        if self.resources is not None:
+            self.resources.start()
 
     async def stop(self) -> None:
         """End all of it."""
@@ -47,5 +48,5 @@ class AppSide:
             self._statsd.stop()
         if self._page is not None:
             await self._page.stop()
-        if self._resources is not None:
-            await self._resources.stop()
+        if self.resources is not None:
+            await self.resources.stop()

@@ -100,11 +100,20 @@ class Metrics:
         """All metrics as text, and its content type: OpenMetrics when `Accept` asks for it, else
         the Prometheus format. Takes milliseconds: call it in a thread. There it gives way to the
         event loop often, because the interpreter alone would do so only every 5 ms."""
-        source = cast(CollectorRegistry, _Yielding(self.registry, self.guests))
+        source = cast(CollectorRegistry, _Yielding(self.collect()))
         if wants_openmetrics(accept):
             text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
+
+    def collect(self) -> Iterator[Metric]:
+        """All families: the registry's, then those of guests."""
+        taken: set[str] = set()
+        for metric in self.registry.collect():
+            taken |= claims(metric.name, metric.type)
+            yield metric
+        for guest in self.guests:
+            yield from guest(taken)
 
     def families(self) -> Iterator[Metric]:
         """Every family that this part of the proxy fills."""
@@ -337,26 +346,17 @@ class _Collector:
 
 
 class _Yielding:
-    """A registry that lets other threads run while it is written out, guests last."""
+    """A registry that lets other threads run while it is written out."""
 
-    def __init__(self, registry: CollectorRegistry, guests: Iterable[Guest]) -> None:
-        self._registry = registry
-        self._guests = guests
+    def __init__(self, families: Iterator[Metric]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._families():
+        for metric in self._families:
             if len(metric.samples) > _SAMPLES_AT_ONCE:  # making it has taken its time, too
                 time.sleep(_PAUSE)
             metric.samples = _YieldingList(metric.samples)
             yield metric
-
-    def _families(self) -> Iterator[Metric]:
-        taken: set[str] = set()
-        for metric in self._registry.collect():
-            taken |= claims(metric.name, metric.type)
-            yield metric
-        for guest in self._guests:
-            yield from guest(taken)
 
 
 class _YieldingList(list[Sample]):

@@ -13,7 +13,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Literal
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -26,6 +27,8 @@ from proxy.telemetry.resources.walk import Found, reason, walk
 _log = logging.getLogger(__name__)
 
 _STOP_LIMIT = 2.0  # seconds
+
+Part = Literal["processes", "directories"]
 
 
 class ResourceSampler:
@@ -46,12 +49,12 @@ class ResourceSampler:
     def start(self) -> None:
         """Begin to measure."""
         self._stopping.clear()
-        wanted: dict[str, Callable[[Pace], None]] = {"processes": self.sample_processes}
+        wanted: list[Part] = ["processes"]
         if self._config.directories or self._config.temp is not None:
-            wanted["directories"] = self.sample_directories
-        for name, sample in wanted.items():
+            wanted.append("directories")
+        for part in wanted:
             thread = threading.Thread(
-                target=self._keep_sampling, args=(name, sample), name=name, daemon=True
+                target=self._keep_sampling, args=(part,), name=part, daemon=True
             )
             self._threads.append(thread)
             thread.start()
@@ -65,36 +68,42 @@ class ResourceSampler:
                 _log.warning("resource thread left behind", extra={"part": thread.name})
         self._threads.clear()
 
-    def _keep_sampling(self, name: str, sample: Callable[[Pace], None]) -> None:
+    def _keep_sampling(self, part: Part) -> None:
         pace = Pace(self._config.cpu, self._stopping)
         try:
             while True:
-                began = time.monotonic()
-                try:
-                    sample(pace)
-                    self._passes[name] = (self._clock.time(), time.monotonic() - began)
-                except Stopped:
-                    raise
-                except Exception:
-                    # A mistake of ours, or a /proc that is not what psutil expects: told each time,
-                    # and counted; the next pass may go better.
-                    _log.exception("resource fault", extra={"part": name})
-                    self._errors[name, "fault"] += 1
+                self.sample(part, pace)
                 pace.wait(self._config.every)
         except Stopped:
             return
 
     # --- in the threads -------------------------------------------------------------------------
 
-    def sample_processes(self, pace: Pace) -> None:
-        """One look at all processes. Raises `Stopped`."""
+    def sample(self, part: Part, pace: Pace) -> None:
+        """Measure once. Raises `Stopped`, nothing else."""
+        began = time.monotonic()
+        try:
+            if part == "processes":
+                self._sample_processes(pace)
+            else:
+                self._sample_directories(pace)
+        except Stopped:
+            raise
+        except Exception:
+            # A mistake of ours, or a /proc that is not what psutil expects: told each time, and
+            # counted; the next pass may go better.
+            _log.exception("resource fault", extra={"part": part})
+            self._errors[part, "fault"] += 1
+        else:
+            self._passes[part] = (self._clock.time(), time.monotonic() - began)
+
+    def _sample_processes(self, pace: Pace) -> None:
         usage, silent = by_component(running(pace), self._config.processes, os.getpid())
         self._usage = usage
         if silent:
             self._errors["processes", "denied"] += silent
 
-    def sample_directories(self, pace: Pace) -> None:
-        """One walk through all directories. Raises `Stopped`."""
+    def _sample_directories(self, pace: Pace) -> None:
         walked: dict[str, Found] = {}
         for name, path in self._config.directories.items():
             try:
