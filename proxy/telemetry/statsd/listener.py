@@ -1,8 +1,8 @@
 """The sockets that statsd packets come in on, read in turns so that no flood takes the loop.
 
 1. A turn reads at most `_LINES` lines, about half a millisecond. If that was not all, the socket
-   rests for `_REST`, several times as long: a flood gets a sixth of the loop at most, and what it
-   cannot take the kernel drops (UDP, counted) or makes senders wait for (unix).
+   rests for `_REST` times as long as that took: a flood gets a sixth of the loop at most, and what
+   it cannot take the kernel drops (UDP, counted) or makes senders wait for (unix).
 2. A packet is at most 8 KiB, what DogStatsD clients send at most. A longer one is counted and
    dropped as a whole: half of it would be a lie.
 3. The unix socket appears with its permissions, under a passing name, and is then renamed over a
@@ -18,6 +18,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from proxy.telemetry.statsd.series import StatsdSeries
 _log = logging.getLogger(__name__)
 
 MAX_PACKET = 8192
-_LINES = 200
-_REST = 0.003
-_RECEIVE_BUFFER = 4 * 1024 * 1024  # the kernel takes what net.core.rmem_max allows
+_LINES = 100
+_REST = 5
+_RECEIVE_BUFFER = 1024 * 1024  # the kernel takes what net.core.rmem_max allows
 _SO_MEMINFO = 55  # Linux 4.12; nine numbers, the last: packets dropped
 _MEMINFO = struct.Struct("9I")
 
@@ -119,7 +120,7 @@ class _Reader:
         self._loop.remove_reader(self._socket)
 
     def _turn(self) -> None:
-        budget = _LINES
+        budget, began = _LINES, time.perf_counter()
         while budget > 0:
             lines = self._left or self._next()
             if lines is None:
@@ -131,7 +132,8 @@ class _Reader:
             budget -= len(taken)
         self._series.throttled += 1
         self._loop.remove_reader(self._socket)
-        self._resting = self._loop.call_later(_REST, self._wake)
+        took = time.perf_counter() - began
+        self._resting = self._loop.call_later(_REST * took, self._wake)
 
     def _wake(self) -> None:
         self._resting = None
