@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 WIDTH, HEIGHT, FPS = 180, 320, 10
 _RATE = 44_100
+_CONTRAST_OF_TEXT = 16.0  # mean difference of neighbouring pixels
 
 MediaError = av.FFmpegError
 
@@ -124,27 +125,19 @@ def compose(audio: Path, clips: list[Path], output: Path) -> Media:
     return inspect(output)
 
 
-@dataclass(frozen=True, slots=True)
-class TextSearch:
-    """What a search for burnt-in text found: frames looked at, and for each the share of sharp
-    edges in its lower third, where subtitles stand: 0, none, to 1."""
-
-    frames: int
-    scores: list[float]
-
-
-def search_text(path: Path) -> TextSearch:
-    """Look for text in every frame of a video, in one line of its lower third: enough for a
-    stand-in. Raises `MediaError` when it is no media file."""
-    scores = []
+def search_text(path: Path) -> list[float]:
+    """Look for burnt-in text in every frame of a video, and tell for each how sure it is, 0 to 1,
+    that there is none: the less contrast from pixel to pixel, the surer. One line of the lower
+    third, where subtitles stand, is enough for a stand-in. Raises `MediaError`."""
+    certainties = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             luma = frame.reformat(format="yuv420p").planes[0]
             start = luma.line_size * (luma.height * 5 // 6)
             line = bytes(luma)[start : start + luma.width]
-            sharp = sum(abs(left - right) > 32 for left, right in pairwise(line))
-            scores.append(sharp / max(1, len(line) - 1))
-    return TextSearch(len(scores), scores)
+            contrast = sum(abs(left - right) for left, right in pairwise(line)) / len(line)
+            certainties.append(max(0.0, 1.0 - contrast / _CONTRAST_OF_TEXT))
+    return certainties
 
 
 def _video_stream(container: av.container.OutputContainer) -> VideoStream:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+_PACKED = 100  # values in one packet, which is then shorter than a frame of a network
+
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
@@ -25,13 +27,17 @@ class Reports:
     """A statsd client. Without a receiver it does nothing; it never fails and never waits."""
 
     def __init__(self, receiver: Receiver | None = None) -> None:
-        self._receiver = receiver
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
+        self._socket: socket.socket | None = None
+        if receiver is not None:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+            self._socket.connect((receiver.host, receiver.port))
 
     def close(self) -> None:
         """Send nothing more."""
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     @contextmanager
     def operation(self, name: str) -> Iterator[None]:
@@ -43,19 +49,19 @@ class Reports:
             took = (time.perf_counter() - began) * 1000
             self._send(f"video.processing:{took:.3f}|ms|#operation:{name}")
 
-    def text_search(self, frames: int, seconds: float, confidences: list[float]) -> None:
-        """One video was searched for text."""
-        packed = ":".join(f"{confidence:.4f}" for confidence in confidences)
-        self._send(f"ocr.frames_processed:{frames}|c")
+    def text_search(self, seconds: float, confidences: list[float]) -> None:
+        """One video was searched for text, with a confidence for each of its frames."""
+        self._send(f"ocr.frames_processed:{len(confidences)}|c")
         self._send(f"ocr.processing:{seconds * 1000:.3f}|ms")
-        if packed:
+        for start in range(0, len(confidences), _PACKED):
+            packed = ":".join(f"{value:.4f}" for value in confidences[start : start + _PACKED])
             self._send(f"ocr.confidence:{packed}|h")
 
     def _send(self, line: str) -> None:
-        if self._receiver is not None:
+        if self._socket is not None:
             # Metrics may be lost; the work they are about may not.
             with suppress(OSError):
-                self._socket.sendto(line.encode(), (self._receiver.host, self._receiver.port))
+                self._socket.send(line.encode())
 
 
 def receiver_from(environment: dict[str, str]) -> Receiver | None:

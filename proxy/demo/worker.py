@@ -169,11 +169,11 @@ class Worker:
         """The real one refuses shorts with subtitles in the picture; here they are but measured."""
         began = time.perf_counter()
         try:
-            found = await asyncio.to_thread(media.search_text, path)
+            certainties = await asyncio.to_thread(media.search_text, path)
         except media.MediaError as error:
             log(f"{path.name}: not searched for text: {error}")
             return
-        self._reports.text_search(found.frames, time.perf_counter() - began, found.scores)
+        self._reports.text_search(time.perf_counter() - began, certainties)
 
     async def _make_video(self, calls: Calls, job_id: str, job: Document) -> None:
         """All stages in order, two writes each."""
