@@ -216,9 +216,14 @@ class StatsdSeries:
             _log.warning("statsd name not declared", extra={"statsd_name": name.decode()[:100]})
         return result
 
+    def families(self) -> Iterator[Metric]:
+        """Every declared family."""
+        for family in self._families:
+            yield family.metric()
+
     def collect(self) -> Iterator[Metric]:
         """Every declared family, then what we know about the listener itself."""
-        yield from (family.metric() for family in self._families)
+        yield from self.families()
         lines = CounterMetricFamily(
             "proxy_statsd_lines",
             "Lines of statsd packets, by their fate",
