@@ -187,7 +187,7 @@ async def test_everything_is_measured_in_threads(tmp_path: Path) -> None:
     (tmp_path / "late").rmdir()
     await until(lambda: value(sampler, "resource_disk_usage_bytes", **late) is None)
     await sampler.stop()
-    assert not {"directories", "processes"} & {thread.name for thread in threading.enumerate()}
+    assert not [t for t in threading.enumerate() if t.name.startswith("resources-")]
 
 
 def test_processes_of_this_machine(ffmpeg: subprocess.Popen[bytes]) -> None:
@@ -212,9 +212,13 @@ async def test_stopping_does_not_wait_for_a_walk(tmp_path: Path) -> None:
         (tmp_path / str(number)).touch()
     sampler = configured(directories={"large": str(tmp_path)}, cpu="0.01%")
     sampler.start()
-    await until(lambda: any(thread.name == "directories" for thread in threading.enumerate()))
+    await until(
+        lambda: any(thread.name == "resources-directories" for thread in threading.enumerate())
+    )
     await sampler.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name == "directories"]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name == "resources-directories"
+    ]
     assert value(sampler, "resource_disk_usage_bytes", directory="large") is None
 
 

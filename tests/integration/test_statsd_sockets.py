@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -271,4 +272,23 @@ async def test_ipv6_and_every_address(tmp_path: Path, bind: str) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"ocr.frames_processed:1|c", ("127.0.0.1", site.port))
         await site.until("ocr_frames_processed_total", 2)
+    site.listener.stop()
+
+
+async def test_every_address_without_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without IPv6, every address is every IPv4 address."""
+    made = socket.socket
+
+    class Refusing(made):
+        def __init__(self, family: int = -1, *arguments: Any, **keys: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *arguments, **keys)
+
+    site = Site(tmp_path, bind=":0", allow_remote=True)
+    with monkeypatch.context() as without:
+        without.setattr("proxy.telemetry.statsd.listener.socket.socket", Refusing)
+        site.listener.start()
+    assert site.listener.address is not None
+    assert site.listener.address[0] == "0.0.0.0"
     site.listener.stop()

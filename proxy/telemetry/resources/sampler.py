@@ -54,7 +54,7 @@ class ResourceSampler:
             wanted.append("directories")
         for part in wanted:
             thread = threading.Thread(
-                target=self._keep_sampling, args=(part,), name=part, daemon=True
+                target=self._keep_sampling, args=(part,), name=f"resources-{part}", daemon=True
             )
             self._threads.append(thread)
             thread.start()

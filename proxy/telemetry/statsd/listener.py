@@ -161,15 +161,28 @@ class _Reader:
 
 
 def _udp_socket(host: str, port: int) -> socket.socket:
-    """A bound socket, non-blocking. `""` is every address, IPv4 and IPv6. Raises `OSError`."""
-    family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
+    """A bound socket, non-blocking. `""` is every address, IPv4 and IPv6, or IPv4 alone on a machine
+    without IPv6. Raises `OSError`."""
+    if host:
+        return _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, port)
+    try:
+        return _bound(socket.AF_INET6, "::", port, both=True)
+    except OSError as error:
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return _bound(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 (only where the config says so)
+
+
+def _bound(
+    family: socket.AddressFamily, host: str, port: int, *, both: bool = False
+) -> socket.socket:
     udp = socket.socket(family, socket.SOCK_DGRAM)
     try:
         if family == socket.AF_INET6:
-            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
+            udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         udp.setblocking(False)
-        udp.bind((host or "::", port))
+        udp.bind((host, port))
     except OSError:
         udp.close()
         raise
