@@ -161,8 +161,8 @@ class _Reader:
 
 
 def _udp_socket(host: str, port: int) -> socket.socket:
-    """A bound socket, non-blocking. `""` is every address, IPv4 and IPv6, or IPv4 alone on a machine
-    without IPv6. Raises `OSError`."""
+    """A bound socket, non-blocking. `""` is every address, of IPv4 alone on a machine without IPv6.
+    Raises `OSError`."""
     if host:
         return _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host, port)
     try:
