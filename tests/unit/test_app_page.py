@@ -74,7 +74,7 @@ def test_the_real_service_s_page(accept: str) -> None:
         ("makevideo_disk_free_gb", path): 75.17,
         ("makevideo_disk_used_percent", path): 10.43,
     }
-    assert read_page(RECORDED_ERROR, 1000) == ([], 0)
+    assert read_page(RECORDED_ERROR, 1000) == ([], [])
 
 
 @FORMATS
@@ -220,7 +220,7 @@ def test_an_unsound_family_is_left_out_alone(family: str) -> None:
     page = f"before 1\n{family}\nafter 2\n".encode()
     families, unsound = read_page(page, 1000)
     assert [metric.name for metric in families] == ["before", "after"]
-    assert unsound == 1
+    assert len(unsound) == 1
 
 
 WORDS = (
@@ -305,6 +305,20 @@ def test_a_prefix_avoids_clashes_but_opens_no_door() -> None:
     guest.fetched(Fetched.OK, 0.1, families)
     assert names(guest, set()) == []
     assert about(guest, "left_out", reason="collision") == 2
+
+
+def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By name, when it changes, not at every scrape; never more than twenty names."""
+    guest = AppGuest(ManualClock(), 60.0)
+    many = gauges(*(f"proxy_{number}" for number in range(30)))
+    for families, unsound in ((gauges("a", "b"), ["c"]), (gauges("b"), []), (many, [])):
+        guest.fetched(Fetched.OK, 0.1, families, unsound)
+        for _ in range(3):
+            names(guest, {"a"})
+    told = [vars(record) for record in caplog.records]
+    assert [facts["number"] for facts in told] == [2, 30]
+    assert told[0]["families"] == ["a", "c"]
+    assert len(told[1]["families"]) == 20
 
 
 def test_old_values_disappear() -> None:

@@ -76,7 +76,8 @@ class AppPage:
         """Fetch once and tell the guest."""
         began = asyncio.get_running_loop().time()
         families: list[Metric] = []
-        unsound, why = 0, ""
+        unsound: list[str] = []
+        why = ""
         try:
             body = await self._body()
             families, unsound = await asyncio.to_thread(

@@ -7,7 +7,8 @@ never changes looks like an app that is well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from copy import copy
 from enum import StrEnum
 
@@ -21,6 +22,10 @@ from prometheus_client.metrics_core import (
 from proxy.clock import Clock
 from proxy.config.metric_names import claims, reserved
 from proxy.telemetry.tally import Distribution
+
+_log = logging.getLogger(__name__)
+
+_TOLD = 20  # families in a log line
 
 
 class Fetched(StrEnum):
@@ -43,7 +48,8 @@ class AppGuest:
     def __init__(self, clock: Clock, stale_after: float) -> None:
         self._clock = clock
         self._stale_after = stale_after
-        self._page: tuple[float, list[Metric], int] | None = None  # when, what, how many unsound
+        self._page: tuple[float, list[Metric], list[str]] | None = None  # when, what, what not
+        self._told: list[str] = []
         self._last_good: float | None = None
         self._up = False
         self.fetches = dict.fromkeys(Fetched, 0)
@@ -53,34 +59,47 @@ class AppGuest:
         self,
         result: Fetched,
         seconds: float,
-        families: list[Metric] | None = None,
-        unsound: int = 0,
+        families: Sequence[Metric] = (),
+        unsound: Sequence[str] = (),
     ) -> None:
         """One fetch is over. An empty page replaces what was there, a failed one does not."""
         self.fetches[result] += 1
         self.durations.observe(seconds)
         self._up = result in (Fetched.OK, Fetched.EMPTY)
         if self._up:
-            self._page = (self._clock.monotonic(), families or [], unsound)
+            self._page = (self._clock.monotonic(), list(families), list(unsound))
             self._last_good = self._clock.time()
 
     def families(self, taken: set[str]) -> Iterator[Metric]:
         """What may be shown beside families that took the names in `taken`, which grows."""
         page = self._page
         shown: list[Metric] = []
-        clashing = unsound = 0
+        clashing: list[str] = []
+        unsound: list[str] = []
         if page is not None and self._clock.monotonic() - page[0] <= self._stale_after:
             unsound = page[2]
             for family in page[1]:
                 names = claims(family.name, family.type)
                 if reserved(family.name) or names & taken:
-                    clashing += 1
+                    clashing.append(family.name)
                     continue
                 taken |= names
                 shown.append(family)
+            self._tell([*clashing, *unsound])
         # Copies: who writes them out may put other lists of samples into them.
         yield from map(copy, shown)
-        yield from self._about(sum(len(family.samples) for family in shown), clashing, unsound)
+        yield from self._about(
+            sum(len(family.samples) for family in shown), len(clashing), len(unsound)
+        )
+
+    def _tell(self, left_out: list[str]) -> None:
+        """One line when other families are left out than before; scrapes do not repeat it."""
+        if left_out != self._told:
+            self._told = left_out
+            if left_out:
+                names = [name[:100] for name in left_out[:_TOLD]]
+                facts = {"families": names, "number": len(left_out)}
+                _log.warning("app metrics left out", extra=facts)
 
     def _about(self, series: int, clashing: int, unsound: int) -> Iterator[Metric]:
         yield GaugeMetricFamily(

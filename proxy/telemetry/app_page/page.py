@@ -65,8 +65,8 @@ class _Family:
 
 def read_page(
     body: bytes, max_samples: int, prefix: str = "", pause: Callable[[], None] = lambda: None
-) -> tuple[list[Metric], int]:
-    """The families that may be shown, each name with `prefix`, and how many are unsound.
+) -> tuple[list[Metric], list[str]]:
+    """The families that may be shown, each name with `prefix`, and the names of unsound ones.
 
     `pause` is called now and then, so that a thread can give way. Raises `BadPage`.
     """
@@ -74,14 +74,14 @@ def read_page(
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadPage(f"line {body[: error.start].count(10) + 1}: not UTF-8") from error
-    sound, unsound = [], 0
+    sound, unsound = [], []
     for family in _read(text, max_samples, pause):
         if not family.samples or (family.kind == "gauge" and family.name.endswith("_created")):
             continue
         if _sound(family, prefix):
             sound.append(_metric(family, prefix))
         else:
-            unsound += 1
+            unsound.append(family.name)
     return sound, unsound
 
 
