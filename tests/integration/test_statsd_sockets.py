@@ -83,8 +83,7 @@ def documented() -> str:
 
 
 async def test_the_example_of_the_documentation(site: Site) -> None:
-    """As it stands there, but for the port: with Datadog's own client, which tells about itself as
-    well, what is ignored."""
+    """As it stands there, but for the port, with Datadog's own client."""
     ran: list[bool] = []
     names: dict[str, Any] = {"run_ffmpeg": lambda: ran.append(True)}
     exec(documented().replace("8125", str(site.port)), names)
