@@ -83,7 +83,11 @@ class Proxy:
         self._lag = LoopLag(self.metrics.loop_lag)
         self._probes = ProbePool()
         self._mirrors = Mirrors(
-            config.mirrors, self._redis_client, self.metrics.registry, self._clock
+            config.mirrors,
+            self._redis_client,
+            self.metrics.registry,
+            self._clock,
+            key_prefix=config.redis.key_prefix if config.redis else "",
         )
         self._breakers = BreakerBoard(
             config.upstreams, registry=self.metrics.registry, redis=config.redis, clock=self._clock

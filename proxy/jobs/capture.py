@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.clock import Clock
+from proxy.jobs.counting import Counting
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
@@ -114,6 +115,7 @@ class Capture:
         self.counts = Counts()
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
+        self.counting: Counting | None = None
         self._pattern = pattern
         self._index = index
         self._ledger = ledger
@@ -297,13 +299,18 @@ class Capture:
             return
         snapshot = parse(job_id, fetched.value)
         self._note(snapshot)
+        counting = self.counting
+        news = counting.news(snapshot, now) if counting is not None else None
 
         def done(ok: bool) -> None:
             if ok:
                 self._metrics.lag.observe(time.monotonic() - noticed)
+                if counting is not None and news is not None:
+                    counting.kept(news)
             self._kept(job_id, ok)
 
-        self._ledger.put(snapshot, now, fetched.deadline, done)
+        events = "[]" if news is None else news.text
+        self._ledger.put(snapshot, now, fetched.deadline, done, events)
 
     def _kept(self, job_id: str, ok: bool) -> None:
         for sighting in self._watched.get(job_id, ()):
