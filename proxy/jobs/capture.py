@@ -33,7 +33,7 @@ from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence,
 log = logging.getLogger(__name__)
 
 BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
-BIG = 64 * 1024  # bytes of values after which others get a turn
+BIG = 32 * 1024  # bytes of values after which others get a turn
 BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
 BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back

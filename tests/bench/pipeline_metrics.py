@@ -24,6 +24,7 @@ from proxy.clock import SystemClock
 from proxy.jobs import sql
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.memory import collect_rarely
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
 from tests.bench.mirror import part, percentiles
@@ -85,6 +86,7 @@ async def scrape(metrics: Metrics) -> tuple[float, int]:
 
 
 async def main(rate: int, seconds: float, count: bool) -> None:
+    collect_rarely()  # as the proxy itself
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         server = RedisServer(home / "redis")
@@ -132,7 +134,8 @@ async def load(
     print(f"  all counted {time.perf_counter() - ended:.2f} s after the last write")
     events = await mirror._ledger.table("SELECT outcome, count(*) FROM pipeline_events GROUP BY 1")
     print(f"  written {written.value}, captured {mirror.state()['captured']}, events {events}")
-    print("  scrape:", percentiles(scrapes))
+    print("  scrape under load:", percentiles(scrapes))
+    print("  scrape at rest:", percentiles([(await scrape(metrics))[0] for _ in range(20)]))
     print(
         f"  series: {sizes[len(sizes) // 2]} at the half, {(await scrape(metrics))[1]} at the end"
     )
