@@ -229,7 +229,9 @@ class Relay:
         x, client, upstream = self._x, self._client, self.upstream
         check = x.filter
         if check is not None:
-            check.feed(b"")  # it may have made up its mind since
+            asked = check.feed(b"")  # it may have made up its mind since
+            if asked:
+                self._write_upstream(asked, end=False)
         if upstream.write_paused:
             return False
         if x.body.done:
