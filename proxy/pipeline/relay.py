@@ -81,21 +81,26 @@ class Relay:
         self._moved = 0.0  # when anything last moved
         self.upstream = upstream
 
-    async def converse(self, head: bytes) -> ResponseHead:
-        """Send the request, `head` first, until the head of the final response has come.
+    def send(self, head: bytes) -> None:
+        """Begin the request: its head, and what an earlier attempt has read of its body."""
+        x, client = self._x, self._client
+        self.upstream.transport.write(head)
+        if x.replay is not None and (x.bytes_in or x.body.done):
+            self._write_upstream(list(x.replay.replay()), end=x.body.done)
+        if x.head is not None and x.head.expects_continue and self._continue_due():
+            client.transport.write(CONTINUE)
+            x.continue_sent = True
+        x.sent_at = self._clock.monotonic()
+
+    async def converse(self) -> ResponseHead:
+        """Send the request's body until the head of the final response has come.
 
         Raises `StaleConnection` when a reused connection ended without a byte of response, else
         the `ProxyError` that tells what went wrong.
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
-        upstream.transport.write(head)
-        if x.replay is not None and (x.bytes_in or x.body.done):  # what an earlier attempt has read
-            self._write_upstream(list(x.replay.replay()), end=x.body.done)
-        if x.head is not None and x.head.expects_continue and self._continue_due():
-            client.transport.write(CONTINUE)
-            x.continue_sent = True
         interim = 0
-        self._moved = sent = clock.monotonic()
+        self._moved = sent = x.sent_at
         while True:
             while upstream.inbox:
                 response = self._read_head()
