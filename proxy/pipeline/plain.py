@@ -87,8 +87,10 @@ class PlainPath:
     def _request_came(self, data: bytes) -> bool:
         """Send it on, if it is plain (rules 1 to 3)."""
         client, listener = self._client, self._service.plan
+        if self._exchange is not None or client.draining:
+            return False
         request = listener.plain.get(data) or _prepare(data, listener)
-        if request is None or self._exchange is not None or client.draining:
+        if request is None:
             return False
         plan = request.upstream
         if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
@@ -113,7 +115,7 @@ class PlainPath:
         except Exception as defect:  # the general path reports it
             upstream.pool.release(upstream, reusable=True)
             x.sent_on, x.defect = None, defect
-            client.wake()
+            client.notify()
             return True
         upstream.taker = self._response_came
         upstream.transport.write(

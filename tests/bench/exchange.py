@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import weakref
-from collections.abc import Callable
 from random import Random
 
 from proxy import __version__
@@ -69,48 +67,53 @@ class _Transport(asyncio.Transport):
         """There is nothing to close."""
 
 
-def hot_exchange() -> Callable[[], object]:
-    """A function that carries one GET through a listener to an idle connection and back."""
-    return asyncio.run(_build())  # an exchange itself needs no loop: nothing in it waits
+class HotExchange:
+    """Call it to carry one GET through a listener to an idle connection and back."""
+
+    def __init__(self) -> None:
+        clock = SystemClock()
+        sweeper = Sweeper(clock)
+        metrics = Metrics(__version__)
+        self._writer = LogWriter(FileOutput(os.devnull))
+        compiler = Compiler(
+            (RouteMetrics(metrics), AccessLine(AccessLog(self._writer))),
+            clock,
+            sweeper,
+            Random(1),
+            lambda upstream: metrics.upstream(upstream).connected,
+            lambda upstream: None,
+        )
+        plans = compiler.compile(Config.model_validate(_CONFIG))
+        pool = plans.upstreams["app"].upstream.pools[0]
+        self._ours, self._theirs = socket.socketpair()
+        self.answer = _Transport(self._theirs)
+        service = Service(plans.listeners["bench"])
+        self.client = ClientStream(clock, sweeper, service, lambda _: None)
+        self.client.connection_made(self.answer)
+        self.upstream = UpstreamStream(pool)
+        self.upstream.connection_made(_Transport(self._ours))
+        pool.adopt(self.upstream)
+
+    def __call__(self) -> bytes:
+        self.client.data_received(REQUEST)
+        self.upstream.data_received(RESPONSE)
+        return self.answer.written
+
+    def __del__(self) -> None:
+        self.client.eof_received()
+        self._ours.close()
+        self._theirs.close()
+        self._writer.close(1.0)
 
 
-async def _build() -> Callable[[], object]:
-    clock = SystemClock()
-    sweeper = Sweeper(clock)
-    metrics = Metrics(__version__)
-    writer = LogWriter(FileOutput(os.devnull))
-    compiler = Compiler(
-        (RouteMetrics(metrics), AccessLine(AccessLog(writer))),
-        clock,
-        sweeper,
-        Random(1),
-        lambda upstream: metrics.upstream(upstream).connected,
-        lambda upstream: None,
-    )
-    plans = compiler.compile(Config.model_validate(_CONFIG))
-    service = Service(plans.listeners["bench"])
-    pool = plans.upstreams["app"].upstream.pools[0]
-    ours, theirs = socket.socketpair()
-    answer = _Transport(theirs)
-    client = ClientStream(clock, sweeper, service, lambda _: None)
-    client.connection_made(answer)
-    upstream = UpstreamStream(pool)
-    upstream.connection_made(_Transport(ours))
-    pool.adopt(upstream)
+def hot_exchange() -> HotExchange:
+    """A new one, tried."""
 
-    def exchange() -> bytes:
-        client.data_received(REQUEST)
-        upstream.data_received(RESPONSE)
-        return answer.written
+    async def build() -> HotExchange:
+        return HotExchange()  # streams ask for the loop; an exchange itself needs none
 
-    def clean_up() -> None:
-        client.eof_received()
-        ours.close()
-        theirs.close()
-        writer.close(1.0)
-
-    weakref.finalize(exchange, clean_up)
+    hot = asyncio.run(build())
     for _ in range(2):
-        if not exchange().endswith(RESPONSE[-101:]):
-            raise AssertionError(f"not the answer: {answer.written!r}")
-    return exchange
+        if not hot().endswith(RESPONSE[-101:]):
+            raise AssertionError(f"not the answer: {hot.answer.written!r}")
+    return hot

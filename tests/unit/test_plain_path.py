@@ -1,4 +1,4 @@
-"""What is plain, and what is remembered of it; the exchange itself: integration/test_relay_plain."""
+"""What is plain, and what is remembered of it; its bytes: tests/integration/test_relay_plain.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from proxy.config.schema import Config
 from proxy.pipeline import plain
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.plan import ListenerPlan
+from proxy.telemetry.tally import RouteTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
-from tests.bench.exchange import hot_exchange
+from tests.bench.exchange import REQUEST, hot_exchange
 
 HOST = b"Host: example.test\r\n"
 
@@ -141,3 +142,21 @@ def test_the_coroutine_sleeps_through_plain_exchanges(
     for _ in range(10):
         exchange()
     assert len(steps) == (20 if shut else 0)
+
+
+def test_a_defect_of_a_hook_is_answered_and_gives_the_connection_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 as on the general path, with a traceback in the log."""
+    hot = hot_exchange()
+
+    def fail(tally: RouteTally, facts: object = None) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as broken:
+        # Hooks were bound at load: only what they do can still be exchanged.
+        broken.setattr(RouteTally.begin, "__code__", fail.__code__)
+        hot.client.data_received(REQUEST)
+    assert hot.answer.written.startswith(b"HTTP/1.1 500 ")
+    assert "broken on purpose" in caplog.text
+    assert hot.upstream.pool.active_connections == 0
