@@ -9,12 +9,12 @@ plain as long as all of this holds:
     body and wants none (HEAD); it is HTTP/1.1 and its connection persists; it carries no `Expect`,
     `TE`, `Max-Forwards`, `Upgrade` or forwarding fields, and is none of the methods that are about
     the proxy itself.
- 2. Its route has observers at most: nobody who may refuse, filter or rescue. Its upstream has no
-    bulkhead, and its breaker, if there is one, is closed.
+ 2. Its route has nobody who may refuse the request, or must read the answer before it is passed on.
+    Its upstream has no bulkhead, and its breaker, if there is one, is closed.
  3. A kept connection to a target is idle.
  4. The response is one read of at most `_ANSWER` bytes: a whole final head and, by
-    `Content-Length`, a whole body. Its connection persists. It is no failure that the breaker or
-    the retries would want to see.
+    `Content-Length`, a whole body. Its connection persists. It is none that the breaker, the
+    retries or a rescuer would want to see.
  5. Nothing else happens in between: the client sends nothing and stays, nobody's time runs out,
     the proxy does not drain.
 
@@ -107,6 +107,8 @@ class PlainPath:
         x.target = upstream.pool.label
         x.attempts = 1
         x.sent_on = upstream
+        if request.parameters:
+            x.parameters = request.parameters
         try:
             for observe in request.route.started:
                 observe(x)
@@ -140,18 +142,24 @@ class PlainPath:
         except ProtocolError:
             return False  # the general path reads it again, and says what is wrong with it
         body = data[end + 4 :]
-        if head.after_id is None or head.content_length != len(body) or x.tee is not None:
+        if head.after_id is None or head.content_length != len(body):
             return False
         if plan.retry is not None and not 200 <= head.status < 400:
             return False
         if x.outcome is not None and head.status in plan.failing:
             return False
+        for rescuer in x.plan.rescuers:
+            if rescuer.wants(x, head):
+                return False
         now = client.clock.monotonic()
         x.upstream_time = now - x.sent_at
         x.status = head.status
         x.response = head
         x.replied = True
         x.bytes_out = len(body)
+        if x.tee is not None:
+            x.tee.add([body])
+            x.tee.end()
         client.transport.write(
             b"".join((head.before_id, x.correlation_id.encode(), head.after_id, body))
         )
@@ -180,14 +188,15 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
         head = limits.memo.read(data, end, limits.fields)
         if not _is_plain(head):
             return None
-        route, _, _ = listener.table.match(head.method, head.target)
+        route, found, group = listener.table.match(head.method, head.target)
     except (ProtocolError, ProxyError):
         return None  # the general path reads it again, and says what is wrong with it
     plan = route.upstream
     if plan is None or not _takes_plain(route, plan):
         return None
     start, end_of_head = plain_request_frame(head, plan)
-    request = PlainRequest(head, route, plan, start, end_of_head)
+    parameters = listener.table.parameters(found, group) if route.needs_parameters else {}
+    request = PlainRequest(head, route, plan, parameters, start, end_of_head)
     if head.correlation is None:  # with an ID of its own no other one will be like it
         if len(listener.plain) >= _MEMO:
             listener.plain.clear()
@@ -197,9 +206,9 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
 
 def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
     """Rule 2, as far as the config can say. Where targets have names of their own, there is one."""
-    asked = route.checks or route.filter or route.rescuers or route.needs_parameters
+    refusing = route.checks or route.filter
     one_host = plan.preserve_host or len(plan.upstream.pools) == 1
-    return one_host and not asked and plan.bulkhead is None
+    return one_host and not refusing and not route.reads_answers and plan.bulkhead is None
 
 
 def _is_plain(head: RequestHead) -> bool:

@@ -5,7 +5,7 @@ A plan is immutable once built. A reload builds new ones; exchanges in progress 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Protocol
@@ -117,12 +117,14 @@ class RoutePlan:
 
 @dataclass(frozen=True, slots=True)
 class PlainRequest:
-    """A request that plain.py may carry, and what goes upstream for it: `start`, the correlation
-    ID, the client's forwarding fields, `end`."""
+    """A request that plain.py may carry, the parameters of its path where the route wants them, and
+    what goes upstream for it: `start`, the correlation ID, the client's forwarding fields, `end`.
+    """
 
     head: RequestHead
     route: RoutePlan
     upstream: UpstreamPlan
+    parameters: Mapping[str, str]
     start: bytes
     end: bytes
 

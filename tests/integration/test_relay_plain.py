@@ -32,6 +32,7 @@ from tests.http1 import (
 
 GENERAL = "tests.http1.general_path"
 ROOT = Path(__file__).resolve().parents[2]
+ALL = {"name": "all", "path": "/{rest:*}"}
 TIMES = {"timeouts": {"response": "700ms", "idle": "700ms"}}
 
 
@@ -48,10 +49,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         {
             "front": {},
             "hasty": {"timeouts": {"idle": "400ms"}},
-            **{
-                name: {"routes": [{"name": "all", "path": "/{rest:*}", "upstream": name}]}
-                for name in rules
-            },
+            "stale": {"routes": [{**ALL, "upstream": "app", "fallback": {"stale": "1m"}}]},
+            **{name: {"routes": [{**ALL, "upstream": name}]} for name in rules},
         },
         app=TIMES,
         upstreams={name: {"targets": [upstream.url], **more} for name, more in rules.items()},
@@ -391,6 +390,19 @@ def test_a_failure_is_retried(site: Site) -> None:
     assert (response.status, response.body) == (200, b"fine")
     assert site.upstream.requests[1].get("X-Retry-Count") == "1"
     assert site.proxy.access_line("again-1")["attempts"] == 2
+
+
+def test_a_good_answer_is_kept_for_worse_times(site: Site) -> None:
+    """`fallback: stale` remembers plain answers, and gives them when the upstream fails."""
+    warm(site, "stale")
+    site.upstream.handler = answer(respond(b"good", "200 OK", "X-A: 1"))
+    with site.connect("stale") as client:
+        client.send(get("/s"))
+        assert client.response().body == b"good"
+        site.upstream.handler = answer(respond(b"bad", "500 Oh"))
+        client.send(get("/s"))
+        response = client.response()
+    assert (response.status, response.body, response.get("X-Stale")) == (200, b"good", "true")
 
 
 def test_a_drain_says_close(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from proxy.clock import ManualClock
 from proxy.config.schema import Config
 from proxy.pipeline import plain
-from proxy.pipeline.compile import Compiler
-from proxy.pipeline.plan import ListenerPlan
+from proxy.pipeline.compile import Binding, Compiler, Stage
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import Hooks, ListenerPlan, Trouble
 from proxy.telemetry.tally import RouteTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
@@ -19,7 +20,30 @@ from tests.bench.exchange import REQUEST, hot_exchange
 HOST = b"Host: example.test\r\n"
 
 
-def listener(**upstream: object) -> ListenerPlan:
+class Asking:
+    """A stage that asks every route for `hooks`."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def bind(self, binding: Binding) -> Hooks:
+        return self._hooks
+
+
+class Rescue:
+    """A rescuer that reads answers, or does not."""
+
+    def __init__(self, needs_body: bool) -> None:
+        self.needs_body = needs_body
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        return False
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> None:
+        return None
+
+
+def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
     """A listener with one route for everything."""
     clock = ManualClock()
     config = Config.model_validate(
@@ -37,7 +61,7 @@ def listener(**upstream: object) -> ListenerPlan:
         }
     )
     compiler = Compiler(
-        (), clock, Sweeper(clock), Random(1), lambda _: lambda _: None, lambda _: None
+        stages, clock, Sweeper(clock), Random(1), lambda _: lambda _: None, lambda _: None
     )
     return compiler.compile(config).listeners["front"]
 
@@ -100,6 +124,22 @@ def test_everything_else_is_for_the_general_path(data: bytes) -> None:
     front = listener()
     assert plain._prepare(data, front) is None
     assert front.plain == {}
+
+
+def test_a_route_may_have_observers_and_rescuers() -> None:
+    """They see plain exchanges as they see others."""
+    seen = Hooks(started=print, finished=print, rescuer=Rescue(needs_body=False))
+    assert plain._prepare(head(), listener(Asking(seen))) is not None
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [Hooks(check=print), Hooks(filter=lambda x: None), Hooks(rescuer=Rescue(needs_body=True))],
+    ids=["check", "filter", "reads answers"],
+)
+def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:
+    """Refusing, filtering and reading an answer first are not for two callbacks."""
+    assert plain._prepare(head(), listener(Asking(hooks))) is None
 
 
 def test_an_upstream_with_a_bulkhead_is_for_the_general_path() -> None:
