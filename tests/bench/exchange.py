@@ -2,8 +2,8 @@
 
 The parts are the real ones, compiled from a real config: listener, route, pool, metrics, access
 log. Only the two transports are stand-ins, which throw away what is written. What is left out is
-the kernel, uvloop, and caches that other code has filled in between: in life it is half as much
-again.
+the kernel, uvloop, and caches that other code has filled in between: in life it is up to twice as
+much.
 """
 
 from __future__ import annotations
