@@ -122,7 +122,9 @@ class SqliteFile:
             await reader.execute("PRAGMA busy_timeout=200")
             await reader.execute("PRAGMA query_only=ON")
         if size > CHECK_AT_START:
-            self._check = asyncio.create_task(self._check_in_use(), name=f"sqlite-check:{self.path.name}")
+            self._check = asyncio.create_task(
+                self._check_in_use(), name=f"sqlite-check:{self.path.name}"
+            )
 
     async def _check_in_use(self) -> None:
         """Read the whole file on a connection of its own; the owner acts on what is found."""

@@ -16,7 +16,7 @@ from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.errors import JobNotStored
 from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.keeper import Keeper
+from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
@@ -98,8 +98,10 @@ class Mirror:
         clock: Clock,
         *,
         mode: CaptureMode = "tracking",
+        tell: Tell = silence,
     ) -> None:
         self.name = name
+        self._tell = tell
         self.settings = settings
         self._clock = clock
         self._metrics = metrics.for_mirror(name)
@@ -107,14 +109,17 @@ class Mirror:
             settings.sqlite,
             clock,
             keep_versions=settings.keep_versions,
-            on_gap=lambda reason: self._keeper.fill_gap(reason),
+            on_gap=self._gap,
             on_commit=lambda operations: self._metrics.commits.inc(),
-            on_degraded=lambda reason: self._metrics.degraded("sqlite", reason is not None),
+            on_degraded=self._ledger_degraded,
         )
         self._keeper = Keeper(
-            name, settings, factory, self._ledger, clock, self._metrics, mode=mode
+            name, settings, factory, self._ledger, clock, self._metrics, mode=mode, tell=tell
         )
-        self._duties = Duties(name, settings, self._ledger, self._keeper, clock, self._metrics)
+        self._duties = Duties(
+            name, settings, self._ledger, self._keeper, clock, self._metrics, tell
+        )
+        self._was_degraded = False
         self._tasks: list[asyncio.Task[None]] = []
         self._refuse_until = float("-inf")
 
@@ -128,6 +133,18 @@ class Mirror:
         for duty, coroutine in coroutines.items():
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
+
+    def _gap(self, reason: str) -> None:
+        self._keeper.fill_gap(reason)
+        self._tell("gap", {"reason": reason})
+
+    def _ledger_degraded(self, reason: str | None) -> None:
+        self._metrics.degraded("sqlite", reason is not None)
+        if reason is not None:
+            self._tell("sqlite_degraded", {"reason": reason})
+        elif self._was_degraded:
+            self._tell("sqlite_back", {})
+        self._was_degraded = reason is not None
 
     async def first_word(self) -> None:
         """Until it is known whether Redis answers."""

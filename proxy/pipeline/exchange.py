@@ -4,6 +4,7 @@ that the sinks (access log, metrics) read when it is over."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.retry import ReplayBuffer
@@ -74,6 +75,22 @@ class Tee:
         self.complete = self.size <= self.limit
 
 
+@dataclass(slots=True)
+class FailedAttempt:
+    """An attempt that failed, or several in a row that failed alike. Times are Unix seconds; `kind`
+    is `connect`, `reset`, `timeout` or the status."""
+
+    kind: str
+    target: str | None
+    at: float
+    until: float
+    count: int = 1
+
+
+#: Failed attempts that are remembered of one exchange.
+_FAILURES = 20
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -111,6 +128,7 @@ class Exchange:
     replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
     response: ResponseHead | None = None  # what was passed on
     tee: Tee | None = None  # keeps a copy of the response's body
+    failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -151,3 +169,15 @@ class Exchange:
             self.extra = facts
         else:
             self.extra.update(facts)
+
+    def failed_attempt(self, kind: str, target: str | None) -> None:
+        """Remember an attempt that failed now; what repeats itself is counted."""
+        now = self.stream.clock.time()
+        if self.failures is None:
+            self.failures = []
+        elif (last := self.failures[-1]).kind == kind and last.target == target:
+            last.until = now
+            last.count += 1
+            return
+        if len(self.failures) < _FAILURES:
+            self.failures.append(FailedAttempt(kind, target, now, now))

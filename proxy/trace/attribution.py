@@ -1,0 +1,54 @@
+"""To which job a worker's call to a microservice belongs. Pure.
+
+The worker sends nothing that names the job, so it is inferred, and only where one job can be meant:
+
+1. The job was in a phase in which that service is called (`called_in`) when the call began.
+2. No other job was being worked on at that moment, nor within `EDGE` of it: when one job ends as
+   the next begins, the mirror's view of the two may be a moment late.
+3. An ID in the call itself, or one that its correlation ID has elsewhere, is never overruled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from proxy.trace.events import Event
+from proxy.trace.lives import JobLife
+
+EDGE = 0.1  # seconds
+#: Seconds by which the mirror may be late with a phase; a call at its very edge is taken in.
+LATE = 0.25
+
+
+def services_of(phase: str, called_in: Mapping[str, Sequence[str]]) -> list[str]:
+    """The upstreams that a job in that phase calls."""
+    return [service for service, phases in called_in.items() if phase in phases]
+
+
+def attribute(
+    calls: Iterable[Event],
+    life: JobLife,
+    others: Sequence[JobLife],
+    called_in: Mapping[str, Sequence[str]],
+    now: float,
+) -> list[Event]:
+    """The calls that were surely made for this job, marked as `inferred`."""
+    spans = [span for span in (other.working(now) for other in others) if span is not None]
+    found = []
+    for call in calls:
+        if call.job_id not in (None, life.job_id) or call.service is None:
+            continue
+        if call.job_id == life.job_id:
+            found.append(call)
+            continue
+        phases = called_in.get(call.service, ())
+        mine = any(
+            phase.name in phases
+            and phase.start - LATE <= call.at <= (now if phase.end is None else phase.end + LATE)
+            for phase in life.phases
+        )
+        if mine and not any(start - EDGE <= call.at <= end + EDGE for start, end in spans):
+            facts = {**call.facts, "inferred": True}
+            found.append(replace(call, job_id=life.job_id, facts=facts))
+    return found
