@@ -20,7 +20,6 @@ import aiosqlite
 
 from proxy.clock import Clock
 
-READ_TIMEOUT = 1.0  # seconds a read may take before the file counts as silent
 CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in use
 
 Params = Sequence[Any] | Mapping[str, Any]
@@ -54,12 +53,14 @@ class Newer(Exception):
 class Schema:
     """What a file of one kind looks like. `application_id` tells our files from others';
     `migrations` are numbered from 1; `settings` are run at every opening, before them; `readers`
-    is how many connections share the reads."""
+    is how many connections share the reads; a read that takes longer than `read_timeout`, in
+    seconds, counts as silence."""
 
     application_id: int
     migrations: Sequence[Sequence[str]]
     settings: Sequence[str]
     readers: int = 2
+    read_timeout: float = 1.0
 
 
 def is_damage(error: Exception) -> bool:
@@ -185,11 +186,12 @@ class SqliteFile:
             raise Silent("not open")
         self._turn = (self._turn + 1) % len(self._readers)
         reader = self._readers[self._turn]
+        limit = self._schema.read_timeout
         try:
-            async with asyncio.timeout(READ_TIMEOUT):
+            async with asyncio.timeout(limit):
                 return list(await reader.execute_fetchall(statement, params))
         except TimeoutError:
-            raise Silent(f"no answer within {READ_TIMEOUT:g} s") from None
+            raise Silent(f"no answer within {limit:g} s") from None
         except (sqlite3.Error, ValueError) as error:
             if is_damage(error):
                 self._on_suspect()

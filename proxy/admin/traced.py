@@ -15,6 +15,7 @@ from proxy.trace.attribution import attribute
 from proxy.trace.causes import LOOK_BACK
 from proxy.trace.events import Event, Severity, document
 from proxy.trace.lives import JobLife, moment, read_life, working_overlaps
+from proxy.trace.reading import Reading
 from proxy.trace.recorder import Trace
 from proxy.trace.story import MARGIN, MOST, tell, unfold, window
 from proxy.trace.summaries import summary
@@ -42,7 +43,8 @@ class TracedStories:
         self._clock = clock
 
     async def story(self, wanted: str) -> dict[str, Any] | None:
-        own = await self._named(wanted)
+        reading = None if self._trace is None else self._trace.store.reading()
+        own = await _named(reading, wanted)
         lives: dict[str, JobLife] = {}
         job_ids = dict.fromkeys([wanted, *(e.job_id for e in own.values() if e.job_id)])
         notes = []
@@ -55,7 +57,7 @@ class TracedStories:
             if life is not None:
                 lives[job_id] = life
             if life is not None or job_id != wanted:
-                own |= await self._named(job_id)
+                own |= await _named(reading, job_id)
         if not own and not lives:
             return None
         settings = self._settings
@@ -64,15 +66,14 @@ class TracedStories:
         for life in lives.values():
             if life.first_seen is not None:
                 try:
-                    own |= {e.id: e for e in await self._calls(life, now)}
+                    own |= {e.id: e for e in await self._calls(reading, life, now)}
                 except LedgerSilent as silent:
                     notes.append(f"calls could not be attributed: {silent}")
         news: list[Event] = []
-        if self._trace is not None:
-            store = self._trace.store
-            news = await store.news(start - LOOK_BACK, end + MARGIN, NEWS)
-            if store.degraded:
-                notes.append(f"the trace's file cannot be written or read: {store.degraded}")
+        if self._trace is not None and reading is not None:
+            news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
+            if trouble := reading.silent or self._trace.store.degraded:
+                notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
         return tell(
             wanted,
             own.values(),
@@ -92,23 +93,6 @@ class TracedStories:
         given = self._trace.settings
         return {name: getattr(given, name) for name in _DEFAULTS}
 
-    async def _named(self, wanted: str) -> dict[int, Event]:
-        """Recorded events that name this ID, and those that share a correlation ID with them."""
-        if self._trace is None:
-            return {}
-        store = self._trace.store
-        found = {e.id: e for e in await store.by_correlation(wanted, MOST)}
-        by_job = await store.by_job(wanted, MOST)
-        found |= {e.id: e for e in by_job}
-        others = dict.fromkeys(e.correlation_id for e in reversed(by_job) if e.correlation_id)
-        for correlation_id in [one for one in others if one != wanted][:JOINED]:
-            found |= {
-                e.id: e
-                for e in await store.by_correlation(correlation_id, MOST)
-                if e.job_id in (None, wanted)
-            }
-        return found
-
     async def _life(self, job_id: str) -> JobLife | None:
         """Raises `LedgerSilent`."""
         for name, mirror in self._mirrors.by_name.items():
@@ -119,30 +103,29 @@ class TracedStories:
 
     # --- calls of the worker --------------------------------------------------------------------
 
-    async def _calls(self, life: JobLife, now: float) -> list[Event]:
+    async def _calls(self, reading: Reading | None, life: JobLife, now: float) -> list[Event]:
         """Calls of microservices that were surely made for this job. Raises `LedgerSilent`."""
         span = life.working(now)
-        if self._trace is None or span is None:
+        if self._trace is None or reading is None or span is None:
             return []
         start, end = span[0] - MARGIN, span[1] + MARGIN
-        others = await self._others(life, start, end, now)
+        others = await self._others(reading, life, start, end, now)
         if others is None:
             return []
         called_in = self._trace.settings.called_in
         found: list[Event] = []
         for service in called_in:
             # Recorded when they ended: one that hung through its time-out came a minute later.
-            calls = await self._trace.store.calls(service, start, end + 60.0, CALLS)
+            calls = await reading.calls(service, start, end + 60.0, CALLS)
             found += attribute(calls, life, others, called_in, now)
         return found
 
     async def _others(
-        self, life: JobLife, start: float, end: float, now: float
+        self, reading: Reading, life: JobLife, start: float, end: float, now: float
     ) -> list[JobLife] | None:
         """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
         candidates = dict.fromkeys(await self._alive_between(life, start, end))
-        assert self._trace is not None
-        for event in await self._trace.store.deletions(start - LOOK_BACK, end, OTHERS + 1):
+        for event in await reading.deletions(start - LOOK_BACK, end, OTHERS + 1):
             if event.job_id is not None:
                 candidates[life.mirror, event.job_id] = None
         candidates.pop((life.mirror, life.job_id), None)
@@ -175,7 +158,7 @@ class TracedStories:
         least = Severity[severity.upper()]
         events: list[Event] = []
         if self._trace is not None:
-            for event in await self._trace.store.recent(least, limit):
+            for event in await self._trace.store.reading().recent(least, limit):
                 events += [part for part in unfold(event) if part.severity >= least]
         try:
             events += await self._failed_jobs(min(limit, FAILED))
@@ -221,3 +204,20 @@ def _failure(life: JobLife, at: float) -> Event:
         job_id=life.job_id,
         facts={name: value for name, value in facts.items() if value is not None},
     )
+
+
+async def _named(reading: Reading | None, wanted: str) -> dict[int, Event]:
+    """Recorded events that name this ID, and those that share a correlation ID with them."""
+    if reading is None:
+        return {}
+    found = {e.id: e for e in await reading.by_correlation(wanted, MOST)}
+    by_job = await reading.by_job(wanted, MOST)
+    found |= {e.id: e for e in by_job}
+    others = dict.fromkeys(e.correlation_id for e in reversed(by_job) if e.correlation_id)
+    for correlation_id in [one for one in others if one != wanted][:JOINED]:
+        found |= {
+            e.id: e
+            for e in await reading.by_correlation(correlation_id, MOST)
+            if e.job_id in (None, wanted)
+        }
+    return found

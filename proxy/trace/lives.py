@@ -119,7 +119,7 @@ def _take(life: JobLife, before: dict[str, Any], now: dict[str, Any], seen: floa
         _add(life, seen, "created" if status in WAITING else "first_seen", facts=facts)
     for name, stage in stages.items():
         _take_stage(life, name, stages_before.get(name, {}), stage, seen, first)
-    if status != was and not first:
+    if status != was and (not first or status in FINISHED):
         _take_status(life, was, status, now, seen)
 
 
@@ -163,7 +163,7 @@ def _take_status(
             life.failed_in = life.failed_in or stage or (previous[-1] if previous else None)
             facts = {"error": life.error, "type": life.error_type, "stage": life.failed_in}
         severity = Severity.ERROR if status == "failed" else Severity.OK
-        _add(life, seen, status, severity, since, facts)
+        _add(life, seen, status, severity, since or None, facts)
     elif was in WAITING and status not in WAITING:
         life.ended_at = None
         _add(life, seen, "started", facts={"status": status, "waited_ms": round(since * 1000, 1)})

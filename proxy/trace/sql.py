@@ -51,6 +51,7 @@ SCHEMA = Schema(
         "PRAGMA temp_store=MEMORY",
     ),
     readers=1,
+    read_timeout=5.0,  # people wait for it, no request does
 )
 
 NEWS_SOURCES = ("breaker", "restore", "mirror", "proxy")

@@ -3,8 +3,8 @@
 1. `put` costs microseconds, waits for nothing and raises nothing. While SQLite takes nothing (disk
    full, read-only, locked) the queue keeps the newest `QUEUE` events; what it pushes out is
    counted.
-2. What is queued can be read at once, so the newest is never missing, and a full disk can still be
-   found out about.
+2. What is queued can be read at once (`reading`), so the newest is never missing, and a full disk
+   can still be found out about.
 3. The file is bounded by age and by size: after each commit the oldest events go until it fits.
 4. A damaged or foreign file is renamed, and a new one begun. Nothing of SQLite's leaves this file
    as an exception.
@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import sqlite3
 from collections import deque
@@ -23,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.sqlite_file import REFUSED, Newer, Silent, SqliteFile, Unfit, is_damage
+from proxy.sqlite_file import REFUSED, Newer, SqliteFile, Unfit, is_damage
 from proxy.trace import sql
-from proxy.trace.events import Event, Severity, encode_facts
+from proxy.trace.events import Event, encode_facts
 from proxy.trace.metrics import TraceMetrics
+from proxy.trace.reading import Reading, Row
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,6 @@ TIDY_EVERY = 60.0  # seconds between two looks for what is too old
 TRIM_TO = 0.9  # of the largest size, when it is exceeded
 TRIM_STEP = 1000  # events
 _OVERHEAD = 400  # bytes of one event in memory beside its facts
-
-Row = tuple[Any, ...]
 
 
 class TraceStore:
@@ -290,77 +288,9 @@ class TraceStore:
 
     # --- reading --------------------------------------------------------------------------------
 
-    async def by_correlation(self, correlation_id: str, limit: int) -> list[Event]:
-        """The newest events with that correlation ID, the oldest of them first."""
-        return await self._read(
-            sql.BY_CORRELATION, (correlation_id, limit), lambda row: row[5] == correlation_id
-        )
-
-    async def by_job(self, job_id: str, limit: int) -> list[Event]:
-        """The newest events that name that job, the oldest of them first."""
-        return await self._read(sql.BY_JOB, (job_id, limit), lambda row: row[6] == job_id)
-
-    async def news(self, start: float, end: float, limit: int) -> list[Event]:
-        """What happened to breakers, mirrors and the proxy between two moments, Unix seconds."""
-        first, last = int(start * 1e6), int(end * 1e6)
-        return await self._read(
-            sql.NEWS,
-            (first, last, limit),
-            lambda row: row[2] in sql.NEWS_SOURCES and first <= row[0] <= last,
-        )
-
-    async def calls(self, service: str, start: float, end: float, limit: int) -> list[Event]:
-        """Exchanges with an upstream that ended between two moments, Unix seconds."""
-        first, last = int(start * 1e6), int(end * 1e6)
-        return await self._read(
-            sql.CALLS,
-            (service, first, last, limit),
-            lambda row: row[2] == "exchange" and row[7] == service and first <= row[0] <= last,
-        )
-
-    async def deletions(self, start: float, end: float, limit: int) -> list[Event]:
-        """Jobs that clients deleted between two moments, Unix seconds."""
-        first, last = int(start * 1e6), int(end * 1e6)
-        return await self._read(
-            sql.DELETIONS,
-            (first, last, limit),
-            lambda row: row[3] == "deletion" and first <= row[0] <= last,
-        )
-
-    async def recent(self, least: Severity, limit: int) -> list[Event]:
-        """The newest events of at least that severity, the oldest of them first."""
-        events = await self._read(sql.RECENT[least], (limit,), lambda row: row[4] >= least)
-        return events[-limit:]
-
-    async def _read(
-        self, statement: str, params: tuple[Any, ...], wanted: Callable[[Row], bool]
-    ) -> list[Event]:
-        """What the file and the queue have; the queue alone while the file does not answer."""
-        waiting = [row for row in (*self._group, *self._queue) if wanted(row)]
-        try:
-            rows = await self._file.rows(statement, params)
-        except Silent as silent:
-            log.warning("trace read failed", extra={"reason": str(silent)})
-            rows = []
-        found = {row[0]: row for row in (*map(tuple, rows), *waiting)}
-        return [read_event(found[number]) for number in sorted(found)]
-
-
-def read_event(row: Row) -> Event:
-    """A row of the columns that `sql` selects."""
-    number, at, source, kind, severity, correlation_id, job_id, service, duration, facts = row
-    return Event(
-        at=at,
-        source=source,
-        kind=kind,
-        severity=Severity(severity),
-        correlation_id=correlation_id,
-        job_id=job_id,
-        service=service,
-        duration=duration,
-        facts=json.loads(facts),
-        id=number,
-    )
+    def reading(self) -> Reading:
+        """For one answer: what the file has and what still waits to be written."""
+        return Reading(self._file, lambda: (*self._group, *self._queue))
 
 
 def _size(row: Row) -> int:

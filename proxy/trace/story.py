@@ -1,7 +1,8 @@
 """The whole story of one ID: events joined, put in order, explained, as JSON. Pure.
 
 1. A recorded exchange tells of more than itself: its upload's verdict and the attempts that failed
-   become events of their own here (`unfold`).
+   become events of their own here (`unfold`). Nobody knows when the verdict came: it stands behind
+   its exchange.
 2. What happened to breakers, mirrors and the proxy is part of a story if it happened meanwhile. A
    circuit that was already open belongs to it as well: the rules look an hour back.
 3. A story has at most `MOST` events: then those that are no trouble go first, from the middle.
@@ -43,7 +44,7 @@ def unfold(event: Event) -> list[Event]:
         if verdict != "accepted" and facts.get("detail"):
             upload["detail"] = facts["detail"]
         severity = Severity.OK if verdict == "accepted" else Severity.WARNING
-        found.append(_child(event, event.until, "upload", verdict, severity, upload))
+        found.append(_child(event, event.at, "upload", verdict, severity, upload))
     if not found:
         return [event]
     whole = Event(
@@ -105,7 +106,7 @@ def tell(
         if start - MARGIN <= one.at <= end + MARGIN and one.job_id in (None, *_ids(lives)):
             events.append(one)
     before = [one for one in news if start - LOOK_BACK <= one.at < start - MARGIN]
-    events.sort(key=lambda event: (event.at, event.id))
+    events.sort(key=lambda event: event.at)
     events, dropped = _bounded(events)
     case = Case(events, lives, now, stuck_after, called_in, slow, before)
     cause = suspect(case) if events else None
