@@ -42,11 +42,13 @@ class TraceRecord:
         return Hooks(finished=self._observer(self._trace, binding))
 
     def _observer(self, trace: Trace, binding: Binding) -> Observer:
+        """One of three, each with the whole test in it: a call more would cost as much as all."""
         slow, sample, random = trace.settings.slow, trace.settings.sample, self._random
         keep = _Keep(trace, binding)
         role = binding.route.job if binding.route is not None else None
         reads = role.reads if role is not None else None
-        egress = binding.listener.direction == "egress"
+        parameter = reads or ""
+        next_of = keep.next.get
 
         def finished(x: Exchange) -> None:
             if (
@@ -60,19 +62,33 @@ class TraceRecord:
                 keep(x)
 
         def finished_read(x: Exchange) -> None:
-            assert reads is not None
-            if keep.due(x.parameters.get(reads, ""), x.started):
-                keep(x)
-            else:
-                finished(x)
+            if (
+                x.started >= next_of(x.parameters[parameter], 0.0)
+                or x.status >= 400
+                or x.extra is not None
+                or x.failures is not None
+                or x.duration >= slow
+                or x.code is not None
+                or random() < sample
+            ):
+                keep.one_of(x, x.parameters[parameter])
 
         def finished_call(x: Exchange) -> None:
-            if x.method not in _READING or keep.due("", x.started):
-                keep(x)
-            else:
-                finished(x)
+            if (
+                x.method not in _READING
+                or x.started >= next_of("", 0.0)
+                or x.status >= 400
+                or x.extra is not None
+                or x.failures is not None
+                or x.duration >= slow
+                or x.code is not None
+                or random() < sample
+            ):
+                keep.one_of(x, "")
 
-        return finished_read if reads is not None else finished_call if egress else finished
+        if reads is not None:
+            return finished_read
+        return finished_call if binding.listener.direction == "egress" else finished
 
 
 class _Keep:
@@ -97,18 +113,18 @@ class _Keep:
             if role.reads
             else "list"
         )
-        self._next: dict[str, float] = {}
+        self.next: dict[str, float] = {}  # when a good one of a job is kept again, monotonic
 
-    def due(self, what: str, now: float) -> bool:
-        """Whether nothing good of `what` was kept for `polls_every`."""
-        if now < self._next.get(what, 0.0):
-            return False
-        if len(self._next) >= _JOBS:
-            self._next = {one: at for one, at in self._next.items() if at > now}
-            if len(self._next) >= _JOBS:
-                self._next.clear()
-        self._next[what] = now + self._every
-        return True
+    def one_of(self, x: Exchange, what: str) -> None:
+        """Keep `x`; of what is good of `what`, nothing more for `polls_every`."""
+        if x.status < 400:
+            if len(self.next) >= _JOBS:
+                for one in [one for one, at in self.next.items() if at <= x.started]:
+                    del self.next[one]
+                if len(self.next) >= _JOBS:
+                    self.next.clear()
+            self.next[what] = x.started + self._every
+        self(x)
 
     def __call__(self, x: Exchange) -> None:
         if not self._allowance.take(x.started):

@@ -20,6 +20,7 @@ from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import StoreAway
 from proxy.admin.probes import Probes
+from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
@@ -32,6 +33,7 @@ from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.metrics import Metrics
+from proxy.trace.metrics import TraceMetrics
 from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
@@ -94,6 +96,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
+    TraceMetrics(metrics.registry)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
     }
@@ -208,7 +211,7 @@ def test_every_endpoint_of_the_admin_api() -> None:
     """With its method; `HEAD` is documented in one sentence."""
     app = web.Application()
     anything = cast(Any, None)
-    for part in (Probes, Control, BreakerControl, JobControl):
+    for part in (Probes, Control, BreakerControl, JobControl, TraceControl):
         part(anything).mount(app.router)
     documented = {names(row[0])[0] for row in rows("## Admin API")}
     for route in app.router.routes():
