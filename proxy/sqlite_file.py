@@ -52,13 +52,15 @@ class Newer(Exception):
 @dataclass(frozen=True, slots=True)
 class Schema:
     """What a file of one kind looks like. `application_id` tells our files from others';
-    `migrations` are numbered from 1; `settings` are run at every opening, before them; `readers`
+    `migrations` are numbered from 1; `settings` are run at every opening, before them, and `birth`
+    before those when the file is new; `readers`
     is how many connections share the reads; a read that takes longer than `read_timeout`, in
     seconds, counts as silence."""
 
     application_id: int
     migrations: Sequence[Sequence[str]]
     settings: Sequence[str]
+    birth: Sequence[str] = ()
     readers: int = 2
     read_timeout: float = 1.0
 
@@ -109,7 +111,7 @@ class SqliteFile:
         newest = len(schema.migrations)
         if version > newest:
             raise Newer(f"made by a newer release: schema {version}, not {newest}")
-        for setting in schema.settings:
+        for setting in (*(schema.birth if not version else ()), *schema.settings):
             await db.execute(setting)
         # In SQL, so that it is the writer's thread that compresses.
         await db.create_function("deflate", 1, _deflate, deterministic=True)

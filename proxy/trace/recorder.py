@@ -27,9 +27,10 @@ class Allowance:
         self._at = float("-inf")
 
     def take(self, now: float) -> bool:
-        """Whether one more is allowed at `now`, monotonic seconds."""
-        self._left = min(self._most, self._left + max(0.0, now - self._at) * self._rate)
-        self._at = now
+        """Whether one more is allowed at `now`, monotonic seconds; it may be before the last."""
+        if now > self._at:
+            self._left = min(self._most, self._left + (now - self._at) * self._rate)
+            self._at = now
         if self._left < 1.0:
             return False
         self._left -= 1.0

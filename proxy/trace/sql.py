@@ -38,9 +38,9 @@ _MIGRATIONS = (
 SCHEMA = Schema(
     application_id=0x54524345,
     migrations=_MIGRATIONS,
+    # So that what was deleted can be given back to the disk; it must come before any table.
+    birth=("PRAGMA auto_vacuum=INCREMENTAL",),
     settings=(
-        # So that what was deleted can be given back to the disk; it must come before any table.
-        "PRAGMA auto_vacuum=INCREMENTAL",
         "PRAGMA journal_mode=WAL",
         # What a crash of the machine takes is a fraction of a second of a record: no flush per
         # commit, and never a damaged file.
@@ -91,4 +91,7 @@ USED = """SELECT (SELECT page_count FROM pragma_page_count)
                 * (SELECT page_size FROM pragma_page_size)
                 - (SELECT freelist_count FROM pragma_freelist_count)
                 * (SELECT page_size FROM pragma_page_size)"""
+LENGTH = """SELECT (SELECT page_count FROM pragma_page_count)
+                  * (SELECT page_size FROM pragma_page_size)"""
 OLDEST_ID = "SELECT min(id) FROM events"
+COUNT = "SELECT count(*) FROM events"

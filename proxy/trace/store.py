@@ -38,7 +38,7 @@ GATHER = 0.2  # seconds for which events are gathered before they are written
 RETRY = 1.0  # seconds between two attempts while degraded
 TIDY_EVERY = 60.0  # seconds between two looks for what is too old
 TRIM_TO = 0.9  # of the largest size, when it is exceeded
-TRIM_STEP = 1000  # events
+TRIM_STEP = 2000  # events deleted at one time
 _OVERHEAD = 400  # bytes of one event in memory beside its facts
 
 
@@ -203,8 +203,11 @@ class TraceStore:
         """Delete the oldest events while the file is too large. Raises `sqlite3.Error`."""
         used = await self._used()
         if used > self._max_size:
-            while used > self._max_size * TRIM_TO and await self._has_events():
-                await self._file.transaction([(sql.OLDEST, [{"number": TRIM_STEP}])])
+            target = self._max_size * TRIM_TO
+            while used > target and (events := int(await self._one(sql.COUNT) or 0)):
+                # As many as hold the bytes that are too many, if all are of one size.
+                number = min(TRIM_STEP, int(events * (used - target) / used) + 1)
+                await self._file.transaction([(sql.OLDEST, [{"number": number}])])
                 used = await self._used()
             await self._give_back()
         self._metrics.size.set(used)
@@ -216,21 +219,21 @@ class TraceStore:
         before = int((self._clock.time() - self._keep_for) * 1e6)
         while (await self._one(sql.OLDEST_ID) or before) < before:
             await self._file.transaction([(sql.OUTLIVED, [{"before": before}])])
-        await self._give_back()
         self._metrics.size.set(await self._used())
         self._tidied = now
 
     async def _give_back(self) -> None:
-        """Free pages go back to the disk, some of them each time."""
-        if self._file.writer is not None:
-            await self._file.writer.execute_fetchall(sql.GIVE_BACK)
+        """What is free and more than may be goes back to the disk. Raises `sqlite3.Error`."""
+        writer = self._file.writer
+        while writer is not None and await self._one(sql.LENGTH) > self._max_size:
+            before = await self._one(sql.LENGTH)
+            await writer.execute_fetchall(sql.GIVE_BACK)
+            if await self._one(sql.LENGTH) == before:
+                return
 
     async def _used(self) -> int:
         """Bytes of the file that hold something."""
         return int(await self._one(sql.USED) or 0)
-
-    async def _has_events(self) -> bool:
-        return await self._one(sql.OLDEST_ID) is not None
 
     async def _one(self, statement: str) -> Any:
         if self._file.writer is None:
