@@ -20,6 +20,7 @@ from proxy.trace.lives import FINISHED, WAITING, JobLife
 from proxy.trace.summaries import duration
 
 LOOK_BACK = 3600.0  # seconds before a story within which something can have prepared it
+NEWS_LATE = 1.0  # seconds by which the news of a circuit, which Redis confirms, may come late
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ def service_failed_job(case: Case) -> Cause | None:
         if failed is None or life.status != "failed":
             continue
         for service in services_of(life.failed_in or "", case.called_in):
-            found = _service_trouble(case, service, failed.at)
+            found = _service_trouble(case, service, failed.at + NEWS_LATE)
             if found is not None:
                 kind, said, event = found
                 where = f"job {life.job_id} failed in {life.failed_in}: {life.error}"
