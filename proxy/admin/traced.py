@@ -207,13 +207,16 @@ def _failure(life: JobLife, at: float) -> Event:
 
 
 async def _named(reading: Reading | None, wanted: str) -> dict[int, Event]:
-    """Recorded events that name this ID, and those that share a correlation ID with them."""
+    """Recorded events that name this ID; of a job, also those that share the correlation ID of its
+    creation. Other correlation IDs are of callers that looked at it, among much else perhaps."""
     if reading is None:
         return {}
     found = {e.id: e for e in await reading.by_correlation(wanted, MOST)}
     by_job = await reading.by_job(wanted, MOST)
     found |= {e.id: e for e in by_job}
-    others = dict.fromkeys(e.correlation_id for e in reversed(by_job) if e.correlation_id)
+    others = dict.fromkeys(
+        e.correlation_id for e in by_job if e.kind == "creation" and e.correlation_id
+    )
     for correlation_id in [one for one in others if one != wanted][:JOINED]:
         found |= {
             e.id: e

@@ -43,11 +43,17 @@ class Case:
     stuck_after: float
     called_in: Mapping[str, Sequence[str]]
     slow: float = 2.0
+    about_job: bool = False  # the ID asked for is a job's
     before: Sequence[Event] = field(default_factory=tuple)
 
     def of(self, source: str, *kinds: str) -> list[Event]:
         """The story's events of one source, of those kinds if any are named."""
         return [e for e in self.events if e.source == source and (not kinds or e.kind in kinds)]
+
+    def concerns(self, event: Event) -> bool:
+        """Whether it can be what is asked about: a refusal is not of a job that there is, though
+        the client may have given both the same correlation ID."""
+        return not self.about_job or event.job_id is not None
 
     @property
     def ingress(self) -> list[Event]:
@@ -112,7 +118,8 @@ def suspect(case: Case) -> Cause | None:
 def upload_refused(case: Case) -> Cause | None:
     """The upload was not what the route takes."""
     for event in case.of("upload"):
-        if event.severity is not Severity.OK and event.kind.startswith("upload_"):
+        refused = event.severity is not Severity.OK and event.kind.startswith("upload_")
+        if refused and case.concerns(event):
             why = event.facts.get("detail") or event.kind
             return Cause("upload_refused", f"The upload was refused: {why}", event)
     return None
@@ -130,7 +137,8 @@ _NOT_STORED = {
 def not_stored(case: Case) -> Cause | None:
     """The service said yes, and there is no job."""
     for event in case.ingress:
-        if event.kind == "job_not_stored" or event.facts.get("job_stored") == "not_stored":
+        lost = event.kind == "job_not_stored" or event.facts.get("job_stored") == "not_stored"
+        if lost and case.concerns(event):
             reason = str(event.facts.get("reason"))
             why = _NOT_STORED.get(reason, "the job is not in Redis")
             return Cause("job_not_stored", f"No job was made: {why}", event)
@@ -347,7 +355,8 @@ _ROUTING = frozenset({"no_route", "method_not_allowed"})
 
 def exchange_failed(case: Case) -> Cause | None:
     """The proxy answered with an error of its own."""
-    for event in reversed([e for e in case.of("exchange") if e.facts.get("code")]):
+    failed = [e for e in case.of("exchange") if e.facts.get("code") and case.concerns(e)]
+    for event in reversed(failed):
         code = str(event.facts["code"])
         service = event.service or "the upstream"
         if code == "circuit_open":
@@ -374,7 +383,9 @@ def upstream_error(case: Case) -> Cause | None:
     for least, kind in ((500, "upstream_error"), (400, "refused_by_service")):
         for event in reversed(case.ingress or case.of("exchange")):
             status = event.facts.get("status")
-            if event.facts.get("code") or not isinstance(status, int) or status < least:
+            if event.facts.get("code") or not case.concerns(event):
+                continue
+            if not isinstance(status, int) or status < least:
                 continue
             said = f"{event.service or 'The upstream'} itself answered {status}"
             path = f"{event.facts.get('method')} {event.facts.get('path')}"

@@ -117,9 +117,12 @@ def _take(life: JobLife, before: dict[str, Any], now: dict[str, Any], seen: floa
     if first:
         facts = {"status": status, "query": now.get("query"), "file": now.get("audio_file")}
         _add(life, seen, "created" if status in WAITING else "first_seen", facts=facts)
+    changed = status != was and (not first or status in FINISHED)
+    if changed and status not in FINISHED:  # a job is taken before its first stage begins ...
+        _take_status(life, was, status, now, seen)
     for name, stage in stages.items():
         _take_stage(life, name, stages_before.get(name, {}), stage, seen, first)
-    if status != was and (not first or status in FINISHED):
+    if changed and status in FINISHED:  # ... and ends after its last one
         _take_status(life, was, status, now, seen)
 
 

@@ -108,11 +108,12 @@ def tell(
     before = [one for one in news if start - LOOK_BACK <= one.at < start - MARGIN]
     events.sort(key=lambda event: event.at)
     events, dropped = _bounded(events)
-    case = Case(events, lives, now, stuck_after, called_in, slow, before)
+    kind = _kind(wanted, events, lives)
+    case = Case(events, lives, now, stuck_after, called_in, slow, kind == "job", before)
     cause = suspect(case) if events else None
     told: dict[str, Any] = {
         "id": wanted,
-        "kind": _kind(wanted, events, lives),
+        "kind": kind,
         "job_ids": _distinct([life.job_id for life in lives], [e.job_id for e in events]),
         "correlation_ids": _distinct([e.correlation_id for e in events]),
         "suspected_cause": None if cause is None else _cause(cause, events),

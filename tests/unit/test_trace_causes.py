@@ -14,11 +14,15 @@ from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life
 
 
 def case(
-    *events: Event, lives: Sequence[JobLife] = (), now: float = 100.0, before: Sequence[Event] = ()
+    *events: Event,
+    lives: Sequence[JobLife] = (),
+    now: float = 100.0,
+    before: Sequence[Event] = (),
+    about_job: bool = False,
 ) -> Case:
     """The story of these events and lives, asked for `now` seconds after `T0`."""
     every = sorted([*events, *(e for one in lives for e in one.events)], key=lambda e: e.at)
-    return Case(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, before)
+    return Case(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
 
 
 def found(*events: Event, **more: Any) -> Cause:
@@ -64,6 +68,18 @@ def test_creation_not_stored(reason: str, words: str) -> None:
     cause = found(exchange(0, 503, code="job_not_stored", reason=reason))
     assert cause.kind == "job_not_stored"
     assert words in cause.summary
+
+
+def test_a_refusal_is_not_of_a_job_that_there_is() -> None:
+    """A client that was refused once and tried again with the same correlation ID: the refusal is
+    part of its story, and not the cause of anything about the job that it then got."""
+    refused = exchange(0, 503, code="job_not_stored", reason="redis_down")
+    upload = Event(T0, "upload", "upload_too_long", refused.severity)
+    one = failing_life()
+    assert found(refused, upload, lives=[one], about_job=True).kind == "stage_failed"
+    assert found(refused, upload, lives=[one]).kind == "upload_refused"
+    lost = exchange(0, 503, code="job_not_stored", job_id="mv_1", reason="key_missing")
+    assert found(lost, about_job=True).kind == "job_not_stored"
 
 
 def test_deleted_before_it_was_done() -> None:
