@@ -178,13 +178,15 @@ def _show(
     table = Table(box=None, pad_edge=False, show_header=False)
     for column in ("time", "", "source", "took", "what"):
         table.add_column(
-            column, no_wrap=column != "what", justify="right" if column == "took" else "left"
+            no_wrap=column != "what",
+            overflow="fold",
+            justify="right" if column == "took" else "left",
         )
-    if dated:
-        table.add_column("of", overflow="fold")
     for row in rows:
-        style = _COLOURS.get(row[6], "")
-        table.add_row(*(Text(printable(cell), style=style) for cell in row[: 5 + dated]))
+        cells = [Text(printable(cell), style=_COLOURS.get(row[6], "")) for cell in row[:5]]
+        if row[5]:
+            cells[4].append(f"  {printable(row[5])}", style="cyan")
+        table.add_row(*cells)
     Console(highlight=False).print(table)
 
 

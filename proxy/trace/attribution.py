@@ -3,8 +3,8 @@
 The worker sends nothing that names the job, so it is inferred, and only where one job can be meant:
 
 1. The job was in a phase in which that service is called (`called_in`) when the call began.
-2. No other job was being worked on at that moment, nor within `EDGE` of it: when one job ends as
-   the next begins, the mirror's view of the two may be a moment late.
+2. No other job was being worked on at that moment. The mirror sees things late, never early: what
+   it has seen to end had ended, and what it saw to begin may have begun up to `LATE` before.
 3. An ID in the call itself, or one that its correlation ID has elsewhere, is never overruled.
 """
 
@@ -16,9 +16,7 @@ from dataclasses import replace
 from proxy.trace.events import Event
 from proxy.trace.lives import JobLife
 
-EDGE = 0.1  # seconds
-#: Seconds by which the mirror may be late with a phase; a call at its very edge is taken in.
-LATE = 0.25
+LATE = 0.25  # seconds
 
 
 def services_of(phase: str, called_in: Mapping[str, Sequence[str]]) -> list[str]:
@@ -45,10 +43,10 @@ def attribute(
         phases = called_in.get(call.service, ())
         mine = any(
             phase.name in phases
-            and phase.start - LATE <= call.at <= (now if phase.end is None else phase.end + LATE)
+            and phase.start - LATE <= call.at <= (now if phase.end is None else phase.end)
             for phase in life.phases
         )
-        if mine and not any(start - EDGE <= call.at <= end + EDGE for start, end in spans):
+        if mine and not any(start - LATE <= call.at <= end for start, end in spans):
             facts = {**call.facts, "inferred": True}
             found.append(replace(call, job_id=life.job_id, facts=facts))
     return found

@@ -155,7 +155,7 @@ class Trace:
         among the facts is the job's that it is about."""
         source, severity = _MIRRORS[kind]
         if kind == "restored" and not facts.get("restored"):
-            severity = Severity.OK
+            return  # nothing was missing
         job_id = facts.pop("job_id", None)
         self.record(
             Event(
