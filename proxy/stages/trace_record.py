@@ -117,7 +117,7 @@ class _Keep:
 
     def one_of(self, x: Exchange, what: str) -> None:
         """Keep `x`; of what is good of `what`, nothing more for `polls_every`."""
-        if x.status < 400:
+        if x.status < 400 and x.method in _READING:
             if len(self.next) >= _JOBS:
                 for one in [one for one, at in self.next.items() if at <= x.started]:
                     del self.next[one]

@@ -20,7 +20,7 @@ from proxy.trace.lives import JobLife
 from proxy.trace.summaries import summary
 
 MOST = 1000  # events of one story
-MARGIN = 1.0  # seconds around a story within which news belong to it
+MARGIN = 1.0  # seconds behind a story within which news still belong to it
 
 
 def unfold(event: Event) -> list[Event]:
@@ -103,9 +103,9 @@ def tell(
     events += [event for life in lives for event in life.events]
     start, end = window(events, lives, now)
     for one in news:
-        if start - MARGIN <= one.at <= end + MARGIN and one.job_id in (None, *_ids(lives)):
+        if start <= one.at <= end + MARGIN and one.job_id in (None, *_ids(lives)):
             events.append(one)
-    before = [one for one in news if start - LOOK_BACK <= one.at < start - MARGIN]
+    before = [one for one in news if start - LOOK_BACK <= one.at < start]
     events.sort(key=lambda event: event.at)
     events, dropped = _bounded(events)
     kind = _kind(wanted, events, lives)

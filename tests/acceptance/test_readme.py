@@ -77,7 +77,9 @@ def at_home(script: str, world: World) -> str:
     )
     script = script.replace(_LOG, str(world.proxy_log))
     admin = world.at.url("ADMIN")
-    return re.sub(r"(reliability-proxy (?:jobs|breakers|trace) [^\n]*)", rf"\1 --admin {admin}", script)
+    return re.sub(
+        r"(reliability-proxy (?:jobs|breakers|trace) [^\n]*)", rf"\1 --admin {admin}", script
+    )
 
 
 @pytest.fixture
