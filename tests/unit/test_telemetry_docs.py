@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 from unittest.mock import create_autospec
 
 import pytest
@@ -33,6 +33,8 @@ from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.metrics import Metrics
+from proxy.trace.causes import _TROUBLE
+from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
 from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
@@ -205,6 +207,24 @@ def test_every_event() -> None:
                         yield str(name)
 
     assert literals(events) == {names(row[0])[0] for row in rows("### Events")}
+
+
+def test_the_page_on_traces() -> None:
+    """Each cause that can be suspected, each source, each line that the trace logs."""
+    page = (PAGE.parent / "find-out-what-happened.md").read_text()
+    causes = {kind for kind, _ in _TROUBLE.values()}
+    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
+    for source in files:
+        for node in ast.walk(ast.parse(source.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("Cause"), args=[ast.Constant(kind), *_]):
+                    causes.add(kind)
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[said, *_]):
+                    assert isinstance(said, ast.Constant)
+                    assert f"`{said.value}`" in page, said.value
+    assert len(causes) > 12
+    for name in (*causes, *get_args(Source)):
+        assert f"`{name}`" in page, name
 
 
 def test_every_endpoint_of_the_admin_api() -> None:
