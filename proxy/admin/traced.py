@@ -3,6 +3,7 @@ much of it at most."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -14,7 +15,7 @@ from proxy.jobs.service import Mirrors
 from proxy.trace.attribution import attribute
 from proxy.trace.causes import LOOK_BACK
 from proxy.trace.events import Event, Severity, document
-from proxy.trace.lives import JobLife, moment, read_life, working_overlaps
+from proxy.trace.lives import JobLife, read_life, working_overlaps
 from proxy.trace.reading import Reading
 from proxy.trace.recorder import Trace
 from proxy.trace.story import MARGIN, MOST, tell, unfold, window
@@ -25,8 +26,7 @@ log = logging.getLogger(__name__)
 JOINED = 10  # jobs, and correlation IDs, that one ID is joined to
 NEWS = 500  # events of breakers, mirrors and the proxy around a story
 CALLS = 500  # calls of one service that may belong to a job
-OTHERS = 20  # other jobs that are looked at before a call is attributed
-LISTED = 1000  # of the newest jobs, among which those others are looked for
+OTHERS = 20  # jobs of one mirror that are looked at before a call is attributed
 FAILED = 20  # failed jobs among the latest events
 
 _DEFAULTS: dict[str, Any] = {
@@ -74,9 +74,10 @@ class TracedStories:
             news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
             if trouble := reading.silent or self._trace.store.degraded:
                 notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
-        return tell(
+        return await asyncio.to_thread(
+            tell,
             wanted,
-            own.values(),
+            list(own.values()),
             list(lives.values()),
             news,
             now=now,
@@ -98,7 +99,8 @@ class TracedStories:
         for name, mirror in self._mirrors.by_name.items():
             shown = await mirror.show(job_id)
             if shown is not None:
-                return read_life(name, shown)
+                # Off the loop: fifty versions of a megabyte each are a second's work.
+                return await asyncio.to_thread(read_life, name, shown)
         return None
 
     # --- calls of the worker --------------------------------------------------------------------
@@ -109,48 +111,33 @@ class TracedStories:
         if self._trace is None or reading is None or span is None:
             return []
         start, end = span[0] - MARGIN, span[1] + MARGIN
-        others = await self._others(reading, life, start, end, now)
+        others = await self._others(life, start, end, now)
         if others is None:
             return []
-        called_in = self._trace.settings.called_in
+        called_in, idle = self._trace.settings.called_in, self._trace.settings.stuck_after
         found: list[Event] = []
         for service in called_in:
             # Recorded when they ended: one that hung through its time-out came a minute later.
             calls = await reading.calls(service, start, end + 60.0, CALLS)
-            found += attribute(calls, life, others, called_in, now)
+            found += attribute(calls, life, others, called_in, now, idle)
         return found
 
     async def _others(
-        self, reading: Reading, life: JobLife, start: float, end: float, now: float
+        self, life: JobLife, start: float, end: float, now: float
     ) -> list[JobLife] | None:
         """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
-        candidates = dict.fromkeys(await self._alive_between(life, start, end))
-        for event in await reading.deletions(start - LOOK_BACK, end, OTHERS + 1):
-            if event.job_id is not None:
-                candidates[life.mirror, event.job_id] = None
-        candidates.pop((life.mirror, life.job_id), None)
-        if len(candidates) > OTHERS:
-            return None
         lives = []
-        for mirror, job_id in candidates:
-            shown = await self._mirrors.by_name[mirror].show(job_id)
-            if shown is not None:
-                lives.append(read_life(mirror, shown))
-        return working_overlaps(lives, start, end, now)
-
-    async def _alive_between(
-        self, life: JobLife, start: float, end: float
-    ) -> list[tuple[str, str]]:
-        """(mirror, id) of jobs that were made before the end and not finished before the start."""
-        found = []
         for name, mirror in self._mirrors.by_name.items():
-            for row in await mirror.jobs(limit=LISTED):
-                changed = moment(row["changed"]) or 0.0
-                done = row["status"] in ("completed", "failed", "cancelled")
-                created = moment(str(row["created_at"]).replace(" ", "T") + "+00:00") or 0.0
-                if created <= end and not (done and changed < start):
-                    found.append((name, str(row["job_id"])))
-        return found
+            job_ids = await mirror.contemporaries(start, end, LOOK_BACK, OTHERS)
+            if job_ids is None:
+                return None
+            for job_id in job_ids:
+                if (name, job_id) == (life.mirror, life.job_id):
+                    continue
+                shown = await mirror.show(job_id)
+                if shown is not None:
+                    lives.append(await asyncio.to_thread(read_life, name, shown))
+        return working_overlaps(lives, start, end, now, self._settings["stuck_after"])
 
     # --- the latest events ----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.errors import JobNotStored
+from proxy.jobs import sql
 from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
@@ -28,6 +29,7 @@ from proxy.jobs.model import (
     list_body,
     not_found_body,
     parse,
+    sql_time,
     valid_job_id,
 )
 from proxy.jobs.records import Row, Tombstone
@@ -43,6 +45,7 @@ READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
 LIST_LIMIT = (50, 1000)  # the default and the most
+LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 
 class Creation(StrEnum):
@@ -384,6 +387,27 @@ class Mirror:
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         return [_brief(row) for row in rows]
+
+    async def contemporaries(
+        self, start: float, end: float, look_back: float, most: int
+    ) -> list[str] | None:
+        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
+        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
+        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
+        asked = {
+            "start": start,
+            "end_at": sql_time(end),
+            "earliest_at": sql_time(max(0.0, start - LIVES_AT_MOST)),
+            "most": most + 1,
+        }
+        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
+        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
+        if len(gone) == LIST_LIMIT[1]:
+            return None
+        for job_id, first, last in gone:
+            if first is not None and first <= end and last >= start - look_back:
+                found.append(job_id)
+        return found if len(found) <= most else None
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
         """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""

@@ -4,7 +4,8 @@ The worker sends nothing that names the job, so it is inferred, and only where o
 
 1. The job was in a phase in which that service is called (`called_in`) when the call began.
 2. No other job was being worked on at that moment. The mirror sees things late, never early: what
-   it has seen to end had ended, and what it saw to begin may have begun up to `LATE` before.
+   it has seen to end had ended, and what it saw to begin may have begun up to `LATE` before. A job
+   that never ended, as when its worker was killed, counts until it has not changed for `idle`.
 3. An ID in the call itself, or one that its correlation ID has elsewhere, is never overruled.
 """
 
@@ -30,9 +31,10 @@ def attribute(
     others: Sequence[JobLife],
     called_in: Mapping[str, Sequence[str]],
     now: float,
+    idle: float,
 ) -> list[Event]:
-    """The calls that were surely made for this job, marked as `inferred`."""
-    spans = [span for span in (other.working(now) for other in others) if span is not None]
+    """The calls that were surely made for this job, marked as `inferred`. `idle`: see rule 2."""
+    spans = [span for span in (other.working(now, idle) for other in others) if span is not None]
     found = []
     for call in calls:
         if call.job_id not in (None, life.job_id) or call.service is None:

@@ -57,14 +57,16 @@ class JobLife:
         """Whether nothing more is to come of it."""
         return self.status in FINISHED or self.deleted_at is not None
 
-    def working(self, now: float) -> tuple[float, float] | None:
-        """From when to when a worker was at it, as far as is known; None: never."""
+    def working(self, now: float, idle: float | None = None) -> tuple[float, float] | None:
+        """From when to when a worker was at it, as far as is known; None: never. One that has not
+        ended is worked on until `now`, or until it has not changed for `idle` seconds."""
         started = next((p.start for p in self.phases if p.name not in WAITING | FINISHED), None)
         if started is None:
             return None
         # A deleted job is worked on to its end all the same.
-        end = self.ended_at if self.status in FINISHED else None
-        return started, now if end is None else end
+        if self.status in FINISHED and self.ended_at is not None:
+            return started, self.ended_at
+        return started, now if idle is None else min(now, (self.last_change or now) + idle)
 
 
 def read_life(mirror: str, shown: Mapping[str, Any]) -> JobLife:
@@ -254,12 +256,12 @@ def _between(start: object, end: object) -> float | None:
 
 
 def working_overlaps(
-    lives: Iterable[JobLife], start: float, end: float, now: float
+    lives: Iterable[JobLife], start: float, end: float, now: float, idle: float
 ) -> list[JobLife]:
     """Those at which a worker was at some time between the two moments."""
     found = []
     for life in lives:
-        span = life.working(now)
+        span = life.working(now, idle)
         if span is not None and span[0] <= end and span[1] >= start:
             found.append(life)
     return found

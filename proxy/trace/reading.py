@@ -55,15 +55,6 @@ class Reading:
             lambda row: row[2] == "exchange" and row[7] == service and first <= row[0] <= last,
         )
 
-    async def deletions(self, start: float, end: float, limit: int) -> list[Event]:
-        """Jobs that clients deleted between two moments, Unix seconds."""
-        first, last = int(start * 1e6), int(end * 1e6)
-        return await self._read(
-            sql.DELETIONS,
-            (first, last, limit),
-            lambda row: row[3] == "deletion" and first <= row[0] <= last,
-        )
-
     async def recent(self, least: Severity, limit: int) -> list[Event]:
         """The newest, of at least that severity."""
         return await self._read(sql.RECENT[least], (limit,), lambda row: row[4] >= least)

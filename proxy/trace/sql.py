@@ -30,7 +30,6 @@ _MIGRATIONS = (
         "CREATE INDEX idx_events_errors ON events(id) WHERE severity > 1",
         """CREATE INDEX idx_events_news ON events(id)
             WHERE source IN ('breaker', 'restore', 'mirror', 'proxy')""",
-        "CREATE INDEX idx_events_deletions ON events(id) WHERE kind = 'deletion'",
         "CREATE INDEX idx_events_calls ON events(service, id) WHERE source = 'exchange'",
     ),
 )
@@ -77,9 +76,6 @@ NEWS = f"""SELECT {_COLUMNS} FROM events WHERE id BETWEEN ? AND ?
            ORDER BY id DESC LIMIT ?"""  # noqa: S608
 CALLS = f"""SELECT {_COLUMNS} FROM events WHERE service = ? AND id BETWEEN ? AND ?
               AND source = 'exchange' ORDER BY id DESC LIMIT ?"""  # noqa: S608
-DELETIONS = f"""SELECT {_COLUMNS} FROM events WHERE kind = 'deletion' AND id BETWEEN ? AND ?
-                ORDER BY id DESC LIMIT ?"""  # noqa: S608
-
 RECENT = (
     f"SELECT {_COLUMNS} FROM events ORDER BY id DESC LIMIT ?",  # noqa: S608
     f"SELECT {_COLUMNS} FROM events WHERE severity > 0 ORDER BY id DESC LIMIT ?",  # noqa: S608

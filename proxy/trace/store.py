@@ -88,9 +88,7 @@ class TraceStore:
         if self._task is not None:
             await asyncio.wait((self._task,), timeout=patience)
             self._task.cancel()
-            for outcome in await asyncio.gather(self._task, return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    log.error("trace writer failed", exc_info=outcome)
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._file.close()
         if self.unwritten:
             log.warning("trace stopped with unwritten events", extra={"events": self.unwritten})
@@ -134,7 +132,14 @@ class TraceStore:
             if not self._stopping:
                 await self._wait(self._stop, GATHER)
             self._wake.clear()
-            if not await self._write_all() and not self._stopping:
+            try:
+                done = await self._write_all()
+            except Exception as unexpected:
+                # A fault of ours must not end the record for good: say it, and begin anew.
+                log.exception("trace writer failed")
+                self._set_degraded(f"internal error: {unexpected!r}")
+                done = False
+            if not done and not self._stopping:
                 await self._wait(self._stop, RETRY)
                 self._wake.set()
             if self._stopping:
