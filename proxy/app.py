@@ -38,6 +38,7 @@ from proxy.pipeline.listener import ListenerRuntime
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
 from proxy.stages import all_stages
+from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
@@ -84,6 +85,7 @@ class Proxy:
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._lag = LoopLag(self.metrics.loop_lag)
+        self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
         self._trace = (
             Trace(config.trace, self._clock, self.metrics.registry) if config.trace else None
@@ -93,7 +95,8 @@ class Proxy:
             self._redis_client,
             self.metrics.registry,
             self._clock,
-            self._trace.mirror if self._trace else None,
+            key_prefix=config.redis.key_prefix if config.redis else "",
+            told=self._trace.mirror if self._trace else None,
         )
         self._breakers = BreakerBoard(
             config.upstreams,
@@ -143,6 +146,7 @@ class Proxy:
             self._plans = self._compiler.compile(self._config)
             self._sweeper.start()
             self._lag.start()
+            self._app_side.start()
             await self._start_probes(self._config)
             if self._trace is not None:
                 await self._trace.start()
@@ -197,6 +201,7 @@ class Proxy:
         await self._admin.stop()
         if self._trace is not None:
             await self._trace.stop()
+        await self._app_side.stop()
         await self._lag.stop()
         self._sweeper.stop()
 
@@ -232,11 +237,11 @@ class Proxy:
 
     async def _swap(self, config: Config) -> None:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
-        now = self._config
-        if (config.redis, config.mirrors) != (now.redis, now.mirrors):
+        if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
             raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
-        if config.trace != now.trace:
-            raise OSError("trace cannot be changed by a reload: restart the proxy")
+        for section in ("trace", "statsd", "app_metrics", "resources"):
+            if getattr(config, section) != getattr(self._config, section):
+                raise OSError(f"{section} cannot be changed by a reload: restart the proxy")
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:

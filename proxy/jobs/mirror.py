@@ -16,6 +16,7 @@ from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.errors import JobNotStored
 from proxy.jobs import sql
+from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
@@ -101,6 +102,7 @@ class Mirror:
         clock: Clock,
         *,
         mode: CaptureMode = "tracking",
+        key_prefix: str = "",
         tell: Tell = silence,
     ) -> None:
         self.name = name
@@ -112,7 +114,7 @@ class Mirror:
             settings.sqlite,
             clock,
             keep_versions=settings.keep_versions,
-            on_gap=self._gap,
+            on_gap=self._fill_gap,
             on_commit=lambda operations: self._metrics.commits.inc(),
             on_degraded=self._ledger_degraded,
         )
@@ -123,6 +125,18 @@ class Mirror:
             name, settings, self._ledger, self._keeper, clock, self._metrics, tell
         )
         self._was_degraded = False
+        self._counting: Counting | None = None
+        if settings.job_metrics is not None:
+            self._counting = self._keeper.capture.counting = Counting(
+                name,
+                settings,
+                settings.job_metrics,
+                self._ledger,
+                lambda: self._keeper.link,
+                clock,
+                metrics.pipeline,
+                key_prefix=key_prefix,
+            )
         self._tasks: list[asyncio.Task[None]] = []
         self._refuse_until = float("-inf")
 
@@ -133,13 +147,11 @@ class Mirror:
         await self._ledger.start()
         coroutines = self._duties.coroutines(await self._duties.recall())
         coroutines["keeper"] = self._keeper.run()
+        if self._counting is not None:
+            coroutines["counting"] = await self._counting.begin()
         for duty, coroutine in coroutines.items():
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
-
-    def _gap(self, reason: str) -> None:
-        self._keeper.fill_gap(reason)
-        self._tell("gap", {"reason": reason})
 
     def _ledger_degraded(self, reason: str | None) -> None:
         self._metrics.degraded("sqlite", reason is not None)
@@ -155,6 +167,8 @@ class Mirror:
 
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
+        if self._counting is not None:
+            await self._counting.release()
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -162,6 +176,12 @@ class Mirror:
                 log.error("mirror task failed", extra={"mirror": self.name}, exc_info=outcome)
         self._tasks.clear()
         await self._ledger.stop()
+
+    def _fill_gap(self, reason: str) -> None:
+        self._keeper.fill_gap(reason)
+        self._tell("gap", {"reason": reason})
+        if self._counting is not None:
+            self._counting.ledger_has_gap()
 
     @property
     def redis_up(self) -> bool:

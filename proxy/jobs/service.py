@@ -27,6 +27,8 @@ class Mirrors:
         factory: ClientFactory,
         registry: CollectorRegistry,
         clock: Clock,
+        *,
+        key_prefix: str = "",
         told: Callable[[str, str, dict[str, object]], None] | None = None,
     ) -> None:
         metrics = JobMetrics(registry)
@@ -37,6 +39,7 @@ class Mirrors:
                 factory,
                 metrics,
                 clock,
+                key_prefix=key_prefix,
                 tell=partial(told, name) if told is not None else silence,
             )
             for name, one in settings.items()
