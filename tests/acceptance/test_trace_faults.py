@@ -131,6 +131,13 @@ class Operator:
         finally:
             await self.world.children[child].start()
 
+    async def is_waiting(self) -> bool:
+        """Whether a request on the route to the app's health is under way."""
+        async with self.http.get(self.world.metrics) as answer:
+            page = await answer.text()
+        wanted = 'proxy_requests_in_flight{endpoint="service",listener="ingress"} 1.0'
+        return wanted in page
+
     async def reload_mistyped(self) -> None:
         """A reload of a config with a typing mistake, which is mended afterwards."""
         text = worlds.CONFIG.read_text()
@@ -279,7 +286,7 @@ async def test_app_restarts(operator: Operator) -> None:
     went."""
     async with operator.without("make-video"):
         asking = asyncio.create_task(operator.ask("GET", "/health"))
-        await asyncio.sleep(0.5)
+        await eventually(operator.is_waiting, "a request that waits for the app")
     status, _, correlation_id = await asking
     assert status == 200
     await operator.named(correlation_id, "service_restarting", "make-video refused connections")

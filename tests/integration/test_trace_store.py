@@ -197,7 +197,6 @@ async def test_damage_met_while_in_use(tmp_path: Path) -> None:
 
         async def works_again() -> bool:
             one.record(exchange(9999, 500, correlation_id="new"))
-            await asyncio.sleep(0.05)
             reading = one.store.reading()
             return bool(await reading.by_correlation("new", 5)) and one.store.unwritten == 0
 
