@@ -115,6 +115,7 @@ async def test_once(tmp_path: Path) -> None:
     assert "Audio file too large: 57.3MB (max: 50MB)" in output
     assert "Audio file too long: over 10min (max: 10min)" in output
     assert "completed, all 8 stages" in output
+    assert "suspected cause: The circuit of youtube-search was open since" in output
     assert "with picture and sound" in output
     assert "listener=ingress method=POST path=/make-video status=202" in output
     assert '"code":"method_not_allowed"' in output.replace(": ", ":")

