@@ -23,6 +23,9 @@ from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import MirroredJobs
 from proxy.admin.operated import Check, Readiness, ReloadResult
 from proxy.admin.server import AdminServers
+from proxy.admin.status.board import StatusBoard
+from proxy.admin.status.page import StatusPage
+from proxy.admin.status.snapshot import Sources
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
 from proxy.config.load import load_config
@@ -101,8 +104,16 @@ class Proxy:
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._status = StatusBoard(
+            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
+        )
         self._admin = AdminServers(
-            self, [BreakerControl(self._breakers), JobControl(MirroredJobs(self._mirrors))]
+            self,
+            [
+                BreakerControl(self._breakers),
+                JobControl(MirroredJobs(self._mirrors)),
+                StatusPage(self._status),
+            ],
         )
         self._started = False
         self._draining = False
@@ -121,6 +132,7 @@ class Proxy:
             await self._mirrors.start()
             await self._watch.follow(self._config.upstreams, self._plans.upstreams)
             self._open = await self._open_listeners(self._config, self._plans)
+            await self._status.start()
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
             await self.stop()
@@ -165,6 +177,7 @@ class Proxy:
         await self._breakers.stop()
         await self._probes.stop()
         await self._watch.stop()
+        await self._status.stop()
         await self._admin.stop()
         await self._lag.stop()
         self._sweeper.stop()
@@ -337,6 +350,10 @@ class Proxy:
             for name, listener in self._config.listeners.items()
             for route in listener.routes
         ]
+
+    def upstream_names(self) -> list[str]:
+        """Every upstream, in the config's order."""
+        return list(self._config.upstreams)
 
     def log_level(self) -> str:
         """The level in force."""

@@ -30,7 +30,7 @@ from proxy.jobs.model import (
     parse,
     valid_job_id,
 )
-from proxy.jobs.records import Row, Tombstone
+from proxy.jobs.records import Overview, Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
@@ -367,6 +367,22 @@ class Mirror:
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         return [_brief(row) for row in rows]
+
+    @property
+    def changes(self) -> int:
+        """A number that is another one whenever a job may have changed."""
+        counts = self._keeper.capture.counts
+        return counts.captured + counts.deleted
+
+    async def overview(self, limit: int) -> Overview:
+        """The jobs that an operator looks at first, each list `limit` at most. Raises
+        `LedgerSilent`."""
+        now = self._clock.time()
+        return Overview(
+            recent=await self._ledger.listing(None, now, limit),
+            failed=await self._ledger.listing("failed", now, limit),
+            stranded=(await self._duties.stranded())[:limit],
+        )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
         """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""

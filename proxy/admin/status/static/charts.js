@@ -1,0 +1,121 @@
+// Small charts: SVG made by hand from the points of the last fifteen minutes.
+//
+// A point is [requests per second, errors, P50, P95, P99], one every five seconds. The newest is at the
+// right; where there are fewer than STEPS, the left stays empty. A point without requests is a gap in a
+// line of latencies.
+import { h } from "./dom.js";
+import { latency, rate } from "./format.js";
+
+const STEPS = 180;
+const WIDTH = STEPS - 1;
+const HEIGHT = 100;
+const TOP = 6; // room for the stroke
+
+export const RATE = 0;
+export const ERRORS = 1;
+export const P50 = 2;
+export const P95 = 3;
+export const P99 = 4;
+
+const pointAt = (points, index) => index + STEPS - points.length;
+const heightOf = (value, most) => (HEIGHT - ((HEIGHT - TOP) * value) / most).toFixed(1);
+
+/** The lines of a series: `M…L…` for each stretch without a gap; a lone point becomes a short dash. */
+function trace(points, column, most) {
+  let path = "";
+  let open = false;
+  points.forEach((point, index) => {
+    const value = point[column];
+    if (value === null) {
+      open = false;
+      return;
+    }
+    const x = pointAt(points, index);
+    const alone = !open && (points[index + 1]?.[column] ?? null) === null;
+    path += `${open ? "L" : "M"}${x} ${heightOf(value, most)}`;
+    if (alone) path += `h0.01`;
+    open = true;
+  });
+  return path;
+}
+
+function peak(points, columns, least) {
+  let most = least;
+  for (const point of points) {
+    for (const column of columns) most = Math.max(most, point[column] ?? 0);
+  }
+  return most;
+}
+
+/** Steps with errors, as bars along the bottom. */
+function failures(points) {
+  const most = peak(points, [ERRORS], 1);
+  let path = "";
+  points.forEach((point, index) => {
+    if (point[ERRORS]) {
+      const size = 14 + (26 * point[ERRORS]) / most;
+      path += `M${pointAt(points, index)} ${HEIGHT}v-${size.toFixed(1)}`;
+    }
+  });
+  return path && h("path", { class: "failures", d: path });
+}
+
+function svg(name, about, ...drawn) {
+  return h("svg", {
+    class: name, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
+    role: "img", "aria-label": about,
+  }, ...drawn);
+}
+
+/** Requests per second as an area, errors as bars. */
+export function rateSpark(points = []) {
+  const most = peak(points, [RATE], 0.2);
+  const line = trace(points, RATE, most);
+  const first = points.length ? pointAt(points, 0) : 0;
+  const failed = points.reduce((sum, point) => sum + point[ERRORS], 0);
+  const now = points.at(-1)?.[RATE] ?? 0;
+  const about = `Requests in the last 15 minutes: now ${rate(now)}, at most ` +
+    `${rate(peak(points, [RATE], 0))}, ${failed} failed`;
+  return svg("spark", about,
+    line && h("path", { class: "area", d: `${line}V${HEIGHT}H${first}Z` }),
+    line && h("path", { class: "line", d: line }),
+    failures(points));
+}
+
+/** One percentile as a line. */
+export function latencySpark(points = [], column = P95) {
+  const most = peak(points, [column], 0.001);
+  const now = points.at(-1)?.[column] ?? null;
+  const about = `P95 in the last 15 minutes: now ${now === null ? "no requests" : latency(now)}, ` +
+    `at most ${latency(peak(points, [column], 0))}`;
+  const line = trace(points, column, most);
+  return svg("spark quiet", about, line && h("path", { class: "line", d: line }));
+}
+
+/** A full chart with its scale: `columns` of [column, class, name]. */
+export function chart(title, points = [], columns, write, { errors = false, least = 0.001 } = {}) {
+  const most = nice(peak(points, columns.map(([column]) => column), least));
+  const now = columns.map(([column, , name]) => `${name} ${write(points.at(-1)?.[column] ?? null)}`);
+  return h("figure", { class: "chart" },
+    h("figcaption", null,
+      h("span", { class: "chart-title" }, title),
+      h("span", { class: "legend" }, columns.map(([column, kind, name]) =>
+        h("span", { class: `key ${kind}` }, h("i", { "aria-hidden": "true" }),
+          `${name} `, h("b", null, write(points.at(-1)?.[column] ?? null)))))),
+    h("div", { class: "plot" },
+      h("div", { class: "scale", "aria-hidden": "true" },
+        h("span", null, write(most)), h("span", null, write(most / 2)), h("span", null, "0")),
+      svg("canvas", `${title}, last 15 minutes: ${now.join(", ")}`,
+        h("path", { class: "grid", d: `M0 ${TOP}H${WIDTH}M0 ${(HEIGHT + TOP) / 2}H${WIDTH}M0 ${HEIGHT}H${WIDTH}` }),
+        columns.map(([column, kind]) =>
+          h("path", { class: `line ${kind}`, d: trace(points, column, most) })),
+        errors && failures(points))),
+    h("div", { class: "ends", "aria-hidden": "true" }, h("span", null, "15 min ago"), h("span", null, "now")));
+}
+
+/** The next of 1, 2, 5, 10, 20, ... */
+function nice(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const digit = [1, 2, 5, 10].find((one) => one * power >= value * 0.999);
+  return digit * power;
+}

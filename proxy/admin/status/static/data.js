@@ -1,0 +1,92 @@
+// What the views read beside the stream: one job, one trace, the recent errors. Each is fetched when a
+// view wants it and again when it is old; a view draws what is there.
+
+import { get, Refused } from "./api.js";
+
+const AGAIN = 5000; // ms after which what is shown is read again
+const AGAIN_IF_MISSING = 30_000; // an endpoint that is not there may come with a restart
+
+/** Things by name: `{document, problem, loading, at}`. */
+export class Library {
+  constructor(changed) {
+    this.changed = changed;
+    this.things = new Map();
+  }
+
+  /** The thing of that name; `read` is called when there is none or it is old. */
+  want(name, read, again = AGAIN) {
+    let thing = this.things.get(name);
+    if (!thing) {
+      thing = { document: null, problem: null, loading: false, at: 0 };
+      if (this.things.size > 40) this.things.delete(this.things.keys().next().value);
+      this.things.set(name, thing);
+    }
+    const wait = thing.problem?.status === 404 ? AGAIN_IF_MISSING : again;
+    if (!thing.loading && Date.now() - thing.at > wait) this.load(thing, read);
+    return thing;
+  }
+
+  /** Forget everything: another token, another proxy. */
+  clear() {
+    this.things.clear();
+  }
+
+  async load(thing, read) {
+    thing.loading = true;
+    try {
+      thing.document = await read();
+      thing.problem = null;
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      thing.problem = error;
+      if (error.status === 404) thing.document = null;
+    } finally {
+      thing.loading = false;
+      thing.at = Date.now();
+      this.changed();
+    }
+  }
+}
+
+const part = encodeURIComponent;
+
+export function readJob(mirror, id) {
+  return get(`/api/jobs/${part(mirror)}/${part(id)}`);
+}
+
+export function readErrors() {
+  return get("/api/trace?severity=error&limit=50");
+}
+
+/** The trace of an ID. Where this proxy keeps none, or does not know the ID, a job of that ID in one of
+ * the mirrors: `{trace, jobs, kept}`; `kept` tells whether traces are kept at all. */
+export async function readTrace(id, mirrors) {
+  let trace = null;
+  let kept = true;
+  try {
+    trace = await get(`/api/trace/${part(id)}`);
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    kept = await keepsTraces();
+  }
+  const jobs = [];
+  for (const mirror of mirrors) {
+    const job = await missing(readJob(mirror, id));
+    if (job) jobs.push(job);
+  }
+  return { trace, jobs, kept };
+}
+
+async function keepsTraces() {
+  return (await missing(get("/api/trace?limit=1"))) !== null;
+}
+
+/** null for a 404. */
+async function missing(reading) {
+  try {
+    return await reading;
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
