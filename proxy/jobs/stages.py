@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,9 @@ from proxy.jobs.model import FINISHED, WAITING, to_timestamp
 MOST = 32
 NAME_LIMIT = 80  # characters
 ERROR_LIMIT = 600  # characters
+
+#: The app begins its errors with the job's ID, which stands beside them anyway.
+_OWN_NAME = re.compile(r"^\[Job: [^\]]{1,128}\] ")
 
 StageState = Literal["pending", "running", "done", "failed", "skipped", "retrying", "unknown"]
 
@@ -145,7 +149,9 @@ def _error(document: dict[str, Any]) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    return bounded(value, ERROR_LIMIT) if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value:
+        return None
+    return bounded(_OWN_NAME.sub("", value, count=1), ERROR_LIMIT)
 
 
 def _number(value: object) -> float | None:

@@ -84,6 +84,10 @@ class StatusBoard:
             with suppress(asyncio.CancelledError):
                 await task
 
+    def has_traces(self, kept: bool) -> None:
+        """Whether the page may ask for traces."""
+        self._snapshots.traces = kept
+
     async def snapshot(self) -> bytes:
         """One snapshot, now, as JSON."""
         if not self._sampler:

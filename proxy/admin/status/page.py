@@ -23,6 +23,7 @@ from proxy.admin.guard import CORRELATION, PAGE
 from proxy.admin.status.board import StatusBoard
 
 WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
+TRACES = "/api/trace"
 _MOST_STEPS = 1_000_000_000
 
 _TYPES = {
@@ -77,6 +78,7 @@ class StatusPage:
 
     async def snapshot(self, request: web.Request) -> web.Response:
         read_query(request)
+        self._board.has_traces(_has_traces(request.app))
         return web.Response(body=await self._board.snapshot(), content_type="application/json")
 
     async def points(self, request: web.Request) -> web.Response:
@@ -89,6 +91,7 @@ class StatusPage:
         # Pages of other sites could not read it, but they could take all the places.
         if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             raise problems.Forbidden("The stream is not for pages of other sites")
+        self._board.has_traces(_has_traces(request.app))
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -121,6 +124,11 @@ class StatusPage:
                 request.transport.abort()
             return False
         return True
+
+
+def _has_traces(app: web.Application) -> bool:
+    """Whether another part serves traces; the page shows what it has otherwise where none does."""
+    return any(resource.canonical == TRACES for resource in app.router.resources())
 
 
 def load_files() -> dict[str, bytes]:

@@ -62,6 +62,7 @@ class Snapshots:
         self._clock = clock
         self._started = clock.monotonic()
         self.history = History()
+        self.traces = False  #: whether the door has `/api/trace`
 
     def record(self) -> None:
         """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
@@ -131,6 +132,7 @@ class Snapshots:
             "mirrors": [mirror.state() for mirror in self._sources.mirrors.by_name.values()],
             "redis": {"breakers": self._sources.breakers.redis_reachable},
             "jobs": jobs,
+            "traces": self.traces,
             "process": self._process(readings, moment),
         }
         document["health"] = judge(document, now).document()

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from proxy.jobs.stages import bounded
+
 ERROR_SHARE = 0.05
 GRAVE_SHARE = 0.5
 FEWEST_ERRORS = 3
@@ -158,8 +160,8 @@ def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:
     ]
     if failed:
         said = _counted(failed, "failed lately", "failed lately")
-        if len(failed) == 1 and failed[0]["error"]:
-            said += f": {failed[0]['error'][:120]}"
+        if error := failed[0]["error"]:  # of the newest
+            said += f": {bounded(error, 160)}"
         yield Finding("warning", "jobs_failed", said, _about(failed))
 
 

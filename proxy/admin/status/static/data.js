@@ -4,7 +4,8 @@
 import { get, Refused } from "./api.js";
 
 const AGAIN = 5000; // ms after which what is shown is read again
-const AGAIN_IF_MISSING = 30_000; // an endpoint that is not there may come with a restart
+const AGAIN_IF_MISSING = 30_000; // what is not there now may come
+const MOST_JOBS = 8; // of a trace, that are linked
 
 /** Things by name: `{document, problem, loading, at}`. */
 export class Library {
@@ -58,27 +59,26 @@ export function readErrors() {
   return get("/api/trace?severity=error&limit=50");
 }
 
-/** The trace of an ID. Where this proxy keeps none, or does not know the ID, a job of that ID in one of
- * the mirrors: `{trace, jobs, kept}`; `kept` tells whether traces are kept at all. */
-export async function readTrace(id, mirrors) {
-  let trace = null;
-  let kept = true;
-  try {
-    trace = await get(`/api/trace/${part(id)}`);
-  } catch (error) {
-    if (error.status !== 404) throw error;
-    kept = await keepsTraces();
-  }
+/** The trace of an ID, null when nothing is kept, and the jobs that it is about: `{trace, jobs}`. */
+export async function readTrace(id, { traces, mirrors, jobs: { list } }) {
+  const trace = traces ? await missing(get(`/api/trace/${part(id)}`)) : null;
+  const names = mirrors.map((one) => one.mirror);
   const jobs = [];
-  for (const mirror of mirrors) {
-    const job = await missing(readJob(mirror, id));
-    if (job) jobs.push(job);
+  for (const job of trace ? trace.job_ids.slice(0, MOST_JOBS) : [id]) {
+    const listed = list.find((one) => one.job_id === job);
+    if (listed) jobs.push({ mirror: listed.mirror, job_id: job });
+    else if (trace && names.length === 1) jobs.push({ mirror: names[0], job_id: job });
+    else jobs.push(...(await holders(job, names)));
   }
-  return { trace, jobs, kept };
+  return { trace, jobs };
 }
 
-async function keepsTraces() {
-  return (await missing(get("/api/trace?limit=1"))) !== null;
+async function holders(job, mirrors) {
+  const found = [];
+  for (const mirror of mirrors) {
+    if (await missing(readJob(mirror, job))) found.push({ mirror, job_id: job });
+  }
+  return found;
 }
 
 /** null for a 404. */

@@ -74,7 +74,17 @@ export function time(iso) {
 
 /** `make_video` and `half_open` as words. */
 export function words(token) {
-  const text = String(token).replaceAll("_", " ");
+  return sentence(String(token).replaceAll("_", " "));
+}
+
+/** What kind of failure a breaker saw: `connect`, `503`, ... */
+export function failure(kind) {
+  const known = { connect: "no connection", reset: "connection broken", timeout: "no answer in time", slow: "answered too slowly" };
+  return /^\d+$/.test(kind) ? `answered ${kind}` : known[kind] ?? words(kind).toLowerCase();
+}
+
+/** The first letter large. */
+export function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

@@ -1,7 +1,6 @@
 // Jobs: those that need somebody first, each with its stages; and one job in full.
 import { h } from "./dom.js";
 import { ago, DASH, plural, span, time, words } from "./format.js";
-import { mark } from "./icons.js";
 import { badge, empty, facts, link, notice, page, section } from "./parts.js";
 import { readJob } from "./data.js";
 
@@ -87,6 +86,7 @@ function current(job) {
   const done = job.stages.filter(([, , state]) => state === "done");
   const took = done.reduce((sum, [, , , seconds]) => sum + (seconds ?? 0), 0);
   if (job.status === "completed" && took) return `${plural(done.length, "stage")} in ${span(took)}`;
+  if (job.status === "failed" && !done.length) return "failed before its first stage";
   return job.stages.length ? `${done.length} of ${plural(job.stages.length, "stage")} done` : "";
 }
 
@@ -176,9 +176,9 @@ function versions(state, job) {
   if (!job.versions.length) return empty("None is kept.");
   return h("div", { class: "scroll" }, h("table", { class: "plain" },
     h("thead", null, h("tr", null, ["Version", "Seen", "Status", "Progress"].map((name, index) =>
-      h("th", { scope: "col", class: index % 3 === 0 ? "number" : "" }, name)))),
+      h("th", { scope: "col", class: index === 3 ? "number" : "" }, name)))),
     h("tbody", null, job.versions.toReversed().map((one) => h("tr", { key: String(one.version) },
-      h("td", { class: "number" }, String(one.version)),
+      h("td", null, String(one.version)),
       h("td", null, `${time(one.seen)} (${ago(one.seen, state.now)})`),
       h("td", null, words(one.status)),
       h("td", { class: "number" }, `${Math.round(one.progress)}%`))))));

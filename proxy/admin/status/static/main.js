@@ -104,7 +104,7 @@ function view() {
   }
   const [kind, name] = wanted();
   const drawn = kind ? PAGES[kind](state, name) : overview(state);
-  return [staleBanner(state), h("div", { class: `view ${kind ?? "overview"}`, key: `${kind} ${name}` }, drawn)];
+  return [staleBanner(state), h("div", { class: `view ${kind ? "single" : "overview"}`, key: `${kind} ${name}` }, drawn)];
 }
 
 /** The page that the URL names, or none: the overview. */

@@ -8,7 +8,7 @@ import { badge, facts, section } from "./parts.js";
 import { routesSection } from "./routes.js";
 import { servicesSection } from "./services.js";
 
-const SHOWN = 4;
+const SHOWN = 5; // findings
 
 export function overview(state) {
   return [health(state), servicesSection(state), jobsSection(state), routesSection(state), errorsSection(state), storesSection(state)];
@@ -16,14 +16,13 @@ export function overview(state) {
 
 function health(state) {
   const { level, sentence, findings } = state.snapshot.health;
-  const more = findings.slice(1, SHOWN + 1);
   return h("section", { class: `health ${level}`, id: "health", "aria-labelledby": "health-title" },
     h("h2", { class: "visually-hidden", id: "health-title" }, "Health"),
-    h("p", { class: "sentence", role: "status" }, mark(level, level), h("span", null, sentence)),
-    findings.length > 0 && h("ul", { class: "findings" },
-      (more.length ? findings.slice(0, SHOWN + 1) : findings).map((one) => h("li", { key: `${one.kind} ${one.about}` },
+    h("p", { class: "sentence", role: "status" }, mark(level, level), findings.length ? h("a", where(findings[0].about), sentence) : h("span", null, sentence)),
+    findings.length > 1 && h("ul", { class: "findings" },
+      findings.slice(0, SHOWN).map((one) => h("li", { key: `${one.kind} ${one.about}` },
         mark(one.level, one.level), h("a", where(one.about), one.summary)))),
-    findings.length > SHOWN + 1 && h("p", { class: "note" }, `and ${findings.length - SHOWN - 1} more below`));
+    findings.length > SHOWN && h("p", { class: "note" }, `and ${findings.length - SHOWN} more below`));
 }
 
 /** Where a finding leads. */

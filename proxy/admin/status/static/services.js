@@ -1,8 +1,8 @@
 // The services behind the proxy, and their circuit breakers.
-import { chart, ERRORS, latencySpark, P50, P95, P99, RATE, rateSpark } from "./charts.js";
+import { chart, P50, P95, P99, RATE, rateSpark } from "./charts.js";
 import { ask } from "./ask.js";
 import { h } from "./dom.js";
-import { ago, DASH, latency, plural, rate, share, span, time, words } from "./format.js";
+import { ago, DASH, failure, latency, plural, rate, sentence, share, span, time, words } from "./format.js";
 import { badge, empty, facts, figure, figures, link, notice, page, section } from "./parts.js";
 
 const STATES = {
@@ -62,7 +62,7 @@ function trouble(state, breaker) {
   const ending = breaker.state === "forced_closed" ? "Back to watching in"
     : breaker.state === "half_open" ? null : "Tries again in";
   return h("div", { class: "trouble" },
-    h("p", null, breaker.reason ? `${breaker.reason}.` : MEANING[breaker.state]),
+    h("p", null, breaker.reason && breaker.state !== "half_open" ? `${sentence(breaker.reason)}.` : MEANING[breaker.state]),
     ending && left !== null && h("p", { class: "countdown" }, `${ending} `, h("b", null, left > 0 ? span(left) : "a moment")));
 }
 
@@ -115,7 +115,7 @@ export function charts(points) {
 function breakerFacts(state, breaker) {
   const left = remaining(state, breaker);
   return facts([
-    ["State", `${STATES[breaker.state]?.[2] ?? words(breaker.state)} since ${time(breaker.since)} (${ago(breaker.since, state.now)})`],
+    ["State", `${STATES[breaker.state]?.[2] ?? words(breaker.state)}${since(state, breaker)}`],
     ["Reason", breaker.reason],
     ["Until", breaker.until && `${time(breaker.until)}, ${span(left)} left`],
     ["Failures in a row", String(breaker.failures)],
@@ -126,13 +126,18 @@ function breakerFacts(state, breaker) {
   ]);
 }
 
+/** A circuit that never changed is as it is since the beginning of time. */
+function since(state, breaker) {
+  return Date.parse(breaker.since) > 1e12 ? ` since ${time(breaker.since)} (${ago(breaker.since, state.now)})` : "";
+}
+
 function failures(state, breaker) {
   if (!breaker.recent_failures.length) return empty("None seen since the start.");
   return h("div", { class: "scroll" }, h("table", { class: "plain" },
     h("thead", null, h("tr", null, ["When", "What", "Target", "Trace"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", null, breaker.recent_failures.toReversed().map((one) => h("tr", null,
       h("td", null, `${time(one.at)} (${ago(one.at, state.now)})`),
-      h("td", null, /^\d+$/.test(one.kind) ? `status ${one.kind}` : words(one.kind)),
+      h("td", null, sentence(failure(one.kind))),
       h("td", { class: "code" }, one.target ?? DASH),
       h("td", null, one.correlation_id ? link({ trace: one.correlation_id }, short(one.correlation_id)) : DASH))))));
 }

@@ -1,6 +1,6 @@
 // The recent errors, and the whole story of one job ID or correlation ID.
 import { h } from "./dom.js";
-import { ago, latency, plural, span, time, words } from "./format.js";
+import { ago, failure, latency, plural, span, time, words } from "./format.js";
 import { mark } from "./icons.js";
 import { empty, link, notice, page, section } from "./parts.js";
 import { readErrors, readTrace } from "./data.js";
@@ -10,7 +10,7 @@ const SHOWN = 12;
 const TONES = { ok: "ok", warning: "warning", error: "error" };
 
 export function errorsSection(state) {
-  const thing = state.library.want("errors", readErrors);
+  const thing = state.snapshot.traces ? state.library.want("errors", readErrors) : { document: null, problem: true };
   const kept = thing.document !== null;
   const events = kept ? thing.document.events : gathered(state.snapshot);
   const all = state.params.get("more") === "errors";
@@ -35,9 +35,9 @@ function errorRow(state, event) {
 
 /** Where no traces are kept: what breakers and jobs remember, as events, the newest first. */
 function gathered(snapshot) {
-  const calls = snapshot.upstreams.flatMap((one) => (one.breaker?.recent_failures ?? []).map((failure) => ({
-    at: failure.at, source: "attempt", severity: "error", correlation_id: failure.correlation_id, job_id: null,
-    summary: `${one.name}: ${/^\d+$/.test(failure.kind) ? `answered ${failure.kind}` : words(failure.kind).toLowerCase()}`,
+  const calls = snapshot.upstreams.flatMap((one) => (one.breaker?.recent_failures ?? []).map((call) => ({
+    at: call.at, source: "attempt", severity: "error", correlation_id: call.correlation_id, job_id: null,
+    summary: `${one.name}: ${failure(call.kind)}`,
   })));
   const jobs = snapshot.jobs.list.filter((job) => job.status === "failed").map((job) => ({
     at: job.changed, source: "job", severity: "error", correlation_id: null, job_id: job.job_id,
@@ -47,15 +47,14 @@ function gathered(snapshot) {
 }
 
 export function tracePage(state, id) {
-  const mirrors = state.snapshot.mirrors.map((mirror) => mirror.mirror);
-  const thing = state.library.want(`trace ${id}`, () => readTrace(id, mirrors));
+  const thing = state.library.want(`trace ${id}`, () => readTrace(id, state.snapshot));
   const title = h("span", { class: "code" }, id);
   if (!thing.document) {
     return page(title, null, thing.problem ? notice("warning", thing.problem.message) : empty("Reading …"));
   }
-  const { trace, jobs, kept } = thing.document;
-  const found = jobs.map((job) => link({ job: `${job.mirror}/${job.job_id}` }, `Job in ${job.mirror} →`));
-  if (!trace) return page(title, null, nothing(id, kept, found));
+  const { trace, jobs } = thing.document;
+  const found = jobs.map(({ mirror, job_id: job }) => link({ job: `${mirror}/${job}` }, "Job ", h("span", { class: "code" }, job), " →"));
+  if (!trace) return page(title, null, nothing(id, state.snapshot.traces, found));
   const kind = { job: "Job", correlation: "Exchange" }[trace.kind] ?? words(trace.kind);
   return page(title, h("span", { class: "note" }, `${kind}, ${plural(trace.events.length, "event")}`),
     trace.suspected_cause && cause(trace),
