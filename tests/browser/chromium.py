@@ -1,4 +1,4 @@
-"""Headless Chromium over the W3C WebDriver protocol: plain JSON over HTTP, so no library is needed."""
+"""Headless Chromium over the W3C WebDriver protocol: JSON over HTTP, which needs no library."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ class Chromium:
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
         """Save what is to be seen, or the whole page."""
-        taken = self.devtools(
-            "Page.captureScreenshot", format="png", captureBeyondViewport=whole
-        )
+        taken = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(taken["data"]))
 
     # --- looking and acting ---------------------------------------------------------------------
