@@ -108,7 +108,7 @@ class Mirror:
             clock,
             keep_versions=settings.keep_versions,
             on_gap=lambda reason: self._keeper.fill_gap(reason),
-            on_commit=lambda operations: self._metrics.commits.inc(),
+            on_commit=self._committed,
             on_degraded=lambda reason: self._metrics.degraded("sqlite", reason is not None),
         )
         self._keeper = Keeper(
@@ -117,6 +117,11 @@ class Mirror:
         self._duties = Duties(name, settings, self._ledger, self._keeper, clock, self._metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self._refuse_until = float("-inf")
+        self.commits = 0  #: groups of changes that are in SQLite, since the start
+
+    def _committed(self, _operations: int) -> None:
+        self.commits += 1
+        self._metrics.commits.inc()
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -367,12 +372,6 @@ class Mirror:
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         return [_brief(row) for row in rows]
-
-    @property
-    def changes(self) -> int:
-        """A number that is another one whenever a job may have changed."""
-        counts = self._keeper.capture.counts
-        return counts.captured + counts.deleted
 
     async def overview(self, limit: int) -> Overview:
         """The jobs that an operator looks at first, each list `limit` at most. Raises

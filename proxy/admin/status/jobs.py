@@ -54,7 +54,7 @@ class JobWatch:
         """Read the lists again if something may have changed."""
         mirrors = list(self._mirrors.by_name.values())
         now = self._clock.monotonic()
-        counts = {mirror.name: mirror.changes for mirror in mirrors}
+        counts = {mirror.name: mirror.commits for mirror in mirrors}
         if counts == self._seen and now < self._due and self._problem is None:
             return
         stories: dict[tuple[str, str, int], Story] = {}
