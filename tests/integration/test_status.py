@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class FakeProxy:
         raise ValueError(level)
 
 
+def redis_config(server: RedisServer | None) -> schema.Redis:
+    """To reach that server."""
+    assert server is not None
+    return schema.Redis.model_validate({"url": server.url})
+
+
 class Traces:
     """Stands in for the part that serves traces."""
 
@@ -108,9 +114,7 @@ class Site:
         self.breakers = BreakerBoard(upstreams, registry=self.metrics.registry)
         self.mirrors = Mirrors(
             mirrors or {},
-            lambda: connect(
-                schema.Redis.model_validate({"url": redis.url}), client_name="test", protocol=3
-            ),  # type: ignore[union-attr]
+            lambda: connect(redis_config(redis), client_name="test", protocol=3),
             self.metrics.registry,
             self.clock,
         )
@@ -318,6 +322,8 @@ async def test_a_viewer_that_does_not_read_is_dropped() -> None:
         await until(lambda: site.board.viewers == 1)
         await until(lambda: site.board.viewers == 0)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
         async with site.stream() as answer:
             await event(answer)
 
@@ -399,12 +405,12 @@ async def test_jobs_with_their_stages(redis_server: RedisServer, tmp_path: Path)
             },
             "load_approved": {"status": "failed", "error_message": "<b>none</b>"},
         }
-        client = connect(schema.Redis.model_validate({"url": redis_server.url}), client_name="app")
+        client = connect(redis_config(redis_server), client_name="app")
         mirror = site.mirrors.by_name["make_video"]
         await until(lambda: mirror.state()["whole"])
         await client.set(PREFIX + "mv_1", job("mv_1"), ex=1000)
         failed = job("mv_1", "failed", stages=stages, error={"message": "[Job: mv_1] <b>none</b>"})
-        await until(lambda: mirror.changes > 0)
+        await until(lambda: mirror.commits > 0)
         await client.set(PREFIX + "mv_1", failed, ex=1000)
         await client.aclose()
         rows: list[dict[str, Any]] = []
