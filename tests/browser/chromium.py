@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # W3C WebDriver §11.4
+_BAD = ("WARNING", "SEVERE")
 KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "Space": " "}
 
 
@@ -148,7 +149,7 @@ class Chromium:
     def console(self) -> list[str]:
         """What the console said since the last call, warnings and worse."""
         entries = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
-        return [f"{e['level']}: {e['message']}" for e in entries if e["level"] != "INFO"]
+        return [f"{e['level']}: {e['message']}" for e in entries if e["level"] in _BAD]
 
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
         """Save what is to be seen, or the whole page."""

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
-from proxy.admin.jobs import JobControl
-from proxy.admin.mirrored import MirroredJobs
-from proxy.admin.operated import Check, Readiness, ReloadResult
-from proxy.admin.server import AdminServers
 from proxy.admin.status import board as board_module
-from proxy.admin.status.board import StatusBoard
-from proxy.admin.status.page import HEADERS, StatusPage
+from proxy.admin.status.page import HEADERS
 from proxy.admin.status.snapshot import Sources
 from proxy.breaker.board import BreakerBoard
-from proxy.clock import ManualClock, SystemClock
-from proxy.config import schema
-from proxy.config.schema import Config
+from proxy.clock import ManualClock
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
@@ -33,157 +25,8 @@ from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
 from tests.jobs_kit import PREFIX, job, settings
+from tests.status_site import TOKEN, FakeProxy, Site, redis_config
 from tests.telemetry_facts import Facts
-
-TOKEN = "s3cret"
-
-
-class FakeProxy:
-    """A proxy with two routes and one upstream."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
-        self.state = "serving"
-
-    def live(self) -> bool:
-        return True
-
-    def readiness(self) -> Readiness:
-        ready = self.state == "serving"
-        return Readiness(ready, {"listeners": Check(ready, self.state)})
-
-    def config(self) -> dict[str, Any]:
-        return {}
-
-    def routes(self) -> list[dict[str, Any]]:
-        about = {"methods": ["GET"], "upstream": "search", "targets": []}
-        return [
-            {"listener": "front", "direction": "ingress", "route": "all", "path": "/x", **about},
-            {"listener": "back", "direction": "egress", "route": "all", "path": "/y", **about},
-        ]
-
-    def upstream_names(self) -> list[str]:
-        return ["search"]
-
-    async def reload(self) -> ReloadResult:
-        return ReloadResult(True)
-
-    def log_level(self) -> str:
-        return "INFO"
-
-    def set_log_level(self, level: str) -> None:
-        raise ValueError(level)
-
-
-def redis_config(server: RedisServer | None) -> schema.Redis:
-    """To reach that server."""
-    assert server is not None
-    return schema.Redis.model_validate({"url": server.url})
-
-
-class Traces:
-    """Stands in for the part that serves traces."""
-
-    def mount(self, router: web.UrlDispatcher) -> None:
-        router.add_get("/api/trace", self.list)
-
-    async def list(self, request: web.Request) -> web.Response:
-        return web.json_response({"events": []})
-
-
-class Site:
-    """Both doors of a proxy, with everything real but the proxy."""
-
-    def __init__(
-        self,
-        *,
-        token: str | None = None,
-        mirrors: dict[str, schema.Mirror] | None = None,
-        redis: RedisServer | None = None,
-        traces: bool = False,
-        write_limit: float = 5.0,
-        tick: float = 0.02,
-    ) -> None:
-        self.metrics = Metrics("1")
-        self.clock = SystemClock()
-        upstreams = {
-            "search": schema.Upstream.model_validate(
-                {"targets": ["http://127.0.0.1:1"], "breaker": {}}
-            )
-        }
-        self.breakers = BreakerBoard(upstreams, registry=self.metrics.registry)
-        self.mirrors = Mirrors(
-            mirrors or {},
-            lambda: connect(redis_config(redis), client_name="test", protocol=3),
-            self.metrics.registry,
-            self.clock,
-        )
-        self.proxy = FakeProxy(self.metrics)
-        self.board = StatusBoard(
-            Sources(self.proxy, self.metrics, self.breakers, self.mirrors, Watch(self.clock)),
-            self.clock,
-            tick=tick,
-            step=0.02,
-        )
-        parts = [
-            StatusPage(self.board, write_limit=write_limit),
-            JobControl(MirroredJobs(self.mirrors)),
-            *([Traces()] if traces else []),
-        ]
-        self.servers = AdminServers(self.proxy, parts)
-        self.config = Config.model_validate(
-            {
-                "listeners": {
-                    "in": {
-                        "bind": "127.0.0.1:0",
-                        "routes": [{"name": "r", "path": "/", "upstream": "u"}],
-                    }
-                },
-                "upstreams": {"u": {"targets": ["http://127.0.0.1:1"]}},
-                "admin": {"bind": "127.0.0.1:0", **({"token": token} if token else {})},
-                "metrics": {"bind": "127.0.0.1:0"},
-            }
-        )
-
-    async def __aenter__(self) -> Site:
-        await self.mirrors.start()
-        await self.board.start()
-        await self.servers.start(self.config)
-        self.session = aiohttp.ClientSession()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.session.close()
-        await self.board.stop()
-        await self.servers.stop()
-        await self.mirrors.stop()
-
-    def url(self, path: str, door: int = 0) -> str:
-        return f"http://{self.servers.addresses[door]}{path}"
-
-    async def get(self, path: str, door: int = 0, **headers: str) -> tuple[int, bytes, Any]:
-        async with self.session.get(self.url(path, door), headers=headers) as answer:
-            return answer.status, await answer.read(), answer.headers
-
-    async def snapshot(self) -> dict[str, Any]:
-        status, body, _ = await self.get("/api/status")
-        assert status == 200
-        return dict(json.loads(body))
-
-    @asynccontextmanager
-    async def stream(self, **headers: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The stream, open."""
-        async with self.session.get(self.url("/api/status/stream"), headers=headers) as answer:
-            assert answer.status == 200, await answer.text()
-            yield answer
-
-    def count(self, *statuses: int, listener: str = "front") -> None:
-        """Exchanges that ended with these."""
-        direction: Any = "egress" if listener == "back" else "ingress"
-        tally = self.metrics.route(listener, "all", direction, "search")
-        for status in statuses:
-            tally.begin()
-            tally.record(replace(Facts(), status=status, upstream="search"))
 
 
 @pytest.fixture
@@ -388,7 +231,7 @@ async def test_odd_questions_are_refused(site: Site, path: str) -> None:
 
 async def test_the_page_knows_whether_traces_are_kept() -> None:
     """It asks for none where no part serves them."""
-    async with Site(traces=True) as site:
+    async with Site(traces={}) as site:
         assert (await site.snapshot())["traces"] is True
 
 

@@ -30,8 +30,11 @@ function patchChildren(parent, wanted) {
   for (const vnode of wanted) {
     const key = vnode.props?.key;
     let node = null;
-    if (key !== undefined) node = matching(keyed.get(key), vnode);
-    else if (place !== null && place.__key === undefined) node = matching(place, vnode);
+    if (key !== undefined) {
+      node = matching(keyed.get(key), vnode);
+      keyed.delete(key); // each node once, even where a key comes twice
+    }
+    if (key === undefined && place !== null && place.__key === undefined) node = matching(place, vnode);
     if (node === null) {
       node = create(vnode, parent);
       parent.insertBefore(node, place);

@@ -1,7 +1,7 @@
 // Jobs: those that need somebody first, each with its stages; and one job in full.
 import { h } from "./dom.js";
 import { ago, DASH, plural, span, time, words } from "./format.js";
-import { badge, empty, facts, link, notice, page, section } from "./parts.js";
+import { badge, empty, facts, link, notice, page, section, table } from "./parts.js";
 import { readJob } from "./data.js";
 
 const FIRST = 8;
@@ -150,7 +150,7 @@ function stageTable(stages) {
   const known = starts.filter((one) => one !== null);
   const first = Math.min(...known);
   const last = Math.max(...ends.filter((one) => one !== null), first + 1);
-  return h("div", { class: "scroll" }, h("table", { class: "plain stages" },
+  return table("Stages", "plain stages",
     h("thead", null, h("tr", null,
       h("th", { scope: "col" }, "Stage"), h("th", { scope: "col" }, "State"),
       h("th", { scope: "col", class: "number" }, "Took"), h("th", { scope: "col", class: "gantt-head" }, known.length ? `When, of ${span((last - first) / 1000)}` : "When"))),
@@ -161,7 +161,7 @@ function stageTable(stages) {
         h("td", null, badge(shape, tone, words(STAGE_WORDS[one.state] ?? one.state))),
         h("td", { class: "number" }, one.seconds === null ? DASH : span(one.seconds)),
         h("td", null, starts[index] === null ? null : bar(starts[index], ends[index], first, last, one.state)));
-    }))));
+    })));
 }
 
 function bar(start, end, first, last, state) {
@@ -174,14 +174,14 @@ function bar(start, end, first, last, state) {
 
 function versions(state, job) {
   if (!job.versions.length) return empty("None is kept.");
-  return h("div", { class: "scroll" }, h("table", { class: "plain" },
+  return table("Versions", "plain",
     h("thead", null, h("tr", null, ["Version", "Seen", "Status", "Progress"].map((name, index) =>
       h("th", { scope: "col", class: index === 3 ? "number" : "" }, name)))),
     h("tbody", null, job.versions.toReversed().map((one) => h("tr", { key: String(one.version) },
       h("td", null, String(one.version)),
       h("td", null, `${time(one.seen)} (${ago(one.seen, state.now)})`),
       h("td", null, words(one.status)),
-      h("td", { class: "number" }, `${Math.round(one.progress)}%`))))));
+      h("td", { class: "number" }, `${Math.round(one.progress)}%`)))));
 }
 
 function pretty(text) {

@@ -30,6 +30,12 @@ export function notice(tone, ...content) {
   return h("div", { class: `notice ${tone}` }, mark(tone === "plain" ? "none" : tone, tone), h("div", null, ...content));
 }
 
+/** A table that is scrolled sideways where it does not fit, by keyboard too. */
+export function table(name, kind, ...rows) {
+  return h("div", { class: "scroll", role: "region", "aria-label": name, tabindex: "0" },
+    h("table", { class: kind }, ...rows));
+}
+
 /** A page of its own: a way back, and its title, which takes the focus. */
 export function page(title, subtitle, ...content) {
   return [

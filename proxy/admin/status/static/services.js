@@ -3,7 +3,7 @@ import { chart, P50, P95, P99, RATE, rateSpark } from "./charts.js";
 import { ask } from "./ask.js";
 import { h } from "./dom.js";
 import { ago, DASH, failure, latency, plural, rate, sentence, share, span, time, words } from "./format.js";
-import { badge, empty, facts, figure, figures, link, notice, page, section } from "./parts.js";
+import { badge, empty, facts, figure, figures, link, notice, page, section, table } from "./parts.js";
 
 const STATES = {
   closed: ["ok", "ok", "Closed"],
@@ -133,24 +133,24 @@ function since(state, breaker) {
 
 function failures(state, breaker) {
   if (!breaker.recent_failures.length) return empty("None seen since the start.");
-  return h("div", { class: "scroll" }, h("table", { class: "plain" },
+  return table("Last failures", "plain",
     h("thead", null, h("tr", null, ["When", "What", "Target", "Trace"].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", null, breaker.recent_failures.toReversed().map((one) => h("tr", null,
       h("td", null, `${time(one.at)} (${ago(one.at, state.now)})`),
       h("td", null, sentence(failure(one.kind))),
       h("td", { class: "code" }, one.target ?? DASH),
-      h("td", null, one.correlation_id ? link({ trace: one.correlation_id }, short(one.correlation_id)) : DASH))))));
+      h("td", null, one.correlation_id ? link({ trace: one.correlation_id }, short(one.correlation_id)) : DASH)))));
 }
 
 export const short = (id) => (id.length > 13 ? h("span", { class: "code", title: id }, `${id.slice(0, 12)}…`) : h("span", { class: "code" }, id));
 
 function targets(service) {
-  return h("div", { class: "scroll" }, h("table", { class: "plain" },
+  return table("Targets", "plain",
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "Target"), h("th", { scope: "col" }, "State"))),
     h("tbody", null, service.targets.map((one) => h("tr", null,
       h("td", { class: "code" }, one.target),
       h("td", null, one.ejected ? badge("warning", "warning", "Left out for failed calls")
         : one.healthy ? badge("ok", "ok", "In use") : badge("error", "error", "Health checks fail"))))),
     h("tfoot", null, h("tr", null, h("td", null, "Connections"),
-      h("td", null, `${service.connections.active} in use, ${service.connections.idle} idle`)))));
+      h("td", null, `${service.connections.active} in use, ${service.connections.idle} idle`))));
 }

@@ -85,6 +85,8 @@ export function login(state, unlock) {
     h("p", null, "The admin API of this proxy asks for a token, ", h("span", { class: "code" }, "admin.token"),
       " in its config. It stays in this tab and is forgotten when the tab is closed."),
     h("form", { onsubmit: submit },
+      // Password managers keep a token under a name.
+      h("input", { name: "username", autocomplete: "username", value: "admin", hidden: true }),
       h("label", { for: "token" }, "Token"),
       h("input", { id: "token", name: "token", type: "password", required: true, autocomplete: "current-password" }),
       state.refused && h("p", { class: "problem", role: "alert" }, mark("error", "error"), h("span", null, "This is not the token.")),
