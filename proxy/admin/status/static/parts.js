@@ -32,7 +32,7 @@ export function notice(tone, ...content) {
 
 /** A table that is scrolled sideways where it does not fit, by keyboard too. */
 export function table(name, kind, ...rows) {
-  return h("div", { class: "scroll", role: "region", "aria-label": name, tabindex: "0" },
+  return h("div", { class: "scroll", role: "group", "aria-label": name, tabindex: "0" },
     h("table", { class: kind }, ...rows));
 }
 
