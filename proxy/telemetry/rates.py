@@ -8,8 +8,9 @@ last bound is told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import add
 
 from proxy.telemetry.tally import BUCKETS, Distribution, RouteTally
 
@@ -69,12 +70,23 @@ def read_routes(tallies: Sequence[RouteTally]) -> Reading:
     errors = refused = 0
     for tally in tallies:
         for method in tally.methods.values():
-            counts = [mine + theirs for mine, theirs in zip(counts, method.counts, strict=True)]
+            counts = list(map(add, counts, method.counts))
             for status, count in method.statuses.items():
                 if status >= 500:
                     errors += count
                 elif status >= 400 and status != CLIENT_LEFT:
                     refused += count
+    return Reading(tuple(counts), errors, refused)
+
+
+def together(readings: Iterable[Reading]) -> Reading:
+    """The sum of readings of routes; none at all read as nothing."""
+    counts = [0] * (len(BUCKETS) + 1)
+    errors = refused = 0
+    for reading in readings:
+        counts = list(map(add, counts, reading.counts))
+        errors += reading.errors
+        refused += reading.refused
     return Reading(tuple(counts), errors, refused)
 
 

@@ -20,7 +20,14 @@ from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.rates import Reading, Summary, nothing, read_distribution, read_routes
+from proxy.telemetry.rates import (
+    Reading,
+    Summary,
+    nothing,
+    read_distribution,
+    read_routes,
+    together,
+)
 from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
@@ -66,7 +73,8 @@ class Snapshots:
 
     def record(self) -> None:
         """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
-        readings = self._read(self._tallies(self._routes()))
+        routes = self._routes()
+        readings = self._read(routes, self._tallies(routes))
         fine = {name: FINE_BUCKETS for name in readings if name.startswith("upstream:")}
         self.history.record(self._clock.monotonic(), readings, fine)
 
@@ -89,26 +97,30 @@ class Snapshots:
         return routes + unmatched
 
     def _tallies(self, routes: Sequence[Mapping[str, Any]]) -> dict[str, list[RouteTally]]:
-        """By route, and, as `service:NAME`, by upstream."""
+        """By route."""
         found: dict[tuple[str, str, str], list[RouteTally]] = defaultdict(list)
         for tally in self._sources.metrics.route_tallies():
             found[tally.listener, tally.endpoint, tally.service].append(tally)
-        tallies: dict[str, list[RouteTally]] = {
-            f"service:{name}": [] for name in self._sources.proxy.upstream_names()
+        return {
+            _name(route): found[route["listener"], route["route"], route["upstream"]]
+            for route in routes
         }
-        for route in routes:
-            mine = found.get((route["listener"], route["route"], route["upstream"]), [])
-            tallies[f"route:{route['listener']}/{route['route']}"] = mine
-            if route["route"] != NO_ROUTE:
-                tallies[f"service:{route['upstream']}"] += mine
-        return tallies
 
-    def _read(self, tallies: Mapping[str, Sequence[RouteTally]]) -> dict[str, Reading]:
+    def _read(
+        self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
+    ) -> dict[str, Reading]:
+        """By route; by upstream, as `service:NAME` its calls and as `upstream:NAME` its times."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
-        wanted = set(self._sources.proxy.upstream_names())
+        names = self._sources.proxy.upstream_names()
+        services: dict[str, list[Reading]] = {name: [] for name in names}
+        for route in routes:
+            if route["upstream"] in services:
+                services[route["upstream"]].append(readings[_name(route)])
+        for name, mine in services.items():
+            readings[f"service:{name}"] = together(mine)
         for upstream in metrics.upstream_tallies():
-            if upstream.name in wanted:
+            if upstream.name in services:
                 readings[f"upstream:{upstream.name}"] = read_distribution(upstream.responses)
         readings[_LOOP] = read_distribution(metrics.loop_lag)
         return readings
@@ -118,7 +130,7 @@ class Snapshots:
         now, moment = self._clock.time(), self._clock.monotonic()
         routes = self._routes()
         tallies = self._tallies(routes)
-        readings = self._read(tallies)
+        readings = self._read(routes, tallies)
         listening = self._sources.proxy.readiness().checks.get("listeners")
         document: dict[str, Any] = {
             "at": iso_utc(now),
@@ -145,7 +157,7 @@ class Snapshots:
         readings: Mapping[str, Reading],
         moment: float,
     ) -> dict[str, Any]:
-        name = f"route:{route['listener']}/{route['route']}"
+        name = _name(route)
         summary = self.history.summary(name, moment, readings.get(name, nothing()))
         return {
             "listener": route["listener"],
@@ -206,6 +218,10 @@ class Snapshots:
                 if name.startswith(("route:", "service:"))
             },
         }
+
+
+def _name(route: Mapping[str, Any]) -> str:
+    return f"route:{route['listener']}/{route['route']}"
 
 
 def _figures(summary: Summary) -> dict[str, Any]:
