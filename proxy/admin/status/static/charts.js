@@ -1,13 +1,14 @@
 // Small charts: SVG made by hand from the points of the last fifteen minutes.
 //
 // A point is [requests per second, errors, P50, P95, P99], one every five seconds. The newest is at the
-// right; where there are fewer than STEPS, the left stays empty. A point without requests is a gap in a
-// line of latencies.
+// right. A young proxy's charts show two minutes, and more as it grows older; a series that began later
+// than others leaves its left empty. A point without requests is a gap in a line of latencies.
 import { h } from "./dom.js";
 import { latency, rate } from "./format.js";
 
-const STEPS = 180;
-const WIDTH = STEPS - 1;
+const MOST = 180;
+const LEAST = 24;
+const SECONDS = 5; // of a step
 const HEIGHT = 100;
 const TOP = 6; // room for the stroke
 
@@ -17,7 +18,19 @@ export const P50 = 2;
 export const P95 = 3;
 export const P99 = 4;
 
-const pointAt = (points, index) => index + STEPS - points.length;
+let steps = MOST; // that every chart covers
+let width = steps - 1;
+
+/** The proxy has recorded so many steps. */
+export function cover(recorded) {
+  steps = Math.max(LEAST, Math.min(MOST, recorded));
+  width = steps - 1;
+}
+
+/** The time that the charts cover, in words. */
+export const covered = () => `${Math.round((steps * SECONDS) / 60)} min`;
+
+const pointAt = (points, index) => index + steps - points.length;
 const heightOf = (value, most) => (HEIGHT - ((HEIGHT - TOP) * value) / most).toFixed(1);
 
 /** The lines of a series: `M…L…` for each stretch without a gap; a lone point becomes a short dash. */
@@ -62,7 +75,7 @@ function failures(points) {
 
 function svg(name, about, ...drawn) {
   return h("svg", {
-    class: name, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
+    class: name, viewBox: `0 0 ${width} ${HEIGHT}`, preserveAspectRatio: "none",
     role: "img", "aria-label": about,
   }, ...drawn);
 }
@@ -74,7 +87,7 @@ export function rateSpark(points = []) {
   const first = points.length ? pointAt(points, 0) : 0;
   const failed = points.reduce((sum, point) => sum + point[ERRORS], 0);
   const now = points.at(-1)?.[RATE] ?? 0;
-  const about = `Requests in the last 15 minutes: now ${rate(now)}, at most ` +
+  const about = `Requests in the last ${covered()}: now ${rate(now)}, at most ` +
     `${rate(peak(points, [RATE], 0))}, ${failed} failed`;
   return svg("spark", about,
     line && h("path", { class: "area", d: `${line}V${HEIGHT}H${first}Z` }),
@@ -86,7 +99,7 @@ export function rateSpark(points = []) {
 export function latencySpark(points = [], column = P95) {
   const most = peak(points, [column], 0.001);
   const now = points.at(-1)?.[column] ?? null;
-  const about = `P95 in the last 15 minutes: now ${now === null ? "no requests" : latency(now)}, ` +
+  const about = `P95 in the last ${covered()}: now ${now === null ? "no requests" : latency(now)}, ` +
     `at most ${latency(peak(points, [column], 0))}`;
   const line = trace(points, column, most);
   return svg("spark quiet", about, line && h("path", { class: "line", d: line }));
@@ -105,12 +118,12 @@ export function chart(title, points = [], columns, write, { errors = false, leas
     h("div", { class: "plot" },
       h("div", { class: "scale", "aria-hidden": "true" },
         h("span", null, write(most)), h("span", null, write(most / 2)), h("span", null, "0")),
-      svg("canvas", `${title}, last 15 minutes: ${now.join(", ")}`,
-        h("path", { class: "grid", d: `M0 ${TOP}H${WIDTH}M0 ${(HEIGHT + TOP) / 2}H${WIDTH}M0 ${HEIGHT}H${WIDTH}` }),
+      svg("canvas", `${title}, last ${covered()}: ${now.join(", ")}`,
+        h("path", { class: "grid", d: `M0 ${TOP}H${width}M0 ${(HEIGHT + TOP) / 2}H${width}M0 ${HEIGHT}H${width}` }),
         columns.map(([column, kind]) =>
           h("path", { class: `line ${kind}`, d: trace(points, column, most) })),
         errors && failures(points))),
-    h("div", { class: "ends", "aria-hidden": "true" }, h("span", null, "15 min ago"), h("span", null, "now")));
+    h("div", { class: "ends", "aria-hidden": "true" }, h("span", null, `${covered()} ago`), h("span", null, "now")));
 }
 
 /** The next of 1, 2, 5, 10, 20, ... */

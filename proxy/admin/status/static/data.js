@@ -59,9 +59,19 @@ export function readErrors() {
   return get("/api/trace?severity=error&limit=50");
 }
 
-/** The trace of an ID, null when nothing is kept, and the jobs that it is about: `{trace, jobs}`. */
+/** The trace of an ID, null and `why` when nothing is known, and the jobs that it is about:
+ * `{trace, why, jobs}`. */
 export async function readTrace(id, { traces, mirrors, jobs: { list } }) {
-  const trace = traces ? await missing(get(`/api/trace/${part(id)}`)) : null;
+  let trace = null;
+  let why = "This proxy keeps no traces.";
+  if (traces) {
+    try {
+      trace = await get(`/api/trace/${part(id)}`);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      why = error.message;
+    }
+  }
   const names = mirrors.map((one) => one.mirror);
   const jobs = [];
   for (const job of trace ? trace.job_ids.slice(0, MOST_JOBS) : [id]) {
@@ -70,7 +80,7 @@ export async function readTrace(id, { traces, mirrors, jobs: { list } }) {
     else if (trace && names.length === 1) jobs.push({ mirror: names[0], job_id: job });
     else jobs.push(...(await holders(job, names)));
   }
-  return { trace, jobs };
+  return { trace, why, jobs };
 }
 
 async function holders(job, mirrors) {

@@ -72,7 +72,7 @@ function row(state, job) {
   const [shape, tone, word] = statusOf(job);
   return h("li", { key: `${job.mirror}/${job.job_id}`, class: `job ${tone}` },
     h("div", { class: "job-what" }, jobLink(job), badge(shape, tone, word)),
-    h("div", { class: "job-stages" }, stageBar(job.stages), h("span", { class: "stage-now" }, current(job))),
+    h("div", { class: "job-stages" }, tellsStages(job) ? stageBar(job.stages) : h("span"), h("span", { class: "stage-now" }, current(job))),
     h("div", { class: "job-when" }, h("time", { datetime: job.changed, title: time(job.changed) }, ago(job.changed, state.now))),
     job.error && h("p", { class: "job-error" }, job.error));
 }
@@ -87,7 +87,12 @@ function current(job) {
   const took = done.reduce((sum, [, , , seconds]) => sum + (seconds ?? 0), 0);
   if (job.status === "completed" && took) return `${plural(done.length, "stage")} in ${span(took)}`;
   if (job.status === "failed" && !done.length) return "failed before its first stage";
-  return job.stages.length ? `${done.length} of ${plural(job.stages.length, "stage")} done` : "";
+  return tellsStages(job) && job.stages.length ? `${done.length} of ${plural(job.stages.length, "stage")} done` : "";
+}
+
+/** A completed job none of whose stages has begun had others: a download's, that nobody writes down. */
+function tellsStages(job) {
+  return job.status !== "completed" || job.stages.some(([, , state]) => state !== "pending");
 }
 
 /** One segment for each stage: filled when done, half when under way, hollow when to come. */

@@ -3,6 +3,7 @@
 // One state object; views are functions of it. It is drawn anew when something came, and every second,
 // because times pass. The URL is the view: `/?upstream=`, `?route=`, `?job=`, `?trace=`, `?jobs=`.
 import { token, setToken } from "./api.js";
+import { cover } from "./charts.js";
 import { Library } from "./data.js";
 import { h, render } from "./dom.js";
 import { jobPage } from "./jobs.js";
@@ -73,6 +74,7 @@ function takePoints({ last, series }) {
   }
   state.points = points;
   state.step = last;
+  cover(last - 1);
 }
 
 // --- drawing -------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 // The routes: how often, how well, how fast.
-import { latencySpark, rateSpark } from "./charts.js";
+import { covered, latencySpark, rateSpark } from "./charts.js";
 import { h } from "./dom.js";
 import { DASH, latency, rate, share } from "./format.js";
 import { empty, facts, figure, figures, link, page, section } from "./parts.js";
@@ -13,9 +13,9 @@ export function routesSection(state) {
     h("table", { class: "routes" },
       h("thead", null, h("tr", null,
         h("th", { scope: "col" }, "Route"),
-        h("th", { scope: "col", class: "wide" }, "15 minutes"),
+        h("th", { scope: "col", class: "wide" }, `Rate, ${covered()}`),
         ["Rate", "Failed", "Refused", "P50", "P95", "P99"].map((name) => h("th", { scope: "col", class: "number" }, name)),
-        h("th", { scope: "col", class: "wide" }, "P95, 15 minutes"))),
+        h("th", { scope: "col", class: "wide" }, `P95, ${covered()}`))),
       ["ingress", "egress"].map((direction) => group(state, direction, routes))));
 }
 

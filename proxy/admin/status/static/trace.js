@@ -46,15 +46,19 @@ function gathered(snapshot) {
   return [...calls, ...jobs].sort((one, other) => Date.parse(other.at) - Date.parse(one.at)).slice(0, 50);
 }
 
+// What an ID looks like: nothing that would mean something to a shell, since a command is shown with it.
+const ID = /^[A-Za-z0-9._:-]{1,128}$/;
+
 export function tracePage(state, id) {
+  if (!ID.test(id)) return page(h("span", { class: "code" }, id), null, notice("plain", "This is no job ID and no correlation ID."));
   const thing = state.library.want(`trace ${id}`, () => readTrace(id, state.snapshot));
   const title = h("span", { class: "code" }, id);
   if (!thing.document) {
     return page(title, null, thing.problem ? notice("warning", thing.problem.message) : empty("Reading …"));
   }
-  const { trace, jobs } = thing.document;
+  const { trace, why, jobs } = thing.document;
   const found = jobs.map(({ mirror, job_id: job }) => link({ job: `${mirror}/${job}` }, "Job ", h("span", { class: "code" }, job), " →"));
-  if (!trace) return page(title, null, nothing(id, state.snapshot.traces, found));
+  if (!trace) return page(title, null, nothing(id, why, found));
   const kind = { job: "Job", correlation: "Exchange" }[trace.kind] ?? words(trace.kind);
   return page(title, h("span", { class: "note" }, `${kind}, ${plural(trace.events.length, "event")}`),
     trace.suspected_cause && cause(trace),
@@ -62,11 +66,9 @@ export function tracePage(state, id) {
     trace.events.length ? timeline(trace.events) : empty("Nothing is kept about it."));
 }
 
-function nothing(id, kept, found) {
+function nothing(id, why, found) {
   return [
-    notice("plain", kept
-      ? "Nothing is kept about this ID: it may be older than the record, mistyped, or of another proxy."
-      : "This proxy keeps no traces."),
+    notice("plain", why),
     found.length > 0 && h("p", { class: "actions" }, found),
     h("p", null, "What the log says about it:"),
     h("pre", { class: "command", tabindex: "0" }, `jq 'select(.correlation_id == "${id}" or .job_id == "${id}")' proxy.log`),
