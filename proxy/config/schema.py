@@ -508,7 +508,8 @@ class Mirror(Model):
     tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
     long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
     `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
-    `stranded_after`: an unfinished job without a change for this long is reported.
+    `stranded_after`: an unfinished job without a change for this long is reported. `api_key`: what
+    the app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -523,6 +524,7 @@ class Mirror(Model):
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     rescue: Rescue | None = None
+    api_key: Annotated[Secret, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _key_has_one_hole(self) -> Mirror:
