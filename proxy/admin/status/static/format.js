@@ -88,6 +88,13 @@ export function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+/** A summary of an event as a person on this page reads it: local times, without the ID that the app
+ * puts before its errors, since it stands beside them anyway. */
+export function told(summary) {
+  const local = summary.replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, time);
+  return sentence(local.replace(/\[Job: [^\]]{1,128}\] /g, ""));
+}
+
 export function plural(count, one, many = `${one}s`) {
   return `${count} ${count === 1 ? one : many}`;
 }

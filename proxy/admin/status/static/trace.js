@@ -1,6 +1,6 @@
 // The recent errors, and the whole story of one job ID or correlation ID.
 import { h } from "./dom.js";
-import { ago, failure, latency, plural, span, time, words } from "./format.js";
+import { ago, failure, latency, plural, span, time, told, words } from "./format.js";
 import { mark } from "./icons.js";
 import { empty, link, notice, page, section } from "./parts.js";
 import { readErrors, readTrace } from "./data.js";
@@ -27,10 +27,16 @@ function errorRow(state, event) {
   const id = event.job_id ?? event.correlation_id;
   return h("li", null,
     mark(event.severity === "warning" ? "warning" : "error", TONES[event.severity] ?? "error"),
-    h("span", { class: "error-what" }, event.summary),
+    h("span", { class: "error-what" }, told(event.summary)),
     h("span", { class: "error-source" }, words(event.source)),
     h("time", { datetime: event.at, title: time(event.at) }, ago(event.at, state.now)),
-    id ? link({ trace: id }, h("span", { class: "visually-hidden" }, "Trace of "), short(id)) : h("span"));
+    target(state, event, id));
+}
+
+function target(state, { facts }, id) {
+  if (id) return link({ trace: id }, h("span", { class: "visually-hidden" }, "Trace of "), short(id));
+  const service = state.snapshot.upstreams.find((one) => one.name === facts?.service);
+  return service ? link({ upstream: service.name }, service.name) : h("span");
 }
 
 /** Where no traces are kept: what breakers and jobs remember, as events, the newest first. */
@@ -80,7 +86,7 @@ function cause(trace) {
   const linked = Number.isInteger(one.event) && trace.events[one.event];
   return h("div", { class: "cause" },
     h("h3", null, mark("error", "error"), "Suspected cause"),
-    h("p", { class: "cause-what" }, one.summary),
+    h("p", { class: "cause-what" }, told(one.summary)),
     h("p", { class: "note" }, `${words(one.kind)} at ${time(one.at)}`,
       linked && [" · ", h("a", { href: `#event-${one.event}`, "data-jump": "" }, "show it below")]));
 }
@@ -101,7 +107,7 @@ function timeline(events) {
         h("span", { class: "offset" }, index === 0 ? "start" : `+${span((Date.parse(event.at) - start) / 1000)}`)),
       mark(tone === "muted" ? "none" : tone, tone),
       h("div", { class: "event-what" },
-        h("p", null, h("span", { class: "tag" }, words(event.source)), " ", h("span", null, event.summary)),
+        h("p", null, h("span", { class: "tag" }, words(event.source)), " ", h("span", null, told(event.summary))),
         event.duration_ms !== null && event.duration_ms !== undefined &&
           h("p", { class: "note" }, `took ${latency(event.duration_ms / 1000)}`),
         facts.length > 0 && h("details", null, h("summary", null, "Facts"),
