@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import aiohttp
 import pytest
@@ -24,6 +27,11 @@ from proxy.pipeline.watch import Watch
 from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
+from tests.http1.client import RawClient
+from tests.http1.message import Request
+from tests.http1.process import ProxyProcess, free_port
+from tests.http1.site import get
+from tests.http1.upstream import Connection, Upstream, ok
 from tests.jobs_kit import PREFIX, job, settings
 from tests.status_site import TOKEN, FakeProxy, Site, redis_config
 from tests.telemetry_facts import Facts
@@ -214,6 +222,25 @@ async def test_the_token_guards_what_the_page_shows() -> None:
             assert (await event(answer))[0] == "points"
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/status/../api/status", "/status/%2e%2e/api/status", "/status/..%2fapi/status",
+        "/status//../api/status", "/status/.%2E/api/config", "//api/status", "/./api/status",
+    ],
+)  # fmt: skip
+async def test_no_way_around_the_token(target: str) -> None:
+    """A path that begins like a file of the page and means something else opens nothing."""
+    async with Site(token=TOKEN) as site:
+        door = site.servers.addresses[0]
+        reader, writer = await asyncio.open_connection(door.host, door.port)
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        status = (await reader.readline()).split()[1]
+        writer.close()
+        await writer.wait_closed()
+        assert status in (b"401", b"404")
+
+
 async def test_pages_of_other_sites_take_no_place(site: Site) -> None:
     """A browser that says where a request comes from is believed."""
     for where in ("cross-site", "same-site"):
@@ -298,6 +325,55 @@ async def test_a_silent_ledger_costs_no_snapshot(
                 pass
             assert document["jobs"]["problem"] == "the ledger does not answer: disk hung"
             assert document["health"]["findings"][-1]["kind"] == "jobs_unknown"
+
+
+def test_a_proxy_with_viewers_ends_as_asked(tmp_path: Path) -> None:
+    """SIGTERM: the stream tells of the drain, ends, and the process with it."""
+    backend = Upstream()
+    backend.handler = gated = Gate()
+    front = free_port()
+    route = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
+    proxy = ProxyProcess(
+        tmp_path,
+        {
+            "listeners": {"front": {"bind": f"127.0.0.1:{front}", "routes": [route]}},
+            "upstreams": {"app": {"targets": [backend.url]}},
+        },
+    )
+    try:
+        with (
+            RawClient(("127.0.0.1", front)) as caller,
+            urlopen(f"http://127.0.0.1:{proxy.admin_port}/api/status/stream", timeout=10) as stream,
+        ):
+            caller.send_lenient(get("/slow"))  # keeps the drain open
+            assert gated.entered.wait(10)
+            proxy.signal(signal.SIGTERM)
+            for line in stream:
+                if b'"state":"draining"' in line:
+                    break
+            else:
+                pytest.fail("the stream ended without a word of the drain")
+            gated.leave.set()
+            assert caller.response("GET").status == 200
+            stream.read()  # it has an end
+        assert proxy.process.wait(10) == 0
+        assert "Traceback" not in proxy.said()
+    finally:
+        gated.leave.set()
+        proxy.stop()
+        backend.stop()
+
+
+class Gate:
+    """Answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.entered, self.leave = threading.Event(), threading.Event()
+
+    def __call__(self, connection: Connection, request: Request) -> None:
+        self.entered.set()
+        self.leave.wait(10)
+        ok(connection, request)
 
 
 def test_the_history_is_recorded_with_a_clock_of_its_own() -> None:
