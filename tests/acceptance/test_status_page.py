@@ -211,6 +211,10 @@ def test_health_and_figures_are_live(house: House, browser: Chromium) -> None:
     browser.wait_for_text("Last failures")
     assert "upstream=search" in browser.url
     browser.wait_for_text("Answered 503", "#breaker")
+    # A chart tells of the moment under the pointer.
+    browser.wait_for_text("now", ".chart figcaption")
+    browser.hover(".chart .field")
+    browser.wait_for_text("1 min ago", ".chart figcaption")
     browser.back()
     browser.wait_for_text("Recent errors")
 

@@ -167,6 +167,12 @@ class Chromium:
         """As a mouse does: only what can be seen and is not covered."""
         self._call("POST", f"{self._session}/element/{self.find(selector)}/click")
 
+    def hover(self, selector: str) -> None:
+        """Put the mouse on the middle of it."""
+        move = {"type": "pointerMove", "origin": {ELEMENT: self.find(selector)}, "x": 0, "y": 0}
+        mouse = {"type": "pointer", "id": "mouse", "actions": [move]}
+        self._call("POST", f"{self._session}/actions", {"actions": [mouse]})
+
     def type(self, selector: str, text: str) -> None:
         """Into a field."""
         element = self.find(selector)

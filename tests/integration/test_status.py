@@ -149,6 +149,21 @@ async def test_nobody_looks_and_nothing_is_sampled(site: Site) -> None:
         assert (await event(again))[0] == "points"
 
 
+async def test_a_sampler_that_died_is_replaced(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of ours costs the streams that are open, is logged, and not for ever."""
+    async with site.stream() as first:
+        await event(first)
+        with monkeypatch.context() as broken:
+            broken.setattr(site.board._snapshots, "take", lambda jobs: 1 / 0)
+            await until(lambda: "status page fault" in caplog.text)
+        assert not site.board.sampling
+        async with site.stream() as second:
+            assert (await event(second))[0] == "points"
+            assert (await event(second))[0] == "snapshot"
+
+
 async def test_viewers_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many gets 503 with `Retry-After`; when one leaves there is room again."""
     monkeypatch.setattr(board_module, "MOST_VIEWERS", 2)

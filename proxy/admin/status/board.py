@@ -22,10 +22,11 @@ import msgspec
 from proxy.admin.status.jobs import JobWatch
 from proxy.admin.status.snapshot import Snapshots, Sources
 from proxy.clock import Clock
-from proxy.errors import Overloaded
+from proxy.errors import Draining, Overloaded
 from proxy.telemetry.history import STEP
 
 TICK = 1.0  # seconds between two snapshots
+JOBS_PATIENCE = 0.5  # seconds that the first snapshot waits for the jobs
 MOST_VIEWERS = 16
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class StatusBoard:
     @property
     def sampling(self) -> bool:
         """Whether snapshots are being made by themselves."""
-        return bool(self._sampler)
+        return bool(self._sampler) and not any(task.done() for task in self._sampler)
 
     async def start(self) -> None:
         """Begin to record."""
@@ -90,7 +91,7 @@ class StatusBoard:
 
     async def snapshot(self) -> bytes:
         """One snapshot, now, as JSON."""
-        if not self._sampler:
+        if not self.sampling:
             await self._jobs.refresh()
         return self._encoded()
 
@@ -101,6 +102,8 @@ class StatusBoard:
     async def frames(self) -> AsyncGenerator[bytes]:
         """Server-sent events for one viewer, until the proxy stops. Raises `Overloaded` at once
         when there are too many. Close it (`aclosing`) when the viewer has gone."""
+        if self._stopping:
+            raise Draining("The proxy is about to stop")
         if len(self._viewers) >= MOST_VIEWERS:
             raise Overloaded(
                 f"{MOST_VIEWERS} streams of the status page are open already", retry_after=10.0
@@ -108,38 +111,49 @@ class StatusBoard:
         viewer = Viewer()
         self._viewers.add(viewer)
         try:
-            if not self._sampler:
-                await self._begin()
+            if not self.sampling:
+                self._begin()
+            elif self._frame:
+                viewer.news.set()
             yield b"retry: 2000\n\n"
-            while not self._stopping:
+            while True:
+                await viewer.news.wait()
+                viewer.news.clear()
+                if self._stopping:
+                    return
                 frame, newest = self._frame, self._snapshots.history.steps
                 if viewer.step < newest:
                     frame = _event("points", self.points(viewer.step)) + frame
                     viewer.step = newest
                 yield frame
-                await viewer.news.wait()
-                viewer.news.clear()
         finally:
             self._viewers.discard(viewer)
             if not self._viewers:
-                for task in self._sampler:
-                    task.cancel()
-                self._sampler = []
+                self._end()
 
-    async def _begin(self) -> None:
-        """The first viewer has come."""
+    def _begin(self) -> None:
+        """The first viewer has come, or a sampler has died of a mistake and one comes again."""
+        self._end()
         self._sampler = [
             _task(self._jobs.run(), "status-jobs"),
             _task(self._sample(), "status-sampler"),
         ]
-        self._frame = _event("snapshot", self._encoded())
+
+    def _end(self) -> None:
+        for task in self._sampler:
+            task.cancel()
+        self._sampler = []
+        self._frame = b""
 
     async def _sample(self) -> None:
+        with suppress(TimeoutError):  # the first snapshot should have jobs
+            async with asyncio.timeout(JOBS_PATIENCE):
+                await self._jobs.fresh.wait()
         while True:
-            await asyncio.sleep(self._tick)
             self._frame = _event("snapshot", self._encoded())
             for viewer in self._viewers:
                 viewer.news.set()
+            await asyncio.sleep(self._tick)
 
     async def _record(self) -> None:
         while True:

@@ -38,6 +38,7 @@ class JobWatch:
         self._stories: dict[tuple[str, str, int], Story] = {}
         self._seen: dict[str, int] = {}
         self._due = 0.0
+        self.fresh = asyncio.Event()  #: set once `run` has read the list, or failed to
 
     def document(self) -> dict[str, Any]:
         """`list`: failed and stranded jobs among the newest ones, newest first; `problem`: why it
@@ -46,8 +47,10 @@ class JobWatch:
 
     async def run(self) -> None:
         """Keep the list fresh until cancelled."""
+        self.fresh.clear()
         while True:
             await self.refresh()
+            self.fresh.set()
             await asyncio.sleep(EVERY)
 
     async def refresh(self) -> None:

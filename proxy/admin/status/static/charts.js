@@ -4,7 +4,7 @@
 // right. A young proxy's charts show two minutes, and more as it grows older; a series that began later
 // than others leaves its left empty. A point without requests is a gap in a line of latencies.
 import { h } from "./dom.js";
-import { latency, rate } from "./format.js";
+import { latency, rate, span } from "./format.js";
 
 const MOST = 180;
 const LEAST = 24;
@@ -105,24 +105,54 @@ export function latencySpark(points = [], column = P95) {
   return svg("spark quiet", about, line && h("path", { class: "line", d: line }));
 }
 
+let pointed = null; // {title, share}: where the pointer is, from 0 (left) to 1
+let redraw = () => {};
+
+/** What to call when the pointer has moved over a chart. */
+export function onPoint(callback) {
+  redraw = callback;
+}
+
+function point(title, event) {
+  const { left, width: wide } = event.currentTarget.getBoundingClientRect();
+  pointed = { title, share: Math.min(1, Math.max(0, (event.clientX - left) / wide)) };
+  redraw();
+}
+
+/** The point that the legend tells of: the newest, or the one under the pointer. */
+function chosen(title, points) {
+  if (pointed?.title !== title) return { index: points.length - 1, at: "now" };
+  const index = Math.round(pointed.share * width) - steps + points.length;
+  const back = (points.length - 1 - index) * SECONDS;
+  return { index, at: back > 0 ? `${span(back)} ago` : "now" };
+}
+
 /** A full chart with its scale: `columns` of [column, class, name]. */
 export function chart(title, points = [], columns, write, { errors = false, least = 0.001 } = {}) {
   const most = nice(peak(points, columns.map(([column]) => column), least));
-  const now = columns.map(([column, , name]) => `${name} ${write(points.at(-1)?.[column] ?? null)}`);
+  const { index, at } = chosen(title, points);
+  const value = (column, place) => write(points[place]?.[column] ?? null);
+  const now = columns.map(([column, , name]) => `${name} ${value(column, points.length - 1)}`);
+  const x = pointAt(points, index);
   return h("figure", { class: "chart" },
     h("figcaption", null,
-      h("span", { class: "chart-title" }, title),
-      h("span", { class: "legend" }, columns.map(([column, kind, name]) =>
-        h("span", { class: `key ${kind}` }, h("i", { "aria-hidden": "true" }),
-          `${name} `, h("b", null, write(points.at(-1)?.[column] ?? null)))))),
+      h("span", { class: "chart-title" }, title, " ", h("span", { class: "note" }, at)),
+      h("span", { class: "legend" },
+        columns.map(([column, kind, name]) => h("span", { class: `key ${kind}` }, h("i", { "aria-hidden": "true" }),
+          `${name} `, h("b", null, value(column, index)))),
+        errors && h("span", { class: "key" }, "failed ", h("b", null, String(points[index]?.[ERRORS] ?? 0))))),
     h("div", { class: "plot" },
       h("div", { class: "scale", "aria-hidden": "true" },
         h("span", null, write(most)), h("span", null, write(most / 2)), h("span", null, "0")),
-      svg("canvas", `${title}, last ${covered()}: ${now.join(", ")}`,
+      h("div", {
+        class: "field", onpointermove: (event) => point(title, event),
+        onpointerleave: () => { pointed = null; redraw(); },
+      }, svg("canvas", `${title}, last ${covered()}: ${now.join(", ")}`,
         h("path", { class: "grid", d: `M0 ${TOP}H${width}M0 ${(HEIGHT + TOP) / 2}H${width}M0 ${HEIGHT}H${width}` }),
         columns.map(([column, kind]) =>
           h("path", { class: `line ${kind}`, d: trace(points, column, most) })),
-        errors && failures(points))),
+        errors && failures(points),
+        pointed?.title === title && h("path", { class: "pointer", d: `M${x} ${TOP}V${HEIGHT}` })))),
     h("div", { class: "ends", "aria-hidden": "true" }, h("span", null, `${covered()} ago`), h("span", null, "now")));
 }
 

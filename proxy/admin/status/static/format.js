@@ -11,7 +11,7 @@ export const DASH = "–";
 export function rate(value) {
   if (!value) return "0/s";
   if (value < 0.095) return "<0.1/s";
-  return `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")}/s`;
+  return `${value < 9.95 ? value.toFixed(1) : Math.round(value).toLocaleString("en")}/s`;
 }
 
 /** A latency in seconds, three digits at most: `840 µs`, `4.2 ms`, `1.25 s`. */
@@ -92,7 +92,7 @@ export function sentence(text) {
  * puts before its errors, since it stands beside them anyway. */
 export function told(summary) {
   const local = summary.replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, time);
-  return sentence(local.replace(/\[Job: [^\]]{1,128}\] /g, ""));
+  return local.replace(/\[Job: [^\]]{1,128}\] /g, "");
 }
 
 export function plural(count, one, many = `${one}s`) {

@@ -3,7 +3,7 @@
 // One state object; views are functions of it. It is drawn anew when something came, and every second,
 // because times pass. The URL is the view: `/?upstream=`, `?route=`, `?job=`, `?trace=`, `?jobs=`.
 import { token, setToken } from "./api.js";
-import { cover } from "./charts.js";
+import { cover, onPoint } from "./charts.js";
 import { Library } from "./data.js";
 import { h, render } from "./dom.js";
 import { jobPage } from "./jobs.js";
@@ -187,6 +187,7 @@ addEventListener("keydown", (event) => {
   }
 });
 
+onPoint(draw);
 setInterval(draw, 1000);
 stream.start();
 draw();

@@ -107,7 +107,7 @@ export function servicePage(state, name) {
 
 export function charts(points) {
   return h("div", { class: "charts" },
-    chart("Requests", points, [[RATE, "plain", "now"]], (value) => rate(value), { errors: true, least: 0.2 }),
+    chart("Requests", points, [[RATE, "plain", "rate"]], (value) => rate(value), { errors: true, least: 0.2 }),
     chart("Latency", points, [[P50, "p50", "P50"], [P95, "p95", "P95"], [P99, "p99", "P99"]],
       (value) => latency(value)));
 }
