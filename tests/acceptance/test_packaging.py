@@ -117,13 +117,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_has_what_it_needs_and_no_more(wheel: Path) -> None:
-    """Code, type marker, licence and ready configs; no tests, no bytecode."""
+    """Code, type marker, licence, ready configs, the status page; no tests, no bytecode."""
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in ("proxy/py.typed", "licenses/LICENSE", "share/reliability-proxy/demo.yaml"):
         assert any(name.endswith(wanted) for name in names)
     assert not [name for name in names if name.startswith("tests") or name.endswith(".pyc")]
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "proxy").rglob("*.py")}
     assert modules <= set(names)
+    page = {p.relative_to(ROOT).as_posix() for p in (ROOT / "proxy").rglob("static/*")}
+    assert page
+    assert page <= set(names)
 
 
 @pytest.mark.slow
