@@ -85,6 +85,7 @@ class BreakerBoard:
             if self._sync is not None:
                 breaker.wake = self._sync.woken
             self._breakers[name] = breaker
+            self.metrics.begin(name)
 
     async def start(self, patience: float = 1.0) -> None:
         """Join the fleet. Returns when Redis has answered, at the latest after `patience` seconds:
