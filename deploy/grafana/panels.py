@@ -534,12 +534,25 @@ ROWS: dict[str, list[Panel]] = {
             "By the directories that the config names.",
             "bytes",
             {"{{directory}}": "max by (directory) (resource_disk_usage_bytes{$i})"},
+            width=6,
+        ),
+        Panel(
+            "Disk free",
+            "Share of the file system that each directory is on. Jobs fail when it is full.",
+            "percentunit",
+            {
+                "{{directory}}": "min by (directory)"
+                " (resource_disk_free_bytes{$i} / resource_disk_size_bytes{$i})"
+            },
+            width=6,
+            most=1,
         ),
         Panel(
             "Memory",
             "Resident, of processes by name.",
             "bytes",
             {"{{component}}": "sum by (component) (resource_memory_usage_bytes{$i})"},
+            width=6,
         ),
         Panel(
             "ffmpeg and temporary files",
@@ -549,6 +562,7 @@ ROWS: dict[str, list[Panel]] = {
                 "ffmpeg processes": "sum(resource_ffmpeg_processes{$i})",
                 "temporary files": "sum(resource_temp_files_count{$i})",
             },
+            width=6,
         ),
     ],
     "Proxy": [
