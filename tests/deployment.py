@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,17 @@ def metric_names(expression: str) -> set[str]:
     for pattern in (_STRING, _LABELS, _WINDOW):
         bare = pattern.sub(" ", bare)
     return {word for word in _WORD.findall(bare) if word not in _OPERATORS}
+
+
+def runbooks() -> dict[str, str]:
+    """The paragraphs of the runbooks by the names of their alerts."""
+    page = RUNBOOKS.read_text(encoding="utf-8")
+    parts = re.split(r"^### (\w+)\n", page, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def commands(name: str) -> list[list[str]]:
+    """The words of the runbooks' lines that begin with `rp`, `logs` or `prom`, without pipes."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith(f"{name} ")]

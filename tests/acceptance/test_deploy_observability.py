@@ -25,7 +25,7 @@ from proxy.demo import tour
 from proxy.demo.narrator import Narrator
 from proxy.demo.world import World
 from proxy.redis_server import free_port
-from tests.deployment import DASHBOARD, DEPLOY, RULES, SCENARIOS, panels
+from tests.deployment import DASHBOARD, DEPLOY, RULES, SCENARIOS, commands, panels
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="no promtool here (Debian package prometheus)"
@@ -55,6 +55,17 @@ def test_rules_and_config_are_valid() -> None:
 def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
     """Prometheus plays every scenario, with the texts that people would read."""
     promtool("test", "rules", file)
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="no jq here")
+@pytest.mark.parametrize("words", commands("logs"), ids=" ".join)
+def test_the_log_filters_of_the_runbooks_compile(words: list[str]) -> None:
+    """jq takes each, and finds nothing in nothing."""
+    pipe = words.index("|")
+    end = words.index("|", pipe + 1) if "|" in words[pipe + 1 :] else len(words)
+    assert words[pipe + 1] == "jq"
+    done = subprocess.run(words[pipe + 1 : end], input="", capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 class Prometheus:
@@ -169,6 +180,8 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
         dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
         for note in dashboard["annotations"]["list"]:
             await prometheus.get("query", query=note["expr"])
+        for _, query in commands("prom"):
+            await prometheus.get("query", query=query)
         for variable in dashboard["templating"]["list"][1:]:
             name, label = variable["definition"].removeprefix("label_values(")[:-1].split(", ")
             values = await prometheus.get(f"label/{label}/values", **{"match[]": name})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from proxy.cli import _parser
 from tests.deployment import (
     DASHBOARD,
     DEPLOY,
@@ -18,26 +19,21 @@ from tests.deployment import (
     RUNBOOKS,
     SCENARIOS,
     alerts,
+    commands,
     metric_names,
     panels,
     rules,
+    runbooks,
 )
 
 #: Not the proxy's: made by Prometheus itself.
-PROMETHEUS_OWN = {"up", "ALERTS"}
+PROMETHEUS_OWN = {"up", "ALERTS", "prometheus_sd_discovered_targets"}
 
 
 def documented() -> set[str]:
     """The metrics that docs/observability.md names; another test keeps it equal to the code."""
     page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     return set(re.findall(r"^\| `([a-z_:]+)` \| (?:counter|gauge|histogram)", page, re.MULTILINE))
-
-
-def paragraphs() -> dict[str, str]:
-    """The runbooks by the name of their alert."""
-    page = RUNBOOKS.read_text(encoding="utf-8")
-    parts = re.split(r"^### (\w+)\n", page, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -96,12 +92,33 @@ def test_every_alert_tells_what_to_do(rule: dict[str, Any]) -> None:
 
 def test_every_alert_has_its_runbook_and_no_other_has() -> None:
     """Each with what it means, what users see, what to look at first, and what to do."""
-    runbooks = paragraphs()
-    assert set(runbooks) == {rule["alert"] for rule in alerts()}
-    for name, text in runbooks.items():
+    assert set(runbooks()) == {rule["alert"] for rule in alerts()}
+    for name, text in runbooks().items():
         for part in ("**Means:**", "**Users see:**", "**Look:**", "**Do:**"):
             assert part in text, (name, part)
         assert len(re.findall(r"^```sh\n((?:.+\n){3})```$", text, re.MULTILINE)) == 1, name
+
+
+def test_links_of_runbooks_and_objectives_lead_somewhere() -> None:
+    """To a heading of the same or another page in docs/."""
+    for page in (RUNBOOKS, RUNBOOKS.with_name("slo.md")):
+        for file, anchor in re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text()):
+            target = (page.parent / file).read_text() if file else page.read_text()
+            headings = re.findall(r"^#+ (.+)$", target, re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, anchor
+
+
+@pytest.mark.parametrize("words", commands("rp"), ids=" ".join)
+def test_every_command_of_the_runbooks_exists(words: list[str]) -> None:
+    """The command line knows it and its options."""
+    assert _parser().parse_args(words[1:]).command
+
+
+@pytest.mark.parametrize("words", commands("prom"), ids=" ".join)
+def test_every_query_of_the_runbooks_is_about_metrics_that_exist(words: list[str]) -> None:
+    """One query a line, of documented metrics."""
+    (query,) = words[1:]
+    assert unknown(query, documented() | PROMETHEUS_OWN) == set()
 
 
 def test_every_alert_is_tried_both_ways() -> None:
