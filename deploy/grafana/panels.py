@@ -1,7 +1,8 @@
 """What the dashboard shows: rows of panels, each with its title, description, unit and queries.
 
 1. `$i` in a query stands for the filter on the chosen instances, `$r` for that on the chosen
-   routes, `$s` for that on the chosen microservices; `$w` for the rate's window.
+   routes, `$s` for that on the chosen microservices; `$w` for the rate's window, `JOBS` for the
+   longer one of what happens once in a job: there may be few of them in an hour.
 2. What is legitimately absent while all is well (errors, rejections) ends in `or vector(0)`: a
    panel without data would look like a broken one. A test runs every query on a running demo.
 """
@@ -9,6 +10,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+JOBS = "30m"
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,20 @@ class Panel:
     names: dict[str, tuple[str, str]] | None = None  # value -> (text, colour)
 
 
-def quantiles(metric: str, filters: str, by: str = "", legend: str = "") -> dict[str, str]:
-    """P50, P95 and P99 of a histogram over the rate's window, for each value of the label `by`."""
-    labels = f"le, {by}" if by else "le"
+def quantiles(metric: str, window: str = "$w") -> dict[str, str]:
+    """P50, P95 and P99 of a histogram over a window."""
     return {
-        f"{legend}P{share}".strip(): f"histogram_quantile({share / 100:g}, "
-        f"sum by ({labels}) (rate({metric}_bucket{{{filters}}}[$w])))"
+        f"P{share}": f"histogram_quantile({share / 100:g}, "
+        f"sum by (le) (rate({metric}_bucket{{$i}}[{window}])))"
         for share in (50, 95, 99)
     }
 
 
-def quantile(share: int, metric: str, filters: str, by: str) -> str:
-    """One quantile of a histogram, for each value of the label `by`."""
+def quantile(share: int, metric: str, filters: str, by: str, window: str = "$w") -> str:
+    """One quantile of a histogram over a window, for each value of the label `by`."""
     return (
         f"histogram_quantile({share / 100:g}, "
-        f"sum by (le, {by}) (rate({metric}_bucket{{{filters}}}[$w])))"
+        f"sum by (le, {by}) (rate({metric}_bucket{{{filters}}}[{window}])))"
     )
 
 
@@ -54,10 +57,10 @@ def rate(metric: str, filters: str, by: str, *, rare: bool = False) -> str:
 
 def stage_panel(share: int, about: str) -> Panel:
     """One quantile of the pipeline's stages."""
-    query = quantile(share, "pipeline_stage_duration_seconds", "$i", "stage")
+    query = quantile(share, "pipeline_stage_duration_seconds", "$i", "stage", JOBS)
     return Panel(
         f"Stages, P{share}",
-        f"{about} Dots are single jobs; click one for its story.",
+        f"{about} Over half an hour. Dots are single jobs; click one for its story.",
         "s",
         {"{{stage}}": query},
     )
@@ -156,7 +159,7 @@ ROWS: dict[str, list[Panel]] = {
             "Duration",
             "Request head to the end of the answer, uploads and downloads included.",
             "s",
-            quantiles("http_request_duration_seconds", "$i"),
+            quantiles("http_request_duration_seconds"),
         ),
         Panel(
             "Error budgets",
@@ -366,30 +369,30 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Length of the audio",
-            "Of the jobs' input.",
+            "Of the jobs' input, over half an hour.",
             "s",
-            quantiles("video_processing_input_duration_seconds", "$i"),
+            quantiles("video_processing_input_duration_seconds", JOBS),
             width=6,
         ),
         Panel(
             "Shorts used",
-            "In one video.",
+            "In one video, over half an hour.",
             "short",
-            quantiles("video_processing_shorts_count", "$i"),
+            quantiles("video_processing_shorts_count", JOBS),
             width=6,
         ),
         Panel(
             "Subtitle segments",
-            "In one video.",
+            "In one video, over half an hour.",
             "short",
-            quantiles("subtitle_segments_count", "$i"),
+            quantiles("subtitle_segments_count", JOBS),
             width=6,
         ),
         Panel(
             "Audio and video apart",
-            "Drift of the finished videos.",
+            "Drift of the finished videos, over half an hour.",
             "s",
-            quantiles("subtitle_sync_drift_seconds", "$i"),
+            quantiles("subtitle_sync_drift_seconds", JOBS),
             width=6,
         ),
         Panel(
@@ -401,9 +404,13 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "ffmpeg operations, P95",
-            "As the worker reports them.",
+            "As the worker reports them, over half an hour.",
             "s",
-            {"{{operation}}": quantile(95, "video_processing_duration_seconds", "$i", "operation")},
+            {
+                "{{operation}}": quantile(
+                    95, "video_processing_duration_seconds", "$i", "operation", JOBS
+                )
+            },
             width=6,
         ),
         Panel(
@@ -413,15 +420,15 @@ ROWS: dict[str, list[Panel]] = {
             {
                 "frames/s": "sum(rate(ocr_frames_processed_total{$i}[$w]))",
                 "P95 seconds": "histogram_quantile(0.95, sum by (le)"
-                " (rate(ocr_processing_duration_seconds_bucket{$i}[$w])))",
+                " (rate(ocr_processing_duration_seconds_bucket{$i}[30m])))",
             },
             width=6,
         ),
         Panel(
             "OCR confidence",
-            "How sure it is of what it read.",
+            "How sure it is of what it read, over half an hour.",
             "short",
-            quantiles("ocr_confidence_score", "$i"),
+            quantiles("ocr_confidence_score", JOBS),
             width=6,
         ),
     ],
@@ -468,7 +475,7 @@ ROWS: dict[str, list[Panel]] = {
             "Lag",
             "From the news of a change to its commit in SQLite.",
             "s",
-            quantiles("proxy_mirror_lag_seconds", "$i"),
+            quantiles("proxy_mirror_lag_seconds"),
         ),
         Panel(
             "Jobs in SQLite, commits",
@@ -509,15 +516,15 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Delay of the verdict",
-            "After the last byte of the upload.",
+            "After the last byte of the upload, over half an hour.",
             "s",
-            quantiles("proxy_upload_validation_seconds", "$i"),
+            quantiles("proxy_upload_validation_seconds", JOBS),
         ),
         Panel(
             "Playing time",
-            "Of what was uploaded.",
+            "Of what was uploaded, over half an hour.",
             "s",
-            quantiles("proxy_upload_audio_seconds", "$i"),
+            quantiles("proxy_upload_audio_seconds", JOBS),
             width=12,
         ),
         Panel(
