@@ -177,6 +177,7 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
         narrator = Narrator(Console(file=output))
         # What happens once in a job needs one before the tour's: a first value is no increase.
         first = tour.Tour(world, prometheus.http, narrator, correlation_id="first")
+        await tour.find_shorts(first)
         await tour.upload_audio(first)
         await tour.follow_job(first)
         assert await tour.give(world, narrator), output.getvalue()
