@@ -368,7 +368,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Length of the audio",
-            "Of the jobs' input, over half an hour.",
+            "Of the jobs' input, over half an hour; empty where the job documents do not tell it.",
             "s",
             quantiles("video_processing_input_duration_seconds", JOBS),
             width=6,
@@ -389,7 +389,8 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Audio and video apart",
-            "Drift of the finished videos, over half an hour.",
+            "Drift of the finished videos, over half an hour; empty where the job documents do not"
+            " tell it.",
             "s",
             quantiles("subtitle_sync_drift_seconds", JOBS),
             width=6,
