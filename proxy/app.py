@@ -36,6 +36,7 @@ from proxy.pipeline.listener import ListenerRuntime
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
 from proxy.stages import all_stages
+from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
@@ -81,6 +82,7 @@ class Proxy:
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._lag = LoopLag(self.metrics.loop_lag)
+        self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
         self._mirrors = Mirrors(
             config.mirrors, self._redis_client, self.metrics.registry, self._clock
@@ -116,6 +118,7 @@ class Proxy:
             self._plans = self._compiler.compile(self._config)
             self._sweeper.start()
             self._lag.start()
+            self._app_side.start()
             await self._start_probes(self._config)
             await self._breakers.start()
             await self._mirrors.start()
@@ -166,6 +169,7 @@ class Proxy:
         await self._probes.stop()
         await self._watch.stop()
         await self._admin.stop()
+        await self._app_side.stop()
         await self._lag.stop()
         self._sweeper.stop()
 
@@ -197,6 +201,9 @@ class Proxy:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
         if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
             raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
+        for section in ("statsd", "app_metrics", "resources"):
+            if getattr(config, section) != getattr(self._config, section):
+                raise OSError(f"{section} cannot be changed by a reload: restart the proxy")
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:

@@ -22,7 +22,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from proxy.admin import problems
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, Unauthorized
 from proxy.headers import is_correlation_id, new_correlation_id
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -97,7 +97,7 @@ class Guard:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         right = hmac.compare_digest(_digest(given.strip()), self._token)
         if scheme.lower() != "bearer" or not right:
-            raise problems.Unauthorized("A bearer token is needed, as set in admin.token")
+            raise Unauthorized("A bearer token is needed, as set in admin.token")
 
 
 def _check_origin(request: web.Request) -> None:

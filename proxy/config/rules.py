@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from proxy.config import patterns
+from proxy.config import patterns, telemetry_rules
 from proxy.config.document import Element
 from proxy.config.problems import Key, Notice, Problem, dotted
 from proxy.config.schema import Config, Listener, Route, Upstream
@@ -76,6 +76,7 @@ def check(config: Config, found: Findings) -> None:
         _upstream(("upstreams", name), upstream, found)
     _unused(config, found)
     _redis(config, found)
+    telemetry_rules.check(config, found)
 
 
 # --- addresses ----------------------------------------------------------------------------------

@@ -12,92 +12,25 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    WithJsonSchema,
-    model_validator,
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from proxy.config import units
+from proxy.config.telemetry import AppMetrics, Resources, Statsd
+from proxy.config.values import (
+    Bind,
+    Duration,
+    Level,
+    Method,
+    Model,
+    Name,
+    PathPattern,
+    Secret,
+    Share,
+    Size,
+    Target,
+    TimeOfDay,
 )
-
-from proxy.config import patterns, units
 from proxy.redis_url import parse_redis_url
-
-# In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
-Duration = Annotated[
-    float,
-    BeforeValidator(units.parse_duration),
-    PlainSerializer(units.format_duration, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^([0-9.]+\s*(ms|s|m|h|d)|0)$"}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(units.parse_size),
-    PlainSerializer(units.format_size, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9.]+\s*([KMG]i?)?B?$"}),
-]
-Share = Annotated[
-    float,
-    BeforeValidator(units.parse_ratio),
-    PlainSerializer(units.format_ratio, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
-]
-TimeOfDay = Annotated[
-    tuple[int, int],
-    BeforeValidator(units.parse_time_of_day),
-    PlainSerializer(units.format_time_of_day, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^([01][0-9]|2[0-3]):[0-5][0-9]$"}),
-]
-Bind = Annotated[
-    units.Bind,
-    BeforeValidator(units.parse_bind),
-    PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$"}),
-]
-Target = Annotated[
-    units.TargetAddress,
-    BeforeValidator(units.parse_target),
-    PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|unix:/)"}),
-]
-Secret = Annotated[
-    SecretStr,
-    PlainSerializer(lambda secret: units.mask(secret.get_secret_value()), str, when_used="json"),
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-Method = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}$")]
-
-
-def _check_pattern(path: str) -> str:
-    patterns.parse_pattern(path)
-    return path
-
-
-PathPattern = Annotated[
-    str, AfterValidator(_check_pattern), WithJsonSchema({"type": "string", "pattern": "^/"})
-]
-Level = Annotated[
-    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
-    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
-]
-
-
-class Model(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        arbitrary_types_allowed=True,
-        validate_default=False,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
-
 
 # --- listeners and routes -----------------------------------------------------------------------
 
@@ -153,7 +86,9 @@ class Upload(Model):
     """What an upload must be. `field` names the one file part of the form; `null` means that the
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
-    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it."""
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it. The
+    upstream gets a connection when `buffer` bytes are there, or all of the body: 1 MiB, as Envoy
+    buffers for a connection."""
 
     field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
@@ -167,6 +102,7 @@ class Upload(Model):
         "audio/ogg",
     )
     mode: Literal["enforce", "report"] = "enforce"
+    buffer: Annotated[Size, Field(ge=0, le=64 * 1024 * 1024)] = 1024 * 1024
 
 
 class JobRole(Model):
@@ -508,7 +444,8 @@ class Mirror(Model):
     tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
     long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
     `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
-    `stranded_after`: an unfinished job without a change for this long is reported.
+    `stranded_after`: an unfinished job without a change for this long is reported. `api_key`: what
+    the app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -523,6 +460,7 @@ class Mirror(Model):
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     rescue: Rescue | None = None
+    api_key: Annotated[Secret, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _key_has_one_hole(self) -> Mirror:
@@ -578,6 +516,12 @@ class Config(Model):
     """The operator's door."""
     metrics: Metrics | None = None
     """A read-only door for Prometheus and probes."""
+    statsd: Statsd | None = None
+    """A listener for metrics that only the app knows."""
+    app_metrics: AppMetrics | None = None
+    """The app's own metrics page, shown as part of ours."""
+    resources: Resources | None = None
+    """Disk, temporary files and memory of the app."""
     logging: Logging = Logging()
     """The JSON log."""
     drain_timeout: Duration = 30.0

@@ -37,8 +37,9 @@ class BodyFilter(Protocol):
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body, `b""` just to ask; what may go upstream now. Raises the
-        `ProxyError` that refuses the request."""
+        """The next bytes of the body, `b""` just to ask; what may go upstream now. The upstream
+        gets its request when this first gives something. Raises the `ProxyError` that refuses the
+        request."""
         ...
 
     async def finish(self) -> list[bytes]:
@@ -74,6 +75,16 @@ class Tee:
         self.complete = self.size <= self.limit
 
 
+class Gathered:
+    """What a filter has given before there was an upstream; `complete`: that is all of the body."""
+
+    __slots__ = ("complete", "pieces")
+
+    def __init__(self, pieces: list[bytes], *, complete: bool) -> None:
+        self.pieces = pieces
+        self.complete = complete
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -103,6 +114,7 @@ class Exchange:
     replied = False  # a final response head has been written to the client
     retries = 0  # attempts that were repeated because they failed
     filter: BodyFilter | None = None  # what looks at the request body, if anything does
+    gathered: Gathered | None = None  # what the filter gave first, until it is sent
     parameters: Mapping[str, str] = {}  # of the path, where the route wants them
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
     added = b""  # field lines for the client beside the upstream's, a CRLF before each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -24,6 +25,8 @@ from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
 from proxy.config.schema import Config, Upload
+from proxy.config.telemetry import AppMetrics, Resources, Statsd, TempFiles
+from proxy.config.units import Bind
 from proxy.errors import ProxyError
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
@@ -31,7 +34,9 @@ from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
+from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.resources.pace import Pace
 from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
@@ -83,7 +88,26 @@ def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
     mirror.rescued("message", 1)
 
 
-def test_every_metric_with_its_type_and_labels() -> None:
+def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
+    """Statsd, the app's page and resources, each with something in every family."""
+    config = Config.model_construct(
+        statsd=Statsd(bind=Bind("127.0.0.1", 0)),
+        app_metrics=AppMetrics(url="http://127.0.0.1:1/metrics"),
+        resources=Resources(
+            directories={"here": folder, "nowhere": folder / "nowhere"},
+            temp=TempFiles(directories=(folder,)),
+        ),
+    )
+    side = AppSide(config, metrics, SystemClock())
+    assert side.series is not None
+    assert side.resources is not None
+    side.series.line(b"video.processing:1|ms|#operation:concat")
+    side.series.packets["udp", "accepted"] = 1
+    for part in ("processes", "directories"):
+        side.resources.sample(part, Pace(1.0, threading.Event()))
+
+
+def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
     metrics.upstream("u")
@@ -94,8 +118,11 @@ def test_every_metric_with_its_type_and_labels() -> None:
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
+    everything_about_the_app(metrics, tmp_path)
     documented = {
-        names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
+        names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2])))
+        for row in rows("## Metrics")
+        if len(row) == 4
     }
     upstream: dict[str, Any] = {
         "targets": ["http://127.0.0.1:1"],
@@ -125,7 +152,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
     metrics.registry.register(watch)
     compiler = Compiler([], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get)
     watch.show(compiler.compile(config).upstreams)
-    for family in metrics.registry.collect():
+    for family in metrics.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert family.samples, name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
