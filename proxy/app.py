@@ -85,7 +85,11 @@ class Proxy:
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
         self._mirrors = Mirrors(
-            config.mirrors, self._redis_client, self.metrics.registry, self._clock
+            config.mirrors,
+            self._redis_client,
+            self.metrics.registry,
+            self._clock,
+            key_prefix=config.redis.key_prefix if config.redis else "",
         )
         self._breakers = BreakerBoard(
             config.upstreams, registry=self.metrics.registry, redis=config.redis, clock=self._clock

@@ -29,6 +29,7 @@ from proxy.jobs import sql
 from proxy.jobs.ledger_file import REFUSED, LedgerFile, Newer, Unfit, is_damage
 from proxy.jobs.ledger_file import Params as ReadParams
 from proxy.jobs.model import Snapshot, sql_time
+from proxy.jobs.pipeline_events import MOST_EVENTS
 from proxy.jobs.records import Head, Row, Tombstone, read_row
 from proxy.jobs.waiting import happened, settled
 
@@ -106,9 +107,17 @@ class Ledger:
     # --- writing (all of these return at once) --------------------------------------------------
 
     def put(
-        self, snapshot: Snapshot, captured_at: float, deadline: float | None, done: Done | None
+        self,
+        snapshot: Snapshot,
+        captured_at: float,
+        deadline: float | None,
+        done: Done | None,
+        events: str = "[]",
     ) -> None:
-        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`."""
+        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`.
+
+        `events` is what it tells about the pipeline, a JSON list as `sql.PUT` reads it.
+        """
         try:
             data: str | bytes = snapshot.raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -128,6 +137,8 @@ class Ledger:
             "deadline": deadline,
             "digest": snapshot.digest,
             "keep_versions": self._keep_versions,
+            "events": events,
+            "most_events": MOST_EVENTS,
         }
         self._newest[snapshot.job_id] = Row(
             snapshot.job_id,
@@ -140,7 +151,7 @@ class Ledger:
             snapshot.digest,
             0,
         )
-        self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw), done))
+        self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw) + len(events), done))
 
     def bury(
         self,

@@ -24,10 +24,13 @@ class Mirrors:
         factory: ClientFactory,
         registry: CollectorRegistry,
         clock: Clock,
+        *,
+        key_prefix: str = "",
     ) -> None:
         metrics = JobMetrics(registry)
         self.by_name = {
-            name: Mirror(name, one, factory, metrics, clock) for name, one in settings.items()
+            name: Mirror(name, one, factory, metrics, clock, key_prefix=key_prefix)
+            for name, one in settings.items()
         }
 
     async def start(self, patience: float = 1.0) -> None:

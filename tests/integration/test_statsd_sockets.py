@@ -51,13 +51,13 @@ class Site:
         return None
 
     async def until(self, name: str, wanted: float, **labels: str) -> None:
-        """Return once the sample has the value; fails after 10 s."""
+        """Return once the sample has the value; fails after 30 s."""
         await until(lambda: self.value(name, **labels) == wanted)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once the condition holds; fails after 10 s."""
-    deadline = asyncio.get_running_loop().time() + 10
+    """Return once the condition holds; fails after 30 s."""
+    deadline = asyncio.get_running_loop().time() + 30
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "waited in vain"
         await asyncio.sleep(0.005)

@@ -243,10 +243,10 @@ def test_nothing_spoils_a_scrape(page: bytes) -> None:
 
 
 def test_a_long_page_gives_way() -> None:
-    """The thread that reads pauses every fifty lines."""
+    """The thread pauses for every fifty lines read, and again for every fifty samples checked."""
     pauses: list[int] = []
     read_page(b"\n".join(b"m%d 1" % n for n in range(500)), 500, pause=lambda: pauses.append(1))
-    assert len(pauses) == 10
+    assert len(pauses) == 20
 
 
 # --- the guest ----------------------------------------------------------------------------------

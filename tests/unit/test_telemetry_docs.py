@@ -30,6 +30,9 @@ from proxy.config.units import Bind
 from proxy.errors import ProxyError
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
+from proxy.jobs.pipeline_events import STAGE_ERRORS
+from proxy.jobs.pipeline_metrics import Counted
+from proxy.jobs.pipeline_totals import Example, Totals
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
@@ -81,7 +84,15 @@ def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
 
 def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
     """A mirror that has counted everything that it can count."""
-    mirror = JobMetrics(registry).for_mirror("m")
+    families = JobMetrics(registry)
+    totals = Totals(("s",))
+    draft = totals.draft()
+    draft.count(STAGE_ERRORS, ("s", "T", "C"), 1.0, Example("mv_1", 1.0, 1.0))
+    draft.adopt()
+    counted = Counted(totals)
+    counted.active = 1
+    families.pipeline.show("m", counted)
+    mirror = families.for_mirror("m")
     mirror.restored("start", 1)
     mirror.oddity("not_json")
     mirror.creation("confirmed")

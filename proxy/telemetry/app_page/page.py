@@ -75,7 +75,12 @@ def read_page(
     except UnicodeDecodeError as error:
         raise BadPage(f"line {body[: error.start].count(10) + 1}: not UTF-8") from error
     sound, unsound = [], []
+    looked_at = 0
     for family in _read(text, max_samples, pause):
+        looked_at += len(family.samples)
+        if looked_at >= _BATCH:
+            looked_at = 0
+            pause()
         if not family.samples or (family.kind == "gauge" and family.name.endswith("_created")):
             continue
         if _sound(family, prefix):
