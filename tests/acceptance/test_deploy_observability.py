@@ -179,7 +179,7 @@ async def jobs_that_tell_more(world: World, prometheus: Prometheus, like: str) -
 # The tour sends files as they are; its own process would only note that.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> None:
-    """No query fails or is empty, all rules are evaluated, exemplars lead to jobs."""
+    """No query fails or is empty, rules are evaluated, an alert fires, exemplars lead to jobs."""
     output = io.StringIO()
     world = World()
     async with (
@@ -203,6 +203,9 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
             for target in panel["targets"]
         }
         assert not (empty := await missing(prometheus, queries)), "\n".join(empty)
+        # The tour has killed Redis.
+        told = 'ALERTS{alertname="JobsRestored", cause="restart", alertstate="firing"}'
+        assert await missing(prometheus, {"alert": told}) == []
         dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
         for note in dashboard["annotations"]["list"]:
             await prometheus.get("query", query=note["expr"])

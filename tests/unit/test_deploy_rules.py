@@ -99,6 +99,30 @@ def test_every_alert_has_its_runbook_and_no_other_has() -> None:
         assert len(re.findall(r"^```sh\n((?:.+\n){3})```$", text, re.MULTILINE)) == 1, name
 
 
+def test_the_page_on_objectives_has_the_numbers_of_the_rules() -> None:
+    """Targets and budgets, speeds and windows."""
+    page = RUNBOOKS.with_name("slo.md").read_text(encoding="utf-8")
+    targets = dict(re.findall(r"^\| `([a-z-]+)`.*\| ([\d.]+)% \|", page, re.MULTILINE))
+    budgets = {
+        rule["labels"]["slo"]: float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+        for rule in rules()
+        if rule.get("record") == "slo:budget:ratio"
+    }
+    assert {name: round(1 - float(share) / 100, 4) for name, share in targets.items()} == budgets
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) and (.+) \| ([\d.]+) \|.*\| (\w+) \|$", page, re.MULTILINE
+    )
+    assert len(rows) == 3
+    for burn, long, short, speed, severity in rows:
+        mine = [rule for rule in alerts() if rule["labels"].get("burn") == burn]
+        assert len(mine) == len(budgets)
+        for rule in mine:
+            assert rule["labels"]["severity"] == severity
+            for window in (long, short):
+                name = "slo:burn:rate" + window.replace(" ", "").replace("min", "m")
+                assert re.search(rf"{name}\{{[^}}]+\}} > {re.escape(speed)}\n", rule["expr"])
+
+
 def test_links_of_runbooks_and_objectives_lead_somewhere() -> None:
     """To a heading of the same or another page in docs/."""
     for page in (RUNBOOKS, RUNBOOKS.with_name("slo.md")):
