@@ -13,7 +13,7 @@
 5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this ledger
    began, is history: it is never counted. So neither a forgotten claim nor a sidecar with an empty
    ledger counts what may have been counted before.
-6. While Redis is away nobody claims, and nobody changes.
+6. While Redis is away nobody claims, and nobody takes over.
 """
 
 from __future__ import annotations
@@ -164,7 +164,12 @@ class Counting:
     def news(self, snapshot: Snapshot, now: float) -> News | None:
         """What a version tells that is not known to be in the ledger already."""
         known = self._remembered.get(snapshot.job_id)
-        events = self._reader.events(snapshot, known)
+        try:
+            events = self._reader.events(snapshot, known)
+        except Exception:
+            # A mistake of ours must cost a document's metrics, never the job.
+            log.exception("job not read for metrics", extra={"job_id": snapshot.job_id})
+            return None
         if not events:
             return None
         names = {event.name: event.sure for event in events}
@@ -184,6 +189,11 @@ class Counting:
         self._remembered.clear()
         self._look_at_file = True
         self._wake.set()
+
+    @property
+    def counts(self) -> bool:
+        """Whether this sidecar is the one that counts."""
+        return self._holds
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -223,7 +233,10 @@ class Counting:
             try:
                 await self._round()
             except (RedisLost, LedgerSilent):
-                continue  # both are told of by the mirror itself, and nothing changes meanwhile
+                # Both are told of by the mirror itself. Who could not renew a lease has none.
+                if self._clock.monotonic() - self._asked_at > LEASE:
+                    self._stand_down()
+                continue
             except Refused as refused:
                 self._blocked_by(str(refused))
                 self._stand_down()
@@ -263,6 +276,7 @@ class Counting:
             if not rows or not await self._settle([_read(row) for row in rows], now):
                 break
             await self._ask_for_lease()
+            await self._survey()
         await self._survey()
 
     async def _check_file(self) -> None:

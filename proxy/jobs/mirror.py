@@ -440,6 +440,7 @@ class Mirror:
                 "kept": last.kept,
                 "seconds": round(last.seconds, 3),
             },
+            "counting": self._counting.counts if self._counting is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
             "oddities": dict(counts.oddities),

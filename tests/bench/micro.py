@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from proxy.pipeline.router import RouteTable
 from proxy.wire import codec
+from tests.bench.exchange import hot_exchange
 
 Operation = Callable[[], object]
 _REPEATS = 5
@@ -99,6 +100,9 @@ def _route() -> Operation:
         ]
     )
     return lambda: table.match("GET", "/health")
+
+
+micro("exchange: a plain GET, all duties, no sockets")(hot_exchange)
 
 
 def main(argv: list[str] | None = None) -> int:
