@@ -167,8 +167,6 @@ class Mirror:
 
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
-        if self._counting is not None:
-            await self._counting.release()
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -478,6 +476,7 @@ class Mirror:
                 "kept": last.kept,
                 "seconds": round(last.seconds, 3),
             },
+            "counting": self._counting.counts if self._counting is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
             "oddities": dict(counts.oddities),

@@ -240,6 +240,9 @@ OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
 
 PENDING = """SELECT job_id, event, family, labels, value, at, due FROM pipeline_events
               WHERE outcome = 0 AND due <= ? ORDER BY due LIMIT ?"""
+SETTLED = """SELECT job_id, event FROM pipeline_events
+              WHERE (job_id, event) > (?, ?) AND outcome IN (1, 2) AND at > ?
+              ORDER BY job_id, event LIMIT ?"""
 PENDING_COUNT = "SELECT count(*) FROM pipeline_events WHERE outcome = 0"
 TOTALS = "SELECT series, total FROM pipeline_totals"
 # The plus signs keep SQLite from going through all live jobs by their deadline.

@@ -25,6 +25,7 @@ from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection
 from proxy.pipeline.rescue import needs_body, rescue, send
 from proxy.pipeline.waiting import until_left
+from proxy.wire.client import ClientStream
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import TargetPool, UpstreamStream
 from proxy.wire.tunnel import tunnel
@@ -98,7 +99,7 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    outcome = begin(x, plan)
+    outcome, x.outcome = x.outcome or begin(x, plan), None
     relay: Relay | None = None
     reusable = False
     if x.held is not None:
@@ -166,14 +167,19 @@ async def _response(
     repeatable = x.method in IDEMPOTENT and not x.head.has_body
     stale = False
     while True:
-        upstream = None if stale else _idle(x, plan)
+        upstream, x.sent_on = x.sent_on, None
+        sent = upstream is not None  # by the plain path, as the attempt that it has counted
         if upstream is None:
-            upstream = await _connection(x, plan, fresh=stale)
-        x.attempts += not stale
-        x.target = upstream.pool.label
+            upstream = None if stale else idle_connection(x.stream, plan)
+            if upstream is None:
+                upstream = await _connection(x, plan, fresh=stale)
+            x.attempts += not stale
+            x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
         try:
-            return relay, await relay.converse(request_head(x, listener, plan, upstream.pool))
+            if not sent:
+                relay.send(request_head(x, listener, plan, upstream.pool))
+            return relay, await relay.converse()
         except StaleConnection:
             await relay.release(reusable=False)
             if not repeatable or stale:
@@ -224,10 +230,10 @@ def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
     return None
 
 
-def _idle(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+def idle_connection(client: ClientStream, plan: UpstreamPlan) -> UpstreamStream | None:
     """The usual case, without waiting: a kept connection of the target that is to be used."""
-    usable = plan.health.usable(x.stream.clock.monotonic()) if plan.health is not None else None
-    return plan.upstream.choose((), usable).checkout(x.stream)
+    usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
+    return plan.upstream.choose((), usable).checkout(client)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:

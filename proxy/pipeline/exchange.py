@@ -3,6 +3,7 @@ that the sinks (access log, metrics) read when it is over."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +15,13 @@ from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
+    from proxy.pipeline.outcome import Unwatched
     from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
+    from proxy.wire.pool import UpstreamStream
+
+logger = logging.getLogger(__name__)
+
+_NO_BODY = NoBody()
 
 
 class BodyFilter(Protocol):
@@ -140,6 +147,11 @@ class Exchange:
     replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
     response: ResponseHead | None = None  # what was passed on
     tee: Tee | None = None  # keeps a copy of the response's body
+    # Where plain.py has begun the attempt: on which connection, sent when, and who is told its end.
+    sent_on: UpstreamStream | None = None
+    sent_at = 0.0
+    outcome: Unwatched | None = None
+    defect: Exception | None = None  # or what went wrong before that
     failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
@@ -155,7 +167,7 @@ class Exchange:
         if head is None:
             self.method = self.path = "-"
             self.keep_alive = False
-            self.body: Decoder = NoBody()
+            self.body: Decoder = _NO_BODY
             self.correlation_id = new_correlation_id()
             return
         self.method = head.method
@@ -166,7 +178,7 @@ class Exchange:
         elif head.content_length:
             self.body = LengthBody(head.content_length)
         else:
-            self.body = NoBody()
+            self.body = _NO_BODY
         given = head.correlation
         if given is not None and len(given) == 1 and is_correlation_id(given[0]):
             self.correlation_id = given[0].decode()
@@ -193,3 +205,15 @@ class Exchange:
             return
         if len(self.failures) < _FAILURES:
             self.failures.append(FailedAttempt(kind, target, now, now))
+
+
+def finish(x: Exchange) -> None:
+    """The exchange is over: tell the sinks. None of them may harm the next one."""
+    x.duration = x.stream.clock.monotonic() - x.started
+    for observe in x.plan.finished:
+        try:
+            observe(x)
+        except Exception:
+            logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    if x.filter is not None:
+        x.filter.close()

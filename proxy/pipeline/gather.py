@@ -32,7 +32,10 @@ async def gather(x: Exchange, listener: ListenerPlan) -> None:
     moved = client.clock.monotonic()
     try:
         while True:
-            check.feed(b"")  # it may have made up its mind since
+            pieces = check.feed(b"")  # it may have made up its mind since
+            if pieces:
+                x.gathered = Gathered(pieces, complete=False)
+                return
             if x.body.done and ending is None:
                 ending = start_ending(x)
             deadline = moved + listener.body_timeout

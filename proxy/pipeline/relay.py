@@ -78,23 +78,28 @@ class Relay:
         self._moved = 0.0  # when anything last moved
         self.upstream = upstream
 
-    async def converse(self, head: bytes) -> ResponseHead:
-        """Send the request, `head` first, until the head of the final response has come.
-
-        Raises `StaleConnection` when a reused connection ended without a byte of response, else
-        the `ProxyError` that tells what went wrong.
-        """
-        x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
-        upstream.transport.write(head)
-        if x.replay is not None and (x.bytes_in or x.body.done):  # what an earlier attempt has read
+    def send(self, head: bytes) -> None:
+        """Begin the request: its head, and what has been read of its body already."""
+        x = self._x
+        self.upstream.transport.write(head)
+        if x.replay is not None and (x.bytes_in or x.body.done):
             self._write_upstream(list(x.replay.replay()), end=x.body.done)
         if x.gathered is not None:
             gathered, x.gathered = x.gathered, None
             self._write_upstream(gathered.pieces, end=gathered.complete)
         if x.head is not None and x.head.expects_continue:
             send_continue(x)
+        x.sent_at = self._clock.monotonic()
+
+    async def converse(self) -> ResponseHead:
+        """Send the request's body until the head of the final response has come.
+
+        Raises `StaleConnection` when a reused connection ended without a byte of response, else
+        the `ProxyError` that tells what went wrong.
+        """
+        x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
         interim = 0
-        self._moved = sent = clock.monotonic()
+        self._moved = sent = x.sent_at
         while True:
             while upstream.inbox:
                 response = self._read_head()
@@ -229,7 +234,9 @@ class Relay:
         x, client, upstream = self._x, self._client, self.upstream
         check = x.filter
         if check is not None:
-            check.feed(b"")  # it may have made up its mind since
+            asked = check.feed(b"")  # it may have made up its mind since
+            if asked:
+                self._write_upstream(asked, end=False)
         if upstream.write_paused:
             return False
         if x.body.done:

@@ -146,21 +146,21 @@ class UploadCheck:
     # --- what the engine calls ---------------------------------------------------------------
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body. Returns what may go upstream now. Raises `UploadRejected`,
-        or `Overloaded` where no probe process could be had."""
+        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now. Raises
+        `UploadRejected`, or `Overloaded` where no probe process could be had."""
         self._raise_if_failed()
-        if not data:
-            return []
+        out: list[bytes] = []
         if self._error is not None:  # report mode, verdict known
             self._body += len(data)
-            return [data]
-        try:
-            self._consult()
-            out = self._take(data)
-        except ProxyError as error:
-            self._fail(error)
-            out = []
-        return [data] if self._report else out
+        else:
+            try:
+                self._consult()
+                out = self._take(data) if data else self._release()
+            except ProxyError as error:
+                self._fail(error)
+        if self._report:
+            return [data] if data else []
+        return out
 
     @property
     def blocked(self) -> bool:
@@ -385,7 +385,7 @@ class UploadCheck:
 
     def _release(self, *, complete: bool = False) -> list[bytes]:
         """Everything held, once it is enough and the type of the file is known and good."""
-        if self._released or self._session.kind is None:
+        if self._released or self._report or self._session.kind is None:
             return []
         enough = self._held_size >= self._rules.buffer or self._pool.held > HELD_BYTES
         if not (enough or complete):

@@ -22,6 +22,7 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.stages.trace_record import TraceRecord
 from proxy.wire import codec
+from tests.bench.exchange import hot_exchange
 
 Operation = Callable[[], object]
 _REPEATS = 5
@@ -106,6 +107,9 @@ def _route() -> Operation:
         ]
     )
     return lambda: table.match("GET", "/health")
+
+
+micro("exchange: a plain GET, all duties, no sockets")(hot_exchange)
 
 
 def _sampled_out(direction: str, role: object = None, **changes: Any) -> Operation:

@@ -19,9 +19,20 @@ from proxy.clock import SystemClock
 from proxy.jobs import counting
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.pipeline_events import EventReader
 from proxy.redis_server import RedisServer
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
-from tests.jobs_kit import PREFIX, connected, eventually, followed, job, running, settings, write
+from tests.jobs_kit import (
+    PREFIX,
+    connected,
+    eventually,
+    followed,
+    holds,
+    job,
+    running,
+    settings,
+    write,
+)
 
 DURATION = "pipeline_stage_duration_seconds"
 COUNTING = "proxy_pipeline_counting"
@@ -105,11 +116,6 @@ async def write_all(client: Redis, job_id: str, began: float | None = None) -> N
     """A whole life of a job, each version a write of its own."""
     for raw in whole_life(job_id, time.time() if began is None else began):
         await write(client, job_id, raw)
-
-
-async def restart_empty(server: RedisServer) -> None:
-    await asyncio.to_thread(server.kill)
-    await asyncio.to_thread(server.start)
 
 
 async def test_a_job_of_three_stages(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -269,7 +275,10 @@ async def test_redis_restarts_empty(redis_server: RedisServer, tmp_path: Path) -
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 5, "counted")
         await eventually(settled(other, counting.THEIRS, 5 * EVENTS), "settled")
         since = [side.mirror.state()["last_sync"] for side in (one, other)]
-        await restart_empty(redis_server)
+        await asyncio.to_thread(redis_server.kill)
+        await eventually(lambda: not one.counts, "nobody counts without Redis")
+        assert one.stages == 15
+        await asyncio.to_thread(redis_server.start)
         for side, before in zip((one, other), since, strict=True):
             await followed(side.mirror, before)
         async with connected(redis_server) as app:
@@ -278,6 +287,33 @@ async def test_redis_restarts_empty(redis_server: RedisServer, tmp_path: Path) -
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 8, "goes on")
         assert (one.counts, other.counts) == (True, False)
         assert (one.stages, other.stages) == (24, 0)
+
+
+async def test_who_was_away_learns_what_was_counted_before_redis_lost_its_data(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The one that counts claims again; so the other one knows at once, and may take over."""
+    async with fleet(redis_server, tmp_path, "a", "b") as (one, other):
+        async with connected(redis_server) as app:
+            await write_all(app, "mv_0")
+            await eventually(settled(other, counting.THEIRS, EVENTS), "seen by both")
+            await other.kill()
+            for number in range(1, 50):
+                await write_all(app, f"mv_{number}")
+        await eventually(settled(one, counting.MINE, 50 * EVENTS), "counted")
+        since = one.mirror.state()["last_sync"]
+        await asyncio.to_thread(redis_server.kill)
+        await asyncio.to_thread(redis_server.start)
+        await followed(one.mirror, since)
+        await eventually(lambda: one.counts, "goes on")
+        await other.start()
+        await eventually(settled(other, counting.THEIRS, 50 * EVENTS), "learned")
+        await one.kill()
+        await eventually(lambda: other.counts, "taken over")
+        async with connected(redis_server) as app:
+            await write_all(app, "mv_last")
+        await eventually(lambda: other.stages == 3, "counts what is new")
+        assert other.has("pipeline_jobs_total", status="completed") == 1
 
 
 async def test_events_whose_claims_were_lost_are_not_counted_by_another(
@@ -425,6 +461,21 @@ async def test_a_redis_that_refuses_scripts(redis_server: RedisServer, tmp_path:
         assert one.stages == 0
         await app.execute_command("ACL", "SETUSER", "default", "+eval")
         await eventually(lambda: one.stages == 3, "counted at last")
+
+
+async def test_a_mistake_in_reading_costs_the_metrics_alone(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version is mirrored, without events."""
+
+    def broken(*_: object) -> list[Any]:
+        raise ZeroDivisionError
+
+    async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
+        monkeypatch.setattr(EventReader, "events", broken)
+        raw = await write(app, "mv_1", job("mv_1", "completed"))
+        await eventually(holds(one.mirror, "mv_1", raw), "mirrored")
+        assert await outcomes(one) == {}
 
 
 async def test_turned_off(redis_server: RedisServer, tmp_path: Path) -> None:

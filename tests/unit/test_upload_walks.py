@@ -250,3 +250,44 @@ def test_broken_chains_are_measured_as_ffmpeg_would(
         assert ours == theirs
     else:
         assert ours == pytest.approx(theirs, rel=0.03, abs=0.4)
+
+
+M4AS = {
+    "first": noise("ipod", "aac", 20, {"movflags": "faststart"}),
+    "last": noise("ipod", "aac", 20, {}),
+    "fragments": noise("ipod", "aac", 20, {"movflags": "frag_keyframe+empty_moov"}),
+    "hybrid": noise("ipod", "aac", 20, {"movflags": "frag_keyframe", "frag_duration": "1000000"}),
+    "alac": noise("ipod", "alac", 20, {"movflags": "faststart"}),
+    "opus": noise("mp4", "libopus", 20, {"movflags": "faststart"}, 48_000, 96_000),
+    "flac": noise("mp4", "flac", 20, {"movflags": "faststart", "strict": "-2"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [(name, cut) for name in M4AS for cut in (1.0, 0.999, 0.7) if name != "last" or cut == 1.0],
+)
+def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
+    """To a packet, and of a file cut short only what is there; half a packet is not."""
+    data = M4AS[name][: int(len(M4AS[name]) * cut)]
+    with packets.open_container(io.BytesIO(data), families.MP4) as container:
+        streams = packets.audio_streams(container, families.MP4)
+        walk = packets.Walk(float(streams[0].time_base or 1))
+        packets.walk_packets(container, streams, [walk], families.MP4, None)
+    source = Source(io.BytesIO(data).read, families.HEAD)
+    spool = None
+    if name == "last":
+        spool = Spool(io.BytesIO())
+        spool.fill(source)
+    found = measure.measure(source, families.MP4, None, spool=spool)
+    assert found == pytest.approx(walk.seconds(), abs=0.12)
+
+
+@pytest.mark.parametrize("name", ["first", "fragments", "alac"])
+def test_too_long_is_known_before_the_end(name: str) -> None:
+    """As soon as the samples up to the limit have come."""
+    source = Source(io.BytesIO(M4AS[name]).read, families.HEAD)
+    with pytest.raises(packets.PastLimit) as refused:
+        measure.measure(source, families.MP4, 10.0)
+    assert refused.value.seconds == pytest.approx(10.3, abs=0.2)
+    assert source.received < len(M4AS[name])
