@@ -215,6 +215,21 @@ STRANDED = f"""SELECT {_ROW} FROM jobs
 VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
                WHERE job_id = ? ORDER BY version"""
 
+# Perhaps worked on between two moments. One that waits and was never anything else was not; one
+# that is finished was made within the two days that a key lives at most.
+WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
+                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND created_at <= :end_at
+                  AND (status NOT IN ('queued', 'pending') OR version > 1)
+               UNION
+               SELECT job_id FROM jobs
+                WHERE created_at BETWEEN :earliest_at AND :end_at AND captured_at >= :start
+                  AND status IN ('completed', 'failed', 'cancelled')
+               LIMIT :most"""
+DELETED_SINCE = """SELECT job_id,
+                     (SELECT min(captured_at) FROM versions WHERE job_id = tombstones.job_id),
+                     (SELECT max(captured_at) FROM versions WHERE job_id = tombstones.job_id)
+                     FROM tombstones WHERE deleted_at >= ? LIMIT ?"""
+
 COUNT = "SELECT count(*) FROM jobs"
 UNTOLD = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
 HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"

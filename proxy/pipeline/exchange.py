@@ -3,7 +3,9 @@ that the sinks (access log, metrics) read when it is over."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.retry import ReplayBuffer
@@ -13,7 +15,13 @@ from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
+    from proxy.pipeline.outcome import Unwatched
     from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
+    from proxy.wire.pool import UpstreamStream
+
+logger = logging.getLogger(__name__)
+
+_NO_BODY = NoBody()
 
 
 class BodyFilter(Protocol):
@@ -37,8 +45,9 @@ class BodyFilter(Protocol):
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body, `b""` just to ask; what may go upstream now. Raises the
-        `ProxyError` that refuses the request."""
+        """The next bytes of the body, `b""` just to ask; what may go upstream now. The upstream
+        gets its request when this first gives something. Raises the `ProxyError` that refuses the
+        request."""
         ...
 
     async def finish(self) -> list[bytes]:
@@ -74,6 +83,32 @@ class Tee:
         self.complete = self.size <= self.limit
 
 
+@dataclass(slots=True)
+class FailedAttempt:
+    """An attempt that failed, or several in a row that failed alike. Times are Unix seconds; `kind`
+    is `connect`, `reset`, `timeout` or the status."""
+
+    kind: str
+    target: str | None
+    at: float
+    until: float
+    count: int = 1
+
+
+#: Failed attempts that are remembered of one exchange.
+_FAILURES = 20
+
+
+class Gathered:
+    """What a filter has given before there was an upstream; `complete`: that is all of the body."""
+
+    __slots__ = ("complete", "pieces")
+
+    def __init__(self, pieces: list[bytes], *, complete: bool) -> None:
+        self.pieces = pieces
+        self.complete = complete
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -103,6 +138,7 @@ class Exchange:
     replied = False  # a final response head has been written to the client
     retries = 0  # attempts that were repeated because they failed
     filter: BodyFilter | None = None  # what looks at the request body, if anything does
+    gathered: Gathered | None = None  # what the filter gave first, until it is sent
     parameters: Mapping[str, str] = {}  # of the path, where the route wants them
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
@@ -111,6 +147,12 @@ class Exchange:
     replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
     response: ResponseHead | None = None  # what was passed on
     tee: Tee | None = None  # keeps a copy of the response's body
+    # Where plain.py has begun the attempt: on which connection, sent when, and who is told its end.
+    sent_on: UpstreamStream | None = None
+    sent_at = 0.0
+    outcome: Unwatched | None = None
+    defect: Exception | None = None  # or what went wrong before that
+    failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -125,7 +167,7 @@ class Exchange:
         if head is None:
             self.method = self.path = "-"
             self.keep_alive = False
-            self.body: Decoder = NoBody()
+            self.body: Decoder = _NO_BODY
             self.correlation_id = new_correlation_id()
             return
         self.method = head.method
@@ -136,7 +178,7 @@ class Exchange:
         elif head.content_length:
             self.body = LengthBody(head.content_length)
         else:
-            self.body = NoBody()
+            self.body = _NO_BODY
         given = head.correlation
         if given is not None and len(given) == 1 and is_correlation_id(given[0]):
             self.correlation_id = given[0].decode()
@@ -151,3 +193,27 @@ class Exchange:
             self.extra = facts
         else:
             self.extra.update(facts)
+
+    def failed_attempt(self, kind: str, target: str | None) -> None:
+        """Remember an attempt that failed now; what repeats itself is counted."""
+        now = self.stream.clock.time()
+        if self.failures is None:
+            self.failures = []
+        elif (last := self.failures[-1]).kind == kind and last.target == target:
+            last.until = now
+            last.count += 1
+            return
+        if len(self.failures) < _FAILURES:
+            self.failures.append(FailedAttempt(kind, target, now, now))
+
+
+def finish(x: Exchange) -> None:
+    """The exchange is over: tell the sinks. None of them may harm the next one."""
+    x.duration = x.stream.clock.monotonic() - x.started
+    for observe in x.plan.finished:
+        try:
+            observe(x)
+        except Exception:
+            logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    if x.filter is not None:
+        x.filter.close()

@@ -13,6 +13,7 @@ from proxy.clock import Clock
 from proxy.errors import (
     PROBLEM_CONTENT_TYPE,
     ProxyError,
+    Unauthorized,
     problem_body,
     retry_after_seconds,
 )
@@ -26,6 +27,9 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+VIA = b"\r\nVia: 1.1 reliability-proxy"
+_VIA_OLD = b"\r\nVia: 1.0 reliability-proxy"
+
 
 def request_head(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
@@ -37,12 +41,9 @@ def request_head(
     if host is None:
         host = pool.address.authority.encode()
     parts = [
-        f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode(),
-        host,
-        _passing(x, head),
-        b"\r\nX-Correlation-ID: ",
+        _start_of_request(head, host, _passing(x, head)),
         x.correlation_id.encode(),
-        b"\r\nVia: 1.1 reliability-proxy" if head.minor else b"\r\nVia: 1.0 reliability-proxy",
+        VIA if head.minor else _VIA_OLD,
         _forwarded(x.stream, head, listener),
     ]
     if head.max_forwards is not None:
@@ -58,6 +59,21 @@ def request_head(
         parts.append(b"\r\nTE: trailers\r\nConnection: TE")
     parts.append(b"\r\n\r\n")
     return b"".join(parts)
+
+
+def plain_request_frame(head: RequestHead, plan: UpstreamPlan) -> tuple[bytes, bytes]:
+    """What stands around correlation ID and `forwarded_for` in the `request_head` of a request that
+    is plain (plain.py, rules 1 and 2)."""
+    host = head.host
+    assert host is not None
+    shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()
+    start = _start_of_request(head, shown, head.passing)
+    return start, b"\r\nX-Forwarded-Host: %b\r\n\r\n" % host
+
+
+def _start_of_request(head: RequestHead, host: bytes, passing: bytes) -> bytes:
+    line = f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode()
+    return b"%b%b%b\r\nX-Correlation-ID: " % (line, host, passing)
 
 
 def goes_chunked(x: Exchange) -> bool:
@@ -93,13 +109,20 @@ def wants_websocket(head: RequestHead) -> bool:
     return head.upgrade == b"websocket" and head.method == "GET" and not head.has_body
 
 
+def forwarded_for(stream: ClientStream) -> bytes:
+    """`X-Forwarded-For` and `-Proto`, as we know them."""
+    proto = b"https" if stream.secure else b"http"
+    peer = (stream.host_ip or "unknown").encode()
+    return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (peer, proto)
+
+
 def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) -> bytes:
     """`X-Forwarded-*`: ours; a client's own only if the listener trusts its address."""
     peer = stream.host_ip or "unknown"
     proto = b"https" if stream.secure else b"http"
     host = head.host
     if head.forwarded is None or not listener.trusts(stream.host_ip):
-        ours = b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (peer.encode(), proto)
+        ours = forwarded_for(stream)
         return ours if host is None else ours + b"\r\nX-Forwarded-Host: " + host
     chain = [value for name, value in head.forwarded if name == b"x-forwarded-for" and value]
     lines = {
@@ -149,6 +172,8 @@ def problem_reply(x: Exchange, error: ProxyError) -> bytes:
         fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
     if error.allow is not None:
         fields += f"\r\nAllow: {error.allow}"
+    if isinstance(error, Unauthorized):
+        fields += f"\r\nWWW-Authenticate: {error.challenge}"
     return own_reply(
         x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
     )

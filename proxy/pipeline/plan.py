@@ -5,8 +5,8 @@ A plan is immutable once built. A reload builds new ones; exchanges in progress 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
-from proxy.wire.codec import ResponseHead
+from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.pool import Upstream
 
 #: Statuses by which an upstream says that it failed, where its breaker does not say otherwise.
@@ -116,8 +116,22 @@ class RoutePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainRequest:
+    """A request that plain.py may carry, the parameters of its path where the route wants them, and
+    what goes upstream for it: `start`, the correlation ID, the client's forwarding fields, `end`.
+    """
+
+    head: RequestHead
+    route: RoutePlan
+    upstream: UpstreamPlan
+    parameters: Mapping[str, str]
+    start: bytes
+    end: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerPlan:
-    """A listener's routes and limits. Times are seconds."""
+    """A listener's routes and limits. Times are seconds. `plain` remembers requests."""
 
     name: str
     table: RouteTable[RoutePlan]
@@ -128,6 +142,7 @@ class ListenerPlan:
     idle_timeout: float
     max_connections: int
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    plain: dict[bytes, PlainRequest] = field(default_factory=dict)
 
     def trusts(self, peer: str) -> bool:
         """Whether what a client at that address says about `X-Forwarded-*` is believed."""

@@ -2,7 +2,7 @@
 
 This is where one request can be followed from top to bottom: `_exchange` reads a head, finds the
 route, lets `forward` do the work, turns whatever went wrong into an answer, and hands the record to
-the sinks.
+the sinks. Before that it sleeps for as long as the requests are of the plain kind (plain.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from proxy.errors import (
     UriTooLong,
 )
 from proxy.pipeline.attempts import forward
-from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.exchange import Exchange, finish
 from proxy.pipeline.messages import own_reply, problem_reply
+from proxy.pipeline.plain import PlainPath
 from proxy.pipeline.plan import ListenerPlan, Reply
-from proxy.pipeline.relay import AnsweredMeanwhile
 from proxy.pipeline.rescue import rescue, send
+from proxy.pipeline.waiting import AnsweredMeanwhile
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 
@@ -51,8 +52,9 @@ class Service:
 
     async def __call__(self, client: ClientStream) -> None:
         """Serve `client` until it leaves or must go."""
+        plain = PlainPath(client, self)
         try:
-            while await self._exchange(client):
+            while await self._exchange(client, plain):
                 pass
         except Exception:
             logger.exception("connection failed", extra={"client": client.address})
@@ -60,44 +62,47 @@ class Service:
         finally:
             client.close()
 
-    async def _exchange(self, client: ClientStream) -> bool:
-        """One request and its response; whether the connection may carry another."""
+    async def _exchange(self, client: ClientStream, plain: PlainPath) -> bool:
+        """Any number of plain exchanges, and one request and its response that are not; whether the
+        connection may carry another."""
         plan = self.plan
+        silence = plan.idle_timeout if client.requests else plan.header_timeout
+        x = await plain.until_not_plain(client.clock.monotonic() + silence)
+        if x is not None:
+            plan = plain.listener
+        else:
+            plan = self.plan
+            try:
+                head = await client.read_head(plan.limits, plain.idle_until, plan.header_timeout)
+            except (ProtocolError, TimeoutError) as error:
+                return await self._refuse_unread(client, plan, error)
+            if head is None:
+                return False
+            x = Exchange(client, plan, head)
         try:
-            head = await client.read_head(plan.limits, plan.idle_timeout, plan.header_timeout)
-        except (ProtocolError, TimeoutError) as error:
-            return await self._refuse_unread(client, plan, error)
-        if head is None:
-            return False
-        x = Exchange(client, plan, head)
-        try:
-            await self._answer(x, plan, head)
+            await self._answer(x, plan)
         except ProxyError as error:
             _answer_with(x, error)
         except Exception as error:
             logger.exception("exchange failed", extra={"correlation_id": x.correlation_id})
             _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))
         finally:
-            _finish(x)
+            finish(x)
         if x.keep_alive and (x.body.done or await _discard_rest(client, x)):
             return True
         await _linger(client, x)
         return False
 
-    async def _answer(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
+    async def _answer(self, x: Exchange, plan: ListenerPlan) -> None:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
-        if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
-            return
-        x.plan, found, group = plan.table.match(head.method, head.target)
-        x.route = x.plan.name
-        if x.plan.needs_parameters:
-            x.parameters = plan.table.parameters(found, group)
-        for observe in x.plan.started:
-            observe(x)
-        for check in x.plan.checks:
-            check(x)
-        if x.plan.filter is not None:
-            x.filter = x.plan.filter(x)
+        head = x.head
+        assert head is not None
+        if x.defect is not None:
+            raise x.defect
+        if x.sent_on is None:
+            if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
+                return
+            self._route(x, plan, head)
         assert x.plan.upstream is not None
         try:
             await forward(x, plan, x.plan.upstream)
@@ -110,6 +115,19 @@ class Service:
                 raise
             send(x, better)
 
+    def _route(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
+        """Find the route, and let its stages look at the request."""
+        x.plan, found, group = plan.table.match(head.method, head.target)
+        x.route = x.plan.name
+        if x.plan.needs_parameters:
+            x.parameters = plan.table.parameters(found, group)
+        for observe in x.plan.started:
+            observe(x)
+        for check in x.plan.checks:
+            check(x)
+        if x.plan.filter is not None:
+            x.filter = x.plan.filter(x)
+
     async def _refuse_unread(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError
     ) -> bool:
@@ -119,7 +137,7 @@ class Service:
             _answer_with(x, _CLIENT_ERRORS[error.kind](f"Bad request: {error.detail}", close=True))
         else:
             _answer_with(x, RequestTimeout("The request head did not come in time", close=True))
-        _finish(x)
+        finish(x)
         await _linger(client, x)
         return False
 
@@ -160,18 +178,6 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         if not client.lost:
             reply = problem_reply(x, error)
             client.transport.write(reply)
-
-
-def _finish(x: Exchange) -> None:
-    """The exchange is over: tell the sinks. None of them may harm the next one."""
-    x.duration = x.stream.clock.monotonic() - x.started
-    for observe in x.plan.finished:
-        try:
-            observe(x)
-        except Exception:
-            logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
-    if x.filter is not None:
-        x.filter.close()
 
 
 async def _discard_rest(client: ClientStream, x: Exchange) -> bool:

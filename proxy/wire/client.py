@@ -154,14 +154,15 @@ class ClientStream(Stream):
             future.add_done_callback(self._step)
 
     async def read_head(
-        self, limits: Limits, idle: float, header_time: float
+        self, limits: Limits, idle_until: float, header_time: float
     ) -> RequestHead | None:
         """The next request's head; None when the client left or stayed silent between requests.
 
-        `idle` seconds may pass before the first byte, `header_time` from there to the end of the
-        head. Raises `ProtocolError`, and `TimeoutError` when a head was begun but not ended.
+        The first byte must come before `idle_until` (monotonic), the end of the head within
+        `header_time` seconds of it. Raises `ProtocolError`, and `TimeoutError` when a head was
+        begun but not ended.
         """
-        deadline = self.clock.monotonic() + (idle if self.requests else header_time)
+        deadline = idle_until
         begun = False
         while True:
             if self.inbox:

@@ -45,6 +45,8 @@ _FIELDS = re.compile(rb"\r\n((" + _TOKEN + rb"):[ \t]*(" + _VALUE + rb"))[ \t]*(
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")
 
+_BARE = (204, 304)  # statuses that end with their head (RFC 9110 §6.4.1)
+
 _MEMO = 1024
 _MEMO_HEAD = 1024
 
@@ -157,9 +159,15 @@ class RequestHead:
 
 class ResponseHead:
     """A response's head, understood. `lines` are the fields that pass, as they came; `passing` is
-    the status line and all of them together, a CRLF after each. Not to be changed."""
+    the status line and all of them together, a CRLF after each. Not to be changed.
+
+    `before_id` and `after_id` are the whole head as it goes to a client, around the correlation ID:
+    for a final response with `Content-Length` whose connection persists, else None.
+    """
 
     __slots__ = (
+        "after_id",
+        "before_id",
         "chunked",
         "content_length",
         "keep_alive",
@@ -181,6 +189,8 @@ class ResponseHead:
         self.lines: list[bytes] = []
         self.upgrade: bytes | None = None
         self.passing = b""
+        self.before_id = b""
+        self.after_id: bytes | None = None
 
 
 def find_head_end(data: bytes, line_limit: int, head_limit: int) -> int:
@@ -296,6 +306,10 @@ def parse_response(data: bytes, end: int, max_fields: int) -> ResponseHead:
             head.keep_alive = True
         head.lines = _without(lines, nominated)
     head.passing = b"\r\n".join((b"HTTP/1.1 %d %b" % (head.status, head.reason), *head.lines, b""))
+    length = head.content_length
+    if length is not None and head.keep_alive and head.status >= 200 and head.status not in _BARE:
+        head.before_id = head.passing + b"X-Correlation-ID: "
+        head.after_id = b"\r\nContent-Length: %d\r\n\r\n" % length
     return head
 
 

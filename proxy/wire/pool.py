@@ -33,7 +33,7 @@ from proxy.wire.stream import Stream
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
 _STATUS_LINE_LIMIT = 8 * 1024
 _HEAD_LIMIT = 64 * 1024
-_MAX_FIELDS = 256
+MAX_FIELDS = 256
 
 
 class UpstreamStream(Stream):
@@ -77,7 +77,7 @@ class UpstreamStream(Stream):
         if end < 0:
             self.untake(data)
             return None
-        head = self.pool.memo.read(data, end, _MAX_FIELDS)
+        head = self.pool.memo.read(data, end, MAX_FIELDS)
         if len(data) > end + 4:
             self.untake(data[end + 4 :])
         return head
@@ -275,12 +275,16 @@ class TargetPool:
                 ticket.error = error
                 ticket.owner.wake()
             return
-        self.sweeper.add(stream)
         self._on_connect(self._clock.monotonic() - started)
+        self.adopt(stream)
+
+    def adopt(self, stream: UpstreamStream) -> None:
+        """Take in a new connection."""
+        self.sweeper.add(stream)
         if self._closed or stream.lost:
             stream.abort()
-            return
-        self._hand_over(stream)
+        else:
+            self._hand_over(stream)
 
 
 class Upstream:

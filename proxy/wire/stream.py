@@ -1,8 +1,9 @@
 """One TCP, TLS or unix connection as both sides of the proxy see it: bounded reading and writing.
 
-What arrives is kept in `inbox` until taken. Past `HIGH_WATER` the socket is no longer read, so
-that a fast sender meets the slow receiver's pace; `write_paused` says that the other direction is
-full. Whoever waits for something to happen is told by `notify`, which subclasses define.
+What arrives is kept in `inbox` until taken, unless `taker` takes it as it comes. Past `HIGH_WATER`
+the socket is no longer read, so that a fast sender meets the slow receiver's pace; `write_paused`
+says that the other direction is full. Whoever waits for something to happen is told by `notify`,
+which subclasses define.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from typing import cast
 
 from proxy.wire.bodies import Decoder
@@ -36,6 +38,7 @@ class Stream(asyncio.Protocol):
         "error",
         "inbox",
         "lost",
+        "taker",
         "transport",
         "write_paused",
     )
@@ -47,6 +50,8 @@ class Stream(asyncio.Protocol):
         self.error: Exception | None = None  # why, if it did not end in an orderly way
         self.write_paused = False
         self.deadline = NEVER
+        #: Is offered what arrives while `inbox` is empty; True when it has dealt with all of it.
+        self.taker: Callable[[bytes], bool] | None = None
         self.inbox: list[bytes] = []
         self._inbox_size = 0
         self._read_paused = False
@@ -58,6 +63,9 @@ class Stream(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
+        taker = self.taker
+        if taker is not None and taker(data):
+            return
         self.inbox.append(data)
         self._inbox_size += len(data) + _PIECE_COST
         if self._inbox_size > HIGH_WATER and not self._read_paused:

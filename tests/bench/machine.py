@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +32,18 @@ def describe(cores: Cores) -> dict[str, str]:
         "cores": f"proxy on {cores.proxy}, load generator on {cores.load}, "
         f"upstream on {cores.upstream}",
         "kernel": f"{platform.system()} {platform.release()}",
-        "Python": platform.python_version(),
+        "Python": f"{platform.python_version()}, {_python_build()}",
         "load generator": " ".join(first_line("wrk", "-v").split()[:2]) or "no wrk",
         "load average before": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def _python_build() -> str:
+    """How the interpreter was built: it makes a difference of a sixth to what is written in it."""
+    if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or ""):
+        return "built with --enable-optimizations"
+    # A distribution's build has its own way to use profiles, and does not say so there.
+    return "the system's" if sys.base_prefix == "/usr" else "built without --enable-optimizations"
 
 
 def install_missing() -> list[str]:

@@ -35,9 +35,19 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) ->
 
 
 class ProxyProcess:
-    """A running proxy. `config` is the file's content; the admin address is added to it."""
+    """A running proxy. `config` is the file's content; the admin address is added to it.
 
-    def __init__(self, directory: Path, config: dict[str, Any], *, ready: bool = True) -> None:
+    `module` is what to run; `HTTP1_MODULE` in the environment says it for all that do not.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        *,
+        ready: bool = True,
+        module: str | None = None,
+    ) -> None:
         self.admin_port = free_port()
         self.config = {**config, "admin": {"bind": f"127.0.0.1:{self.admin_port}"}}
         self.file = directory / "proxy.json"
@@ -46,7 +56,14 @@ class ProxyProcess:
         self._err = directory / "stderr.log"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proxy", "run", "--config", str(self.file)],
+                [
+                    sys.executable,
+                    "-m",
+                    module or os.environ.get("HTTP1_MODULE", "proxy"),
+                    "run",
+                    "--config",
+                    str(self.file),
+                ],
                 stdout=out,
                 stderr=err,
                 stdin=subprocess.DEVNULL,
@@ -109,14 +126,18 @@ class ProxyProcess:
         return None
 
     def wait_ready(self) -> None:
-        """Until `/readyz` is 200; a process that ends before is shown with what it said."""
+        """Until `/readyz` is 200; a process that ends before, or does not get there, is shown with
+        what it said."""
 
         def ready() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"proxy ended with {self.process.returncode}: {self.said()}")
             return self.admin("/readyz")[0] == 200
 
-        wait_until(ready, "a ready proxy", 15)
+        try:
+            wait_until(ready, "a ready proxy", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.said()}") from None
 
     def said(self) -> str:
         """Everything on stdout and stderr so far."""

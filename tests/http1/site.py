@@ -31,7 +31,8 @@ class Site:
     """One upstream `app`, one proxy process, one or several listeners.
 
     `listeners` maps a name to settings beyond `bind` (routes default to a catch-all), `app` are
-    settings of the upstream beyond its target, `upstreams` further ones.
+    settings of the upstream beyond its target, `upstreams` further ones. `module`: see
+    `ProxyProcess`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Site:
         app: dict[str, Any] | None = None,
         upstreams: dict[str, Any] | None = None,
         upstream: Upstream | None = None,
+        module: str | None = None,
         **settings: Any,
     ) -> None:
         self.upstream = upstream or Upstream()
@@ -61,7 +63,7 @@ class Site:
             | (upstreams or {}),
         } | settings
         try:
-            self.proxy = ProxyProcess(directory, self.config)
+            self.proxy = ProxyProcess(directory, self.config, module=module)
         except BaseException:
             self.upstream.stop()
             raise
@@ -90,7 +92,7 @@ class Site:
 
     def check(self) -> None:
         """After a test: the upstream saw nothing malformed, the proxy lives and logged no bug."""
-        assert self.upstream.faults == []
+        assert self.upstream.faults == [], self.upstream.faults
         self.proxy.assert_sane()
 
 

@@ -1,0 +1,226 @@
+"""The plain exchange: the commonest kind, without the client's coroutine being woken for it.
+
+A small request that asks for nothing special, answered by a small response that says nothing
+special, needs no decisions but these; so it passes in two callbacks, one for each read. It is the
+general path (serve.py and below) with everything taken out that cannot happen here. An exchange is
+plain as long as all of this holds:
+
+ 1. The request is one read: a whole head of at most `_HEAD` bytes and nothing behind it. It has no
+    body and wants none (HEAD); it is HTTP/1.1 and its connection persists; it carries no `Expect`,
+    `TE`, `Max-Forwards`, `Upgrade` or forwarding fields, and is none of the methods that are about
+    the proxy itself.
+ 2. Its route has nobody who may refuse the request, or must read the answer before it is passed on.
+    Its upstream has no bulkhead, and its breaker, if there is one, is closed.
+ 3. A kept connection to a target is idle.
+ 4. The response is one read of at most `_ANSWER` bytes: a whole final head and, by
+    `Content-Length`, a whole body. Its connection persists. It is none that the breaker, the
+    retries or a rescuer would want to see.
+ 5. Nothing else happens in between: the client sends nothing and stays, nobody's time runs out,
+    the proxy does not drain.
+
+Whatever is not plain wakes the coroutine, which takes over from where things stand: either nothing
+has begun, and the bytes lie in the inbox; or the request has been sent, and `Exchange.sent_on` says
+where. Errors are never decided here. What is malformed is read again by the general path, which
+then refuses it in the one place where that is done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.breaker.states import State
+from proxy.errors import ProxyError
+from proxy.pipeline.attempts import idle_connection
+from proxy.pipeline.exchange import Exchange, finish
+from proxy.pipeline.messages import VIA, forwarded_for, plain_request_frame
+from proxy.pipeline.outcome import begin
+from proxy.pipeline.plan import ListenerPlan, PlainRequest, RoutePlan, UpstreamPlan
+from proxy.wire.client import ClientStream
+from proxy.wire.codec import ProtocolError, RequestHead, find_head_end
+from proxy.wire.deadlines import NEVER
+from proxy.wire.pool import MAX_FIELDS
+
+if TYPE_CHECKING:
+    from proxy.pipeline.serve import Service
+
+#: Bytes of a request head and of a response; beyond them a copy more begins to matter.
+_HEAD, _ANSWER = 1024, 16 * 1024
+
+#: Requests that a listener remembers; when there are more, it begins anew.
+_MEMO = 1024
+
+_OTHER_METHODS = frozenset({"CONNECT", "HEAD", "OPTIONS", "TRACE"})
+
+
+class PlainPath:
+    """The plain exchanges of one client connection, one at a time.
+
+    `listener` is the plan that the last one began with; `idle_until` is when the client will have
+    been silent for too long.
+    """
+
+    __slots__ = ("_client", "_exchange", "_forwarding", "_service", "idle_until", "listener")
+
+    def __init__(self, client: ClientStream, service: Service) -> None:
+        self._client = client
+        self._service = service
+        self._exchange: Exchange | None = None
+        self._forwarding = VIA + forwarded_for(client)
+        self.listener = service.plan
+        self.idle_until = NEVER
+
+    async def until_not_plain(self, idle_until: float) -> Exchange | None:
+        """Sleep through plain exchanges. The one that is no longer plain, or None when the general
+        path has to look at the client."""
+        client = self._client
+        self.idle_until = idle_until
+        if client.inbox or client.eof or client.draining:
+            return None
+        client.taker = self._request_came
+        await client.wait(idle_until)
+        client.taker = None
+        x, self._exchange = self._exchange, None
+        if x is not None and x.sent_on is not None:
+            x.sent_on.taker = None
+        return x
+
+    def _request_came(self, data: bytes) -> bool:
+        """Send it on, if it is plain (rules 1 to 3)."""
+        client, listener = self._client, self._service.plan
+        if self._exchange is not None or client.draining:
+            return False
+        request = listener.plain.get(data) or _prepare(data, listener)
+        if request is None:
+            return False
+        plan = request.upstream
+        if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
+            return False
+        upstream = idle_connection(client, plan)
+        if upstream is None:
+            return False
+        self._exchange = x = Exchange(client, listener, request.head)
+        self.listener = listener
+        client.requests += 1
+        x.plan = request.route
+        x.route = request.route.name
+        x.upstream = plan.name
+        x.target = upstream.pool.label
+        x.attempts = 1
+        x.sent_on = upstream
+        if request.parameters:
+            x.parameters = request.parameters
+        try:
+            for observe in request.route.started:
+                observe(x)
+            if plan.breaker is not None or plan.health is not None:
+                x.outcome = begin(x, plan)
+        except Exception as defect:  # the general path reports it
+            upstream.pool.release(upstream, reusable=True)
+            x.sent_on, x.defect = None, defect
+            client.notify()
+            return True
+        upstream.taker = self._response_came
+        upstream.transport.write(
+            b"".join((request.start, x.correlation_id.encode(), self._forwarding, request.end))
+        )
+        x.sent_at = now = client.clock.monotonic()
+        client.deadline = now + plan.response_timeout
+        return True
+
+    def _response_came(self, data: bytes) -> bool:
+        """Pass it on, if it is plain (rules 4 and 5)."""
+        x, client = self._exchange, self._client
+        assert x is not None
+        upstream, plan = x.sent_on, x.plan.upstream
+        assert upstream is not None
+        assert plan is not None
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or len(data) > _ANSWER or client.write_paused or client.draining:
+            return False
+        try:
+            head = upstream.pool.memo.read(data, end, MAX_FIELDS)
+        except ProtocolError:
+            return False  # the general path reads it again, and says what is wrong with it
+        body = data[end + 4 :]
+        if head.after_id is None or head.content_length != len(body):
+            return False
+        if plan.retry is not None and not 200 <= head.status < 400:
+            return False
+        if x.outcome is not None and head.status in plan.failing:
+            return False
+        for rescuer in x.plan.rescuers:
+            if rescuer.wants(x, head):
+                return False
+        now = client.clock.monotonic()
+        x.upstream_time = now - x.sent_at
+        x.status = head.status
+        x.response = head
+        x.replied = True
+        x.bytes_out = len(body)
+        if x.tee is not None:
+            x.tee.add([body])
+            x.tee.end()
+        client.transport.write(
+            b"".join((head.before_id, x.correlation_id.encode(), head.after_id, body))
+        )
+        if plan.retry is not None:
+            plan.retry.budget.call(now)
+        if x.outcome is not None:
+            x.outcome.succeeded()
+            x.outcome.close()
+        self._exchange = None
+        upstream.taker = None
+        upstream.pool.release(upstream, reusable=True)
+        finish(x)
+        self.idle_until = client.deadline = now + self.listener.idle_timeout
+        return True
+
+
+def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
+    """What follows from a request that has not been seen before, if it is plain."""
+    if len(data) > _HEAD or data[-4:] != b"\r\n\r\n":
+        return None
+    limits = listener.limits
+    try:
+        end = find_head_end(data, limits.line, limits.head)
+        if end != len(data) - 4:
+            return None
+        head = limits.memo.read(data, end, limits.fields)
+        if not _is_plain(head):
+            return None
+        route, found, group = listener.table.match(head.method, head.target)
+    except (ProtocolError, ProxyError):
+        return None  # the general path reads it again, and says what is wrong with it
+    plan = route.upstream
+    if plan is None or not _takes_plain(route, plan):
+        return None
+    start, end_of_head = plain_request_frame(head, plan)
+    parameters = listener.table.parameters(found, group) if route.needs_parameters else {}
+    request = PlainRequest(head, route, plan, parameters, start, end_of_head)
+    if head.correlation is None:  # with an ID of its own no other one will be like it
+        if len(listener.plain) >= _MEMO:
+            listener.plain.clear()
+        listener.plain[data] = request
+    return request
+
+
+def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
+    """Rule 2, as far as the config can say. Where targets have names of their own, there is one."""
+    refusing = route.checks or route.filter
+    one_host = plan.preserve_host or len(plan.upstream.pools) == 1
+    return one_host and not refusing and not route.reads_answers and plan.bulkhead is None
+
+
+def _is_plain(head: RequestHead) -> bool:
+    """Rule 1, as far as the head can say."""
+    unusual = (
+        head.has_body
+        or head.content_length is not None
+        or head.expects_continue
+        or head.te_trailers
+        or head.max_forwards is not None
+        or head.upgrade is not None
+        or head.forwarded is not None
+    )
+    ordinary = head.minor and head.keep_alive and head.host is not None
+    return bool(ordinary) and not unusual and head.method not in _OTHER_METHODS

@@ -1,0 +1,119 @@
+"""One plain exchange in a hot loop, without sockets: what the proxy's own Python costs a request.
+
+The parts are the real ones, compiled from a real config: listener, route, pool, metrics, access
+log. Only the two transports are stand-ins, which throw away what is written. What is left out is
+the kernel, uvloop, and caches that other code has filled in between: in life it is up to twice as
+much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from random import Random
+
+from proxy import __version__
+from proxy.clock import SystemClock
+from proxy.config.schema import Config
+from proxy.pipeline.compile import Compiler
+from proxy.pipeline.serve import Service
+from proxy.stages.access_line import AccessLine
+from proxy.stages.route_metrics import RouteMetrics
+from proxy.telemetry.access import AccessLog
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.outputs import FileOutput
+from proxy.telemetry.writer import LogWriter
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import Sweeper
+from proxy.wire.pool import UpstreamStream
+
+_CONFIG = {
+    "listeners": {
+        "bench": {
+            "bind": "127.0.0.1:0",
+            "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "app"}],
+        }
+    },
+    "upstreams": {"app": {"targets": ["http://127.0.0.1:1"], "pool": {"keepalive": "1h"}}},
+}
+
+REQUEST = b"GET /jobs/mv_0123456789 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
+RESPONSE = (
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Mon, 24 Nov 2025 10:00:00 GMT\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 101\r\nConnection: keep-alive\r\n\r\n"
+    + b"x"
+    * 101
+)
+
+
+class _Transport(asyncio.Transport):
+    """Takes everything and remembers the last of it."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        super().__init__({"socket": peer, "peername": ("127.0.0.1", 40000)})
+        self.written = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written = bytes(data)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """There is no buffer."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class HotExchange:
+    """Call it to carry one GET through a listener to an idle connection and back."""
+
+    def __init__(self) -> None:
+        clock = SystemClock()
+        sweeper = Sweeper(clock)
+        metrics = Metrics(__version__)
+        self._writer = LogWriter(FileOutput(os.devnull))
+        compiler = Compiler(
+            (RouteMetrics(metrics), AccessLine(AccessLog(self._writer))),
+            clock,
+            sweeper,
+            Random(1),
+            lambda upstream: metrics.upstream(upstream).connected,
+            lambda upstream: None,
+        )
+        plans = compiler.compile(Config.model_validate(_CONFIG))
+        pool = plans.upstreams["app"].upstream.pools[0]
+        self._ours, self._theirs = socket.socketpair()
+        self.answer = _Transport(self._theirs)
+        service = Service(plans.listeners["bench"])
+        self.client = ClientStream(clock, sweeper, service, lambda _: None)
+        self.client.connection_made(self.answer)
+        self.upstream = UpstreamStream(pool)
+        self.upstream.connection_made(_Transport(self._ours))
+        pool.adopt(self.upstream)
+
+    def __call__(self) -> bytes:
+        self.client.data_received(REQUEST)
+        self.upstream.data_received(RESPONSE)
+        return self.answer.written
+
+    def __del__(self) -> None:
+        self.client.eof_received()
+        self._ours.close()
+        self._theirs.close()
+        self._writer.close(1.0)
+
+
+def hot_exchange() -> HotExchange:
+    """A new one, tried."""
+
+    async def build() -> HotExchange:
+        return HotExchange()  # streams ask for the loop; an exchange itself needs none
+
+    hot = asyncio.run(build())
+    for _ in range(2):
+        if not hot().endswith(RESPONSE[-101:]):
+            raise AssertionError(f"not the answer: {hot.answer.written!r}")
+    return hot

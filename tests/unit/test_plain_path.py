@@ -1,0 +1,202 @@
+"""What is plain, and what is remembered of it; its bytes: tests/integration/test_relay_plain.py."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from proxy.clock import ManualClock
+from proxy.config.schema import Config
+from proxy.pipeline import plain
+from proxy.pipeline.compile import Binding, Compiler, Stage
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import Hooks, ListenerPlan, Trouble
+from proxy.telemetry.tally import RouteTally
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import Sweeper
+from tests.bench.exchange import REQUEST, hot_exchange
+
+HOST = b"Host: example.test\r\n"
+
+
+class Asking:
+    """A stage that asks every route for `hooks`."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def bind(self, binding: Binding) -> Hooks:
+        return self._hooks
+
+
+class Rescue:
+    """A rescuer that reads answers, or does not."""
+
+    def __init__(self, needs_body: bool) -> None:
+        self.needs_body = needs_body
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        return False
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> None:
+        return None
+
+
+def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
+    """A listener with one route for everything."""
+    clock = ManualClock()
+    config = Config.model_validate(
+        {
+            "listeners": {
+                "front": {
+                    "bind": "127.0.0.1:0",
+                    "routes": [
+                        {"name": "g", "methods": ["GET"], "path": "/g/{x}", "upstream": "app"},
+                        {"name": "all", "path": "/{rest:*}", "upstream": "app"},
+                    ],
+                }
+            },
+            "upstreams": {"app": {"targets": ["http://127.0.0.1:1"], **upstream}},
+        }
+    )
+    compiler = Compiler(
+        stages, clock, Sweeper(clock), Random(1), lambda _: lambda _: None, lambda _: None
+    )
+    return compiler.compile(config).listeners["front"]
+
+
+def head(line: bytes = b"GET / HTTP/1.1", *fields: bytes, host: bytes = HOST) -> bytes:
+    """A request's head."""
+    return line + b"\r\n" + host + b"".join(field + b"\r\n" for field in fields) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head(),
+        head(b"GET /g/1?a=b HTTP/1.1"),
+        head(b"POST / HTTP/1.1"),
+        head(b"BREW / HTTP/1.1"),
+        head(b"GET / HTTP/1.1", b"Cookie: a", b"Connection: keep-alive, x-a", b"X-A: 1"),
+    ],
+)
+def test_a_request_without_body_and_wishes_is_plain(data: bytes) -> None:
+    """It gets a frame for its correlation ID, and is remembered by its bytes."""
+    front = listener()
+    request = plain._prepare(data, front)
+    assert request is not None
+    assert request.start.startswith(data.partition(b" HTTP")[0])
+    assert request.start.endswith(b"\r\nX-Correlation-ID: ")
+    assert request.end == b"\r\nX-Forwarded-Host: example.test\r\n\r\n"
+    assert front.plain == {data: request}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head()[:-1],
+        head() + b"GET",
+        head() + head(),
+        b"\r\n" + head(),
+        head(b"GET / HTTP/1.0"),
+        head(b"HEAD / HTTP/1.1"),
+        head(b"OPTIONS * HTTP/1.1"),
+        head(b"TRACE / HTTP/1.1"),
+        head(b"CONNECT a:1 HTTP/1.1"),
+        head(b"POST / HTTP/1.1", b"Content-Length: 0"),
+        head(b"POST / HTTP/1.1", b"Content-Length: 5"),
+        head(b"POST / HTTP/1.1", b"Transfer-Encoding: chunked"),
+        head(b"GET / HTTP/1.1", b"Connection: close"),
+        head(b"GET / HTTP/1.1", b"Expect: 100-continue"),
+        head(b"GET / HTTP/1.1", b"TE: trailers", b"Connection: TE"),
+        head(b"GET / HTTP/1.1", b"Max-Forwards: 3"),
+        head(b"GET / HTTP/1.1", b"X-Forwarded-For: 6.6.6.6"),
+        head(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
+        head(b"GET / HTTP/1.1", b"X : bad"),
+        head(b"GET / HTTP/1.1", b"X-Long: " + b"a" * 1024),
+        head(host=b""),
+        head(host=HOST + HOST),
+    ],
+)
+def test_everything_else_is_for_the_general_path(data: bytes) -> None:
+    """Nothing is decided about it here, and nothing remembered."""
+    front = listener()
+    assert plain._prepare(data, front) is None
+    assert front.plain == {}
+
+
+def test_a_route_may_have_observers_and_rescuers() -> None:
+    """They see plain exchanges as they see others."""
+    seen = Hooks(started=print, finished=print, rescuer=Rescue(needs_body=False))
+    assert plain._prepare(head(), listener(Asking(seen))) is not None
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [Hooks(check=print), Hooks(filter=lambda x: None), Hooks(rescuer=Rescue(needs_body=True))],
+    ids=["check", "filter", "reads answers"],
+)
+def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:
+    """Refusing, filtering and reading an answer first are not for two callbacks."""
+    assert plain._prepare(head(), listener(Asking(hooks))) is None
+
+
+def test_an_upstream_with_a_bulkhead_is_for_the_general_path() -> None:
+    """Who asks for a place in a queue may have to wait for it."""
+    assert plain._prepare(head(), listener(bulkhead={"max_concurrent": 5})) is None
+
+
+def test_a_request_with_an_id_of_its_own_is_not_remembered() -> None:
+    """It will not come again, and must not push others out."""
+    front = listener()
+    assert plain._prepare(head(b"GET / HTTP/1.1", b"X-Correlation-ID: a"), front) is not None
+    assert front.plain == {}
+
+
+def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that never asks the same twice cannot make it grow."""
+    monkeypatch.setattr(plain, "_MEMO", 10)
+    front = listener()
+    for number in range(25):
+        plain._prepare(head(b"GET /%d HTTP/1.1" % number), front)
+        assert len(front.plain) <= 10
+
+
+@pytest.mark.parametrize("shut", [False, True])
+def test_the_coroutine_sleeps_through_plain_exchanges(
+    monkeypatch: pytest.MonkeyPatch, shut: bool
+) -> None:
+    """That is what the path is for; with it shut, the two reads of an exchange wake it."""
+    if shut:
+        monkeypatch.setattr(plain, "_prepare", lambda data, listener: None)
+    exchange = hot_exchange()
+    steps: list[ClientStream] = []
+    step = ClientStream._step
+
+    def counted(client: ClientStream, future: object = None) -> None:
+        steps.append(client)
+        step(client, future)
+
+    monkeypatch.setattr(ClientStream, "_step", counted)
+    for _ in range(10):
+        exchange()
+    assert len(steps) == (20 if shut else 0)
+
+
+def test_a_defect_of_a_hook_is_answered_and_gives_the_connection_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 as on the general path, with a traceback in the log."""
+    hot = hot_exchange()
+
+    def fail(tally: RouteTally, facts: object = None) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as broken:
+        # Hooks were bound at load: only what they do can still be exchanged.
+        broken.setattr(RouteTally.begin, "__code__", fail.__code__)
+        hot.client.data_received(REQUEST)
+    assert hot.answer.written.startswith(b"HTTP/1.1 500 ")
+    assert "broken on purpose" in caplog.text
+    assert hot.upstream.pool.active_connections == 0
