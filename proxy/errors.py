@@ -85,6 +85,20 @@ class MethodNotAllowed(ProxyError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
 
+class Unauthorized(ProxyError):
+    """The credentials are missing or wrong. `challenge` becomes `WWW-Authenticate` (RFC 9110
+    §11.6.1)."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+    challenge: ClassVar[str] = "Bearer"
+
+
+class ApiKeyNeeded(Unauthorized):
+    """The app, which would have checked the key, is away, and the mirror gives nothing without."""
+
+    challenge = "ApiKey"
+
+
 class ClientLeft(ProxyError):
     """The client went away first: never sent to anyone, only logged and counted."""
 

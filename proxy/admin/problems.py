@@ -9,15 +9,10 @@ from proxy.errors import (
     BadRequest,
     MethodNotAllowed,
     ProxyError,
+    Unauthorized,
     problem_body,
     retry_after_seconds,
 )
-
-
-class Unauthorized(ProxyError):
-    """The bearer token is missing or wrong."""
-
-    status, code, title = 401, "unauthorized", "Unauthorized"
 
 
 class Forbidden(ProxyError):
@@ -70,5 +65,5 @@ def response(error: ProxyError, correlation_id: str) -> web.Response:
     if error.allow is not None:
         answer.headers["Allow"] = error.allow
     if isinstance(error, Unauthorized):
-        answer.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 §11.6.1
+        answer.headers["WWW-Authenticate"] = error.challenge
     return answer

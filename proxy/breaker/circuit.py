@@ -11,8 +11,8 @@ Rules
 4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and
    only Redis ends the open time or closes. Without Redis all of that is decided here, with the
    same table and the same limits.
-5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here that
-   Redis has not answered yet holds until it has.
+5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here holds
+   until Redis has answered the very report that tells of it, not one that left before.
 6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which
    were counted here, because the answer that told of one may have been lost.
 """
@@ -381,8 +381,9 @@ class CircuitBreaker:
         if news.generation < self.generation or news.generation == 0:
             return
         if self._provisional is not None:
-            if answers is None and news.generation == self.generation:
-                return  # rule 5: Redis does not know of our trip yet
+            told = answers is not None and answers.tid == self._provisional.tid
+            if not told and news.generation == self.generation:
+                return  # rule 5: what it answers was said before our trip
             self._provisional = None  # Redis has made it, and says so in its log, or refused it
         known = self.generation
         newer = news.generation > known

@@ -54,8 +54,13 @@ _EXPECTED = {
     "less_than_equal": "at most {le:g}",
 }
 _EXPECTED_PATTERN = {
+    "^[A-Za-z][A-Za-z0-9_]{": "a label name of letters, digits and _ that begins with a letter",
     "^[A-Za-z][": "a name of letters, digits, - and _ that begins with a letter",
     "^[A-Z][": "a method in upper case",
+    "^[A-Za-z_:][": "a metric name of letters, digits, _ and :",
+    "^[A-Za-z_][A-Za-z0-9_.-]": "a statsd name, such as video.processing or video.{operation}",
+    "^[A-Za-z0-9_./:@+ -]": "a label value of at most 64 ordinary characters",
+    "^0?[0-7]": "octal permissions such as 0660",
 }
 # Put where a required value was cut out, so that what hangs on it is checked all the same.
 _STAND_INS = {

@@ -8,96 +8,30 @@ secrets masked. The loader hands every scalar over as text, so each type here mu
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    WithJsonSchema,
-    model_validator,
+from pydantic import AfterValidator, Field, SecretStr, WithJsonSchema, model_validator
+
+from proxy.config import units
+from proxy.config.telemetry import AppMetrics, Resources, Statsd
+from proxy.config.values import (
+    Bind,
+    Duration,
+    Level,
+    Method,
+    Model,
+    Name,
+    PathPattern,
+    Secret,
+    Share,
+    Size,
+    Target,
+    TimeOfDay,
 )
-
-from proxy.config import patterns, units
 from proxy.redis_url import parse_redis_url
-
-# In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
-Duration = Annotated[
-    float,
-    BeforeValidator(units.parse_duration),
-    PlainSerializer(units.format_duration, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^([0-9.]+\s*(ms|s|m|h|d)|0)$"}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(units.parse_size),
-    PlainSerializer(units.format_size, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9.]+\s*([KMG]i?)?B?$"}),
-]
-Share = Annotated[
-    float,
-    BeforeValidator(units.parse_ratio),
-    PlainSerializer(units.format_ratio, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
-]
-TimeOfDay = Annotated[
-    tuple[int, int],
-    BeforeValidator(units.parse_time_of_day),
-    PlainSerializer(units.format_time_of_day, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^([01][0-9]|2[0-3]):[0-5][0-9]$"}),
-]
-Bind = Annotated[
-    units.Bind,
-    BeforeValidator(units.parse_bind),
-    PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$"}),
-]
-Target = Annotated[
-    units.TargetAddress,
-    BeforeValidator(units.parse_target),
-    PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|unix:/)"}),
-]
-Secret = Annotated[
-    SecretStr,
-    PlainSerializer(lambda secret: units.mask(secret.get_secret_value()), str, when_used="json"),
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-Method = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}$")]
-
-
-def _check_pattern(path: str) -> str:
-    patterns.parse_pattern(path)
-    return path
-
-
-PathPattern = Annotated[
-    str, AfterValidator(_check_pattern), WithJsonSchema({"type": "string", "pattern": "^/"})
-]
-Level = Annotated[
-    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
-    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
-]
-
-
-class Model(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        arbitrary_types_allowed=True,
-        validate_default=False,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
-
 
 # --- listeners and routes -----------------------------------------------------------------------
 
@@ -153,7 +87,9 @@ class Upload(Model):
     """What an upload must be. `field` names the one file part of the form; `null` means that the
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
-    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it."""
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it. The
+    upstream gets a connection when `buffer` bytes are there, or all of the body: 1 MiB, as Envoy
+    buffers for a connection."""
 
     field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
@@ -167,6 +103,7 @@ class Upload(Model):
         "audio/ogg",
     )
     mode: Literal["enforce", "report"] = "enforce"
+    buffer: Annotated[Size, Field(ge=0, le=64 * 1024 * 1024)] = 1024 * 1024
 
 
 class JobRole(Model):
@@ -245,6 +182,8 @@ class Route(Model):
     """What this route does with the jobs of a mirror."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
+    trace: bool = True
+    """Whether exchanges on this route may be kept in the trace."""
 
 
 class Listener(Model):
@@ -501,6 +440,69 @@ class Rescue(Model):
     max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
 
+def _check_job_path(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", path):
+        raise ValueError(
+            "expected up to eight names of a job document's members, joined by dots, as in "
+            f"result.shorts_used, found {path[:80]!r}"
+        )
+    return path
+
+
+JobPaths = tuple[
+    Annotated[
+        str,
+        AfterValidator(_check_job_path),
+        WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"}),
+    ],
+    ...,
+]
+Token = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+
+
+class JobFields(Model):
+    """Which members of a job document feed which metric.
+
+    Each is a list of dotted paths; the first one under which the document has a value that will do
+    is used. The defaults know both shapes of the service's documents.
+    """
+
+    stages: Annotated[tuple[Token, ...], Field(max_length=64)] = (
+        "analyze_audio",
+        "load_approved",
+        "select_shorts",
+        "assemble_video",
+        "generate_subtitles",
+        "final_composition",
+        "trim_video",
+        "validate_av_sync",
+        "download_pipeline",
+    )
+    error_type: JobPaths = ("error.type", "error_type")
+    error_code: JobPaths = ("error.code", "error_code")
+    input_duration: JobPaths = ("audio_duration", "stages.analyze_audio.metadata.audio_duration")
+    shorts_count: JobPaths = ("result.shorts_used", "result.shorts_list")
+    subtitle_segments: JobPaths = ("result.subtitle_segments",)
+    sync_drift: JobPaths = (
+        "result.sync_drift",
+        "result.sync_drift_ms",
+        "stages.validate_av_sync.metadata.drift",
+        "stages.validate_av_sync.metadata.drift_seconds",
+        "stages.validate_av_sync.metadata.drift_ms",
+    )
+    validation: JobPaths = ("stages.validate_av_sync.status",)
+    validation_counts: Annotated[dict[Token, JobPaths], Field(max_length=16)] = {
+        "approved": (
+            "result.approved_count",
+            "stages.download_pipeline.metadata.stats.approved",
+        ),
+        "rejected": (
+            "result.rejected_count",
+            "stages.download_pipeline.metadata.stats.rejected",
+        ),
+    }
+
+
 class Mirror(Model):
     """One family of job keys, kept in SQLite as well.
 
@@ -508,7 +510,9 @@ class Mirror(Model):
     tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
     long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
     `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
-    `stranded_after`: an unfinished job without a change for this long is reported.
+    `stranded_after`: an unfinished job without a change for this long is reported. `job_metrics`:
+    where the pipeline's metrics are read from; null turns them off. `api_key`: what the app wants
+    as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -523,6 +527,8 @@ class Mirror(Model):
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     rescue: Rescue | None = None
+    job_metrics: JobFields | None = JobFields()
+    api_key: Annotated[Secret, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _key_has_one_hole(self) -> Mirror:
@@ -533,6 +539,39 @@ class Mirror(Model):
                 f"found {self.key!r}"
             )
         return self
+
+
+#: What a job is doing while the worker calls a service: stages of the current document, statuses of
+#: the older one. `processing` is a job that works without being in any stage, as downloads do.
+_CALLED_IN = {
+    "youtube-search": ("processing", "fetching_shorts", "downloading_shorts"),
+    "video-downloader": ("processing", "fetching_shorts", "downloading_shorts"),
+    "audio-transcriber": ("generate_subtitles", "generating_subtitles"),
+}
+
+
+class Trace(Model):
+    """A record of what happened, for `reliability-proxy trace ID`. Every error, every slow exchange
+    and what creates or deletes a job is kept, and a sample of the rest."""
+
+    sqlite: Path
+    """The database file, relative to the current directory; made if absent."""
+    keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
+    """How long an event is kept."""
+    max_size: Annotated[Size, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """Largest size of the file; beyond it the oldest events go."""
+    sample: Share = 0.01
+    """Share kept of the exchanges that nothing else speaks for."""
+    slow: Annotated[Duration, Field(gt=0)] = 2.0
+    """An exchange that takes longer is slow, and kept."""
+    polls_every: Annotated[Duration, Field(ge=0)] = 10.0
+    """Of good reads of one job, and of good calls on one egress route, one is kept in this time."""
+    max_rate: Annotated[int, Field(ge=1)] = 10
+    """Exchanges kept a second of one route; ten times as many in a burst."""
+    stuck_after: Annotated[Duration, Field(gt=0)] = 300.0
+    """A job that has not changed for so long is suspected to be stuck."""
+    called_in: dict[Name, tuple[Annotated[str, Field(max_length=64)], ...]] = _CALLED_IN
+    """For each upstream that workers call: the stages and statuses of a job that does so."""
 
 
 class Admin(Model):
@@ -574,10 +613,18 @@ class Config(Model):
     """Where breaker state and jobs live; absent: local breakers, no mirror."""
     mirrors: dict[Name, Mirror] = {}
     """Families of job keys kept in SQLite as well, by name."""
+    trace: Trace | None = None
+    """A record of what happened."""
     admin: Admin = Admin()
     """The operator's door."""
     metrics: Metrics | None = None
     """A read-only door for Prometheus and probes."""
+    statsd: Statsd | None = None
+    """A listener for metrics that only the app knows."""
+    app_metrics: AppMetrics | None = None
+    """The app's own metrics page, shown as part of ours."""
+    resources: Resources | None = None
+    """Disk, temporary files and memory of the app."""
     logging: Logging = Logging()
     """The JSON log."""
     drain_timeout: Duration = 30.0

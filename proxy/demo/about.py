@@ -73,12 +73,17 @@ class About:
         for status in ("queued", "processing", "completed", "failed"):
             count = sum(job["status"] == status for job in jobs)
             lines.append(f"makevideo_jobs_{status} {count}")
-        free = shutil.disk_usage(self._approved).free / 1e9
+        disk = shutil.disk_usage(self._approved)
+        path = '{path="/tmp/make-video-temp"}'  # always this one, as recorded
         lines += [
             "",
             "# HELP makevideo_disk_free_gb Free disk space in GB",
             "# TYPE makevideo_disk_free_gb gauge",
-            f'makevideo_disk_free_gb {{path="/tmp/make-video-temp"}} {free:.2f}',
+            f"makevideo_disk_free_gb {path} {disk.free / 1e9:.2f}",
+            "",
+            "# HELP makevideo_disk_used_percent Disk usage percentage",
+            "# TYPE makevideo_disk_used_percent gauge",
+            f"makevideo_disk_used_percent {path} {100 * disk.used / disk.total:.2f}",
         ]
         return web.Response(text="\n".join(lines) + "\n")
 

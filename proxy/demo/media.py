@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -17,6 +18,7 @@ from av.video.stream import VideoStream
 
 WIDTH, HEIGHT, FPS = 180, 320, 10
 _RATE = 44_100
+_CONTRAST_OF_TEXT = 16.0  # mean difference of neighbouring pixels
 
 MediaError = av.FFmpegError
 
@@ -121,6 +123,21 @@ def compose(audio: Path, clips: list[Path], output: Path) -> Media:
         container.mux(sound.encode(None))
         container.mux(picture.encode(None))
     return inspect(output)
+
+
+def search_text(path: Path) -> list[float]:
+    """Look for burnt-in text in every frame of a video, and tell for each how sure it is, 0 to 1,
+    that there is none: the less contrast from pixel to pixel, the surer. One line of the lower
+    third, where subtitles stand, is enough for a stand-in. Raises `MediaError`."""
+    certainties = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            luma = frame.reformat(format="yuv420p").planes[0]
+            start = luma.line_size * (luma.height * 5 // 6)
+            line = bytes(luma)[start : start + luma.width]
+            contrast = sum(abs(left - right) for left, right in pairwise(line)) / len(line)
+            certainties.append(max(0.0, 1.0 - contrast / _CONTRAST_OF_TEXT))
+    return certainties
 
 
 def _video_stream(container: av.container.OutputContainer) -> VideoStream:

@@ -35,6 +35,7 @@ _PREFERRED = {
     "ADMIN": 9901,
     "METRICS": 9464,
     "REDIS": 6390,
+    "STATSD": 8125,  # UDP
 }
 
 
@@ -58,7 +59,8 @@ def choose_ports() -> Addresses:
     """The usual ports, each replaced by a free one where it is taken."""
     ports: dict[str, int] = {}
     for name, preferred in _PREFERRED.items():
-        ports[name] = preferred if _is_free(preferred) else free_port()
+        udp = name == "STATSD"
+        ports[name] = preferred if _is_free(preferred, udp=udp) else free_port()
     return Addresses(ports)
 
 
@@ -165,8 +167,12 @@ class World:
                 "worker",
                 [*python, "proxy.demo.worker", *app, "--speed", str(SPEED)],
                 environment={
-                    f"{_variable(name)}_URL": self.at.url(f"EGRESS_{_variable(name)}")
-                    for name in MICROSERVICES
+                    "STATSD_HOST": "127.0.0.1",
+                    "STATSD_PORT": str(ports["STATSD"]),
+                    **{
+                        f"{_variable(name)}_URL": self.at.url(f"EGRESS_{_variable(name)}")
+                        for name in MICROSERVICES
+                    },
                 },
                 restart_after=1.5,
             ),
@@ -209,10 +215,10 @@ def _variable(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _is_free(port: int, *, udp: bool = False) -> bool:
+    with socket.socket(type=socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as probe:
+        if not udp:  # as servers do: a port in TIME_WAIT is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.clock import Clock
+from proxy.jobs.counting import Counting
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
@@ -32,7 +33,7 @@ from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence,
 log = logging.getLogger(__name__)
 
 BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
-BIG = 64 * 1024  # bytes of a value after which others get a turn
+BIG = 32 * 1024  # bytes of values after which others get a turn
 BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
 BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
@@ -114,6 +115,7 @@ class Capture:
         self.counts = Counts()
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
+        self.counting: Counting | None = None
         self._pattern = pattern
         self._index = index
         self._ledger = ledger
@@ -248,6 +250,7 @@ class Capture:
             heads = {}
         self._pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
         gone: list[str] = []
+        absorbed = 0
         for position, job_id in enumerate(job_ids):
             value, pttl = replies[2 * position], replies[2 * position + 1]
             head = heads.get(job_id, NO_HEAD)
@@ -261,7 +264,9 @@ class Capture:
                 deadline = None if pttl == -1 else now + pttl / 1000
                 fetched = _Fetched(job_id, value, pttl, deadline, head)
                 await self._absorb(link, life, fetched, noticed[job_id], now)
-                if len(value) > BIG:
+                absorbed += len(value)
+                if absorbed > BIG:
+                    absorbed = 0
                     await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
         # What was missing while a restore was under way proves nothing, although that may be over
         # by now: the ledger was asked meanwhile. The comparison that follows names it again.
@@ -297,13 +302,18 @@ class Capture:
             return
         snapshot = parse(job_id, fetched.value)
         self._note(snapshot)
+        counting = self.counting
+        news = counting.news(snapshot, now) if counting is not None else None
 
         def done(ok: bool) -> None:
             if ok:
                 self._metrics.lag.observe(time.monotonic() - noticed)
+                if counting is not None and news is not None:
+                    counting.kept(news)
             self._kept(job_id, ok)
 
-        self._ledger.put(snapshot, now, fetched.deadline, done)
+        events = "[]" if news is None else news.text
+        self._ledger.put(snapshot, now, fetched.deadline, done, events)
 
     def _kept(self, job_id: str, ok: bool) -> None:
         for sighting in self._watched.get(job_id, ()):

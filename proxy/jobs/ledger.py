@@ -26,9 +26,10 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.jobs import sql
-from proxy.jobs.ledger_file import REFUSED, LedgerFile, Newer, Unfit, is_damage
+from proxy.jobs.ledger_file import REFUSED, Newer, Unfit, is_damage, ledger_file
 from proxy.jobs.ledger_file import Params as ReadParams
 from proxy.jobs.model import Snapshot, sql_time
+from proxy.jobs.pipeline_events import MOST_EVENTS
 from proxy.jobs.records import Head, Row, Tombstone, read_row
 from proxy.jobs.waiting import happened, settled
 
@@ -72,7 +73,7 @@ class Ledger:
         self._on_gap = on_gap
         self._on_commit = on_commit
         self._on_degraded = on_degraded
-        self._file = LedgerFile(path, clock, self._suspected)
+        self._file = ledger_file(path, clock, self._suspected)
         self._queue: list[_Op] = []
         self._queued_bytes = 0
         self._newest: dict[str, Row] = {}
@@ -106,9 +107,17 @@ class Ledger:
     # --- writing (all of these return at once) --------------------------------------------------
 
     def put(
-        self, snapshot: Snapshot, captured_at: float, deadline: float | None, done: Done | None
+        self,
+        snapshot: Snapshot,
+        captured_at: float,
+        deadline: float | None,
+        done: Done | None,
+        events: str = "[]",
     ) -> None:
-        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`."""
+        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`.
+
+        `events` is what it tells about the pipeline, a JSON list as `sql.PUT` reads it.
+        """
         try:
             data: str | bytes = snapshot.raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -128,6 +137,8 @@ class Ledger:
             "deadline": deadline,
             "digest": snapshot.digest,
             "keep_versions": self._keep_versions,
+            "events": events,
+            "most_events": MOST_EVENTS,
         }
         self._newest[snapshot.job_id] = Row(
             snapshot.job_id,
@@ -140,7 +151,7 @@ class Ledger:
             snapshot.digest,
             0,
         )
-        self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw), done))
+        self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw) + len(events), done))
 
     def bury(
         self,

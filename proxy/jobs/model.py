@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ class Snapshot:
 
     Times are Unix seconds or None. `activity` is the latest time in the document, by which two
     versions are ordered. `oddities` are fixed tokens: `not_json`, `not_utf8`, `no_id`, `other_id`,
-    `bad_date`, `bad_status`.
+    `bad_date`, `bad_status`. `document` is the parsed value, None when it is no JSON object.
     """
 
     job_id: str
@@ -99,6 +99,7 @@ class Snapshot:
     expires_at: float | None
     activity: float | None
     oddities: tuple[str, ...]
+    document: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
 
 def digest_of(raw: bytes) -> bytes:
@@ -147,6 +148,7 @@ def parse(job_id: str, raw: bytes) -> Snapshot:
         expires_at=times["expires_at"],
         activity=max((moment for moment in known if moment is not None), default=None),
         oddities=tuple(dict.fromkeys(oddities)),
+        document=document,
     )
 
 

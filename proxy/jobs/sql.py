@@ -5,6 +5,9 @@ are not deleted; an expired one stays until retention ends. `versions` holds wha
 deflated. `tombstones` names what was deleted: `held` ones forbid the job to come back, `pass_on`
 ones still have to be told to the app.
 
+`pipeline_events` are what versions told about the pipeline, each once (`pipeline_events.py`), and
+what became of it; `pipeline_totals` what this sidecar has counted, so that counters outlive it.
+
 `deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
 `captured_at` and `deadline` are Unix seconds. `deadline` is when Redis drops the key, NULL when it
 never does.
@@ -71,6 +74,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             message BLOB NOT NULL
         ) WITHOUT ROWID""",
     ),
+    (
+        # outcome: 0 pending, 1 counted here, 2 counted by another sidecar, 3 too old to be news
+        """CREATE TABLE pipeline_events (
+            job_id TEXT NOT NULL,
+            event TEXT NOT NULL,
+            family TEXT NOT NULL,
+            labels TEXT NOT NULL,
+            value REAL NOT NULL,
+            at REAL NOT NULL,
+            due REAL NOT NULL,
+            sure INTEGER NOT NULL,
+            outcome INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (job_id, event)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX idx_pipeline_pending ON pipeline_events(due) WHERE outcome = 0",
+        "CREATE TABLE pipeline_totals (series TEXT PRIMARY KEY, total TEXT NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 SETTINGS = (
@@ -106,6 +126,19 @@ PUT = (
          FROM jobs WHERE job_id = :job_id AND digest = :digest""",
     """DELETE FROM versions WHERE job_id = :job_id AND version <=
          (SELECT version FROM jobs WHERE job_id = :job_id) - :keep_versions""",
+    # In the same transaction as the version, so that neither is there without the other; and only
+    # where the version was taken.
+    """INSERT INTO pipeline_events (job_id, event, family, labels, value, at, due, sure)
+       SELECT :job_id, json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]'),
+              json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'),
+              json_extract(j.value, '$[4]'), json_extract(j.value, '$[5]'),
+              json_extract(j.value, '$[6]')
+         FROM json_each(:events) AS j
+        WHERE EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id AND digest = :digest)
+          AND (SELECT count(*) FROM pipeline_events WHERE job_id = :job_id) < :most_events
+       ON CONFLICT (job_id, event) DO UPDATE SET
+         labels = excluded.labels, sure = excluded.sure, due = min(due, excluded.due)
+        WHERE outcome = 0 AND excluded.sure > sure""",
 )
 
 BURY = (
@@ -123,6 +156,7 @@ SET_META = ("INSERT OR REPLACE INTO meta (name, value) VALUES (:name, :value)",)
 
 FORGET = (
     "DELETE FROM versions WHERE job_id = :job_id",
+    "DELETE FROM pipeline_events WHERE job_id = :job_id",
     "DELETE FROM jobs WHERE job_id = :job_id AND deadline < :before",
     "DELETE FROM tombstones WHERE job_id = :job_id AND deleted_at < :before",
 )
@@ -132,6 +166,15 @@ CLEAR_MESSAGES = ("DELETE FROM broker_messages",)
 ADD_MESSAGE = (
     """INSERT OR REPLACE INTO broker_messages (tag, place, queue, position, job_ids, message)
        VALUES (:tag, :place, :queue, :position, :job_ids, :message)""",
+)
+
+SETTLE = (
+    """UPDATE pipeline_events SET outcome = json_extract(j.value, '$[2]')
+         FROM json_each(:settled) AS j
+        WHERE job_id = json_extract(j.value, '$[0]') AND event = json_extract(j.value, '$[1]')
+          AND outcome = 0""",
+    """INSERT OR REPLACE INTO pipeline_totals (series, total)
+       SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:totals)""",
 )
 
 # --- reading ------------------------------------------------------------------------------------
@@ -172,6 +215,21 @@ STRANDED = f"""SELECT {_ROW} FROM jobs
 VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
                WHERE job_id = ? ORDER BY version"""
 
+# Perhaps worked on between two moments. One that waits and was never anything else was not; one
+# that is finished was made within the two days that a key lives at most.
+WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
+                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND created_at <= :end_at
+                  AND (status NOT IN ('queued', 'pending') OR version > 1)
+               UNION
+               SELECT job_id FROM jobs
+                WHERE created_at BETWEEN :earliest_at AND :end_at AND captured_at >= :start
+                  AND status IN ('completed', 'failed', 'cancelled')
+               LIMIT :most"""
+DELETED_SINCE = """SELECT job_id,
+                     (SELECT min(captured_at) FROM versions WHERE job_id = tombstones.job_id),
+                     (SELECT max(captured_at) FROM versions WHERE job_id = tombstones.job_id)
+                     FROM tombstones WHERE deleted_at >= ? LIMIT ?"""
+
 COUNT = "SELECT count(*) FROM jobs"
 UNTOLD = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
 HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"
@@ -179,6 +237,18 @@ META = "SELECT name, value FROM meta"
 
 OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
               UNION SELECT job_id FROM tombstones WHERE deleted_at < :before LIMIT :limit"""
+
+PENDING = """SELECT job_id, event, family, labels, value, at, due FROM pipeline_events
+              WHERE outcome = 0 AND due <= ? ORDER BY due LIMIT ?"""
+SETTLED = """SELECT job_id, event FROM pipeline_events
+              WHERE (job_id, event) > (?, ?) AND outcome IN (1, 2) AND at > ?
+              ORDER BY job_id, event LIMIT ?"""
+PENDING_COUNT = "SELECT count(*) FROM pipeline_events WHERE outcome = 0"
+TOTALS = "SELECT series, total FROM pipeline_totals"
+# The plus signs keep SQLite from going through all live jobs by their deadline.
+ACTIVE = """SELECT count(*) FROM jobs
+             WHERE status NOT IN ('completed', 'failed', 'cancelled')
+               AND (+deadline IS NULL OR +deadline > ?)"""
 
 BINDINGS = "SELECT key, member FROM broker_bindings"
 MESSAGES = """SELECT tag, place, queue, position, job_ids, message FROM broker_messages

@@ -1,12 +1,13 @@
 """From a request to an answer of its upstream: which target, how often, and when not.
 
-Each step stands where it does for a reason. The bulkhead comes first: who waits there has cost the
-upstream nothing yet (nobody queues for an open circuit, though). Retries stand outside the breaker,
-so that the breaker sees single attempts and a circuit that opens ends the retrying. Inside an
-attempt two things are repeated without being counted, because the upstream never saw them: a
-connection that could not be opened (next target, then `connect_patience`), and a kept one that was
-closed under us before a byte of response, for a method that may be repeated (RFC 9110 §9.2.2,
-RFC 9112 §9.3.1).
+Each step stands where it does for a reason. A body that is checked is gathered first: as long as
+nothing of it may pass, it needs neither place nor connection. Then comes the bulkhead: who waits
+there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries stand
+outside the breaker, so that the breaker sees single attempts and a circuit that opens ends the
+retrying. Inside an attempt two things are repeated without being counted, because the upstream
+never saw them: a connection that could not be opened (next target, then `connect_patience`), and a
+kept one that was closed under us before a byte of response, for a method that may be repeated (RFC
+9110 §9.2.2, RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_afte
 from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.gather import gather
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
 from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
-from proxy.pipeline.relay import Relay, StaleConnection, until_left
+from proxy.pipeline.relay import Relay, StaleConnection
 from proxy.pipeline.rescue import needs_body, rescue, send
+from proxy.pipeline.waiting import until_left
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import TargetPool, UpstreamStream
@@ -37,19 +40,27 @@ _REFUSED_PAUSE = 0.1
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
+    if x.filter is not None:
+        _refuse_for_open_circuit(x, plan)
+        await gather(x, listener)
     if plan.bulkhead is None:
         if plan.retry is None and not x.plan.rescuers:
             await _attempt(x, listener, plan, None)  # nothing here would ask for another
         else:
             await _attempts(x, listener, plan)
         return
-    if plan.breaker is not None and refuses(plan.breaker, x.stream.clock.monotonic()):
-        plan.breaker.admit(x.stream.clock.monotonic())  # raises: nobody queues for a refusal
+    _refuse_for_open_circuit(x, plan)  # nobody queues for a refusal
     place = await _enter(x, plan.bulkhead)
     try:
         await _attempts(x, listener, plan)
     finally:
         plan.bulkhead.leave(place)
+
+
+def _refuse_for_open_circuit(x: Exchange, plan: UpstreamPlan) -> None:
+    now = x.stream.clock.monotonic()
+    if plan.breaker is not None and refuses(plan.breaker, now):
+        plan.breaker.admit(now)  # raises
 
 
 async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
@@ -98,12 +109,14 @@ async def _attempt(
         failed = response.status in plan.failing
         if failed:
             outcome.failed(str(response.status))
+            x.failed_attempt(str(response.status), x.target)
         if retry is not None and not 200 <= response.status < 400:
             ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
             wait = _again(x, plan, retry, ended)
             if wait is not None:
                 if not failed:
                     outcome.succeeded()
+                    x.failed_attempt(str(response.status), x.target)
                 return wait
         better: Reply | AskAgain | None = None
         if x.plan.rescuers:
@@ -130,6 +143,8 @@ async def _attempt(
         outcome.succeeded()
     except UpstreamFailure as error:
         outcome.failed(error.kind)
+        if error.kind != "connect":  # those are told where they happen
+            x.failed_attempt(error.kind, x.target)
         if x.replied or retry is None:
             raise
         ended = Ended(error.kind, error.kind != "connect", _whole(x))
@@ -201,7 +216,7 @@ def _again(x: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> f
 
 def _whole(x: Exchange) -> bool:
     """Whether the request's body can be sent from its beginning."""
-    if not x.bytes_in:
+    if not x.bytes_in or x.gathered is not None:
         return True
     return x.replay is not None and not x.replay.overflowed
 
@@ -245,6 +260,7 @@ async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstre
             return answer
         if plan.health is not None:
             plan.health.failure(pool.label, client.clock.monotonic())
+        x.failed_attempt("connect", pool.label)
         tried.append(pool)
         if len(tried) < len(plan.upstream.pools):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.retry import ReplayBuffer
@@ -44,8 +45,9 @@ class BodyFilter(Protocol):
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body, `b""` just to ask; what may go upstream now. Raises the
-        `ProxyError` that refuses the request."""
+        """The next bytes of the body, `b""` just to ask; what may go upstream now. The upstream
+        gets its request when this first gives something. Raises the `ProxyError` that refuses the
+        request."""
         ...
 
     async def finish(self) -> list[bytes]:
@@ -81,6 +83,32 @@ class Tee:
         self.complete = self.size <= self.limit
 
 
+@dataclass(slots=True)
+class FailedAttempt:
+    """An attempt that failed, or several in a row that failed alike. Times are Unix seconds; `kind`
+    is `connect`, `reset`, `timeout` or the status."""
+
+    kind: str
+    target: str | None
+    at: float
+    until: float
+    count: int = 1
+
+
+#: Failed attempts that are remembered of one exchange.
+_FAILURES = 20
+
+
+class Gathered:
+    """What a filter has given before there was an upstream; `complete`: that is all of the body."""
+
+    __slots__ = ("complete", "pieces")
+
+    def __init__(self, pieces: list[bytes], *, complete: bool) -> None:
+        self.pieces = pieces
+        self.complete = complete
+
+
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -110,6 +138,7 @@ class Exchange:
     replied = False  # a final response head has been written to the client
     retries = 0  # attempts that were repeated because they failed
     filter: BodyFilter | None = None  # what looks at the request body, if anything does
+    gathered: Gathered | None = None  # what the filter gave first, until it is sent
     parameters: Mapping[str, str] = {}  # of the path, where the route wants them
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
@@ -123,6 +152,7 @@ class Exchange:
     sent_at = 0.0
     outcome: Unwatched | None = None
     defect: Exception | None = None  # or what went wrong before that
+    failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -163,6 +193,18 @@ class Exchange:
             self.extra = facts
         else:
             self.extra.update(facts)
+
+    def failed_attempt(self, kind: str, target: str | None) -> None:
+        """Remember an attempt that failed now; what repeats itself is counted."""
+        now = self.stream.clock.time()
+        if self.failures is None:
+            self.failures = []
+        elif (last := self.failures[-1]).kind == kind and last.target == target:
+            last.until = now
+            last.count += 1
+            return
+        if len(self.failures) < _FAILURES:
+            self.failures.append(FailedAttempt(kind, target, now, now))
 
 
 def finish(x: Exchange) -> None:

@@ -13,6 +13,7 @@ from proxy.clock import Clock
 from proxy.errors import (
     PROBLEM_CONTENT_TYPE,
     ProxyError,
+    Unauthorized,
     problem_body,
     retry_after_seconds,
 )
@@ -171,6 +172,8 @@ def problem_reply(x: Exchange, error: ProxyError) -> bytes:
         fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
     if error.allow is not None:
         fields += f"\r\nAllow: {error.allow}"
+    if isinstance(error, Unauthorized):
+        fields += f"\r\nWWW-Authenticate: {error.challenge}"
     return own_reply(
         x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
     )

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.errors import BadRequest, ClientLeft, Draining, ProxyError, RequestTimeout, UpstreamReset
+from proxy.errors import ClientLeft, ProxyError, RequestTimeout, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.messages import CONTINUE, goes_chunked, interim_head, response_head
+from proxy.pipeline.gather import (
+    drop_ending,
+    read_body,
+    read_checked,
+    send_continue,
+    start_ending,
+)
+from proxy.pipeline.messages import goes_chunked, interim_head, response_head
 from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
+from proxy.pipeline.waiting import until_left
 from proxy.wire.bodies import (
     ChunkedBody,
     Decoder,
@@ -28,19 +36,8 @@ from proxy.wire.codec import ProtocolError, ResponseHead
 from proxy.wire.deadlines import NEVER
 from proxy.wire.pool import UpstreamStream
 
-#: Seconds for which a client that has closed its sending half is still served while nothing moves.
-#: A closed half is how most clients leave, and how a few old ones end a request.
-HALF_CLOSE_GRACE = 0.2
-
-#: Pieces of a body that are joined before a filter sees them: small chunks come by the thousand.
-_MANY = 8
-
 #: Interim responses that one exchange may have.
 _MAX_INTERIM = 32
-
-
-class AnsweredMeanwhile(Exception):
-    """`x.instead` has an answer, and the upstream still has none."""
 
 
 class StaleConnection(Exception):
@@ -82,14 +79,16 @@ class Relay:
         self.upstream = upstream
 
     def send(self, head: bytes) -> None:
-        """Begin the request: its head, and what an earlier attempt has read of its body."""
-        x, client = self._x, self._client
+        """Begin the request: its head, and what has been read of its body already."""
+        x = self._x
         self.upstream.transport.write(head)
         if x.replay is not None and (x.bytes_in or x.body.done):
             self._write_upstream(list(x.replay.replay()), end=x.body.done)
-        if x.head is not None and x.head.expects_continue and self._continue_due():
-            client.transport.write(CONTINUE)
-            x.continue_sent = True
+        if x.gathered is not None:
+            gathered, x.gathered = x.gathered, None
+            self._write_upstream(gathered.pieces, end=gathered.complete)
+        if x.head is not None and x.head.expects_continue:
+            send_continue(x)
         x.sent_at = self._clock.monotonic()
 
     async def converse(self) -> ResponseHead:
@@ -228,35 +227,29 @@ class Relay:
         """Give the connection back and end what the attempt may have left running."""
         self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
-            self._ending.cancel()
-            await asyncio.wait([self._ending])
-            if not self._ending.cancelled():
-                self._ending.exception()  # a refusal that came too late to be the answer
+            await drop_ending(self._ending)
 
     def _send_body(self) -> bool:
         """Move what the client has sent of its body to the upstream; whether anything moved."""
         x, client, upstream = self._x, self._client, self.upstream
         check = x.filter
         if check is not None:
-            check.feed(b"")  # it may have made up its mind since
+            asked = check.feed(b"")  # it may have made up its mind since
+            if asked:
+                self._write_upstream(asked, end=False)
         if upstream.write_paused:
             return False
         if x.body.done:
             return self._send_end()
         if not client.inbox or (check is not None and check.blocked):
             return False
-        try:
-            pieces = client.read_body(x.body)
-        except ProtocolError as error:
-            raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
-        x.bytes_in += sum(map(len, pieces))
         if check is not None:
-            if len(pieces) > _MANY:
-                pieces = [b"".join(pieces)]
-            pieces = [out for piece in pieces for out in check.feed(piece)]
-        elif x.replay is not None:
-            for piece in pieces:
-                x.replay.keep(piece)
+            pieces = read_checked(x)
+        else:
+            pieces = read_body(x)
+            if x.replay is not None:
+                for piece in pieces:
+                    x.replay.keep(piece)
         self._write_upstream(pieces, end=x.body.done and check is None)
         if x.body.done and check is not None:
             self._send_end()
@@ -267,8 +260,7 @@ class Relay:
         x = self._x
         assert x.filter is not None
         if self._ending is None:
-            self._ending = asyncio.get_running_loop().create_task(x.filter.finish(), name="verdict")
-            self._ending.add_done_callback(lambda _: x.stream.wake())
+            self._ending = start_ending(x)
         if not self._ending.done():
             return False
         self._write_upstream(self._ending.result(), end=True)
@@ -291,12 +283,6 @@ class Relay:
         if out and not self.upstream.lost:
             self.upstream.write(out)
         self._moved = self._clock.monotonic()
-
-    def _continue_due(self) -> bool:
-        """Whether the client waits for our leave to send its body (RFC 9110 §10.1.1)."""
-        x = self._x
-        known = x.head is not None and bool(x.head.minor)
-        return known and not (x.continue_sent or x.body.done or self._client.inbox)
 
     def _read_head(self) -> ResponseHead | None:
         try:
@@ -383,23 +369,3 @@ class Relay:
             if now >= deadline:
                 raise Timeout("Upstream stalled in the middle of its response", reason="idle")
         await self._client.wait(until_left(self._x, deadline, now, self._moved))
-
-
-def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
-    """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
-
-    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
-    `Draining` when the proxy can wait no longer, and `AnsweredMeanwhile`.
-    """
-    client = x.stream
-    if x.instead is not None and not x.replied:
-        raise AnsweredMeanwhile
-    if client.cut:
-        raise Draining("The proxy is stopping", retry_after=1)
-    if not client.eof:
-        return deadline
-    unfinished = not (x.body.done or client.inbox)
-    grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
-    if client.lost or unfinished or (now >= grace and not client.write_paused):
-        raise ClientLeft("Client left")
-    return deadline if client.write_paused else min(deadline, grace)

@@ -23,8 +23,8 @@ from proxy.pipeline.exchange import Exchange, finish
 from proxy.pipeline.messages import own_reply, problem_reply
 from proxy.pipeline.plain import PlainPath
 from proxy.pipeline.plan import ListenerPlan, Reply
-from proxy.pipeline.relay import AnsweredMeanwhile
 from proxy.pipeline.rescue import rescue, send
+from proxy.pipeline.waiting import AnsweredMeanwhile
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 

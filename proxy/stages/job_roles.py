@@ -9,11 +9,14 @@ The rules, from what the real service does (its answers about jobs cannot be bel
     fails, or where it is silent for `fallback_after`, the mirror answers.
  3. lists: the mirror answers where the app fails, is silent, or has no Redis to look into.
  4. deletes: leave a tombstone. Where the app could not do it, it is told later.
+ 5. The app may want an API key. Where the config knows it, the mirror answers for the app only who
+    sends it, deletions included: an app that is away must not open its jobs to anyone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -21,7 +24,14 @@ from urllib.parse import parse_qs
 
 from proxy.clock import iso_utc
 from proxy.config.schema import JobRole
-from proxy.errors import JobExpired, ProxyError, StillWaiting, Unavailable, UpstreamFailure
+from proxy.errors import (
+    ApiKeyNeeded,
+    JobExpired,
+    ProxyError,
+    StillWaiting,
+    Unavailable,
+    UpstreamFailure,
+)
 from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Tombstoned
 from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
@@ -49,6 +59,9 @@ class JobRoles:
             return None
         role = binding.route.job
         mirror = self._mirror_of(role.mirror)
+        secret = mirror.settings.api_key
+        api_key = secret.get_secret_value() if secret is not None else None
+        door = _Door(api_key)
         if role.creates:
             creates = _Creates(mirror)
             return Hooks(check=creates.refuse if role.require_redis else None, rescuer=creates)
@@ -59,12 +72,35 @@ class JobRoles:
                 client_tls(binding.upstream),
                 binding.route.path,
                 role.deletes,
+                api_key,
             )
             mirror.pass_deletions_to(late)
-            return Hooks(rescuer=_Deletes(mirror, role.deletes))
-        rescuer = _Reads(mirror, role.reads) if role.reads is not None else _Lists(mirror)
+            return Hooks(rescuer=_Deletes(mirror, door, role.deletes))
+        rescuer = (
+            _Reads(mirror, door, role.reads) if role.reads is not None else _Lists(mirror, door)
+        )
         patience = _Patience(rescuer, role)
         return Hooks(started=patience.begin, rescuer=rescuer, finished=patience.end)
+
+
+class _Door:
+    """Rule 5. Without a key everybody may come in."""
+
+    def __init__(self, api_key: str | None) -> None:
+        self._key = None if api_key is None else api_key.encode()
+
+    def admits(self, x: Exchange, trouble: Trouble) -> bool:
+        """Whether the mirror may answer. False when the app's own answer is to stand; raises
+        `ApiKeyNeeded` when there is none."""
+        if self._key is None:
+            return True
+        assert x.head is not None
+        given = x.head.values(b"x-api-key")
+        if len(given) == 1 and hmac.compare_digest(given[0], self._key):
+            return True
+        if isinstance(trouble, ProxyError):
+            raise ApiKeyNeeded("Invalid or missing API key")
+        return False
 
 
 class _Creates:
@@ -107,8 +143,9 @@ class _Reads:
 
     needs_body = False
 
-    def __init__(self, mirror: Mirror, parameter: str) -> None:
+    def __init__(self, mirror: Mirror, door: _Door, parameter: str) -> None:
         self._mirror = mirror
+        self._door = door
         self._parameter = parameter
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
@@ -123,6 +160,8 @@ class _Reads:
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         job_id = x.parameters[self._parameter]
         x.added = b""  # the answer to a second question was no better: nothing was repaired
+        if not self._door.admits(x, trouble):
+            return None
         match await self._mirror.lookup(job_id):
             case Tombstoned():
                 return _reply(self._mirror.not_found())
@@ -147,8 +186,9 @@ class _Lists:
 
     needs_body = False
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror, door: _Door) -> None:
         self._mirror = mirror
+        self._door = door
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
         if x.method not in ("GET", "HEAD"):
@@ -158,6 +198,8 @@ class _Lists:
         return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_whole)
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        if not self._door.admits(x, trouble):
+            return None
         query = parse_qs(x.path.partition("?")[2])
         limit = query.get("limit", [""])[0]
         answer = await self._mirror.listing(
@@ -171,8 +213,9 @@ class _Deletes:
 
     needs_body = False
 
-    def __init__(self, mirror: Mirror, parameter: str) -> None:
+    def __init__(self, mirror: Mirror, door: _Door, parameter: str) -> None:
         self._mirror = mirror
+        self._door = door
         self._parameter = parameter
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
@@ -187,6 +230,8 @@ class _Deletes:
         x.note(job_id=job_id)
         if not isinstance(trouble, ProxyError) and trouble.status < 300:
             await self._mirror.tombstone(job_id, told=True)
+            return None
+        if not self._door.admits(x, trouble):
             return None
         match await self._mirror.lookup(job_id):
             case Tombstoned():
@@ -235,8 +280,8 @@ class _Patience:
     async def _ask(self, x: Exchange, waited: StillWaiting) -> None:
         try:
             reply = await self._rescuer.rescue(x, waited)
-        except JobExpired:
-            return  # the app's own word on it is worth waiting for
+        except ProxyError:
+            return  # the job expired, or no key: the app's own word is worth waiting for
         except Exception:
             # Nobody awaits us but the exchange, which goes on waiting for the app.
             logger.exception("rescue failed", extra={"correlation_id": x.correlation_id})

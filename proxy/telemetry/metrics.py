@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Sample
 
+from proxy.config.metric_names import claims
 from proxy.telemetry.tally import (
     BUCKETS,
     Distribution,
@@ -41,13 +42,18 @@ _PAUSE = 0.0001  # seconds
 
 Direction = Literal["ingress", "egress"]
 
+#: Families from elsewhere, given the names that are taken, to which it adds its own.
+Guest = Callable[[set[str]], Iterator[Metric]]
+
 
 class Metrics:
-    """One registry per process. `registry` is open to other parts, for ordinary metrics."""
+    """One registry per process. `registry` is open to other parts, for ordinary metrics; `guests`
+    come after all of it, and see which names are taken."""
 
     def __init__(self, version: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query of ours reads
         self.registry = CollectorRegistry()
+        self.guests: list[Guest] = []
         self.loop_lag = Distribution(BUCKETS)
         self.upstream_connections: Callable[[], Iterable[tuple[str, int, int]]] = tuple
         self.log_lines_dropped: Callable[[], int] = int
@@ -84,6 +90,14 @@ class Metrics:
         asked for here."""
         return self._upstreams.setdefault(name, UpstreamTally(name))
 
+    def route_tallies(self) -> list[RouteTally]:
+        """Of every route there was since the start."""
+        return list(self._routes.values())
+
+    def upstream_tallies(self) -> list[UpstreamTally]:
+        """Of every upstream there was since the start."""
+        return list(self._upstreams.values())
+
     def reloaded(self, *, ok: bool) -> None:
         """A reload of the config was done, or refused."""
         self._reloads["ok" if ok else "refused"] += 1
@@ -94,11 +108,20 @@ class Metrics:
         """All metrics as text, and its content type: OpenMetrics when `Accept` asks for it, else
         the Prometheus format. Takes milliseconds: call it in a thread. There it gives way to the
         event loop often, because the interpreter alone would do so only every 5 ms."""
-        source = cast(CollectorRegistry, _Yielding(self.registry))
+        source = cast(CollectorRegistry, _Yielding(self.collect()))
         if wants_openmetrics(accept):
             text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
+
+    def collect(self) -> Iterator[Metric]:
+        """All families: the registry's, then those of guests."""
+        taken: set[str] = set()
+        for metric in self.registry.collect():
+            taken |= claims(metric.name, metric.type)
+            yield metric
+        for guest in self.guests:
+            yield from guest(taken)
 
     def families(self) -> Iterator[Metric]:
         """Every family that this part of the proxy fills."""
@@ -333,11 +356,11 @@ class _Collector:
 class _Yielding:
     """A registry that lets other threads run while it is written out."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, families: Iterator[Metric]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
+        for metric in self._families:
             if len(metric.samples) > _SAMPLES_AT_ONCE:  # making it has taken its time, too
                 time.sleep(_PAUSE)
             metric.samples = _YieldingList(metric.samples)

@@ -1,9 +1,11 @@
 """One upload, as the engine sees it: bytes in, bytes for upstream out, a verdict at the end.
 
 Rules:
-1. Nothing of a form goes upstream before the file's type is known: at most 64 KiB of the file and
-   the fields before it are held. So a PDF called `song.mp3` never reaches the app, not even its
-   first byte, and the canonical header can name what the file really is.
+1. Nothing of a form goes upstream before the file's type is known. So a PDF called `song.mp3` never
+   reaches the app, not even its first byte, and the canonical header can name what the file really
+   is. Nor before `buffer` bytes are there, or the verdict: until then the upload needs no upstream
+   connection, and a slow sender takes none from others. All uploads together hold back 64 MiB at
+   most; once they do, each goes on as soon as its type is known.
 2. The end is held back until the verdict: of a form the last boundary, of a raw body the last
    piece.
 3. What goes upstream is written anew: our own boundary, which no client can know (so no parser, be
@@ -27,10 +29,11 @@ from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
-from proxy.upload.pool import ProbePool
+from proxy.upload.pool import HELD_BYTES, ProbePool
 from proxy.upload.session import HIGH_WATER, Answer, Job, ProbeSession
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not the file
+_SMALL = 4 * 1024  # bytes of a piece that is copied rather than kept as it is
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 
 #: What `UploadCheck.facts` may hold, and the access line as `upload_NAME`.
@@ -109,7 +112,9 @@ class UploadCheck:
         self._clock = validator.clock
         self._report = validator.rules.mode == "report"
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
-        self._held: list[bytes] = []  # for upstream, until the type is known
+        self._pool = validator.pool
+        self._fields_held: list[bytes] = []  # rule 1: what stands before the file's head
+        self._held: list[bytes | bytearray] = []  # and behind it
         self._held_size = 0
         self._last = b""  # rule 2, raw bodies
         self._head: list[bytes] = []  # of the file, until a process is worth its while
@@ -141,29 +146,29 @@ class UploadCheck:
     # --- what the engine calls ---------------------------------------------------------------
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body. Returns what may go upstream now. Raises `UploadRejected`,
-        or `Overloaded` where no probe process could be had."""
+        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now. Raises
+        `UploadRejected`, or `Overloaded` where no probe process could be had."""
         self._raise_if_failed()
-        if not data:
-            return []
+        out: list[bytes] = []
         if self._error is not None:  # report mode, verdict known
             self._body += len(data)
-            return [data]
-        try:
-            self._consult()
-            out = self._take(data)
-        except ProxyError as error:
-            self._fail(error)
-            out = []
-        return [data] if self._report else out
+        else:
+            try:
+                self._consult()
+                out = self._take(data) if data else self._release()
+            except ProxyError as error:
+                self._fail(error)
+        if self._report:
+            return [data] if data else []
+        return out
 
     @property
     def blocked(self) -> bool:
         """Whether the engine should stop reading the client until `drained` returns."""
         if self._error is not None or self._session.decided:
             return False
-        unknown = self._session.kind is None
-        return self._session.full or (unknown and self._held_size > HIGH_WATER)
+        undecided = self._session.opened and self._session.kind is None
+        return self._session.full or (undecided and self._held_size > HIGH_WATER)
 
     async def drained(self) -> None:
         """Wait until not `blocked`. Raises as `feed` does where the verdict comes first."""
@@ -182,7 +187,7 @@ class UploadCheck:
                 while not self._session.decided:
                     await self._next_change()
                 self._consult()
-                out = self._release()
+                out = self._release(complete=True)
         except ProxyError as error:
             self._fail(error)
         self._validation_ms = (self._clock.monotonic() - self._finished_at) * 1000
@@ -197,7 +202,7 @@ class UploadCheck:
     def close(self) -> None:
         """Free the probe process. Always call it; a second call does nothing."""
         self._session.close()
-        self._held.clear()
+        self._let_go()
         self._head.clear()
 
     @property
@@ -307,7 +312,6 @@ class UploadCheck:
 
     def _take_file(self, data: bytes) -> None:
         if self._file == 0:
-            self._file_at = len(self._held)
             self._file_part = self._part
         self._file += len(data)
         if self._file > self._rules.max_size:
@@ -367,20 +371,40 @@ class UploadCheck:
             return []
         if self._released:
             return [data]
-        self._held.append(data)
         self._held_size += len(data)
+        self._pool.held += len(data)
+        if not self._file_seen:
+            self._fields_held.append(data)
+        elif len(data) > _SMALL:
+            self._held.append(data)
+        elif self._held and isinstance(self._held[-1], bytearray):
+            self._held[-1] += data
+        else:
+            self._held.append(bytearray(data))  # a piece costs more than its few bytes
         return self._release()
 
-    def _release(self) -> list[bytes]:
-        """Everything held, once the type of the file is known and good."""
-        if self._released or self._session.kind is None:
+    def _release(self, *, complete: bool = False) -> list[bytes]:
+        """Everything held, once it is enough and the type of the file is known and good."""
+        if self._released or self._report or self._session.kind is None:
+            return []
+        enough = self._held_size >= self._rules.buffer or self._pool.held > HELD_BYTES
+        if not (enough or complete):
             return []
         self._released = True
-        out, self._held, self._held_size = self._held, [], 0
+        out = self._fields_held
         if self._form is not None:
             assert self._file_part is not None
-            out.insert(self._file_at, self._part_head(self._file_part))
+            out.append(self._part_head(self._file_part))
+        out += map(bytes, self._held)
+        self._fields_held = []
+        self._let_go()
         return out
+
+    def _let_go(self) -> None:
+        self._fields_held.clear()
+        self._held.clear()
+        self._pool.held -= self._held_size
+        self._held_size = 0
 
     # --- the verdict ----------------------------------------------------------------------------
 
@@ -413,7 +437,7 @@ class UploadCheck:
         """Settle on `error`; in report mode it is only kept for `facts`."""
         self._error = error
         self._session.close()
-        self._held.clear()
+        self._let_go()
         self._head.clear()
         self._raise_if_failed()
 

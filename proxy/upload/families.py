@@ -154,10 +154,12 @@ def _by_signature(head: bytes) -> tuple[Family | None, bool]:
 
 def after_id3(head: bytes) -> int:
     """Where the audio starts behind any ID3v2 tags (id3.org, ID3v2.4 §3.1: the length is 4 x 7
-    bits, without the header, and a footer adds 10). 0 if there is no tag."""
+    bits, without the header, and a footer adds 10). 0 if there is no tag that FFmpeg would read."""
     at = 0
     while head[at : at + 3] == b"ID3" and len(head) >= at + 10:
         flags, *size = head[at + 5 : at + 10]
+        if 0xFF in head[at + 3 : at + 5] or max(size) > 0x7F:
+            break
         length = 0
         for byte in size:
             length = length << 7 | byte & 0x7F

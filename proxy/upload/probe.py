@@ -27,10 +27,14 @@ from typing import IO, Any
 
 import av.logging
 
+from proxy.memory import keep_freed_memory
 from proxy.upload import measure, sandbox
+from proxy.upload.boxes import is_sequential
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, MP4, recognise
+from proxy.upload.packets import NotAudio, PastLimit, Undecodable
 from proxy.upload.sniff import Sniffer, load_sniffer
-from proxy.upload.source import Source, is_sequential_mp4
+from proxy.upload.source import Source
+from proxy.upload.spool import Spool
 
 _ID = 8
 _MAX_JOB = 64 * 1024
@@ -40,17 +44,24 @@ def main() -> None:
     """Serve until the control socket closes."""
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the proxy's to handle
+    sniffer = prepare()
+    control.sendall(b"R")
+    quiet = os.open(os.devnull, os.O_RDWR)
+    os.dup2(quiet, 2)  # a hostile file must not write into the proxy's log
+    os.close(quiet)
+    _serve(control, sniffer)
+
+
+def prepare() -> Sniffer:
+    """Everything that a child needs, once for all of them."""
+    keep_freed_memory()
     av.logging.set_level(av.logging.PANIC)
     sniffer = load_sniffer()
     sniffer.from_buffer(b"warm")
     _rehearse(sniffer)
     gc.collect()
     gc.freeze()  # the children share these pages as long as nobody writes to them
-    control.sendall(b"R")
-    quiet = os.open(os.devnull, os.O_RDWR)
-    os.dup2(quiet, 2)  # a hostile file must not write into the proxy's log
-    os.close(quiet)
-    _serve(control, sniffer)
+    return sniffer
 
 
 def _rehearse(sniffer: Sniffer) -> None:
@@ -171,7 +182,7 @@ def _examine(
     accepted = set(job["types"]) if job else set(BY_MEDIA_TYPE)
     limit = job["max_duration"] if job else None
     try:
-        source = Source(upload, HEAD)
+        source = Source(upload.recv, HEAD)
         label = sniffer.from_buffer(source.head)
         family = recognise(source.head, label)
         if family is None or family.media_type not in accepted:
@@ -180,16 +191,17 @@ def _examine(
             _answer(upload, refused="type", what=what)
             return
         _answer(upload, label=label, type=family.media_type)
-        seekable = None
-        if family is MP4 and not is_sequential_mp4(source.head):
-            seekable = source.spool(spool)
-        duration = measure.measure(source, family, limit, seekable=seekable)
+        copy = None
+        if family is MP4 and not is_sequential(source.head):
+            copy = Spool(spool)
+            copy.fill(source)
+        duration = measure.measure(source, family, limit, spool=copy)
         measure.refuse_polyglot(source.head, source.tail)
-    except measure.NotAudio as error:
+    except NotAudio as error:
         _answer(upload, refused="type", what=error.what)
-    except measure.PastLimit as error:
+    except PastLimit as error:
         _answer(upload, refused="long", duration=error.seconds)
-    except measure.Undecodable as error:
+    except Undecodable as error:
         _answer(upload, refused="unknown", why=error.why)
     except MemoryError:
         _answer(upload, refused="unknown", why="memory")

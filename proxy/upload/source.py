@@ -4,25 +4,28 @@ Rules:
 1. A read blocks until bytes come; that is how FFmpeg keeps pace with a slow sender.
 2. The head is read once, looked at, and given to FFmpeg again.
 3. Nothing is kept but the last 64 KiB (tags and foreign trailers sit there), unless FFmpeg has to
-   seek: then everything goes to the spool, a file without a name.
+   seek: then the file goes to the spool (spool.py), which keeps its structure and samples of its
+   sound.
 """
 
 from __future__ import annotations
 
-import socket
-from typing import IO
+from collections import deque
+from collections.abc import Callable
 
 KEEP = 64 * 1024
 _READ = 256 * 1024
 
 
 class Source:
-    """Sequential reader. `received` counts bytes so far; `tail` is the end of what was read."""
+    """Sequential reader. `receive` is a socket's `recv` or what behaves like it; `received` counts
+    bytes so far."""
 
-    def __init__(self, sock: socket.socket, head_size: int) -> None:
-        self._sock = sock
+    def __init__(self, receive: Callable[[int], bytes], head_size: int) -> None:
+        self._next = receive
         self.received = 0
-        self._tail: list[bytes] = []
+        self._tail: deque[bytes] = deque()
+        self._tail_size = 0
         self._pending = b""
         head = bytearray()
         while len(head) < head_size and (piece := self._receive(head_size - len(head))):
@@ -31,11 +34,13 @@ class Source:
         self._pending = self.head
 
     def _receive(self, size: int) -> bytes:
-        piece = self._sock.recv(min(size, _READ))
+        piece = self._next(min(size, _READ))
         self.received += len(piece)
-        self._tail.append(piece)
-        while len(self._tail) > 1 and sum(map(len, self._tail[1:])) >= KEEP:
-            del self._tail[0]
+        tail = self._tail
+        tail.append(piece)
+        self._tail_size += len(piece)
+        while self._tail_size - len(tail[0]) >= KEEP:
+            self._tail_size -= len(tail.popleft())
         return piece
 
     @property
@@ -50,33 +55,25 @@ class Source:
             return piece
         return self._receive(size)
 
-    def drain(self) -> None:
-        """Read on to the end: the walk may stop before trailing bytes that still count."""
-        while self.read():
-            pass
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, less only at the end of the file; they will be read again."""
+        while len(self._pending) < size and (piece := self._receive(_READ)):
+            self._pending += piece
+        return self._pending[:size]
 
-    def spool(self, into: IO[bytes]) -> IO[bytes]:
-        """Everything, as a file to seek in. Returns `into`, rewound."""
-        while piece := self.read():
-            into.write(piece)
-        into.seek(0)
-        return into
+    def skip(self, size: int) -> None:
+        """Read over `size` bytes, or to the end of the file."""
+        while size > 0 and (piece := self.read(min(size, _READ))):
+            size -= len(piece)
 
+    def unread(self, data: bytes) -> None:
+        """Let `data` be what is read next."""
+        self._pending = data + self._pending
 
-def is_sequential_mp4(head: bytes) -> bool:
-    """Whether the index (`moov`) comes before the media (`mdat`), so that FFmpeg need not seek.
-
-    Walks the boxes (ISO/IEC 14496-12 §4.2: 32-bit size, 1 for a 64-bit size behind the type, 0 for
-    "to the end"). Where `head` ends before either is seen, the answer is no: seeking always works.
-    """
-    at = 0
-    while at + 8 <= len(head):
-        size, kind = int.from_bytes(head[at : at + 4], "big"), head[at + 4 : at + 8]
-        if kind in (b"moov", b"mdat"):
-            return kind == b"moov"
-        if size == 1:
-            size = int.from_bytes(head[at + 8 : at + 16], "big")
-        if size < 8:
-            return False
-        at += size
-    return False
+    def drain(self, until: int | None = None) -> bool:
+        """Read on: to the end, or until so many bytes of the file were received. Whether they
+        were. (The walk may stop before trailing bytes that still count.)"""
+        while until is None or self.received < until:
+            if not self.read():
+                return until is None
+        return True

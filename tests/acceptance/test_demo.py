@@ -9,10 +9,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
 COMMAND = (sys.executable, "-m", "proxy", "demo")
+
+# What only the app knows: its worker's reports, its own page, what it takes of the machine.
+APP_FAMILIES = (
+    "ocr_frames_processed_total",
+    "ocr_processing_duration_seconds_count",
+    "ocr_confidence_score_sum",
+    "video_processing_duration_seconds_sum",
+    "makevideo_jobs_completed",
+    "makevideo_disk_free_gb",
+    "resource_disk_usage_bytes",
+    "resource_disk_free_bytes",
+    "resource_memory_usage_bytes",
+    "resource_temp_files_count",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +86,21 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
+async def until_shown(page: str, families: tuple[str, ...]) -> None:
+    """Return once each family has a sample above zero; fails after 20 s."""
+    deadline = asyncio.get_running_loop().time() + 20
+    async with aiohttp.ClientSession() as http:
+        missing = set(families)
+        while missing:
+            assert asyncio.get_running_loop().time() < deadline, missing
+            async with http.get(page) as answer:
+                for line in (await answer.text()).splitlines():
+                    name, _, value = line.rpartition(" ")
+                    if not line.startswith("#") and float(value) > 0:
+                        missing.discard(name.partition("{")[0])
+            await asyncio.sleep(0.1)
+
+
 async def test_once(tmp_path: Path) -> None:
     """`demo --once` gives the whole tour, exits with 0 and leaves nothing."""
     demo = await Demo.start(tmp_path, "--once")
@@ -85,6 +115,7 @@ async def test_once(tmp_path: Path) -> None:
     assert "Audio file too large: 57.3MB (max: 50MB)" in output
     assert "Audio file too long: over 10min (max: 10min)" in output
     assert "completed, all 8 stages" in output
+    assert "suspected cause: The circuit of youtube-search was open since" in output
     assert "with picture and sound" in output
     assert "listener=ingress method=POST path=/make-video status=202" in output
     assert '"code":"method_not_allowed"' in output.replace(": ", ":")
@@ -106,6 +137,11 @@ async def test_stays_up_and_its_curl_lines_work(tmp_path: Path) -> None:
     assert outputs[0].startswith("HTTP/1.1 202")
     assert '"status":"success"' in outputs[1]
     assert 'endpoint="create-video"' in outputs[2]
+    (page,) = (line.split()[-1] for line in demo.lines if line.startswith("metrics "))
+    await until_shown(page, APP_FAMILIES)
+    (page,) = [line.split()[2] for line in demo.lines if line.startswith("status page")]
+    async with aiohttp.ClientSession() as session, session.get(page) as reply:
+        assert (reply.status, reply.content_type) == (200, "text/html")
     processes = demo.processes()
     demo.process.send_signal(signal.SIGTERM)
     assert await demo.process.wait() == 0

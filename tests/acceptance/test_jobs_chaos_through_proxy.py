@@ -180,8 +180,17 @@ class Chaos:
         self._settle(time.monotonic(), self.redis_since)
 
     def enough(self) -> bool:
-        """Whether every kind of trouble was there, and jobs enough to lose."""
-        return min(self.counts.values()) > 0 and len(self.certain) > 10
+        """Whether every kind of trouble was there, and jobs enough to lose.
+
+        What the present life of Redis took becomes certain if nothing is killed from here on.
+        """
+        with self.lock:
+            lately = {
+                job_id
+                for job_id, written in self.versions.items()
+                if written[-1][0] >= self.redis_since
+            }
+        return min(self.counts.values()) > 0 and len(lately | self.certain.keys()) > 10
 
     def compare(self) -> str:
         """What is wrong; empty when all is well."""

@@ -275,7 +275,7 @@ def test_the_mirror_answers_for_an_app_that_cannot(site: JobSite, app: App) -> N
         for _ in range(2):
             client.send(get(f"/jobs/{job_id}"))
             assert mirrored(client.response())["updated_at"] == ""
-    assert 0.6 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.6
     response = site.read(job_id, "HEAD")
     assert response.get("X-Job-Source") == "sqlite"
     assert int(response.get("Content-Length") or 0) > 50

@@ -18,21 +18,10 @@ import av.error
 import av.logging
 
 from proxy.upload import families, measure
-from proxy.upload.source import Source, is_sequential_mp4
+from proxy.upload.boxes import is_sequential
+from proxy.upload.source import Source
+from proxy.upload.spool import Spool
 from tests.uploads.corpus import FILES, write
-
-
-class _Bytes(Source):
-    """A source that reads from memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self._file = io.BytesIO(data)
-        self.head = data[: families.HEAD]
-        self.received = len(data)
-        self._tail = [data]
-
-    def read(self, size: int = 1 << 18) -> bytes:
-        return self._file.read(size)
 
 
 class _Pipe:
@@ -61,12 +50,13 @@ def main() -> None:
             data = write(Path(folder, name), arguments, seconds)
             family = families.recognise(data[: families.HEAD], families.UNKNOWN_LABEL)
             assert family is not None
-            source = _Bytes(data)
-            late = family is families.MP4 and not is_sequential_mp4(source.head)
+            source = Source(io.BytesIO(data).read, families.HEAD)
+            late = family is families.MP4 and not is_sequential(source.head)
             start = time.perf_counter()
-            found = measure.measure(
-                source, family, None, seekable=source.spool(io.BytesIO()) if late else None
-            )
+            copy = Spool(io.BytesIO()) if late else None
+            if copy is not None:
+                copy.fill(source)
+            found = measure.measure(source, family, None, spool=copy)
             taken = (time.perf_counter() - start) * 1000
             off = (found - seconds) / seconds
             print(

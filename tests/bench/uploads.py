@@ -40,27 +40,34 @@ _SECONDS = 1.5
 def samples() -> dict[str, bytes]:
     """Files of about 50 MB: PCM, MP3, and an MP4 whose index stands at its end."""
     wav = wav_header(SIZE - 44, 44_100) + os.urandom(SIZE - 44)
-    minute = _noise("mp3", "libmp3lame", 60, {"write_xing": "0", "id3v2_version": "0"})
+    minute = noise("mp3", "libmp3lame", 60, {"write_xing": "0", "id3v2_version": "0"})
     return {
         "WAV": wav,
         "MP3, 320 kbit/s": minute * (SIZE // len(minute)),
-        "M4A (ALAC)": _noise("ipod", "alac", 190, {}),
+        "M4A (ALAC)": noise("ipod", "alac", 190, {}),
     }
 
 
-def _noise(container_name: str, codec: str, seconds: float, options: dict[str, str]) -> bytes:
+def noise(
+    container_name: str,
+    codec: str,
+    seconds: float,
+    options: dict[str, str],
+    rate: int = 44_100,
+    bit_rate: int = 320_000,
+) -> bytes:
     """Stereo noise, which nothing compresses."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "noise")
         with av.open(str(path), "w", format=container_name, options=options) as container:
-            stream = container.add_stream(codec, rate=44_100, layout="stereo")
+            stream = container.add_stream(codec, rate=rate, layout="stereo")
             assert isinstance(stream, AudioStream)
-            stream.bit_rate = 320_000
-            for at in range(0, round(44_100 * seconds), 1152):
+            stream.bit_rate = bit_rate
+            for at in range(0, round(rate * seconds), 1152):
                 frame = av.AudioFrame(format="s16p", layout="stereo", samples=1152)
                 for plane in frame.planes:
                     plane.update(os.urandom(plane.buffer_size))
-                frame.sample_rate, frame.pts = 44_100, at
+                frame.sample_rate, frame.pts = rate, at
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return path.read_bytes()
@@ -160,7 +167,7 @@ def shown(values: list[float], digits: int = 0) -> str:
     return f"{summary.median:.{digits}f} ({summary.low:.{digits}f}-{summary.high:.{digits}f})"
 
 
-def main(rounds: int, seconds: float) -> None:
+def main(rounds: int, seconds: float, only: str) -> None:
     """Print the table. The goal is a ratio of at least 0.5, and a verdict within 100 ms."""
     print(f"load average before: {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
     print(
@@ -169,6 +176,8 @@ def main(rounds: int, seconds: float) -> None:
     )
     with tempfile.TemporaryDirectory() as folder, bench(Path(folder)) as (proxy, port):
         for title, audio in samples().items():
+            if only not in title:
+                continue
             body = form(part(audio))
             for name in UPSTREAMS:
                 for parallel in (1, 4):
@@ -212,5 +221,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--only", default="", help="files with this in their title")
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.seconds)
+    main(arguments.rounds, arguments.seconds, arguments.only)

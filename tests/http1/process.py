@@ -126,14 +126,18 @@ class ProxyProcess:
         return None
 
     def wait_ready(self) -> None:
-        """Until `/readyz` is 200; a process that ends before is shown with what it said."""
+        """Until `/readyz` is 200; a process that ends before, or does not get there, is shown with
+        what it said."""
 
         def ready() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"proxy ended with {self.process.returncode}: {self.said()}")
             return self.admin("/readyz")[0] == 200
 
-        wait_until(ready, "a ready proxy", 15)
+        try:
+            wait_until(ready, "a ready proxy", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.said()}") from None
 
     def said(self) -> str:
         """Everything on stdout and stderr so far."""

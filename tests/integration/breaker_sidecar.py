@@ -3,7 +3,8 @@
     python -m tests.integration.breaker_sidecar REDIS_URL OWNER SECONDS LOG
 
 The upstream is a function of the machine's monotonic clock, so that it flaps for all processes at
-the same time; log times are of that clock too.
+the same time; log times are of that clock too. After SECONDS nobody calls any more; the process
+stays until its standard input ends, so that one can see whether all come to agree.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from proxy.breaker.board import BreakerBoard
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Transition
 from proxy.breaker.permits import ProbePermit
+from proxy.breaker.states import State
 from proxy.config.schema import Redis, Upstream
 from proxy.errors import CircuitOpen
 
@@ -75,12 +77,12 @@ async def caller(breaker: CircuitBreaker, record: Recorder, end: float) -> None:
             await asyncio.sleep(0.02)
 
 
-async def watch(board: BreakerBoard, record: Recorder, end: float) -> None:
-    """Record what this sidecar believes whenever that changes."""
+async def watch(board: BreakerBoard, record: Recorder) -> None:
+    """Record what this sidecar believes whenever that changes, until cancelled."""
     breaker = board.get("svc")
     assert breaker is not None
     before: Any = None
-    while time.monotonic() < end:
+    while True:
         belief = (breaker.generation, breaker.state.value, breaker.shared)
         if belief != before:
             record("belief", generation=belief[0], state=belief[1], shared=belief[2])
@@ -115,13 +117,19 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
                 change=f"{made.from_state}>{made.to_state}",
             )
 
-        breaker._told = told
+        enter = breaker._enter
+
+        def entered(state: State, now: float, until: float, reason: str, by: str) -> None:
+            enter(state, now, until, reason, by)
+            record("enter", state=state, generation=breaker.generation, shared=breaker.shared)
+
+        breaker._told, breaker._enter = told, entered  # type: ignore[method-assign]
         await board.start()
         end = time.monotonic() + seconds
-        await asyncio.gather(
-            watch(board, record, end), *(caller(breaker, record, end) for _ in range(CALLERS))
-        )
-        await asyncio.sleep(0.3)
+        watching = asyncio.create_task(watch(board, record), name="watch")
+        await asyncio.gather(*(caller(breaker, record, end) for _ in range(CALLERS)))
+        await asyncio.to_thread(sys.stdin.read)
+        watching.cancel()
         await board.stop()
         record("bye")
 

@@ -12,7 +12,7 @@ from proxy.config.schema import Upload
 from proxy.errors import UploadRejected, UploadTooLong
 from proxy.upload.check import OTHER_FIELDS, UploadValidator
 from proxy.upload.families import NAMES
-from proxy.upload.pool import ProbePool
+from proxy.upload.pool import HELD_BYTES, ProbePool
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, wav_header
 from tests.uploads.drive import CONTENT_TYPE, feed_until_refused, form, part, upload
@@ -270,3 +270,27 @@ async def test_an_upload_that_is_given_up_frees_its_process(
     check.close()
     assert pool.running == 0
     assert check.facts["verdict"] == "unfinished"
+
+
+async def test_uploads_hold_back_a_bounded_amount_together(pool: ProbePool) -> None:
+    """Each up to its buffer; beyond the limit for all, only until its type is known; afterwards
+    nothing is counted any more."""
+    audio = wav_header(2 * MIB) + bytes(2 * MIB)
+    opening = form(part(audio))[: MIB // 2]
+    check = UploadValidator(Upload(), pool).begin(CONTENT_TYPE, None, None)
+    changed = asyncio.Event()
+    check.on_change = changed.set
+    try:
+        assert check.feed(opening) == []
+        assert pool.held > MIB // 2 - 1000
+        await check.drained()
+        while check.facts.get("type") is None:
+            await changed.wait()
+            changed.clear()
+        assert check.feed(bytes(1000)) == []
+        pool.held += HELD_BYTES
+        assert sum(map(len, check.feed(bytes(1000)))) > MIB // 2
+    finally:
+        check.close()
+    assert pool.held == HELD_BYTES
+    pool.held = 0

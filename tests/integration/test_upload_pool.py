@@ -115,13 +115,34 @@ async def test_a_hang_is_ended(
     await until(lambda: stopped not in probes())
 
 
-@pytest.mark.parametrize("memory", [0, -(2**24)])
-async def test_a_balloon_is_refused(pool: ProbePool, memory: int) -> None:
+def balloon(samples: int) -> bytes:
+    """A kilobyte of MP4 whose index FFmpeg builds from one line: 24 bytes for each sample."""
+    data = encode("m4a-last", 2.0, 8000, silent=True)
+    for box, offset, value in ((b"stsz", 4, 1), (b"stsz", 8, samples), (b"stsc", 12, samples)):
+        at = data.index(box) + 4 + offset
+        data = data[:at] + value.to_bytes(4, "big") + data[at + 4 :]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("memory", "samples", "reason"),
+    [
+        (None, 4_000_000, "undecodable"),  # 96 MB are there, and nothing behind them
+        (None, 50_000_000, "no_audio"),  # 1.2 GB are not
+        (0, 4_000_000, "no_audio"),
+        (-(2**24), 4_000_000, "no_audio"),
+    ],
+)
+async def test_a_balloon_is_refused(
+    pool: ProbePool, memory: int | None, samples: int, reason: str
+) -> None:
     """Out of memory there is out of luck for that upload."""
     validator = UploadValidator(Upload(), pool)
-    validator.job = replace(validator.job, memory=memory)
-    outcome = await upload(validator, form(part(encode("m4a-last", 600, 8000, silent=True))))
+    if memory is not None:
+        validator.job = replace(validator.job, memory=memory)
+    outcome = await upload(validator, form(part(balloon(samples))))
     assert outcome.code == "upload_duration_unknown"
+    assert outcome.facts["reason"] == reason
 
 
 async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadValidator) -> None:

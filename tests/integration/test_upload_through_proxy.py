@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -22,7 +23,7 @@ from tests.http1 import (
     respond,
     wait_until,
 )
-from tests.uploads.audio import encode, wav_header
+from tests.uploads.audio import wav_header
 from tests.uploads.drive import form, part
 from tests.uploads.site import SMALL, UploadSite, answered, chunked, head
 
@@ -100,13 +101,61 @@ def test_segments_of_one_byte(site: UploadSite) -> None:
     assert site.only_arrival().complete
 
 
-def test_a_slow_sender_holds_no_probe_until_its_file_is_there(site: UploadSite) -> None:
-    """Half a file, a pause, the rest: no process waits with it, and the upload is accepted."""
+def test_a_slow_sender_holds_nothing_until_its_file_is_there(site: UploadSite) -> None:
+    """Half a file, a pause, the rest: neither a process nor a connection to the app waits with it,
+    and the upload is accepted."""
     with site.connect() as client:
         client.send(head(len(GOOD)) + GOOD[:1500])
-        site.upstream.wait_requests(1)
+        assert site.ask(get("/other")).status == 202  # the half has been read by then
         assert site.probes() == []
+        assert [arrived.request.method for arrived in site.keeper.arrived] == ["GET"]
         client.send(GOOD[1500:])
+        assert client.response().status == 202
+    assert site.keeper.arrived[1].complete
+
+
+@pytest.mark.parametrize("kept", [0, 70_000, 900_000])
+def test_slow_senders_leave_the_app_to_others(tmp_path: Path, kept: int) -> None:
+    """An app that takes one connection: twenty uploads stand still, their type known or not, and
+    the one that does not is accepted; so is one of the others in the end."""
+    body = form(part(b"5", b"max_shorts", None), part(wav_header(2 * MIB) + bytes(2 * MIB)))
+    with (
+        UploadSite(tmp_path, app={"pool": {"max_connections": 1}}) as site,
+        contextlib.ExitStack() as clients,
+    ):
+        slow = [clients.enter_context(site.connect()) for _ in range(20)]
+        for client in slow:
+            client.send(head(len(body)) + body[:kept])
+        probed = 20 if kept else 0
+        wait_until(lambda: len(site.probes()) == probed, "their probes")
+        assert site.ask(head(len(GOOD)) + GOOD).status == 202
+        slow[7].send(body[kept:])
+        assert slow[7].response().status == 202
+        for client in slow:
+            client.close()
+        site.check()
+
+
+def test_fields_before_the_file_may_be_large(site: UploadSite) -> None:
+    """They are held back as long as it takes, a MiB at most."""
+    note = b"n" * 900_000
+    body = form(part(note, b"note", None), part(MP3))
+    assert site.ask(head(len(body)) + body).status == 202
+    arrival = site.only_arrival()
+    kind = arrival.request.get("Content-Type") or ""
+    assert files(kind, arrival.body) == [("note", None, note), ("audio_file", "song.mp3", MP3)]
+
+
+def test_without_buffer_the_app_gets_the_file_as_it_comes(site: UploadSite) -> None:
+    """`buffer: 0`: from the moment its type is known."""
+    audio = wav_header(MIB) + bytes(MIB)
+    body = form(part(audio))
+    with site.connect() as client:
+        client.send(head(len(body), path="/eager") + body[:70_000])
+        wait_until(lambda: len(site.probes()) == 1, "a probe at work")
+        client.send(body[70_000:80_000])
+        site.upstream.wait_requests(1)
+        client.send(body[80_000:])
         assert client.response().status == 202
     assert site.only_arrival().complete
 
@@ -159,14 +208,17 @@ BAD: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["/make-video", "/eager"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("name", BAD)
 def test_the_app_never_sees_a_complete_bad_upload(
-    site: UploadSite, name: str, framing: str
+    site: UploadSite, name: str, framing: str, path: str
 ) -> None:
-    """A client that sends everything before it reads gets a readable 400; the app a cut request."""
+    """A client that sends everything before it reads gets a readable 400; the app a cut request,
+    or none where the verdict came within the buffer."""
     body, code = BAD[name]
-    raw = head(len(body)) + body if framing == "length" else head(None) + chunked(body)
+    length = len(body) if framing == "length" else None
+    raw = head(length, path=path) + (chunked(body) if length is None else body)
     problem = assert_problem(site.ask(raw), 400, code)
     got = site.assert_never_complete()
     assert b"secret" not in got
@@ -284,7 +336,7 @@ def test_a_client_that_leaves(site: UploadSite) -> None:
 
 def test_an_app_that_answers_early(site: UploadSite) -> None:
     """Its answer is passed on, the upload is not finished behind its back."""
-    body = form(part(encode("wav", 60, 8000, silent=True)))
+    body = form(part(wav_header(4 * MIB) + bytes(4 * MIB)))
 
     def no(connection: Connection, request: Request) -> None:
         connection.send(respond(b"no", "401 Unauthorized", "Connection: close"))
@@ -292,7 +344,7 @@ def test_an_app_that_answers_early(site: UploadSite) -> None:
 
     site.upstream.handler = no
     with site.connect() as client:
-        client.send(head(len(body)))
+        client.send(head(len(body)) + body[: 2 * MIB])
         response = client.response()
     assert (response.status, response.body) == (401, b"no")
 

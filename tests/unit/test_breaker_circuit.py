@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Transition
+from proxy.breaker.messages import LogEntry, Snapshot, Transition
 from proxy.breaker.permits import Permit
 from proxy.breaker.states import Event, State
 from proxy.breaker.window import SlidingWindow
@@ -249,6 +249,47 @@ def test_healthy_traffic_has_nothing_to_report() -> None:
     bench.succeed(1000)
     assert not woken
     assert not bench.breaker.has_report
+
+
+def fleet_says(state: State, generation: int, failures: int, tid: str) -> Snapshot:
+    """An answer of Redis; its log tells of our own transition `tid`, where there is one."""
+    entry = LogEntry(generation, State.CLOSED, State.OPEN, "five", "me", tid, False)
+    return Snapshot(
+        name="svc",
+        generation=generation,
+        state=state,
+        server_time=0.0,
+        remaining=60.0 if state is State.OPEN else 0.0,
+        age=0.0,
+        failures=failures,
+        successes=0,
+        opens=int(state is State.OPEN),
+        reason="five" if tid else "",
+        by="me",
+        log=(entry,) if tid else (),
+        recent=(),
+        granted=(),
+    )
+
+
+def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
+    """The report on its way when the circuit trips is answered "closed": that lets nobody in."""
+    bench = Bench()
+    bench.breaker.adopt(fleet_says(State.CLOSED, 100, 0, ""), bench.now)
+    bench.breaker.shared = True
+    bench.fail(4)
+    earlier = bench.breaker.take_report()
+    bench.fail()
+    assert bench.breaker.state is State.OPEN
+    bench.breaker.adopt(fleet_says(State.CLOSED, 100, 4, ""), bench.now, earlier)
+    bench.refused()
+    assert bench.told == []
+    trip = bench.breaker.take_report()
+    assert trip is not None
+    assert trip.trip
+    bench.breaker.adopt(fleet_says(State.OPEN, 101, 0, trip.tid), bench.now, trip)
+    bench.refused()
+    assert bench.path == ["open"]
 
 
 def test_an_expiring_window_never_counts_below_zero() -> None:

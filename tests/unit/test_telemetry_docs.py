@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 from unittest.mock import create_autospec
 
 import pytest
@@ -20,18 +21,29 @@ from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import StoreAway
 from proxy.admin.probes import Probes
+from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
 from proxy.config.schema import Config, Upload
+from proxy.config.telemetry import AppMetrics, Resources, Statsd, TempFiles
+from proxy.config.units import Bind
 from proxy.errors import ProxyError
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
+from proxy.jobs.pipeline_events import STAGE_ERRORS
+from proxy.jobs.pipeline_metrics import Counted
+from proxy.jobs.pipeline_totals import Example, Totals
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
+from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.resources.pace import Pace
+from proxy.trace.causes import _TROUBLE
+from proxy.trace.events import Source
+from proxy.trace.metrics import TraceMetrics
 from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
@@ -76,14 +88,41 @@ def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
 
 def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
     """A mirror that has counted everything that it can count."""
-    mirror = JobMetrics(registry).for_mirror("m")
+    families = JobMetrics(registry)
+    totals = Totals(("s",))
+    draft = totals.draft()
+    draft.count(STAGE_ERRORS, ("s", "T", "C"), 1.0, Example("mv_1", 1.0, 1.0))
+    draft.adopt()
+    counted = Counted(totals)
+    counted.active = 1
+    families.pipeline.show("m", counted)
+    mirror = families.for_mirror("m")
     mirror.restored("start", 1)
     mirror.oddity("not_json")
     mirror.creation("confirmed")
     mirror.rescued("message", 1)
 
 
-def test_every_metric_with_its_type_and_labels() -> None:
+def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
+    """Statsd, the app's page and resources, each with something in every family."""
+    config = Config.model_construct(
+        statsd=Statsd(bind=Bind("127.0.0.1", 0)),
+        app_metrics=AppMetrics(url="http://127.0.0.1:1/metrics"),
+        resources=Resources(
+            directories={"here": folder, "nowhere": folder / "nowhere"},
+            temp=TempFiles(directories=(folder,)),
+        ),
+    )
+    side = AppSide(config, metrics, SystemClock())
+    assert side.series is not None
+    assert side.resources is not None
+    side.series.line(b"video.processing:1|ms|#operation:concat")
+    side.series.packets["udp", "accepted"] = 1
+    for part in ("processes", "directories"):
+        side.resources.sample(part, Pace(1.0, threading.Event()))
+
+
+def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
     metrics.upstream("u")
@@ -94,8 +133,12 @@ def test_every_metric_with_its_type_and_labels() -> None:
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
+    TraceMetrics(metrics.registry)
+    everything_about_the_app(metrics, tmp_path)
     documented = {
-        names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2]))) for row in rows("## Metrics")
+        names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2])))
+        for row in rows("## Metrics")
+        if len(row) == 4
     }
     upstream: dict[str, Any] = {
         "targets": ["http://127.0.0.1:1"],
@@ -125,7 +168,7 @@ def test_every_metric_with_its_type_and_labels() -> None:
     metrics.registry.register(watch)
     compiler = Compiler([], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get)
     watch.show(compiler.compile(config).upstreams)
-    for family in metrics.registry.collect():
+    for family in metrics.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert family.samples, name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -204,11 +247,29 @@ def test_every_event() -> None:
     assert literals(events) == {names(row[0])[0] for row in rows("### Events")}
 
 
+def test_the_page_on_traces() -> None:
+    """Each cause that can be suspected, each source, each line that the trace logs."""
+    page = (PAGE.parent / "find-out-what-happened.md").read_text()
+    causes = {kind for kind, _ in _TROUBLE.values()}
+    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
+    for source in files:
+        for node in ast.walk(ast.parse(source.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("Cause"), args=[ast.Constant(kind), *_]):
+                    causes.add(kind)
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[said, *_]):
+                    assert isinstance(said, ast.Constant)
+                    assert f"`{said.value}`" in page, said.value
+    assert len(causes) > 12
+    for name in (*causes, *get_args(Source)):
+        assert f"`{name}`" in page, name
+
+
 def test_every_endpoint_of_the_admin_api() -> None:
     """With its method; `HEAD` is documented in one sentence."""
     app = web.Application()
     anything = cast(Any, None)
-    for part in (Probes, Control, BreakerControl, JobControl):
+    for part in (Probes, Control, BreakerControl, JobControl, TraceControl):
         part(anything).mount(app.router)
     documented = {names(row[0])[0] for row in rows("## Admin API")}
     for route in app.router.routes():

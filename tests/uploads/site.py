@@ -19,6 +19,7 @@ SMALL = 100 * KB
 ROUTES: list[dict[str, Any]] = [
     {"name": "create-video", "methods": ["POST"], "path": "/make-video", "upstream": "app",
      "upload": {}},
+    {"name": "eager", "path": "/eager", "upstream": "app", "upload": {"buffer": 0}},
     {"name": "small", "path": "/small", "upstream": "app", "upload": {"max_size": SMALL}},
     {"name": "raw", "path": "/raw", "upstream": "app", "upload": {"field": None}},
     {"name": "report", "path": "/report", "upstream": "app",

@@ -1,0 +1,92 @@
+"""Values of the config, as people write them and as the code reads them: what every section uses.
+
+Durations are seconds (float), sizes bytes (int), shares 0..1. Every type here must read text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    WithJsonSchema,
+)
+
+from proxy.config import patterns, units
+
+# In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
+Duration = Annotated[
+    float,
+    BeforeValidator(units.parse_duration),
+    PlainSerializer(units.format_duration, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^([0-9.]+\s*(ms|s|m|h|d)|0)$"}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(units.parse_size),
+    PlainSerializer(units.format_size, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9.]+\s*([KMG]i?)?B?$"}),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(units.parse_ratio),
+    PlainSerializer(units.format_ratio, str, when_used="json"),
+    WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
+]
+TimeOfDay = Annotated[
+    tuple[int, int],
+    BeforeValidator(units.parse_time_of_day),
+    PlainSerializer(units.format_time_of_day, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^([01][0-9]|2[0-3]):[0-5][0-9]$"}),
+]
+Bind = Annotated[
+    units.Bind,
+    BeforeValidator(units.parse_bind),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$"}),
+]
+Target = Annotated[
+    units.TargetAddress,
+    BeforeValidator(units.parse_target),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|unix:/)"}),
+]
+Secret = Annotated[
+    SecretStr,
+    PlainSerializer(lambda secret: units.mask(secret.get_secret_value()), str, when_used="json"),
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+Method = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9!#$%&'*+.^_`|~-]{0,31}$")]
+
+
+def _check_pattern(path: str) -> str:
+    patterns.parse_pattern(path)
+    return path
+
+
+PathPattern = Annotated[
+    str, AfterValidator(_check_pattern), WithJsonSchema({"type": "string", "pattern": "^/"})
+]
+Level = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
+]
+
+
+class Model(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        validate_default=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )

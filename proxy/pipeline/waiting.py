@@ -1,0 +1,34 @@
+"""How long the client's coroutine may wait, whatever it waits for."""
+
+from __future__ import annotations
+
+from proxy.errors import ClientLeft, Draining
+from proxy.pipeline.exchange import Exchange
+
+#: Seconds for which a client that has closed its sending half is still served while nothing moves.
+#: A closed half is how most clients leave, and how a few old ones end a request.
+HALF_CLOSE_GRACE = 0.2
+
+
+class AnsweredMeanwhile(Exception):
+    """`x.instead` has an answer, and the upstream still has none."""
+
+
+def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
+
+    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
+    `Draining` when the proxy can wait no longer, and `AnsweredMeanwhile`.
+    """
+    client = x.stream
+    if x.instead is not None and not x.replied:
+        raise AnsweredMeanwhile
+    if client.cut:
+        raise Draining("The proxy is stopping", retry_after=1)
+    if not client.eof:
+        return deadline
+    unfinished = not (x.body.done or client.inbox)
+    grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
+    if client.lost or unfinished or (now >= grace and not client.write_paused):
+        raise ClientLeft("Client left")
+    return deadline if client.write_paused else min(deadline, grace)

@@ -1,0 +1,1 @@
+"""The metrics page of the app, fetched, distrusted, and shown as part of ours."""

@@ -1,0 +1,52 @@
+"""What the proxy tells about the app beyond its requests, as far as the config asks for it."""
+
+from __future__ import annotations
+
+from proxy.clock import Clock
+from proxy.config.schema import Config
+from proxy.telemetry.app_page.fetch import AppPage
+from proxy.telemetry.app_page.guest import AppGuest
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.resources.sampler import ResourceSampler
+from proxy.telemetry.statsd.listener import StatsdListener
+from proxy.telemetry.statsd.series import StatsdSeries
+
+
+class AppSide:
+    """The statsd listener, the app's page and the resources of `config`; what it does not name is
+    absent. A reload changes none of them."""
+
+    def __init__(self, config: Config, metrics: Metrics, clock: Clock) -> None:
+        self.series: StatsdSeries | None = None
+        self.resources: ResourceSampler | None = None
+        self._statsd: StatsdListener | None = None
+        self._page: AppPage | None = None
+        if config.statsd is not None:
+            self.series = StatsdSeries(config.statsd)
+            metrics.registry.register(self.series)
+            self._statsd = StatsdListener(config.statsd, self.series)
+        if config.app_metrics is not None:
+            guest = AppGuest(clock, config.app_metrics.stale_after)
+            metrics.guests.append(guest.families)
+            self._page = AppPage(config.app_metrics, guest)
+        if config.resources is not None:
+            self.resources = ResourceSampler(config.resources, clock)
+            metrics.registry.register(self.resources)
+
+    def start(self) -> None:
+        """Open sockets, begin to fetch and to measure. Raises `OSError`."""
+        if self._statsd is not None:
+            self._statsd.start()
+        if self._page is not None:
+            self._page.start()
+        if self.resources is not None:
+            self.resources.start()
+
+    async def stop(self) -> None:
+        """End all of it."""
+        if self._statsd is not None:
+            self._statsd.stop()
+        if self._page is not None:
+            await self._page.stop()
+        if self.resources is not None:
+            await self.resources.stop()

@@ -1,0 +1,1 @@
+"""What the app takes of the machine: disk, temporary files, memory, processes."""
