@@ -23,6 +23,7 @@ import pytest_asyncio
 from proxy.demo import world as worlds
 from proxy.demo.media import make_audio
 from proxy.demo.world import World
+from proxy.redis_server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
@@ -175,7 +176,8 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worlds, "CONFIG", config)
         # Not the usual ports: a demo that somebody starts meanwhile would take them for its own.
-        patch.setattr(worlds, "_is_free", lambda port: False)
+        ports = {name: free_port() for name in worlds.choose_ports().ports}
+        patch.setattr(worlds, "choose_ports", lambda: worlds.Addresses(ports))
         async with World() as world, aiohttp.ClientSession() as http:
             operator = Operator(world, http)
             path = folder / "voice.mp3"
