@@ -23,6 +23,9 @@ from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import MirroredJobs
 from proxy.admin.operated import Check, Readiness, ReloadResult
 from proxy.admin.server import AdminServers
+from proxy.admin.status.board import StatusBoard
+from proxy.admin.status.page import StatusPage
+from proxy.admin.status.snapshot import Sources
 from proxy.admin.trace import TraceControl
 from proxy.admin.traced import TracedStories
 from proxy.breaker.board import BreakerBoard
@@ -126,12 +129,16 @@ class Proxy:
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._status = StatusBoard(
+            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
+        )
         self._admin = AdminServers(
             self,
             [
                 BreakerControl(self._breakers),
                 JobControl(MirroredJobs(self._mirrors)),
                 TraceControl(TracedStories(self._trace, self._mirrors, self._clock)),
+                StatusPage(self._status),
             ],
         )
         self._started = False
@@ -154,6 +161,7 @@ class Proxy:
             await self._mirrors.start()
             await self._watch.follow(self._config.upstreams, self._plans.upstreams)
             self._open = await self._open_listeners(self._config, self._plans)
+            await self._status.start()
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
             await self.stop()
@@ -198,6 +206,7 @@ class Proxy:
         await self._breakers.stop()
         await self._probes.stop()
         await self._watch.stop()
+        await self._status.stop()
         await self._admin.stop()
         if self._trace is not None:
             await self._trace.stop()
@@ -382,6 +391,10 @@ class Proxy:
             for name, listener in self._config.listeners.items()
             for route in listener.routes
         ]
+
+    def upstream_names(self) -> list[str]:
+        """Every upstream, in the config's order."""
+        return list(self._config.upstreams)
 
     def log_level(self) -> str:
         """The level in force."""

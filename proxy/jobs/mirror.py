@@ -33,7 +33,7 @@ from proxy.jobs.model import (
     sql_time,
     valid_job_id,
 )
-from proxy.jobs.records import Row, Tombstone
+from proxy.jobs.records import Overview, Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
@@ -115,7 +115,7 @@ class Mirror:
             clock,
             keep_versions=settings.keep_versions,
             on_gap=self._fill_gap,
-            on_commit=lambda operations: self._metrics.commits.inc(),
+            on_commit=self._committed,
             on_degraded=self._ledger_degraded,
         )
         self._keeper = Keeper(
@@ -139,6 +139,11 @@ class Mirror:
             )
         self._tasks: list[asyncio.Task[None]] = []
         self._refuse_until = float("-inf")
+        self.commits = 0  #: groups of changes that are in SQLite, since the start
+
+    def _committed(self, _operations: int) -> None:
+        self.commits += 1
+        self._metrics.commits.inc()
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -426,6 +431,16 @@ class Mirror:
             if first is not None and first <= end and last >= start - look_back:
                 found.append(job_id)
         return found if len(found) <= most else None
+
+    async def overview(self, limit: int) -> Overview:
+        """The jobs that an operator looks at first, each list `limit` at most. Raises
+        `LedgerSilent`."""
+        now = self._clock.time()
+        return Overview(
+            recent=await self._ledger.listing(None, now, limit),
+            failed=await self._ledger.listing("failed", now, limit),
+            stranded=(await self._duties.stranded())[:limit],
+        )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
         """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""

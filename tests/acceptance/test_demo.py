@@ -139,6 +139,9 @@ async def test_stays_up_and_its_curl_lines_work(tmp_path: Path) -> None:
     assert 'endpoint="create-video"' in outputs[2]
     (page,) = (line.split()[-1] for line in demo.lines if line.startswith("metrics "))
     await until_shown(page, APP_FAMILIES)
+    (page,) = [line.split()[2] for line in demo.lines if line.startswith("status page")]
+    async with aiohttp.ClientSession() as session, session.get(page) as reply:
+        assert (reply.status, reply.content_type) == (200, "text/html")
     processes = demo.processes()
     demo.process.send_signal(signal.SIGTERM)
     assert await demo.process.wait() == 0
