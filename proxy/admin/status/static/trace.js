@@ -104,7 +104,7 @@ function timeline(events) {
     return h("li", { id: `event-${index}`, class: `event ${tone}`, tabindex: "-1" },
       h("div", { class: "event-when" },
         h("time", { datetime: event.at }, time(event.at)),
-        h("span", { class: "offset" }, index === 0 ? "start" : `+${span((Date.parse(event.at) - start) / 1000)}`)),
+        h("span", { class: "offset" }, index === 0 ? "start" : after(event, start))),
       mark(tone === "muted" ? "none" : tone, tone),
       h("div", { class: "event-what" },
         h("p", null, h("span", { class: "tag" }, words(event.source)), " ", h("span", null, told(event.summary))),
@@ -113,6 +113,11 @@ function timeline(events) {
         facts.length > 0 && h("details", null, h("summary", null, "Facts"),
           h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, write(value))))))));
   }));
+}
+
+function after(event, start) {
+  const seconds = (Date.parse(event.at) - start) / 1000;
+  return seconds > 0 ? `+${span(seconds)}` : "+0 s";
 }
 
 function write(value) {
