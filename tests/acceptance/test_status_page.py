@@ -411,6 +411,7 @@ TRACE = {
         "at": "2026-11-27T10:00:03.000Z",
         "event": 1,
     },
+    "note": "3 further events are not shown",
     "events": [
         event("2026-11-27T10:00:00.000Z", "exchange", "ok", "POST create-video 202",
               duration_ms=34.1, facts={"route": "create-video", "bytes_in": 1}),
@@ -428,6 +429,7 @@ def test_a_trace_tells_its_story(browser: Chromium) -> None:
         browser.click("#errors li a")
         browser.wait_for_text("Suspected cause", ".cause")
         assert ATTACK in browser.text(".cause")
+        browser.wait_for_text("Not complete: 3 further events are not shown.")
         told = browser.text(".timeline")
         assert re.search(r"create-video 202.*\+3\.0 s.*\+3\.5 s.*failed at", told, re.DOTALL)
         assert "took 34.1 ms" in told

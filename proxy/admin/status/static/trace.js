@@ -68,6 +68,7 @@ export function tracePage(state, id) {
   const kind = { job: "Job", correlation: "Exchange" }[trace.kind] ?? words(trace.kind);
   return page(title, h("span", { class: "note" }, `${kind}, ${plural(trace.events.length, "event")}`),
     trace.suspected_cause && cause(trace),
+    trace.note && notice("warning", `Not complete: ${trace.note}.`),
     h("p", { class: "actions" }, found, related(trace, id)),
     trace.events.length ? timeline(trace.events) : empty("Nothing is kept about it."));
 }
