@@ -89,6 +89,7 @@ class BreakerBoard:
             if self._sync is not None:
                 breaker.wake = self._sync.woken
             self._breakers[name] = breaker
+            self.metrics.begin(name)
 
     def _tell(self, breaker: CircuitBreaker, made: Transition) -> None:
         self.metrics.transition(breaker, made)
