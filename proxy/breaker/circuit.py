@@ -9,8 +9,8 @@ Rules
    failure; the success that ends a run of failures; a probe's) goes into one `Report`, which
    sync.py sends. While all is well there is nothing to report.
 4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and
-   only Redis ends the open time or closes. Without Redis all of that is decided here, with the
-   same table and the same limits.
+   only Redis ends the open time or closes. A caller may wait for that answer (`ask`). Without Redis
+   all of that is decided here, with the same table and the same limits.
 5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here holds
    until Redis has answered the very report that tells of it, not one that left before.
 6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which
@@ -23,6 +23,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from proxy.breaker.leases import Caller, Callers
 from proxy.breaker.messages import Failure, ProbeOutcome, Report, Snapshot, Transition
 from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import Event, State, next_state
@@ -81,6 +82,7 @@ class CircuitBreaker:
         self.late = 0
         self.probes_started = 0
         self.wanted = 0
+        self.callers = Callers()
         self._probes: dict[str, float] = {}  # leases in use here, and when each is over
         self._grants: deque[tuple[str, float, float]] = deque()  # lease, hold until, over at
         self._provisional: Transition | None = None  # decided here, not yet answered
@@ -106,6 +108,17 @@ class CircuitBreaker:
         if self.state is State.CLOSED:
             return self._permit
         return self._admit_slowly(now)
+
+    def ask(self, now: float, ready: Callable[[], None]) -> Caller | None:
+        """Wait for the fleet's answer where a call now would be a probe but for its lease; `ready`
+        is called when `admit` knows more. None where it knows all already."""
+        probing = self.state is State.HALF_OPEN
+        over = self.state in (State.OPEN, State.FORCED_OPEN) and now >= self.until
+        if not self.shared or self._grants or not (probing or over):
+            return None
+        self.wanted += 1
+        self.wake(self, True)
+        return self.callers.join(ready)
 
     def _admit_slowly(self, now: float) -> Permit:
         if now >= self.until and not self.shared and self.state is not State.HALF_OPEN:
@@ -321,6 +334,8 @@ class CircuitBreaker:
         self._probes.clear()
         self._grants.clear()
         self._forget()
+        if state is not State.HALF_OPEN:  # there, the answer is still to come
+            self.callers.answer()
         self._permit = (
             NeutralPermit(self, self.epoch)
             if state is State.FORCED_CLOSED
@@ -373,6 +388,7 @@ class CircuitBreaker:
         if report is not None:
             self.report_lost(report, now)
         self._grants.clear()
+        self.callers.answer()
 
     # --- what the fleet says --------------------------------------------------------------------
 

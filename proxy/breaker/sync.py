@@ -205,9 +205,11 @@ class FleetSync:
     async def _ask(self, breaker: CircuitBreaker) -> None:
         """Probe leases for callers who wait, and the end of a time that is over."""
         now = self._clock.monotonic()
-        if now < self._ask_after.get(breaker.name, 0.0) or self._stopping:
-            return
         half_open = breaker.state is State.HALF_OPEN
+        if now < self._ask_after.get(breaker.name, 0.0) or self._stopping:
+            if half_open:
+                breaker.callers.answer()  # all leases were taken a moment ago
+            return
         over = breaker.state is not State.CLOSED and now >= breaker.until and not half_open
         want = breaker.leases_wanted if half_open or over else 0
         if not want and not (over and breaker.next_time is not None):
@@ -216,10 +218,12 @@ class FleetSync:
         await self._take(breaker, news)
         if news.granted:
             breaker.grant(news.granted, news.generation, self._clock.monotonic(), now)
+            breaker.callers.answer()
             return
         # Still open by Redis' clock, a millisecond or so: then the wish stays. Or all are taken.
         if breaker.state is State.HALF_OPEN:
             breaker.wanted = 0
+            breaker.callers.answer()
         self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
 
     async def _take(

@@ -215,8 +215,8 @@ async def survive_redis(tour: Tour) -> str:
     back_in = time.monotonic() - started
     (await tour.call("GET", f"/jobs/{tour.video_job}")).expect(200)
     # Celery's queue was lost as well: without it the app would accept a job that nobody works on.
-    form = {"query": "motivacao", "max_shorts": "10"}
-    new = (await tour.call("POST", "/download", data=form)).expect(202)["job_id"]
+    search = {"query": "motivacao", "max_shorts": "10"}
+    new = (await tour.call("POST", "/download", data=search)).expect(202)["job_id"]
     await tour.follow(new, "a new job")
     return (
         f"Redis killed with {before} jobs in it, job {running} running\n"

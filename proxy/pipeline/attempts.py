@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.bulkhead import Ticket as Place
+from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
+from proxy.breaker.states import State
 from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset, UpstreamUnreachable
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.exchange import Exchange
@@ -35,6 +37,9 @@ _HELD = 1024 * 1024
 
 #: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
 _REFUSED_PAUSE = 0.1
+
+#: Seconds that a caller waits for leave to be a probe: a slow Redis' answer, and no longer.
+_LEASE_PATIENCE = 0.25
 
 
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
@@ -99,6 +104,8 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
+    if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
+        await _lease(x, plan.breaker)
     outcome, x.outcome = x.outcome or begin(x, plan), None
     relay: Relay | None = None
     reusable = False
@@ -157,6 +164,23 @@ async def _attempt(
         if relay is not None:
             await relay.release(reusable=reusable)
     return None
+
+
+async def _lease(x: Exchange, breaker: CircuitBreaker) -> None:
+    """In a fleet a probe needs a lease from Redis: wait a moment for the answer. Who is refused
+    instead may come again only when the lease has long been given back, and so each time."""
+    client = x.stream
+    now = client.clock.monotonic()
+    caller = breaker.ask(now, client.wake)
+    if caller is None:
+        return
+    deadline = now + _LEASE_PATIENCE
+    try:
+        while caller.waiting and now < deadline:
+            await client.wait(until_left(x, deadline, now))
+            now = client.clock.monotonic()
+    finally:
+        breaker.callers.leave(caller)
 
 
 async def _response(

@@ -38,6 +38,7 @@ from tests.http1 import (
     respond,
     wait_until,
 )
+from tests.jobs_site import client_of
 from tests.uploads.audio import encode
 from tests.uploads.drive import CONTENT_TYPE, form, part
 
@@ -118,6 +119,11 @@ class Fleet:
                     key = ">".join(states)
                     found[key] = found.get(key, 0) + float(value)
         return found
+
+    def leases(self, name: str) -> int:
+        """Probe leases that are out, used or not."""
+        with client_of(self.redis) as client:
+            return int(client.zcard(f"cb:{{{name}}}:probes"))
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +237,20 @@ def test_recovery_through_probes(fleet: Fleet) -> None:
         "open>half_open": 1,
         "half_open>closed": 1,
     }
+
+
+def test_a_lone_caller_finds_its_lease(fleet: Fleet) -> None:
+    """Who calls once in a while is let through at the first call after the open time: it waits the
+    moment that the lease takes, instead of being refused each time."""
+    site = fleet.sites[0]
+    trip(site, "quick")
+    fleet.upstream.handler = ok
+    for done in range(3):
+        wait_until(lambda: not site.proxy.breaker("quick")["remaining"], "the end of the open time")
+        # A lease that the last success asked for would hide what this is about.
+        wait_until(lambda: fleet.leases("quick") == 0, "no lease at hand")
+        assert site.ask(get("/"), "quick").status == 200, f"call {done + 1}"
+    fleet.agree("quick", "closed")
 
 
 def test_never_more_than_three_probes(fleet: Fleet) -> None:

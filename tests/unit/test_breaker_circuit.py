@@ -292,6 +292,34 @@ def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
     assert bench.path == ["open"]
 
 
+def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
+    """Once the open time is over a caller may wait: for a lease, a loss of Redis, another state."""
+    bench = Bench()
+    bench.breaker.adopt(fleet_says(State.OPEN, 100, 0, ""), bench.now)
+    bench.breaker.shared = True
+    called: list[str] = []
+    assert bench.breaker.ask(bench.now, lambda: called.append("early")) is None
+    bench.clock.advance(60.0)
+    granted = bench.breaker.ask(bench.now, lambda: called.append("granted"))
+    assert granted is not None
+    assert bench.breaker.leases_wanted == 1
+    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 101, 0, ""), bench.now)
+    assert granted.waiting
+    bench.breaker.grant(["lease"], 101, bench.now, bench.now)
+    bench.breaker.callers.answer()
+    assert called == ["granted"]
+    assert bench.breaker.ask(bench.now, lambda: called.append("late")) is None
+    bench.admit().cancel()
+    left = bench.breaker.ask(bench.now, lambda: called.append("left"))
+    lost = bench.breaker.ask(bench.now, lambda: called.append("lost"))
+    assert left is not None
+    bench.breaker.callers.leave(left)
+    bench.breaker.unreachable(bench.now)
+    assert lost is not None
+    assert not lost.waiting
+    assert called == ["granted", "lost"]
+
+
 def test_an_expiring_window_never_counts_below_zero() -> None:
     """Buckets that turn take exactly what they added."""
     window = SlidingWindow(10.0)
