@@ -8,7 +8,7 @@ RUN := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup run test lint types check bench clean
+.PHONY: help setup run test lint types check generated bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -42,6 +42,11 @@ test: lint types  ## lint, types, tests; ARGS="-k codec" for some of them
 check: $(RUN)  ## validate the ready configs
 	$(BIN)/reliability-proxy check --config config/demo.yaml
 	$(BIN)/reliability-proxy check --config config/make-video.yaml
+
+generated: $(DEV)  ## write anew what is generated: config schema, Grafana dashboard, manifests
+	$(BIN)/reliability-proxy schema > config/schema.json
+	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python deploy/kubernetes/generate.py
 
 bench: $(DEV)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; writes a table
 	$(INSTALL) --quiet --editable '.[bench]'

@@ -658,6 +658,16 @@ ROWS: dict[str, list[Panel]] = {
             names={"0": ("no", "blue"), "1": ("counts", "green")},
         ),
         Panel(
+            "Trace",
+            "Events that were written, and those lost.",
+            "short",
+            {
+                "written": "sum(rate(proxy_trace_events_total{$i}[$w]))",
+                "lost: {{reason}}": rate("proxy_trace_dropped_total", "$i", "reason", rare=True),
+            },
+            width=6,
+        ),
+        Panel(
             "Versions",
             "What runs where.",
             "short",
