@@ -23,6 +23,11 @@ from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import MirroredJobs
 from proxy.admin.operated import Check, Readiness, ReloadResult
 from proxy.admin.server import AdminServers
+from proxy.admin.status.board import StatusBoard
+from proxy.admin.status.page import StatusPage
+from proxy.admin.status.snapshot import Sources
+from proxy.admin.trace import TraceControl
+from proxy.admin.traced import TracedStories
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
 from proxy.config.load import load_config
@@ -41,6 +46,7 @@ from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.outputs import fill_standard_descriptors
+from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool
 from proxy.wire.deadlines import Sweeper
 
@@ -84,21 +90,37 @@ class Proxy:
         self._lag = LoopLag(self.metrics.loop_lag)
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
+        self._trace = (
+            Trace(config.trace, self._clock, self.metrics.registry) if config.trace else None
+        )
         self._mirrors = Mirrors(
             config.mirrors,
             self._redis_client,
             self.metrics.registry,
             self._clock,
             key_prefix=config.redis.key_prefix if config.redis else "",
+            told=self._trace.mirror if self._trace else None,
         )
         self._breakers = BreakerBoard(
-            config.upstreams, registry=self.metrics.registry, redis=config.redis, clock=self._clock
+            config.upstreams,
+            registry=self.metrics.registry,
+            redis=config.redis,
+            clock=self._clock,
+            told=self._trace.breaker if self._trace else None,
         )
+        random = Random()  # noqa: S311 (spreads load, guards nothing)
         self._compiler = Compiler(
-            all_stages(self.metrics, logs.access, self._probes, self._mirrors.by_name.__getitem__),
+            all_stages(
+                self.metrics,
+                logs.access,
+                self._probes,
+                self._mirrors.by_name.__getitem__,
+                self._trace,
+                random.random,
+            ),
             self._clock,
             self._sweeper,
-            Random(),  # noqa: S311 (spreads load, guards nothing)
+            random,
             lambda upstream: self.metrics.upstream(upstream).connected,
             self._breakers.get,
         )
@@ -107,8 +129,17 @@ class Proxy:
         self._plans = Plans({}, {})
         self._open: dict[str, _OpenListener] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._status = StatusBoard(
+            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
+        )
         self._admin = AdminServers(
-            self, [BreakerControl(self._breakers), JobControl(MirroredJobs(self._mirrors))]
+            self,
+            [
+                BreakerControl(self._breakers),
+                JobControl(MirroredJobs(self._mirrors)),
+                TraceControl(TracedStories(self._trace, self._mirrors, self._clock)),
+                StatusPage(self._status),
+            ],
         )
         self._started = False
         self._draining = False
@@ -124,10 +155,13 @@ class Proxy:
             self._lag.start()
             self._app_side.start()
             await self._start_probes(self._config)
+            if self._trace is not None:
+                await self._trace.start()
             await self._breakers.start()
             await self._mirrors.start()
             await self._watch.follow(self._config.upstreams, self._plans.upstreams)
             self._open = await self._open_listeners(self._config, self._plans)
+            await self._status.start()
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
             await self.stop()
@@ -172,7 +206,10 @@ class Proxy:
         await self._breakers.stop()
         await self._probes.stop()
         await self._watch.stop()
+        await self._status.stop()
         await self._admin.stop()
+        if self._trace is not None:
+            await self._trace.stop()
         await self._app_side.stop()
         await self._lag.stop()
         self._sweeper.stop()
@@ -195,6 +232,12 @@ class Proxy:
             else:
                 problems = []
             self.metrics.reloaded(ok=not problems)
+            if self._trace is not None:
+                self._trace.proxy(
+                    "reload_refused" if problems else "reloaded",
+                    config=str(self._file),
+                    problems=problems or None,
+                )
             if problems:
                 logger.error("reload refused", extra={"problems": problems})
             else:
@@ -205,7 +248,7 @@ class Proxy:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
         if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
             raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
-        for section in ("statsd", "app_metrics", "resources"):
+        for section in ("trace", "statsd", "app_metrics", "resources"):
             if getattr(config, section) != getattr(self._config, section):
                 raise OSError(f"{section} cannot be changed by a reload: restart the proxy")
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
@@ -348,6 +391,10 @@ class Proxy:
             for name, listener in self._config.listeners.items()
             for route in listener.routes
         ]
+
+    def upstream_names(self) -> list[str]:
+        """Every upstream, in the config's order."""
+        return list(self._config.upstreams)
 
     def log_level(self) -> str:
         """The level in force."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from proxy import __version__, cli_admin
+from proxy import __version__, cli_admin, cli_trace
 from proxy.config.problems import ConfigError
 
 PROGRAM = "reliability-proxy"
@@ -172,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
             "check --config config/make-video.yaml",
             "run --config config/make-video.yaml",
             "jobs list --status failed",
+            "trace mv_a1b2c3d4e5",
             "breakers open youtube-search --reason 'quota used up' --for 10m",
         )
         + "\n\nexit codes: 0 fine, 1 failed at run time, 2 bad usage or config",
@@ -240,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     cli_admin.add_commands(commands, _examples)
+    cli_trace.add_command(commands, _examples)
     return parser
 
 

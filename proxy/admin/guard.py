@@ -3,8 +3,8 @@
 1. Every answer has `X-Correlation-ID`, refusals included, and never a stack trace.
 2. DNS rebinding: a page's own name can be pointed at 127.0.0.1, and then the browser thinks that we
    are that page's server. On loopback `Host` must therefore be an address or a name of ours.
-3. The bearer token, where one is set, is needed for everything but the probes. It is compared in
-   constant time.
+3. The bearer token, where one is set, is needed for everything but the probes and the status page's
+   own files, which say nothing about this proxy. It is compared in constant time.
 4. Changes are refused when a browser says that another page sends them (`Origin`,
    `Sec-Fetch-Site`). Programs send neither.
 """
@@ -26,6 +26,7 @@ from proxy.errors import ProxyError, Unauthorized
 from proxy.headers import is_correlation_id, new_correlation_id
 
 PROBES = frozenset({"/livez", "/readyz"})
+PAGE = "/status/"  #: where the status page's files are; the page itself is `/`
 CORRELATION = web.RequestKey("correlation", str)
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -68,7 +69,7 @@ class Guard:
 
     def _check(self, request: web.Request) -> None:
         self._check_host(request)
-        if request.path not in PROBES:
+        if not (request.path in PROBES or request.path == "/" or request.path.startswith(PAGE)):
             self._check_token(request)
         if request.method not in _READING:
             _check_origin(request)

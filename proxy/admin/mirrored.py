@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from proxy.admin.status.jobs import stage_documents
 from proxy.errors import Unavailable
 from proxy.jobs.keeper import Refused
 from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.model import to_timestamp
 from proxy.jobs.redis_side import RedisLost
 from proxy.jobs.service import Mirrors
+from proxy.jobs.stages import Story, read_story
 
 
 class StoreAway(Unavailable):
@@ -58,7 +61,15 @@ class MirroredJobs:
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
         with _told():
             job = await self._mirrors.by_name[mirror].show(job_id)
-        return None if job is None else {"mirror": mirror, **job}
+        if job is None:
+            return None
+        versions = job["versions"]
+        story = Story()
+        if "data" in job:
+            seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
+            story = read_story(job["data"].encode(), job["status"], seen)
+        stages = stage_documents(story.stages)
+        return {"mirror": mirror, **job, "error": story.error, "stages": stages}
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
         with _told():

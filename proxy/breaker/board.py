@@ -6,13 +6,14 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
 from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.messages import Transition
 from proxy.breaker.states import Event, State
 from proxy.breaker.store import BreakerStore
 from proxy.breaker.sync import FleetSync
@@ -37,7 +38,8 @@ class BreakerBoard:
     """The breakers of `upstreams` (those that have one), shared through `redis` where given.
 
     Without `redis`, or before `start`, they decide locally. `owner` names this process in the
-    fleet; by default host, pid and a random part.
+    fleet; by default host, pid and a random part. `told(name, transition)` hears of every
+    transition, whoever made it.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class BreakerBoard:
         redis: Redis | None = None,
         clock: Clock | None = None,
         owner: str | None = None,
+        told: Callable[[str, Transition], None] | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._redis = redis
         self.owner = owner or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._breakers: dict[str, CircuitBreaker] = {}
         self.metrics = BreakerMetrics(self._breakers, registry, shared=redis is not None)
+        self._told = told
         self._sync: FleetSync | None = None
         self.reload(upstreams)
 
@@ -80,11 +84,17 @@ class BreakerBoard:
                 clock=self._clock,
                 owner=self.owner,
                 probe_lease=lease,
-                told=self.metrics.transition,
+                told=self._tell,
             )
             if self._sync is not None:
                 breaker.wake = self._sync.woken
             self._breakers[name] = breaker
+            self.metrics.begin(name)
+
+    def _tell(self, breaker: CircuitBreaker, made: Transition) -> None:
+        self.metrics.transition(breaker, made)
+        if self._told is not None:
+            self._told(breaker.name, made)
 
     async def start(self, patience: float = 1.0) -> None:
         """Join the fleet. Returns when Redis has answered, at the latest after `patience` seconds:

@@ -16,6 +16,14 @@ from proxy.breaker.states import State
 
 _log = logging.getLogger("proxy.breaker")
 
+# Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
+_USUAL = (
+    (State.CLOSED, State.OPEN),
+    (State.OPEN, State.HALF_OPEN),
+    (State.HALF_OPEN, State.OPEN),
+    (State.HALF_OPEN, State.CLOSED),
+)
+
 
 class BreakerMetrics(Collector):
     """State and counts are read from `breakers` at a scrape; only transitions are counted live."""
@@ -44,6 +52,11 @@ class BreakerMetrics(Collector):
                 registry=registry,
             )
         registry.register(self)
+
+    def begin(self, service: str) -> None:
+        """A breaker was made: its usual transitions are counted from zero on."""
+        for before, after in _USUAL:
+            self._transitions.labels(service, before.value, after.value)
 
     def reachable(self, up: bool) -> None:
         """Redis came within reach, or went out of it."""

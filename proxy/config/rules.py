@@ -213,6 +213,15 @@ def _redis(config: Config, found: Findings) -> None:
             found.problem(
                 ("mirrors", name, "sqlite"), "a file of its own", f"that of mirrors.{other}"
             )
+    if config.trace is not None:
+        mirror_of = files.get(os.path.realpath(config.trace.sqlite))
+        if mirror_of is not None:
+            # Each would take the other's file for a foreign one, and set it aside.
+            found.problem(("trace", "sqlite"), "a file of its own", f"that of mirrors.{mirror_of}")
+        for name in config.trace.called_in:
+            if found.given("trace", "called_in"):
+                key = ("trace", "called_in", name)
+                _reference(key, name, found.names("upstreams"), "upstreams", found)
 
 
 # --- TLS files ----------------------------------------------------------------------------------

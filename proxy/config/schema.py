@@ -182,6 +182,8 @@ class Route(Model):
     """What this route does with the jobs of a mirror."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
+    trace: bool = True
+    """Whether exchanges on this route may be kept in the trace."""
 
 
 class Listener(Model):
@@ -539,6 +541,39 @@ class Mirror(Model):
         return self
 
 
+#: What a job is doing while the worker calls a service: stages of the current document, statuses of
+#: the older one. `processing` is a job that works without being in any stage, as downloads do.
+_CALLED_IN = {
+    "youtube-search": ("processing", "fetching_shorts", "downloading_shorts"),
+    "video-downloader": ("processing", "fetching_shorts", "downloading_shorts"),
+    "audio-transcriber": ("generate_subtitles", "generating_subtitles"),
+}
+
+
+class Trace(Model):
+    """A record of what happened, for `reliability-proxy trace ID`. Every error, every slow exchange
+    and what creates or deletes a job is kept, and a sample of the rest."""
+
+    sqlite: Path
+    """The database file, relative to the current directory; made if absent."""
+    keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
+    """How long an event is kept."""
+    max_size: Annotated[Size, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """Largest size of the file; beyond it the oldest events go."""
+    sample: Share = 0.01
+    """Share kept of the exchanges that nothing else speaks for."""
+    slow: Annotated[Duration, Field(gt=0)] = 2.0
+    """An exchange that takes longer is slow, and kept."""
+    polls_every: Annotated[Duration, Field(ge=0)] = 10.0
+    """Of good reads of one job, and of good calls on one egress route, one is kept in this time."""
+    max_rate: Annotated[int, Field(ge=1)] = 10
+    """Exchanges kept a second of one route; ten times as many in a burst."""
+    stuck_after: Annotated[Duration, Field(gt=0)] = 300.0
+    """A job that has not changed for so long is suspected to be stuck."""
+    called_in: dict[Name, tuple[Annotated[str, Field(max_length=64)], ...]] = _CALLED_IN
+    """For each upstream that workers call: the stages and statuses of a job that does so."""
+
+
 class Admin(Model):
     """The operator's door. Off loopback only with a token. On loopback `Host` is checked: a page on
     the web may point a name of its own at 127.0.0.1."""
@@ -578,6 +613,8 @@ class Config(Model):
     """Where breaker state and jobs live; absent: local breakers, no mirror."""
     mirrors: dict[Name, Mirror] = {}
     """Families of job keys kept in SQLite as well, by name."""
+    trace: Trace | None = None
+    """A record of what happened."""
     admin: Admin = Admin()
     """The operator's door."""
     metrics: Metrics | None = None

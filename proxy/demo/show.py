@@ -60,6 +60,7 @@ def _print_addresses(world: World, narrator: Narrator) -> None:
     audio, at = world.folder / "voice.mp3", world.at
     narrator.line()
     narrator.line(f"callers -> make-video   {world.ingress}")
+    narrator.line(f"status page             {at.url('ADMIN')}/  (open it in a browser)")
     narrator.line(f"admin                   {at.url('ADMIN')}")
     narrator.line(f"metrics                 {world.metrics}")
     narrator.line(f"Redis                   {world.redis.url}")

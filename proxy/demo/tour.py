@@ -25,6 +25,7 @@ from proxy.demo.world import World
 
 AUDIO_SECONDS = 20.0
 JOB_DEADLINE = 60.0
+_STORY = 6  # events shown of each story
 
 
 class StepFailed(Exception):
@@ -44,6 +45,7 @@ class Tour:
     """The correlation IDs on the answers that the current step got, in order."""
     video_job: str = ""
     upload_correlation_id: str = ""
+    trip_correlation_id: str = ""
 
     async def call(
         self, method: str, path: str, *, correlate: bool = True, **options: Any
@@ -224,6 +226,7 @@ async def survive_redis(tour: Tour) -> str:
 async def trip_breaker(tour: Tour) -> str:
     """youtube-search dies: a few failures, then instant refusals, then recovery through probes."""
     world, service = tour.world, "youtube-search"
+    tour.trip_correlation_id = tour.correlation_id
     url = world.at.url("EGRESS_YOUTUBE_SEARCH") + "/health"
     headers = {"X-Correlation-ID": tour.correlation_id}
 
@@ -263,6 +266,25 @@ async def trip_breaker(tour: Tour) -> str:
     healed = time.monotonic() - started
     (await call())[0].expect(200)
     saw.append(f"{service} started again: {good} probes passed, closed after {healed:.1f} s")
+    return "\n".join(saw)
+
+
+async def tell_stories(tour: Tour) -> str:
+    """`trace` of the failed calls and of the video's job: cause and story, by their IDs."""
+    saw = []
+    for wanted, expected in ((tour.trip_correlation_id, "circuit_open"), (tour.video_job, None)):
+        async with tour.http.get(f"{tour.world.at.url('ADMIN')}/api/trace/{wanted}") as answer:
+            if answer.status != 200:
+                raise StepFailed(f"nothing is known of {wanted}: {await answer.text()}")
+            story = await answer.json()
+        cause = story["suspected_cause"]
+        if (cause and cause["kind"]) != expected:
+            raise StepFailed(f"expected the cause {expected}, found {cause}")
+        events = [event for event in story["events"] if event["kind"] != "read"]
+        saw.append(f"$ reliability-proxy trace {wanted}")
+        saw.append(f"suspected cause: {cause['summary']}" if cause else "nothing wrong")
+        saw += [f"  {event['at'][11:23]} {event['summary']}" for event in events[:_STORY]]
+        saw.append(f"  ... {len(events)} events in all")
     return "\n".join(saw)
 
 
@@ -341,6 +363,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Refuse what is no such audio file", refuse_uploads),
     ("Kill Redis: no job is lost", survive_redis),
     ("Kill a microservice: its circuit opens, and closes by itself", trip_breaker),
+    ("What happened, by its ID", tell_stories),
     ("One correlation ID in header and log", show_log),
     ("An error of the proxy's own", show_errors),
     ("Metrics", show_metrics),

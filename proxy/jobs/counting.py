@@ -2,18 +2,20 @@
 
 1. Events lie in the ledger since the commit of the version that told them (`sql.PUT`). Here they
    are settled: counted by us, counted by another sidecar, or too old to be news.
-2. One sidecar counts: who holds the lease in Redis. Who has seen another hold it gives that one a
-   lease's time to come back before taking it, so that an emptied Redis changes nothing.
+2. One sidecar counts: who holds the lease in Redis. Who finds none gives the last holder a lease's
+   time to come back, unless it was the holder itself, or its ledger is new and it knows nothing.
 3. The lease saves work; what makes an event count once is its claim, a field in a hash of its job
    in Redis, taken by one atomic script that looks at the lease too. Who does not hold the lease
    only reads claims, and settles what another has claimed.
 4. Claimed is not yet counted. An event that we find claimed by ourselves was claimed before a
    crash, and is counted now. Event, outcome and totals are one transaction of the ledger; a scrape
    sees totals that are committed. So a crash at any point neither repeats nor loses an event.
-5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this ledger
+5. No lease may mean that Redis has lost its data. Who finds none, or starts, publishes as claimed
+   what it knows to be settled; so whoever takes the lease then learns of it before it counts.
+6. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this ledger
    began, is history: it is never counted. So neither a forgotten claim nor a sidecar with an empty
    ledger counts what may have been counted before.
-6. While Redis is away nobody claims, and nobody takes over.
+7. While Redis is away nobody claims, and nobody takes over.
 """
 
 from __future__ import annotations
@@ -45,7 +47,6 @@ log = logging.getLogger(__name__)
 
 LEASE = 10.0  # seconds that a lease lasts without being renewed
 RENEW = 3.0  # seconds between two renewals
-RELEASE_PATIENCE = 0.5  # seconds that a stop waits for Redis
 TICK = 1.0  # seconds between two looks without news
 GATHER = 0.1  # seconds in which news gathers before it is settled
 BATCH = 256  # events settled in one piece: about three milliseconds of the loop's time
@@ -58,28 +59,24 @@ REMEMBERED = 8192  # jobs whose events are known to be in the ledger
 
 MINE, THEIRS, HISTORY = 1, 2, 3  # outcomes, as `sql.MIGRATIONS` has them
 
+# The holder's name, with a plus behind it when it is a new one.
 LEASE_SCRIPT = """
 local holder = redis.call('GET', KEYS[1])
 if not holder and ARGV[3] == '1' then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-  return ARGV[1]
+  return ARGV[1] .. '+'
 end
 if holder == ARGV[1] and ARGV[4] == '1' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return holder or ''
 """
 
-RELEASE_SCRIPT = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-
 CLAIM_SCRIPT = """
 local holds = redis.call('GET', KEYS[1]) == ARGV[1]
 local told = {}
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local key, event = KEYS[tonumber(ARGV[i])], ARGV[i + 1]
   local owner = redis.call('HGET', key, event)
-  if not owner and holds then
+  if not owner and (holds or ARGV[3] == '1') then
     redis.call('HSET', key, event, ARGV[1])
     redis.call('PEXPIRE', key, ARGV[2])
     owner = ARGV[1]
@@ -115,7 +112,7 @@ class _Pending:
 
 
 class Counting:
-    """One mirror's counting. What `await begin()` gives is a task's; `await release()` at the end.
+    """One mirror's counting. What `await begin()` gives is a task's, to be cancelled at the end.
 
     `link` gives the connection to Redis while there is one.
     """
@@ -149,9 +146,10 @@ class Counting:
         self._remembered: OrderedDict[str, dict[str, bool]] = OrderedDict()
         self._wake = asyncio.Event()
         self._loaded = False
-        self._closing = False
         self._look_at_file = False
         self._holds = False
+        self._may_take_at_once = False
+        self._must_publish = True
         self._asked_at = -math.inf  # monotonic, as all times below
         self._free_since: float | None = None
         self._other: str | None = None  # the last other sidecar that was seen to hold the lease
@@ -212,6 +210,7 @@ class Counting:
         else:
             self.since = self._clock.time()
             self._begin_file()
+            self._may_take_at_once = True
         self._loaded = True
 
     def _begin_file(self) -> None:
@@ -243,16 +242,6 @@ class Counting:
                 continue
             self._blocked_by(None)
 
-    async def release(self) -> None:
-        """Give the lease back, so that another sidecar need not wait for its end."""
-        self._closing = True
-        link = self._link()
-        if self._holds and link is not None:
-            command = ("EVAL", RELEASE_SCRIPT, 1, self._lease_key, self.owner)
-            with suppress(RedisLost):  # then the lease ends by itself
-                await link.call(command, patience=RELEASE_PATIENCE)
-        self._stand_down()
-
     def _blocked_by(self, obstacle: str | None) -> None:
         if obstacle == self._obstacle:
             return
@@ -270,6 +259,8 @@ class Counting:
         if self._look_at_file:
             await self._check_file()
         await self._ask_for_lease()
+        if self._must_publish:
+            await self._publish()
         while True:
             now = self._clock.time()
             rows = await self._ledger.table(sql.PENDING, (now, BATCH))
@@ -289,12 +280,12 @@ class Counting:
 
     async def _ask_for_lease(self) -> None:
         now = self._clock.monotonic()
-        if self._closing or now - self._asked_at < (RENEW if self._holds else TICK):
+        if now - self._asked_at < (RENEW if self._holds else TICK):
             return
         # A sidecar that cannot commit what it counts leaves the counting to another one.
         able = self._ledger.degraded is None
         waited = self._free_since is not None and now - self._free_since >= LEASE
-        may_take = able and (self._holds or self._other is None or waited)
+        may_take = able and (self._may_take_at_once or waited)
         holder = await self._call(
             "EVAL", LEASE_SCRIPT, 1, self._lease_key,
             self.owner, int(LEASE * 1000), int(may_take), int(able),
@@ -303,17 +294,19 @@ class Counting:
         self._learn(bytes(holder).decode("ascii", "replace"), now)
 
     def _learn(self, holder: str, now: float) -> None:
-        if holder == self.owner:
+        if holder.rstrip("+") == self.owner:
+            self._must_publish = self._must_publish or holder.endswith("+")
             if not self._holds:
                 log.info("counts the pipeline", extra={"mirror": self._name})
-            self._holds = self._shown.counting = True
+            self._holds = self._shown.counting = self._may_take_at_once = True
             self._other = self._free_since = None
             return
         self._stand_down()
         if not holder:
-            self._free_since = now if self._free_since is None else self._free_since
+            if self._free_since is None:
+                self._free_since, self._must_publish = now, True
             return
-        self._free_since = None
+        self._free_since, self._may_take_at_once = None, False
         if holder != self._other:
             self._other, self._other_since = holder, now
 
@@ -332,6 +325,20 @@ class Counting:
         if isinstance(reply, CommandError):
             raise Refused(reply.text[:200])
         return reply
+
+    async def _publish(self) -> None:
+        """Claim whatever was settled lately, by whomever; what is claimed stays as it is."""
+        after = ("", "")
+        since = self._clock.time() - NEWS
+        self._must_publish = False  # first, as the lease may be lost again meanwhile
+        try:
+            while page := await self._ledger.table(sql.SETTLED, (*after, since, BATCH)):
+                after = page[-1]
+                await self._claim(page, settled_before=True)
+                await self._ask_for_lease()
+        except BaseException:
+            self._must_publish = True
+            raise
 
     # --- settling --------------------------------------------------------------------------------
 
@@ -357,14 +364,18 @@ class Counting:
 
     async def _claims(self, events: Sequence[_Pending]) -> list[int]:
         """To whom each event belongs: 0 nobody, 1 us, 2 another sidecar."""
-        if not events:
-            return []
-        jobs = {job_id: at for at, job_id in enumerate(dict.fromkeys(e.job_id for e in events), 2)}
+        return await self._claim([(one.job_id, one.event) for one in events]) if events else []
+
+    async def _claim(
+        self, events: Sequence[tuple[str, str]], *, settled_before: bool = False
+    ) -> list[int]:
+        jobs = {job_id: at for at, job_id in enumerate(dict.fromkeys(e[0] for e in events), 2)}
         keys = [self._lease_key, *(f"{self._claims_prefix}{job_id}" for job_id in jobs)]
-        pairs = [part for event in events for part in (jobs[event.job_id], event.event)]
+        pairs = [part for job_id, event in events for part in (jobs[job_id], event)]
         claimed = await self._call(
-            "EVAL", CLAIM_SCRIPT, len(keys), *keys, self.owner, int(CLAIM_LIFE * 1000), *pairs
-        )
+            "EVAL", CLAIM_SCRIPT, len(keys), *keys,
+            self.owner, int(CLAIM_LIFE * 1000), int(settled_before), *pairs,
+        )  # fmt: skip
         return [int(owner) for owner in claimed]
 
     def _presumed(self, event: _Pending, now: float) -> bool:

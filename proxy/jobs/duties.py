@@ -11,7 +11,7 @@ from typing import Any
 from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.jobs import sql
-from proxy.jobs.keeper import Keeper
+from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
@@ -67,8 +67,10 @@ class Duties:
         keeper: Keeper,
         clock: Clock,
         metrics: MirrorMetrics,
+        tell: Tell = silence,
     ) -> None:
         self.gone = Gone()
+        self._tell = tell
         self.pass_on: PassOn | None = None
         self.untold = asyncio.Event()
         self._name = name
@@ -189,6 +191,14 @@ class Duties:
                     "job stranded",
                     extra={
                         "mirror": self._name,
+                        "job_id": row.job_id,
+                        "status": row.status,
+                        "unchanged_since": iso_utc(row.captured_at),
+                    },
+                )
+                self._tell(
+                    "stranded",
+                    {
                         "job_id": row.job_id,
                         "status": row.status,
                         "unchanged_since": iso_utc(row.captured_at),

@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
@@ -55,6 +55,14 @@ FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is
 OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
 
 
+#: Told what an operator would want to know: a kind (`redis_lost`, `restored`, ...) and its facts.
+Tell = Callable[[str, dict[str, object]], None]
+
+
+def silence(kind: str, facts: dict[str, object]) -> None:
+    """Tells nobody."""
+
+
 class Refused(Exception):
     """Redis is there but does not let us do what a restore or a comparison needs."""
 
@@ -72,6 +80,7 @@ class Keeper:
         metrics: MirrorMetrics,
         *,
         mode: CaptureMode = "tracking",
+        tell: Tell = silence,
     ) -> None:
         self.state: State = "starting"
         self.first_word = asyncio.Event()  # Redis has answered, or failed to, for the first time
@@ -91,6 +100,7 @@ class Keeper:
         self._clock = clock
         self._metrics = metrics
         self._mode: CaptureMode = mode
+        self._tell = tell
         self._facts: Facts | None = None
         self._life: Life | None = None
         self._kick = asyncio.Event()
@@ -224,6 +234,7 @@ class Keeper:
         self.first_word.set()
         if came_back:
             self.back_at = self._clock.monotonic()
+            self._tell("redis_back", {"capture": link.mode})
         self._metrics.degraded("redis", False)
         log.info("mirror follows redis", extra={"mirror": self._name, "capture": link.mode})
 
@@ -233,6 +244,7 @@ class Keeper:
             self.since = self._clock.time()
             self._metrics.degraded("redis", True)
             log.warning("mirror lost redis", extra={"mirror": self._name, "reason": why})
+            self._tell("redis_lost", {"reason": why})
         self.state, self.why = "down", why
         self.first_word.set()
 
@@ -290,11 +302,13 @@ class Keeper:
         self.obstacle = obstacle
         if obstacle is None:
             log.info("mirror compares again", extra={"mirror": self._name})
+            self._tell("obstacle_gone", {})
         else:
             log.error(
                 "mirror cannot restore or compare",
                 extra={"mirror": self._name, "reason": obstacle},
             )
+            self._tell("obstacle", {"reason": obstacle})
 
     async def _make_good(self, link: Link, life: Life) -> None:
         """Put back what one loss took; a loss meanwhile leaves `life.lost` set."""
@@ -330,6 +344,7 @@ class Keeper:
         self.last_restore = tally
         self._metrics.restored(cause, restored)
         log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
+        self._tell("restored", asdict(tally))
         return tally
 
     async def _put_back(self, link: Link, rows: list[Row]) -> int:

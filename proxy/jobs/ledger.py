@@ -26,7 +26,7 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.jobs import sql
-from proxy.jobs.ledger_file import REFUSED, LedgerFile, Newer, Unfit, is_damage
+from proxy.jobs.ledger_file import REFUSED, Newer, Unfit, is_damage, ledger_file
 from proxy.jobs.ledger_file import Params as ReadParams
 from proxy.jobs.model import Snapshot, sql_time
 from proxy.jobs.pipeline_events import MOST_EVENTS
@@ -73,7 +73,7 @@ class Ledger:
         self._on_gap = on_gap
         self._on_commit = on_commit
         self._on_degraded = on_degraded
-        self._file = LedgerFile(path, clock, self._suspected)
+        self._file = ledger_file(path, clock, self._suspected)
         self._queue: list[_Op] = []
         self._queued_bytes = 0
         self._newest: dict[str, Row] = {}

@@ -7,6 +7,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from proxy.jobs.pipeline_metrics import PipelineMetrics
 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+# Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
+_CREATIONS = ("confirmed", "not_stored", "degraded", "refused", "unreadable")
+_CAUSES = ("start", "restart", "flush", "outdated", "read", "manual")
 
 
 class JobMetrics:
@@ -91,6 +94,10 @@ class MirrorMetrics:
         self.held = families.held.labels(name)
         for part in ("redis", "sqlite"):
             self.degraded(part, False)
+        for result in _CREATIONS:
+            families.creations.labels(name, result)
+        for cause in _CAUSES:
+            families.restored.labels(name, cause)
 
     def degraded(self, part: str, is_so: bool) -> None:
         """`part` is `redis` or `sqlite`."""

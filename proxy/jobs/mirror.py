@@ -15,9 +15,10 @@ from typing import Any, Literal
 from proxy.clock import Clock, iso_utc
 from proxy.config import schema
 from proxy.errors import JobNotStored
+from proxy.jobs import sql
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.keeper import Keeper
+from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
@@ -29,9 +30,10 @@ from proxy.jobs.model import (
     list_body,
     not_found_body,
     parse,
+    sql_time,
     valid_job_id,
 )
-from proxy.jobs.records import Row, Tombstone
+from proxy.jobs.records import Overview, Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
@@ -44,6 +46,7 @@ READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
 LIST_LIMIT = (50, 1000)  # the default and the most
+LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 
 class Creation(StrEnum):
@@ -100,8 +103,10 @@ class Mirror:
         *,
         mode: CaptureMode = "tracking",
         key_prefix: str = "",
+        tell: Tell = silence,
     ) -> None:
         self.name = name
+        self._tell = tell
         self.settings = settings
         self._clock = clock
         self._metrics = metrics.for_mirror(name)
@@ -110,13 +115,16 @@ class Mirror:
             clock,
             keep_versions=settings.keep_versions,
             on_gap=self._fill_gap,
-            on_commit=lambda operations: self._metrics.commits.inc(),
-            on_degraded=lambda reason: self._metrics.degraded("sqlite", reason is not None),
+            on_commit=self._committed,
+            on_degraded=self._ledger_degraded,
         )
         self._keeper = Keeper(
-            name, settings, factory, self._ledger, clock, self._metrics, mode=mode
+            name, settings, factory, self._ledger, clock, self._metrics, mode=mode, tell=tell
         )
-        self._duties = Duties(name, settings, self._ledger, self._keeper, clock, self._metrics)
+        self._duties = Duties(
+            name, settings, self._ledger, self._keeper, clock, self._metrics, tell
+        )
+        self._was_degraded = False
         self._counting: Counting | None = None
         if settings.job_metrics is not None:
             self._counting = self._keeper.capture.counting = Counting(
@@ -131,6 +139,11 @@ class Mirror:
             )
         self._tasks: list[asyncio.Task[None]] = []
         self._refuse_until = float("-inf")
+        self.commits = 0  #: groups of changes that are in SQLite, since the start
+
+    def _committed(self, _operations: int) -> None:
+        self.commits += 1
+        self._metrics.commits.inc()
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -145,14 +158,20 @@ class Mirror:
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
 
+    def _ledger_degraded(self, reason: str | None) -> None:
+        self._metrics.degraded("sqlite", reason is not None)
+        if reason is not None:
+            self._tell("sqlite_degraded", {"reason": reason})
+        elif self._was_degraded:
+            self._tell("sqlite_back", {})
+        self._was_degraded = reason is not None
+
     async def first_word(self) -> None:
         """Until it is known whether Redis answers."""
         await self._keeper.first_word.wait()
 
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
-        if self._counting is not None:
-            await self._counting.release()
         for task in self._tasks:
             task.cancel()
         for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -163,6 +182,7 @@ class Mirror:
 
     def _fill_gap(self, reason: str) -> None:
         self._keeper.fill_gap(reason)
+        self._tell("gap", {"reason": reason})
         if self._counting is not None:
             self._counting.ledger_has_gap()
 
@@ -390,6 +410,37 @@ class Mirror:
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         return [_brief(row) for row in rows]
+
+    async def contemporaries(
+        self, start: float, end: float, look_back: float, most: int
+    ) -> list[str] | None:
+        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
+        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
+        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
+        asked = {
+            "start": start,
+            "end_at": sql_time(end),
+            "earliest_at": sql_time(max(0.0, start - LIVES_AT_MOST)),
+            "most": most + 1,
+        }
+        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
+        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
+        if len(gone) == LIST_LIMIT[1]:
+            return None
+        for job_id, first, last in gone:
+            if first is not None and first <= end and last >= start - look_back:
+                found.append(job_id)
+        return found if len(found) <= most else None
+
+    async def overview(self, limit: int) -> Overview:
+        """The jobs that an operator looks at first, each list `limit` at most. Raises
+        `LedgerSilent`."""
+        now = self._clock.time()
+        return Overview(
+            recent=await self._ledger.listing(None, now, limit),
+            failed=await self._ledger.listing("failed", now, limit),
+            stranded=(await self._duties.stranded())[:limit],
+        )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
         """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""

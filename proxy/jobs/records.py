@@ -22,6 +22,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Overview:
+    """The newest jobs, the newest failed ones, and the stranded ones, the longest unchanged
+    first."""
+
+    recent: list[Row]
+    failed: list[Row]
+    stranded: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
 class Tombstone:
     """A job that was deleted. `held`: it must not come back; `pass_on`: the app does not know."""
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
 from proxy.config import schema
+from proxy.jobs.keeper import silence
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis_side import ClientFactory
 
 
 class Mirrors:
-    """The mirrors by name. `await start()`, work, `await stop()`."""
+    """The mirrors by name. `await start()`, work, `await stop()`. `told(mirror, kind, facts)` hears
+    what an operator would want to know of them."""
 
     def __init__(
         self,
@@ -26,10 +29,19 @@ class Mirrors:
         clock: Clock,
         *,
         key_prefix: str = "",
+        told: Callable[[str, str, dict[str, object]], None] | None = None,
     ) -> None:
         metrics = JobMetrics(registry)
         self.by_name = {
-            name: Mirror(name, one, factory, metrics, clock, key_prefix=key_prefix)
+            name: Mirror(
+                name,
+                one,
+                factory,
+                metrics,
+                clock,
+                key_prefix=key_prefix,
+                tell=partial(told, name) if told is not None else silence,
+            )
             for name, one in settings.items()
         }
 

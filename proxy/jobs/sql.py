@@ -215,6 +215,21 @@ STRANDED = f"""SELECT {_ROW} FROM jobs
 VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
                WHERE job_id = ? ORDER BY version"""
 
+# Perhaps worked on between two moments. One that waits and was never anything else was not; one
+# that is finished was made within the two days that a key lives at most.
+WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
+                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND created_at <= :end_at
+                  AND (status NOT IN ('queued', 'pending') OR version > 1)
+               UNION
+               SELECT job_id FROM jobs
+                WHERE created_at BETWEEN :earliest_at AND :end_at AND captured_at >= :start
+                  AND status IN ('completed', 'failed', 'cancelled')
+               LIMIT :most"""
+DELETED_SINCE = """SELECT job_id,
+                     (SELECT min(captured_at) FROM versions WHERE job_id = tombstones.job_id),
+                     (SELECT max(captured_at) FROM versions WHERE job_id = tombstones.job_id)
+                     FROM tombstones WHERE deleted_at >= ? LIMIT ?"""
+
 COUNT = "SELECT count(*) FROM jobs"
 UNTOLD = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
 HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"
@@ -225,6 +240,9 @@ OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
 
 PENDING = """SELECT job_id, event, family, labels, value, at, due FROM pipeline_events
               WHERE outcome = 0 AND due <= ? ORDER BY due LIMIT ?"""
+SETTLED = """SELECT job_id, event FROM pipeline_events
+              WHERE (job_id, event) > (?, ?) AND outcome IN (1, 2) AND at > ?
+              ORDER BY job_id, event LIMIT ?"""
 PENDING_COUNT = "SELECT count(*) FROM pipeline_events WHERE outcome = 0"
 TOTALS = "SELECT series, total FROM pipeline_totals"
 # The plus signs keep SQLite from going through all live jobs by their deadline.

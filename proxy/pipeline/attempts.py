@@ -109,12 +109,14 @@ async def _attempt(
         failed = response.status in plan.failing
         if failed:
             outcome.failed(str(response.status))
+            x.failed_attempt(str(response.status), x.target)
         if retry is not None and not 200 <= response.status < 400:
             ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
             wait = _again(x, plan, retry, ended)
             if wait is not None:
                 if not failed:
                     outcome.succeeded()
+                    x.failed_attempt(str(response.status), x.target)
                 return wait
         better: Reply | AskAgain | None = None
         if x.plan.rescuers:
@@ -141,6 +143,8 @@ async def _attempt(
         outcome.succeeded()
     except UpstreamFailure as error:
         outcome.failed(error.kind)
+        if error.kind != "connect":  # those are told where they happen
+            x.failed_attempt(error.kind, x.target)
         if x.replied or retry is None:
             raise
         ended = Ended(error.kind, error.kind != "connect", _whole(x))
@@ -256,6 +260,7 @@ async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstre
             return answer
         if plan.health is not None:
             plan.health.failure(pool.label, client.clock.monotonic())
+        x.failed_attempt("connect", pool.label)
         tried.append(pool)
         if len(tried) < len(plan.upstream.pools):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.retry import ReplayBuffer
@@ -82,6 +83,22 @@ class Tee:
         self.complete = self.size <= self.limit
 
 
+@dataclass(slots=True)
+class FailedAttempt:
+    """An attempt that failed, or several in a row that failed alike. Times are Unix seconds; `kind`
+    is `connect`, `reset`, `timeout` or the status."""
+
+    kind: str
+    target: str | None
+    at: float
+    until: float
+    count: int = 1
+
+
+#: Failed attempts that are remembered of one exchange.
+_FAILURES = 20
+
+
 class Gathered:
     """What a filter has given before there was an upstream; `complete`: that is all of the body."""
 
@@ -135,6 +152,7 @@ class Exchange:
     sent_at = 0.0
     outcome: Unwatched | None = None
     defect: Exception | None = None  # or what went wrong before that
+    failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -175,6 +193,18 @@ class Exchange:
             self.extra = facts
         else:
             self.extra.update(facts)
+
+    def failed_attempt(self, kind: str, target: str | None) -> None:
+        """Remember an attempt that failed now; what repeats itself is counted."""
+        now = self.stream.clock.time()
+        if self.failures is None:
+            self.failures = []
+        elif (last := self.failures[-1]).kind == kind and last.target == target:
+            last.until = now
+            last.count += 1
+            return
+        if len(self.failures) < _FAILURES:
+            self.failures.append(FailedAttempt(kind, target, now, now))
 
 
 def finish(x: Exchange) -> None:

@@ -58,6 +58,17 @@ class Watch(Collector):
         """End all health checks."""
         await self.follow({}, {})
 
+    def targets(self, upstream: str) -> list[tuple[str, bool, bool]]:
+        """(label, healthy, ejected) of an upstream's targets; none for an unknown one."""
+        plan = self._plans.get(upstream)
+        if plan is None:
+            return []
+        labels = [pool.label for pool in plan.upstream.pools]
+        if plan.health is None:
+            return [(label, True, False) for label in labels]
+        unwell, out = plan.health.unhealthy(), plan.health.ejected(self._clock.monotonic())
+        return [(label, label not in unwell, label in out) for label in labels]
+
     def collect(self) -> Iterable[Metric]:
         """The gauges, read at a scrape."""
         target = ["upstream", "target"]

@@ -90,6 +90,14 @@ class Metrics:
         asked for here."""
         return self._upstreams.setdefault(name, UpstreamTally(name))
 
+    def route_tallies(self) -> list[RouteTally]:
+        """Of every route there was since the start."""
+        return list(self._routes.values())
+
+    def upstream_tallies(self) -> list[UpstreamTally]:
+        """Of every upstream there was since the start."""
+        return list(self._upstreams.values())
+
     def reloaded(self, *, ok: bool) -> None:
         """A reload of the config was done, or refused."""
         self._reloads["ok" if ok else "refused"] += 1

@@ -234,3 +234,86 @@ def test_healthcheck_without_a_proxy(tmp_path: Path, free_port: int, capsys: Cap
     assert cli.main(["healthcheck", "--config", config_at(tmp_path, "metrics", "0")]) == 1
     assert cli.main(["healthcheck", "--config", str(tmp_path / "gone")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+STORY = {
+    "id": "mv_1",
+    "kind": "job",
+    "job_ids": ["mv_1"],
+    "correlation_ids": [f"c-{n}" for n in range(8)],
+    "suspected_cause": {"summary": "yt \x1b[31mfell", "kind": "x", "at": "…", "event": 3},
+    "note": "something may be missing",
+    "events": [
+        {"at": f"2026-11-23T16:19:1{n}.250Z", "source": "exchange", "kind": "read",
+         "severity": "ok", "summary": "GET /jobs/mv_1: 200", "duration_ms": 1.5, "facts": {}}
+        for n in range(3)
+    ] + [
+        {"at": "2026-11-23T16:19:14.500Z", "source": "exchange", "kind": "call",
+         "severity": "error", "summary": "call of yt: 502", "duration_ms": 130_000,
+         "facts": {"inferred": True}, "correlation_id": "c-9"},
+    ],
+}  # fmt: skip
+
+
+def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
+    """The suspect first, polls joined, the event that shows it marked, nothing that acts
+    on a terminal."""
+    admin.answer("/api/trace/mv_1", STORY)
+    assert cli.main(["trace", "mv_1", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "job mv_1",
+        "correlation IDs: c-0, c-1, c-2, c-3, c-4 and 3 more",
+        "note: something may be missing",
+        "suspected cause: yt \\x1b[31mfell",
+        "on 2026-11-23 (UTC)",
+        "16:19:10.250\t \texchange\t1.5ms\tGET /jobs/mv_1: 200 (3 times until 16:19:12.250)",
+        "16:19:14.500\t>\texchange\t2.2min\tcall of yt: 502 (inferred)",
+    ]
+    assert cli.main(["trace", "mv_1", "--json", "--admin", admin.url]) == 0
+    assert json.loads(capsys.readouterr().out) == STORY
+
+
+def test_trace_of_nothing_known(admin: Admin, capsys: Capture) -> None:
+    """Exit code 1, the API's own words, and where to look next."""
+    admin.answer("/api/trace/a%2Fb", {"detail": "Nothing is known of this ID."}, 404)
+    assert cli.main(["trace", "a/b", "--admin", admin.url]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("reliability-proxy: a/b: Nothing is known of this ID.\n- ")
+    assert """jq -c 'select(.correlation_id == "a/b")' proxy.log""" in said.err
+    assert cli.main(["trace", "x", "--admin", admin.url]) == 1
+    assert "of an older release?" in capsys.readouterr().err
+
+
+def test_trace_without_an_id(admin: Admin, capsys: Capture) -> None:
+    """The latest trouble, each with the ID to go on with; or that there is none."""
+    admin.answer("/api/trace?severity=error&limit=3", {"events": STORY["events"][3:]})  # type: ignore[index]
+    admin.answer("/api/trace?severity=warning&limit=20", {"events": []})
+    options = ["--severity=error", "--limit=3"]
+    assert cli.main(["trace", *options, "--admin", admin.url]) == 0
+    assert capsys.readouterr().out == (
+        "2026-11-23T16:19:14.500\tE\texchange\t2.2min\tcall of yt: 502 (inferred)\tc-9\n"
+    )
+    assert cli.main(["trace", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out == "nothing of that kind is recorded\n"
+
+
+def test_trace_on_a_terminal(admin: Admin) -> None:
+    """A frame around the suspect, and columns."""
+    admin.answer("/api/trace/mv_1", STORY)
+    ours, theirs = pty.openpty()
+    ended = subprocess.run(
+        [sys.executable, "-m", "proxy", "trace", "mv_1", "--admin", admin.url],
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert ended.returncode == 0, ended.stderr
+    assert "╭" in shown
+    assert "suspected cause: yt \\x1b" in shown
+    assert "16:19:14.500" in shown

@@ -115,6 +115,7 @@ async def test_once(tmp_path: Path) -> None:
     assert "Audio file too large: 57.3MB (max: 50MB)" in output
     assert "Audio file too long: over 10min (max: 10min)" in output
     assert "completed, all 8 stages" in output
+    assert "suspected cause: The circuit of youtube-search was open since" in output
     assert "with picture and sound" in output
     assert "listener=ingress method=POST path=/make-video status=202" in output
     assert '"code":"method_not_allowed"' in output.replace(": ", ":")
@@ -138,6 +139,9 @@ async def test_stays_up_and_its_curl_lines_work(tmp_path: Path) -> None:
     assert 'endpoint="create-video"' in outputs[2]
     (page,) = (line.split()[-1] for line in demo.lines if line.startswith("metrics "))
     await until_shown(page, APP_FAMILIES)
+    (page,) = [line.split()[2] for line in demo.lines if line.startswith("status page")]
+    async with aiohttp.ClientSession() as session, session.get(page) as reply:
+        assert (reply.status, reply.content_type) == (200, "text/html")
     processes = demo.processes()
     demo.process.send_signal(signal.SIGTERM)
     assert await demo.process.wait() == 0

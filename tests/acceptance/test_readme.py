@@ -77,7 +77,9 @@ def at_home(script: str, world: World) -> str:
     )
     script = script.replace(_LOG, str(world.proxy_log))
     admin = world.at.url("ADMIN")
-    return re.sub(r"(reliability-proxy (?:jobs|breakers) [^\n]*)", rf"\1 --admin {admin}", script)
+    return re.sub(
+        r"(reliability-proxy (?:jobs|breakers|trace) [^\n]*)", rf"\1 --admin {admin}", script
+    )
 
 
 @pytest.fixture
@@ -110,6 +112,8 @@ async def test_the_tour(world: World, tmp_path: Path) -> None:
     assert '"method_not_allowed"' in text
     assert '"route":"create-video"' in text
     assert 'endpoint="create-video"' in text
+    assert "correlation my-first-job" in text
+    assert "suspected" in text
 
 
 @pytest.mark.slow

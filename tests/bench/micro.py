@@ -12,8 +12,15 @@ import sys
 import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
 
+from proxy.config import schema
+from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.router import RouteTable
+from proxy.stages.trace_record import TraceRecord
 from proxy.wire import codec
 from tests.bench.exchange import hot_exchange
 
@@ -103,6 +110,51 @@ def _route() -> Operation:
 
 
 micro("exchange: a plain GET, all duties, no sockets")(hot_exchange)
+
+
+def _sampled_out(direction: str, role: object = None, **changes: Any) -> Operation:
+    """The trace's observer of a good exchange that it does not keep."""
+    settings = schema.Trace(sqlite=Path("unused"), sample=0)
+    kept: Any = SimpleNamespace(
+        settings=settings,
+        allowance=lambda: SimpleNamespace(take=lambda now: True),
+        record=lambda event: None,
+        refused_by_rate=lambda: None,
+    )
+    binding: Any = SimpleNamespace(
+        listener=SimpleNamespace(direction=direction), route=SimpleNamespace(trace=True, job=role)
+    )
+    hooks = TraceRecord(kept, Random().random).bind(binding)
+    assert hooks is not None
+    assert hooks.finished is not None
+    observe, x = hooks.finished, Exchange.__new__(Exchange)
+    x.listener, x.method, x.path, x.correlation_id, x.head = "l", "GET", "/jobs/mv_1", "c", None
+    x.status, x.duration, x.started, x.started_at = 200, 0.001, 100.0, 1e9
+    x.parameters = {"job_id": "mv_1"}
+    for name, value in changes.items():
+        setattr(x, name, value)
+    observe(x)  # the first of its kind is kept
+    return lambda: observe(x)
+
+
+@micro("trace: an exchange that is not kept")
+def _trace_plain() -> Operation:
+    return _sampled_out("ingress")
+
+
+@micro("trace: a read of a job that is not kept")
+def _trace_read() -> Operation:
+    return _sampled_out("ingress", schema.JobRole(mirror="m", reads="job_id"))
+
+
+@micro("trace: a call of a microservice that is not kept")
+def _trace_call() -> Operation:
+    return _sampled_out("egress")
+
+
+@micro("trace: an exchange that is kept, without its writing")
+def _trace_kept() -> Operation:
+    return _sampled_out("ingress", status=502, code="upstream_reset", detail="It broke off")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -289,6 +289,33 @@ async def test_redis_restarts_empty(redis_server: RedisServer, tmp_path: Path) -
         assert (one.stages, other.stages) == (24, 0)
 
 
+async def test_who_was_away_learns_what_was_counted_before_redis_lost_its_data(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The one that counts claims again; so the other one knows at once, and may take over."""
+    async with fleet(redis_server, tmp_path, "a", "b") as (one, other):
+        async with connected(redis_server) as app:
+            await write_all(app, "mv_0")
+            await eventually(settled(other, counting.THEIRS, EVENTS), "seen by both")
+            await other.kill()
+            for number in range(1, 50):
+                await write_all(app, f"mv_{number}")
+        await eventually(settled(one, counting.MINE, 50 * EVENTS), "counted")
+        since = one.mirror.state()["last_sync"]
+        await asyncio.to_thread(redis_server.kill)
+        await asyncio.to_thread(redis_server.start)
+        await followed(one.mirror, since)
+        await eventually(lambda: one.counts, "goes on")
+        await other.start()
+        await eventually(settled(other, counting.THEIRS, 50 * EVENTS), "learned")
+        await one.kill()
+        await eventually(lambda: other.counts, "taken over")
+        async with connected(redis_server) as app:
+            await write_all(app, "mv_last")
+        await eventually(lambda: other.stages == 3, "counts what is new")
+        assert other.has("pipeline_jobs_total", status="completed") == 1
+
+
 async def test_events_whose_claims_were_lost_are_not_counted_by_another(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

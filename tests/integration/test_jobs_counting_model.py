@@ -166,6 +166,8 @@ STEPS = st.lists(
         ("see", 1, -1),
         ("pause", 0, 0),
         ("round", 1, 0),
+        ("pause", 0, 0),
+        ("round", 1, 0),
     ],
     order=1,
 )
@@ -242,7 +244,7 @@ async def everything_to_everybody(
         for _ in range(4):
             clock.advance(max(LEASE, BETTER_WORD) / 2 + 0.1)
             await alone.round()
-        assert alone.counting._shown.counting
+        assert alone.counting.counts
         assert await alone.ledger.column(sql.PENDING_COUNT) == [0]
 
 

@@ -196,6 +196,14 @@ WRONG: list[tuple[str, list[str]]] = [
         ["mirrors.n.sqlite: expected a file of its own, found that of mirrors.m"],
     ),
     (
+        "trace: {sqlite: ./x, called_in: {ap: [s], app: [s]}}\n"
+        "redis: {url: redis://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}}\n",
+        [
+            "trace.called_in.ap: expected the name of one of the upstreams, found 'ap'",
+            "trace.sqlite: expected a file of its own, found that of mirrors.m",
+        ],
+    ),
+    (
         "redis: {url: redis+cluster://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}}\n",
         ["redis.url: expected one Redis, or Sentinels, where there are mirrors, found a cluster"],
     ),

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from proxy import sqlite_file
 from proxy.clock import ManualClock
 from proxy.jobs import ledger as ledger_module
-from proxy.jobs import ledger_file, sql
+from proxy.jobs import sql
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import parse
@@ -169,7 +170,7 @@ async def test_damage_met_while_in_use_is_survived(
     content = bytearray(path.read_bytes())
     content[4096 * 20 :] = b"\xa5" * (len(content) - 4096 * 20)
     path.write_bytes(content)
-    monkeypatch.setattr(ledger_file, "CHECK_AT_START", 0)
+    monkeypatch.setattr(sqlite_file, "CHECK_AT_START", 0)
     async with opened(path) as ledger:
         await eventually(lambda: bool(list(tmp_path.glob("j.db.damaged-*"))), "set aside")
         put(ledger, "mv_new")

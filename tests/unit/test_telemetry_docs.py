@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 from unittest.mock import create_autospec
 
 import pytest
@@ -21,6 +21,7 @@ from proxy.admin.control import Control
 from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import StoreAway
 from proxy.admin.probes import Probes
+from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
@@ -40,6 +41,9 @@ from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.resources.pace import Pace
+from proxy.trace.causes import _TROUBLE
+from proxy.trace.events import Source
+from proxy.trace.metrics import TraceMetrics
 from proxy.upload.check import FACTS, UploadCheck
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
@@ -129,6 +133,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
+    TraceMetrics(metrics.registry)
     everything_about_the_app(metrics, tmp_path)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2])))
@@ -242,11 +247,29 @@ def test_every_event() -> None:
     assert literals(events) == {names(row[0])[0] for row in rows("### Events")}
 
 
+def test_the_page_on_traces() -> None:
+    """Each cause that can be suspected, each source, each line that the trace logs."""
+    page = (PAGE.parent / "find-out-what-happened.md").read_text()
+    causes = {kind for kind, _ in _TROUBLE.values()}
+    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
+    for source in files:
+        for node in ast.walk(ast.parse(source.read_text())):
+            match node:
+                case ast.Call(func=ast.Name("Cause"), args=[ast.Constant(kind), *_]):
+                    causes.add(kind)
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[said, *_]):
+                    assert isinstance(said, ast.Constant)
+                    assert f"`{said.value}`" in page, said.value
+    assert len(causes) > 12
+    for name in (*causes, *get_args(Source)):
+        assert f"`{name}`" in page, name
+
+
 def test_every_endpoint_of_the_admin_api() -> None:
     """With its method; `HEAD` is documented in one sentence."""
     app = web.Application()
     anything = cast(Any, None)
-    for part in (Probes, Control, BreakerControl, JobControl):
+    for part in (Probes, Control, BreakerControl, JobControl, TraceControl):
         part(anything).mount(app.router)
     documented = {names(row[0])[0] for row in rows("## Admin API")}
     for route in app.router.routes():

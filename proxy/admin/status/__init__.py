@@ -1,0 +1,1 @@
+"""The status page: what the proxy is doing, live, for people."""

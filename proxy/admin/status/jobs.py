@@ -1,0 +1,121 @@
+"""The jobs that the status page lists, read from the mirrors beside the snapshots, never in them.
+
+A ledger that is silent costs its patience, not a snapshot's: the page says so and shows the jobs
+that were read last. A job is read again only when it has a new version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from proxy.clock import Clock, iso_utc
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.mirror import Mirror
+from proxy.jobs.model import to_timestamp
+from proxy.jobs.records import Overview, Row
+from proxy.jobs.service import Mirrors
+from proxy.jobs.stages import Stage, Story, read_story
+
+LIMIT = 25  # jobs of each kind and mirror
+EVERY = 1.0  # seconds between two looks whether something changed
+AT_LEAST_EVERY = 10.0  # seconds: jobs strand without a change
+READ_LIMIT = 64 * 1024  # bytes of a job that is read for the list; larger ones show no stages
+
+log = logging.getLogger(__name__)
+
+
+class JobWatch:
+    """`await run()` in a task of one's own; `document()` at any time."""
+
+    def __init__(self, mirrors: Mirrors, clock: Clock) -> None:
+        self._mirrors = mirrors
+        self._clock = clock
+        self._rows: list[dict[str, Any]] = []
+        self._problem: str | None = None
+        self._stories: dict[tuple[str, str, int], Story] = {}
+        self._seen: dict[str, int] = {}
+        self._due = 0.0
+        self.fresh = asyncio.Event()  #: set once `run` has read the list, or failed to
+
+    def document(self) -> dict[str, Any]:
+        """`list`: failed and stranded jobs among the newest ones, newest first; `problem`: why it
+        could not be read anew."""
+        return {"problem": self._problem, "list": self._rows}
+
+    async def run(self) -> None:
+        """Keep the list fresh until cancelled."""
+        self.fresh.clear()
+        while True:
+            await self.refresh()
+            self.fresh.set()
+            await asyncio.sleep(EVERY)
+
+    async def refresh(self) -> None:
+        """Read the lists again if something may have changed."""
+        mirrors = list(self._mirrors.by_name.values())
+        now = self._clock.monotonic()
+        counts = {mirror.name: mirror.commits for mirror in mirrors}
+        if counts == self._seen and now < self._due and self._problem is None:
+            return
+        stories: dict[tuple[str, str, int], Story] = {}
+        rows: list[dict[str, Any]] = []
+        try:
+            for mirror in mirrors:
+                rows += self._read(mirror, await mirror.overview(LIMIT), stories)
+        except LedgerSilent as error:
+            self._problem = f"the ledger does not answer: {error}"
+            return
+        self._problem = None
+        self._seen, self._due = counts, now + AT_LEAST_EVERY
+        self._rows = sorted(rows, key=lambda row: row["created"] or "", reverse=True)
+        self._stories = stories
+
+    def _read(
+        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, int], Story]
+    ) -> Iterable[dict[str, Any]]:
+        stranded = {row.job_id for row in found.stranded}
+        by_id = {row.job_id: row for row in (*found.recent, *found.failed, *found.stranded)}
+        for row in by_id.values():
+            key = (mirror.name, row.job_id, row.version)
+            story = self._stories.get(key)
+            if story is None:
+                short = len(row.raw) <= READ_LIMIT
+                story = read_story(row.raw, row.status) if short else Story()
+            stories[key] = story
+            yield _line(mirror.name, row, story, stranded=row.job_id in stranded)
+
+
+def _line(mirror: str, row: Row, story: Story, *, stranded: bool) -> dict[str, Any]:
+    created = to_timestamp(row.created_at)
+    return {
+        "mirror": mirror,
+        "job_id": row.job_id,
+        "status": row.status,
+        "stranded": stranded,
+        "progress": row.progress,
+        "created": None if created is None else iso_utc(created),
+        "changed": iso_utc(row.captured_at),
+        "changed_at": row.captured_at,
+        "version": row.version,
+        "error": story.error,
+        "stages": [[s.name, s.title, s.state, s.seconds] for s in story.stages],
+    }
+
+
+def stage_documents(stages: Iterable[Stage]) -> list[dict[str, Any]]:
+    """Stages in full, for one job's own page."""
+    return [
+        {
+            "name": stage.name,
+            "title": stage.title,
+            "state": stage.state,
+            "started": None if stage.started_at is None else iso_utc(stage.started_at),
+            "ended": None if stage.ended_at is None else iso_utc(stage.ended_at),
+            "seconds": None if stage.seconds is None else round(stage.seconds, 3),
+            "error": stage.error,
+        }
+        for stage in stages
+    ]

@@ -1,0 +1,141 @@
+"""The page and what it reads: `/`, `/status/…`, `/api/status` and its stream.
+
+1. The page's own files say nothing about this proxy, so they need no token; everything they show
+   comes from `/api/`, which does. A browser cannot send a bearer token with `EventSource`: the page
+   reads the stream with `fetch`.
+2. Nothing from elsewhere is loaded or run: `Content-Security-Policy` allows this origin's files
+   alone, and nobody may show the page in a frame, where its buttons could be made to be clicked
+   unseen.
+3. A stream's head leaves before the guard can add its own fields, so it is complete here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from importlib.resources import files
+
+from aiohttp import web
+
+from proxy.admin import problems
+from proxy.admin.exchange import number, read_query
+from proxy.admin.guard import CORRELATION, PAGE
+from proxy.admin.status.board import StatusBoard
+
+WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
+TRACES = "/api/trace"
+_MOST_STEPS = 1_000_000_000
+
+_TYPES = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class StatusPage:
+    """A `Part` of the admin door."""
+
+    def __init__(self, board: StatusBoard, *, write_limit: float = WRITE_LIMIT) -> None:
+        self._board = board
+        self._write_limit = write_limit
+        self._files = load_files()
+
+    def mount(self, router: web.UrlDispatcher) -> None:
+        """Add the endpoints."""
+        router.add_get("/", self.index)
+        router.add_get(PAGE + "{name}", self.file)
+        router.add_get("/api/status", self.snapshot)
+        router.add_get("/api/status/points", self.points)
+        router.add_get("/api/status/stream", self.stream, allow_head=False)
+
+    async def index(self, request: web.Request) -> web.Response:
+        return self._answer("index.html")
+
+    async def file(self, request: web.Request) -> web.Response:
+        return self._answer(request.match_info["name"])
+
+    def _answer(self, name: str) -> web.Response:
+        body = self._files.get(name)
+        if body is None:
+            raise problems.NotFound("No such file")
+        return web.Response(
+            body=body,
+            content_type=_TYPES[name.rpartition(".")[2]],
+            charset="utf-8",
+            headers=HEADERS,
+        )
+
+    async def snapshot(self, request: web.Request) -> web.Response:
+        read_query(request)
+        self._board.has_traces(_has_traces(request.app))
+        return web.Response(body=await self._board.snapshot(), content_type="application/json")
+
+    async def points(self, request: web.Request) -> web.Response:
+        query = read_query(request, "since")
+        since = number(query, "since", 1, _MOST_STEPS) if "since" in query else 0
+        return web.Response(body=self._board.points(since), content_type="application/json")
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        read_query(request)
+        # Pages of other sites could not read it, but they could take all the places.
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+            raise problems.Forbidden("The stream is not for pages of other sites")
+        self._board.has_traces(_has_traces(request.app))
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Content-Type-Options": "nosniff",
+                "X-Accel-Buffering": "no",
+                "X-Correlation-ID": request[CORRELATION],
+            }
+        )
+        async with aclosing(self._board.frames()) as frames:
+            frame = await anext(frames)
+            await response.prepare(request)
+            await self._write(request, response, frame)
+            async for frame in frames:
+                if not await self._write(request, response, frame):
+                    break
+        return response
+
+    async def _write(
+        self, request: web.Request, response: web.StreamResponse, frame: bytes
+    ) -> bool:
+        """Whether the viewer is still there; a slow one is shown the door."""
+        try:
+            async with asyncio.timeout(self._write_limit):
+                await response.write(frame)
+        except ConnectionError:
+            return False
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            return False
+        return True
+
+
+def _has_traces(app: web.Application) -> bool:
+    """Whether another part serves traces; the page shows what it has otherwise where none does."""
+    return any(resource.canonical == TRACES for resource in app.router.resources())
+
+
+def load_files() -> dict[str, bytes]:
+    """The page's files by name, from the package: a checkout or a wheel."""
+    folder = files("proxy.admin.status") / "static"
+    return {
+        file.name: file.read_bytes()
+        for file in folder.iterdir()
+        if file.name.rpartition(".")[2] in _TYPES
+    }

@@ -1,0 +1,249 @@
+"""One snapshot: everything that the status page shows, as one JSON-ready document.
+
+Reads counts and states that are in memory anyway; waits for nothing. What it takes is measured in
+tests/bench/status.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from proxy import __version__
+from proxy.admin.operated import Readiness
+from proxy.admin.status.verdict import judge
+from proxy.breaker.board import BreakerBoard
+from proxy.clock import Clock, iso_utc
+from proxy.jobs.service import Mirrors
+from proxy.pipeline.watch import Watch
+from proxy.telemetry.history import History
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.rates import (
+    Reading,
+    Summary,
+    nothing,
+    read_distribution,
+    read_routes,
+    together,
+)
+from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
+
+NO_ROUTE = "-"  #: the name under which is counted what no route matched
+_LOOP = "process:loop_lag"
+
+
+class Watched(Protocol):
+    """The running proxy, as far as it is shown."""
+
+    def readiness(self) -> Readiness:
+        """Whether it takes requests."""
+        ...
+
+    def routes(self) -> list[dict[str, Any]]:
+        """The routes in force."""
+        ...
+
+    def upstream_names(self) -> list[str]:
+        """The upstreams in force."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the figures come from."""
+
+    proxy: Watched
+    metrics: Metrics
+    breakers: BreakerBoard
+    mirrors: Mirrors
+    watch: Watch
+
+
+class Snapshots:
+    """Takes the readings and makes the documents; keeps the history."""
+
+    def __init__(self, sources: Sources, clock: Clock) -> None:
+        self._sources = sources
+        self._clock = clock
+        self._started = clock.monotonic()
+        self.history = History()
+        self.traces = False  #: whether the door has `/api/trace`
+
+    def record(self) -> None:
+        """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
+        routes = self._routes()
+        readings = self._read(routes, self._tallies(routes))
+        fine = {name: FINE_BUCKETS for name in readings if name.startswith("upstream:")}
+        self.history.record(self._clock.monotonic(), readings, fine)
+
+    def _routes(self) -> list[dict[str, Any]]:
+        """Those in force, and of each listener where it has happened, what no route matched."""
+        routes = self._sources.proxy.routes()
+        listeners = {route["listener"]: route["direction"] for route in routes}
+        unmatched = [
+            {
+                "listener": tally.listener,
+                "direction": listeners[tally.listener],
+                "route": NO_ROUTE,
+                "methods": None,
+                "path": None,
+                "upstream": NO_ROUTE,
+            }
+            for tally in self._sources.metrics.route_tallies()
+            if tally.endpoint == NO_ROUTE and tally.methods and tally.listener in listeners
+        ]
+        return routes + unmatched
+
+    def _tallies(self, routes: Sequence[Mapping[str, Any]]) -> dict[str, list[RouteTally]]:
+        """By route."""
+        found: dict[tuple[str, str, str], list[RouteTally]] = defaultdict(list)
+        for tally in self._sources.metrics.route_tallies():
+            found[tally.listener, tally.endpoint, tally.service].append(tally)
+        return {
+            _name(route): found[route["listener"], route["route"], route["upstream"]]
+            for route in routes
+        }
+
+    def _read(
+        self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
+    ) -> dict[str, Reading]:
+        """By route; by upstream, as `service:NAME` its calls and as `upstream:NAME` its times."""
+        metrics = self._sources.metrics
+        readings = {name: read_routes(mine) for name, mine in tallies.items()}
+        names = self._sources.proxy.upstream_names()
+        services: dict[str, list[Reading]] = {name: [] for name in names}
+        for route in routes:
+            if route["upstream"] in services:
+                services[route["upstream"]].append(readings[_name(route)])
+        for name, mine in services.items():
+            readings[f"service:{name}"] = together(mine)
+        for upstream in metrics.upstream_tallies():
+            if upstream.name in services:
+                readings[f"upstream:{upstream.name}"] = read_distribution(upstream.responses)
+        readings[_LOOP] = read_distribution(metrics.loop_lag)
+        return readings
+
+    def take(self, jobs: dict[str, Any]) -> dict[str, Any]:
+        """A snapshot now; `jobs` as `JobWatch.document` gives them."""
+        now, moment = self._clock.time(), self._clock.monotonic()
+        routes = self._routes()
+        tallies = self._tallies(routes)
+        readings = self._read(routes, tallies)
+        listening = self._sources.proxy.readiness().checks.get("listeners")
+        document: dict[str, Any] = {
+            "at": iso_utc(now),
+            "version": __version__,
+            "started": iso_utc(now - (moment - self._started)),
+            "uptime": round(moment - self._started, 3),
+            "state": listening.detail if listening else "serving",
+            "step": self.history.steps,
+            "routes": [self._route(route, tallies, readings, moment) for route in routes],
+            "upstreams": self._upstreams(readings, moment),
+            "mirrors": [mirror.state() for mirror in self._sources.mirrors.by_name.values()],
+            "redis": {"breakers": self._sources.breakers.redis_reachable},
+            "jobs": jobs,
+            "traces": self.traces,
+            "process": self._process(readings, moment),
+        }
+        document["health"] = judge(document, now).document()
+        return document
+
+    def _route(
+        self,
+        route: Mapping[str, Any],
+        tallies: Mapping[str, Sequence[RouteTally]],
+        readings: Mapping[str, Reading],
+        moment: float,
+    ) -> dict[str, Any]:
+        name = _name(route)
+        summary = self.history.summary(name, moment, readings.get(name, nothing()))
+        return {
+            "listener": route["listener"],
+            "route": route["route"],
+            "direction": route["direction"],
+            "methods": route["methods"],
+            "path": route["path"],
+            "upstream": route["upstream"],
+            "in_flight": sum(tally.in_flight for tally in tallies.get(name, ())),
+            **_figures(summary),
+        }
+
+    def _upstreams(self, readings: Mapping[str, Reading], moment: float) -> list[dict[str, Any]]:
+        connections = {
+            name: {"idle": idle, "active": active}
+            for name, idle, active in self._sources.metrics.upstream_connections()
+        }
+        breakers = {row["name"]: row for row in self._sources.breakers.list()}
+        found = []
+        for name in self._sources.proxy.upstream_names():
+            calls, times = f"service:{name}", f"upstream:{name}"
+            figures = self.history.summary(calls, moment, readings[calls])
+            answers = self.history.summary(
+                times, moment, readings.get(times, nothing(FINE_BUCKETS))
+            )
+            found.append(
+                {
+                    "name": name,
+                    **_figures(figures),
+                    # Its own times, without our queues and retries.
+                    **_percentiles(answers),
+                    "connections": connections.get(name, {"idle": 0, "active": 0}),
+                    "targets": [
+                        {"target": target, "healthy": healthy, "ejected": ejected}
+                        for target, healthy, ejected in self._sources.watch.targets(name)
+                    ],
+                    "breaker": breakers.get(name),
+                }
+            )
+        return found
+
+    def _process(self, readings: Mapping[str, Reading], moment: float) -> dict[str, Any]:
+        lag = self.history.summary(_LOOP, moment, readings[_LOOP])
+        return {
+            "loop_lag_p99": _rounded(lag.p99),
+            "log_lines_dropped": self._sources.metrics.log_lines_dropped(),
+        }
+
+    def points(self, since: int = 0) -> dict[str, Any]:
+        """What the charts show: the points of the steps after `since`, of each series those that
+        there are; `last` is the newest step."""
+        history = self.history
+        return {
+            "last": history.steps,
+            "series": {
+                name: history.points(name, since)
+                for name in history.names()
+                if name.startswith(("route:", "service:"))
+            },
+        }
+
+
+def _name(route: Mapping[str, Any]) -> str:
+    return f"route:{route['listener']}/{route['route']}"
+
+
+def _figures(summary: Summary) -> dict[str, Any]:
+    return {
+        "seconds": round(summary.seconds, 1),
+        "requests": summary.count,
+        "rate": round(summary.rate, 3),
+        "errors": summary.errors,
+        "error_share": round(summary.error_share, 5),
+        "refused": summary.refused,
+        "refused_share": round(summary.refused_share, 5),
+        **_percentiles(summary),
+    }
+
+
+def _percentiles(summary: Summary) -> dict[str, float | None]:
+    return {
+        "p50": _rounded(summary.p50),
+        "p95": _rounded(summary.p95),
+        "p99": _rounded(summary.p99),
+    }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 5)

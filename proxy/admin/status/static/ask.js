@@ -1,0 +1,88 @@
+// The question before a circuit is changed by hand, and what became of it.
+import { post, Refused } from "./api.js";
+import { h, render } from "./dom.js";
+import { time } from "./format.js";
+import { mark } from "./icons.js";
+
+const ACTIONS = {
+  open: {
+    title: "Open the circuit of", verb: "Open circuit", tone: "danger", lasts: true,
+    meaning: "Every call to it is refused at once, in all proxies that share this Redis, until the time is over. Then a few calls are let through to see whether it is well.",
+  },
+  close: {
+    title: "Close the circuit of", verb: "Close circuit", tone: "", lasts: true,
+    meaning: "Every call passes and failures are not watched until the time is over: what is behind is no longer protected.",
+  },
+  reset: {
+    title: "Reset the circuit of", verb: "Reset circuit", tone: "", lasts: false,
+    meaning: "The circuit is closed, its failures are forgotten, and it is watched as usual from now on.",
+  },
+};
+const DURATIONS = { "1m": "1 minute", "5m": "5 minutes", "10m": "10 minutes", "30m": "30 minutes", "1h": "1 hour", "4h": "4 hours" };
+const SAID_FOR = 10_000; // ms
+
+let hush = 0;
+
+/** Say a sentence at the page's foot, where screen readers hear it too. */
+export function say(text, tone = "ok") {
+  clearTimeout(hush);
+  const box = document.getElementById("said");
+  render(box, h("p", { class: `toast ${tone}` }, mark(tone, tone), h("span", null, text)));
+  hush = setTimeout(() => render(box, []), SAID_FOR);
+}
+
+/** Ask about `action` on the breaker `name`; do it when told to. */
+export function ask(name, action) {
+  const dialog = document.getElementById("ask");
+  let working = false;
+  let problem = null;
+
+  const draw = () => render(dialog, form());
+  const form = () => {
+    const about = ACTIONS[action];
+    return h("form", { key: `${action} ${name}`, method: "dialog", onsubmit: submit, autocomplete: "off" },
+      h("h2", { id: "ask-title" }, `${about.title} `, h("span", { class: "code" }, name), "?"),
+      h("p", null, about.meaning),
+      h("label", { for: "ask-reason" }, "Reason ", h("span", { class: "note" }, "shown to everybody who looks, and in the log")),
+      h("input", { id: "ask-reason", name: "reason", maxlength: "200", placeholder: "by hand", autofocus: true }),
+      about.lasts && h("label", { for: "ask-for" }, "For"),
+      about.lasts && h("select", { id: "ask-for", name: "for" },
+        Object.entries(DURATIONS).map(([value, label]) => h("option", { value, selected: value === "10m" }, label))),
+      problem && h("p", { class: "problem", role: "alert" }, mark("error", "error"), h("span", null, problem)),
+      h("div", { class: "buttons" },
+        h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
+        h("button", { type: "submit", class: `primary ${about.tone}`, disabled: working }, working ? "Working …" : about.verb)));
+  };
+
+  async function submit(event) {
+    event.preventDefault();
+    const { reason, for: lasts } = event.target.elements;
+    working = true;
+    problem = null;
+    draw();
+    try {
+      const body = { ...(reason.value.trim() && { reason: reason.value.trim() }), ...(lasts && { for: lasts.value }) };
+      const breaker = await post(`/api/breakers/${encodeURIComponent(name)}/${action}`, body);
+      dialog.close();
+      say(done(breaker));
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      working = false;
+      problem = `Not done: ${error.message}`;
+      draw();
+    }
+  }
+
+  const back = document.activeElement;
+  dialog.onclose = () => back?.focus();
+  dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
+  draw();
+  dialog.showModal();
+}
+
+function done(breaker) {
+  const word = { forced_open: "open by hand", forced_closed: "closed by hand", closed: "closed and watched again" };
+  const until = breaker.until && breaker.state !== "closed" ? ` until ${time(breaker.until)}` : "";
+  const where = breaker.shared ? "" : ", in this proxy alone";
+  return `${breaker.name} is ${word[breaker.state] ?? breaker.state}${until}${where}.`;
+}

@@ -1,0 +1,185 @@
+"""How the proxy and what it stands before are, in one sentence: the most important trouble first.
+
+Rules, in order of importance
+1. The proxy itself is not taking requests.
+2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
+3. Circuits that refuse; targets that are down.
+4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
+   One error in a quiet night is none.
+5. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
+6. Signs of overload: a late event loop, lost log lines.
+
+A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
+circuits are somebody's will, hence warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proxy.jobs.stages import bounded
+
+ERROR_SHARE = 0.05
+GRAVE_SHARE = 0.5
+FEWEST_ERRORS = 3
+RECENT_FAILURE = 900.0  # seconds
+LATE_LOOP = 0.1  # seconds, 99th percentile
+
+Level = Literal["ok", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong. `about` says what to look at: `upstream:NAME`,
+    `route:LISTENER/NAME`, `job:MIRROR/ID`, `jobs`, `mirror:NAME`, `redis` or `process`."""
+
+    level: Literal["warning", "error"]
+    kind: str
+    summary: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`sentence` is for people; `findings` are in order of importance."""
+
+    level: Level
+    sentence: str
+    findings: tuple[Finding, ...]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "level": self.level,
+            "sentence": self.sentence,
+            "findings": [
+                {"level": f.level, "kind": f.kind, "summary": f.summary, "about": f.about}
+                for f in self.findings
+            ],
+        }
+
+
+def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
+    """The verdict on a snapshot without one; `now` is Unix seconds."""
+    found = [
+        *_serving(snapshot),
+        *_stores(snapshot),
+        *_upstreams(snapshot["upstreams"]),
+        *_routes(snapshot["routes"]),
+        *_jobs(snapshot["jobs"], now),
+        *_process(snapshot["process"]),
+    ]
+    found.sort(key=lambda finding: finding.level)  # "error" before "warning"; else as they came
+    if not found:
+        return Verdict("ok", "All good.", ())
+    more = len(found) - 1
+    sentence = found[0].summary + "."
+    if more:
+        sentence += f" And {more} more thing{'s' * (more > 1)} to look at."
+    return Verdict(found[0].level, sentence, tuple(found))
+
+
+def _serving(snapshot: Mapping[str, Any]) -> Iterator[Finding]:
+    state = snapshot["state"]
+    if state != "serving":
+        yield Finding("error", "not_serving", f"The proxy is {state}", "process")
+
+
+def _stores(snapshot: Mapping[str, Any]) -> Iterator[Finding]:
+    for mirror in snapshot["mirrors"]:
+        name, about = mirror["mirror"], f"mirror:{mirror['mirror']}"
+        if mirror["redis"] != "live":
+            why = f": {mirror['reason']}" if mirror["reason"] else ""
+            summary = f"Redis is {mirror['redis']} for the jobs of {name}{why}"
+            yield Finding("error", "redis_away", summary, about)
+        if mirror["sqlite"] != "ok":
+            summary = f"SQLite cannot keep the jobs of {name}: {mirror['sqlite_reason']}"
+            yield Finding("error", "sqlite_degraded", summary, about)
+        if mirror["obstacle"]:
+            summary = f"Jobs of {name} cannot be put back: {mirror['obstacle']}"
+            yield Finding("error", "restore_blocked", summary, about)
+    if snapshot["redis"]["breakers"] is False:
+        summary = "Redis does not answer: each proxy decides about circuits alone"
+        yield Finding("warning", "breakers_not_shared", summary, "redis")
+
+
+def _upstreams(upstreams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for upstream in upstreams:
+        name, about = upstream["name"], f"upstream:{upstream['name']}"
+        breaker = upstream["breaker"]
+        if breaker is not None:
+            state, reason = breaker["state"], breaker["reason"]
+            because = f": {reason}" if reason else ""
+            if state == "open":
+                yield Finding("error", "circuit_open", f"{name} is cut off{because}", about)
+            elif state == "half_open":
+                yield Finding("warning", "circuit_half_open", f"{name} is being probed", about)
+            elif state == "forced_open":
+                summary = f"{name} is cut off by hand{because}"
+                yield Finding("warning", "circuit_forced_open", summary, about)
+            elif state == "forced_closed":
+                summary = f"{name} is held closed by hand{because}"
+                yield Finding("warning", "circuit_forced_closed", summary, about)
+        targets = upstream["targets"]
+        down = [t["target"] for t in targets if not t["healthy"] or t["ejected"]]
+        if down:
+            all_of_them = len(down) == len(targets)
+            which = "No target" if all_of_them else f"{len(down)} of {len(targets)} targets"
+            verb = "is well" if all_of_them else "out of use"
+            level: Literal["warning", "error"] = "error" if all_of_them else "warning"
+            yield Finding(level, "targets_down", f"{name}: {which} {verb}", about)
+
+
+def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    worst = sorted(routes, key=lambda route: -float(route["error_share"]))
+    for route in worst:
+        share = route["error_share"]
+        if route["errors"] < FEWEST_ERRORS or share < ERROR_SHARE:
+            continue
+        summary = f"{route['route']}: {share:.0%} of requests failed in the last minute"
+        level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
+        about = f"route:{route['listener']}/{route['route']}"
+        yield Finding(level, "route_errors", summary, about)
+
+
+def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:
+    if jobs["problem"]:
+        yield Finding("warning", "jobs_unknown", f"Jobs cannot be read: {jobs['problem']}", "jobs")
+    stranded = [job for job in jobs["list"] if job["stranded"]]
+    if stranded:
+        yield Finding(
+            "warning", "jobs_stranded", _counted(stranded, "is stranded", "are stranded"),
+            _about(stranded),
+        )  # fmt: skip
+    failed = [
+        job
+        for job in jobs["list"]
+        if job["status"] == "failed" and now - job["changed_at"] <= RECENT_FAILURE
+    ]
+    if failed:
+        said = _counted(failed, "failed lately", "failed lately")
+        if error := failed[0]["error"]:  # of the newest
+            said += f": {bounded(error, 160)}"
+        yield Finding("warning", "jobs_failed", said, _about(failed))
+
+
+def _counted(jobs: Sequence[Mapping[str, Any]], one: str, many: str) -> str:
+    if len(jobs) == 1:
+        return f"Job {jobs[0]['job_id']} {one}"
+    return f"{len(jobs)} jobs {many}"
+
+
+def _about(jobs: Sequence[Mapping[str, Any]]) -> str:
+    return f"job:{jobs[0]['mirror']}/{jobs[0]['job_id']}" if len(jobs) == 1 else "jobs"
+
+
+def _process(process: Mapping[str, Any]) -> Iterator[Finding]:
+    lag = process["loop_lag_p99"]
+    if lag is not None and lag >= LATE_LOOP:
+        summary = f"The proxy itself is late: its event loop lags by {lag * 1000:.0f} ms"
+        yield Finding("warning", "loop_lag", summary, "process")
+    lost = process["log_lines_dropped"]
+    if lost:
+        yield Finding("warning", "log_lines_dropped", f"{lost} log lines were lost", "process")

@@ -1,0 +1,231 @@
+"""An SQLite file of ours: opened, migrated, checked, set aside; one writer, several readers.
+
+The only file that imports aiosqlite. The ledger of jobs and the trace decide what to write and
+when; here is how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from proxy.clock import Clock
+
+CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in use
+
+Params = Sequence[Any] | Mapping[str, Any]
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+# What SQLite or its binding says about a value, not about the file.
+REFUSED = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    sqlite3.DataError,
+    OverflowError,
+    ValueError,
+)
+
+
+class Silent(Exception):
+    """The file cannot answer now: not open, damaged, or slower than the limit."""
+
+
+class Unfit(Exception):
+    """The file is damaged or somebody else's: to be set aside. The message says which."""
+
+
+class Newer(Exception):
+    """The file is of a later release: not touched, as an older one cannot know what it means."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a file of one kind looks like. `application_id` tells our files from others';
+    `migrations` are numbered from 1; `settings` are run at every opening, before them, and `birth`
+    before those when the file is new; `readers`
+    is how many connections share the reads; a read that takes longer than `read_timeout`, in
+    seconds, counts as silence."""
+
+    application_id: int
+    migrations: Sequence[Sequence[str]]
+    settings: Sequence[str]
+    birth: Sequence[str] = ()
+    readers: int = 2
+    read_timeout: float = 1.0
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite says that the file is not what it should be."""
+    # The low byte is the primary code; the rest says more (SQLITE_CORRUPT_VTAB and so on).
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+class SqliteFile:
+    """`await open()`, work, `await close()`. `on_suspect` is called when a reader meets damage."""
+
+    def __init__(
+        self, path: Path, schema: Schema, clock: Clock, on_suspect: Callable[[], None]
+    ) -> None:
+        self.path = path
+        self.writer: aiosqlite.Connection | None = None
+        self._schema = schema
+        self._clock = clock
+        self._on_suspect = on_suspect
+        self._readers: list[aiosqlite.Connection] = []
+        self._turn = 0
+        self._check: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open or make the file, bring it to the newest schema.
+
+        Raises `Unfit`, `Newer`, `OSError` or `sqlite3.Error`, and is closed then.
+        """
+        try:
+            await self._open()
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, sqlite3.Error) and is_damage(error):
+                raise Unfit("damaged") from error
+            raise
+
+    async def _open(self) -> None:
+        await asyncio.to_thread(self.path.parent.mkdir, parents=True, exist_ok=True)
+        schema = self._schema
+        self.writer = db = await aiosqlite.connect(self.path, isolation_level=None)
+        application_id = await _scalar(db, "PRAGMA application_id")
+        version = await _scalar(db, "PRAGMA user_version")
+        tables = await _scalar(db, "SELECT count(*) FROM sqlite_master")
+        if application_id != schema.application_id and (tables or version or application_id):
+            raise Unfit("foreign")
+        newest = len(schema.migrations)
+        if version > newest:
+            raise Newer(f"made by a newer release: schema {version}, not {newest}")
+        for setting in (*(schema.birth if not version else ()), *schema.settings):
+            await db.execute(setting)
+        # In SQL, so that it is the writer's thread that compresses.
+        await db.create_function("deflate", 1, _deflate, deterministic=True)
+        await _migrate(db, schema, version)
+        size = (await asyncio.to_thread(self.path.stat)).st_size
+        if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
+            raise Unfit("damaged")
+        for _ in range(schema.readers):
+            reader = await aiosqlite.connect(self.path, isolation_level=None)
+            self._readers.append(reader)
+            await reader.execute("PRAGMA busy_timeout=200")
+            await reader.execute("PRAGMA query_only=ON")
+        if size > CHECK_AT_START:
+            self._check = asyncio.create_task(
+                self._check_in_use(), name=f"sqlite-check:{self.path.name}"
+            )
+
+    async def _check_in_use(self) -> None:
+        """Read the whole file on a connection of its own; the owner acts on what is found."""
+        try:
+            async with aiosqlite.connect(self.path) as db:
+                sound = await _scalar(db, "PRAGMA quick_check(1)") == "ok"
+        except sqlite3.Error as error:
+            sound = not is_damage(error)
+        if not sound:
+            self._on_suspect()
+
+    async def close(self) -> None:
+        """Let go of every connection; a running check ends."""
+        check, self._check = self._check, None
+        if check is not None:
+            check.cancel()
+            with suppress(asyncio.CancelledError):
+                await check
+        connections = [*self._readers, *([self.writer] if self.writer else [])]
+        self.writer, self._readers = None, []
+        for connection in connections:
+            with suppress(sqlite3.Error, ValueError):
+                await connection.close()
+
+    async def set_aside(self, why: str) -> Path:
+        """Close, and rename the file, its log and its index out of the way. Raises `OSError`."""
+        await self.close()
+        stamp = datetime.fromtimestamp(self._clock.time(), UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        kept = self.path.with_name(f"{self.path.name}.{why}-{stamp}")
+        await asyncio.to_thread(_rename, self.path, kept)
+        return kept
+
+    async def transaction(
+        self, rounds: Iterable[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]
+    ) -> None:
+        """Run each round's statements, each for all parameters, as one commit; all or nothing.
+
+        Raises `sqlite3.Error` and what else `REFUSED` names.
+        """
+        db = self.writer
+        if db is None:
+            raise sqlite3.OperationalError("not open")
+        await db.execute("BEGIN IMMEDIATE")
+        try:
+            for statements, params in rounds:
+                for statement in statements:
+                    await db.executemany(statement, params)
+            await db.execute("COMMIT")
+        except BaseException:
+            # SQLite rolls back by itself after some errors; then this is one too many.
+            with suppress(sqlite3.Error):
+                await db.execute("ROLLBACK")
+            raise
+
+    async def rows(self, statement: str, params: Params = ()) -> list[Any]:
+        """What a query finds. Raises `Silent`."""
+        if not self._readers:
+            raise Silent("not open")
+        self._turn = (self._turn + 1) % len(self._readers)
+        reader = self._readers[self._turn]
+        limit = self._schema.read_timeout
+        try:
+            async with asyncio.timeout(limit):
+                return list(await reader.execute_fetchall(statement, params))
+        except TimeoutError:
+            raise Silent(f"no answer within {limit:g} s") from None
+        except (sqlite3.Error, ValueError) as error:
+            if is_damage(error):
+                self._on_suspect()
+            raise Silent(str(error)) from error
+
+
+async def _migrate(db: aiosqlite.Connection, schema: Schema, version: int) -> None:
+    for number, statements in enumerate(schema.migrations[version:], version + 1):
+        await db.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                await db.execute(statement)
+            await db.execute(f"PRAGMA application_id={schema.application_id}")
+            await db.execute(f"PRAGMA user_version={number}")
+            await db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                await db.execute("ROLLBACK")
+            raise
+
+
+def _deflate(data: str | bytes) -> bytes:
+    return zlib.compress(data.encode("utf-8") if isinstance(data, str) else data, 1)
+
+
+async def _scalar(db: aiosqlite.Connection, statement: str) -> Any:
+    rows = list(await db.execute_fetchall(statement))
+    return rows[0][0] if rows else None
+
+
+def _rename(path: Path, kept: Path) -> None:
+    for tail in ("", "-wal", "-shm"):
+        source = Path(f"{path}{tail}")
+        if source.exists():
+            source.rename(f"{kept}{tail}")

@@ -1,0 +1,123 @@
+"""Rates, error shares and percentiles of a stretch of time, from two readings of the tallies. Pure.
+
+Tallies only grow. What happened between two readings is their difference; a percentile of it is
+interpolated within its bucket, linearly and from zero in the first one, as Prometheus'
+`histogram_quantile` does, so that both tell the same. Above the last bound nothing is known: the
+last bound is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import add
+
+from proxy.telemetry.tally import BUCKETS, Distribution, RouteTally
+
+CLIENT_LEFT = 499  # neither the service's error nor the caller's
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counts since the start: of durations by bucket, of server errors, of refusals (4xx)."""
+
+    counts: tuple[int, ...]
+    errors: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What happened in a stretch of time. Percentiles in seconds, None where nothing happened.
+
+    `rate` is per second; `error_share` and `refused_share` are 0 to 1.
+    """
+
+    seconds: float
+    count: int
+    errors: int
+    refused: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def error_share(self) -> float:
+        return self.errors / self.count if self.count else 0.0
+
+    @property
+    def refused_share(self) -> float:
+        return self.refused / self.count if self.count else 0.0
+
+
+def nothing(bounds: Sequence[float] = BUCKETS) -> Reading:
+    """The reading of a tally before its first count."""
+    return Reading((0,) * (len(bounds) + 1))
+
+
+def read_distribution(distribution: Distribution) -> Reading:
+    """A histogram without statuses."""
+    return Reading(tuple(distribution.counts))
+
+
+def read_routes(tallies: Sequence[RouteTally]) -> Reading:
+    """The routes together, all methods; none at all read as nothing."""
+    counts = [0] * (len(BUCKETS) + 1)
+    errors = refused = 0
+    for tally in tallies:
+        for method in tally.methods.values():
+            counts = list(map(add, counts, method.counts))
+            for status, count in method.statuses.items():
+                if status >= 500:
+                    errors += count
+                elif status >= 400 and status != CLIENT_LEFT:
+                    refused += count
+    return Reading(tuple(counts), errors, refused)
+
+
+def together(readings: Iterable[Reading]) -> Reading:
+    """The sum of readings of routes; none at all read as nothing."""
+    counts = [0] * (len(BUCKETS) + 1)
+    errors = refused = 0
+    for reading in readings:
+        counts = list(map(add, counts, reading.counts))
+        errors += reading.errors
+        refused += reading.refused
+    return Reading(tuple(counts), errors, refused)
+
+
+def between(
+    before: Reading | None, after: Reading, seconds: float, bounds: Sequence[float] = BUCKETS
+) -> Summary:
+    """What happened from `before` (None: from the start) to `after`, `seconds` later."""
+    if before is None:
+        before = nothing(bounds)
+    counts = [late - early for late, early in zip(after.counts, before.counts, strict=True)]
+    return Summary(
+        seconds,
+        sum(counts),
+        after.errors - before.errors,
+        after.refused - before.refused,
+        quantile(bounds, counts, 0.5),
+        quantile(bounds, counts, 0.95),
+        quantile(bounds, counts, 0.99),
+    )
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
+    """The value below which `share` (0 to 1) of the counted ones lie; None where none were."""
+    rank = sum(counts) * share
+    if rank <= 0:
+        return None
+    seen = 0
+    lower = 0.0
+    for bound, count in zip(bounds, counts, strict=False):  # `counts` has one more
+        if count and seen + count >= rank:
+            return lower + (bound - lower) * (rank - seen) / count
+        seen += count
+        lower = bound
+    return bounds[-1]

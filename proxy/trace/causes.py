@@ -1,0 +1,477 @@
+"""What is probably to blame: rules, tried in order, the first that has something to say wins. Pure.
+
+1. A rule says only what the events show. What is inferred is said to be so by the event it points
+   at; where nothing is known to be wrong, there is no cause.
+2. Order: what a request was refused for comes before what became of its job; a failing service
+   before the stage that it made fail; what is over before what is merely slow.
+3. Each rule points at the event that shows it, so that a reader can check it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from proxy.clock import iso_utc
+from proxy.trace.attribution import services_of
+from proxy.trace.events import Event, Severity, text
+from proxy.trace.lives import FINISHED, WAITING, JobLife
+from proxy.trace.summaries import duration
+
+LOOK_BACK = 3600.0  # seconds before a story within which something can have prepared it
+NEWS_LATE = 1.0  # seconds by which the news of a circuit, which Redis confirms, may come late
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The suspect. `event` is one of the story's."""
+
+    kind: str
+    summary: str
+    event: Event
+
+
+@dataclass(slots=True)
+class Case:
+    """What the rules look at. `events` are all of the story, in time order; `before` what happened
+    to breakers, mirrors and the proxy in the hour before it. `now` is Unix seconds."""
+
+    events: Sequence[Event]
+    lives: Sequence[JobLife]
+    now: float
+    stuck_after: float
+    called_in: Mapping[str, Sequence[str]]
+    slow: float = 2.0
+    about_job: bool = False  # the ID asked for is a job's
+    before: Sequence[Event] = field(default_factory=tuple)
+
+    def of(self, source: str, *kinds: str) -> list[Event]:
+        """The story's events of one source, of those kinds if any are named."""
+        return [e for e in self.events if e.source == source and (not kinds or e.kind in kinds)]
+
+    def concerns(self, event: Event) -> bool:
+        """Whether it can be what is asked about: a refusal is not of a job that there is, though
+        the client may have given both the same correlation ID."""
+        return not self.about_job or event.job_id is not None
+
+    @property
+    def ingress(self) -> list[Event]:
+        """What callers asked."""
+        return [e for e in self.of("exchange") if e.facts.get("direction") != "egress"]
+
+    def calls(self, service: str) -> list[Event]:
+        """Calls of a microservice."""
+        return [
+            e
+            for e in self.of("exchange")
+            if e.service == service and e.facts.get("direction") == "egress"
+        ]
+
+    def job_event(self, life: JobLife, *kinds: str) -> Event | None:
+        """The last event of a job's life, of those kinds if any are named."""
+        found = [e for e in self.of("job", *kinds) if e.job_id == life.job_id]
+        return found[-1] if found else None
+
+    def opening(self, service: str, until: float) -> Event | None:
+        """The transition that made a circuit refuse calls at that moment; None when it did not."""
+        seen = [
+            e
+            for e in (*self.before, *self.events)
+            if e.source == "breaker" and e.service == service and e.at <= until
+        ]
+        opened: Event | None = None
+        for event in sorted(seen, key=lambda e: e.at):
+            if event.kind in ("open", "forced_open"):
+                opened = event if opened is None or event.kind == "forced_open" else opened
+            elif event.kind in ("closed", "forced_closed"):
+                opened = None
+        return opened
+
+    def lasting(self, begins: str, ends: str) -> Event | None:
+        """News of a mirror that have not ended by the end of the story, or ended within it."""
+        begun: Event | None = None
+        first = self.events[0].at if self.events else self.now
+        for event in sorted((*self.before, *self.events), key=lambda e: e.at):
+            if event.source == "mirror" and event.kind == begins:
+                begun = event
+            elif event.source == "mirror" and event.kind == ends and event.at < first:
+                begun = None
+        return begun
+
+
+Rule = Callable[[Case], Cause | None]
+
+
+def suspect(case: Case) -> Cause | None:
+    """The cause that the first rule finds."""
+    for rule in RULES:
+        cause = rule(case)
+        if cause is not None:
+            return Cause(cause.kind, text(cause.summary, 600), cause.event)
+    return None
+
+
+# --- what a request was refused for -------------------------------------------------------------
+
+
+def upload_refused(case: Case) -> Cause | None:
+    """The upload was not what the route takes."""
+    for event in case.of("upload"):
+        refused = event.severity is not Severity.OK and event.kind.startswith("upload_")
+        if refused and case.concerns(event):
+            why = event.facts.get("detail") or event.kind
+            return Cause("upload_refused", f"The upload was refused: {why}", event)
+    return None
+
+
+_NOT_STORED = {
+    "redis_down": "Redis could not be reached, so the job was refused instead of lost",
+    "app_breaker_open": "Redis was back, but the service did not use it again yet, so the job was"
+    " refused instead of lost",
+    "key_missing": "the service accepted the job but never wrote it to Redis; its own Redis breaker"
+    " is probably open",
+}
+
+
+def not_stored(case: Case) -> Cause | None:
+    """The service said yes, and there is no job."""
+    for event in case.ingress:
+        lost = event.kind == "job_not_stored" or event.facts.get("job_stored") == "not_stored"
+        if lost and case.concerns(event):
+            reason = str(event.facts.get("reason"))
+            why = _NOT_STORED.get(reason, "the job is not in Redis")
+            return Cause("job_not_stored", f"No job was made: {why}", event)
+    return None
+
+
+# --- what became of a job -----------------------------------------------------------------------
+
+
+def deleted(case: Case) -> Cause | None:
+    """Somebody deleted the job before it was done."""
+    for life in case.lives:
+        event = case.job_event(life, "deleted")
+        if event is not None and life.status not in FINISHED:
+            who = "a client" if life.deleted_by == "client" else "somebody, in Redis"
+            said = f"The job was deleted by {who} at {iso_utc(event.at)}, while it was"
+            return Cause("deleted", f"{said} {life.status}", event)
+    return None
+
+
+_TROUBLE = {
+    "connect": ("service_down", "could not be reached"),
+    "reset": ("service_breaks_off", "broke off"),
+    "timeout": ("service_slow", "did not answer in time"),
+    "status": ("service_errors", "answered with errors"),
+    "circuit_open": ("circuit_open", "was not called, because its circuit was open"),
+}
+
+
+def trouble_of(event: Event) -> str | None:
+    """What was wrong with a call: a key of `_TROUBLE`; None for nothing."""
+    code = event.facts.get("code")
+    if code == "circuit_open":
+        return "circuit_open"
+    if code in ("upstream_unreachable", "upstream_reset", "upstream_timeout"):
+        return {"upstream_unreachable": "connect", "upstream_reset": "reset"}.get(code, "timeout")
+    if isinstance(event.facts.get("status"), int) and event.facts["status"] >= 500:
+        return "status"
+    return None
+
+
+def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, Event] | None:
+    """Kind, words and the first sign of trouble with a service; None where there was none."""
+    failed = [(e, t) for e in case.calls(service) if (t := trouble_of(e)) is not None]
+    opened = case.opening(service, until)
+    if not failed and opened is None:
+        return None
+    troubles = Counter(trouble for _, trouble in failed)
+    real = Counter({t: n for t, n in troubles.items() if t != "circuit_open"})
+    if not real and opened is not None:
+        for failure in opened.facts.get("failures") or ():
+            kind = str(failure.get("kind")) if isinstance(failure, dict) else "?"
+            real[kind if kind in _TROUBLE else "status" if kind.isdigit() else "timeout"] += 1
+    worst = (real or troubles).most_common(1)
+    name = worst[0][0] if worst else "circuit_open"
+    kind, words = _TROUBLE[name]
+    if name == "status":
+        statuses = {e.facts.get("status") for e, t in failed if t == "status"}
+        words = f"answered {', '.join(map(str, sorted(statuses, key=str)))}" if statuses else words
+    said = f"{service} {words}"
+    if failed:
+        calls = "call" if len(failed) == 1 else "calls"
+        said += f" ({len(failed)} failed {calls} from {iso_utc(failed[0][0].at)})"
+    if opened is not None:
+        said += f"; its circuit opened at {iso_utc(opened.at)}: {opened.facts.get('reason')}"
+    event = failed[0][0] if failed else opened
+    assert event is not None
+    return kind, said, event
+
+
+def service_failed_job(case: Case) -> Cause | None:
+    """A job failed in a stage that calls a service which was in trouble."""
+    for life in case.lives:
+        failed = case.job_event(life, "failed")
+        if failed is None or life.status != "failed":
+            continue
+        for service in services_of(life.failed_in or "", case.called_in):
+            found = _service_trouble(case, service, failed.at + NEWS_LATE)
+            if found is not None:
+                kind, said, event = found
+                where = f"job {life.job_id} failed in {life.failed_in}: {life.error}"
+                return Cause(kind, f"{said}. So {where}", _shown(case, event, failed))
+    return None
+
+
+def stage_failed(case: Case) -> Cause | None:
+    """A job failed, and says why itself."""
+    for life in case.lives:
+        failed = case.job_event(life, "failed")
+        if failed is not None and life.status == "failed":
+            event = case.job_event(life, "stage_failed") or failed
+            why = life.error or life.error_type or "it does not say why"
+            said = f"Job {life.job_id} failed in {life.failed_in or 'an unknown stage'}: {why}"
+            return Cause("stage_failed", said, event)
+    return None
+
+
+def ledger_cannot_write(case: Case) -> Cause | None:
+    """SQLite takes nothing: no creation is confirmed, and nothing could be put back."""
+    degraded = case.lasting("sqlite_degraded", "sqlite_back")
+    unconfirmed = [e for e in case.ingress if e.facts.get("job_stored") == "degraded"]
+    if degraded is not None:
+        why = degraded.facts.get("reason")
+        said = f"The proxy cannot write jobs to its SQLite file since {iso_utc(degraded.at)}: {why}"
+        last = unconfirmed[-1] if unconfirmed else case.events[-1] if case.events else degraded
+        return Cause("ledger_cannot_write", said, _shown(case, degraded, last))
+    if unconfirmed:
+        said = "The job is in Redis, but SQLite did not confirm it in time"
+        return Cause("ledger_slow", said, unconfirmed[-1])
+    return None
+
+
+def stranded(case: Case) -> Cause | None:
+    """A job waits, and nobody takes it."""
+    for life in case.lives:
+        if life.finished or life.status not in WAITING:
+            continue
+        told = [e for e in case.of("mirror", "stranded") if e.job_id == life.job_id]
+        waits = case.now - (life.last_change or case.now)
+        if not told and waits < case.stuck_after:
+            continue
+        said = f"Job {life.job_id} is {life.status} for {duration(waits)} and nobody has taken it"
+        losses = [e for e in (*case.before, *case.events) if _is_loss(e)]
+        if losses:
+            said += (
+                f"; Redis lost its data or its connection at {iso_utc(losses[-1].at)}, and with it"
+                " perhaps the message for the worker"
+            )
+        else:
+            said += ": is the worker running, and listening to its queue?"
+        event = told[-1] if told else case.job_event(life)
+        if event is not None:
+            return Cause("stranded", said, event)
+    return None
+
+
+def _is_loss(event: Event) -> bool:
+    restored = event.source == "restore" and event.facts.get("restored")
+    return bool(restored) or (event.source == "mirror" and event.kind == "redis_lost")
+
+
+def stuck(case: Case) -> Cause | None:
+    """A job works on one thing for longer than it should."""
+    for life in case.lives:
+        if life.finished or life.status in WAITING or not life.phases:
+            continue
+        unchanged = case.now - (life.last_change or case.now)
+        if unchanged < case.stuck_after:
+            continue
+        phase = life.phases[-1].name
+        said = f"Job {life.job_id} has been in {phase} without a change for {duration(unchanged)}"
+        event = case.job_event(life)
+        if event is None:
+            continue
+        for service in services_of(phase, case.called_in):
+            found = _service_trouble(case, service, case.now)
+            if found is not None:
+                kind, words, shown = found
+                return Cause(
+                    kind, f"{words}. So {said[0].lower()}{said[1:]}", _shown(case, shown, event)
+                )
+            calls = case.calls(service)
+            if calls:
+                last = calls[-1]
+                said += (
+                    f"; {service} answers (last kept call {iso_utc(last.at)},"
+                    f" {last.facts.get('status')}), but seems not to finish"
+                )
+        if not services_of(phase, case.called_in):
+            said += ": the worker is at it alone, or was killed"
+        return Cause("stuck_stage", said, event)
+    return None
+
+
+def redis_lost(case: Case) -> Cause | None:
+    """Redis went away, or lost its data, and something was not as it should be."""
+    lost = [e for e in case.events if _is_loss(e)]
+    unwell = [e for e in case.ingress if e.severity is not Severity.OK or _was_rescued(e)]
+    if not lost or not (unwell or any(not life.finished for life in case.lives)):
+        return None
+    first = lost[0]
+    restored = [e for e in case.of("restore", "restored") if e.facts.get("restored")]
+    said = f"Redis was lost at {iso_utc(first.at)}"
+    if first.facts.get("reason"):
+        said += f" ({first.facts['reason']})"
+    if restored:
+        last = restored[-1]
+        said += f"; {last.facts['restored']} jobs were put back at {iso_utc(last.at)}"
+    return Cause("redis_lost", said, first)
+
+
+def _was_rescued(event: Event) -> bool:
+    return "rescued_from" in event.facts
+
+
+# --- what went wrong with an exchange -----------------------------------------------------------
+
+#: What the proxy's own answers say of their cause, where no more is known.
+_CODES = {
+    "upstream_unreachable": "{service} could not be reached",
+    "upstream_timeout": "{service} did not answer in time",
+    "upstream_reset": "{service} broke off, or sent what is no HTTP",
+    "overloaded": "There was no free connection or place for {service}",
+    "draining": "The proxy was being stopped",
+    "client_left": "The client went away before it had its answer",
+    "request_timeout": "The client did not send its request in time",
+    "no_route": "No route has this path",
+    "method_not_allowed": "A route has this path, but not with this method",
+    "job_expired": "The job's time was over",
+    "internal_error": "The proxy itself failed: a defect; the log has the traceback",
+}
+_ROUTING = frozenset({"no_route", "method_not_allowed"})
+
+
+def exchange_failed(case: Case) -> Cause | None:
+    """The proxy answered with an error of its own."""
+    failed = [e for e in case.of("exchange") if e.facts.get("code") and case.concerns(e)]
+    for event in reversed(failed):
+        code = str(event.facts["code"])
+        service = event.service or "the upstream"
+        if code == "circuit_open":
+            opened = case.opening(service, event.until)
+            since = f" since {iso_utc(opened.at)}: {opened.facts.get('reason')}" if opened else ""
+            said = f"The circuit of {service} was open{since}"
+            return Cause(code, said if opened else f"{said}: {event.facts.get('detail')}", event)
+        if code in _ROUTING:
+            refused = [
+                e for e in (*case.before, *case.events) if e.source == "proxy" and e.at <= event.at
+            ]
+            if refused and refused[-1].kind == "reload_refused":
+                why = (refused[-1].facts.get("problems") or ["?"])[0]
+                said = f"{_CODES[code]}; the last config was refused and the old one is in force"
+                return Cause("reload_refused", f"{said}: {why}", _shown(case, refused[-1], event))
+        words = _CODES.get(code, "The proxy refused the request").format(service=service)
+        detail = event.facts.get("detail")
+        return Cause(code, f"{words}: {detail}" if detail else words, event)
+    return None
+
+
+def upstream_error(case: Case) -> Cause | None:
+    """The service itself answered with an error."""
+    for least, kind in ((500, "upstream_error"), (400, "refused_by_service")):
+        for event in reversed(case.ingress or case.of("exchange")):
+            status = event.facts.get("status")
+            if event.facts.get("code") or not case.concerns(event):
+                continue
+            if not isinstance(status, int) or status < least:
+                continue
+            said = f"{event.service or 'The upstream'} itself answered {status}"
+            path = f"{event.facts.get('method')} {event.facts.get('path')}"
+            return Cause(kind, f"{said} to {path}", event)
+    return None
+
+
+# --- what was merely slow -----------------------------------------------------------------------
+
+
+def restarting(case: Case) -> Cause | None:
+    """The service refused connections for a while and then answered."""
+    for event in case.of("attempt", "connect"):
+        waited = event.duration or 0.0
+        if waited >= 0.3:
+            said = (
+                f"{event.service} refused connections for {duration(waited)}, as when it restarts"
+            )
+            return Cause("service_restarting", f"{said}; the request waited and got through", event)
+    return None
+
+
+def service_slow(case: Case) -> Cause | None:
+    """Calls of a microservice, or the exchange itself, took long."""
+    slow = [e for e in case.of("exchange") if (e.duration or 0.0) >= case.slow]
+    if not slow:
+        return None
+    services = Counter(e.service for e in slow if e.service)
+    if not services:
+        return None
+    service, count = services.most_common(1)[0]
+    longest = max((e for e in slow if e.service == service), key=lambda e: e.duration or 0.0)
+    upstream_ms = longest.facts.get("upstream_ms")
+    share = f", {upstream_ms / 1000:.1f} s of it until its answer began" if upstream_ms else ""
+    said = f"{service} was slow: {count} kept exchange{'s' * (count > 1)} took over {case.slow:g} s"
+    said += f", the longest {duration(longest.duration)}{share}"
+    return Cause("service_slow", said, longest)
+
+
+def recovered_trouble(case: Case) -> Cause | None:
+    """Calls of a microservice failed, though the job went on."""
+    services = dict.fromkeys(e.service for e in case.of("exchange") if e.service)
+    for service in services:
+        failed = [e for e in case.calls(str(service)) if trouble_of(e) is not None]
+        found = _service_trouble(case, str(service), failed[-1].until) if failed else None
+        if found is not None:
+            kind, said, event = found
+            return Cause(kind, said, event)
+    return None
+
+
+def answered_from_mirror(case: Case) -> Cause | None:
+    """The client got what the mirror knew, not what the service said."""
+    for event in reversed(case.ingress):
+        if _was_rescued(event):
+            said = f"{event.service or 'The service'} gave no good answer"
+            said += f" ({event.facts['rescued_from']}), so it was answered from what is known here"
+            return Cause("answered_here", said, event)
+    return None
+
+
+#: In this order.
+RULES: tuple[Rule, ...] = (
+    upload_refused,
+    not_stored,
+    deleted,
+    service_failed_job,
+    stage_failed,
+    ledger_cannot_write,
+    stranded,
+    stuck,
+    exchange_failed,
+    redis_lost,
+    upstream_error,
+    recovered_trouble,
+    restarting,
+    service_slow,
+    answered_from_mirror,
+)
+
+
+def _shown(case: Case, wanted: Event, instead: Event) -> Event:
+    """An event that is among the story's: the wanted one, or the one that it led to."""
+    return wanted if any(e is wanted for e in case.events) else instead
+
+
+def index_of(events: Iterable[Event], event: Event) -> int:
+    """Where an event stands among others; the same object, not an equal one."""
+    return next(i for i, one in enumerate(events) if one is event)

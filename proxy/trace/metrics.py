@@ -1,0 +1,36 @@
+"""What the trace counts, on a registry that the caller gives."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+DROPS = ("queue", "rate", "refused")
+
+
+class TraceMetrics:
+    """The families of the trace. One of each process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._written = Counter(
+            "proxy_trace_events", "Events written to the trace", registry=registry
+        )
+        self._dropped = Counter(
+            "proxy_trace_dropped",
+            "Events lost: queue full, more than max_rate, or refused by SQLite",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in DROPS:
+            self._dropped.labels(reason)
+        self.size = Gauge("proxy_trace_bytes", "Size of the trace's file", registry=registry)
+        self.degraded = Gauge(
+            "proxy_trace_degraded", "1 while the trace cannot be written", registry=registry
+        )
+
+    def written(self, events: int) -> None:
+        """So many were committed."""
+        self._written.inc(events)
+
+    def dropped(self, reason: str) -> None:
+        """One was lost; `reason` is one of `DROPS`."""
+        self._dropped.labels(reason).inc()

@@ -1,0 +1,181 @@
+"""What may be recorded, and how much of it: the door of the trace for everybody who has news."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry
+
+from proxy.clock import Clock
+from proxy.config import schema
+from proxy.trace.events import Event, Severity, Source, bounded, text
+from proxy.trace.metrics import TraceMetrics
+from proxy.trace.store import TraceStore
+
+BURST = 10  # times `max_rate`
+
+
+class Allowance:
+    """A token bucket: `rate` a second, `BURST` times as many at once."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._most = self._left = rate * BURST
+        self._at = float("-inf")
+
+    def take(self, now: float) -> bool:
+        """Whether one more is allowed at `now`, monotonic seconds; it may be before the last."""
+        if now > self._at:
+            self._left = min(self._most, self._left + (now - self._at) * self._rate)
+            self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Word(Protocol):
+    """A state that has a name."""
+
+    @property
+    def value(self) -> str: ...
+
+
+class FailureFacts(Protocol):
+    """One of the failures that opened a circuit."""
+
+    def document(self) -> dict[str, Any]: ...
+
+
+class TransitionFacts(Protocol):
+    """A circuit's change of state, as a breaker tells it."""
+
+    @property
+    def from_state(self) -> Word: ...
+    @property
+    def to_state(self) -> Word: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def by(self) -> str: ...
+    @property
+    def mine(self) -> bool: ...
+    @property
+    def open_for(self) -> float: ...
+    @property
+    def failures(self) -> Iterable[FailureFacts]: ...
+
+
+_BREAKERS = {"open": Severity.ERROR, "forced_open": Severity.ERROR, "closed": Severity.OK}
+
+#: What a mirror tells: of which source it is, and how bad.
+_MIRRORS: dict[str, tuple[Source, Severity]] = {
+    "redis_lost": ("mirror", Severity.ERROR),
+    "redis_back": ("mirror", Severity.OK),
+    "sqlite_degraded": ("mirror", Severity.ERROR),
+    "sqlite_back": ("mirror", Severity.OK),
+    "gap": ("mirror", Severity.WARNING),
+    "obstacle": ("mirror", Severity.ERROR),
+    "obstacle_gone": ("mirror", Severity.OK),
+    "stranded": ("mirror", Severity.ERROR),
+    "restored": ("restore", Severity.WARNING),
+}
+
+_PROXY = {
+    "reload_refused": Severity.ERROR,
+    "trace_degraded": Severity.ERROR,
+}
+
+
+class Trace:
+    """The trace of a process. `await start()`, `record`, `await stop()`; `store` is for reading."""
+
+    def __init__(self, settings: schema.Trace, clock: Clock, registry: CollectorRegistry) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._metrics = TraceMetrics(registry)
+        self.store = TraceStore(
+            settings.sqlite,
+            clock,
+            self._metrics,
+            keep_for=settings.keep_for,
+            max_size=settings.max_size,
+            on_degraded=self._degraded,
+        )
+        self.record: Callable[[Event], None] = self.store.put
+
+    async def start(self) -> None:
+        """Begin to write. Never raises for the state of the file."""
+        await self.store.start()
+        self.proxy("started")
+
+    async def stop(self) -> None:
+        """Write what is queued, within seconds."""
+        self.proxy("stopped")
+        await self.store.stop()
+
+    def allowance(self) -> Allowance:
+        """How much one route may record."""
+        return Allowance(self.settings.max_rate)
+
+    def refused_by_rate(self) -> None:
+        """An event was more than an allowance has."""
+        self._metrics.dropped("rate")
+
+    # --- news that are no exchanges -------------------------------------------------------------
+
+    def breaker(self, service: str, made: TransitionFacts) -> None:
+        """A circuit changed its state."""
+        kind = made.to_state.value
+        self.record(
+            Event(
+                at=self.clock.time(),
+                source="breaker",
+                kind=kind,
+                severity=_BREAKERS.get(kind, Severity.WARNING),
+                service=service,
+                facts=bounded(
+                    {
+                        "from": made.from_state.value,
+                        "reason": made.reason,
+                        "by": made.by,
+                        "mine": made.mine,
+                        "open_for": made.open_for or None,
+                        "failures": [one.document() for one in made.failures][-5:] or None,
+                    }
+                ),
+            )
+        )
+
+    def mirror(self, name: str, kind: str, facts: dict[str, object]) -> None:
+        """A mirror lost something, found it again, put jobs back, or found a job stranded. `job_id`
+        among the facts is the job's that it is about."""
+        source, severity = _MIRRORS[kind]
+        if kind == "restored" and not facts.get("restored"):
+            return  # nothing was missing
+        job_id = facts.pop("job_id", None)
+        self.record(
+            Event(
+                at=self.clock.time(),
+                source=source,
+                kind=kind,
+                severity=severity,
+                job_id=None if job_id is None else text(job_id, 128),
+                facts=bounded({"mirror": name, **facts}),
+            )
+        )
+
+    def proxy(self, kind: str, **facts: object) -> None:
+        """The proxy itself: `started`, `stopped`, `reloaded`, `reload_refused`, `trace_degraded`,
+        `trace_back`."""
+        severity = _PROXY.get(kind, Severity.OK)
+        self.record(Event(self.clock.time(), "proxy", kind, severity, facts=bounded(facts)))
+
+    def _degraded(self, reason: str | None) -> None:
+        if reason is None:
+            self.proxy("trace_back")
+        else:
+            self.proxy("trace_degraded", reason=reason)

@@ -1,0 +1,305 @@
+"""The trace on disk: what is recorded waits in a bounded queue, one task writes it in groups.
+
+1. `put` costs microseconds, waits for nothing and raises nothing. While SQLite takes nothing (disk
+   full, read-only, locked) the queue keeps the newest `QUEUE` events; what it pushes out is
+   counted.
+2. What is queued can be read at once (`reading`), so the newest is never missing, and a full disk
+   can still be found out about.
+3. The file is bounded by age and by size: after each commit the oldest events go until it fits.
+4. A damaged or foreign file is renamed, and a new one begun. Nothing of SQLite's leaves this file
+   as an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from proxy.clock import Clock
+from proxy.sqlite_file import REFUSED, Newer, SqliteFile, Unfit, is_damage
+from proxy.trace import sql
+from proxy.trace.events import Event, encode_facts
+from proxy.trace.metrics import TraceMetrics
+from proxy.trace.reading import Reading, Row
+
+log = logging.getLogger(__name__)
+
+QUEUE = 10_000  # events that wait while SQLite takes none
+QUEUE_BYTES = 16 * 1024 * 1024
+GROUP = 500  # events in one transaction
+GROUP_BYTES = 1024 * 1024
+GATHER = 0.2  # seconds for which events are gathered before they are written
+RETRY = 1.0  # seconds between two attempts while degraded
+TIDY_EVERY = 60.0  # seconds between two looks for what is too old
+TRIM_TO = 0.9  # of the largest size, when it is exceeded
+TRIM_STEP = 2000  # events deleted at one time
+_OVERHEAD = 400  # bytes of one event in memory beside its facts
+
+
+class TraceStore:
+    """`await start()`, `put` and ask, `await stop()`. `keep_for` is seconds, `max_size` bytes."""
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        metrics: TraceMetrics,
+        *,
+        keep_for: float,
+        max_size: int,
+        on_degraded: Callable[[str | None], None] = lambda reason: None,
+    ) -> None:
+        self.degraded: str | None = "not started"
+        self._file = SqliteFile(path, sql.SCHEMA, clock, self._suspected)
+        self._clock = clock
+        self._metrics = metrics
+        self._keep_for = keep_for
+        self._max_size = max_size
+        self._on_degraded = on_degraded
+        self._queue: deque[Row] = deque()
+        self._group: list[Row] = []  # being written at this moment
+        self._bytes = 0
+        self._last_id = 0
+        self._tidied = float("-inf")
+        self._suspect = False
+        self._stopping = False
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the file (made when missing) and begin to write. Never raises for its state."""
+        await self._try_open()
+        self._task = asyncio.create_task(self._run(), name="trace-writer")
+
+    async def stop(self, patience: float = 2.0) -> None:
+        """Write what is queued, for at most `patience` seconds, and close."""
+        self._stopping = True
+        self._stop.set()
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=patience)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._file.close()
+        if self.unwritten:
+            log.warning("trace stopped with unwritten events", extra={"events": self.unwritten})
+
+    # --- recording ------------------------------------------------------------------------------
+
+    def put(self, event: Event) -> None:
+        """Record `event`; its id is set."""
+        self._last_id = event.id = max(self._last_id + 1, int(self._clock.time() * 1e6))
+        facts = encode_facts(event.facts)
+        self._queue.append(
+            (
+                event.id,
+                event.at,
+                event.source,
+                event.kind,
+                int(event.severity),
+                event.correlation_id,
+                event.job_id,
+                event.service,
+                event.duration,
+                facts,
+            )
+        )
+        self._bytes += len(facts) + _OVERHEAD
+        while len(self._queue) > QUEUE or self._bytes > QUEUE_BYTES:
+            self._bytes -= _size(self._queue.popleft())
+            self._metrics.dropped("queue")
+        self._wake.set()
+
+    @property
+    def unwritten(self) -> int:
+        """Events not committed yet."""
+        return len(self._queue) + len(self._group)
+
+    # --- the writer -----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait(self._wake, TIDY_EVERY)
+            if not self._stopping:
+                await self._wait(self._stop, GATHER)
+            self._wake.clear()
+            try:
+                done = await self._write_all()
+            except Exception as unexpected:
+                # A fault of ours must not end the record for good: say it, and begin anew.
+                log.exception("trace writer failed")
+                self._set_degraded(f"internal error: {unexpected!r}")
+                done = False
+            if not done and not self._stopping:
+                await self._wait(self._stop, RETRY)
+                self._wake.set()
+            if self._stopping:
+                return
+
+    @staticmethod
+    async def _wait(event: asyncio.Event, limit: float) -> None:
+        """Until the event is set, at most `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                await event.wait()
+        except TimeoutError:
+            return
+
+    async def _write_all(self) -> bool:
+        """Write what is queued; False when SQLite takes nothing now."""
+        if self._suspect:
+            self._suspect = False
+            await self._set_aside("damaged")
+        if self._file.writer is None and not await self._try_open():
+            return False
+        try:
+            while self._queue:
+                await self._write_group()
+                await self._fit()
+            await self._forget_old()
+        except sqlite3.Error as error:
+            await self._failed(error)
+            return False
+        self._set_degraded(None)
+        return True
+
+    async def _write_group(self) -> None:
+        """Commit the oldest of the queue, or leave them there. Raises `sqlite3.Error`."""
+        size = 0
+        for row in islice(self._queue, GROUP):
+            size += _size(row)
+            if self._group and size > GROUP_BYTES:
+                break
+            self._group.append(row)
+        for _ in self._group:
+            self._queue.popleft()
+        try:
+            await self._add(self._group)
+        except BaseException:
+            self._queue.extendleft(reversed(self._group))
+            self._group = []
+            raise
+        self._bytes -= sum(map(_size, self._group))
+        self._metrics.written(len(self._group))
+        self._group = []
+
+    async def _add(self, rows: list[Row]) -> None:
+        params = [dict(zip(sql.NAMES, row, strict=True)) for row in rows]
+        try:
+            await self._file.transaction([(sql.ADD, params)])
+        except REFUSED:
+            for one in params:  # the one that SQLite refuses goes, its neighbours stay
+                try:
+                    await self._file.transaction([(sql.ADD, [one])])
+                except REFUSED as error:
+                    self._metrics.dropped("refused")
+                    log.warning("trace refused an event", extra={"reason": str(error)[:200]})
+
+    async def _fit(self) -> None:
+        """Delete the oldest events while the file is too large. Raises `sqlite3.Error`."""
+        used = await self._used()
+        if used > self._max_size:
+            target = self._max_size * TRIM_TO
+            while used > target and (events := int(await self._one(sql.COUNT) or 0)):
+                # As many as hold the bytes that are too many, if all are of one size.
+                number = min(TRIM_STEP, int(events * (used - target) / used) + 1)
+                await self._file.transaction([(sql.OLDEST, [{"number": number}])])
+                used = await self._used()
+            await self._give_back()
+        self._metrics.size.set(used)
+
+    async def _forget_old(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._tidied < TIDY_EVERY:
+            return
+        before = int((self._clock.time() - self._keep_for) * 1e6)
+        while (await self._one(sql.OLDEST_ID) or before) < before:
+            await self._file.transaction([(sql.OUTLIVED, [{"before": before}])])
+        self._metrics.size.set(await self._used())
+        self._tidied = now
+
+    async def _give_back(self) -> None:
+        """What is free and more than may be goes back to the disk. Raises `sqlite3.Error`."""
+        writer = self._file.writer
+        while writer is not None and await self._one(sql.LENGTH) > self._max_size:
+            before = await self._one(sql.LENGTH)
+            await writer.execute_fetchall(sql.GIVE_BACK)
+            if await self._one(sql.LENGTH) == before:
+                return
+
+    async def _used(self) -> int:
+        """Bytes of the file that hold something."""
+        return int(await self._one(sql.USED) or 0)
+
+    async def _one(self, statement: str) -> Any:
+        if self._file.writer is None:
+            raise sqlite3.OperationalError("not open")
+        rows = list(await self._file.writer.execute_fetchall(statement))
+        return rows[0][0] if rows else None
+
+    # --- trouble with the file ------------------------------------------------------------------
+
+    async def _failed(self, error: sqlite3.Error) -> None:
+        if is_damage(error):
+            await self._set_aside("damaged")
+        else:
+            self._set_degraded(str(error))
+
+    async def _try_open(self) -> bool:
+        for _ in range(2):  # the second time on a new file, when the first was not fit
+            try:
+                await self._file.open()
+            except Unfit as unfit:
+                if not await self._set_aside(str(unfit)):
+                    return False
+                continue
+            except (OSError, sqlite3.Error, Newer) as error:
+                self._set_degraded(str(error))
+                return False
+            self._set_degraded(None)
+            return True
+        return False
+
+    async def _set_aside(self, why: str) -> bool:
+        try:
+            kept = await self._file.set_aside(why)
+        except OSError as error:
+            self._set_degraded(f"{why}, and cannot be set aside: {error}")
+            return False
+        log.error("trace set aside", extra={"why": why, "kept": str(kept)})
+        return True
+
+    def _suspected(self) -> None:
+        self._suspect = True
+        self._wake.set()
+
+    def _set_degraded(self, reason: str | None) -> None:
+        if reason == self.degraded:
+            return
+        before, self.degraded = self.degraded, reason
+        self._metrics.degraded.set(reason is not None)
+        if reason is not None:
+            log.error("trace degraded", extra={"trace": str(self._file.path), "reason": reason})
+        elif before != "not started":
+            log.info("trace writes again", extra={"trace": str(self._file.path), "was": before})
+        if before != "not started" or reason is not None:
+            self._on_degraded(reason)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def reading(self) -> Reading:
+        """For one answer: what the file has and what still waits to be written."""
+        return Reading(self._file, lambda: (*self._group, *self._queue))
+
+
+def _size(row: Row) -> int:
+    return len(row[-1]) + _OVERHEAD

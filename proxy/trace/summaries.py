@@ -1,0 +1,203 @@
+"""One line for a person about each event. Pure: a table of what to say, by source and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from proxy.trace.events import Event, text
+
+
+def summary(event: Event) -> str:
+    """What happened, in at most some 300 characters."""
+    say = _BY_KIND.get((event.source, event.kind)) or _BY_SOURCE[event.source]
+    return text(say(event), 300)
+
+
+def duration(seconds: float | None) -> str:
+    """`340 ms`, `2.1 s`, `3 min 5 s`, `2 h 10 min`; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def _exchange(event: Event) -> str:
+    facts = event.facts
+    said = f"{facts.get('method')} {facts.get('path')}"
+    if facts.get("direction") == "egress":
+        said = f"call of {event.service or facts.get('listener')}: {said}"
+    said += f": {_status(facts)}"
+    notes = []
+    if facts.get("detail"):
+        notes.append(str(facts["detail"]))
+    if facts.get("attempts", 0) > 1:
+        notes.append(f"{facts['attempts']} attempts")
+    if "rescued_from" in facts:
+        notes.append(f"answered here instead of {facts['rescued_from']}")
+    stored = facts.get("job_stored")
+    if stored in ("not_stored", "degraded"):
+        words = {"not_stored": "the job is not stored", "degraded": "not confirmed in SQLite"}
+        notes.append(words[stored])
+    return said + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _status(facts: dict[str, Any]) -> str:
+    status = str(facts.get("status"))
+    if facts.get("status") == 499:
+        return "the client left"
+    return f"{status} {facts['code']}" if facts.get("code") else status
+
+
+def _creation(event: Event) -> str:
+    facts = event.facts
+    words = {"confirmed": "and stored", "degraded": "stored in Redis, not confirmed in SQLite"}
+    stored = words.get(str(facts.get("job_stored")), "nothing is known of its storing")
+    job = event.job_id or "a job"
+    return f"{facts.get('method')} {facts.get('path')}: {_status(facts)}, {job} accepted, {stored}"
+
+
+_ATTEMPTS = {
+    "connect": "could not be reached",
+    "reset": "broke off",
+    "timeout": "did not answer in time",
+}
+
+
+def _attempt(event: Event) -> str:
+    facts = event.facts
+    kind = event.kind
+    said = _ATTEMPTS.get(kind) or f"answered {kind.removeprefix('status_')}"
+    count = facts.get("count", 1)
+    times = f", {count} times within {duration(event.duration) or '0 s'}" if count > 1 else ""
+    target = f" at {facts['target']}" if facts.get("target") else ""
+    return f"{event.service or 'the upstream'}{target} {said}{times}"
+
+
+def _breaker(event: Event) -> str:
+    words = {
+        "open": "opens: calls are refused",
+        "half_open": "lets probes through",
+        "closed": "closes: calls flow again",
+        "forced_open": "is opened by hand",
+        "forced_closed": "is closed by hand",
+    }
+    said = f"the circuit of {event.service} {words.get(event.kind, event.kind)}"
+    reason = event.facts.get("reason")
+    return f"{said} ({reason})" if reason else said
+
+
+def _upload(event: Event) -> str:
+    facts = event.facts
+    what = facts.get("upload_type") or facts.get("upload_label") or "unknown type"
+    size = facts.get("upload_size")
+    measured = [str(what)]
+    if isinstance(size, int):
+        measured.append(f"{size:,} bytes")
+    if isinstance(facts.get("upload_duration"), int | float):
+        measured.append(f"plays {facts['upload_duration']:.1f} s")
+    verdict = event.kind
+    if verdict == "accepted":
+        return f"upload accepted: {', '.join(measured)}"
+    if verdict == "unfinished":
+        return "the upload ended before its verdict"
+    return f"upload refused: {facts.get('detail') or verdict}"
+
+
+def _stage(said: str) -> Callable[[Event], str]:
+    def say(event: Event) -> str:
+        error = event.facts.get("error")
+        line = f"stage {event.facts.get('stage')} {said}"
+        return f"{line}: {error}" if error else line
+
+    return say
+
+
+def _job(event: Event) -> str:
+    facts = event.facts
+    if event.kind.startswith("stage_"):
+        return _stage(event.kind.removeprefix("stage_"))(event)
+    return f"job {event.kind}" + (f": {facts['status']}" if facts.get("status") else "")
+
+
+def _started(event: Event) -> str:
+    waited = event.facts.get("waited_ms")
+    after = duration(waited / 1000) if isinstance(waited, int | float) else ""
+    return f"a worker has taken the job, {after} after it was first seen"
+
+
+def _failed(event: Event) -> str:
+    facts = event.facts
+    where = f" in {facts['stage']}" if facts.get("stage") else ""
+    return f"job failed{where}: {facts.get('error') or facts.get('type') or 'it does not say why'}"
+
+
+def _restored(event: Event) -> str:
+    facts = event.facts
+    return (
+        f"{facts.get('restored')} jobs put back into Redis ({facts.get('cause')}),"
+        f" {facts.get('kept')} were there"
+    )
+
+
+def _reason(said: str) -> Callable[[Event], str]:
+    def say(event: Event) -> str:
+        reason = event.facts.get("reason")
+        return f"{said}: {reason}" if reason else said
+
+    return say
+
+
+def _refused_reload(event: Event) -> str:
+    problems = event.facts.get("problems") or ["?"]
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"reload refused, the old config stays: {problems[0]}{more}"
+
+
+_BY_SOURCE: dict[str, Callable[[Event], str]] = {
+    "exchange": _exchange,
+    "attempt": _attempt,
+    "breaker": _breaker,
+    "upload": _upload,
+    "job": _job,
+    "restore": _restored,
+    "mirror": lambda event: _reason(event.kind.replace("_", " "))(event),
+    "proxy": lambda event: f"the proxy {event.kind.replace('_', ' ')}",
+}
+
+_BY_KIND: dict[tuple[str, str], Callable[[Event], str]] = {
+    ("exchange", "creation"): _creation,
+    ("job", "created"): lambda event: f"job {event.job_id} is {event.facts.get('status')}",
+    ("job", "started"): _started,
+    ("job", "failed"): _failed,
+    ("job", "completed"): lambda event: f"job completed, {duration(event.duration)} in all",
+    ("job", "cancelled"): lambda event: "job cancelled",
+    ("job", "deleted"): lambda event: (
+        "job deleted by a client"
+        if event.facts.get("origin") == "client"
+        else "job deleted in Redis"
+    ),
+    ("job", "stage_started"): _stage("begins"),
+    ("mirror", "redis_lost"): _reason("Redis does not answer any more"),
+    ("mirror", "redis_back"): lambda event: "Redis answers again",
+    ("mirror", "sqlite_degraded"): _reason("the jobs' SQLite file cannot be written"),
+    ("mirror", "sqlite_back"): lambda event: "the jobs' SQLite file can be written again",
+    ("mirror", "gap"): _reason("the jobs' SQLite file lacks something and is filled again"),
+    ("mirror", "obstacle"): _reason("lost jobs cannot be put back"),
+    ("mirror", "obstacle_gone"): lambda event: "lost jobs can be put back again",
+    ("mirror", "stranded"): lambda event: (
+        f"nobody works on job {event.job_id}, {event.facts.get('status')}"
+        f" since {event.facts.get('unchanged_since')}"
+    ),
+    ("proxy", "reload_refused"): _refused_reload,
+    ("proxy", "reloaded"): lambda event: "the config was loaded anew",
+    ("proxy", "trace_degraded"): _reason("the trace cannot be written"),
+    ("proxy", "trace_back"): lambda event: "the trace can be written again",
+}

@@ -1,0 +1,155 @@
+"""Health in one sentence: what counts as trouble, and what comes first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from proxy.admin.status.verdict import RECENT_FAILURE, judge
+
+NOW = 1_795_450_757.0
+
+
+def breaker(state: str, reason: str = "") -> dict[str, Any]:
+    """As `GET /api/breakers` has it, so far as it matters."""
+    return {"state": state, "reason": reason}
+
+
+def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
+    """One that is well."""
+    target = {"target": "http://127.0.0.1:1", "healthy": True, "ejected": False}
+    return {"name": name, "breaker": breaker("closed"), "targets": [target], **changes}
+
+
+def route(errors: int = 0, share: float = 0.0, name: str = "r") -> dict[str, Any]:
+    """With so many errors."""
+    return {"listener": "in", "route": name, "errors": errors, "error_share": share}
+
+
+def mirror(**changes: Any) -> dict[str, Any]:
+    """One that is well."""
+    well = {"redis": "live", "reason": None, "sqlite": "ok", "sqlite_reason": None}
+    return {"mirror": "make_video", **well, "obstacle": None, **changes}
+
+
+def job(status: str = "completed", age: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """One that changed `age` seconds ago."""
+    about = {"mirror": "make_video", "job_id": "mv_1", "error": None, "stranded": False}
+    return {**about, "status": status, "changed_at": NOW - age, **changes}
+
+
+def snapshot(**changes: Any) -> dict[str, Any]:
+    """Of a proxy that is well; `jobs` are a list."""
+    jobs = changes.pop("job_list", [job()])
+    return {
+        "state": "serving",
+        "upstreams": [upstream()],
+        "routes": [route()],
+        "mirrors": [mirror()],
+        "redis": {"breakers": True},
+        "jobs": {"problem": None, "list": jobs},
+        "process": {"loop_lag_p99": 0.002, "log_lines_dropped": 0},
+        **changes,
+    }
+
+
+def test_all_is_well() -> None:
+    """Nothing found, nothing to say."""
+    verdict = judge(snapshot(), NOW)
+    assert (verdict.level, verdict.sentence, verdict.findings) == ("ok", "All good.", ())
+    assert judge(snapshot(redis={"breakers": None}, mirrors=[], upstreams=[]), NOW).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "kind", "about"),
+    [
+        ({"state": "draining"}, "error", "not_serving", "process"),
+        ({"mirrors": [mirror(redis="down")]}, "error", "redis_away", "mirror:make_video"),
+        ({"mirrors": [mirror(sqlite="degraded", sqlite_reason="disk full")]},
+         "error", "sqlite_degraded", "mirror:make_video"),
+        ({"mirrors": [mirror(obstacle="read only")]}, "error", "restore_blocked",
+         "mirror:make_video"),
+        ({"redis": {"breakers": False}}, "warning", "breakers_not_shared", "redis"),
+        ({"upstreams": [upstream(breaker=breaker("open", "5 failures in a row"))]},
+         "error", "circuit_open", "upstream:search"),
+        ({"upstreams": [upstream(breaker=breaker("half_open"))]},
+         "warning", "circuit_half_open", "upstream:search"),
+        ({"upstreams": [upstream(breaker=breaker("forced_open"))]},
+         "warning", "circuit_forced_open", "upstream:search"),
+        ({"upstreams": [upstream(breaker=breaker("forced_closed"))]},
+         "warning", "circuit_forced_closed", "upstream:search"),
+        ({"upstreams": [upstream(targets=[
+            {"target": "a", "healthy": False, "ejected": False}])]},
+         "error", "targets_down", "upstream:search"),
+        ({"upstreams": [upstream(targets=[
+            {"target": "a", "healthy": True, "ejected": True},
+            {"target": "b", "healthy": True, "ejected": False}])]},
+         "warning", "targets_down", "upstream:search"),
+        ({"routes": [route(3, 0.05)]}, "warning", "route_errors", "route:in/r"),
+        ({"routes": [route(3, 0.6)]}, "error", "route_errors", "route:in/r"),
+        ({"job_list": [job(stranded=True, status="queued")]},
+         "warning", "jobs_stranded", "job:make_video/mv_1"),
+        ({"job_list": [job("failed")]}, "warning", "jobs_failed", "job:make_video/mv_1"),
+        ({"jobs": {"problem": "silent", "list": []}}, "warning", "jobs_unknown", "jobs"),
+        ({"process": {"loop_lag_p99": 0.3, "log_lines_dropped": 0}},
+         "warning", "loop_lag", "process"),
+        ({"process": {"loop_lag_p99": None, "log_lines_dropped": 7}},
+         "warning", "log_lines_dropped", "process"),
+    ],
+)  # fmt: skip
+def test_each_trouble_is_found(changes: dict[str, Any], level: str, kind: str, about: str) -> None:
+    """Alone, with its level, and where to look."""
+    verdict = judge(snapshot(**changes), NOW)
+    (found,) = verdict.findings
+    assert (found.level, found.kind, found.about) == (level, kind, about)
+    assert verdict.level == level
+    assert verdict.sentence == found.summary + "."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"routes": [route(2, 1.0)]},  # two errors in a quiet night
+        {"routes": [route(100, 0.01)]},
+        {"job_list": [job("failed", age=RECENT_FAILURE + 1)]},
+        {"process": {"loop_lag_p99": 0.05, "log_lines_dropped": 0}},
+    ],
+)
+def test_what_is_no_trouble(changes: dict[str, Any]) -> None:
+    """Few errors, a small share, old failures, an ordinary delay."""
+    assert judge(snapshot(**changes), NOW).level == "ok"
+
+
+def test_the_most_important_comes_first() -> None:
+    """Redis before a circuit before jobs, and the sentence tells how much more there is."""
+    verdict = judge(
+        snapshot(
+            job_list=[job("failed"), job("failed", job_id="mv_2")],
+            upstreams=[upstream(breaker=breaker("open", "5 failures in a row"))],
+            mirrors=[mirror(redis="down", reason="connection refused")],
+        ),
+        NOW,
+    )
+    assert [f.kind for f in verdict.findings] == ["redis_away", "circuit_open", "jobs_failed"]
+    assert verdict.sentence == (
+        "Redis is down for the jobs of make_video: connection refused. "
+        "And 2 more things to look at."
+    )
+
+
+def test_an_error_comes_before_a_warning() -> None:
+    """A circuit that is open is worse than breakers that are not shared."""
+    changes = {
+        "redis": {"breakers": False},
+        "upstreams": [upstream(breaker=breaker("open"))],
+    }
+    assert [f.level for f in judge(snapshot(**changes), NOW).findings] == ["error", "warning"]
+
+
+def test_the_text_of_a_job_is_bounded() -> None:
+    """A job's error may be as long as it likes; the sentence is not."""
+    verdict = judge(snapshot(job_list=[job("failed", error="x" * 10_000)]), NOW)
+    assert len(verdict.sentence) < 300
+    json.dumps(verdict.document())

@@ -1,0 +1,278 @@
+"""The suspect: each rule on the events that it is about, and none where nothing is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from proxy.trace.causes import Case, Cause, suspect
+from proxy.trace.events import Event
+from proxy.trace.lives import JobLife
+from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages
+
+
+def case(
+    *events: Event,
+    lives: Sequence[JobLife] = (),
+    now: float = 100.0,
+    before: Sequence[Event] = (),
+    about_job: bool = False,
+) -> Case:
+    """The story of these events and lives, asked for `now` seconds after `T0`."""
+    every = sorted([*events, *(e for one in lives for e in one.events)], key=lambda e: e.at)
+    return Case(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
+
+
+def found(*events: Event, **more: Any) -> Cause:
+    """The cause; that it points into the story is always so."""
+    asked = case(*events, **more)
+    cause = suspect(asked)
+    assert cause is not None
+    assert any(event is cause.event for event in asked.events)
+    return cause
+
+
+def done() -> JobLife:
+    """A job that went well."""
+    return life(
+        (0, {"status": "queued"}), (1, {"status": "processing"}), (20, {"status": "completed"})
+    )
+
+
+def test_nothing_wrong_no_cause() -> None:
+    """A job that went well, with ordinary calls, polls and a reload meanwhile, has no suspect."""
+    events = [exchange(kind="creation", job_stored="confirmed"), call(5), exchange(8)]
+    assert suspect(case(*events, news(3, "proxy", "reloaded"), lives=[done()])) is None
+    assert suspect(case(*events)) is None
+
+
+def test_upload_refused() -> None:
+    """A bad upload: what was wrong with it, in the words that the client got."""
+    refused = exchange(0, 400, code="upload_too_long", detail="over 10min")
+    upload = Event(
+        T0, "upload", "upload_too_long", refused.severity, facts={"detail": "over 10min"}
+    )
+    cause = found(refused, upload)
+    assert (cause.kind, cause.summary) == ("upload_refused", "The upload was refused: over 10min")
+    assert cause.event is upload
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("redis_down", "Redis could not be reached"), ("key_missing", "never wrote it to Redis")],
+)
+def test_creation_not_stored(reason: str, words: str) -> None:
+    """The service said yes and there is no job: why, by the reason."""
+    cause = found(exchange(0, 503, code="job_not_stored", reason=reason))
+    assert cause.kind == "job_not_stored"
+    assert words in cause.summary
+
+
+def test_a_refusal_is_not_of_a_job_that_there_is() -> None:
+    """A client that was refused once and tried again with the same correlation ID: the refusal is
+    part of its story, and not the cause of anything about the job that it then got."""
+    refused = exchange(0, 503, code="job_not_stored", reason="redis_down")
+    upload = Event(T0, "upload", "upload_too_long", refused.severity)
+    one = failing_life()
+    assert found(refused, upload, lives=[one], about_job=True).kind == "stage_failed"
+    assert found(refused, upload, lives=[one]).kind == "upload_refused"
+    lost = exchange(0, 503, code="job_not_stored", job_id="mv_1", reason="key_missing")
+    assert found(lost, about_job=True).kind == "job_not_stored"
+
+
+def test_deleted_before_it_was_done() -> None:
+    """A deleted job is not looked into any further; one deleted when it was done is no trouble."""
+    gone = {"deleted": "2026-11-23T16:20:00+00:00", "origin": "client"}
+    cause = found(lives=[life((0, {"status": "processing"}), **gone)])
+    assert cause.kind == "deleted"
+    assert "by a client" in cause.summary
+    assert suspect(case(lives=[life((0, {"status": "completed"}), **gone)])) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "words"),
+    [
+        (502, "upstream_unreachable", "service_down", "audio-transcriber could not be reached"),
+        (504, "upstream_timeout", "service_slow", "audio-transcriber did not answer in time"),
+        (502, "upstream_reset", "service_breaks_off", "audio-transcriber broke off"),
+        (503, None, "service_errors", "audio-transcriber answered 503"),
+        (503, "circuit_open", "circuit_open", "its circuit was open"),
+    ],
+)
+def test_a_service_made_a_job_fail(status: int, code: str | None, kind: str, words: str) -> None:
+    """Failed calls in the stage that failed: the service is named, what it did, how often."""
+    calls = [call(t, status, code=code, job_id="mv_1") for t in (3, 4, 5)]
+    cause = found(*calls, lives=[failing_life()])
+    assert cause.kind == kind
+    assert words in cause.summary
+    assert "3 failed calls" in cause.summary
+    assert "failed in generate_subtitles" in cause.summary
+    assert cause.event is calls[0]
+
+
+def test_an_open_circuit_made_a_job_fail() -> None:
+    """It may have opened before the job began, for reasons of its own: since when, and which."""
+    opened = breaker(-300, "open", failures=[{"kind": "connect"}] * 5)
+    refused = call(3, 503, code="circuit_open", job_id="mv_1")
+    cause = found(refused, lives=[failing_life()], before=[opened])
+    assert cause.kind == "service_down"
+    assert "its circuit opened at 2026-11-23T16:14:17.000Z: 5 x" in cause.summary
+    assert cause.event is refused
+
+
+def test_a_circuit_that_closed_again_is_not_blamed() -> None:
+    """Nor is the circuit of a service that the failed stage does not call."""
+    closed = [breaker(-300, "open"), breaker(-200, "closed")]
+    assert found(lives=[failing_life()], before=closed).kind == "stage_failed"
+    other = breaker(2, "open", "youtube-search")
+    assert found(other, lives=[failing_life()]).kind == "stage_failed"
+
+
+def test_a_job_failed_by_itself() -> None:
+    """The stage and its own words."""
+    cause = found(lives=[failing_life("[NO_SHORTS_FOUND] none")])
+    assert cause.kind == "stage_failed"
+    assert "mv_1 failed in generate_subtitles: [NO_SHORTS_FOUND] none" in cause.summary
+    assert cause.event.kind == "stage_failed"
+
+
+def test_sqlite_cannot_write() -> None:
+    """A full disk: since when and what SQLite says, even when it began before the story."""
+    full = news(-60, "mirror", "sqlite_degraded", reason="database or disk is full")
+    created = exchange(0, 202, kind="creation", job_stored="degraded")
+    cause = found(created, before=[full], lives=[done()])
+    assert cause.kind == "ledger_cannot_write"
+    assert "database or disk is full" in cause.summary
+    assert cause.event is created
+    over = news(-30, "mirror", "sqlite_back")
+    assert suspect(case(exchange(), before=[full, over])) is None
+
+
+def test_sqlite_was_merely_slow() -> None:
+    """Not confirmed in time, and nothing else is known."""
+    assert found(exchange(0, 202, job_stored="degraded")).kind == "ledger_slow"
+
+
+def test_nobody_takes_a_job() -> None:
+    """Queued for longer than it should be; after a loss of Redis, that is said too."""
+    waits = life((0, {"status": "queued"}))
+    assert suspect(case(lives=[waits], now=10)) is None
+    cause = found(lives=[waits], now=60)
+    assert cause.kind == "stranded"
+    assert "queued for 1 min 0 s" in cause.summary
+    assert "is the worker running" in cause.summary
+    lost = news(-5, "restore", "restored", restored=3)
+    assert "Redis lost its data" in found(lives=[waits], now=60, before=[lost]).summary
+
+
+def test_a_job_that_the_mirror_reports_stranded() -> None:
+    """The mirror's word counts at once."""
+    waits = life((0, {"status": "queued"}))
+    told = news(5, "mirror", "stranded", job_id="mv_1", status="queued")
+    assert found(told, lives=[waits], now=6).event is told
+
+
+def test_a_stage_that_does_not_end() -> None:
+    """How long nothing has changed, in which stage."""
+    at_it = life((0, {"status": "processing", "stages": stages(trim_video="processing")}))
+    cause = found(lives=[at_it], now=400)
+    assert cause.kind == "stuck_stage"
+    assert "in trim_video without a change for 6 min 40 s" in cause.summary
+
+
+def test_a_stage_that_waits_for_a_service() -> None:
+    """With a service in trouble, the service is to blame; with one that answers, that is said."""
+    at_it = life((0, {"status": "processing", "stages": stages(generate_subtitles="processing")}))
+    cause = found(call(30, 504, code="upstream_timeout"), lives=[at_it], now=400)
+    assert cause.kind == "service_slow"
+    assert "has been in generate_subtitles" in cause.summary
+    cause = found(call(30), lives=[at_it], now=400)
+    assert cause.kind == "stuck_stage"
+    assert "audio-transcriber answers" in cause.summary
+
+
+def test_redis_was_lost() -> None:
+    """While a job runs, or when a caller noticed; what was put back is said."""
+    lost = news(5, "mirror", "redis_lost", reason="closed")
+    back = news(7, "restore", "restored", restored=4)
+    running = life((0, {"status": "processing"}))
+    cause = found(lost, back, lives=[running], now=10)
+    assert cause.kind == "redis_lost"
+    assert "4 jobs were put back" in cause.summary
+    rescued = exchange(6, 200, rescued_from=404)
+    assert found(lost, rescued, lives=[done()]).kind == "redis_lost"
+    assert suspect(case(lost, back, lives=[done()])) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (502, "upstream_unreachable", "make-video could not be reached"),
+        (504, "upstream_timeout", "make-video did not answer in time"),
+        (503, "overloaded", "no free connection"),
+        (499, "client_left", "The client went away"),
+        (404, "no_route", "No route has this path"),
+        (400, "bad_request", "The proxy refused the request: why"),
+    ],
+)
+def test_an_answer_of_the_proxy_s_own(status: int, code: str, words: str) -> None:
+    """In words, with the detail that the client got."""
+    cause = found(exchange(0, status, code=code, detail="why"))
+    assert cause.kind == code
+    assert words in cause.summary
+
+
+def test_an_open_circuit_refused_a_request() -> None:
+    """When and why it opened."""
+    opened = breaker(-9, "open", "make-video")
+    cause = found(exchange(0, 503, code="circuit_open"), before=[opened])
+    assert cause.kind == "circuit_open"
+    assert cause.summary.endswith("was open since 2026-11-23T16:19:08.000Z: 5 x")
+
+
+def test_a_route_that_a_refused_reload_should_have_brought() -> None:
+    """No route, and the last reload was refused: the operator's typing mistake is the suspect."""
+    refused = news(-9, "proxy", "reload_refused", problems=["c.yaml:7: paht: unknown"])
+    cause = found(exchange(0, 404, code="no_route"), before=[refused])
+    assert cause.kind == "reload_refused"
+    assert "c.yaml:7: paht: unknown" in cause.summary
+    later = news(-5, "proxy", "reloaded")
+    assert found(exchange(0, 404, code="no_route"), before=[refused, later]).kind == "no_route"
+
+
+def test_the_service_itself_answered_with_an_error() -> None:
+    """5xx before 4xx."""
+    assert found(exchange(0, 500), exchange(1, 422)).kind == "upstream_error"
+    cause = found(exchange(1, 422))
+    assert cause.kind == "refused_by_service"
+    assert "make-video itself answered 422 to GET /x" in cause.summary
+
+
+def test_calls_failed_though_the_job_went_on() -> None:
+    """A video that was skipped: the service is named although the job is completed."""
+    cause = found(call(5, 503, service="video-downloader"), exchange(), lives=[done()])
+    assert cause.kind == "service_errors"
+
+
+def test_the_service_was_restarting() -> None:
+    """Connections were refused for a while, then it answered."""
+    waited = Event(T0, "attempt", "connect", service="make-video", duration=2.1)
+    cause = found(exchange(0, duration=2.2), waited)
+    assert cause.kind == "service_restarting"
+    assert "refused connections for 2.1 s" in cause.summary
+
+
+def test_slow_calls() -> None:
+    """How many, the longest, and the service's share of it."""
+    slow = [call(3, duration=2.5), call(6, duration=14.2, upstream_ms=14_100.0)]
+    cause = found(*slow, lives=[done()])
+    assert cause.kind == "service_slow"
+    assert "2 kept exchanges took over 2 s, the longest 14.2 s, 14.1 s of it" in cause.summary
+    assert cause.event is slow[1]
+
+
+def test_answered_from_the_mirror() -> None:
+    """The client got what is known here."""
+    assert found(exchange(0, 200, rescued_from="silence")).kind == "answered_here"
