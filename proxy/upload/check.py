@@ -29,11 +29,11 @@ from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
-from proxy.upload.pool import HELD_BYTES, ProbePool
+from proxy.upload.holding import Holding
+from proxy.upload.pool import ProbePool
 from proxy.upload.session import HIGH_WATER, Answer, Job, ProbeSession
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not the file
-_SMALL = 4 * 1024  # bytes of a piece that is copied rather than kept as it is
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 
 #: What `UploadCheck.facts` may hold, and the access line as `upload_NAME`.
@@ -112,10 +112,7 @@ class UploadCheck:
         self._clock = validator.clock
         self._report = validator.rules.mode == "report"
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
-        self._pool = validator.pool
-        self._fields_held: list[bytes] = []  # rule 1: what stands before the file's head
-        self._held: list[bytes | bytearray] = []  # and behind it
-        self._held_size = 0
+        self._held = Holding(validator.rules.buffer, validator.pool.held)  # rule 1
         self._last = b""  # rule 2, raw bodies
         self._head: list[bytes] = []  # of the file, until a process is worth its while
         self._head_size = 0
@@ -168,7 +165,7 @@ class UploadCheck:
         if self._error is not None or self._session.decided:
             return False
         undecided = self._session.opened and self._session.kind is None
-        return self._session.full or (undecided and self._held_size > HIGH_WATER)
+        return self._session.full or (undecided and self._held.size > HIGH_WATER)
 
     async def drained(self) -> None:
         """Wait until not `blocked`. Raises as `feed` does where the verdict comes first."""
@@ -202,7 +199,7 @@ class UploadCheck:
     def close(self) -> None:
         """Free the probe process. Always call it; a second call does nothing."""
         self._session.close()
-        self._let_go()
+        self._held.drop()
         self._head.clear()
 
     @property
@@ -371,40 +368,21 @@ class UploadCheck:
             return []
         if self._released:
             return [data]
-        self._held_size += len(data)
-        self._pool.held += len(data)
-        if not self._file_seen:
-            self._fields_held.append(data)
-        elif len(data) > _SMALL:
-            self._held.append(data)
-        elif self._held and isinstance(self._held[-1], bytearray):
-            self._held[-1] += data
-        else:
-            self._held.append(bytearray(data))  # a piece costs more than its few bytes
+        self._held.add(data, before_file=not self._file_seen)
         return self._release()
 
     def _release(self, *, complete: bool = False) -> list[bytes]:
         """Everything held, once it is enough and the type of the file is known and good."""
         if self._released or self._report or self._session.kind is None:
             return []
-        enough = self._held_size >= self._rules.buffer or self._pool.held > HELD_BYTES
-        if not (enough or complete):
+        if not (complete or self._held.enough):
             return []
         self._released = True
-        out = self._fields_held
+        head = b""
         if self._form is not None:
             assert self._file_part is not None
-            out.append(self._part_head(self._file_part))
-        out += map(bytes, self._held)
-        self._fields_held = []
-        self._let_go()
-        return out
-
-    def _let_go(self) -> None:
-        self._fields_held.clear()
-        self._held.clear()
-        self._pool.held -= self._held_size
-        self._held_size = 0
+            head = self._part_head(self._file_part)
+        return self._held.take(head)
 
     # --- the verdict ----------------------------------------------------------------------------
 
@@ -437,7 +415,7 @@ class UploadCheck:
         """Settle on `error`; in report mode it is only kept for `facts`."""
         self._error = error
         self._session.close()
-        self._let_go()
+        self._held.drop()
         self._head.clear()
         self._raise_if_failed()
 

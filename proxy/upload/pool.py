@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import proxy
+from proxy.upload.holding import Total
 from proxy.upload.session import Job, ProbeSession
 
 START_TIMEOUT = 20.0
-HELD_BYTES = 64 * 1024 * 1024  # that all uploads together may hold back from their upstreams
 _RESTART_DELAYS = (0.0, 0.2, 1.0, 5.0)  # seconds, the last one again and again
 
 log = logging.getLogger("proxy.upload")
@@ -47,7 +47,7 @@ class ProbePool:
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
         self._next_id = 0
-        self.held = 0  # bytes that uploads hold back; theirs to count
+        self.held = Total()  # of the uploads that are examined here; theirs to count
 
     @property
     def ready(self) -> bool:

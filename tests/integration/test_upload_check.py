@@ -12,7 +12,8 @@ from proxy.config.schema import Upload
 from proxy.errors import UploadRejected, UploadTooLong
 from proxy.upload.check import OTHER_FIELDS, UploadValidator
 from proxy.upload.families import NAMES
-from proxy.upload.pool import HELD_BYTES, ProbePool
+from proxy.upload.holding import ALL_TOGETHER
+from proxy.upload.pool import ProbePool
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, wav_header
 from tests.uploads.drive import CONTENT_TYPE, feed_until_refused, form, part, upload
@@ -282,15 +283,15 @@ async def test_uploads_hold_back_a_bounded_amount_together(pool: ProbePool) -> N
     check.on_change = changed.set
     try:
         assert check.feed(opening) == []
-        assert pool.held > MIB // 2 - 1000
+        assert pool.held.size > MIB // 2 - 1000
         await check.drained()
         while check.facts.get("type") is None:
             await changed.wait()
             changed.clear()
         assert check.feed(bytes(1000)) == []
-        pool.held += HELD_BYTES
+        pool.held.size += ALL_TOGETHER
         assert sum(map(len, check.feed(bytes(1000)))) > MIB // 2
     finally:
         check.close()
-    assert pool.held == HELD_BYTES
-    pool.held = 0
+    assert pool.held.size == ALL_TOGETHER
+    pool.held.size = 0

@@ -7,9 +7,12 @@ import socket
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.upload import foreign, measure, mp3, packets, verdicts
 from proxy.upload.boxes import is_sequential
+from proxy.upload.holding import Holding, Total
 from proxy.upload.source import KEEP, Source
 from tests.data.audio.generate import path_of
 
@@ -108,3 +111,20 @@ def test_only_an_index_in_front_is_read_on_the_way() -> None:
     assert not is_sequential(bytes(100))
     huge = struct.pack(">I4sQ", 1, b"free", 2**40)
     assert not is_sequential(huge + bytes(100))
+
+
+@given(
+    before=st.lists(st.binary(min_size=1, max_size=9000), max_size=9),
+    file=st.lists(st.binary(min_size=1, max_size=9000), max_size=9),
+)
+def test_what_is_held_back_comes_out_in_order(before: list[bytes], file: list[bytes]) -> None:
+    """With the file's head where it belongs, nothing lost, and the total as it was."""
+    total = Total()
+    held = Holding(1, total)
+    for pieces, is_before in ((before, True), (file, False)):
+        for piece in pieces:
+            held.add(piece, before_file=is_before)
+    assert held.size == total.size == len(b"".join(before + file))
+    assert held.enough == bool(before + file)
+    assert b"".join(held.take(b"HEAD")) == b"".join([*before, b"HEAD", *file])
+    assert held.size == total.size == 0
