@@ -14,7 +14,7 @@ import socket
 from random import Random
 
 from proxy import __version__
-from proxy.clock import SystemClock
+from proxy.clock import Clock, SystemClock
 from proxy.config.schema import Config
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.serve import Service
@@ -70,9 +70,9 @@ class _Transport(asyncio.Transport):
 class HotExchange:
     """Call it to carry one GET through a listener to an idle connection and back."""
 
-    def __init__(self) -> None:
-        clock = SystemClock()
-        sweeper = Sweeper(clock)
+    def __init__(self, clock: Clock) -> None:
+        self._closed = False
+        self.sweeper = sweeper = Sweeper(clock)
         metrics = Metrics(__version__)
         self._writer = LogWriter(FileOutput(os.devnull))
         compiler = Compiler(
@@ -99,18 +99,27 @@ class HotExchange:
         self.upstream.data_received(RESPONSE)
         return self.answer.written
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """End the connection, and give back sockets and thread."""
+        if self._closed:
+            return
+        self._closed = True
         self.client.eof_received()
         self._ours.close()
         self._theirs.close()
         self._writer.close(1.0)
 
+    def __del__(self) -> None:
+        self.close()
 
-def hot_exchange() -> HotExchange:
+
+def hot_exchange(clock: Clock | None = None) -> HotExchange:
     """A new one, tried."""
 
     async def build() -> HotExchange:
-        return HotExchange()  # streams ask for the loop; an exchange itself needs none
+        return HotExchange(
+            clock or SystemClock()
+        )  # streams ask for the loop; an exchange itself needs none
 
     hot = asyncio.run(build())
     for _ in range(2):
