@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import SystemClock
-from proxy.jobs import counting
+from proxy.jobs import claims, counting
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.pipeline_events import EventReader
@@ -107,8 +107,9 @@ async def fleet(server: RedisServer, home: Path, *names: str) -> AsyncIterator[l
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of a second instead of ten."""
-    for name, seconds in {"LEASE": 1.0, "RENEW": 0.2, "TICK": 0.1, "GATHER": 0.02,
-                          "BETTER_WORD": 0.3, "SURVEY": 0.1}.items():  # fmt: skip
+    for name, seconds in {"LEASE": 1.0, "RENEW": 0.2, "LOOK": 0.1}.items():
+        monkeypatch.setattr(claims, name, seconds)
+    for name, seconds in {"TICK": 0.1, "GATHER": 0.02, "BETTER_WORD": 0.3, "SURVEY": 0.1}.items():
         monkeypatch.setattr(counting, name, seconds)
 
 
@@ -327,13 +328,13 @@ async def test_events_whose_claims_were_lost_are_not_counted_by_another(
     ):
         part = other.mirror._counting
         assert part is not None
-        gate, claims = asyncio.Event(), part._claims
+        gate, claim = asyncio.Event(), part._claims.claim
 
-        async def late(events: Any) -> list[int]:
+        async def late(events: Any, **more: Any) -> list[int]:
             await gate.wait()
-            return await claims(events)
+            return await claim(events, **more)
 
-        part._claims = late  # type: ignore[method-assign]
+        part._claims.claim = late  # type: ignore[method-assign]
         await write_all(app, "mv_1")
         await eventually(lambda: one.stages == 3, "counted")
         await eventually(settled(other, 0, EVENTS), "seen by the other one too")
@@ -374,9 +375,9 @@ async def test_a_damaged_ledger_counts_nothing_again(
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 1, "counted")
         part = one.mirror._counting
         assert part is not None
-        before = part.owner
+        before = part._claims.owner
         one.mirror._ledger._suspected()
-        await eventually(lambda: part.owner != before, "a file of its own")
+        await eventually(lambda: part._claims.owner != before, "a file of its own")
         await write_all(app, "mv_2")
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 2, "goes on")
         assert one.stages == 6

@@ -24,7 +24,8 @@ from redis.asyncio import Redis
 from proxy.clock import ManualClock
 from proxy.config.schema import JobFields
 from proxy.jobs import sql
-from proxy.jobs.counting import BETTER_WORD, LEASE, Counting
+from proxy.jobs.claims import LEASE
+from proxy.jobs.counting import BETTER_WORD, Counting
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.model import Snapshot, parse
 from proxy.jobs.pipeline_metrics import PipelineMetrics
