@@ -25,7 +25,7 @@ from proxy.demo import forms
 from proxy.demo.about import PATHS_WITHOUT_KEY, About
 from proxy.demo.faults import Faults
 from proxy.demo.job_store import JobStore, Producer, StoreError
-from proxy.demo.serving import Handler, Site, json_response, stop_on_signals
+from proxy.demo.serving import FileAnswer, Handler, Site, json_response, stop_on_signals
 from proxy.demo.shapes import SHAPES, Document, Shape
 
 P = ParamSpec("P")
@@ -256,7 +256,7 @@ class MakeVideo:
         path = self._settings.data / OUTPUT / str(name)
         if name is None or not path.is_file():
             raise HttpError(404, "Video file not found")
-        return web.FileResponse(path, headers={"Content-Type": "video/mp4"})
+        return FileAnswer(path, headers={"Content-Type": "video/mp4"})
 
     async def _load(self, request: web.Request) -> Document:
         job = await self._on_redis(self._store.load, request.match_info["id"])

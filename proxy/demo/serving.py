@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -20,6 +21,19 @@ def json_response(body: Any, status: int = 200) -> web.Response:
     return web.Response(
         body=text.encode(), status=status, headers={"Content-Type": "application/json"}
     )
+
+
+class FileAnswer(web.FileResponse):
+    """A file. May be prepared twice, as other responses: the second time, it has been sent."""
+
+    _begun = False
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send it, once."""
+        if self._begun:
+            return None
+        self._begun = True
+        return await super().prepare(request)
 
 
 class Site:

@@ -214,12 +214,17 @@ async def survive_redis(tour: Tour) -> str:
         await asyncio.sleep(0.02)
     back_in = time.monotonic() - started
     (await tour.call("GET", f"/jobs/{tour.video_job}")).expect(200)
+    # Celery's queue was lost as well: without it the app would accept a job that nobody works on.
+    form = {"query": "motivacao", "max_shorts": "10"}
+    new = (await tour.call("POST", "/download", data=form)).expect(202)["job_id"]
+    await tour.follow(new, "a new job")
     return (
         f"Redis killed with {before} jobs in it, job {running} running\n"
         f"GET /jobs/{running}: {status!r}, from SQLite as of {reply.headers['X-Job-As-Of']},"
         f" in {answered_in * 1000:.0f} ms\n"
         f"a new job is refused instead of lost: 503 {problem['code']}\n"
-        f"Redis started empty: {after} of {before} jobs back after {back_in:.2f} s"
+        f"Redis started empty: {after} of {before} jobs back after {back_in:.2f} s\n"
+        f"Celery's queue is back, too: new job {new} is accepted, and completed"
     )
 
 

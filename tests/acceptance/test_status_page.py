@@ -236,7 +236,7 @@ def test_every_view_is_accessible_and_fits(
         "?upstream=search": "Answered 503",
         "?route=back/all": "Latency",
         "?job=make_video/mv_bad": "Versions",
-        "?trace=mv_bad": "keeps no traces",
+        "?trace=mv_bad": "Suspected cause",
         "?upstream=gone": "no upstream of this name",
     }.items():
         browser.open(f"{house.url}/{query}")
@@ -313,7 +313,7 @@ def test_the_keyboard_is_enough(house: House, browser: Chromium) -> None:
     browser.press("/")
     assert browser.run(focused.format("id")) == "search"
     browser.press(*"mv_bad", "Enter")
-    browser.wait_for_text("keeps no traces")
+    browser.wait_for_text("Suspected cause")
     browser.wait(
         lambda: browser.run(focused.format("className")) == "page-title", "focus on the title"
     )
@@ -411,6 +411,7 @@ TRACE = {
         "at": "2026-11-27T10:00:03.000Z",
         "event": 1,
     },
+    "note": "3 further events are not shown",
     "events": [
         event("2026-11-27T10:00:00.000Z", "exchange", "ok", "POST create-video 202",
               duration_ms=34.1, facts={"route": "create-video", "bytes_in": 1}),
@@ -428,6 +429,7 @@ def test_a_trace_tells_its_story(browser: Chromium) -> None:
         browser.click("#errors li a")
         browser.wait_for_text("Suspected cause", ".cause")
         assert ATTACK in browser.text(".cause")
+        browser.wait_for_text("Not complete: 3 further events are not shown.")
         told = browser.text(".timeline")
         assert re.search(r"create-video 202.*\+3\.0 s.*\+3\.5 s.*failed at", told, re.DOTALL)
         assert "took 34.1 ms" in told
@@ -442,6 +444,20 @@ def test_a_trace_tells_its_story(browser: Chromium) -> None:
         browser.wait_for_text("Nothing is kept about this ID")
         with silent_console(browser):
             pass
+
+
+def test_without_traces_the_page_makes_do(browser: Chromium) -> None:
+    """Errors are those that breakers and jobs remember; an ID leads to a line for the log, and what
+    is no ID does not."""
+    with SiteThread(tick=0.2) as site:
+        browser.open(site.url("/"))
+        browser.wait_for_text("as breakers and jobs tell", "#errors")
+        browser.open(site.url("/?trace=mv_1"))
+        browser.wait_for_text("keeps no traces")
+        browser.wait_for_text('.job_id == "mv_1"', "pre")
+        browser.open(site.url("/?trace=%27%3B+rm+-rf+%27"))
+        browser.wait_for_text("This is no job ID and no correlation ID")
+        assert browser.text("pre") == ""
 
 
 def test_the_token_is_asked_for(browser: Chromium) -> None:

@@ -23,6 +23,7 @@ import pytest_asyncio
 from proxy.demo import world as worlds
 from proxy.demo.media import make_audio
 from proxy.demo.world import World
+from proxy.redis_server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
@@ -172,8 +173,11 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
     text = worlds.CONFIG.read_text()
     assert "stuck_after: 1m" in text
     config.write_text(text.replace("stuck_after: 1m", "stuck_after: 2s"))
-    original, worlds.CONFIG = worlds.CONFIG, config
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worlds, "CONFIG", config)
+        # Not the usual ports: a demo that somebody starts meanwhile would take them for its own.
+        ports = {name: free_port() for name in worlds.choose_ports().ports}
+        patch.setattr(worlds, "choose_ports", lambda: worlds.Addresses(ports))
         async with World() as world, aiohttp.ClientSession() as http:
             operator = Operator(world, http)
             path = folder / "voice.mp3"
@@ -183,8 +187,6 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
             assert status == 202
             await operator.until(answer["job_id"], "completed")
             yield operator
-    finally:
-        worlds.CONFIG = original
 
 
 async def test_no_fault_no_suspect(operator: Operator) -> None:

@@ -166,6 +166,8 @@ STEPS = st.lists(
         ("see", 1, -1),
         ("pause", 0, 0),
         ("round", 1, 0),
+        ("pause", 0, 0),
+        ("round", 1, 0),
     ],
     order=1,
 )

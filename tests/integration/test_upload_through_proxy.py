@@ -23,6 +23,7 @@ from tests.http1 import (
     respond,
     wait_until,
 )
+from tests.http1.process import free_port
 from tests.uploads.audio import wav_header
 from tests.uploads.drive import form, part
 from tests.uploads.site import SMALL, UploadSite, answered, chunked, head
@@ -471,3 +472,22 @@ def test_a_reload_adds_and_removes_the_check(tmp_path: Path) -> None:
         reload(checked, 3)
         assert_problem(site.ask(raw), 400, "upload_type_rejected")
         site.check()
+
+
+def test_a_target_that_refuses_is_tried_again_with_the_upload(tmp_path: Path) -> None:
+    """What was gathered has not been sent: a retry still has all of it. The circuit that opens over
+    it refuses the next upload before its body is asked for."""
+    settings = {
+        "targets": [f"http://127.0.0.1:{free_port()}"],
+        "connect_patience": "0s",
+        "retry": {"attempts": 3, "on": ["connect"], "backoff": "1ms", "max_backoff": "2ms"},
+        "breaker": {"failure_threshold": 3, "open_for": "60s"},
+    }
+    with UploadSite(tmp_path, app=settings) as site:
+        problem = assert_problem(site.ask(head(len(GOOD)) + GOOD), 502, "upstream_unreachable")
+        line = site.proxy.access_line(problem["correlation_id"])
+        assert (line["attempts"], line["upload_verdict"]) == (3, "accepted")
+        with site.connect() as client:
+            client.send(head(len(GOOD), "Expect: 100-continue"))
+            assert_problem(client.response(), 503, "circuit_open")
+            assert client.interim == []

@@ -196,8 +196,8 @@ WRONG: list[tuple[str, list[str]]] = [
         ["mirrors.n.sqlite: expected a file of its own, found that of mirrors.m"],
     ),
     (
-        "redis: {url: redis://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}}\n"
-        "trace: {sqlite: ./x, called_in: {ap: [s], app: [s]}}\n",
+        "trace: {sqlite: ./x, called_in: {ap: [s], app: [s]}}\n"
+        "redis: {url: redis://h}\nmirrors: {m: {key: 'a:{job_id}', sqlite: x}}\n",
         [
             "trace.called_in.ap: expected the name of one of the upstreams, found 'ap'",
             "trace.sqlite: expected a file of its own, found that of mirrors.m",

@@ -68,6 +68,7 @@ export function tracePage(state, id) {
   const kind = { job: "Job", correlation: "Exchange" }[trace.kind] ?? words(trace.kind);
   return page(title, h("span", { class: "note" }, `${kind}, ${plural(trace.events.length, "event")}`),
     trace.suspected_cause && cause(trace),
+    trace.note && notice("warning", `Not complete: ${trace.note}.`),
     h("p", { class: "actions" }, found, related(trace, id)),
     trace.events.length ? timeline(trace.events) : empty("Nothing is kept about it."));
 }
@@ -104,7 +105,7 @@ function timeline(events) {
     return h("li", { id: `event-${index}`, class: `event ${tone}`, tabindex: "-1" },
       h("div", { class: "event-when" },
         h("time", { datetime: event.at }, time(event.at)),
-        h("span", { class: "offset" }, index === 0 ? "start" : `+${span((Date.parse(event.at) - start) / 1000)}`)),
+        h("span", { class: "offset" }, index === 0 ? "start" : after(event, start))),
       mark(tone === "muted" ? "none" : tone, tone),
       h("div", { class: "event-what" },
         h("p", null, h("span", { class: "tag" }, words(event.source)), " ", h("span", null, told(event.summary))),
@@ -113,6 +114,11 @@ function timeline(events) {
         facts.length > 0 && h("details", null, h("summary", null, "Facts"),
           h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, write(value))))))));
   }));
+}
+
+function after(event, start) {
+  const seconds = (Date.parse(event.at) - start) / 1000;
+  return seconds > 0 ? `+${span(seconds)}` : "+0 s";
 }
 
 function write(value) {
