@@ -13,8 +13,8 @@ plain as long as all of this holds:
     Its upstream has no bulkhead, and its breaker, if there is one, is closed.
  3. A kept connection to a target is idle.
  4. The response is one read of at most `_ANSWER` bytes: a whole final head and, by
-    `Content-Length`, a whole body. Its connection persists. It is none that the breaker, the
-    retries or a rescuer would want to see.
+    `Content-Length`, a whole body. Its connection persists. Its status is no failure, and nothing
+    that the retries or a rescuer would want to see.
  5. Nothing else happens in between: the client sends nothing and stays, nobody's time runs out,
     the proxy does not drain.
 
@@ -144,9 +144,9 @@ class PlainPath:
         body = data[end + 4 :]
         if head.after_id is None or head.content_length != len(body):
             return False
-        if plan.retry is not None and not 200 <= head.status < 400:
+        if head.status in plan.failing:
             return False
-        if x.outcome is not None and head.status in plan.failing:
+        if plan.retry is not None and not 200 <= head.status < 400:
             return False
         for rescuer in x.plan.rescuers:
             if rescuer.wants(x, head):
