@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,27 +17,20 @@ from proxy.config.telemetry import AppMetrics
 from proxy.redis_server import free_port
 from proxy.telemetry.app_page.fetch import AppPage
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
+from tests.streams import Conversation, conversing
 from tests.unit.test_app_page import RECORDED
-
-Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
 async def speaking(conversation: Conversation) -> AsyncIterator[str]:
     """A server that does anything at all with a connection; its URL."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            await conversation(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client had enough, as it should
-        finally:
-            writer.close()
+    async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await conversation(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
+    async with conversing(asked) as port:
+        yield f"http://127.0.0.1:{port}/metrics"
 
 
 def answering(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> Conversation:

@@ -15,6 +15,7 @@ from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.prober import HealthProber
 from proxy.config.schema import Health
 from proxy.config.units import TargetAddress, parse_target
+from tests.streams import conversing
 
 RULES = Health(path="/health", every="20ms", timeout="200ms", rise=2, fall=2)
 
@@ -24,24 +25,17 @@ async def target(
     answer: Callable[[], bytes | None], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
     """A server that gives what `answer` says; None keeps silent. Yields its port."""
-    open_writers = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_writers.append(writer)
         await reader.readuntil(b"\r\n\r\n")
         said = answer()
-        if said is not None:
+        if said is None:
+            await reader.read()  # silent until the client leaves
+        else:
             writer.write(said)
-            writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for writer in open_writers:
-            writer.close()
-        await server.wait_closed()
+    async with conversing(serve, tls=tls) as port:
+        yield port
 
 
 def prober(*addresses: TargetAddress, tls: ssl.SSLContext | None = None) -> HealthProber:
@@ -82,13 +76,10 @@ async def test_a_unix_socket_is_asked(tmp_path: Path) -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        writer.close()
 
-    server = await asyncio.start_unix_server(serve, str(tmp_path / "s"))
-    address = parse_target(f"unix:{tmp_path / 's'}")
-    assert await prober(address).ask(address) is None
-    server.close()
-    await server.wait_closed()
+    async with conversing(serve, path=tmp_path / "s"):
+        address = parse_target(f"unix:{tmp_path / 's'}")
+        assert await prober(address).ask(address) is None
 
 
 async def test_tls_targets_are_verified() -> None:

@@ -25,6 +25,7 @@ from proxy.breaker.states import State
 from proxy.config.schema import Redis, Upstream
 from proxy.errors import BadRequest, CircuitOpen
 from proxy.redis_server import RedisServer, find_redis_server, free_port
+from tests.streams import conversing
 
 now = time.monotonic
 
@@ -385,12 +386,11 @@ async def test_a_redis_that_refuses_is_one_log_line(
     """Whatever is wrong with it, calls go on with local decisions, and one line says so."""
     caplog.set_level(logging.INFO)
     url = redis_server.url
-    silent: list[Any] = []
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        silent.append(writer)
+        while await reader.read(4096):
+            continue
 
-    server = await asyncio.start_server(hold, "127.0.0.1", 0)
     if trouble == "read-only":
         with blocking.Redis(port=redis_server.port, protocol=2) as client:
             client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
@@ -398,9 +398,9 @@ async def test_a_redis_that_refuses_is_one_log_line(
         url = url.replace("redis://", "redis://:wrong@")
     elif trouble == "refused":
         url = f"redis://127.0.0.1:{free_port()}/0"
-    else:
-        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    try:
+    async with conversing(hold) as silent:
+        if trouble == "black hole":
+            url = f"redis://127.0.0.1:{silent}/0"
         async with fleet(url, 1) as (one,):
             await until(lambda: bool(lines(caplog, "breaker_redis")))
             one.fail(5)
@@ -410,11 +410,6 @@ async def test_a_redis_that_refuses_is_one_log_line(
             assert [record.reachable for record in lines(caplog, "breaker_redis")] == [False]
             row = await one.board.force("svc", "reset", "fixed")
             assert (row["state"], row["shared"]) == ("closed", False)
-    finally:
-        server.close()
-        for writer in silent:
-            writer.close()
-        await server.wait_closed()
 
 
 # --- every kind of Redis --------------------------------------------------------------------------
