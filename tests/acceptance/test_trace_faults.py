@@ -10,6 +10,7 @@ import asyncio
 import json
 import resource
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -288,7 +289,12 @@ async def test_app_restarts(operator: Operator) -> None:
     went."""
     async with operator.without("make-video"):
         asking = asyncio.create_task(operator.ask("GET", "/health"))
-        await eventually(operator.is_waiting, "a request that waits for the app")
+        began = time.monotonic()
+
+        async def waits_for_long() -> bool:
+            return await operator.is_waiting() and time.monotonic() > began + 0.5
+
+        await eventually(waits_for_long, "a request that waits for the app, and is worth telling")
     status, _, correlation_id = await asking
     assert status == 200
     await operator.named(correlation_id, "service_restarting", "make-video refused connections")

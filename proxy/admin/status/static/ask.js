@@ -74,7 +74,8 @@ export function ask(name, action) {
   }
 
   const back = document.activeElement;
-  dialog.onclose = () => back?.focus();
+  // The event comes after the browser's own return of the focus: by then it may have moved on.
+  dialog.onclose = () => { if (document.activeElement === document.body) back?.focus(); };
   dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); };
   draw();
   dialog.showModal();
