@@ -30,10 +30,11 @@ from proxy.admin.trace import TraceControl
 from proxy.admin.traced import TracedStories
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
+from proxy.config.listeners import Listener
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
-from proxy.config.schema import Config, Listener
+from proxy.config.schema import Config
 from proxy.jobs.service import Mirrors
 from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import SystemClock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis_side import CaptureMode
@@ -26,10 +26,10 @@ INDEX = "make_video:jobs:list"
 CREATED = 1795450902.670528
 
 
-def settings(path: Path, **changes: Any) -> schema.Mirror:
+def settings(path: Path, **changes: Any) -> MirrorConfig:
     """The mirror of the ready config, with its file at `path`."""
     values: dict[str, Any] = {"key": PREFIX + "{job_id}", "index": INDEX, "sqlite": path}
-    return schema.Mirror(**{**values, **changes})
+    return MirrorConfig(**{**values, **changes})
 
 
 def job(job_id: str, status: str = "queued", progress: float = 0.0, **more: Any) -> bytes:

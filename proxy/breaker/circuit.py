@@ -29,7 +29,7 @@ from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import Event, State, next_state
 from proxy.breaker.window import SlidingWindow
 from proxy.clock import Clock
-from proxy.config.schema import Breaker as BreakerRules
+from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.errors import CircuitOpen
 
 #: Failures kept to tell why it opened.

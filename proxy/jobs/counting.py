@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.config import schema
+from proxy.config.mirrors import JobFields
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
 from proxy.jobs.claims import ANOTHERS, OURS, Claims, Refused
 from proxy.jobs.ledger import Ledger
@@ -83,8 +84,8 @@ class Counting:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
-        fields: schema.JobFields,
+        settings: MirrorConfig,
+        fields: JobFields,
         ledger: Ledger,
         link: Callable[[], Link | None],
         clock: Clock,

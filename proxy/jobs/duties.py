@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from proxy.clock import Clock, iso_utc
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
 from proxy.jobs.keeper import Keeper, Tell, silence
 from proxy.jobs.ledger import Ledger
@@ -62,7 +62,7 @@ class Duties:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         ledger: Ledger,
         keeper: Keeper,
         clock: Clock,

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 from proxy.clock import Clock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
 from proxy.jobs.capture import Capture, Life
 from proxy.jobs.ledger import Ledger
@@ -73,7 +73,7 @@ class Keeper:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         factory: ClientFactory,
         ledger: Ledger,
         clock: Clock,

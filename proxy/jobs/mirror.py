@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from proxy.clock import Clock, iso_utc
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.errors import JobNotStored
 from proxy.jobs import sql
 from proxy.jobs.counting import Counting
@@ -96,7 +96,7 @@ class Mirror:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         factory: ClientFactory,
         metrics: JobMetrics,
         clock: Clock,

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.config import schema
+from proxy.config.mirrors import JobFields
 from proxy.jobs.model import FINISHED, Snapshot, to_timestamp
 
 STAGE_DURATION = "pipeline_stage_duration_seconds"
@@ -119,7 +119,7 @@ def _compile(paths: tuple[str, ...]) -> Paths:
 class EventReader:
     """Reads events from documents, by the paths of one mirror's `job_metrics`."""
 
-    def __init__(self, fields: schema.JobFields) -> None:
+    def __init__(self, fields: JobFields) -> None:
         self._error_type = _compile(fields.error_type)
         self._error_code = _compile(fields.error_code)
         self._input_duration = _compile(fields.input_duration)

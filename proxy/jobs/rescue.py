@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.config import schema
+from proxy.config.mirrors import Rescue as RescueConfig
 from proxy.jobs import sql
 from proxy.jobs.capture import Life
 from proxy.jobs.ledger import Ledger
@@ -142,7 +142,7 @@ class BrokerRescue:
 
     def __init__(
         self,
-        settings: schema.Rescue,
+        settings: RescueConfig,
         ledger: Ledger,
         metrics: MirrorMetrics,
         on_lost: Callable[[Life, str], None],

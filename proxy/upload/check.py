@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from proxy.clock import Clock, SystemClock
-from proxy.config.schema import Upload
+from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types

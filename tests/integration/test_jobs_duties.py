@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import ManualClock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import duties
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation, Expired, Known, Mirror
@@ -228,8 +228,8 @@ async def test_two_families_live_side_by_side(redis_server: RedisServer, tmp_pat
     (tmp_path / "blocked").write_text("")
     mirrors = Mirrors(
         {
-            "one": schema.Mirror(key="one:{job_id}", sqlite=tmp_path / "one.db"),
-            "two": schema.Mirror(key="two:{job_id}", sqlite=tmp_path / "blocked" / "two.db"),
+            "one": MirrorConfig(key="one:{job_id}", sqlite=tmp_path / "one.db"),
+            "two": MirrorConfig(key="two:{job_id}", sqlite=tmp_path / "blocked" / "two.db"),
         },
         lambda: Redis.from_url(redis_server.url),
         CollectorRegistry(),
