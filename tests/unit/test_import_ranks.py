@@ -24,6 +24,7 @@ RANKS: dict[str, int] = {
     "proxy.cli_trace": 6,
     # what puts everything together, and what stands beside it
     "proxy.app": 5,
+    "proxy.process": 5,
     "proxy.admin": 5,
     "proxy.demo": 5,
     # what a route can be asked to do
@@ -56,6 +57,7 @@ NEIGHBOURS = {
     ("proxy.cli", "proxy.cli_admin"): "one command line in several files",
     ("proxy.cli", "proxy.cli_trace"): "one command line in several files",
     ("proxy.cli_trace", "proxy.cli_admin"): "both ask the admin API",
+    ("proxy.process", "proxy.app"): "signals drive the proxy, which knows nothing of them",
     ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
