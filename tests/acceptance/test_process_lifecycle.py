@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 
 from tests.http1 import (
     Connection,
@@ -205,31 +204,6 @@ def test_invalid_reload_changes_nothing(site: Site, text: str) -> None:
     wait_until(
         lambda: any(line["level"] == "ERROR" for line in site.proxy.log()), "a refusal in the log"
     )
-    assert site.ask(get()).status == 200
-    site.check()
-
-
-def test_a_reload_refused_for_a_certificate_leaves_no_new_listener(site: Site) -> None:
-    """A kept listener's certificate cannot be read: the sockets opened for the rest close again."""
-    authority, extra, secure = trustme.CA(), free_port(), free_port()
-    front = site.config["listeners"]["front"]
-    pair = site.proxy.file.with_name("pair.pem")
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pair)
-    tls = front | {"bind": f"127.0.0.1:{secure}", "tls": {"cert": str(pair), "key": str(pair)}}
-    site.addresses |= {"secure": ("127.0.0.1", secure), "extra": ("127.0.0.1", extra)}
-    new = site.proxy.config | {"listeners": {"front": front, "secure": tls}}
-    site.proxy.write(new)
-    site.proxy.signal(signal.SIGHUP)
-    wait_until(lambda: reachable(site, "secure"), "the listener with TLS")
-    pair.write_text("no certificate")
-    new["listeners"]["extra"] = front | {"bind": f"127.0.0.1:{extra}"}
-    site.proxy.write(new)
-    site.proxy.signal(signal.SIGHUP)
-    wait_until(
-        lambda: any(line["message"] == "reload refused" for line in site.proxy.log()), "a refusal"
-    )
-    wait_until(lambda: not reachable(site, "extra"), "the end of the new listener")
-    assert reachable(site, "secure")
     assert site.ask(get()).status == 200
     site.check()
 
