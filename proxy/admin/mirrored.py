@@ -10,10 +10,9 @@ from typing import Any
 
 from proxy.admin.status.jobs import stage_documents
 from proxy.errors import Unavailable
-from proxy.jobs.keeper import Refused
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import to_timestamp
-from proxy.jobs.redis_side import RedisLost
+from proxy.jobs.redis_side import RedisLost, Refused
 from proxy.jobs.service import Mirrors
 from proxy.jobs.stages import Story, read_story
 

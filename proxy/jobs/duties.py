@@ -11,11 +11,12 @@ from typing import Any
 from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.keeper import Keeper, Tell, silence
+from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import WAITING
+from proxy.jobs.news import Tell, silence
 from proxy.jobs.records import Row
 from proxy.jobs.schedule import Daily
 

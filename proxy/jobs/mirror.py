@@ -18,7 +18,7 @@ from proxy.errors import JobNotStored
 from proxy.jobs import sql
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.keeper import Keeper, Tell, silence
+from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
@@ -33,6 +33,7 @@ from proxy.jobs.model import (
     sql_time,
     valid_job_id,
 )
+from proxy.jobs.news import Tell, silence
 from proxy.jobs.records import Overview, Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
@@ -469,7 +470,7 @@ class Mirror:
         """How the mirror is, for `/api/jobs` and `/readyz`."""
         keeper = self._keeper
         counts = keeper.capture.counts
-        last = keeper.last_restore
+        last = keeper.restorer.last
         return {
             "mirror": self.name,
             "redis": keeper.state,
@@ -477,7 +478,7 @@ class Mirror:
             "reason": keeper.why or None,
             "since": iso_utc(keeper.since),
             "capture": keeper.link.mode if keeper.link else None,
-            "restoring": keeper.restoring,
+            "restoring": keeper.restorer.under_way,
             "obstacle": keeper.obstacle,
             "sqlite": "degraded" if self._ledger.degraded else "ok",
             "sqlite_reason": self._ledger.degraded,

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
 from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.jobs.keeper import silence
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.news import silence
 from proxy.jobs.redis_side import ClientFactory
 
 

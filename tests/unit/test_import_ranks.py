@@ -122,6 +122,7 @@ PURE = (
     "proxy.upload.sniff",
     "proxy.upload.verdicts",
     "proxy.jobs.model",
+    "proxy.jobs.news",
     "proxy.jobs.pipeline_events",
     "proxy.jobs.pipeline_metrics",
     "proxy.jobs.pipeline_totals",
