@@ -138,7 +138,7 @@ class Duties:
         if not self._settings.hold_deletes:
             self.gone.discard(job_id)
         await self._ledger.flushed(1.0)
-        self._keeper.capture.look_at(job_id)
+        self._keeper.capture.named.look_at(job_id)
         log.info("deletion passed on", extra={"mirror": self._name, "job_id": job_id})
         return True
 

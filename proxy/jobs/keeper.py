@@ -320,9 +320,9 @@ class Keeper:
             self._lose(life, "flush")  # only tracking is told of a flush
         if life.lost:
             return
-        await name_keys(link, self.pattern, self.capture)
-        await name_missing(link, self.pattern, self.capture, self._ledger, self._clock)
-        await self.capture.drained()
+        await name_keys(link, self.pattern, self.capture.named)
+        await name_missing(link, self.pattern, self.capture.named, self._ledger, self._clock)
+        await self.capture.named.drained()
         await self._ledger.flushed(FLUSH_PATIENCE)
         if life.lost:
             return  # the comparison meant nothing; `_kick` is set

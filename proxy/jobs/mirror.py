@@ -262,19 +262,19 @@ class Mirror:
         if not valid_job_id(job_id):
             return Creation.DEGRADED  # not an id that the mirror could ever hold
         capture = self._keeper.capture
-        sighting = capture.watch(job_id)
+        sighting = capture.named.watch(job_id)
         try:
             try:
                 async with asyncio.timeout(within):
                     while not await settled(sighting.seen, LOOK_AGAIN):
-                        capture.look_at(job_id)
+                        capture.named.look_at(job_id)
             except TimeoutError:
                 return Creation.NOT_STORED
             if not await settled(sighting.kept, COMMIT_PATIENCE):
                 return Creation.DEGRADED
             return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
         finally:
-            capture.unwatch(job_id, sighting)
+            capture.named.unwatch(job_id, sighting)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -372,7 +372,7 @@ class Mirror:
             if not committed.done():
                 committed.set_result(ok)
             # A write of a worker may have come between the deletion and the tombstone.
-            self._keeper.capture.look_at(job_id)
+            self._keeper.capture.named.look_at(job_id)
             if not told:
                 self._duties.untold.set()
 

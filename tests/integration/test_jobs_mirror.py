@@ -501,7 +501,9 @@ async def test_absence_seen_before_a_restore_proves_nothing_after_it(
         since = mirror.state()["last_sync"]
         await asyncio.to_thread(redis_server.kill)
         await eventually(lambda: mirror.state()["redis"] == "down", "the loss")
-        keeper.capture.look_at("mv_1")  # fetched at once when Redis is back, before the restore
+        keeper.capture.named.look_at(
+            "mv_1"
+        )  # fetched at once when Redis is back, before the restore
         await asyncio.to_thread(redis_server.start)
         await followed(mirror, since)
         assert mirror.state()["deleted"] == 0
