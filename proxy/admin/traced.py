@@ -13,7 +13,7 @@ from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.mirror import Known
 from proxy.jobs.service import Mirrors
 from proxy.trace.attribution import attribute
-from proxy.trace.causes import LOOK_BACK
+from proxy.trace.case import LOOK_BACK
 from proxy.trace.events import Event, Severity, document
 from proxy.trace.lives import JobLife, read_life, working_overlaps
 from proxy.trace.reading import Reading

@@ -28,8 +28,8 @@ from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
 from proxy.jobs.named import Named
 from proxy.jobs.records import NO_HEAD, Head, Row
-from proxy.jobs.redis_side import CommandError, Facts, Link
-from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence, replace
+from proxy.jobs.redis_side import CommandError, Link
+from proxy.jobs.restore import Absence, Continuity, Life, continuity, explain_absence, replace
 
 log = logging.getLogger(__name__)
 
@@ -37,35 +37,6 @@ BIG = 32 * 1024  # bytes of values after which others get a turn
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
 BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
 BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
-
-
-@dataclass(slots=True)
-class Life:
-    """One connection's view of a server.
-
-    `losses` counts how often the data were found gone, `restored` up to which loss they were put
-    back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
-    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
-    whose loss was just told is explained by what was evicted lately, any other by all since then.
-    """
-
-    facts: Facts
-    cause: str
-    losses: int = 0
-    restored: int = 0
-    old_data: bool = False
-    evicted: int | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether absence proves nothing, as not all was put back yet."""
-        return self.restored < self.losses
-
-    def lose(self, cause: str) -> None:
-        """The data are gone, or may be."""
-        self.losses += 1
-        self.old_data = True
-        self.cause = cause
 
 
 @dataclass(slots=True)

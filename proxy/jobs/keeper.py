@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from proxy.clock import Clock
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.capture import Capture, Life
+from proxy.jobs.capture import Capture
 from proxy.jobs.comparison import name_keys, name_missing
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
@@ -37,7 +37,7 @@ from proxy.jobs.redis_side import (
     Refused,
 )
 from proxy.jobs.rescue import BrokerRescue
-from proxy.jobs.restore import Continuity, Tally, continuity
+from proxy.jobs.restore import Continuity, Life, Tally, continuity
 from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
 from proxy.jobs.waiting import happened
 

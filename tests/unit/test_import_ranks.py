@@ -130,6 +130,7 @@ PURE = (
     "proxy.jobs.restore",
     "proxy.jobs.sql",
     "proxy.trace.attribution",
+    "proxy.trace.case",
     "proxy.trace.causes",
     "proxy.trace.events",
     "proxy.trace.lives",
