@@ -99,7 +99,6 @@ class CircuitBreaker:
         self.probe_lease = rules.probe_lease or probe_lease
         watched = rules.failure_ratio is not None or rules.slow_ratio is not None
         self._window = SlidingWindow(rules.window) if watched else None
-        self.failing_statuses = frozenset(rules.failure_on)
 
     # --- the request path -----------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxy.config.values import Bind, Duration, Method, Model, Name, PathPattern, Size
+from proxy.config.values import Bind, Duration, HeaderName, Method, Model, Name, PathPattern, Size
 
 
 class ListenerTls(Model):
@@ -105,7 +105,7 @@ class StaticAnswer(Model):
     status: Annotated[int, Field(ge=200, le=599)] = 200
     """The status."""
     headers: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")],
+        HeaderName,
         Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")],
     ] = {}
     """Fields, for example `Content-Type`; not those that the proxy sets itself."""

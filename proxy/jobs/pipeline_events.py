@@ -17,14 +17,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.mirrors import JobFields
-from proxy.jobs.model import FINISHED, Snapshot, to_timestamp
+from proxy.jobs.model import FINISHED, Snapshot, finite, to_timestamp
 
 STAGE_DURATION = "pipeline_stage_duration_seconds"
 STAGE_ERRORS = "pipeline_stage_errors"
@@ -267,13 +266,7 @@ def _number(
 def _as_number(value: object) -> float | None:
     if isinstance(value, list):
         return float(len(value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return finite(value)
 
 
 def _times(stage: dict[str, Any]) -> tuple[float | None, float | None]:
