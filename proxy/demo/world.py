@@ -59,8 +59,8 @@ def choose_ports() -> Addresses:
     """The usual ports, each replaced by a free one where it is taken."""
     ports: dict[str, int] = {}
     for name, preferred in _PREFERRED.items():
-        udp = name == "STATSD"
-        ports[name] = preferred if _is_free(preferred, udp=udp) else free_port()
+        kind = socket.SOCK_DGRAM if name == "STATSD" else socket.SOCK_STREAM
+        ports[name] = preferred if _is_free(preferred, kind) else free_port(kind=kind)
     return Addresses(ports)
 
 
@@ -215,9 +215,9 @@ def _variable(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def _is_free(port: int, *, udp: bool = False) -> bool:
-    with socket.socket(type=socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as probe:
-        if not udp:  # as servers do: a port in TIME_WAIT is free
+def _is_free(port: int, kind: socket.SocketKind) -> bool:
+    with socket.socket(type=kind) as probe:
+        if kind is socket.SOCK_STREAM:  # as servers do: a port in TIME_WAIT is free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))

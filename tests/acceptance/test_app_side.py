@@ -70,14 +70,6 @@ def app() -> Iterator[App]:
     app.stop()
 
 
-def udp_port() -> int:
-    """A UDP port that nobody listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def config(app: App, folder: Path, port: int) -> dict[str, Any]:
     """A config with all three sections."""
     route = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
@@ -103,7 +95,7 @@ def test_the_whole_of_it(tmp_path: Path, app: App) -> None:
     (tmp_path / "data" / "clip.mp4").write_bytes(b"x" * 100_000)
     program = tmp_path / "reliability-ffmpeg"
     shutil.copy(shutil.which("sleep") or "", program)
-    port = udp_port()
+    port = free_port(kind=socket.SOCK_DGRAM)
     proxy = ProxyProcess(tmp_path, config(app, tmp_path, port))
     ffmpeg = subprocess.Popen([program, "60"])
     try:
@@ -165,7 +157,7 @@ def fetches(proxy: ProxyProcess, result: str) -> float:
 def test_a_flood_does_not_delay_requests(tmp_path: Path, app: App) -> None:
     """While packets come as fast as a thread can send them, requests and scrapes are answered, and
     what the kernel dropped is told."""
-    port = udp_port()
+    port = free_port(kind=socket.SOCK_DGRAM)
     settings = config(app, tmp_path, port)
     del settings["app_metrics"], settings["resources"]
     proxy = ProxyProcess(tmp_path, settings)
@@ -201,7 +193,7 @@ def test_a_flood_does_not_delay_requests(tmp_path: Path, app: App) -> None:
 
 def test_a_reload_leaves_it_as_it_is(tmp_path: Path, app: App) -> None:
     """A changed section is refused by name; counts survive a reload of other things."""
-    port = udp_port()
+    port = free_port(kind=socket.SOCK_DGRAM)
     settings = config(app, tmp_path, port)
     proxy = ProxyProcess(tmp_path, settings)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -220,14 +212,14 @@ def test_a_reload_leaves_it_as_it_is(tmp_path: Path, app: App) -> None:
 
 def test_a_killed_proxy_s_socket_is_no_obstacle(tmp_path: Path, app: App) -> None:
     """kill -9 leaves the file behind; the next start replaces it, and a second proxy is refused."""
-    settings = config(app, tmp_path, udp_port())
+    settings = config(app, tmp_path, free_port(kind=socket.SOCK_DGRAM))
     killed = ProxyProcess(tmp_path, settings)
     killed.signal(signal.SIGKILL)
     killed.process.wait()
     assert (tmp_path / "statsd.sock").exists()
     proxy = ProxyProcess(tmp_path, settings)
     (tmp_path / "second").mkdir()
-    second = config(app, tmp_path, udp_port())
+    second = config(app, tmp_path, free_port(kind=socket.SOCK_DGRAM))
     other = ProxyProcess(tmp_path / "second", second, ready=False)
     assert other.process.wait(20) == 1
     assert "another process reads there" in other.said()

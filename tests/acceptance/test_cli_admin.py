@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
+from proxy.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -65,14 +66,6 @@ def admin() -> Iterator[Admin]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    server.server_close()
-    return server.server_port
 
 
 @pytest.fixture(autouse=True)
@@ -159,9 +152,9 @@ def test_refusals_are_one_line(
     assert shown.out == ""
 
 
-def test_nobody_listens(capsys: Capture, free_port: int) -> None:
+def test_nobody_listens(capsys: Capture) -> None:
     """A refused connection is told with the address and what to do."""
-    url = f"http://user:hunter2@127.0.0.1:{free_port}"
+    url = f"http://user:hunter2@127.0.0.1:{free_port()}"
     assert cli.main(["jobs", "list", "--admin", url]) == 1
     told = capsys.readouterr().err
     assert "(connection refused); is the proxy running?" in told
@@ -227,9 +220,9 @@ def test_healthcheck(
     assert "/readyz answers 503" in capsys.readouterr().err
 
 
-def test_healthcheck_without_a_proxy(tmp_path: Path, free_port: int, capsys: Capture) -> None:
+def test_healthcheck_without_a_proxy(tmp_path: Path, capsys: Capture) -> None:
     """Nobody there, a port that cannot be known and a bad config are all 1, the container's no."""
-    file = config_at(tmp_path, "metrics", str(free_port))
+    file = config_at(tmp_path, "metrics", str(free_port()))
     assert cli.main(["healthcheck", "--config", file]) == 1
     assert cli.main(["healthcheck", "--config", config_at(tmp_path, "metrics", "0")]) == 1
     assert cli.main(["healthcheck", "--config", str(tmp_path / "gone")]) == 1

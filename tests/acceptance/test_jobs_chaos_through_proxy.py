@@ -25,10 +25,10 @@ import pytest
 import redis
 
 from proxy.clock import iso_utc
-from proxy.redis_server import RedisServer
+from proxy.redis_server import RedisServer, free_port
 from tests.http1.process import wait_until
 from tests.jobs_kit import PREFIX
-from tests.jobs_site import JobSite, StandIn, client_of, lasting_port, new, routes
+from tests.jobs_site import JobSite, StandIn, client_of, new, routes
 
 SECONDS = float(os.environ.get("JOBS_CHAOS_SECONDS", "12"))
 SEED = int(os.environ.get("JOBS_CHAOS_SEED", "11"))
@@ -219,7 +219,7 @@ class Chaos:
 @pytest.mark.parametrize("seed", [SEED])
 def test_no_accepted_job_is_lost_and_no_deleted_one_rises(seed: int, tmp_path: Path) -> None:
     """In the end both stores agree on every accepted job, in its newest certain version."""
-    server = RedisServer(tmp_path / "redis", lasting_port())
+    server = RedisServer(tmp_path / "redis", free_port())
     server.start()
     app = StandIn(
         tmp_path / "app", server,

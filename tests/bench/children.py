@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -222,17 +221,6 @@ def core_seconds(core: int) -> float:
             # loopback traffic, which belongs to no program.
             return sum(int(ticks[at]) for at in (0, 1, 2, 7)) / TICKS
     raise ChildError(f"/proc/stat knows no core {core}")
-
-
-def free_port() -> int:
-    """A free TCP port of the loopback address, below the range that the kernel gives to outgoing
-    connections (32768 up): those would take it away between here and the child's `bind`."""
-    for _ in range(200):
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise ChildError("no free port between 20000 and 32000")
 
 
 def _accepts(port: int) -> bool:

@@ -36,8 +36,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from proxy.redis_server import RedisServer
-from tests.http1.process import ProxyProcess, free_port
+from proxy.redis_server import RedisServer, free_port
+from tests.http1.process import ProxyProcess
 
 THRESHOLD, PROBES, OPEN_FOR = 5, 3, 0.5
 SICK_TAKES = 0.03

@@ -17,6 +17,7 @@ from functools import partial
 from os import geteuid
 from pathlib import Path
 
+from proxy.redis_server import free_port
 from tests.bench import children, duties, small_upstream, wrk
 from tests.bench.children import Child, ChildError, Cores
 from tests.bench.contenders.base import Contender, Place, Running
@@ -229,7 +230,7 @@ class Race:
 
     @contextmanager
     def _upstream(self, kind: str) -> Iterator[int]:
-        port = children.free_port()
+        port = free_port()
         argv = (
             small_upstream.command(port, self._workdir, root=geteuid() == 0)
             if kind == "small"
@@ -244,8 +245,8 @@ class Race:
     @contextmanager
     def _started(self, contender: Contender, upstream_port: int) -> Iterator[tuple[Running, int]]:
         place = Place(
-            listen_port=children.free_port(),
-            extra_port=children.free_port(),
+            listen_port=free_port(),
+            extra_port=free_port(),
             upstream_port=upstream_port,
             workdir=self._workdir / contender.name,
             core=self._cores.proxy,

@@ -22,7 +22,8 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 
-from tests.bench.children import Child, free_port, module, running
+from proxy.redis_server import free_port
+from tests.bench.children import Child, module, running
 from tests.bench.rawhttp import connect
 from tests.bench.stats import Summary, quantile
 from tests.http1 import ProxyProcess

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy.redis_server import free_port
 from tests.http1 import Connection, Request, Site, answer, get, post, respond, wait_until
 from tests.http1.upstream import ok
 
@@ -253,9 +253,7 @@ def test_a_reload_that_would_change_it_is_refused(site: Site) -> None:
 
 def test_a_target_that_refuses_for_a_while(tmp_path: Path) -> None:
     """Connections are refused, then one is taken: the waiting is told as one event."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     upstreams = {"app": {"targets": [f"http://127.0.0.1:{port}"], "connect_patience": "300ms"}}
     settings = {"sqlite": str(tmp_path / "trace.db"), "sample": 0}
     with Site(tmp_path, upstreams=upstreams, trace=settings) as site:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.redis_server import free_port
 from tests.bench import children, contenders, duties, micro, rawhttp, small_upstream
 from tests.bench.children import ChildError
 from tests.bench.contenders.base import Place
@@ -65,7 +66,7 @@ def test_a_core_is_used_more_and_more() -> None:
 
 def test_the_small_upstream_without_nginx_answers(tmp_path: Path) -> None:
     """Two requests in one segment get two answers, on the uvloop protocol."""
-    port = children.free_port()
+    port = free_port()
     argv = children.module("tests.bench.small_upstream", f"--port={port}")
     core = children.Cores.of_machine().upstream
     child = children.start("small", argv, core=core, workdir=tmp_path)
