@@ -119,7 +119,7 @@ def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[boo
     """Whether the ledger's newest version of a job is exactly this value."""
 
     async def check() -> bool:
-        shown = await mirror.show(job_id)
+        shown = await mirror.inspection.show(job_id)
         return shown is not None and shown.get("data", "").encode() == raw
 
     return check
@@ -129,7 +129,7 @@ def deleted(mirror: Mirror, job_id: str) -> Callable[[], Awaitable[bool]]:
     """Whether the ledger has a tombstone for a job."""
 
     async def check() -> bool:
-        return "deleted" in (await mirror.show(job_id) or {})
+        return "deleted" in (await mirror.inspection.show(job_id) or {})
 
     return check
 
