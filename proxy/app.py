@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import ssl
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-
-import uvloop
 
 from proxy import __version__
 from proxy.admin.breakers import BreakerControl
@@ -33,11 +27,10 @@ from proxy.clock import SystemClock
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
-from proxy.config.schema import Config, Listener
+from proxy.config.schema import Config
 from proxy.jobs.service import Mirrors
-from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.compile import Compiler, Plans
-from proxy.pipeline.listener import ListenerRuntime
+from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
 from proxy.stages import all_stages
@@ -45,7 +38,6 @@ from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.outputs import fill_standard_descriptors
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool
 from proxy.wire.deadlines import Sweeper
@@ -53,26 +45,8 @@ from proxy.wire.deadlines import Sweeper
 logger = logging.getLogger(__name__)
 
 
-#: Seconds in which exchanges that the end of a drain cuts can still tell their clients.
-_LAST_WORDS = 1.0
-
-
 class CannotStart(Exception):
     """The config is right but the machine refuses: a port in use, a file that cannot be opened."""
-
-
-@dataclass
-class _OpenListener:
-    """A listening socket with what it was opened for."""
-
-    runtime: ListenerRuntime
-    config: Listener
-    tls: ssl.SSLContext | None
-
-    def serves(self, wanted: Listener) -> bool:
-        """Whether the socket can stay as it is for `wanted`."""
-        mine = (self.config.bind, self.config.tls is None, self.config.reuse_port)
-        return mine == (wanted.bind, wanted.tls is None, wanted.reuse_port)
 
 
 class Proxy:
@@ -127,8 +101,7 @@ class Proxy:
         self._watch = Watch(self._clock)
         self.metrics.registry.register(self._watch)
         self._plans = Plans({}, {})
-        self._open: dict[str, _OpenListener] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._sockets = Sockets(self._clock, self._sweeper, self.metrics.listener)
         self._status = StatusBoard(
             Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
         )
@@ -160,45 +133,28 @@ class Proxy:
             await self._breakers.start()
             await self._mirrors.start()
             await self._watch.follow(self._config.upstreams, self._plans.upstreams)
-            self._open = await self._open_listeners(self._config, self._plans)
+            listeners, plans = self._config.listeners, self._plans.listeners
+            self._sockets.make(await self._sockets.prepare(listeners, plans), listeners, plans)
             await self._status.start()
             await self._admin.start(self._config)
         except (OSError, RuntimeError) as error:
             await self.stop()
             raise CannotStart(str(error)) from error
         self._started = True
-        for name, listener in self._open.items():
-            logger.info(
-                "listening", extra={"listener": name, "addresses": listener.runtime.addresses}
-            )
+        for name, addresses in self._sockets.addresses().items():
+            logger.info("listening", extra={"listener": name, "addresses": addresses})
 
     async def drain(self) -> None:
         """Take nothing new and let exchanges in progress end, for `drain_timeout` at most."""
         self._draining = True
         limit = self._config.drain_timeout
         logger.info("draining", extra={"limit_s": limit})
-        runtimes = [listener.runtime for listener in self._open.values()]
-        for runtime in runtimes:
-            runtime.drain()
-        waiting = [asyncio.ensure_future(runtime.drained()) for runtime in runtimes]
-        _, late = (
-            await asyncio.wait([*waiting, *self._leaving], timeout=limit) if waiting else ((), ())
-        )
-        if late:
-            logger.warning("drain limit reached", extra={"limit_s": limit})
-            for runtime in runtimes:
-                runtime.cut()
-            await asyncio.wait(late, timeout=_LAST_WORDS)
+        await self._sockets.drain(limit)
 
     async def stop(self) -> None:
         """Close everything at once."""
         self._draining = True
-        for listener in self._open.values():
-            listener.runtime.drain()
-            await listener.runtime.abort()
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await self._sockets.stop()
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
@@ -254,57 +210,22 @@ class Proxy:
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:
-            plans, kept, fresh = await self._prepare(config)
+            plans = self._compiler.compile(config, (self._config, self._plans))
+            await self._start_probes(config)
+            change = await self._sockets.prepare(config.listeners, plans.listeners)
         except (OSError, RuntimeError):
             self._breakers.reload(self._config.upstreams)
             raise
-        for name in kept:
-            server_tls(config.listeners[name])  # a certificate that does not load is refused here
         # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
-        for name, open_listener in kept.items():
-            wanted = config.listeners[name]
-            if open_listener.tls is not None and wanted.tls is not None:
-                open_listener.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
-            open_listener.config = wanted
-            open_listener.runtime.service.plan = plans.listeners[name]
-        stays = {id(listener) for listener in kept.values()}
-        for old in self._open.values():
-            if id(old) not in stays:
-                self._let_go(old.runtime)
+        self._sockets.make(change, config.listeners, plans.listeners)
         for upstream, plan in self._plans.upstreams.items():
             if plans.upstreams.get(upstream) is not plan:
                 plan.upstream.close()
-        self._open = {**kept, **fresh}
         self._config, self._plans = config, plans
         self._breakers.reload(config.upstreams)
         self._compiler.settle(config, plans)
         self._logs.set_level(config.logging.level)
         await self._watch.follow(config.upstreams, plans.upstreams)
-
-    async def _prepare(
-        self, config: Config
-    ) -> tuple[Plans, dict[str, _OpenListener], dict[str, _OpenListener]]:
-        """The plans for `config`, the listeners that stay, and those newly opened for it."""
-        plans = self._compiler.compile(config, (self._config, self._plans))
-        await self._start_probes(config)
-        kept = {
-            name: open_listener
-            for name, wanted in config.listeners.items()
-            if (open_listener := self._socket_for(wanted)) is not None
-        }
-        fresh = await self._open_listeners(
-            config.model_copy(
-                update={
-                    "listeners": {
-                        name: wanted
-                        for name, wanted in config.listeners.items()
-                        if name not in kept
-                    }
-                }
-            ),
-            plans,
-        )
-        return plans, kept, fresh
 
     async def _start_probes(self, config: Config) -> None:
         """Probe processes exist only where some route checks uploads. Raises `RuntimeError`."""
@@ -316,38 +237,6 @@ class Proxy:
         """A connection for a mirror: RESP3, because Redis tells of changes over it."""
         assert self._config.redis is not None, "the loader has seen to that"
         return connect(self._config.redis, client_name="mirror", protocol=3)
-
-    def _socket_for(self, wanted: Listener) -> _OpenListener | None:
-        return next((o for o in self._open.values() if o.serves(wanted)), None)
-
-    def _let_go(self, runtime: ListenerRuntime) -> None:
-        """Drain a listener that the new config no longer has."""
-        runtime.drain()
-        task = asyncio.get_running_loop().create_task(runtime.drained(), name="removed listener")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-    async def _open_listeners(self, config: Config, plans: Plans) -> dict[str, _OpenListener]:
-        """Sockets for every listener of `config`; all or none. Raises `OSError`."""
-        opened: dict[str, _OpenListener] = {}
-        try:
-            for name, wanted in config.listeners.items():
-                runtime = ListenerRuntime(
-                    plans.listeners[name], self._clock, self._sweeper, self.metrics.listener(name)
-                )
-                tls = server_tls(wanted)
-                try:
-                    await runtime.open(wanted.bind, tls, wanted.reuse_port)
-                except OSError as error:
-                    raise OSError(
-                        error.errno, f"listener {name}: cannot listen on {wanted.bind}: {error}"
-                    ) from error
-                opened[name] = _OpenListener(runtime, wanted, tls)
-        except OSError:
-            for listener in opened.values():
-                listener.runtime.drain()
-            raise
-        return opened
 
     # --- what the admin sees (`Operated`) ----------------------------------------------------
 
@@ -377,10 +266,11 @@ class Proxy:
 
     def routes(self) -> list[dict[str, object]]:
         """Every route in matching order, with the addresses that it is reached at."""
+        addresses = self._sockets.addresses()
         return [
             {
                 "listener": name,
-                "addresses": self._open[name].runtime.addresses if name in self._open else [],
+                "addresses": addresses.get(name, []),
                 "direction": listener.direction,
                 "route": route.name,
                 "methods": list(route.methods) if route.methods else None,
@@ -414,66 +304,3 @@ class Proxy:
             )
             for name, plan in self._plans.upstreams.items()
         ]
-
-
-def server_tls(listener: Listener) -> ssl.SSLContext | None:
-    """The context of a TLS listener: TLS 1.2 and up, HTTP/1.1 only. Raises `OSError`."""
-    if listener.tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(listener.tls.cert, listener.tls.key)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
-
-
-def run(file: Path) -> int:
-    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 when it could not start.
-
-    Raises `ConfigError`.
-    """
-    config = load_config(file)
-    keep_freed_memory()
-    fill_standard_descriptors()
-    try:
-        logs = Logs(config.logging.level, config.logging.output)
-    except OSError as error:
-        print(f"cannot open the log {config.logging.output}: {error}", file=sys.stderr)
-        return 1
-    try:
-        uvloop.run(_run(file, config, logs))
-    except CannotStart as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        logs.close()
-    return 0
-
-
-async def _run(file: Path, config: Config, logs: Logs) -> None:
-    """First SIGTERM or SIGINT: drain, then stop. Second: stop at once. SIGHUP: reload.
-    SIGUSR1: open the log file anew."""
-    proxy = Proxy(file, config, logs)
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Queue[str]()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.put_nowait, "stop")
-    loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
-    loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
-    await proxy.start()
-    collect_rarely()
-    while await asked.get() != "stop":
-        await proxy.reload()
-    draining = asyncio.create_task(proxy.drain(), name="drain")
-    again = asyncio.create_task(_second_stop(asked), name="second signal")
-    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (draining, again):
-        task.cancel()
-    await asyncio.gather(draining, again, return_exceptions=True)
-    await proxy.stop()
-    logger.info("stopped")
-
-
-async def _second_stop(asked: asyncio.Queue[str]) -> None:
-    while await asked.get() != "stop":
-        pass

@@ -67,9 +67,9 @@ def _config_file(options: argparse.Namespace) -> Path:
 
 def _run(options: argparse.Namespace) -> int:
     file = _config_file(options)
-    from proxy import app
+    from proxy import process
 
-    return app.run(file)
+    return process.run(file)
 
 
 def _check(options: argparse.Namespace) -> int:

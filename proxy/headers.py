@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import re
 
-CORRELATION_ID = b"X-Correlation-ID"
-
 #: Fields that end at each connection (RFC 9110 §7.6.1), and those that only ever meant a forward
 #: proxy (`Proxy-*`, and `Proxy` itself: CGI turns it into HTTP_PROXY).
 HOP_BY_HOP = frozenset(

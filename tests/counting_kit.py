@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from proxy.config.schema import JobFields
+from proxy.config.mirrors import JobFields
 from proxy.jobs.model import Snapshot, parse
 from proxy.jobs.pipeline_events import Event, EventReader
 from tests.jobs_kit import PREFIX, life

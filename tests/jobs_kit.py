@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import SystemClock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis_side import CaptureMode
@@ -26,10 +26,10 @@ INDEX = "make_video:jobs:list"
 CREATED = 1795450902.670528
 
 
-def settings(path: Path, **changes: Any) -> schema.Mirror:
+def settings(path: Path, **changes: Any) -> MirrorConfig:
     """The mirror of the ready config, with its file at `path`."""
     values: dict[str, Any] = {"key": PREFIX + "{job_id}", "index": INDEX, "sqlite": path}
-    return schema.Mirror(**{**values, **changes})
+    return MirrorConfig(**{**values, **changes})
 
 
 def job(job_id: str, status: str = "queued", progress: float = 0.0, **more: Any) -> bytes:
@@ -119,7 +119,7 @@ def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[boo
     """Whether the ledger's newest version of a job is exactly this value."""
 
     async def check() -> bool:
-        shown = await mirror.show(job_id)
+        shown = await mirror.inspection.show(job_id)
         return shown is not None and shown.get("data", "").encode() == raw
 
     return check
@@ -129,7 +129,7 @@ def deleted(mirror: Mirror, job_id: str) -> Callable[[], Awaitable[bool]]:
     """Whether the ledger has a tombstone for a job."""
 
     async def check() -> bool:
-        return "deleted" in (await mirror.show(job_id) or {})
+        return "deleted" in (await mirror.inspection.show(job_id) or {})
 
     return check
 

@@ -25,7 +25,9 @@ from proxy.admin.status.snapshot import Sources
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import SystemClock
 from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.schema import Config
+from proxy.config.upstreams import Upstream
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import connect
@@ -107,7 +109,7 @@ class Site:
         self,
         *,
         token: str | None = None,
-        mirrors: dict[str, schema.Mirror] | None = None,
+        mirrors: dict[str, MirrorConfig] | None = None,
         redis: RedisServer | None = None,
         traces: dict[str, dict[str, Any]] | None = None,
         write_limit: float = 5.0,
@@ -116,9 +118,7 @@ class Site:
         self.metrics = Metrics("1")
         self.clock = SystemClock()
         upstreams = {
-            "search": schema.Upstream.model_validate(
-                {"targets": ["http://127.0.0.1:1"], "breaker": {}}
-            )
+            "search": Upstream.model_validate({"targets": ["http://127.0.0.1:1"], "breaker": {}})
         }
         self.breakers = BreakerBoard(upstreams, registry=self.metrics.registry)
         self.mirrors = Mirrors(

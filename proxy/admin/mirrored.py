@@ -10,10 +10,9 @@ from typing import Any
 
 from proxy.admin.status.jobs import stage_documents
 from proxy.errors import Unavailable
-from proxy.jobs.keeper import Refused
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import to_timestamp
-from proxy.jobs.redis_side import RedisLost
+from proxy.jobs.redis_side import RedisLost, Refused
 from proxy.jobs.service import Mirrors
 from proxy.jobs.stages import Story, read_story
 
@@ -50,7 +49,7 @@ class MirroredJobs:
         # Just when the ledger is silent, an operator wants to see how the mirrors are.
         with _told(mirrors=self.states(mirror)):
             for one in self._mirrors.chosen(mirror):
-                found = await one.jobs(status, limit, stranded)
+                found = await one.inspection.jobs(status, limit, stranded)
                 rows += [{"mirror": one.name, **row} for row in found]
         rows.sort(key=lambda row: str(row.get("created_at")), reverse=True)
         return rows[:limit]
@@ -60,7 +59,7 @@ class MirroredJobs:
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
         with _told():
-            job = await self._mirrors.by_name[mirror].show(job_id)
+            job = await self._mirrors.by_name[mirror].inspection.show(job_id)
         if job is None:
             return None
         versions = job["versions"]

@@ -13,7 +13,7 @@ from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.mirror import Known
 from proxy.jobs.service import Mirrors
 from proxy.trace.attribution import attribute
-from proxy.trace.causes import LOOK_BACK
+from proxy.trace.case import LOOK_BACK
 from proxy.trace.events import Event, Severity, document
 from proxy.trace.lives import JobLife, read_life, working_overlaps
 from proxy.trace.reading import Reading
@@ -97,7 +97,7 @@ class TracedStories:
     async def _life(self, job_id: str) -> JobLife | None:
         """Raises `LedgerSilent`."""
         for name, mirror in self._mirrors.by_name.items():
-            shown = await mirror.show(job_id)
+            shown = await mirror.inspection.show(job_id)
             if shown is not None:
                 # Off the loop: fifty versions of a megabyte each are a second's work.
                 return await asyncio.to_thread(read_life, name, shown)
@@ -128,13 +128,13 @@ class TracedStories:
         """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
         lives = []
         for name, mirror in self._mirrors.by_name.items():
-            job_ids = await mirror.contemporaries(start, end, LOOK_BACK, OTHERS)
+            job_ids = await mirror.inspection.contemporaries(start, end, LOOK_BACK, OTHERS)
             if job_ids is None:
                 return None
             for job_id in job_ids:
                 if (name, job_id) == (life.mirror, life.job_id):
                     continue
-                shown = await mirror.show(job_id)
+                shown = await mirror.inspection.show(job_id)
                 if shown is not None:
                     lives.append(await asyncio.to_thread(read_life, name, shown))
         return working_overlaps(lives, start, end, now, self._settings["stuck_after"])
@@ -158,7 +158,7 @@ class TracedStories:
         """Raises `LedgerSilent`."""
         found = []
         for name, mirror in self._mirrors.by_name.items():
-            for row in await mirror.jobs("failed", limit):
+            for row in await mirror.inspection.jobs("failed", limit):
                 known = await mirror.lookup(str(row["job_id"]))
                 if not isinstance(known, Known):
                     continue

@@ -19,7 +19,8 @@ from proxy.breaker.store import BreakerStore
 from proxy.breaker.sync import FleetSync
 from proxy.breaker.telemetry import BreakerMetrics
 from proxy.clock import Clock, SystemClock, iso_utc
-from proxy.config.schema import Redis, Upstream
+from proxy.config.schema import Redis
+from proxy.config.upstreams import Upstream
 from proxy.errors import BadRequest
 from proxy.redis_client import address_of
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from proxy.config.schema import Bulkhead as BulkheadRules
+from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.errors import Overloaded
 
 

@@ -29,7 +29,7 @@ from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import Event, State, next_state
 from proxy.breaker.window import SlidingWindow
 from proxy.clock import Clock
-from proxy.config.schema import Breaker as BreakerRules
+from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.errors import CircuitOpen
 
 #: Failures kept to tell why it opened.
@@ -99,7 +99,6 @@ class CircuitBreaker:
         self.probe_lease = rules.probe_lease or probe_lease
         watched = rules.failure_ratio is not None or rules.slow_ratio is not None
         self._window = SlidingWindow(rules.window) if watched else None
-        self.failing_statuses = frozenset(rules.failure_on)
 
     # --- the request path -----------------------------------------------------------------------
 

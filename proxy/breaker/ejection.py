@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from proxy.config.schema import Ejection as EjectionRules
-from proxy.config.schema import Health as HealthRules
+from proxy.config.upstreams import Ejection as EjectionRules
+from proxy.config.upstreams import Health as HealthRules
 
 
 class _Record:

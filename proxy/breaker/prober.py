@@ -13,8 +13,8 @@ import ssl
 from collections.abc import Mapping
 
 from proxy.breaker.ejection import TargetHealth
-from proxy.config.schema import Health as HealthRules
 from proxy.config.units import TargetAddress
+from proxy.config.upstreams import Health as HealthRules
 
 _log = logging.getLogger("proxy.health")
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from proxy.config.schema import Retry as RetryRules
+from proxy.config.upstreams import Retry as RetryRules
 from proxy.headers import IDEMPOTENT
 
 #: Seconds that the budget looks back over; ten, as Linkerd's.

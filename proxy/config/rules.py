@@ -15,9 +15,11 @@ from pathlib import Path
 
 from proxy.config import patterns, telemetry_rules
 from proxy.config.document import Element
+from proxy.config.listeners import Listener, Route
 from proxy.config.problems import Key, Notice, Problem, dotted
-from proxy.config.schema import Config, Listener, Route, Upstream
+from proxy.config.schema import Config
 from proxy.config.units import Bind
+from proxy.config.upstreams import Upstream
 from proxy.redis_url import parse_redis_url
 
 

@@ -9,14 +9,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.config.values import Bind, Duration, Model, Name, Secret, Share, Size
+from proxy.config.values import Bind, Duration, HeaderName, Model, Name, Secret, Share, Size
 
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,127}$")]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 StatsdName = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}(\.\{[A-Za-z][A-Za-z0-9_]{0,63}\})?$")
 ]
-HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")]
 LabelText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:@+ -]{1,64}$")]
 
 
@@ -146,9 +145,7 @@ class AppMetrics(Model):
 
     url: Annotated[str, AfterValidator(_check_url)]
     """The page, in the Prometheus text format."""
-    headers: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")], Secret | None
-    ] = {}
+    headers: dict[HeaderName, Secret | None] = {}
     """Sent with the request, for example `X-API-Key`, unless empty; never shown."""
     every: Annotated[Duration, Field(ge=1)] = 30.0
     """From one fetch to the next."""

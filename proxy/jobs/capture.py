@@ -26,55 +26,17 @@ from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
-from proxy.jobs.records import NO_HEAD, Head, Pace, Row
-from proxy.jobs.redis_side import CommandError, Facts, Link
-from proxy.jobs.restore import Absence, Continuity, continuity, explain_absence, replace
+from proxy.jobs.named import Named
+from proxy.jobs.records import NO_HEAD, Head, Row
+from proxy.jobs.redis_side import CommandError, Link
+from proxy.jobs.restore import Absence, Continuity, Life, continuity, explain_absence, replace
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
 BIG = 32 * 1024  # bytes of values after which others get a turn
-BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
 BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
 BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
-
-
-@dataclass(slots=True)
-class Life:
-    """One connection's view of a server.
-
-    `losses` counts how often the data were found gone, `restored` up to which loss they were put
-    back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
-    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
-    whose loss was just told is explained by what was evicted lately, any other by all since then.
-    """
-
-    facts: Facts
-    cause: str
-    losses: int = 0
-    restored: int = 0
-    old_data: bool = False
-    evicted: int | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether absence proves nothing, as not all was put back yet."""
-        return self.restored < self.losses
-
-    def lose(self, cause: str) -> None:
-        """The data are gone, or may be."""
-        self.losses += 1
-        self.old_data = True
-        self.cause = cause
-
-
-@dataclass(slots=True, eq=False)
-class Sighting:
-    """Somebody waits for a job: `seen` in Redis, then `kept` in the ledger (False: it was not)."""
-
-    seen: asyncio.Future[None]
-    kept: asyncio.Future[bool]
 
 
 @dataclass(slots=True)
@@ -116,6 +78,7 @@ class Capture:
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
         self.counting: Counting | None = None
+        self.named = Named()
         self._pattern = pattern
         self._index = index
         self._ledger = ledger
@@ -124,80 +87,26 @@ class Capture:
         self._max_value = max_value
         self._on_lost = on_lost
         self._on_other_key = on_other_key
-        self._urgent: dict[str, float] = {}
-        self._bulk: dict[str, None] = {}
-        self._found: set[str] = set()  # of the present batch: named by a comparison, not by news
-        self._watched: dict[str, list[Sighting]] = {}
-        self._pace = Pace(BATCH)
-        self._wake = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-
-    # --- naming jobs (all synchronous) -----------------------------------------------------------
 
     def changed(self, keys: list[bytes]) -> None:
         """Redis says that these keys changed."""
-        now = time.monotonic()
+        job_ids = []
         for key in keys:
             job_id = self._pattern.job_id(key)
             if job_id is not None:
-                self._urgent.setdefault(job_id, now)
+                job_ids.append(job_id)
             elif not key.startswith(self._pattern.prefix.encode()):
                 self._on_other_key(key)
-        self._rouse()
-
-    def look_at(self, job_id: str) -> None:
-        """Fetch this job next."""
-        self._urgent.setdefault(job_id, time.monotonic())
-        self._rouse()
-
-    def look_at_many(self, job_ids: list[str]) -> None:
-        """Fetch these jobs when nothing urgent waits."""
-        self._bulk.update(dict.fromkeys(job_ids))
-        self._rouse()
-
-    def watch(self, job_id: str) -> Sighting:
-        """Be told when the job is fetched and committed; end it with `unwatch`."""
-        loop = asyncio.get_running_loop()
-        sighting = Sighting(loop.create_future(), loop.create_future())
-        self._watched.setdefault(job_id, []).append(sighting)
-        self.look_at(job_id)
-        return sighting
-
-    def unwatch(self, job_id: str, sighting: Sighting) -> None:
-        sightings = self._watched.get(job_id, [])
-        if sighting in sightings:
-            sightings.remove(sighting)
-        if not sightings:
-            self._watched.pop(job_id, None)
-
-    def _rouse(self) -> None:
-        if self._bulk:
-            self._drained.clear()
-        if self._urgent or self._bulk:
-            self._wake.set()
-
-    async def room(self) -> None:
-        """Wait until a scan may name more."""
-        while len(self._bulk) > BULK_LIMIT:
-            self._taken.clear()
-            await self._taken.wait()
-
-    async def drained(self) -> None:
-        """Wait until every job named in bulk was fetched."""
-        await self._drained.wait()
+        self.named.changed(job_ids)
 
     # --- fetching --------------------------------------------------------------------------------
 
     async def run(self, link: Link, life: Life) -> None:
         """Fetch what is named until the link is lost (`RedisLost`)."""
         while True:
-            if not self._urgent and not self._bulk:
-                self._wake.clear()
-                await self._wake.wait()
+            await self.named.something()
             behind = self._ledger.backlog > BACKLOG_LIMIT and self._ledger.degraded is None
-            noticed = self._take(awaited_only=behind)
+            noticed = self.named.take(awaited_only=behind)
             if not noticed:
                 await self._ledger.flushed(BEHIND_PAUSE)
                 continue
@@ -205,33 +114,10 @@ class Capture:
                 await self._fetch(link, life, noticed)
             except BaseException:
                 # Cut short by the loss of the link: the next one has to look again.
-                for job_id, since in noticed.items():
-                    self._urgent.setdefault(job_id, since)
+                self.named.again(noticed)
                 raise
-            if not self._bulk:
-                self._drained.set()
+            self.named.fetched()
             await asyncio.sleep(0)
-
-    def _take(self, *, awaited_only: bool) -> dict[str, float]:
-        """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
-        taken: dict[str, float] = {}
-        self._found.clear()
-        for job_id in list(self._watched)[: self._pace.size]:
-            if job_id in self._urgent:
-                taken[job_id] = self._urgent.pop(job_id)
-        if awaited_only:
-            return taken
-        while self._urgent and len(taken) < self._pace.size:
-            job_id = next(iter(self._urgent))
-            taken[job_id] = self._urgent.pop(job_id)
-        now = time.monotonic()
-        while self._bulk and len(taken) < self._pace.size:
-            job_id = next(iter(self._bulk))
-            del self._bulk[job_id]
-            if taken.setdefault(job_id, now) == now:
-                self._found.add(job_id)
-        self._taken.set()
-        return taken
 
     async def _fetch(self, link: Link, life: Life, noticed: dict[str, float]) -> None:
         job_ids = list(noticed)
@@ -248,7 +134,7 @@ class Capture:
             heads = await self._ledger.heads(job_ids)
         except LedgerSilent:
             heads = {}
-        self._pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
+        self.named.pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
         gone: list[str] = []
         absorbed = 0
         for position, job_id in enumerate(job_ids):
@@ -285,13 +171,11 @@ class Capture:
             if old or (head.held and self.hold_deletes):
                 await self._remove(link, job_id)
                 return
-        for sighting in self._watched.get(job_id, ()):
-            if not sighting.seen.done():
-                sighting.seen.set_result(None)
+        self.named.seen(job_id)
         waiting = self._ledger.unwritten(job_id)
         if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
             self.counts.unchanged += 1
-            self._kept(job_id, True)
+            self.named.kept(job_id, True)
             return
         if (
             life.old_data
@@ -310,15 +194,10 @@ class Capture:
                 self._metrics.lag.observe(time.monotonic() - noticed)
                 if counting is not None and news is not None:
                     counting.kept(news)
-            self._kept(job_id, ok)
+            self.named.kept(job_id, ok)
 
         events = "[]" if news is None else news.text
         self._ledger.put(snapshot, now, fetched.deadline, done, events)
-
-    def _kept(self, job_id: str, ok: bool) -> None:
-        for sighting in self._watched.get(job_id, ()):
-            if not sighting.kept.done():
-                sighting.kept.set_result(ok)
 
     def _note(self, snapshot: Snapshot) -> None:
         self.counts.captured += 1
@@ -365,11 +244,11 @@ class Capture:
         if reply == 1:
             self._metrics.restored("outdated", 1)
             log.info("outdated job replaced", extra={"job_id": job_id, "version": row.version})
-            self._kept(job_id, True)
+            self.named.kept(job_id, True)
         elif isinstance(reply, CommandError):
             log.warning("outdated job stays", extra={"job_id": job_id, "reason": reply.text[:200]})
         else:
-            self.look_at(job_id)  # it changed meanwhile
+            self.named.look_at(job_id)  # it changed meanwhile
         return True
 
     async def _explain(
@@ -390,7 +269,7 @@ class Capture:
         for job_id in known:
             waiting = self._ledger.unwritten(job_id)
             deadline = waiting.deadline if waiting else heads[job_id].deadline
-            between = overall if job_id in self._found else lately
+            between = overall if job_id in self.named.found else lately
             absence = explain_absence(deadline, now, between)
             if absence is Absence.DELETED:
                 self.counts.deleted += 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.jobs.redis_side import Command, CommandError, Link, RedisLost
+from proxy.jobs.redis_side import Command, CommandError, Link, RedisLost, Refused
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,6 @@ for i = 4, #ARGV, 2 do
 end
 return told
 """
-
-
-class Refused(Exception):
-    """Redis is there but does not let us claim."""
 
 
 class Claims:

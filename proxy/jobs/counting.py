@@ -28,16 +28,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.config import schema
+from proxy.config.mirrors import JobFields
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.claims import ANOTHERS, OURS, Claims, Refused
+from proxy.jobs.claims import ANOTHERS, OURS, Claims
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import Snapshot
 from proxy.jobs.pipeline_events import Event, EventReader
 from proxy.jobs.pipeline_metrics import Counted, PipelineMetrics
 from proxy.jobs.pipeline_totals import Draft, Example, Totals
-from proxy.jobs.redis_side import Link, RedisLost
+from proxy.jobs.redis_side import Link, RedisLost, Refused
 from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class Counting:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
-        fields: schema.JobFields,
+        settings: MirrorConfig,
+        fields: JobFields,
         ledger: Ledger,
         link: Callable[[], Link | None],
         clock: Clock,

@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import Any
 
 from proxy.clock import Clock, iso_utc
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.keeper import Keeper, Tell, silence
+from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import WAITING
+from proxy.jobs.news import Tell, silence
 from proxy.jobs.records import Row
 from proxy.jobs.schedule import Daily
 
@@ -62,7 +63,7 @@ class Duties:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         ledger: Ledger,
         keeper: Keeper,
         clock: Clock,
@@ -137,7 +138,7 @@ class Duties:
         if not self._settings.hold_deletes:
             self.gone.discard(job_id)
         await self._ledger.flushed(1.0)
-        self._keeper.capture.look_at(job_id)
+        self._keeper.capture.named.look_at(job_id)
         log.info("deletion passed on", extra={"mirror": self._name, "job_id": job_id})
         return True
 

@@ -13,30 +13,32 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 from proxy.clock import Clock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.capture import Capture, Life
+from proxy.jobs.capture import Capture
+from proxy.jobs.comparison import name_keys, name_missing
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import KeyPattern
-from proxy.jobs.records import Pace, Row
+from proxy.jobs.news import Tell, silence
+from proxy.jobs.records import Row
 from proxy.jobs.redis_side import (
     CaptureMode,
     ClientFactory,
-    Command,
-    CommandError,
     Facts,
     Link,
     RedisLost,
+    Refused,
 )
 from proxy.jobs.rescue import BrokerRescue
-from proxy.jobs.restore import Continuity, Tally, continuity, index_entries, put_back
+from proxy.jobs.restore import Continuity, Life, Tally, continuity
+from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
@@ -44,27 +46,11 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 State = Literal["starting", "live", "down", "stopped"]
 
-PAGE = 250  # jobs put back in one piece
-IDS_PAGE = 1000  # ids compared in one piece
-SCAN_COUNT = 500
 HEARTBEAT = 0.5  # seconds between two signs of life
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
-FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is being written
 OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
-
-
-#: Told what an operator would want to know: a kind (`redis_lost`, `restored`, ...) and its facts.
-Tell = Callable[[str, dict[str, object]], None]
-
-
-def silence(kind: str, facts: dict[str, object]) -> None:
-    """Tells nobody."""
-
-
-class Refused(Exception):
-    """Redis is there but does not let us do what a restore or a comparison needs."""
 
 
 class Keeper:
@@ -73,7 +59,7 @@ class Keeper:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         factory: ClientFactory,
         ledger: Ledger,
         clock: Clock,
@@ -87,9 +73,7 @@ class Keeper:
         self.why = "not connected yet"
         self.since = clock.time()
         self.back_at: float | None = None  # monotonic: when Redis came back after having been away
-        self.restoring = False
         self.obstacle: str | None = None  # why nothing is restored or compared, though Redis lives
-        self.last_restore: Tally | None = None
         self.last_sync: float | None = None
         self.link: Link | None = None
         self.pattern = KeyPattern.parse(settings.key)
@@ -111,6 +95,7 @@ class Keeper:
             if settings.rescue is not None
             else None
         )
+        self.restorer = Restorer(name, self.pattern, settings.index, ledger, clock, metrics, tell)
         self.capture = Capture(
             self.pattern,
             settings.index,
@@ -138,6 +123,12 @@ class Keeper:
     async def restore(self) -> Tally:
         """Put back every live job that is missing. Raises as `sync`."""
         return await self._ask(self._restore_asked)
+
+    async def put_one_back(self, row: Row) -> bool:
+        """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
+        if self.link is None:
+            raise RedisLost(self.why)
+        return await self.restorer.put_one_back(self.link, row)
 
     def fill_gap(self, reason: str) -> None:
         """The ledger lost something: compare in full soon."""
@@ -276,7 +267,7 @@ class Keeper:
                 while life.lost:
                     await self._make_good(link, life)
                 if restores:
-                    _resolve(restores, await self._put_all_back(link, "manual"))
+                    _resolve(restores, await self.restorer.put_all_back(link, "manual"))
                 await self._compare(link, life)
                 _resolve(syncs, None)
             except (LedgerSilent, Refused) as obstacle:
@@ -315,74 +306,10 @@ class Keeper:
         losses = life.losses
         life.facts = await link.facts()
         life.evicted = life.facts.evicted
-        await self._put_all_back(link, life.cause)
+        await self.restorer.put_all_back(link, life.cause)
         if self.rescue is not None:
             await self.rescue.put_back(link, life)
         life.restored = losses
-
-    async def _put_all_back(self, link: Link, cause: str) -> Tally:
-        """Every live job of the ledger, where it is missing. Raises `LedgerSilent`, `RedisLost`."""
-        began = time.monotonic()
-        restored = kept = 0
-        self.restoring = True
-        try:
-            await self._ledger.flushed(FLUSH_PATIENCE)
-            # What is captured but still not committed, as while SQLite cannot write.
-            for row in self._ledger.unwritten_rows():
-                restored += await self._put_back(link, [row])
-            after = ""
-            pace = Pace(PAGE)
-            while page := await self._ledger.live_page(after, self._clock.time(), pace.size):
-                after = page[-1].job_id
-                pace.moved(sum(len(row.raw) for row in page))
-                done = await self._put_back(link, page)
-                restored += done
-                kept += len(page) - done
-        finally:
-            self.restoring = False
-        tally = Tally(cause, restored, kept, time.monotonic() - began)
-        self.last_restore = tally
-        self._metrics.restored(cause, restored)
-        log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
-        self._tell("restored", asdict(tally))
-        return tally
-
-    async def _put_back(self, link: Link, rows: list[Row]) -> int:
-        """How many of these jobs were missing and are there now. Raises `RedisLost`."""
-        now = self._clock.time()
-        commands: list[Command] = []
-        sent: list[Row] = []
-        for row in rows:
-            command = put_back(row, self.pattern.key(row.job_id), now)
-            if command is not None:
-                commands.append(command)
-                sent.append(row)
-        if not commands:
-            return 0
-        if self._settings.index is not None:
-            commands.append(index_entries(sent, self._settings.index))
-        replies = await link.call(*commands)
-        for reply in replies:
-            if isinstance(reply, CommandError):
-                # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
-                raise Refused(f"takes no jobs back: {reply.text[:200]}")
-        return sum(reply == b"OK" for reply in replies[: len(sent)])
-
-    async def put_one_back(self, row: Row) -> bool:
-        """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
-        if self.link is None:
-            raise RedisLost(self.why)
-        command = put_back(row, self.pattern.key(row.job_id), self._clock.time())
-        if command is None:
-            return False
-        commands = [command]
-        if self._settings.index is not None:
-            commands.append(index_entries([row], self._settings.index))
-        reply, *_ = await self.link.call(*commands)
-        if reply == b"OK":
-            self._metrics.restored("read", 1)
-            log.info("job restored", extra={"mirror": self._name, "job_id": row.job_id})
-        return not isinstance(reply, CommandError)
 
     async def _compare(self, link: Link, life: Life) -> None:
         """Look at every key of the family, and at every job of the ledger that has no key."""
@@ -393,9 +320,9 @@ class Keeper:
             self._lose(life, "flush")  # only tracking is told of a flush
         if life.lost:
             return
-        await self._name_keys(link)
-        await self._name_missing(link)
-        await self.capture.drained()
+        await name_keys(link, self.pattern, self.capture.named)
+        await name_missing(link, self.pattern, self.capture.named, self._ledger, self._clock)
+        await self.capture.named.drained()
         await self._ledger.flushed(FLUSH_PATIENCE)
         if life.lost:
             return  # the comparison meant nothing; `_kick` is set
@@ -409,32 +336,6 @@ class Keeper:
         log.debug(
             "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
         )
-
-    async def _name_keys(self, link: Link) -> None:
-        cursor: bytes | int = 0
-        while True:
-            await self.capture.room()
-            (reply,) = await link.call(
-                ("SCAN", cursor, "MATCH", self.pattern.glob(), "COUNT", SCAN_COUNT)
-            )
-            if isinstance(reply, CommandError):
-                raise Refused(f"cannot be scanned: {reply.text[:200]}")
-            cursor, keys = reply
-            found = (self.pattern.job_id(key) for key in keys)
-            self.capture.look_at_many([job_id for job_id in found if job_id is not None])
-            if int(cursor) == 0:
-                return
-
-    async def _name_missing(self, link: Link) -> None:
-        """Raises `LedgerSilent`: then the comparison is done again."""
-        after = ""
-        while ids := await self._ledger.live_ids(after, self._clock.time(), IDS_PAGE):
-            after = ids[-1]
-            replies = await link.call(*(("EXISTS", self.pattern.key(one)) for one in ids))
-            self.capture.look_at_many(
-                [one for one, there in zip(ids, replies, strict=True) if there == 0]
-            )
-            await self.capture.room()
 
     async def _load_facts(self) -> None:
         """What was known of the server when the process last ran."""

@@ -13,12 +13,12 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from proxy.clock import Clock, iso_utc
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.errors import JobNotStored
-from proxy.jobs import sql
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.keeper import Keeper, Tell, silence
+from proxy.jobs.inspection import Inspection, at_most
+from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import JobMetrics
@@ -30,10 +30,10 @@ from proxy.jobs.model import (
     list_body,
     not_found_body,
     parse,
-    sql_time,
     valid_job_id,
 )
-from proxy.jobs.records import Overview, Row, Tombstone
+from proxy.jobs.news import Tell, silence
+from proxy.jobs.records import Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
@@ -45,8 +45,6 @@ LOOK_AGAIN = 0.05  # seconds between two looks for a created job's key
 READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
-LIST_LIMIT = (50, 1000)  # the default and the most
-LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 
 class Creation(StrEnum):
@@ -96,7 +94,7 @@ class Mirror:
     def __init__(
         self,
         name: str,
-        settings: schema.Mirror,
+        settings: MirrorConfig,
         factory: ClientFactory,
         metrics: JobMetrics,
         clock: Clock,
@@ -124,6 +122,7 @@ class Mirror:
         self._duties = Duties(
             name, settings, self._ledger, self._keeper, clock, self._metrics, tell
         )
+        self.inspection = Inspection(self._ledger, self._duties, clock)
         self._was_degraded = False
         self._counting: Counting | None = None
         if settings.job_metrics is not None:
@@ -261,19 +260,19 @@ class Mirror:
         if not valid_job_id(job_id):
             return Creation.DEGRADED  # not an id that the mirror could ever hold
         capture = self._keeper.capture
-        sighting = capture.watch(job_id)
+        sighting = capture.named.watch(job_id)
         try:
             try:
                 async with asyncio.timeout(within):
                     while not await settled(sighting.seen, LOOK_AGAIN):
-                        capture.look_at(job_id)
+                        capture.named.look_at(job_id)
             except TimeoutError:
                 return Creation.NOT_STORED
             if not await settled(sighting.kept, COMMIT_PATIENCE):
                 return Creation.DEGRADED
             return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
         finally:
-            capture.unwatch(job_id, sighting)
+            capture.named.unwatch(job_id, sighting)
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -335,7 +334,7 @@ class Mirror:
 
     async def listing(self, status: str | None, limit: int | None) -> Answer | None:
         """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent."""
-        most = min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
+        most = at_most(limit)
         try:
             rows = await self._ledger.listing(status, self._clock.time(), most)
         except LedgerSilent:
@@ -371,7 +370,7 @@ class Mirror:
             if not committed.done():
                 committed.set_result(ok)
             # A write of a worker may have come between the deletion and the tombstone.
-            self._keeper.capture.look_at(job_id)
+            self._keeper.capture.named.look_at(job_id)
             if not told:
                 self._duties.untold.set()
 
@@ -398,78 +397,11 @@ class Mirror:
         """Put back every live job that is missing in Redis. Raises as `sync`."""
         return await self._keeper.restore()
 
-    async def jobs(
-        self, status: str | None = None, limit: int | None = None, stranded: bool = False
-    ) -> list[dict[str, Any]]:
-        """One line a job, for `jobs list`. Raises `LedgerSilent`."""
-        most = min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
-        if stranded:
-            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
-                :most
-            ]
-        else:
-            rows = await self._ledger.listing(status, self._clock.time(), most)
-        return [_brief(row) for row in rows]
-
-    async def contemporaries(
-        self, start: float, end: float, look_back: float, most: int
-    ) -> list[str] | None:
-        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
-        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
-        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
-        asked = {
-            "start": start,
-            "end_at": sql_time(end),
-            "earliest_at": sql_time(max(0.0, start - LIVES_AT_MOST)),
-            "most": most + 1,
-        }
-        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
-        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
-        if len(gone) == LIST_LIMIT[1]:
-            return None
-        for job_id, first, last in gone:
-            if first is not None and first <= end and last >= start - look_back:
-                found.append(job_id)
-        return found if len(found) <= most else None
-
-    async def overview(self, limit: int) -> Overview:
-        """The jobs that an operator looks at first, each list `limit` at most. Raises
-        `LedgerSilent`."""
-        now = self._clock.time()
-        return Overview(
-            recent=await self._ledger.listing(None, now, limit),
-            failed=await self._ledger.listing("failed", now, limit),
-            stranded=(await self._duties.stranded())[:limit],
-        )
-
-    async def show(self, job_id: str) -> dict[str, Any] | None:
-        """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""
-        if not valid_job_id(job_id):
-            return None
-        found = await self._ledger.get(job_id)
-        versions = [
-            {
-                "version": number,
-                "seen": iso_utc(seen),
-                "status": status,
-                "progress": progress,
-                "data": raw.decode("utf-8", "replace"),
-            }
-            for number, seen, status, progress, raw in await self._ledger.versions(job_id)
-        ]
-        if found is None:
-            return None
-        if isinstance(found, Tombstone):
-            told = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
-            return {"job_id": job_id, **told, "pass_on": found.pass_on, "versions": versions}
-        raw = found.raw.decode("utf-8", "replace")
-        return {**_brief(found), "data": raw, "versions": versions}
-
     def state(self) -> dict[str, Any]:
         """How the mirror is, for `/api/jobs` and `/readyz`."""
         keeper = self._keeper
         counts = keeper.capture.counts
-        last = keeper.last_restore
+        last = keeper.restorer.last
         return {
             "mirror": self.name,
             "redis": keeper.state,
@@ -477,7 +409,7 @@ class Mirror:
             "reason": keeper.why or None,
             "since": iso_utc(keeper.since),
             "capture": keeper.link.mode if keeper.link else None,
-            "restoring": keeper.restoring,
+            "restoring": keeper.restorer.under_way,
             "obstacle": keeper.obstacle,
             "sqlite": "degraded" if self._ledger.degraded else "ok",
             "sqlite_reason": self._ledger.degraded,
@@ -496,15 +428,3 @@ class Mirror:
             "deleted": counts.deleted,
             "oddities": dict(counts.oddities),
         }
-
-
-def _brief(row: Row) -> dict[str, Any]:
-    return {
-        "job_id": row.job_id,
-        "status": row.status,
-        "progress": row.progress,
-        "created_at": row.created_at,
-        "changed": iso_utc(row.captured_at),
-        "expires": iso_utc(row.deadline) if row.deadline is not None else None,
-        "version": row.version,
-    }

@@ -166,13 +166,7 @@ def _load(raw: bytes) -> tuple[dict[str, Any] | None, str]:
 
 
 def _progress(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0
-    try:
-        number = float(value)
-    except OverflowError:
-        return 0.0
-    return min(100.0, max(0.0, number)) if math.isfinite(number) else 0.0
+    return min(100.0, max(0.0, finite(value) or 0.0))
 
 
 def _stage_times(stages: object) -> list[float | None]:
@@ -184,6 +178,18 @@ def _stage_times(stages: object) -> list[float | None]:
             found.append(to_timestamp(stage.get("started_at")))
             found.append(to_timestamp(stage.get("completed_at")))
     return found
+
+
+def finite(value: object) -> float | None:
+    """A number of a document; None for anything else, also for NaN, infinities and what no float
+    can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def to_timestamp(value: object) -> float | None:
@@ -198,13 +204,11 @@ def to_timestamp(value: object) -> float | None:
             moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             return None
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            moment = float(value)
-        except OverflowError:
-            return None
     else:
-        return None
+        number = finite(value)
+        if number is None:
+            return None
+        moment = number
     return moment if _EARLIEST < moment < _LATEST else None
 
 

@@ -17,14 +17,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.config import schema
-from proxy.jobs.model import FINISHED, Snapshot, to_timestamp
+from proxy.config.mirrors import JobFields
+from proxy.jobs.model import FINISHED, Snapshot, finite, to_timestamp
 
 STAGE_DURATION = "pipeline_stage_duration_seconds"
 STAGE_ERRORS = "pipeline_stage_errors"
@@ -119,7 +118,7 @@ def _compile(paths: tuple[str, ...]) -> Paths:
 class EventReader:
     """Reads events from documents, by the paths of one mirror's `job_metrics`."""
 
-    def __init__(self, fields: schema.JobFields) -> None:
+    def __init__(self, fields: JobFields) -> None:
         self._error_type = _compile(fields.error_type)
         self._error_code = _compile(fields.error_code)
         self._input_duration = _compile(fields.input_duration)
@@ -267,13 +266,7 @@ def _number(
 def _as_number(value: object) -> float | None:
     if isinstance(value, list):
         return float(len(value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return finite(value)
 
 
 def _times(stage: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -45,6 +45,10 @@ class RedisLost(Exception):
     """The connection is gone, refused, or silent: nothing is known about the keys any more."""
 
 
+class Refused(Exception):
+    """Redis is there but does not let us do what is needed."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandError:
     """The server's refusal of one command, in the place of its reply."""

@@ -22,16 +22,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.config import schema
+from proxy.config.mirrors import Rescue as RescueConfig
 from proxy.jobs import sql
-from proxy.jobs.capture import Life
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import WAITING, digest_of, valid_job_id
 from proxy.jobs.records import Row
 from proxy.jobs.redis_side import Command, CommandError, Link
-from proxy.jobs.restore import Continuity, continuity
+from proxy.jobs.restore import Continuity, Life, continuity
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ class BrokerRescue:
 
     def __init__(
         self,
-        settings: schema.Rescue,
+        settings: RescueConfig,
         ledger: Ledger,
         metrics: MirrorMetrics,
         on_lost: Callable[[Life, str], None],

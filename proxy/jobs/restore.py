@@ -44,6 +44,35 @@ def continuity(before: Facts | None, now: Facts) -> Continuity:
     return Continuity.SAME if before.evicted == now.evicted else Continuity.EVICTING
 
 
+@dataclass(slots=True)
+class Life:
+    """One connection's view of a server.
+
+    `losses` counts how often the data were found gone, `restored` up to which loss they were put
+    back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
+    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
+    whose loss was just told is explained by what was evicted lately, any other by all since then.
+    """
+
+    facts: Facts
+    cause: str
+    losses: int = 0
+    restored: int = 0
+    old_data: bool = False
+    evicted: int | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether absence proves nothing, as not all was put back yet."""
+        return self.restored < self.losses
+
+    def lose(self, cause: str) -> None:
+        """The data are gone, or may be."""
+        self.losses += 1
+        self.old_data = True
+        self.cause = cause
+
+
 class Absence(StrEnum):
     """Why a key that the ledger knows is not in Redis."""
 

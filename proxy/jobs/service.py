@@ -10,10 +10,10 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
-from proxy.config import schema
-from proxy.jobs.keeper import silence
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.news import silence
 from proxy.jobs.redis_side import ClientFactory
 
 
@@ -23,7 +23,7 @@ class Mirrors:
 
     def __init__(
         self,
-        settings: Mapping[str, schema.Mirror],
+        settings: Mapping[str, MirrorConfig],
         factory: ClientFactory,
         registry: CollectorRegistry,
         clock: Clock,

@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxy.jobs.model import FINISHED, WAITING, to_timestamp
+from proxy.jobs.model import FINISHED, WAITING, finite, to_timestamp
 
 MOST = 32
 NAME_LIMIT = 80  # characters
@@ -99,7 +98,7 @@ def _stage(name: str, value: dict[str, Any]) -> Stage:
     seconds = None
     if started is not None and ended is not None:
         seconds = max(0.0, ended - started)
-    elif (duration := _number(value.get("duration"))) is not None and duration >= 0:
+    elif (duration := finite(value.get("duration"))) is not None and duration >= 0:
         seconds = duration
     title = value.get("display_name")
     status = value.get("status")
@@ -152,16 +151,6 @@ def _text(value: object) -> str | None:
     if not isinstance(value, str) or not value:
         return None
     return bounded(_OWN_NAME.sub("", value, count=1), ERROR_LIMIT)
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def readable(name: str) -> str:

@@ -17,8 +17,9 @@ from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
-from proxy.config.schema import Config, Listener, Route
-from proxy.config.schema import Upstream as UpstreamConfig
+from proxy.config.listeners import Listener, Route
+from proxy.config.schema import Config
+from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.pipeline.plan import (
     FAILING,
     FilterFactory,

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from proxy.breaker.prober import HealthProber
 from proxy.clock import Clock
-from proxy.config.schema import Upstream
+from proxy.config.upstreams import Upstream
 from proxy.pipeline.compile import client_tls
 from proxy.pipeline.plan import UpstreamPlan
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.breaker.stale import StaleCache
-from proxy.config.schema import Fallback, StaticAnswer
+from proxy.config.listeners import Fallback, StaticAnswer
 from proxy.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange, Tee

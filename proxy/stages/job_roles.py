@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs
 
 from proxy.clock import iso_utc
-from proxy.config.schema import JobRole
+from proxy.config.listeners import JobRole
 from proxy.errors import (
     ApiKeyNeeded,
     JobExpired,

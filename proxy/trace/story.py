@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxy.clock import iso_utc
-from proxy.trace.causes import LOOK_BACK, Case, Cause, index_of, suspect
+from proxy.trace.case import LOOK_BACK, Case, Cause, index_of
+from proxy.trace.causes import suspect
 from proxy.trace.events import Event, Severity, document
 from proxy.trace.lives import JobLife
 from proxy.trace.summaries import summary

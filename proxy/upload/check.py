@@ -24,10 +24,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from proxy.clock import Clock, SystemClock
-from proxy.config.schema import Upload
+from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
+from proxy.upload.findings import refusal
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
 from proxy.upload.holding import Holding
 from proxy.upload.pool import ProbePool
@@ -47,16 +48,6 @@ FACTS: Final = (
     "validation_ms",
     "reason",
 )
-
-_REASONS = {
-    "broken": "its packets cannot be read",
-    "no_audio": "it has no audio in it",
-    "undecodable": "its packets do not decode",
-    "junk": "too much of it is no audio",
-    "memory": "it takes too much memory to read",
-    "crashed": "it cannot be read",
-    "stalled": "it takes too long to read",
-}
 
 
 class UploadValidator:
@@ -388,28 +379,9 @@ class UploadCheck:
 
     def _consult(self) -> None:
         """Raise what the probe has found so far."""
-        session = self._session
-        if session.lost == "busy" or session.lost == "stopped":
-            raise verdicts.overloaded()
-        if session.lost is not None:
-            raise verdicts.duration_unknown(_REASONS[session.lost], self._field, session.lost)
-        if session.kind is not None and session.kind.get("type") not in self._accepted:
-            raise verdicts.duration_unknown(_REASONS["crashed"], self._field, "crashed")
-        if session.verdict is None:
-            return
-        match session.verdict:
-            case {"refused": "type", "what": str(what)}:
-                raise verdicts.type_rejected(what, self._accepted, self._field)
-            case {"refused": "long", "duration": float(seconds)}:
-                limit = self._rules.max_duration or 0.0
-                raise verdicts.too_long(seconds, limit, self._field)
-            case {"refused": "busy"}:
-                raise verdicts.overloaded()
-            case {"refused": "unknown", "why": str(why)} if why in _REASONS:
-                raise verdicts.duration_unknown(_REASONS[why], self._field, why)
-            case {"duration": float()} if session.kind is not None:
-                return
-        raise verdicts.duration_unknown(_REASONS["crashed"], self._field, "crashed")
+        error = refusal(self._session, self._accepted, self._rules.max_duration, self._field)
+        if error is not None:
+            raise error
 
     def _fail(self, error: ProxyError) -> None:
         """Settle on `error`; in report mode it is only kept for `facts`."""

@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from proxy.clock import Clock
-from proxy.config.schema import Pool as PoolConfig
 from proxy.config.units import TargetAddress
+from proxy.config.upstreams import Pool as PoolConfig
 from proxy.errors import Overloaded
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response

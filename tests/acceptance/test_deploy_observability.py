@@ -22,7 +22,8 @@ import yaml
 from redis.asyncio import Redis
 from rich.console import Console
 
-from proxy.demo import tour
+from proxy.demo import steps, tour
+from proxy.demo.guide import Tour
 from proxy.demo.narrator import Narrator
 from proxy.demo.world import World
 from proxy.redis_server import free_port
@@ -191,10 +192,10 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
             pytest.fail(f"the scrape failed: {active['lastError']}")
         narrator = Narrator(Console(file=output))
         # What happens once in a job needs two: a first value is no increase.
-        first = tour.Tour(world, prometheus.http, narrator, correlation_id="first")
-        await tour.find_shorts(first)
-        await tour.upload_audio(first)
-        await tour.follow_job(first)
+        first = Tour(world, prometheus.http, narrator, correlation_id="first")
+        await steps.find_shorts(first)
+        await steps.upload_audio(first)
+        await steps.follow_job(first)
         await jobs_that_tell_more(world, prometheus, first.video_job)
         assert await tour.give(world, narrator), output.getvalue()
         queries = {

@@ -23,7 +23,8 @@ from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.retry import Ended, RetryPolicy
 from proxy.breaker.states import Event, State
 from proxy.clock import SystemClock
-from proxy.config.schema import Breaker, Redis, Retry, Upstream
+from proxy.config.schema import Redis
+from proxy.config.upstreams import Breaker, Retry, Upstream
 from proxy.errors import CircuitOpen
 from proxy.redis_server import RedisServer
 

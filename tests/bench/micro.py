@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from proxy.config import schema
+from proxy.config.listeners import JobRole
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.stages.trace_record import TraceRecord
@@ -144,7 +145,7 @@ def _trace_plain() -> Operation:
 
 @micro("trace: a read of a job that is not kept")
 def _trace_read() -> Operation:
-    return _sampled_out("ingress", schema.JobRole(mirror="m", reads="job_id"))
+    return _sampled_out("ingress", JobRole(mirror="m", reads="job_id"))
 
 
 @micro("trace: a call of a microservice that is not kept")

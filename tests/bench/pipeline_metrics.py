@@ -128,7 +128,11 @@ async def load(
 
     async def all_settled() -> bool:
         (pending,) = await mirror._ledger.column(sql.PENDING_COUNT)
-        return mirror._ledger.backlog == 0 and not mirror._keeper.capture._urgent and pending == 0
+        return (
+            mirror._ledger.backlog == 0
+            and not mirror._keeper.capture.named._urgent
+            and pending == 0
+        )
 
     await eventually(all_settled, "settled", 60)
     print(f"  all counted {time.perf_counter() - ended:.2f} s after the last write")

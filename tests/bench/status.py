@@ -18,7 +18,7 @@ from proxy.admin.operated import Check, Readiness
 from proxy.admin.status.snapshot import Snapshots, Sources
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import ManualClock
-from proxy.config import schema
+from proxy.config.upstreams import Upstream
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis
@@ -57,7 +57,7 @@ def measure(routes: int) -> None:
     """Print one table."""
     metrics, clock, proxy = Metrics("1"), ManualClock(), Operated(routes)
     breaker = {"targets": ["http://127.0.0.1:1"], "breaker": {}}
-    upstreams = {name: schema.Upstream.model_validate(breaker) for name in proxy.upstreams}
+    upstreams = {name: Upstream.model_validate(breaker) for name in proxy.upstreams}
     breakers = BreakerBoard(upstreams, registry=metrics.registry, clock=clock)
     mirrors = Mirrors({}, no_redis, metrics.registry, clock)
     snapshots = Snapshots(Sources(proxy, metrics, breakers, mirrors, Watch(clock)), clock)

@@ -25,7 +25,8 @@ from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Transition
 from proxy.breaker.permits import ProbePermit
 from proxy.breaker.states import State
-from proxy.config.schema import Redis, Upstream
+from proxy.config.schema import Redis
+from proxy.config.upstreams import Upstream
 from proxy.errors import CircuitOpen
 
 CALLERS = 50

@@ -32,7 +32,7 @@ from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
 from proxy.breaker.states import State
 from proxy.breaker.store import BreakerStore, parse_snapshot
 from proxy.clock import ManualClock
-from proxy.config.schema import Breaker as BreakerRules
+from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.errors import CircuitOpen
 from proxy.redis_server import RedisServer
 

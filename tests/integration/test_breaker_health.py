@@ -13,8 +13,8 @@ import trustme
 
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.prober import HealthProber
-from proxy.config.schema import Health
 from proxy.config.units import TargetAddress, parse_target
+from proxy.config.upstreams import Health
 from tests.streams import conversing
 
 RULES = Health(path="/health", every="20ms", timeout="200ms", rise=2, fall=2)

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.states import State
-from proxy.config.schema import Redis, Upstream
+from proxy.config.schema import Redis
+from proxy.config.upstreams import Upstream
 from proxy.errors import BadRequest, CircuitOpen
 from proxy.redis_server import RedisServer, find_redis_server, free_port
 from tests.streams import conversing

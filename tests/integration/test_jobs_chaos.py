@@ -68,7 +68,7 @@ async def test_no_acknowledged_version_is_lost(
 
         await eventually(all_there, "every job in its newest version")
         for job_id, raw in alive.items():
-            shown = await mirror.show(job_id)
+            shown = await mirror.inspection.show(job_id)
             assert shown is not None
             assert shown["data"].encode() == raw
         for job_id in gone:

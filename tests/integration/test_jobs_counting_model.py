@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import ManualClock
-from proxy.config.schema import JobFields
+from proxy.config.mirrors import JobFields
 from proxy.jobs import sql
 from proxy.jobs.claims import LEASE
 from proxy.jobs.counting import BETTER_WORD, Counting

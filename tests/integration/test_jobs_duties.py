@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.clock import ManualClock
-from proxy.config import schema
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import duties
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation, Expired, Known, Mirror
@@ -37,7 +37,7 @@ DAY = 86400.0
 
 
 async def known(mirror: Mirror, job_id: str) -> bool:
-    return await mirror.show(job_id) is not None
+    return await mirror.inspection.show(job_id) is not None
 
 
 async def test_clean_up_forgets_what_ended_long_ago(
@@ -93,9 +93,9 @@ async def test_stranded_jobs_are_found_and_said(
             return registry.get_sample_value("proxy_jobs_stranded", labels) == 1
 
         await eventually(counted, "stranded job counted")
-        lines = await mirror.jobs(stranded=True)
+        lines = await mirror.inspection.jobs(stranded=True)
         assert [line["job_id"] for line in lines] == ["mv_stuck"]
-        assert await mirror.jobs(status="queued", stranded=True) == []
+        assert await mirror.inspection.jobs(status="queued", stranded=True) == []
 
 
 async def test_a_queued_job_without_a_message_is_stranded_sooner(
@@ -117,7 +117,9 @@ async def test_a_queued_job_without_a_message_is_stranded_sooner(
             await eventually(holds(mirror, job_id, raw), "captured")
 
         async def only_the_deaf_one() -> bool:
-            return [one["job_id"] for one in await mirror.jobs(stranded=True)] == ["mv_deaf"]
+            return [one["job_id"] for one in await mirror.inspection.jobs(stranded=True)] == [
+                "mv_deaf"
+            ]
 
         await eventually(only_the_deaf_one, "stranded")
 
@@ -228,8 +230,8 @@ async def test_two_families_live_side_by_side(redis_server: RedisServer, tmp_pat
     (tmp_path / "blocked").write_text("")
     mirrors = Mirrors(
         {
-            "one": schema.Mirror(key="one:{job_id}", sqlite=tmp_path / "one.db"),
-            "two": schema.Mirror(key="two:{job_id}", sqlite=tmp_path / "blocked" / "two.db"),
+            "one": MirrorConfig(key="one:{job_id}", sqlite=tmp_path / "one.db"),
+            "two": MirrorConfig(key="two:{job_id}", sqlite=tmp_path / "blocked" / "two.db"),
         },
         lambda: Redis.from_url(redis_server.url),
         CollectorRegistry(),
@@ -246,7 +248,7 @@ async def test_two_families_live_side_by_side(redis_server: RedisServer, tmp_pat
             await app.set("one:mv_1", job("mv_1"), ex=3600)
             await app.set("two:mv_2", job("mv_2"), ex=3600)
             await eventually(lambda: known(one, "mv_1"), "captured")
-            assert await one.show("mv_2") is None
+            assert await one.inspection.show("mv_2") is None
             await app.delete("one:mv_1")
             await eventually(deleted(one, "mv_1"), "tombstone")
         assert mirrors.by_name["two"].state()["sqlite"] == "degraded"

@@ -58,7 +58,7 @@ async def test_recorded_lives_end_in_the_ledger(
 
 
 async def has_deadline(mirror, job_id: str) -> bool:
-    shown = await mirror.show(job_id)
+    shown = await mirror.inspection.show(job_id)
     return shown is not None and shown["expires"] is not None
 
 
@@ -71,7 +71,7 @@ async def test_every_version_is_kept_with_its_time(
         for progress in (0.0, 10.0, 20.0):
             raw = await write(app, "mv_1", job("mv_1", "processing", progress))
             await eventually(holds(mirror, "mv_1", raw), "version captured")
-        shown = await mirror.show("mv_1")
+        shown = await mirror.inspection.show("mv_1")
         assert shown is not None
         assert [(one["version"], one["progress"]) for one in shown["versions"]] == [
             (1, 0.0),
@@ -104,7 +104,7 @@ async def test_empty_restart_gives_every_job_back(
 
 
 async def count(mirror, rows: int) -> bool:
-    return len(await mirror.jobs(limit=1000)) == rows
+    return len(await mirror.inspection.jobs(limit=1000)) == rows
 
 
 async def test_flush_is_a_loss_not_a_deletion(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -433,10 +433,10 @@ async def test_odd_values_are_counted_never_fatal(
         await eventually(holds(mirror, "mv_1", raw), "captured all the same")
         oddities = mirror.state()["oddities"]
         assert {"not_json", "not_utf8", "too_large", "other_type", "bad_date"} <= set(oddities)
-        shown = await mirror.show("not_json")
+        shown = await mirror.inspection.show("not_json")
         assert shown is not None
         assert shown["data"] == "{nope"
-        assert await mirror.show("too_large") is None
+        assert await mirror.inspection.show("too_large") is None
         listing = await mirror.listing(None, None)
         assert listing is not None
         names = {one["id"] for one in json.loads(listing.body)["jobs"]}
@@ -501,7 +501,9 @@ async def test_absence_seen_before_a_restore_proves_nothing_after_it(
         since = mirror.state()["last_sync"]
         await asyncio.to_thread(redis_server.kill)
         await eventually(lambda: mirror.state()["redis"] == "down", "the loss")
-        keeper.capture.look_at("mv_1")  # fetched at once when Redis is back, before the restore
+        keeper.capture.named.look_at(
+            "mv_1"
+        )  # fetched at once when Redis is back, before the restore
         await asyncio.to_thread(redis_server.start)
         await followed(mirror, since)
         assert mirror.state()["deleted"] == 0

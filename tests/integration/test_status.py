@@ -329,7 +329,7 @@ async def test_a_silent_ledger_costs_no_snapshot(
             await silent.wait()
             raise LedgerSilent("disk hung")
 
-        monkeypatch.setattr(site.mirrors.by_name["make_video"], "overview", overview)
+        monkeypatch.setattr(site.mirrors.by_name["make_video"].inspection, "overview", overview)
         async with site.stream() as answer:
             for _ in range(6):
                 await event(answer)

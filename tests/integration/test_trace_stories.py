@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from proxy.admin.traced import TracedStories
 from proxy.clock import SystemClock
-from proxy.jobs import mirror as mirror_module
+from proxy.jobs import inspection
 from proxy.jobs.mirror import Mirror
 from proxy.redis_server import RedisServer
 from proxy.trace.events import Event
@@ -40,7 +40,7 @@ class Stage:
         await write(self.client, job_id, raw)
 
         async def has() -> bool:
-            return (await self.mirror.show(job_id) or {}).get("data", "").encode() == raw
+            return (await self.mirror.inspection.show(job_id) or {}).get("data", "").encode() == raw
 
         await eventually(has, f"{job_id} {status}")
 
@@ -136,14 +136,14 @@ async def test_who_was_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
     await eventually(expired, "mv_short expired")
 
     async def there(start: float, end: float, most: int = 9) -> set[str] | None:
-        found = await stage.mirror.contemporaries(start, end, 3600, most)
+        found = await stage.mirror.inspection.contemporaries(start, end, 3600, most)
         return None if found is None else set(found)
 
     assert await there(middle, now + 1) == {"mv_short", "mv_gone"}
     assert await there(before, now + 1) == {"mv_early", "mv_short", "mv_gone"}
     assert await there(before, now + 1, 2) is None
     assert await there(before - 10, before - 5) == {"mv_short"}  # by its date made long ago
-    monkeypatch.setattr(mirror_module, "LIST_LIMIT", (1, 1))
+    monkeypatch.setattr(inspection, "LIST_LIMIT", (1, 1))
     assert await there(middle, now + 1) is None
 
 
@@ -162,7 +162,7 @@ async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
     await write(stage.client, "mv_odd", b"\x80\x81 no json")
 
     async def seen() -> bool:
-        return await stage.mirror.show("mv_odd") is not None
+        return await stage.mirror.inspection.show("mv_odd") is not None
 
     await eventually(seen, "mv_odd")
     told = await stage.stories.story("mv_odd")

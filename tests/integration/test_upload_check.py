@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from proxy.config.schema import Upload
+from proxy.config.listeners import Upload
 from proxy.errors import UploadRejected, UploadTooLong
 from proxy.upload.check import OTHER_FIELDS, UploadValidator
 from proxy.upload.families import NAMES

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from proxy.config.schema import Upload
+from proxy.config.listeners import Upload
 from proxy.upload.check import UploadValidator
 from proxy.upload.families import NAMES
 from proxy.upload.pool import ProbePool

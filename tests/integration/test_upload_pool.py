@@ -14,7 +14,7 @@ import psutil
 import pytest
 import uvloop
 
-from proxy.config.schema import Upload
+from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, UploadDurationUnknown
 from proxy.upload import pool as pool_module
 from proxy.upload import session as session_module

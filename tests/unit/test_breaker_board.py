@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import State
 from proxy.clock import ManualClock
-from proxy.config.schema import Upstream
+from proxy.config.upstreams import Upstream
 from proxy.errors import BadRequest
 
 

@@ -13,7 +13,7 @@ from proxy.breaker.permits import Permit
 from proxy.breaker.states import Event, State
 from proxy.breaker.window import SlidingWindow
 from proxy.clock import ManualClock
-from proxy.config.schema import Breaker as BreakerRules
+from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.errors import CircuitOpen
 
 

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.stale import StaleCache
-from proxy.config.schema import Bulkhead as BulkheadRules
-from proxy.config.schema import Ejection, Health, StaticAnswer
+from proxy.config.listeners import StaticAnswer
+from proxy.config.upstreams import Bulkhead as BulkheadRules
+from proxy.config.upstreams import Ejection, Health
 from proxy.errors import Overloaded
 
 NOW = 100.0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from proxy.config.load import load_config
+from proxy.config.mirrors import JobFields
 from proxy.config.problems import ConfigError
-from proxy.config.schema import JobFields
 
 BEGINNING = """\
 listeners:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.schema import JobFields
+from proxy.config.mirrors import JobFields
 from proxy.jobs.model import parse
 from proxy.jobs.pipeline_events import (
     DRIFT,

@@ -17,7 +17,7 @@ from proxy.breaker.retry import (
     RetryPolicy,
     parse_retry_after,
 )
-from proxy.config.schema import Retry as RetryRules
+from proxy.config.upstreams import Retry as RetryRules
 
 NOW = 5_000.0
 

@@ -25,7 +25,8 @@ from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
-from proxy.config.schema import Config, Upload
+from proxy.config.listeners import Upload
+from proxy.config.schema import Config
 from proxy.config.telemetry import AppMetrics, Resources, Statsd, TempFiles
 from proxy.config.units import Bind
 from proxy.errors import ProxyError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.schema import AudioType, Upload
+from proxy.config.listeners import AudioType, Upload
 from proxy.upload import families, mpeg
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, id3

@@ -64,7 +64,7 @@ class JobWatch:
         rows: list[dict[str, Any]] = []
         try:
             for mirror in mirrors:
-                rows += self._read(mirror, await mirror.overview(LIMIT), stories)
+                rows += self._read(mirror, await mirror.inspection.overview(LIMIT), stories)
         except LedgerSilent as error:
             self._problem = f"the ledger does not answer: {error}"
             return

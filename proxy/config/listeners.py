@@ -1,0 +1,183 @@
+"""The config's `listeners`: addresses that callers connect to, their routes, and what a route can
+be asked to do."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from proxy.config.values import Bind, Duration, HeaderName, Method, Model, Name, PathPattern, Size
+
+
+class ListenerTls(Model):
+    """TLS on a listener: PEM files. The certificate file holds the chain, leaf first."""
+
+    cert: Path
+    """PEM file, relative to the current directory: the certificate and its chain."""
+    key: Path
+    """PEM file with the certificate's private key, without a passphrase."""
+
+
+class ClientLimits(Model):
+    """What one client may send. Defaults are those of nginx and aiohttp, where they agree."""
+
+    request_line: Annotated[Size, Field(ge=64)] = 8 * 1024
+    """Longest request line; beyond it 414."""
+    header: Annotated[Size, Field(ge=256)] = 32 * 1024
+    """Largest header section; beyond it 431."""
+    header_count: Annotated[int, Field(ge=1)] = 128
+    """Most header fields; beyond it 431."""
+    connections: Annotated[int, Field(ge=1)] = 10_000
+    """Most client connections at a time; further ones wait to be accepted."""
+
+
+class ClientTimeouts(Model):
+    """How long a client may take: for a whole header section, between two pieces of a body (in
+    either direction), and between two requests on a kept-alive connection."""
+
+    header: Annotated[Duration, Field(gt=0)] = 10.0
+    """From the first byte of a request to the end of its header section; then 408."""
+    body: Annotated[Duration, Field(gt=0)] = 30.0
+    """Between two pieces of a request or response body."""
+    idle: Annotated[Duration, Field(gt=0)] = 75.0
+    """Between two requests on one connection, which is then closed."""
+
+
+AudioType = Literal[
+    "audio/mpeg",
+    "audio/wav",
+    "audio/x-wav",
+    "audio/mp4",
+    "audio/m4a",
+    "audio/ogg",
+    "audio/flac",
+    "audio/webm",
+    "audio/aac",
+]
+
+
+class Upload(Model):
+    """What an upload must be. `field` names the one file part of the form; `null` means that the
+    request body is the file itself. `max_duration: null` sets no limit, but the file must still
+    play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it. The
+    upstream gets a connection when `buffer` bytes are there, or all of the body: 1 MiB, as Envoy
+    buffers for a connection."""
+
+    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
+    max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
+    max_duration: Annotated[Duration, Field(gt=0)] | None = 600.0
+    types: Annotated[tuple[AudioType, ...], Field(min_length=1)] = (
+        "audio/mpeg",
+        "audio/wav",
+        "audio/x-wav",
+        "audio/mp4",
+        "audio/m4a",
+        "audio/ogg",
+    )
+    mode: Literal["enforce", "report"] = "enforce"
+    buffer: Annotated[Size, Field(ge=0, le=64 * 1024 * 1024)] = 1024 * 1024
+
+
+class JobRole(Model):
+    """What a route does with the jobs of a mirror: exactly one of the four is set.
+
+    `reads` and `deletes` name the path parameter that holds the job id. `require_redis`: refuse a
+    creation while Redis cannot store it. `fallback_after`: how long a read may wait for the app
+    before the mirror answers; 2 s, as a hung Redis freezes the app for 20 s and more.
+    """
+
+    mirror: Name
+    creates: bool = False
+    reads: str | None = None
+    deletes: str | None = None
+    lists: bool = False
+    require_redis: bool = True
+    fallback_after: Annotated[Duration, Field(gt=0)] = 2.0
+
+
+class StaticAnswer(Model):
+    """An answer from the config instead of the upstream's."""
+
+    status: Annotated[int, Field(ge=200, le=599)] = 200
+    """The status."""
+    headers: dict[
+        HeaderName,
+        Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")],
+    ] = {}
+    """Fields, for example `Content-Type`; not those that the proxy sets itself."""
+    body: str = ""
+    """The body, sent as UTF-8."""
+
+    @model_validator(mode="after")
+    def _framed_by_us(self) -> StaticAnswer:
+        ours = {"connection", "content-length", "date", "keep-alive", "trailer"}
+        ours |= {"transfer-encoding", "upgrade", "x-correlation-id"}
+        if found := sorted(name for name in self.headers if name.lower() in ours):
+            raise ValueError(f"expected only fields that the proxy does not set, found {found[0]}")
+        return self
+
+
+class Fallback(Model):
+    """What the caller gets while the circuit is open or the upstream fails, instead of the error.
+    With both, `stale` comes first."""
+
+    answer: StaticAnswer | None = None
+    """This answer."""
+    stale: Annotated[Duration, Field(gt=0)] | None = None
+    """The last good (200) answer to the same GET, no older than this, with `X-Stale: true`."""
+    stale_memory: Size = 16 * 1024 * 1024
+    """What stale answers of this route may take up in memory."""
+    stale_max_body: Size = 1024 * 1024
+    """Longer answers are not kept."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Fallback:
+        if self.answer is None and self.stale is None:
+            raise ValueError("expected answer or stale, found neither")
+        return self
+
+
+class Route(Model):
+    """One line of the routing table; `name` is also the metric label `endpoint`."""
+
+    name: Name
+    """Unique in its listener; also the metric label `endpoint`."""
+    path: PathPattern
+    """`/exact`, `/jobs/{job_id}` (one segment) or `/{rest:*}` (everything, also nothing)."""
+    upstream: Name
+    """The upstream that requests go to."""
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] | None = None
+    """Upper-case methods; absent: every method."""
+    upload: Upload | None = None
+    """Check uploads before they reach the upstream."""
+    job: JobRole | None = None
+    """What this route does with the jobs of a mirror."""
+    fallback: Fallback | None = None
+    """What to answer while the upstream cannot."""
+    trace: bool = True
+    """Whether exchanges on this route may be kept in the trace."""
+
+
+class Listener(Model):
+    """One address that callers connect to."""
+
+    bind: Bind
+    """`127.0.0.1:8000`, `[::1]:8000`, or `:8000` for every address."""
+    direction: Literal["ingress", "egress"] = "ingress"
+    """`ingress` counts in http_requests_*, `egress` in external_api_*."""
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+    """In file order: the first that matches wins."""
+    tls: ListenerTls | None = None
+    """Serve HTTPS."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks whose X-Forwarded-* fields are kept."""
+    limits: ClientLimits = ClientLimits()
+    """What one client may send."""
+    timeouts: ClientTimeouts = ClientTimeouts()
+    """How long a client may take."""
+    reuse_port: bool = False
+    """Share the port with other processes (SO_REUSEPORT)."""

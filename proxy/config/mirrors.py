@@ -1,0 +1,126 @@
+"""The config's `mirrors`: families of job keys in Redis that are kept in SQLite as well."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+
+from proxy.config.values import Duration, Model, Secret, Size, TimeOfDay
+
+
+class Rescue(Model):
+    """Celery's own keys, kept and put back: a Redis restart also empties the broker.
+
+    `queues` are the lists that workers pop from; their binding sets and the `unacked` hash are
+    found by kombu's naming. `unacked_after`: a message that a worker had already taken is put back
+    only when its job is still queued this long after the loss, as that worker may be alive.
+    """
+
+    queues: Annotated[tuple[str, ...], Field(min_length=1)] = ("make_video_queue",)
+    unacked: str = "unacked"
+    unacked_after: Duration = 60.0
+    max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+
+
+def _check_job_path(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", path):
+        raise ValueError(
+            "expected up to eight names of a job document's members, joined by dots, as in "
+            f"result.shorts_used, found {path[:80]!r}"
+        )
+    return path
+
+
+JobPaths = tuple[
+    Annotated[
+        str,
+        AfterValidator(_check_job_path),
+        WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"}),
+    ],
+    ...,
+]
+Token = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+
+
+class JobFields(Model):
+    """Which members of a job document feed which metric.
+
+    Each is a list of dotted paths; the first one under which the document has a value that will do
+    is used. The defaults know both shapes of the service's documents.
+    """
+
+    stages: Annotated[tuple[Token, ...], Field(max_length=64)] = (
+        "analyze_audio",
+        "load_approved",
+        "select_shorts",
+        "assemble_video",
+        "generate_subtitles",
+        "final_composition",
+        "trim_video",
+        "validate_av_sync",
+        "download_pipeline",
+    )
+    error_type: JobPaths = ("error.type", "error_type")
+    error_code: JobPaths = ("error.code", "error_code")
+    input_duration: JobPaths = ("audio_duration", "stages.analyze_audio.metadata.audio_duration")
+    shorts_count: JobPaths = ("result.shorts_used", "result.shorts_list")
+    subtitle_segments: JobPaths = ("result.subtitle_segments",)
+    sync_drift: JobPaths = (
+        "result.sync_drift",
+        "result.sync_drift_ms",
+        "stages.validate_av_sync.metadata.drift",
+        "stages.validate_av_sync.metadata.drift_seconds",
+        "stages.validate_av_sync.metadata.drift_ms",
+    )
+    validation: JobPaths = ("stages.validate_av_sync.status",)
+    validation_counts: Annotated[dict[Token, JobPaths], Field(max_length=16)] = {
+        "approved": (
+            "result.approved_count",
+            "stages.download_pipeline.metadata.stats.approved",
+        ),
+        "rejected": (
+            "result.rejected_count",
+            "stages.download_pipeline.metadata.stats.rejected",
+        ),
+    }
+
+
+class Mirror(Model):
+    """One family of job keys, kept in SQLite as well.
+
+    `key` holds `{job_id}` once, behind a fixed beginning. `keep_for`: how long an expired job and a
+    tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
+    long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
+    `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
+    `stranded_after`: an unfinished job without a change for this long is reported. `job_metrics`:
+    where the pipeline's metrics are read from; null turns them off. `api_key`: what the app wants
+    as `X-API-Key`; the mirror then answers for the app only who sends it.
+    """
+
+    key: str
+    index: str | None = None
+    sqlite: Path
+    sync_every: Annotated[Duration, Field(ge=1)] = 900.0
+    cleanup_at: TimeOfDay = (3, 0)
+    keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
+    keep_versions: Annotated[int, Field(ge=1, le=1000)] = 50
+    max_value: Annotated[Size, Field(ge=1024, le=16 * 1024 * 1024)] = 1024 * 1024
+    app_breaker: Duration = 60.0
+    hold_deletes: bool = True
+    stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
+    rescue: Rescue | None = None
+    job_metrics: JobFields | None = JobFields()
+    api_key: Annotated[Secret, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _key_has_one_hole(self) -> Mirror:
+        head, hole, tail = self.key.partition("{job_id}")
+        if not hole or "{job_id}" in tail or not head:
+            raise ValueError(
+                f"key: expected a name with {{job_id}} once, as in app:job:{{job_id}}, "
+                f"found {self.key!r}"
+            )
+        return self

@@ -1,0 +1,185 @@
+"""The config's `upstreams`: services behind the proxy, and how much patience they get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from proxy.config.values import Duration, Model, Share, Size, Target
+
+
+class UpstreamTimeouts(Model):
+    """`connect`: to an open connection, TLS included. `response`: request sent to response head.
+    `idle`: between two pieces of a body, in either direction. `tunnel`: silence in both directions
+    after an upgrade (WebSocket); 1 h as HAProxy's documentation advises."""
+
+    connect: Annotated[Duration, Field(gt=0)] = 2.0
+    """To an open connection, TLS included."""
+    response: Annotated[Duration, Field(gt=0)] = 60.0
+    """From the request sent to the response head; then 504."""
+    idle: Annotated[Duration, Field(gt=0)] = 60.0
+    """Between two pieces of a body, in either direction."""
+    tunnel: Annotated[Duration, Field(gt=0)] = 3600.0
+    """Silence in both directions after an upgrade (WebSocket)."""
+
+
+class Pool(Model):
+    """Connections to each target. `keepalive` must be shorter than the upstream's own: uvicorn
+    closes after 5 s, hence 4 s. 1024 and 1024 are Envoy's defaults."""
+
+    max_connections: Annotated[int, Field(ge=1)] = 1024
+    """Most connections to one target."""
+    keepalive: Duration = 4.0
+    """How long an idle connection is kept; shorter than the upstream keeps it."""
+    queue: Annotated[int, Field(ge=0)] = 1024
+    """Most requests that wait for a connection; beyond it 503 `overloaded`."""
+    queue_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    """Longest wait for a connection; then 503 `overloaded`."""
+
+
+class UpstreamTls(Model):
+    """TLS towards `https://` targets. Verification is on; `server_name` replaces the target's host
+    in SNI and in verification."""
+
+    ca: Path | None = None
+    """PEM file of certificate authorities; absent: those of the system."""
+    verify: bool = True
+    """Verify certificate and name. Off only for experiments."""
+    server_name: str | None = None
+    """Name for SNI and verification, instead of the target's host."""
+
+
+class Breaker(Model):
+    """When to stop calling a failing upstream. 5 failures, 60 s, 3 probes: the sprint document."""
+
+    failure_threshold: Annotated[int, Field(ge=1)] = 5
+    """Consecutive failures that open it: here, or summed over the fleet."""
+    open_for: Annotated[Duration, Field(gt=0)] = 60.0
+    """How long it refuses before the first probe."""
+    half_open_max_calls: Annotated[int, Field(ge=1, le=100)] = 3
+    """Probes at one time in the whole fleet, and as many successes close it."""
+    max_open_for: Annotated[Duration, Field(gt=0)] | None = None
+    """Each failed probe doubles the open time up to this; absent: it stays `open_for`."""
+    jitter: Share = 0.1
+    """At most this share is added to a grown open time, so that fleets do not probe in step."""
+    failure_on: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (500, 502, 503, 504)
+    """Statuses that count as failures, besides connect errors, resets and time-outs."""
+    failure_ratio: Annotated[Share, Field(gt=0)] | None = None
+    """Also open when this share of the calls in `window` failed."""
+    slow_call: Annotated[Duration, Field(gt=0)] | None = None
+    """A call that takes longer than this is slow."""
+    slow_ratio: Annotated[Share, Field(gt=0)] | None = None
+    """Also open when this share of the calls in `window` was slow."""
+    window: Annotated[Duration, Field(gt=0)] = 30.0
+    """What the ratios look back over, in each process by itself."""
+    minimum_calls: Annotated[int, Field(ge=1)] = 20
+    """Fewer calls than this in `window` say nothing."""
+    probe_lease: Annotated[Duration, Field(gt=0)] | None = None
+    """A probe without an outcome is given back after this; absent: `connect_patience` plus
+    connect and response time-outs."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Breaker:
+        if self.max_open_for is not None and self.max_open_for < self.open_for:
+            raise ValueError("expected max_open_for of at least open_for, found a shorter one")
+        if (self.slow_ratio is None) != (self.slow_call is None):
+            raise ValueError("expected slow_call and slow_ratio together, found one of them")
+        return self
+
+
+class Retry(Model):
+    """When to try again, and how much of that the upstream must bear."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """At most this many in all, the first included."""
+    on: tuple[
+        Literal["connect", "reset", "timeout"] | Annotated[int, Field(ge=400, le=599)], ...
+    ] = (
+        "connect",
+        502,
+        503,
+        504,
+    )
+    """What is tried again: `connect` (nothing was sent), `reset`, `timeout`, or a status."""
+    backoff: Annotated[Duration, Field(gt=0)] = 0.2
+    """The first wait is random between 0 and this; each further one has twice the range."""
+    max_backoff: Annotated[Duration, Field(gt=0)] = 5.0
+    """The range of waits ends here. A longer `Retry-After` means no retry."""
+    budget: Share = 0.2
+    """Retries may add this share of the upstream's calls of the last 10 s ..."""
+    min_per_second: Annotated[int, Field(ge=0)] = 3
+    """... or this many a second, where that is more."""
+    deadline: Annotated[Duration, Field(gt=0)] = 60.0
+    """No attempt begins later than this after the request came."""
+    idempotency_key: bool = False
+    """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream heeds it."""
+    buffer: Size = 64 * 1024
+    """Request bodies up to this are kept for replay; with a longer one there is no retry."""
+
+
+class Bulkhead(Model):
+    """How much of the proxy one upstream may occupy."""
+
+    max_concurrent: Annotated[int, Field(ge=1)]
+    """Requests under way at one time."""
+    queue: Annotated[int, Field(ge=0)] = 10
+    """More wait here, first come first served; beyond: 503 `overloaded` at once."""
+    queue_timeout: Annotated[Duration, Field(gt=0)] = 1.0
+    """How long one waits at most; then 503 `overloaded`."""
+
+
+class Ejection(Model):
+    """Leave out single targets that fail, where there are several. Never all of them."""
+
+    failures: Annotated[int, Field(ge=1)] = 5
+    """Consecutive failures of one target; 5 as Envoy."""
+    eject_for: Annotated[Duration, Field(gt=0)] = 30.0
+    """How long it is left out: this times the number of ejections in a row, as Envoy."""
+    max_eject_for: Annotated[Duration, Field(gt=0)] = 300.0
+    """No longer than this."""
+    max_ejected: Annotated[Share, Field(gt=0)] = 0.5
+    """At most this share of the targets at one time."""
+
+
+class Health(Model):
+    """Ask each target by itself whether it is well. Defaults are HAProxy's."""
+
+    path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
+    """Asked with GET; any 2xx or 3xx is well."""
+    every: Annotated[Duration, Field(gt=0)] = 5.0
+    """From one question to the next."""
+    timeout: Annotated[Duration, Field(gt=0)] = 2.0
+    """For the whole answer."""
+    rise: Annotated[int, Field(ge=1)] = 2
+    """Good answers in a row that bring a target back."""
+    fall: Annotated[int, Field(ge=1)] = 3
+    """Bad ones in a row that take it out."""
+
+
+class Upstream(Model):
+    """One service behind the proxy, with one or several targets."""
+
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)]
+    """`http://HOST:PORT`, `https://HOST` or `unix:/PATH`; the least busy of two is chosen."""
+    timeouts: UpstreamTimeouts = UpstreamTimeouts()
+    """How long the upstream may take."""
+    pool: Pool = Pool()
+    """Connections kept to each target."""
+    connect_patience: Duration = 0.0
+    """How long refused connections are retried before 502."""
+    host: Literal["preserve", "upstream"] = "preserve"
+    """The `Host` sent: the client's own, or the target's."""
+    tls: UpstreamTls = UpstreamTls()
+    """TLS towards `https://` targets."""
+    breaker: Breaker | None = None
+    """Stop calling the upstream while it fails."""
+    retry: Retry | None = None
+    """Try again what is safe to repeat."""
+    bulkhead: Bulkhead | None = None
+    """Bound how many requests are under way."""
+    ejection: Ejection | None = None
+    """Leave out targets that fail."""
+    health: Health | None = None
+    """Ask targets whether they are well."""

@@ -1,0 +1,108 @@
+"""What the ledger tells of jobs to people and to the trace, beyond what clients may ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxy.clock import Clock, iso_utc
+from proxy.jobs import sql
+from proxy.jobs.duties import Duties
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.model import sql_time, valid_job_id
+from proxy.jobs.records import Overview, Row, Tombstone
+
+LIST_LIMIT = (50, 1000)  # the default and the most
+LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
+
+
+def at_most(limit: int | None) -> int:
+    """How many jobs a list has when so many are asked for."""
+    return min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
+
+
+class Inspection:
+    """The jobs of one mirror, read."""
+
+    def __init__(self, ledger: Ledger, duties: Duties, clock: Clock) -> None:
+        self._ledger = ledger
+        self._duties = duties
+        self._clock = clock
+
+    async def jobs(
+        self, status: str | None = None, limit: int | None = None, stranded: bool = False
+    ) -> list[dict[str, Any]]:
+        """One line a job, for `jobs list`. Raises `LedgerSilent`."""
+        most = at_most(limit)
+        if stranded:
+            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
+                :most
+            ]
+        else:
+            rows = await self._ledger.listing(status, self._clock.time(), most)
+        return [_brief(row) for row in rows]
+
+    async def contemporaries(
+        self, start: float, end: float, look_back: float, most: int
+    ) -> list[str] | None:
+        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
+        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
+        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
+        asked = {
+            "start": start,
+            "end_at": sql_time(end),
+            "earliest_at": sql_time(max(0.0, start - LIVES_AT_MOST)),
+            "most": most + 1,
+        }
+        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
+        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
+        if len(gone) == LIST_LIMIT[1]:
+            return None
+        for job_id, first, last in gone:
+            if first is not None and first <= end and last >= start - look_back:
+                found.append(job_id)
+        return found if len(found) <= most else None
+
+    async def overview(self, limit: int) -> Overview:
+        """The jobs that an operator looks at first, each list `limit` at most. Raises
+        `LedgerSilent`."""
+        now = self._clock.time()
+        return Overview(
+            recent=await self._ledger.listing(None, now, limit),
+            failed=await self._ledger.listing("failed", now, limit),
+            stranded=(await self._duties.stranded())[:limit],
+        )
+
+    async def show(self, job_id: str) -> dict[str, Any] | None:
+        """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""
+        if not valid_job_id(job_id):
+            return None
+        found = await self._ledger.get(job_id)
+        versions = [
+            {
+                "version": number,
+                "seen": iso_utc(seen),
+                "status": status,
+                "progress": progress,
+                "data": raw.decode("utf-8", "replace"),
+            }
+            for number, seen, status, progress, raw in await self._ledger.versions(job_id)
+        ]
+        if found is None:
+            return None
+        if isinstance(found, Tombstone):
+            told = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
+            return {"job_id": job_id, **told, "pass_on": found.pass_on, "versions": versions}
+        raw = found.raw.decode("utf-8", "replace")
+        return {**_brief(found), "data": raw, "versions": versions}
+
+
+def _brief(row: Row) -> dict[str, Any]:
+    return {
+        "job_id": row.job_id,
+        "status": row.status,
+        "progress": row.progress,
+        "created_at": row.created_at,
+        "changed": iso_utc(row.captured_at),
+        "expires": iso_utc(row.deadline) if row.deadline is not None else None,
+        "version": row.version,
+    }

@@ -1,0 +1,155 @@
+"""All listening sockets: opened all or none, kept or let go by a reload, drained together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from proxy.clock import Clock
+from proxy.config.listeners import Listener
+from proxy.pipeline.listener import ListenerRuntime
+from proxy.pipeline.plan import ListenerPlan
+from proxy.telemetry.tally import ListenerTally
+from proxy.wire.deadlines import Sweeper
+
+logger = logging.getLogger(__name__)
+
+#: Seconds in which exchanges that the end of a drain cuts can still tell their clients.
+_LAST_WORDS = 1.0
+
+
+@dataclass
+class OpenListener:
+    """A listening socket with what it was opened for."""
+
+    runtime: ListenerRuntime
+    config: Listener
+    tls: ssl.SSLContext | None
+
+    def serves(self, wanted: Listener) -> bool:
+        """Whether the socket can stay as it is for `wanted`."""
+        mine = (self.config.bind, self.config.tls is None, self.config.reuse_port)
+        return mine == (wanted.bind, wanted.tls is None, wanted.reuse_port)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a new config makes of the sockets, by listener name: those that stay, those opened."""
+
+    kept: Mapping[str, OpenListener]
+    fresh: Mapping[str, OpenListener]
+
+
+class Sockets:
+    """The sockets of every listener. A change is prepared, which may fail, and then made, which
+    cannot."""
+
+    def __init__(
+        self, clock: Clock, sweeper: Sweeper, tally: Callable[[str], ListenerTally]
+    ) -> None:
+        self._clock = clock
+        self._sweeper = sweeper
+        self._tally = tally
+        self._open: dict[str, OpenListener] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Where each listener can be reached."""
+        return {name: one.runtime.addresses for name, one in self._open.items()}
+
+    async def prepare(
+        self, listeners: Mapping[str, Listener], plans: Mapping[str, ListenerPlan]
+    ) -> Change:
+        """Open what is not open yet; all or none. Raises `OSError`, also for a certificate that
+        does not load."""
+        kept: dict[str, OpenListener] = {}
+        fresh: dict[str, OpenListener] = {}
+        try:
+            for name, wanted in listeners.items():
+                stays = next((one for one in self._open.values() if one.serves(wanted)), None)
+                if stays is not None:
+                    kept[name] = stays
+                else:
+                    fresh[name] = await self._listen(name, wanted, plans[name])
+            for name in kept:
+                _server_tls(listeners[name])
+        except OSError:
+            for opened in fresh.values():
+                opened.runtime.drain()
+            raise
+        return Change(kept, fresh)
+
+    def make(
+        self,
+        change: Change,
+        listeners: Mapping[str, Listener],
+        plans: Mapping[str, ListenerPlan],
+    ) -> None:
+        """From now on the sockets serve these plans. Nothing waits: atomic for every exchange."""
+        for name, one in change.kept.items():
+            wanted = listeners[name]
+            if one.tls is not None and wanted.tls is not None:
+                one.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
+            one.config = wanted
+            one.runtime.service.plan = plans[name]
+        stays = {id(one) for one in change.kept.values()}
+        for old in self._open.values():
+            if id(old) not in stays:
+                self._let_go(old.runtime)
+        self._open = {**change.kept, **change.fresh}
+
+    async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
+        runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._tally(name))
+        tls = _server_tls(wanted)
+        try:
+            await runtime.open(wanted.bind, tls, wanted.reuse_port)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"listener {name}: cannot listen on {wanted.bind}: {error}"
+            ) from error
+        return OpenListener(runtime, wanted, tls)
+
+    def _let_go(self, runtime: ListenerRuntime) -> None:
+        """Drain a listener that the new config no longer has."""
+        runtime.drain()
+        task = asyncio.get_running_loop().create_task(runtime.drained(), name="removed listener")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def drain(self, limit: float) -> None:
+        """Take nothing new and let exchanges in progress end, for `limit` seconds at most."""
+        runtimes = [one.runtime for one in self._open.values()]
+        for runtime in runtimes:
+            runtime.drain()
+        waiting = [asyncio.ensure_future(runtime.drained()) for runtime in runtimes]
+        _, late = (
+            await asyncio.wait([*waiting, *self._leaving], timeout=limit) if waiting else ((), ())
+        )
+        if late:
+            logger.warning("drain limit reached", extra={"limit_s": limit})
+            for runtime in runtimes:
+                runtime.cut()
+            await asyncio.wait(late, timeout=_LAST_WORDS)
+
+    async def stop(self) -> None:
+        """Close everything at once."""
+        for one in self._open.values():
+            one.runtime.drain()
+            await one.runtime.abort()
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+
+def _server_tls(listener: Listener) -> ssl.SSLContext | None:
+    """The context of a TLS listener: TLS 1.2 and up, HTTP/1.1 only. Raises `OSError`."""
+    if listener.tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(listener.tls.cert, listener.tls.key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

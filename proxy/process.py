@@ -1,0 +1,72 @@
+"""The process around the proxy: signals in, exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from proxy.app import CannotStart, Proxy
+from proxy.config.load import load_config
+from proxy.config.schema import Config
+from proxy.memory import collect_rarely, keep_freed_memory
+from proxy.telemetry.logs import Logs
+from proxy.telemetry.outputs import fill_standard_descriptors
+
+logger = logging.getLogger(__name__)
+
+
+def run(file: Path) -> int:
+    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 when it could not start.
+
+    Raises `ConfigError`.
+    """
+    config = load_config(file)
+    keep_freed_memory()
+    fill_standard_descriptors()
+    try:
+        logs = Logs(config.logging.level, config.logging.output)
+    except OSError as error:
+        print(f"cannot open the log {config.logging.output}: {error}", file=sys.stderr)
+        return 1
+    try:
+        uvloop.run(_run(file, config, logs))
+    except CannotStart as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        logs.close()
+    return 0
+
+
+async def _run(file: Path, config: Config, logs: Logs) -> None:
+    """First SIGTERM or SIGINT: drain, then stop. Second: stop at once. SIGHUP: reload.
+    SIGUSR1: open the log file anew."""
+    proxy = Proxy(file, config, logs)
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Queue[str]()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.put_nowait, "stop")
+    loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
+    loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
+    await proxy.start()
+    collect_rarely()
+    while await asked.get() != "stop":
+        await proxy.reload()
+    draining = asyncio.create_task(proxy.drain(), name="drain")
+    again = asyncio.create_task(_second_stop(asked), name="second signal")
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (draining, again):
+        task.cancel()
+    await asyncio.gather(draining, again, return_exceptions=True)
+    await proxy.stop()
+    logger.info("stopped")
+
+
+async def _second_stop(asked: asyncio.Queue[str]) -> None:
+    while await asked.get() != "stop":
+        pass
