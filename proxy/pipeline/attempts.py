@@ -104,7 +104,9 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
+    # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
+    begun = x.outcome is not None
+    if plan.breaker is not None and plan.breaker.state is not State.CLOSED and not begun:
         await _lease(x, plan.breaker)
     outcome, x.outcome = x.outcome or begin(x, plan), None
     relay: Relay | None = None
