@@ -89,10 +89,12 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
     retry: RetryPlan | None = None
     if plan.retry is not None:
         assert x.head is not None
+        sent = x.sent_on is not None  # by the plain path, which has counted it
         retry = plan.retry.begin(
             x.method,
-            x.stream.clock.monotonic(),
+            x.sent_at if sent else x.stream.clock.monotonic(),
             idempotency_key=bool(x.head.values(b"idempotency-key")),
+            counted=sent,
         )
         if not x.body.done and x.filter is None:
             x.replay = ReplayBuffer(plan.retry.rules.buffer)

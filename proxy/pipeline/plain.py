@@ -117,6 +117,8 @@ class PlainPath:
                 observe(x)
             if plan.breaker is not None or plan.health is not None:
                 x.outcome = begin(x, plan)
+            if plan.retry is not None:
+                plan.retry.budget.call(client.clock.monotonic())
         except Exception as defect:  # the general path reports it
             upstream.pool.release(upstream, reusable=True)
             x.sent_on, x.defect = None, defect
@@ -173,8 +175,6 @@ class PlainPath:
             if x.tee is not None:
                 x.tee.add([body])
                 x.tee.end()
-            if plan.retry is not None:
-                plan.retry.budget.call(now)
             if x.outcome is not None:
                 x.outcome.succeeded()
                 x.outcome.close()
