@@ -114,9 +114,13 @@ class RetryPolicy:
         self._on = frozenset(str(kind) for kind in rules.on)
         self.budget.configure(rules.budget, rules.min_per_second)
 
-    def begin(self, method: str, now: float, *, idempotency_key: bool) -> RetryPlan:
-        """Follow one request that came at `now`. `idempotency_key`: it carries that field."""
-        self.budget.call(now)
+    def begin(
+        self, method: str, now: float, *, idempotency_key: bool, counted: bool = False
+    ) -> RetryPlan:
+        """Follow one request that came at `now`. `idempotency_key`: it carries that field;
+        `counted`: the budget knows of it already."""
+        if not counted:
+            self.budget.call(now)
         repeatable = method in IDEMPOTENT or (idempotency_key and self.rules.idempotency_key)
         return RetryPlan(self, repeatable, now + self.rules.deadline)
 

@@ -123,7 +123,10 @@ def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | No
             if refusal.element.key not in wounded and dotted(refusal.element.key) not in told
         ]
         doomed: set[Key] = set()
+        above = _above(refused)
         for error in refused:
+            if error["type"] == "too_short" and error["loc"] in above:
+                continue  # pydantic counts its sound members alone, and has told of the others
             element, name = tree.find(error["loc"]), error["loc"][-1:]
             if error["type"] == "missing" and name[0] in _STAND_INS:
                 assert isinstance(element.value, dict)
@@ -173,12 +176,17 @@ class _Refusal:
         return Problem(file, self.element.line, dotted(self.key), expected, self.found)
 
 
+def _above(errors: list[ErrorDetails]) -> set[tuple[int | str, ...]]:
+    """The places that have a refused one in them."""
+    return {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+
+
 def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
     """Where an error is, is the deepest element on its `loc`: what pydantic appends there for
     members of unions and for keys is in no file, and neither is a missing key."""
     refusals: dict[tuple[Key, str], _Refusal] = {}
     misspelt: set[Key] = set()
-    above = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    above = _above(errors)
     for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
         element = tree.find(error["loc"])
         kind, key = error["type"], element.key

@@ -89,10 +89,12 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
     retry: RetryPlan | None = None
     if plan.retry is not None:
         assert x.head is not None
+        sent = x.sent_on is not None  # by the plain path, which has counted it
         retry = plan.retry.begin(
             x.method,
-            x.stream.clock.monotonic(),
+            x.sent_at if sent else x.stream.clock.monotonic(),
             idempotency_key=bool(x.head.values(b"idempotency-key")),
+            counted=sent,
         )
         if not x.body.done and x.filter is None:
             x.replay = ReplayBuffer(plan.retry.rules.buffer)
@@ -104,7 +106,9 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
+    # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
+    begun = x.outcome is not None
+    if plan.breaker is not None and plan.breaker.state is not State.CLOSED and not begun:
         await _lease(x, plan.breaker)
     outcome, x.outcome = x.outcome or begin(x, plan), None
     relay: Relay | None = None

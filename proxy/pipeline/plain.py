@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 #: Bytes of a request head and of a response; beyond them a copy more begins to matter.
 _HEAD, _ANSWER = 1024, 16 * 1024
 
+#: Bytes of a response's head: below every limit of the general path, so that none is checked here.
+_ANSWER_HEAD = 8 * 1024
+
 #: Requests that a listener remembers; when there are more, it begins anew.
 _MEMO = 1024
 
@@ -114,6 +117,8 @@ class PlainPath:
                 observe(x)
             if plan.breaker is not None or plan.health is not None:
                 x.outcome = begin(x, plan)
+            if plan.retry is not None:
+                plan.retry.budget.call(client.clock.monotonic())
         except Exception as defect:  # the general path reports it
             upstream.pool.release(upstream, reusable=True)
             x.sent_on, x.defect = None, defect
@@ -135,7 +140,9 @@ class PlainPath:
         assert upstream is not None
         assert plan is not None
         end = data.find(b"\r\n\r\n")
-        if end < 0 or len(data) > _ANSWER or client.write_paused or client.draining:
+        if not 0 <= end <= _ANSWER_HEAD or len(data) > _ANSWER:
+            return False
+        if client.write_paused or client.draining:
             return False
         try:
             head = upstream.pool.memo.read(data, end, MAX_FIELDS)
@@ -148,28 +155,35 @@ class PlainPath:
             return False
         if plan.retry is not None and not 200 <= head.status < 400:
             return False
-        for rescuer in x.plan.rescuers:
-            if rescuer.wants(x, head):
-                return False
+        try:
+            for rescuer in x.plan.rescuers:
+                if rescuer.wants(x, head):
+                    return False
+        except Exception:
+            return False  # the general path asks again, and reports it
         now = client.clock.monotonic()
         x.upstream_time = now - x.sent_at
         x.status = head.status
         x.response = head
         x.replied = True
         x.bytes_out = len(body)
-        if x.tee is not None:
-            x.tee.add([body])
-            x.tee.end()
+        upstream.taker = None
         client.transport.write(
             b"".join((head.before_id, x.correlation_id.encode(), head.after_id, body))
         )
-        if plan.retry is not None:
-            plan.retry.budget.call(now)
-        if x.outcome is not None:
-            x.outcome.succeeded()
-            x.outcome.close()
+        try:
+            if x.tee is not None:
+                x.tee.add([body])
+                x.tee.end()
+            if x.outcome is not None:
+                x.outcome.succeeded()
+                x.outcome.close()
+        except Exception as defect:  # the general path reports it; the request must not go again
+            upstream.pool.release(upstream, reusable=False)
+            x.sent_on, x.defect = None, defect
+            client.notify()
+            return True
         self._exchange = None
-        upstream.taker = None
         upstream.pool.release(upstream, reusable=True)
         finish(x)
         self.idle_until = client.deadline = now + self.listener.idle_timeout

@@ -267,6 +267,15 @@ def test_a_list_of_one_bad_entry_is_not_called_empty(tmp_path: Path) -> None:
     assert len(problems(tmp_path, text)) == 1
 
 
+def test_a_bad_key_hides_no_other_problem_of_its_entry(tmp_path: Path) -> None:
+    """Of a list's only entry too: what is sound in it is still checked."""
+    text = MINIMAL.replace("upstream: app", "upstream: nope, typo: 1")
+    assert [line.split(" expected")[0] for line in problems(tmp_path, text)] == [
+        "c.yaml:5: listeners.in.routes[0].typo:",
+        "c.yaml:5: listeners.in.routes[0].upstream:",
+    ]
+
+
 def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
     """Mistakes of every kind are told together: spelling, types, references and clashes."""
     text = """\

@@ -1,0 +1,166 @@
+"""A proxy without sockets, for stories about the plain path: one listener, one upstream `app`.
+
+Transports write down what they are told, connections to the upstream are made on the spot, time is
+moved by hand. It needs a running event loop, in which nothing but call-backs is ever due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Any
+
+from proxy.breaker.circuit import CircuitBreaker
+from proxy.clock import ManualClock
+from proxy.config.schema import Config
+from proxy.pipeline.compile import Binding, Compiler, Stage
+from proxy.pipeline.plan import Hooks, ListenerPlan, UpstreamPlan
+from proxy.pipeline.serve import Service
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import Sweeper
+from proxy.wire.pool import TargetPool, UpstreamStream
+
+
+class Asking:
+    """A stage that asks every route for `hooks`."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def bind(self, binding: Binding) -> Hooks:
+        return self._hooks
+
+
+class Recorder(asyncio.Transport):
+    """A transport that writes down what it is told, as (name, what)."""
+
+    def __init__(self, name: str, said: list[tuple[str, bytes]], peer: socket.socket) -> None:
+        super().__init__({"socket": peer, "peername": ("127.0.0.1", 40000)})
+        self.name = name
+        self.closing = False
+        self.written = b""
+        self._said = said
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """There is no buffer."""
+
+    def pause_reading(self) -> None:
+        """Whoever reads is the test."""
+
+    def resume_reading(self) -> None:
+        """Whoever reads is the test."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.closing:
+            self.written += bytes(data)
+            self._said.append((self.name, bytes(data)))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._said.append((self.name, b"EOF"))
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self._end(b"CLOSE")
+
+    def abort(self) -> None:
+        self._end(b"ABORT")
+
+    def _end(self, how: bytes) -> None:
+        if not self.closing:
+            self.closing = True
+            self._said.append((self.name, how))
+
+
+class Rig:
+    """The proxy, and one client that has connected. `connections` are those to the upstream, in
+    the order in which they were opened; the first is there from the start. Call `close`."""
+
+    def __init__(self, stages: Sequence[Stage] = (), **upstream: Any) -> None:
+        self.clock = ManualClock()
+        self.sweeper = Sweeper(self.clock)
+        self.said: list[tuple[str, bytes]] = []
+        self.breaker: CircuitBreaker | None = None
+        self._config = Config.model_validate(
+            {
+                "listeners": {
+                    "front": {
+                        "bind": "127.0.0.1:0",
+                        "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "app"}],
+                    }
+                },
+                "upstreams": {
+                    "app": {
+                        "targets": ["http://127.0.0.1:1"],
+                        "pool": {"keepalive": "1h", "max_connections": 3},
+                        **upstream,
+                    }
+                },
+            }
+        )
+        plans = Compiler(
+            stages,
+            self.clock,
+            self.sweeper,
+            Random(1),
+            lambda _: lambda _: None,
+            self._breaker_of,
+        ).compile(self._config)
+        self.plan: UpstreamPlan = plans.upstreams["app"]
+        self.listener: ListenerPlan = plans.listeners["front"]
+        self.pool: TargetPool = self.plan.upstream.pools[0]
+        self._sockets = socket.socketpair()
+        self.connections: list[tuple[UpstreamStream, Recorder]] = []
+        self.refused = 0  # dials that are to fail from now on
+        # The instance's own, in place of the method: there is nobody to dial.
+        self.pool._dial_for_waiting = self._dial  # type: ignore[method-assign]
+        self.client = ClientStream(self.clock, self.sweeper, Service(self.listener), lambda _: None)
+        self.answer = Recorder("client", self.said, self._sockets[1])
+        self.client.connection_made(self.answer)
+        self._connect()
+
+    def _breaker_of(self, name: str) -> CircuitBreaker | None:
+        rules = self._config.upstreams[name].breaker
+        if rules is not None:
+            self.breaker = CircuitBreaker(
+                name, rules, clock=self.clock, owner="here", rng=Random(1)
+            )
+        return self.breaker
+
+    def _connect(self) -> None:
+        stream = UpstreamStream(self.pool)
+        recorder = Recorder(f"upstream {len(self.connections)}", self.said, self._sockets[0])
+        stream.connection_made(recorder)
+        self.connections.append((stream, recorder))
+        self.pool.adopt(stream)
+
+    def _dial(self) -> None:
+        while self.pool._waiting and self.pool._has_room():
+            if not self.refused:
+                self._connect()
+                continue
+            self.refused -= 1
+            ticket = self.pool._waiting.popleft()
+            ticket.error = ConnectionRefusedError(111, "refused on purpose")
+            ticket.owner.wake()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let that much time pass, and those who wait for it know."""
+        self.clock.advance(seconds)
+        self.sweeper.sweep()
+
+    def close(self) -> None:
+        """The client goes, if it is still there; then everything else."""
+        if not self.client.lost:
+            self.client.connection_lost(None)
+        for one in self._sockets:
+            one.close()
