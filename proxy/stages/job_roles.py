@@ -300,7 +300,7 @@ class _Patience:
 
 
 def _doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:
-    """Raise, rather than pass on a 404 that may be untrue. Other trouble tells that it is trouble."""
+    """Raise, rather than pass on a 404 that may be untrue. Other trouble passes as what it is."""
     if not isinstance(trouble, ProxyError) and trouble.status == 404:
         doubt = mirror.cannot_tell(job_id)
         if doubt is not None:
