@@ -251,6 +251,7 @@ class _Deletes:
         told = not isinstance(trouble, ProxyError) and trouble.status == 404
         told = told and self._mirror.redis_whole
         if not await self._mirror.tombstone(job_id, told=told):
+            _doubt(self._mirror, job_id, trouble)
             return None
         return _reply(self._mirror.deleted_answer(job_id))
 
