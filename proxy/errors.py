@@ -224,6 +224,12 @@ class JobNotStored(Unavailable):
     code, title = "job_not_stored", "Job not stored"
 
 
+class StoreAway(Unavailable):
+    """Whether there is such a job cannot be told now, nor a change be made: a store is away."""
+
+    code, title = "store_away", "Store away"
+
+
 class JobExpired(ProxyError):
     """A job that we knew and whose time is over."""
 

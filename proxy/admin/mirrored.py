@@ -9,18 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from proxy.admin.status.jobs import stage_documents
-from proxy.errors import Unavailable
+from proxy.errors import StoreAway
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import to_timestamp
 from proxy.jobs.redis_side import RedisLost, Refused
 from proxy.jobs.service import Mirrors
 from proxy.jobs.stages import Story, read_story
-
-
-class StoreAway(Unavailable):
-    """Redis or the ledger does not answer now."""
-
-    code, title = "store_away", "Store away"
 
 
 @contextmanager

@@ -404,12 +404,19 @@ class Ledger:
         return [row[0] for row in await self._file.rows(sql.LIVE_IDS, (after, now, limit))]
 
     async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
-        """Live jobs, the newest creation first."""
+        """Live jobs, the newest creation first; what waits to be written among them."""
+        waiting = dict(self._newest)
+        most = limit + len(waiting)  # a row may be in both, in its old version and its new one
         if status is None:
-            rows = await self._file.rows(sql.LIST, (now, limit))
+            found = await self._file.rows(sql.LIST, (now, most))
         else:
-            rows = await self._file.rows(sql.LIST_STATUS, (status, now, limit))
-        return [read_row(row) for row in rows]
+            found = await self._file.rows(sql.LIST_STATUS, (status, now, most))
+        rows = [read_row(row) for row in found]
+        if waiting:
+            rows = [row for row in rows if row.job_id not in waiting]
+            rows += [row for row in waiting.values() if _listed(row, status, now)]
+            rows.sort(key=lambda row: row.created_at, reverse=True)
+        return rows[:limit]
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
         """Live unfinished jobs without a change since then, the longest first."""
@@ -431,6 +438,10 @@ class Ledger:
     async def table(self, statement: str, params: ReadParams = ()) -> list[Any]:
         """All columns of a query of `sql.py`, one tuple a row."""
         return [tuple(row) for row in await self._file.rows(statement, params)]
+
+
+def _listed(row: Row, status: str | None, now: float) -> bool:
+    return status in (None, row.status) and (row.deadline is None or row.deadline > now)
 
 
 def _rounds(group: Sequence[_Op]) -> Iterable[tuple[tuple[str, ...], list[Params]]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.errors import JobNotStored
+from proxy.errors import JobNotStored, StoreAway
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.inspection import Inspection, at_most
@@ -77,6 +77,11 @@ class Expired:
     """A job whose time ended at `expired_at`, Unix seconds."""
 
     expired_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """The ledger did not answer in time: the job may be one that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,26 +285,42 @@ class Mirror:
         """Whether the job was deleted through us and must look so. Costs nothing."""
         return job_id in self._duties.gone
 
-    async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | None:
-        """What the mirror knows; None: nothing, or nothing in time."""
+    async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | Silent | None:
+        """What the mirror knows; None: nothing."""
         if not valid_job_id(job_id):
             return None
         found: Row | Tombstone | None
+        silent = False
         try:
             async with asyncio.timeout(READ_PATIENCE):
                 found = await self._ledger.get(job_id)
         except (LedgerSilent, TimeoutError):
-            found = None
+            found, silent = None, True
         if isinstance(found, Tombstone):
             return Tombstoned(found.deleted_at, found.origin)
         if job_id in self._duties.gone:
             return Tombstoned(self._clock.time(), "client")
         row = self._ledger.unwritten(job_id) or found
         if row is None:
-            return None
+            return Silent() if silent else None
         if row.deadline is not None and row.deadline <= self._clock.time():
             return Expired(row.deadline)
         return Known(parse(job_id, row.raw), row, row.captured_at)
+
+    def cannot_tell(self, job_id: str) -> StoreAway | None:
+        """What to say instead of the app's 404 while the ledger is silent; None where the 404 may
+        be believed: the app could look into a Redis that has everything."""
+        back_at = self._keeper.back_at
+        # The app's breaker makes it blind for a while after Redis is back.
+        until = 0.0 if back_at is None else back_at + self.settings.app_breaker
+        left = until - self._clock.monotonic()
+        if self._keeper.whole and left <= 0:
+            return None
+        return StoreAway(
+            f"Whether there is a job {job_id} cannot be told now; try again",
+            retry_after=DOWN_RETRY_AFTER,
+            reason="ledger_silent",
+        )
 
     async def revive(self, job_id: str) -> bool:
         """Whether a live job is in Redis now: put back if it was missing, else left as it is."""

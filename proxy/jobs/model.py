@@ -247,11 +247,11 @@ def job_body(snapshot: Snapshot) -> bytes | None:
     The older app gives the document as it is; the current one eight members of it, with
     `updated_at` always empty.
     """
-    document, _ = _load(snapshot.raw)
+    if snapshot.shape == "older":
+        return _strict(snapshot.raw)
+    document = _load_finite(snapshot.raw)
     if document is None:
         return None
-    if snapshot.shape == "older":
-        return snapshot.raw
     answer: dict[str, Any] = {"job_id": snapshot.job_id}
     answer.update((name, document.get(name)) for name in _JOB_MEMBERS)
     answer["updated_at"] = ""
@@ -261,7 +261,8 @@ def job_body(snapshot: Snapshot) -> bytes | None:
 def list_body(shape: Shape, values: list[bytes]) -> bytes:
     """What the app answers to `GET /jobs`: the raw documents, spliced without parsing them."""
     head = b"{" if shape == "older" else b'{"status":"success",'
-    return head + b'"total":%d,"jobs":[' % len(values) + b",".join(values) + b"]}"
+    jobs = b",".join(map(_strict, values))
+    return head + b'"total":%d,"jobs":[' % len(values) + jobs + b"]}"
 
 
 def deleted_body(shape: Shape, job_id: str) -> bytes:
@@ -277,6 +278,32 @@ def not_found_body(shape: Shape) -> bytes:
     if shape == "older":
         return _encode({"detail": "Job not found"})
     return _encode({"error": "HTTP_ERROR", "message": "Job not found"})
+
+
+def _strict(raw: bytes) -> bytes:
+    """A document as it is, unless it has what Python writes for numbers that JSON does not know
+    (RFC 8259 §6): a browser would refuse all of the answer for it. Such a number becomes null."""
+    if b"NaN" not in raw and b"Infinity" not in raw:
+        return raw
+    document = _load_finite(raw)
+    return raw if document is None else _encode(document)
+
+
+def _load_finite(raw: bytes) -> dict[str, Any] | None:
+    """A document that was parsed before, with null for what is no finite number."""
+    if _load(raw)[0] is None:
+        return None
+    document: dict[str, Any] = json.loads(raw, parse_constant=_no_number, parse_float=_finite)
+    return document
+
+
+def _no_number(_name: str) -> None:
+    return None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _encode(document: dict[str, Any]) -> bytes:

@@ -6,9 +6,11 @@ The rules, from what the real service does (its answers about jobs cannot be bel
     the job's key was seen in Redis and its row committed, and else becomes 503 `job_not_stored`.
  2. reads: a 200 passes, unless the job was deleted through us. A 404 proves nothing: what the
     mirror holds is put back into Redis and the app asked once more. Where that fails, where the app
-    fails, or where it is silent for `fallback_after`, the mirror answers.
+    fails, or where it is silent for `fallback_after`, the mirror answers. Where the mirror cannot
+    look either, a 404 becomes 503 `store_away` as long as it may be untrue.
  3. lists: the mirror answers where the app fails, is silent, or has no Redis to look into.
- 4. deletes: leave a tombstone. Where the app could not do it, it is told later.
+ 4. deletes: leave a tombstone. Where the app could not do it, it is told later. Of a 404 the same
+    holds as for reads.
  5. The app may want an API key. Where the config knows it, the mirror answers for the app only who
     sends it, deletions included: an app that is away must not open its jobs to anyone.
 """
@@ -32,7 +34,7 @@ from proxy.errors import (
     Unavailable,
     UpstreamFailure,
 )
-from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Tombstoned
+from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Silent, Tombstoned
 from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
@@ -178,6 +180,8 @@ class _Reads:
                     return AskAgain(_lines(f for f in fields if f[0] != "Content-Type"))
                 answer = self._mirror.app_answer(known)
                 return None if answer is None else _reply(answer)
+            case Silent():
+                _doubt(self._mirror, job_id, trouble)
         return None
 
 
@@ -238,12 +242,16 @@ class _Deletes:
                 return _reply(self._mirror.not_found())
             case Known():
                 pass
+            case Silent():
+                _doubt(self._mirror, job_id, trouble)
+                return None
             case _:
                 return None
         # The app's 404 is its word that there is nothing left for it to do, if it could look.
         told = not isinstance(trouble, ProxyError) and trouble.status == 404
         told = told and self._mirror.redis_whole
         if not await self._mirror.tombstone(job_id, told=told):
+            _doubt(self._mirror, job_id, trouble)
             return None
         return _reply(self._mirror.deleted_answer(job_id))
 
@@ -290,6 +298,14 @@ class _Patience:
             x.note(rescued_from="silence")
             x.instead = reply
             x.stream.wake()
+
+
+def _doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:
+    """Raise, rather than pass on a 404 that may be untrue. Other trouble passes as what it is."""
+    if not isinstance(trouble, ProxyError) and trouble.status == 404:
+        doubt = mirror.cannot_tell(job_id)
+        if doubt is not None:
+            raise doubt
 
 
 def _upstream_is_away(trouble: ProxyError) -> bool:

@@ -269,6 +269,7 @@ _CODES = {
     "no_route": "No route has this path",
     "method_not_allowed": "A route has this path, but not with this method",
     "job_expired": "The job's time was over",
+    "store_away": "Neither {service} nor the mirror could look for the job",
     "internal_error": "The proxy itself failed: a defect; the log has the traceback",
 }
 _ROUTING = frozenset({"no_route", "method_not_allowed"})

@@ -17,9 +17,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 # chunk-size, then extensions that we read over: no control character but tab (§7.1.1).
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _CHUNK_LINE_LIMIT = 1024
-#: Chunks that are decoded before other connections get their turn: some milliseconds. Without it
-#: a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.
-_CHUNKS_PER_TURN = 8192
+#: Pieces of content that are decoded before other connections get their turn: some milliseconds.
+#: Without it a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.
+PIECES_PER_TURN = 4096
 _TRAILER_LIMIT = 8 * 1024
 _TRAILER_FIELDS = 64
 
@@ -104,7 +104,7 @@ class ChunkedBody:
             self._kept = b""
         at, size = 0, len(data)
         while at < size:
-            if len(content) >= _CHUNKS_PER_TURN:
+            if len(content) >= PIECES_PER_TURN:
                 return content, data[at:]
             if self._left:
                 piece = data[at : at + self._left]

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
-from proxy.wire.bodies import Decoder
+from proxy.wire.bodies import PIECES_PER_TURN, Decoder
 from proxy.wire.deadlines import NEVER
 
 #: Bytes that may wait unread (and, apart, unwritten) on one connection.
@@ -125,7 +125,8 @@ class Stream(asyncio.Protocol):
         for number, piece in enumerate(pieces):
             more, rest = body.feed(piece)
             content += more
-            if rest or (body.done and number + 1 < len(pieces)):
+            enough = body.done or len(content) >= PIECES_PER_TURN
+            if rest or (enough and number + 1 < len(pieces)):
                 for left in reversed(pieces[number + 1 :]):
                     self.untake(left)
                 self.untake(rest)

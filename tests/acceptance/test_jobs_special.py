@@ -179,6 +179,62 @@ def test_a_ledger_that_cannot_be_used(
         site.proxy.assert_sane()
 
 
+def test_a_404_is_not_believed_while_nobody_can_look(
+    tmp_path: Path, redis_server: RedisServer, app: App
+) -> None:
+    """The ledger silent and Redis away, or perhaps not whole: 503 to come back later, for reads and
+    deletions. A job that waits for SQLite is known all the same; once somebody can look, the app's
+    404 counts."""
+    ledger = tmp_path / "ledger"
+    ledger.mkdir()
+    with JobSite(
+        tmp_path / "site",
+        redis_server,
+        app.upstream.url,
+        mirror={"sqlite": str(ledger)},
+        live=False,
+    ) as site:
+        wait_until(lambda: site.state()["redis"] == "live", "redis")
+        assert_problem(site.read("mv_perhaps"), 503, "store_away")  # what did Redis lose before?
+        job_id = site.created()
+        with site.redis_away():
+            assert site.read(job_id).get("X-Job-Source") == "sqlite"
+            for method in ("GET", "DELETE"):
+                told = site.read("mv_perhaps", method)
+                assert_problem(told, 503, "store_away")
+                assert int(told.get("Retry-After") or 0) >= 1
+            app.status = 500
+            assert site.read("mv_perhaps").status == 500
+            app.status = None
+        ledger.rmdir()
+        site.wait_live()
+        assert site.read(job_id).status == 200
+        assert json.loads(site.read("mv_perhaps").body) == NOT_FOUND
+        site.proxy.assert_sane()
+
+
+def test_a_deletion_that_cannot_be_kept_is_not_called_unknown(
+    tmp_path: Path, redis_server: RedisServer, app: App
+) -> None:
+    """SQLite locked and Redis away: 503 instead of the app's untrue 404. The deletion holds all the
+    same, and is made when both are back."""
+    with JobSite(tmp_path / "site", redis_server, app.upstream.url) as site:
+        job_id = site.created()
+        blocker = sqlite3.connect(site.sqlite, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        try:
+            with site.redis_away():
+                assert_problem(site.delete(job_id), 503, "store_away")
+                assert site.read(job_id).status == 404
+        finally:
+            blocker.rollback()
+            blocker.close()
+        site.wait_live()
+        wait_until(lambda: "deleted" in site.shown(job_id), "the tombstone")
+        assert not site.redis.exists(PREFIX + job_id)
+        site.proxy.assert_sane()
+
+
 def test_creations_without_the_guard(tmp_path: Path, redis_server: RedisServer, app: App) -> None:
     """`require_redis: false`: the app is asked, but its untrue 202 still does not pass."""
     with JobSite(

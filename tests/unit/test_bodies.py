@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from itertools import pairwise
 
@@ -9,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody, chunk, last_chunk
+from proxy.wire.bodies import (
+    PIECES_PER_TURN,
+    ChunkedBody,
+    Decoder,
+    LengthBody,
+    NoBody,
+    chunk,
+    last_chunk,
+)
 from proxy.wire.codec import ProtocolError
+from proxy.wire.stream import Stream
 
 
 def feed(body: Decoder, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:
@@ -115,7 +125,36 @@ def test_thousands_of_chunks_take_several_turns() -> None:
     body, turns, content = ChunkedBody(), 0, 0
     while not body.done:
         pieces, wire = body.feed(wire)
-        assert 0 < len(pieces) <= 8192
+        assert 0 < len(pieces) <= PIECES_PER_TURN
         content += len(pieces)
         turns += 1
-    assert (content, turns, wire) == (20_000, 3, b"GET")
+    assert (content, turns, wire) == (20_000, 5, b"GET")
+
+
+class Told(Stream):
+    """A stream without a socket that counts its notifications."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0
+
+    def notify(self) -> None:
+        self.told += 1
+
+
+async def test_chunks_in_many_packets_take_several_turns_too() -> None:
+    """What arrived in pieces that are small each is no more than one turn's work either: the rest
+    stays, and the stream is notified of it."""
+    stream, body, content = Told(), ChunkedBody(), 0
+    for _ in range(40):
+        stream.data_received(b"1\r\nx\r\n" * 500)
+    stream.data_received(b"0\r\n\r\nGET")
+    arrived = stream.told
+    for turn in range(5):
+        assert not body.done
+        pieces = stream.read_body(body)
+        assert len(pieces) < PIECES_PER_TURN + 500
+        content += len(pieces)
+        await asyncio.sleep(0)
+        assert stream.told == arrived + min(turn + 1, 4)
+    assert (content, body.done, stream.take()) == (20_000, True, b"GET")

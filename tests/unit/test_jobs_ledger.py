@@ -304,3 +304,36 @@ async def test_start_and_stop_at_once_leave_nothing(tmp_path: Path) -> None:
         async with opened(tmp_path / "j.db"):
             pass
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("ledger")]
+
+
+async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
+    """While SQLite is locked new jobs and new states show all the same; order, status and limit
+    hold over both."""
+    path = tmp_path / "j.db"
+
+    def made(job_id: str, status: str, minute: int) -> bytes:
+        return job(job_id, status, created_at=f"2026-11-23T13:{minute:02d}:00-03:00")
+
+    async with opened(path) as ledger:
+
+        async def ids(status: str | None, limit: int = 10) -> list[str]:
+            return [row.job_id for row in await ledger.listing(status, NOW, limit)]
+
+        for minute in range(4):
+            put(ledger, f"mv_{minute}", made(f"mv_{minute}", "queued", minute))
+        assert await ledger.flushed(2.0)
+        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        try:
+            put(ledger, "mv_1", made("mv_1", "processing", 1))
+            put(ledger, "mv_5", made("mv_5", "queued", 5))
+            ledger.put(parse("mv_6", made("mv_6", "queued", 6)), NOW, NOW - 1, None)
+            assert await ids(None) == ["mv_5", "mv_3", "mv_2", "mv_1", "mv_0"]
+            assert await ids("queued") == ["mv_5", "mv_3", "mv_2", "mv_0"]
+            assert await ids("processing") == ["mv_1"]
+            assert await ids(None, 2) == ["mv_5", "mv_3"]
+        finally:
+            blocker.rollback()
+            blocker.close()
+        assert await ledger.flushed(10.0)
+        assert await ids("queued", 3) == ["mv_5", "mv_3", "mv_2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -181,3 +182,26 @@ def test_dates_beyond_reason_are_none() -> None:
     for value in (1795450902000, float("inf"), float("nan"), -5, True, "0001-01-01T00:00:00", []):
         assert to_timestamp(value) is None
     assert to_timestamp("2026-11-23T13:21:42.5-03:00") == 1795450902.5
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_no_number_becomes_null(number: str) -> None:
+    """Python writes NaN into a job, no browser reads it: our answers stay JSON, and nothing else of
+    them changes."""
+
+    def strict(body: bytes | None) -> Any:
+        def refuse(name: str) -> None:
+            raise AssertionError(f"{name} is no JSON")
+
+        assert body is not None
+        return json.loads(body, parse_constant=refuse)
+
+    words = b'"error":"NaN, not Infinity","progress":50.5'
+    current = b'{"id":"mv_1",%b,"stages":{},"result":{"drift":%b}}' % (words, number.encode())
+    older = b'{"job_id":"mv_1",%b,"updated_at":"","result":{"drift":%b}}' % (words, number.encode())
+    for raw in (current, older):
+        answer = strict(job_body(parse("mv_1", raw)))
+        (listed,) = strict(list_body("current", [raw]))["jobs"]
+        for found in (answer, listed):
+            assert found["result"]["drift"] in (None, math.inf)
+            assert (found["error"], found["progress"]) == ("NaN, not Infinity", 50.5)

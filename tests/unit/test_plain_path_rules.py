@@ -19,8 +19,8 @@ from proxy.pipeline import exchange, plain
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.stages.fallback import _Fallback, _Stale
-from tests.plain_kit import Asking, Rig, Recorder
 from proxy.wire.pool import UpstreamStream
+from tests.plain_kit import Asking, Recorder, Rig
 
 HOST = b"Host: a\r\n"
 REQUESTS = [
