@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.breaker.states import State
-from proxy.config.schema import Fallback
+from proxy.config.listeners import Fallback
 from proxy.pipeline import exchange, plain
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
@@ -128,8 +128,10 @@ class Twin:
             self.running.remove(x)
         failures = None if x.failures is None else [(f.kind, f.count) for f in x.failures]
         self.records.append(
-            (x.method, x.path, x.status, x.code, x.reason, x.attempts, x.retries, x.target)
-            + (x.bytes_in, x.bytes_out, x.upstream_time, x.duration, failures, x.extra)
+            (
+                *(x.method, x.path, x.status, x.code, x.reason, x.attempts, x.retries, x.target),
+                *(x.bytes_in, x.bytes_out, x.upstream_time, x.duration, failures, x.extra),
+            )
         )
 
     def answers(self, supply: Iterator[list[bytes]]) -> None:
