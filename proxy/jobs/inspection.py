@@ -76,7 +76,7 @@ class Inspection:
         """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""
         if not valid_job_id(job_id):
             return None
-        found = await self._ledger.get(job_id)
+        found = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
         versions = [
             {
                 "version": number,

@@ -35,7 +35,7 @@ class JobWatch:
         self._clock = clock
         self._rows: list[dict[str, Any]] = []
         self._problem: str | None = None
-        self._stories: dict[tuple[str, str, int], Story] = {}
+        self._stories: dict[tuple[str, str, bytes], Story] = {}
         self._seen: dict[str, int] = {}
         self._due = 0.0
         self.fresh = asyncio.Event()  #: set once `run` has read the list, or failed to
@@ -60,7 +60,7 @@ class JobWatch:
         counts = {mirror.name: mirror.commits for mirror in mirrors}
         if counts == self._seen and now < self._due and self._problem is None:
             return
-        stories: dict[tuple[str, str, int], Story] = {}
+        stories: dict[tuple[str, str, bytes], Story] = {}
         rows: list[dict[str, Any]] = []
         try:
             for mirror in mirrors:
@@ -74,12 +74,12 @@ class JobWatch:
         self._stories = stories
 
     def _read(
-        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, int], Story]
+        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, bytes], Story]
     ) -> Iterable[dict[str, Any]]:
         stranded = {row.job_id for row in found.stranded}
         by_id = {row.job_id: row for row in (*found.recent, *found.failed, *found.stranded)}
         for row in by_id.values():
-            key = (mirror.name, row.job_id, row.version)
+            key = (mirror.name, row.job_id, row.digest)
             story = self._stories.get(key)
             if story is None:
                 short = len(row.raw) <= READ_LIMIT
