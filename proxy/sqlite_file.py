@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiosqlite
 
@@ -85,6 +85,7 @@ class SqliteFile:
         self._readers: list[aiosqlite.Connection] = []
         self._turn = 0
         self._check: asyncio.Task[None] | None = None
+        self._identity: tuple[int, int] | None = None  # device and inode of what is open
 
     async def open(self) -> None:
         """Open or make the file, bring it to the newest schema.
@@ -116,7 +117,8 @@ class SqliteFile:
         # In SQL, so that it is the writer's thread that compresses.
         await db.create_function("deflate", 1, _deflate, deterministic=True)
         await _migrate(db, schema, version)
-        size = (await asyncio.to_thread(self.path.stat)).st_size
+        found = await asyncio.to_thread(self.path.stat)
+        self._identity, size = (found.st_dev, found.st_ino), found.st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
             raise Unfit("damaged")
         for _ in range(schema.readers):
@@ -159,6 +161,26 @@ class SqliteFile:
         kept = self.path.with_name(f"{self.path.name}.{why}-{stamp}")
         await asyncio.to_thread(_rename, self.path, kept)
         return kept
+
+    async def misplaced(self) -> Literal["removed", "replaced"] | None:
+        """What somebody did to the open file: SQLite goes on writing to it where nobody will look
+        for it. None: nothing, or it cannot be told."""
+        try:
+            found = await asyncio.to_thread(self.path.stat)
+        except FileNotFoundError:
+            return "removed"
+        except OSError:
+            return None
+        return None if self._identity == (found.st_dev, found.st_ino) else "replaced"
+
+    async def write_anew(self) -> None:
+        """Copy a removed file to its place, and close it. Raises `OSError`, `sqlite3.Error`."""
+        assert self.writer is not None
+        try:
+            await asyncio.to_thread(_clear, self.path)
+            await self.writer.execute("VACUUM INTO ?", (str(self.path),))
+        finally:
+            await self.close()
 
     async def transaction(
         self, rounds: Iterable[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]
@@ -222,6 +244,13 @@ def _deflate(data: str | bytes) -> bytes:
 async def _scalar(db: aiosqlite.Connection, statement: str) -> Any:
     rows = list(await db.execute_fetchall(statement))
     return rows[0][0] if rows else None
+
+
+def _clear(path: Path) -> None:
+    """Make room for a file: a log without its file would be taken for that of the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for tail in ("-wal", "-shm"):
+        Path(f"{path}{tail}").unlink(missing_ok=True)
 
 
 def _rename(path: Path, kept: Path) -> None:

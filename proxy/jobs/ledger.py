@@ -10,6 +10,8 @@
 3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
 4. The whole file is checked at start while small; a big one is checked by a reader while already in
    use, as a start must not wait for a gigabyte to be read.
+5. A file that somebody removes is written anew from what is still open; one that somebody replaces
+   is left for the new one. Either is noticed within `LOOK` seconds and ends in `on_gap`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ GROUP = 256  # operations in one transaction
 BACKLOG = 20_000  # operations kept while SQLite takes none
 BACKLOG_BYTES = 64 * 1024 * 1024
 RETRY = 1.0  # seconds between two attempts while degraded
+LOOK = 1.0  # seconds between two looks whether the file is still in its place
 
 Params = dict[str, Any]
 Done = Callable[[bool], None]
@@ -79,6 +82,7 @@ class Ledger:
         self._newest: dict[str, Row] = {}
         self._gap = False
         self._suspect = False
+        self._look_at = 0.0
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -236,8 +240,9 @@ class Ledger:
 
     async def _run(self) -> None:
         while True:
-            await self._wake.wait()
+            await happened(self._wake, LOOK)
             self._wake.clear()
+            await self._look_after_file()
             while self._queue or self._suspect:
                 if self._suspect:
                     # Only this task closes the file: a reader or the check merely points at it.
@@ -256,6 +261,26 @@ class Ledger:
                         await self._pause()
             if self._stopping:
                 return
+
+    async def _look_after_file(self) -> None:
+        """Somebody may have removed or replaced the file under us (rule 5)."""
+        now = asyncio.get_running_loop().time()
+        if self._file.writer is None or now < self._look_at:
+            return
+        self._look_at = now + LOOK
+        what = await self._file.misplaced()
+        if what is None:
+            return
+        log.error("ledger file misplaced", extra={**self._facts(), "what": what})
+        self._gap = True
+        self.set_meta("misplaced", what)  # the commit of this tells of the gap
+        if what == "replaced":
+            await self._file.close()
+            return
+        try:
+            await self._file.write_anew()
+        except (OSError, sqlite3.Error) as error:
+            self._set_degraded(f"its file was removed, and cannot be written anew: {error}")
 
     async def _pause(self) -> None:
         """Until the next attempt; a stop does not wait for it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -163,6 +165,48 @@ async def test_a_slow_sqlite_does_not_hold_a_creation_back(
             blocker.execute("ROLLBACK")
             blocker.close()
         await eventually(holds(mirror, "mv_1", job("mv_1")), "committed at last")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "replaced"])
+async def test_a_file_that_somebody_removes_is_written_anew(
+    redis_server: RedisServer, tmp_path: Path, what: str
+) -> None:
+    """rm of the database under a running proxy loses nothing, not even what Redis has not; one that
+    is replaced is filled from Redis."""
+    path = tmp_path / "data" / "j.db"
+
+    def kept() -> set[str]:
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+                return {row[0] for row in db.execute("SELECT job_id FROM jobs")}
+        except sqlite3.Error:
+            return set()
+
+    async with running(redis_server, path) as mirror:
+        await followed(mirror)
+        async with connected(redis_server) as app:
+            for job_id in ("mv_1", "mv_2"):
+                raw = await write(app, job_id)
+                await eventually(holds(mirror, job_id, raw), "captured")
+        if what == "replaced":
+            path.unlink()
+            with contextlib.closing(sqlite3.connect(path)) as other:
+                other.execute("CREATE TABLE cookies (a)")
+        else:
+            await asyncio.to_thread(redis_server.kill)  # now nobody else has the jobs
+            path.unlink() if what == "file" else shutil.rmtree(path.parent)
+        await eventually(lambda: kept() == {"mv_1", "mv_2"}, "both jobs in a file in its place")
+        if what != "replaced":
+            await asyncio.to_thread(redis_server.start)
+        async with connected(redis_server) as app:
+
+            async def both_there() -> bool:
+                return bool(await app.exists(PREFIX + "mv_1", PREFIX + "mv_2") == 2)
+
+            await eventually(both_there, "both jobs in Redis")
+            await write(app, "mv_3")
+            await eventually(lambda: kept() == {"mv_1", "mv_2", "mv_3"}, "the next one, too")
+        assert mirror.state()["sqlite"] == "ok"
 
 
 async def test_redis_without_memory_is_an_obstacle_not_a_loss(
