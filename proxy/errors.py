@@ -261,3 +261,10 @@ def problem_body(error: ProxyError, correlation_id: str) -> bytes:
 def retry_after_seconds(seconds: float) -> int:
     """`Retry-After` in whole seconds, rounded up, at least 1 (RFC 9110 §10.2.3)."""
     return max(1, -int(-seconds // 1))
+
+
+def cannot_listen(who: str, where: object, error: OSError) -> OSError:
+    """An address that is refused, in one line."""
+    reason = error.strerror or str(error)
+    # Event loops say "error while attempting to bind on address (…): " first.
+    return OSError(f"{who}: cannot listen on {where}: {reason.rpartition('): ')[2]}")

@@ -10,6 +10,7 @@ from proxy.admin.apps import Part, admin_app, metrics_app
 from proxy.admin.operated import Operated
 from proxy.config.schema import Config
 from proxy.config.units import Bind
+from proxy.errors import cannot_listen
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds that a request in progress has when the door closes
 
@@ -66,7 +67,7 @@ class AdminServers:
         try:
             self.addresses.append(await server.start(bind))
         except OSError as error:
-            raise OSError(error.errno, f"admin: cannot listen on {bind}: {error}") from error
+            raise cannot_listen("admin", bind, error) from error
         self._servers.append(server)
 
     async def stop(self) -> None:

@@ -113,7 +113,8 @@ class CircuitBreaker:
         is called when `admit` knows more. None where it knows all already."""
         probing = self.state is State.HALF_OPEN
         over = self.state in (State.OPEN, State.FORCED_OPEN) and now >= self.until
-        if not self.shared or self._grants or not (probing or over):
+        at_hand = any(lease_over > now for _lease, _hold, lease_over in self._grants)
+        if not self.shared or at_hand or not (probing or over):
             return None
         self.wanted += 1
         self.wake(self, True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from proxy.clock import Clock
 from proxy.config.listeners import Listener
+from proxy.errors import cannot_listen
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.pipeline.plan import ListenerPlan
 from proxy.telemetry.tally import ListenerTally
@@ -107,9 +108,7 @@ class Sockets:
         try:
             await runtime.open(wanted.bind, tls, wanted.reuse_port)
         except OSError as error:
-            raise OSError(
-                error.errno, f"listener {name}: cannot listen on {wanted.bind}: {error}"
-            ) from error
+            raise cannot_listen(f"listener {name}", wanted.bind, error) from error
         return OpenListener(runtime, wanted, tls)
 
     def _let_go(self, runtime: ListenerRuntime) -> None:

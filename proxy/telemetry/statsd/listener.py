@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.config.telemetry import Statsd
+from proxy.errors import cannot_listen
 from proxy.telemetry.statsd.series import StatsdSeries
 
 _log = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ class StatsdListener:
                 self._file = _SocketFile(self._config.socket, int(self._config.socket_mode, 8))
                 self._readers.append(_Reader(self._file.socket, "unix", self._series))
         except OSError as error:
-            self.stop()
             wants_udp = self._config.bind is not None and self._udp is None
+            self.stop()
             where = self._config.bind if wants_udp else self._config.socket
-            raise OSError(error.errno, f"statsd: cannot listen on {where}: {error}") from error
+            raise cannot_listen("statsd", where, error) from error
         for reader in self._readers:
             reader.start()
 
