@@ -15,7 +15,10 @@ dial belongs to the pool, not to who asked, so a caller that leaves wastes nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import select
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,7 +31,7 @@ from proxy.errors import Overloaded
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
-from proxy.wire.stream import Stream
+from proxy.wire.stream import HIGH_WATER, Stream
 
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
 _STATUS_LINE_LIMIT = 8 * 1024
@@ -55,8 +58,27 @@ class UpstreamStream(Stream):
         self._poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self.owner is not None:
+            self._read_last_words()
         super().connection_lost(error)
         self.pool.sweeper.discard(self)
+
+    def _read_last_words(self) -> None:
+        """Take in what the kernel still holds of a connection that a failed write has ended.
+
+        An app that refuses an upload answers and closes without reading on, which resets the
+        connection. The event loop gives up reading at the first write that meets the reset, though
+        the answer has arrived before it. Only over TLS is the answer lost then.
+        """
+        if self.transport.get_extra_info("ssl_object") is not None:
+            return
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as raw:
+            while self._inbox_size <= HIGH_WATER:
+                data = raw.recv(HIGH_WATER, socket.MSG_DONTWAIT)
+                if not data:
+                    break
+                self.data_received(data)
 
     def notify(self) -> None:
         if self.owner is not None:
