@@ -31,7 +31,7 @@ class ClientLimits(Model):
     header_count: Annotated[int, Field(ge=1)] = 128
     """Most header fields; beyond it 431."""
     connections: Annotated[int, Field(ge=1)] = 10_000
-    """Most client connections at a time; further ones wait to be accepted."""
+    """Most client connections at a time; further ones get 503 `overloaded`."""
 
 
 class ClientTimeouts(Model):

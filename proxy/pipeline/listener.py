@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Coroutine
+from typing import Any
 
 from proxy.clock import Clock
 from proxy.config.units import Bind
@@ -16,11 +18,6 @@ from proxy.wire.deadlines import Sweeper
 
 #: Connections that the kernel keeps for us while we are busy.
 _BACKLOG = 4096
-
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\n"
-    b"Connection: close\r\n\r\n"
-)
 
 
 class ListenerRuntime:
@@ -35,6 +32,7 @@ class ListenerRuntime:
         self._clock = clock
         self._sweeper = sweeper
         self._server: asyncio.Server | None = None
+        self._draining = False
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
 
     @property
@@ -44,12 +42,16 @@ class ListenerRuntime:
         return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
 
     async def open(self, bind: Bind, tls: ssl.SSLContext | None, reuse_port: bool) -> None:
-        """Begin to listen. Raises `OSError` when the address cannot be had."""
+        """Begin to listen. Raises `OSError` when the address cannot be had.
+
+        A TLS client has as long for its handshake as for the head of its first request.
+        """
         self._server = await asyncio.get_running_loop().create_server(
-            self._accept,
+            lambda: ClientStream(self._clock, self._sweeper, self._begin, self._gone),
             bind.host or None,
             bind.port,
             ssl=tls,
+            ssl_handshake_timeout=self.service.plan.header_timeout if tls is not None else None,
             reuse_address=True,
             reuse_port=reuse_port or None,
             backlog=_BACKLOG,
@@ -59,13 +61,17 @@ class ListenerRuntime:
             if listening.family != socket.AF_UNIX:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _accept(self) -> ClientStream:
+    def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
+        """Count a connection in, and say what serves it.
+
+        Not before it is made: the event loop tells nobody of a TLS handshake that fails, so who was
+        counted from its first packet on would never be counted out.
+        """
         full = len(self.clients) >= self.service.plan.max_connections
-        serve = _refuse if full else self.service
-        client = ClientStream(self._clock, self._sweeper, serve, self._gone)
         self.clients.add(client)
         self._tally.opened()
-        return client
+        client.draining = self._draining
+        return self.service.turn_away(client) if full else self.service(client)
 
     def _gone(self, client: ClientStream) -> None:
         self.clients.discard(client)
@@ -75,6 +81,7 @@ class ListenerRuntime:
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
+        self._draining = True
         if self._server is not None:
             self._server.close()
         for client in list(self.clients):
@@ -98,9 +105,3 @@ class ListenerRuntime:
         for client in list(self.clients):
             client.abort()
         await self.drained()
-
-
-async def _refuse(client: ClientStream) -> None:
-    """What serves a connection that is one too many."""
-    client.transport.write(_FULL)
-    client.close()

@@ -14,6 +14,7 @@ from proxy.errors import (
     ClientLeft,
     HeaderTooLarge,
     MethodNotAllowed,
+    Overloaded,
     ProxyError,
     RequestTimeout,
     UriTooLong,
@@ -61,6 +62,14 @@ class Service:
             client.abort()
         finally:
             client.close()
+
+    async def turn_away(self, client: ClientStream) -> None:
+        """Answer a connection that is one too many, without waiting for what it would ask."""
+        x = Exchange(client, self.plan, None)
+        error = f"All {self.plan.max_connections} client connections are in use"
+        _answer_with(x, Overloaded(error, close=True, retry_after=1, reason="connections_full"))
+        finish(x)
+        client.close()
 
     async def _exchange(self, client: ClientStream, plain: PlainPath) -> bool:
         """Any number of plain exchanges, and one request and its response that are not; whether the

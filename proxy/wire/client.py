@@ -102,9 +102,10 @@ class ClientStream(Stream):
         return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
+        ended = self.ended
+        super().connection_lost(error)  # may end the coroutine, which sees to the rest itself then
         self._sweeper.discard(self)
-        if self.ended:
+        if ended:
             self._on_gone(self)
 
     def notify(self) -> None:

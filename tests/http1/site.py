@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.http1.client import RawClient
 from tests.http1.message import Response
-from tests.http1.process import ProxyProcess, free_port
+from tests.http1.process import ProxyProcess, free_port, wait_until
 from tests.http1.upstream import Upstream
 
 CATCH_ALL: list[dict[str, Any]] = [{"name": "all", "path": "/{rest:*}", "upstream": "app"}]
@@ -77,8 +77,18 @@ class Site:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.proxy.stop()
-        self.upstream.stop()
+        try:
+            if kind is None and self.proxy.process.poll() is None:
+                for name in self.config["listeners"]:
+                    wait_until(lambda name=name: self._open(name) == 0, f"no client at {name}")
+        finally:
+            code = self.proxy.stop()
+            self.upstream.stop()
+        assert kind is not None or code == 0, f"the proxy did not drain and stop: {code}"
+
+    def _open(self, listener: str) -> float | None:
+        """Client connections that the proxy counts as open."""
+        return self.proxy.metric("proxy_client_connections", listener=listener)
 
     def connect(self, listener: str = "front", **options: Any) -> RawClient:
         """A new client connection to a listener."""

@@ -122,6 +122,24 @@ def test_half_a_handshake_hinders_nobody(site: Site, trusting: ssl.SSLContext) -
             assert client.response().status == 200
 
 
+def test_handshakes_that_fail_take_no_place(
+    tmp_path: Path, site: Site, trusting: ssl.SSLContext
+) -> None:
+    """A port scan of a TLS listener leaves room for as many clients as before, and no trace in the
+    number of open connections."""
+    tls = site.config["listeners"]["tls"]["tls"]
+    few = {"front": {"tls": tls, "limits": {"connections": 3}}}
+    with Site(tmp_path, few) as small:
+        for _ in range(10):
+            with small.connect() as scanner:
+                scanner.send_lenient(get())
+                scanner.rest()
+        for _ in range(3):
+            with small.connect(tls=trusting) as client:
+                client.send(get())
+                assert client.response().status == 200
+
+
 def test_chunked_without_end_is_truncated_over_tls(site: Site, trusting: ssl.SSLContext) -> None:
     """The visible end of a broken body works the same inside TLS."""
     site.upstream.handler = answer(
