@@ -18,8 +18,8 @@ from proxy.telemetry.tally import ListenerTally
 from proxy.wire.deadlines import Sweeper
 from tests.http1 import RawClient, free_port
 
-# Nobody is served here: what connects is one too many, and is told so.
-PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0))
+# Nobody is served here: what connects says nothing of TLS, and leaves.
+PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0, header_timeout=10.0))
 
 
 def listener(port: int, pair: Path | None = None) -> Listener:
