@@ -183,6 +183,47 @@ def test_sighup_swaps_the_config(site: Site) -> None:
     site.check()
 
 
+def test_who_waits_for_a_connection_outlasts_a_reload(site: Site) -> None:
+    """The upstream changes while one call has its only connection and three wait for it: all are
+    served by the upstream that they asked for, over that connection."""
+    release = threading.Event()
+
+    def hold_back(connection: Connection, request: Request) -> None:
+        connection.body(request)
+        assert release.wait(30)
+        connection.send(respond(b"finished"))
+
+    pool = {"max_connections": 1, "queue_timeout": "30s"}
+    reload_app(site, {"pool": pool})
+    site.upstream.handler = hold_back
+    clients = [site.connect() for _ in range(4)]
+    try:
+        for number, client in enumerate(clients):
+            client.send(get(f"/{number}"))
+        wait_until(lambda: site.proxy.metric("proxy_requests_in_flight") == 4, "four in flight")
+        dialled = site.proxy.metric("proxy_upstream_connect_seconds_count", upstream="app")
+        reload_app(site, {"pool": pool | {"queue": 7}})
+        release.set()
+        assert [client.response().body for client in clients] == [b"finished"] * 4
+    finally:
+        release.set()
+        for client in clients:
+            client.close()
+    after = site.proxy.metric("proxy_upstream_connect_seconds_count", upstream="app")
+    assert after == dialled == 1
+    site.check()
+
+
+def reload_app(site: Site, app: dict[str, object]) -> None:
+    """Give the upstream these settings."""
+    config = site.proxy.config
+    site.proxy.write(
+        config | {"upstreams": {"app": {"targets": config["upstreams"]["app"]["targets"]} | app}}
+    )
+    status, answer = site.proxy.admin_post("/api/reload")
+    assert status == 200, answer
+
+
 def reachable(site: Site, listener: str) -> bool:
     """Whether the listener accepts connections."""
     try:
