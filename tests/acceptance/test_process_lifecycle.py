@@ -401,6 +401,30 @@ def test_tunnel_and_stream_do_not_hold_the_drain_for_ever(tmp_path: Path) -> Non
             assert not client.rest().endswith(b"0\r\n\r\n")
 
 
+def test_the_end_of_the_drain_cuts_a_removed_listener_too(tmp_path: Path) -> None:
+    """A request on a listener that a reload has removed is told of the end like any other, and
+    logged."""
+    listeners: dict[str, dict[str, object]] = {"front": {}, "extra": {}}
+    with Site(tmp_path, listeners, drain_timeout="500ms") as site:
+        site.upstream.handler = silent
+        with site.connect("extra") as client:
+            client.send(get("/", "X-Correlation-ID: left-behind"))
+            site.upstream.wait_requests(1)
+            front = {"front": site.config["listeners"]["front"]}
+            site.proxy.write(site.proxy.config | {"listeners": front})
+            assert site.proxy.admin_post("/api/reload")[0] == 200
+            site.proxy.signal(signal.SIGTERM)
+            assert_problem(client.response(), 503, "draining")
+            assert site.proxy.process.wait(30) == 0
+        assert site.proxy.access_line("left-behind")["status"] == 503
+
+
+def silent(connection: Connection, request: Request) -> None:
+    """Take the request, and say nothing until the proxy leaves."""
+    connection.body(request)
+    assert connection.wait_end(30)
+
+
 def test_proxy_process_is_quiet_when_idle(site: Site) -> None:
     """A proxy that nobody calls logs no errors and stays ready."""
     assert isinstance(site.proxy, ProxyProcess)
