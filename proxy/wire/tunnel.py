@@ -7,8 +7,8 @@ from proxy.wire.stream import Stream
 
 
 async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[int, int]:
-    """Carry bytes until both sides have ended, one is lost, nothing moved for `idle` seconds, or the
-    proxy can wait no longer.
+    """Carry bytes until both sides have ended, one is lost, nothing moved for `idle` seconds, or
+    the proxy can wait no longer.
 
     An end is passed on as an end, so that a half-closed connection works. Returns the bytes that
     went up and down.
