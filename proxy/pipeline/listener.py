@@ -84,6 +84,13 @@ class ListenerRuntime:
         if not self.clients and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
+    def count_at(self, tally: ListenerTally) -> None:
+        """From now on connections count there, those that are open too: the listener's name may
+        have changed."""
+        self._tally.open -= len(self.clients)
+        tally.open += len(self.clients)
+        self._tally = tally
+
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
         self._draining = True

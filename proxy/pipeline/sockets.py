@@ -66,14 +66,11 @@ class Sockets:
     ) -> Change:
         """Open what is not open yet; all or none. Raises `OSError`, also for a certificate that
         does not load."""
-        kept: dict[str, OpenListener] = {}
         fresh: dict[str, OpenListener] = {}
         try:
+            kept = self._kept(listeners)
             for name, wanted in listeners.items():
-                stays = next((one for one in self._open.values() if one.serves(wanted)), None)
-                if stays is not None:
-                    kept[name] = stays
-                else:
+                if name not in kept:
                     fresh[name] = await self._listen(name, wanted, plans[name])
             for name in kept:
                 _server_tls(listeners[name])
@@ -82,6 +79,22 @@ class Sockets:
                 opened.runtime.drain()
             raise
         return Change(kept, fresh)
+
+    def _kept(self, listeners: Mapping[str, Listener]) -> dict[str, OpenListener]:
+        """The sockets that stay: those of the same name first, then those that have another one
+        now. Each once, though several listeners may ask for any port."""
+        kept = {
+            name: self._open[name]
+            for name, wanted in listeners.items()
+            if name in self._open and self._open[name].serves(wanted)
+        }
+        left = [one for name, one in self._open.items() if name not in kept]
+        for name, wanted in listeners.items():
+            renamed = next((one for one in left if one.serves(wanted)), None)
+            if name not in kept and renamed is not None:
+                kept[name] = renamed
+                left.remove(renamed)
+        return kept
 
     def make(
         self,
@@ -96,6 +109,7 @@ class Sockets:
                 one.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
             one.config = wanted
             one.runtime.service.plan = plans[name]
+            one.runtime.count_at(self._tally(name))
         stays = {id(one) for one in change.kept.values()}
         for old in self._open.values():
             if id(old) not in stays:
