@@ -249,6 +249,29 @@ def test_invalid_reload_changes_nothing(site: Site, text: str) -> None:
     site.check()
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"admin": {"bind": "127.0.0.1:9999", "token": "a-new-one"}}, "admin"),
+        ({"metrics": {"bind": "127.0.0.1:9998"}}, "metrics"),
+        ({"logging": {"output": "elsewhere.log"}}, "logging.output"),
+    ],
+    ids=["admin", "metrics", "log"],
+)
+def test_a_door_that_a_reload_cannot_move_is_said(
+    site: Site, section: dict[str, object], key: str
+) -> None:
+    """Nobody is told that a new token or log file is in force when it is not."""
+    before = site.proxy.admin("/api/config")
+    site.proxy.write(site.proxy.config | section)
+    status, answer = site.proxy.admin_post("/api/reload")
+    assert status == 422
+    assert f"{key} cannot be changed by a reload" in str(answer["problems"])
+    assert site.proxy.admin("/api/config") == before
+    site.proxy.write(site.proxy.config)
+    assert site.proxy.admin_post("/api/reload")[0] == 200
+
+
 def test_reload_survives_a_missing_file(site: Site) -> None:
     """The same when the file is gone."""
     site.proxy.file.unlink()
