@@ -373,6 +373,30 @@ def test_closed_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
         process.wait(8)
 
 
+def test_stdout_closed_from_the_start_does_not_matter(site: Site, tmp_path: Path) -> None:
+    """A supervisor that gives no standard output gets a proxy that serves, and ends with 0."""
+    port, doors = free_port(), free_port()
+    config = {**site.config, "admin": {"bind": f"127.0.0.1:{doors}"}}
+    config["listeners"] = {
+        "front": site.config["listeners"]["front"] | {"bind": f"127.0.0.1:{port}"}
+    }
+    file = tmp_path / "mute.json"
+    file.write_text(json.dumps(config))
+    # The shell closes it: between fork and exec, Python had better run no code of ours.
+    process = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "proxy", "run", "--config", file],
+        stderr=subprocess.PIPE,
+    )
+    site.addresses["mute"] = ("127.0.0.1", port)
+    try:
+        wait_until(lambda: reachable(site, "mute"), "the mute proxy", 30)
+        assert site.ask(get(), "mute").status == 200
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said) == (0, b"")
+
+
 def test_full_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
     """The reader of our log pipe stops reading: requests are served as before."""
     directory = tmp_path / "stuck"
