@@ -8,9 +8,11 @@ Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attache
 `b"K" + id` kills it; the parent says `b"R"` once, when it is ready, and leaves when the socket
 closes.
 
-Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file, then shuts down
-its side. The process answers in lines of JSON, at most two: `{"label", "type"}` as soon as the type
-is known, and one of `{"duration"}`, `{"refused": "type"|"long"|"unknown"|"busy", ...}`.
+Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file in pieces
+(transfer.py), then shuts down its side. The process answers in lines of JSON: `{"label", "type"}`
+as soon as the type is known; `{"leave_out": [start, end]}`, any number of times, for bytes of the
+file that it can do without; and at last one of `{"duration"}`,
+`{"refused": "type"|"long"|"unknown"|"busy", ...}`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from proxy.upload.packets import NotAudio, PastLimit, Undecodable
 from proxy.upload.sniff import Sniffer, load_sniffer
 from proxy.upload.source import Source
 from proxy.upload.spool import Spool
+from proxy.upload.transfer import Receiver, Sender
 
 _ID = 8
 _MAX_JOB = 64 * 1024
@@ -69,7 +72,8 @@ def _rehearse(sniffer: Sniffer) -> None:
     header = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.sendall(header + b"data\xff\xff\xff\xff" + bytes(4096))
+        for piece in Sender().send(header + b"data\xff\xff\xff\xff" + bytes(4096)):
+            ours.sendall(piece)
         ours.shutdown(socket.SHUT_WR)
         _examine(theirs, sniffer, None, _no_spool())
         json.loads(ours.recv(4096).splitlines()[0])
@@ -182,7 +186,9 @@ def _examine(
     accepted = set(job["types"]) if job else set(BY_MEDIA_TYPE)
     limit = job["max_duration"] if job else None
     try:
-        source = Source(upload.recv, HEAD)
+        source = Source(
+            Receiver(upload.recv), HEAD, lambda *place: _answer(upload, leave_out=place)
+        )
         label = sniffer.from_buffer(source.head)
         family = recognise(source.head, label)
         if family is None or family.media_type not in accepted:

@@ -19,7 +19,7 @@ from proxy.wire.deadlines import Sweeper
 from tests.http1 import RawClient, free_port
 
 # Nobody is served here: what connects is one too many, and is told so.
-PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0))
+PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0, header_timeout=5.0))
 
 
 def listener(port: int, pair: Path | None = None) -> Listener:

@@ -129,8 +129,8 @@ def balloon(samples: int) -> bytes:
     [
         (None, 4_000_000, "undecodable"),  # 96 MB are there, and nothing behind them
         (None, 50_000_000, "no_audio"),  # 1.2 GB are not
-        (0, 4_000_000, "no_audio"),
-        (-(2**24), 4_000_000, "no_audio"),
+        (0, 4_000_000, "no_audio memory"),  # FFmpeg is refused it, or Python
+        (-(2**24), 4_000_000, "no_audio memory"),
     ],
 )
 async def test_a_balloon_is_refused(
@@ -142,7 +142,7 @@ async def test_a_balloon_is_refused(
         validator.job = replace(validator.job, memory=memory)
     outcome = await upload(validator, form(part(balloon(samples))))
     assert outcome.code == "upload_duration_unknown"
-    assert outcome.facts["reason"] == reason
+    assert outcome.facts["reason"] in reason.split()
 
 
 async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadValidator) -> None:
