@@ -62,6 +62,7 @@ def count_samples(walk: Walk, source: Source, start: int, end: int, limit: float
 
 
 def _next_samples(source: Source) -> tuple[int, int] | None:
+    source.skip(source.position % 2)
     while len(header := source.peek(_CHUNK)) == _CHUNK:
         source.skip(_CHUNK)
         size = int.from_bytes(header[4:], "little")
