@@ -45,6 +45,18 @@ class BoxWalk:
             if self._header:
                 self._read_header()
 
+    def pass_over(self, size: int) -> None:
+        """So many bytes of the current `mdat` are not shown."""
+        self._left -= size
+        self._offset += size
+
+    @property
+    def media(self) -> tuple[int, int, int] | None:
+        """Within an `mdat`: where its content begins, where we are, and where it ends."""
+        if not self._left or self._media_start is None:
+            return None
+        return self._media_start, self._offset, self._offset + self._left
+
     def _read_header(self) -> None:
         header = self._header
         size = int.from_bytes(header[:4], "big")

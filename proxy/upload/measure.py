@@ -4,8 +4,8 @@ Rules:
 1. Every packet counts, and none that is not there: what a header claims is compared, not believed
    (packets.py). The largest of several measures wins.
 2. The walk ends as soon as it is past the limit.
-3. Where frames or an index can be followed without FFmpeg's demuxer, they are (mp3.py,
-   mp4_index.py): exactly as far as that gives the same result.
+3. Where frames, an index or plain samples can be followed without FFmpeg's demuxer, they are
+   (mp3.py, mp4_index.py, wav.py): exactly as far as that gives the same result.
 4. A quarter of the first packets must decode.
 5. PCM is any bytes at all. So samples that start like another file format, or that read as text,
    are no PCM; nor is a file that is at the same time a ZIP archive or a PDF document, whose readers
@@ -33,10 +33,12 @@ from proxy.upload.packets import (
 )
 from proxy.upload.source import Source
 from proxy.upload.spool import Spool
+from proxy.upload.wav import count_samples, find_samples
 
 # Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
 # does.
 _MUST_DECODE = 4
+_TRY_PCM = 4  # packets, of 64 KiB: one would do, all bytes decode
 _METADATA = 128 * 1024  # bytes that may stand behind a WAV's samples
 
 
@@ -78,17 +80,22 @@ def _walk(
     # Fragments have their index among the sound: there the packets tell first when it is too much.
     late = spool is None and b"mvex" in source.head
     indexed = family is MP4 and len(streams) == 1 and not late
+    context = streams[0].codec_context
+    pcm = family is WAV and context is not None and context.name.startswith("pcm_")
+    samples = find_samples(source.head) if pcm else None
     walk_packets(
         container,
         streams,
         walks,
         family,
         limit,
-        trial_only=indexed,
+        stop_after=TRY_DECODE if indexed else _TRY_PCM if samples else None,
         can_try=spool.has if spool else None,
     )
     if indexed and walks[0].tried == TRY_DECODE:
         follow_index(walks[0], container, streams[0], source, limit)
+    elif samples and not count_samples(walks[0], source, *samples, limit):
+        walk_packets(container, streams, walks, family, limit)
     return walks
 
 

@@ -126,12 +126,12 @@ def walk_packets(
     family: Family,
     limit: float | None,
     *,
-    trial_only: bool = False,
+    stop_after: int | None = None,
     can_try: Callable[[int, int], bool] | None = None,
 ) -> None:
-    """Walk to the end, or with `trial_only` until the trial of the first packets is over, and write
-    it into `walks`, one for each of `streams`. `can_try` says of a packet (offset, size) whether
-    its bytes are there to be decoded. Raises the exceptions above."""
+    """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
+    it into `walks`, one for each of `streams`. May be called again, to go on. `can_try` says of a
+    packet (offset, size) whether its bytes are there to be decoded. Raises the exceptions above."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     framed = family is MPEG
     past = None if limit is None else limit + GRACE
@@ -160,7 +160,7 @@ def walk_packets(
                     _refuse_foreign_samples(packet)
                 if can_try is None or can_try(packet.pos or 0, size):
                     _try_decode(walk, packet)
-                if trial_only and walk.tried == TRY_DECODE:
+                if walk.tried == stop_after:
                     break
             if past is not None and walk.total * walk.tick > past:
                 raise PastLimit(walk.total * walk.tick)

@@ -16,7 +16,10 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
+
+from proxy.upload.transfer import Sender
 
 HIGH_WATER = 256 * 1024  # bytes waiting for one process
 QUEUE_TIMEOUT = 10.0
@@ -24,6 +27,7 @@ STALL_TIMEOUT = 5.0
 VERDICT_TIMEOUT = 5.0
 MAX_ANSWER = 16 * 1024
 _SEND_BUFFER = 1024 * 1024
+_PIECES = 64  # of the backlog, for one system call
 
 Answer = dict[str, Any]
 
@@ -72,6 +76,7 @@ class ProbeSession:
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._sock: socket.socket | None = None
+        self._sender = Sender()
         self._backlog: deque[memoryview | bytes] = deque()
         self._backlog_size = 0
         self._ended = False
@@ -121,8 +126,13 @@ class ProbeSession:
         """The next bytes of the file."""
         if self._closed or self._deaf or self.decided or not data:
             return
-        self._backlog.append(data)
-        self._backlog_size += len(data)
+        out = self._sender.send(data)
+        if out:
+            self._queue(out)
+
+    def _queue(self, out: list[bytes | memoryview]) -> None:
+        self._backlog += out
+        self._backlog_size += sum(map(len, out))
         if self._sock is not None and not self._writing:
             self._flush()
 
@@ -131,8 +141,7 @@ class ProbeSession:
         if self._ended:
             return
         self._ended = True
-        if self._sock is not None and not self._writing:
-            self._flush()
+        self._queue([] if self._deaf else self._sender.go_on())
 
     def close(self) -> None:
         """Free the process; kill it if it is still at work. May be called again."""
@@ -162,13 +171,9 @@ class ProbeSession:
         progress = False
         try:
             while self._backlog:
-                piece = self._backlog[0]
-                sent = sock.send(piece)
+                sent = sock.sendmsg(islice(self._backlog, _PIECES))
                 progress = True
-                if sent == len(piece):
-                    self._backlog.popleft()
-                else:
-                    self._backlog[0] = memoryview(piece)[sent:]
+                self._take_off(sent)
         except BlockingIOError:
             pass
         except OSError:
@@ -197,6 +202,15 @@ class ProbeSession:
         if was_full and not self.full:
             self._listener()
 
+    def _take_off(self, sent: int) -> None:
+        backlog = self._backlog
+        while sent:
+            piece = backlog.popleft()
+            if sent < len(piece):
+                backlog.appendleft(memoryview(piece)[sent:])
+                break
+            sent -= len(piece)
+
     def _on_readable(self) -> None:
         assert self._sock is not None
         try:
@@ -205,6 +219,7 @@ class ProbeSession:
             return
         except OSError:
             data = b""
+        kind = self.kind
         self._received += data
         *lines, self._received = self._received.split(b"\n")
         try:
@@ -212,10 +227,12 @@ class ProbeSession:
         except ValueError:
             answers = [None]
         for answer in answers:
-            if not isinstance(answer, dict) or len(self._received) > MAX_ANSWER:
+            if not _is_answer(answer) or len(self._received) > MAX_ANSWER:
                 self.lose("crashed")
                 return
-            if "type" in answer and self.kind is None:
+            if "leave_out" in answer:
+                self._sender.leave_out(*answer["leave_out"])
+            elif "type" in answer and self.kind is None:
                 self.kind = answer
                 if not self._backlog and not self._ended:
                     self._cancel_timer()
@@ -223,7 +240,7 @@ class ProbeSession:
                 self.verdict = answer
                 self.close()
                 break
-        if answers:
+        if self.kind is not kind or self.decided:
             self._listener()
         elif not data:
             self.lose("crashed")
@@ -236,3 +253,12 @@ class ProbeSession:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_answer(answer: object) -> bool:
+    match answer:
+        case {"leave_out": [int(), int()]}:
+            return True
+        case {"leave_out": _}:
+            return False
+    return isinstance(answer, dict)

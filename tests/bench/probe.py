@@ -7,7 +7,6 @@ time, unlike throughput, hardly depends on what else the machine does. Medians o
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import statistics
@@ -19,8 +18,7 @@ from proxy.upload.families import NAMES
 from proxy.upload.session import Job
 from proxy.upload.sniff import Sniffer
 from tests.bench.uploads import noise, samples
-
-_PIECE = 256 * 1024
+from tests.uploads.sending import send_file
 
 
 @dataclass(frozen=True)
@@ -42,28 +40,19 @@ def cost(data: bytes, sniffer: Sniffer) -> Cost:
     if pid == 0:
         ours.close()
         try:
-            probe._child(theirs, sniffer)
+            probe._examine_upload(theirs, sniffer, probe._open_spool())
         finally:
             os._exit(0)
     theirs.close()
     with ours:
         before = time.process_time()
         ours.sendall(job.encode())
-        view = memoryview(data)
-        for at in range(0, len(data), _PIECE):
-            ours.sendall(view[at : at + _PIECE])
+        verdict, delay = send_file(ours, data)
         sent = time.process_time() - before
-        ours.shutdown(socket.SHUT_WR)
-        ended = time.perf_counter()
-        answer = b""
-        while piece := ours.recv(65_536):
-            answer += piece
-        delay = time.perf_counter() - ended
     usage = os.wait4(pid, 0)[2]
-    lines = answer.splitlines()
-    if len(lines) != 2:
-        raise ValueError(f"no verdict: {answer!r}")
-    return Cost(usage.ru_utime + usage.ru_stime, sent, delay, json.loads(lines[1]))
+    if "duration" not in verdict:
+        raise ValueError(f"no duration: {verdict}")
+    return Cost(usage.ru_utime + usage.ru_stime, sent, delay, verdict)
 
 
 def more_samples() -> dict[str, bytes]:

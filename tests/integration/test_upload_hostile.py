@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 import struct
@@ -21,6 +20,7 @@ from proxy.upload.families import BY_MEDIA_TYPE
 from proxy.upload.sniff import load_sniffer
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
+from tests.uploads.sending import send_file
 
 SNIFFER = load_sniffer()
 SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
@@ -35,23 +35,20 @@ def quiet() -> None:
 def examine(data: bytes, limit: float | None = 600.0) -> dict[str, Any]:
     """The probe's last word on `data`, from the code that runs in its processes."""
     ours, theirs = socket.socketpair()
+    answers: list[dict[str, Any]] = []
+
+    def send() -> None:
+        with ours:  # whatever happens, the other side sees an end
+            answers.append(send_file(ours, data)[0])
+
     with ours:
-
-        def send() -> None:
-            try:
-                ours.sendall(data)
-                ours.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # refused before the end
-
         sender = threading.Thread(target=send)
         sender.start()
         with theirs, probe._no_spool() as spool:
             job = {"types": list(BY_MEDIA_TYPE), "max_duration": limit}
             probe._examine(theirs, SNIFFER, job, spool)
         sender.join()
-        answer: dict[str, Any] = json.loads(ours.recv(65_536).splitlines()[-1])
-    return answer
+    return answers[0]
 
 
 def zipped() -> bytes:
