@@ -78,7 +78,7 @@ def test_counts_and_exemplars_survive_kill_9(redis_server: RedisServer, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_two_proxies_on_one_redis(redis_server: RedisServer, tmp_path: Path) -> None:
     """One counts and says so. Killed for good, the other one takes over; over both, each job that
     completed is counted once."""

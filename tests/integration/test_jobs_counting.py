@@ -22,6 +22,7 @@ from proxy.jobs.mirror import Mirror
 from proxy.jobs.pipeline_events import EventReader
 from proxy.redis_server import RedisServer
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
+from tests.http1 import PATIENCE
 from tests.jobs_kit import (
     PREFIX,
     connected,
@@ -189,7 +190,7 @@ async def test_what_was_claimed_before_a_crash_is_counted_after_it(
 
         part._commit = crash  # type: ignore[method-assign]
         await write_all(app, "mv_1")
-        await asyncio.wait_for(claimed.wait(), 8)
+        await asyncio.wait_for(claimed.wait(), PATIENCE)
         keys = await app.keys("pipeline:*counted:*")
         assert [key.rpartition(b":")[2] for key in keys] == [b"mv_1"]
         assert one.stages == 0

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-from tests.http1 import ProxyProcess, free_port, wait_until
+from tests.http1 import PATIENCE, ProxyProcess, free_port, wait_until
 
 
 class Tunnel:
@@ -78,7 +78,7 @@ class Tunnel:
         """End proxy and server."""
         self.proxy.stop()
         self.server.shutdown()
-        self.thread.join(5)
+        self.thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_fragments_and_pings_pass(tunnel: Tunnel) -> None:
     with tunnel.talk() as client:
         client.send(["one ", "two ", "three"])
         assert client.recv(8) == "one two three"
-        assert client.ping().wait(8)
+        assert client.ping().wait(PATIENCE)
 
 
 def test_client_close_reaches_the_server(tunnel: Tunnel) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from proxy.telemetry.outputs import FileOutput, StandardOutput
 from proxy.telemetry.writer import LogWriter
+from tests.http1 import PATIENCE
 
 
 class PipeOutput:
@@ -45,7 +46,7 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Poll: the threads under test have nobody to tell."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -118,7 +119,7 @@ def test_a_full_pipe_costs_lines_but_no_time(pipe: tuple[int, int], blocking: bo
     assert writer.flush(10)
     wait_until(lambda: bool(gaps))
     assert writer.close(5)
-    reader.join(5)
+    reader.join(PATIENCE)
     found = numbers(bytes(received))
     assert len(found) + writer.dropped == 10_000
     assert found == sorted(set(found))
