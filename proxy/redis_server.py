@@ -15,7 +15,6 @@ import time
 from collections import deque
 from pathlib import Path
 
-
 #: The ports of `free_port`, the latest ones: enough to keep those apart that are in use together.
 _given: deque[int] = deque(maxlen=1000)
 
