@@ -222,7 +222,7 @@ def test_a_killed_proxy_s_socket_is_no_obstacle(tmp_path: Path, app: App) -> Non
     (tmp_path / "second").mkdir()
     second = config(app, tmp_path, free_port(kind=socket.SOCK_DGRAM))
     other = ProxyProcess(tmp_path / "second", second, ready=False)
-    assert other.process.wait(20) == 1
+    assert other.process.wait(PATIENCE) == 1
     assert "another process reads there" in other.said()
     assert "Traceback" not in other.said()
     assert proxy.metric("proxy_statsd_series") == 3

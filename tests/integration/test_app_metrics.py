@@ -178,7 +178,8 @@ async def test_what_servers_do(conversation: Conversation, result: Fetched) -> N
         config = AppMetrics.model_validate({"url": url})
         assert await AppPage(config, guest).fetch() is Fetched.OK
     async with speaking(conversation) as url:
-        keys = {"url": url, "timeout": "300ms", "max_size": "100KiB"}
+        patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
+        keys = {"url": url, "timeout": patience, "max_size": "100KiB"}
         page = AppPage(AppMetrics.model_validate(keys), guest)
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)

@@ -85,7 +85,7 @@ def test_run_tells_why_a_child_failed(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "import sys; sys.exit('no luck')"]
     with pytest.raises(ChildError, match="code 1: no luck"):
         children.run("child", argv, core=children.Cores.of_machine().load, workdir=tmp_path,
-                     timeout=20)  # fmt: skip
+                     timeout=120)  # fmt: skip
 
 
 def test_stop_ends_the_whole_group(tmp_path: Path) -> None:

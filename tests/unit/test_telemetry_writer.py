@@ -272,6 +272,6 @@ def test_standard_output_closed_from_the_start() -> None:
         "os._exit(7)\n"
     )
     done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program], timeout=30
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program], timeout=120
     )
     assert done.returncode == 7
