@@ -3,7 +3,7 @@
 Rules:
 1. Why a process per upload, and not a few that take turns: a slow sender then holds nothing but its
    own process (asleep in a read, 5 MB), and a crash, a hang or a balloon ends one upload only. A
-   fork of the warm parent takes a millisecond.
+   fork of the warm parent takes three milliseconds, and is made one upload ahead.
 2. A process is asked for when the head of a file is whole (64 KiB or its end): who dribbles less
    holds no process. At most `processes` run at a time; who comes later waits, and its client with
    it, up to `session.QUEUE_TIMEOUT`.

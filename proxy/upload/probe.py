@@ -1,12 +1,12 @@
 """The other side of the socket: `python -m proxy.upload.probe FD`.
 
-A parent that has loaded FFmpeg and libmagic waits for uploads and forks a process for each: a
-millisecond, and every upload has limits, a sandbox and a death of its own. The parent never touches
-a byte of an upload.
+A parent that has loaded FFmpeg and libmagic forks a process for each upload, one ahead: so it costs
+the upload no time, and every upload has limits, a sandbox and a death of its own. The parent never
+touches a byte of an upload.
 
-Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attached starts a process,
-`b"K" + id` kills it; the parent says `b"R"` once, when it is ready, and leaves when the socket
-closes.
+Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attached hands it to a
+process, `b"K" + id` kills that; the parent says `b"R"` once, when it is ready, and leaves when the
+socket closes.
 
 Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file in pieces
 (transfer.py), then shuts down its side. The process answers in lines of JSON: `{"label", "type"}`
@@ -17,6 +17,7 @@ file that it can do without; and at last one of `{"duration"}`,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -52,7 +53,7 @@ def main() -> None:
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 2)  # a hostile file must not write into the proxy's log
     os.close(quiet)
-    _serve(control, sniffer)
+    _Parent(control, sniffer).serve()
 
 
 def prepare() -> Sniffer:
@@ -79,78 +80,117 @@ def _rehearse(sniffer: Sniffer) -> None:
         json.loads(ours.recv(4096).splitlines()[0])
 
 
-def _serve(control: socket.socket, sniffer: Sniffer) -> None:
-    children: dict[int, bytes] = {}
-    woken, waker = socket.socketpair()
-    for end in (woken, waker):
-        end.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    with selectors.DefaultSelector() as ready:
-        ready.register(control, selectors.EVENT_READ)
-        ready.register(woken, selectors.EVENT_READ)
+class _Parent:
+    """Hands each upload to a process that has been forked ahead for it, and forks the next."""
+
+    def __init__(self, control: socket.socket, sniffer: Sniffer) -> None:
+        self._control = control
+        self._sniffer = sniffer
+        self._children: dict[int, bytes] = {}  # at work, by process ID
+        self._spare: tuple[int, socket.socket] | None = None  # process ID, and where it waits
+        self._woken, self._waker = socket.socketpair()
+
+    def serve(self) -> None:
+        """Until the control socket closes."""
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._fork_ahead()
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._control, selectors.EVENT_READ)
+            ready.register(self._woken, selectors.EVENT_READ)
+            while True:
+                for key, _ in ready.select():
+                    if key.fileobj is self._woken:
+                        self._woken.recv(4096)
+                        self._reap()
+                    elif not self._obey():
+                        return
+
+    def _obey(self) -> bool:
+        """One command; whether there was one."""
+        command, fds, _, _ = socket.recv_fds(self._control, 1 + _ID, 1)
+        if not command:
+            return False
+        while len(command) < 1 + _ID:
+            command += self._control.recv(1 + _ID - len(command))
+        if command[:1] == b"S" and fds:
+            with socket.socket(fileno=fds[0]) as upload:
+                if not self._hand_over(upload, command[1:]):
+                    _answer(upload, refused="busy")
+            self._fork_ahead()
+        elif command[:1] == b"K":
+            for pid, name in self._children.items():
+                if name == command[1:]:
+                    os.kill(pid, signal.SIGKILL)
+        return True
+
+    def _hand_over(self, upload: socket.socket, name: bytes) -> bool:
+        """To the process that waits, or to a new one where that has died. False: none to be had."""
+        while self._spare is not None or self._fork_ahead():
+            assert self._spare is not None
+            pid, link = self._spare
+            self._spare = None
+            with link, contextlib.suppress(OSError):
+                socket.send_fds(link, [b"U"], [upload.fileno()])
+                self._children[pid] = name
+                return True
+        return False
+
+    def _fork_ahead(self) -> bool:
+        """Have a process ready for the next upload. Whether there is one."""
+        if self._spare is not None:
+            return True
+        ours, theirs = socket.socketpair()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return False
+        if pid:
+            theirs.close()
+            self._spare = pid, ours
+            return True
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for parents_own in (self._control, self._woken, self._waker, ours):
+                parents_own.close()
+            _child(theirs, self._sniffer)
+            status = 0
+        finally:
+            os._exit(status)  # never back into the parent's loop
+
+    def _reap(self) -> None:
         while True:
-            for key, _ in ready.select():
-                if key.fileobj is woken:
-                    woken.recv(4096)
-                    _reap(children)
-                    continue
-                command, fds, _, _ = socket.recv_fds(control, 1 + _ID, 1)
-                if not command:
-                    return
-                while len(command) < 1 + _ID:
-                    command += control.recv(1 + _ID - len(command))
-                if command[:1] == b"S" and fds:
-                    _start(fds[0], command[1:], children, sniffer, (control, woken, waker))
-                elif command[:1] == b"K":
-                    for pid, name in children.items():
-                        if name == command[1:]:
-                            os.kill(pid, signal.SIGKILL)
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._children.pop(pid, None)
+            if self._spare is not None and self._spare[0] == pid:
+                self._spare[1].close()
+                self._spare = None
 
 
-def _reap(children: dict[int, bytes]) -> None:
-    while children:
-        pid, _ = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        children.pop(pid, None)
+def _child(link: socket.socket, sniffer: Sniffer) -> None:
+    """Get everything ready, then wait for an upload and examine it."""
+    spool = _open_spool()
+    with link:
+        _, fds, _, _ = socket.recv_fds(link, 1, 1)
+    if fds:
+        _examine_upload(socket.socket(fileno=fds[0]), sniffer, spool)
 
 
-def _start(
-    fd: int,
-    name: bytes,
-    children: dict[int, bytes],
-    sniffer: Sniffer,
-    parents_own: tuple[socket.socket, ...],
-) -> None:
-    upload = socket.socket(fileno=fd)
-    try:
-        pid = os.fork()
-    except OSError:
-        with upload:
-            _answer(upload, refused="busy")
-        return
-    if pid:
-        children[pid] = name
-        upload.close()
-        return
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for own in parents_own:
-            own.close()
-        _child(upload, sniffer)
-        status = 0
-    finally:
-        os._exit(status)  # never back into the parent's loop
-
-
-def _child(upload: socket.socket, sniffer: Sniffer) -> None:
+def _examine_upload(upload: socket.socket, sniffer: Sniffer, spool: IO[bytes]) -> None:
     upload.setblocking(True)
     size = int.from_bytes(_exactly(upload, 4), "big")
     job: dict[str, Any] = json.loads(_exactly(upload, min(size, _MAX_JOB)))
-    spool = _open_spool()
     sandbox.limit_resources(job["memory"], job["cpu"], job["max_size"] + 1024 * 1024)
     sandbox.forbid_system_calls()
     _examine(upload, sniffer, job, spool)

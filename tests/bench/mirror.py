@@ -28,6 +28,7 @@ from proxy.jobs.ledger import Ledger
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.model import parse
+from proxy.memory import collect_rarely
 from proxy.redis_server import RedisServer
 from tests.jobs_kit import PREFIX, eventually, followed, life, settings, write
 
@@ -175,6 +176,7 @@ async def big(path: Path, rows: int) -> None:
 
 
 async def main(rows: int, jobs: int) -> None:
+    collect_rarely()  # as the proxy itself
     print("SQLite", sqlite3.sqlite_version)
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)

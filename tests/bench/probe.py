@@ -40,7 +40,7 @@ def cost(data: bytes, sniffer: Sniffer) -> Cost:
     if pid == 0:
         ours.close()
         try:
-            probe._child(theirs, sniffer)
+            probe._examine_upload(theirs, sniffer, probe._open_spool())
         finally:
             os._exit(0)
     theirs.close()

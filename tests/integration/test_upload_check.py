@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import random
+import zipfile
 from collections.abc import AsyncIterator
 
 import pytest
@@ -124,6 +127,25 @@ async def test_ten_minutes_are_not_too_long(validator: UploadValidator, kind: st
     """An encoder's padding does not push a file of exactly ten minutes over the limit."""
     outcome = await upload(validator, form(part(encode(kind, 600, 8000, silent=True))))
     assert outcome.code == "accepted"
+
+
+@pytest.mark.parametrize("chunk", [65_536, MIB])
+async def test_most_of_a_long_wav_is_only_counted(validator: UploadValidator, chunk: int) -> None:
+    """And all of it is forwarded; one that goes on for too long in another chunk of samples is
+    refused, and so is one that ends in an archive."""
+    audio = wav_header(12 * MIB, 16_000) + random.Random(chunk).randbytes(12 * MIB)
+    good = await upload(validator, form(part(audio)), chunk=chunk)
+    assert good.code == "accepted"
+    assert good.facts["duration"] == pytest.approx(12 * MIB / 32_000)
+    assert good.parts()[0][3] == audio
+    more = audio + b"data" + (12 * MIB).to_bytes(4, "little") + bytes(12 * MIB)
+    long = await upload(validator, form(part(more)), chunk=chunk)
+    assert long.code == "upload_too_long"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "hello")
+    both = await upload(validator, form(part(audio + archive.getvalue())), chunk=chunk)
+    assert both.code == "upload_type_rejected"
 
 
 async def test_a_length_that_cannot_fit_is_refused_before_the_body(

@@ -11,7 +11,7 @@ from multipart import PushMultipartParser
 from proxy.errors import ProxyError
 from proxy.upload.check import UploadCheck, UploadValidator
 
-BOUNDARY = b"----a-boundary"
+BOUNDARY = b"------------------------d74496d66958873e"  # as curl makes them
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
 
 

@@ -103,18 +103,21 @@ class UploadSite(Site):
         return 0.0
 
     def probes(self) -> list[psutil.Process]:
-        """The processes that examine uploads now (their parent not among them)."""
-        parents = psutil.Process(self.proxy.pid).children()
-        probes = []
-        for parent in parents:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "proxy.upload.probe" in parent.cmdline():
-                    probes += [
-                        child
-                        for child in parent.children()
-                        if child.status() != psutil.STATUS_ZOMBIE
-                    ]
-        return probes
+        """The processes that examine uploads now."""
+        return at_work(psutil.Process(self.proxy.pid))
+
+
+def at_work(proxy: psutil.Process) -> list[psutil.Process]:
+    """The probe processes that have an upload, which is when they are sandboxed: neither their
+    parent nor the one that waits."""
+    found = []
+    for process in proxy.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            probe = "proxy.upload.probe" in process.cmdline()
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if probe and "\nSeccomp:\t2\n" in status and "\nState:\tZ" not in status:
+                found.append(process)
+    return found
 
 
 def head(
