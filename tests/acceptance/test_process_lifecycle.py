@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     ProxyProcess,
     RawClient,
@@ -32,7 +33,7 @@ from tests.http1 import (
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """A fresh proxy for each test, since most end it."""
-    with Site(tmp_path, drain_timeout="5s") as site:
+    with Site(tmp_path, drain_timeout="60s") as site:  # longer than any test waits
         yield site
         assert site.upstream.faults == []
 
@@ -42,7 +43,7 @@ def hold(release: threading.Event) -> object:
 
     def handler(connection: Connection, request: Request) -> None:
         connection.body(request)
-        assert release.wait(8)
+        assert release.wait(PATIENCE)
         connection.send(respond(b"finished"))
 
     return handler
@@ -67,7 +68,7 @@ def test_sigterm_lets_requests_finish(site: Site) -> None:
         assert response.body == b"finished"
         assert not response.keeps_alive
         client.assert_closed()
-    assert site.proxy.process.wait(5) == 0
+    assert site.proxy.process.wait(PATIENCE) == 0
     assert "Traceback" not in site.proxy.said()
 
 
@@ -78,7 +79,7 @@ def test_sigterm_closes_idle_connections(site: Site) -> None:
         assert idle.response().status == 200
         site.proxy.signal(signal.SIGTERM)
         idle.assert_closed()
-        assert site.proxy.process.wait(5) == 0
+        assert site.proxy.process.wait(PATIENCE) == 0
 
 
 def test_request_on_a_kept_connection_while_draining(site: Site) -> None:
@@ -100,7 +101,7 @@ def test_request_on_a_kept_connection_while_draining(site: Site) -> None:
         head = text.partition(b"\r\n\r\n")[0].lower()
         assert b"connection: close" in head
         assert head.startswith(b"http/1.1 200") or b"retry-after: " in head
-    assert site.proxy.process.wait(5) == 0
+    assert site.proxy.process.wait(PATIENCE) == 0
 
 
 def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
             client.send(get("/", "X-Correlation-ID: cut"))
             site.upstream.wait_requests(1)
             site.proxy.signal(signal.SIGTERM)
-            site.proxy.process.wait(4)
+            site.proxy.process.wait(PATIENCE)
             text = client.rest()
         assert not text.startswith(b"HTTP/1.1 200")
         release.set()
@@ -131,7 +132,7 @@ def test_second_signal_ends_at_once(site: Site, first: signal.Signals) -> None:
         site.proxy.signal(first)
         wait_until(lambda: site.proxy.admin("/readyz")[0] == 503, "readyz 503")
         site.proxy.signal(first)
-        site.proxy.process.wait(2)
+        site.proxy.process.wait(PATIENCE)
     release.set()
     assert "Traceback" not in site.proxy.said()
 
@@ -318,7 +319,7 @@ def test_many_reloads_under_load(site: Site) -> None:
             site.upstream.wait_requests(count)
     finally:
         done.set()
-        worker.join(8)
+        worker.join(PATIENCE)
     assert bad == []
     wait_until(lambda: site.proxy.descriptors() <= before + 3, "closed descriptors")
     site.check()
@@ -370,7 +371,7 @@ def test_closed_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
         assert process.poll() is None
     finally:
         process.terminate()
-        process.wait(8)
+        process.wait(PATIENCE)
 
 
 def test_stdout_closed_from_the_start_does_not_matter(site: Site, tmp_path: Path) -> None:
@@ -425,10 +426,10 @@ def test_full_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
     finally:
         process.terminate()
         try:
-            process.wait(8)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(8)
+            process.wait(PATIENCE)
             raise
         finally:
             os.close(reader)
@@ -444,7 +445,7 @@ def test_tunnel_and_stream_do_not_hold_the_drain_for_ever(tmp_path: Path) -> Non
             client.send(get())
             client.read_until(b"hello\r\n")
             site.proxy.signal(signal.SIGTERM)
-            site.proxy.process.wait(4)
+            site.proxy.process.wait(PATIENCE)
             assert not client.rest().endswith(b"0\r\n\r\n")
 
 

@@ -22,6 +22,7 @@ from proxy.jobs.mirror import Mirror
 from proxy.jobs.pipeline_events import EventReader
 from proxy.redis_server import RedisServer
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
+from tests.http1 import PATIENCE
 from tests.jobs_kit import (
     PREFIX,
     connected,
@@ -137,6 +138,31 @@ async def test_a_job_of_three_stages(redis_server: RedisServer, tmp_path: Path) 
         assert {exemplar.labels["job_id"] for exemplar in exemplars} == {"mv_1"}
 
 
+async def test_an_input_measured_at_its_upload_is_counted_once(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Told when the job is created, again after kill -9, and by the finished job, otherwise: the
+    first word counts. A job that is deleted, and one that cannot last so long, tell nothing."""
+    family = "video_processing_input_duration_seconds"
+    async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
+        for job_id in ("mv_1", "mv_2", "mv_3"):
+            raw = await write(app, job_id, document(job_id, "queued", time.time()))
+            await eventually(holds(one.mirror, job_id, raw), "captured")
+        await one.mirror.tombstone("mv_2", told=True)
+        one.mirror.input_measured("mv_1", 33.5)
+        one.mirror.input_measured("mv_2", 33.5)
+        one.mirror.input_measured("mv_3", 1e9)
+        await eventually(lambda: one.has(f"{family}_count") == 1, "counted")
+        await one.kill()
+        await one.start()
+        one.mirror.input_measured("mv_1", 33.5)
+        done = document("mv_1", "completed", time.time(), audio_duration=40.0)
+        await write(app, "mv_1", done)
+        await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 1, "ended")
+        assert one.has(f"{family}_count") == 1
+        assert one.has(f"{family}_sum") == 33.5
+
+
 async def test_counts_survive_a_restart_and_nothing_is_counted_again(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -189,7 +215,7 @@ async def test_what_was_claimed_before_a_crash_is_counted_after_it(
 
         part._commit = crash  # type: ignore[method-assign]
         await write_all(app, "mv_1")
-        await asyncio.wait_for(claimed.wait(), 8)
+        await asyncio.wait_for(claimed.wait(), PATIENCE)
         keys = await app.keys("pipeline:*counted:*")
         assert [key.rpartition(b":")[2] for key in keys] == [b"mv_1"]
         assert one.stages == 0
@@ -248,7 +274,7 @@ async def test_a_takeover_neither_repeats_nor_loses(
             if number == 5:
                 await eventually(lambda: one.stages > 0, "some counted")
                 await one.kill()
-        await eventually(lambda: other.counts, "taken over", 15)
+        await eventually(lambda: other.counts, "taken over")
         counted_by_the_dead = one.stages
         await one.start()
         await eventually(
@@ -258,7 +284,6 @@ async def test_a_takeover_neither_repeats_nor_loses(
                 == 15
             ),
             "every job by somebody",
-            15,
         )
         await eventually(lambda: one.stages + other.stages == 45, "every stage by somebody")
         assert not one.counts
@@ -376,7 +401,7 @@ async def test_a_damaged_ledger_counts_nothing_again(
         part = one.mirror._counting
         assert part is not None
         before = part._claims.owner
-        one.mirror._ledger._suspected()
+        one.mirror._ledger._upkeep._suspected()
         await eventually(lambda: part._claims.owner != before, "a file of its own")
         await write_all(app, "mv_2")
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 2, "goes on")
@@ -402,11 +427,11 @@ async def test_while_sqlite_cannot_write_another_one_counts(
         lock.execute("BEGIN IMMEDIATE")
         for number in range(1, 5):
             await write_all(app, f"mv_{number}")
-        await eventually(lambda: other.counts, "taken over", 20)
+        await eventually(lambda: other.counts, "taken over")
         assert not one.counts
         lock.execute("ROLLBACK")
         lock.close()
-        await eventually(lambda: one.stages + other.stages == 15, "all of it", 15)
+        await eventually(lambda: one.stages + other.stages == 15, "all of it")
         await eventually(
             lambda: one.has("proxy_pipeline_pending", mirror="make_video") == 0, "settled"
         )
@@ -489,7 +514,7 @@ async def test_turned_off(redis_server: RedisServer, tmp_path: Path) -> None:
         await followed(mirror)
         await write(app, "mv_1", job("mv_1", "completed"))
         await eventually(lambda: bool(mirror.state()["captured"]), "captured")
-        assert await mirror._ledger.flushed(5)
+        assert await mirror._ledger.flushed(PATIENCE)
         assert not [f.name for f in registry.collect() if f.name.startswith("pipeline")]
         assert await mirror._ledger.column("SELECT count(*) FROM pipeline_events") == [0]
         assert await app.keys("pipeline:*") == []
@@ -505,9 +530,7 @@ async def test_a_flood_of_labels_stays_bounded(redis_server: RedisServer, tmp_pa
             error = {"type": f"T{number}", "message": ""}
             raw = document(f"mv_{number}", "failed", now, stages=failed, error=error)
             await write(app, f"mv_{number}", raw)
-        await eventually(
-            lambda: one.has("pipeline_jobs_total", status="failed") == 1000, "counted", 20
-        )
+        await eventually(lambda: one.has("pipeline_jobs_total", status="failed") == 1000, "counted")
         errors = [
             sample
             for family in one.registry.collect()

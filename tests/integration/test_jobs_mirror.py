@@ -122,6 +122,19 @@ async def test_flush_is_a_loss_not_a_deletion(redis_server: RedisServer, tmp_pat
         assert isinstance(await mirror.lookup("mv_1"), Known)
 
 
+async def test_swapped_databases_are_a_loss(redis_server: RedisServer, tmp_path: Path) -> None:
+    """SWAPDB, which tracking does not tell: the jobs come back without anybody asking for them."""
+    async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
+        await followed(mirror)
+        raw = await write(app, "mv_1")
+        await eventually(holds(mirror, "mv_1", raw), "captured")
+        await mirror.sync()
+        await app.execute_command("SWAPDB", 0, 5)
+        assert not await app.exists(PREFIX + "mv_1")
+        await eventually(lambda: exists(app, "mv_1"), "restored", limit=30)
+        assert isinstance(await mirror.lookup("mv_1"), Known)
+
+
 async def exists(app, job_id: str) -> bool:
     return bool(await app.exists(PREFIX + job_id))
 
@@ -350,7 +363,7 @@ async def test_a_created_job_is_confirmed(redis_server: RedisServer, tmp_path: P
         assert await mirror.confirm_created("mv_1") is Creation.CONFIRMED
         assert isinstance(await mirror.lookup("mv_1"), Known)
         assert await mirror.confirm_created("mv_never", timeout=0.1) is Creation.NOT_STORED
-        late = asyncio.create_task(mirror.confirm_created("mv_late", timeout=2.0))
+        late = asyncio.create_task(mirror.confirm_created("mv_late", timeout=30.0))
         await asyncio.sleep(0)
         await write(app, "mv_late")
         assert await late is Creation.CONFIRMED
