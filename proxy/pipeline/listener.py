@@ -75,7 +75,8 @@ class ListenerRuntime:
         full = len(self.clients) >= self.service.plan.max_connections
         self.clients.add(client)
         self._tally.opened()
-        client.draining = self._draining
+        if self._draining:
+            client.drain()
         return self.service.turn_away(client) if full else self.service(client)
 
     def _gone(self, client: ClientStream) -> None:

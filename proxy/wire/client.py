@@ -32,6 +32,11 @@ from proxy.wire.stream import Stream
 #: is still to be sent after `_STALLED`.
 _CLOSING, _STALLED = 1.0, 30.0
 
+#: Seconds after the start of a drain in which a request that was under way then can come in: on a
+#: kept connection, whose client expects that it may be closed, and on one that has had none yet,
+#: whose client does not.
+_UNDER_WAY, _FIRST = 0.05, 1.0
+
 
 class Limits:
     """What a client may send, in bytes and fields (config `limits`)."""
@@ -50,6 +55,7 @@ class ClientStream(Stream):
 
     __slots__ = (
         "_coroutine",
+        "_last_until",
         "_loop",
         "_on_gone",
         "_parked",
@@ -93,6 +99,7 @@ class ClientStream(Stream):
         self.host_ip = ""
         self.secure = False
         self.requests = 0
+        self._last_until = 0.0  # when a drain no longer waits for a request to begin
         self.draining = False  # the exchange in progress is the last one
         self.cut = False  # and its time is over
 
@@ -164,9 +171,11 @@ class ClientStream(Stream):
         return int(queued) + self.transport.get_write_buffer_size()
 
     def drain(self) -> None:
-        """Let the exchange in progress be the last one."""
+        """Let the exchange in progress be the last one, or the one that is on its way."""
         self.draining = True
-        self.wake()
+        wait = _UNDER_WAY if self.requests else _FIRST
+        self._last_until = self.clock.monotonic() + wait
+        self._loop.call_later(_UNDER_WAY, self.notify)
 
     @types.coroutine
     def wait(self, deadline: float) -> Generator[None, None, None]:
@@ -221,8 +230,10 @@ class ClientStream(Stream):
                 if data and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time
-            if self.eof or (self.draining and not begun):
+            if self.eof or self.cut:
                 return None
+            if self.draining and not begun:
+                deadline = min(deadline, self._last_until)
             if self.clock.monotonic() >= deadline:
                 if begun:
                     raise TimeoutError

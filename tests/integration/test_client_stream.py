@@ -1,4 +1,4 @@
-"""A client connection on a real socket, closed by us: how long a client can keep it."""
+"""A client connection on a real socket: how long it is kept when we close it, and in a drain."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 import uvloop
 
 from proxy.clock import ManualClock
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
+from proxy.wire.client import ClientStream, Limits
+from proxy.wire.codec import RequestHead
+from proxy.wire.deadlines import NEVER, Sweeper
+from tests.http1 import PATIENCE
 
 ANSWER = b"x" * 16_000_000  # more than the kernel takes
 
@@ -52,7 +54,7 @@ async def closing(story: Callable[[Closing, socket.socket], Any]) -> None:
     )
     with socket.create_connection(server.sockets[0].getsockname()) as client:
         client.setblocking(False)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             await there.begun.wait()
             await story(there, client)
     server.close()
@@ -89,3 +91,76 @@ def test_how_long_a_closed_connection_is_kept(
 ) -> None:
     """As long as the client takes what is still to be sent, and half a minute beyond."""
     runner(closing(story))
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Draining:
+    """A connection whose heads are read, one after the other; `heads` are those that came."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.sweeper = Sweeper(self.clock)
+        self.heads: asyncio.Queue[RequestHead | None] = asyncio.Queue()
+        self.begun: asyncio.Future[ClientStream] = asyncio.get_running_loop().create_future()
+
+    async def serve(self, client: ClientStream) -> None:
+        """Read on to the end."""
+        self.begun.set_result(client)
+        limits = Limits(8192, 8192, 64)
+        while (head := await client.read_head(limits, NEVER, 10.0)) is not None:
+            self.heads.put_nowait(head)
+        self.heads.put_nowait(None)
+        client.close()
+
+
+async def drained(story: Callable[[Draining, ClientStream, socket.socket], Any]) -> None:
+    """Tell `story` with a connection and the client's end of it."""
+    there = Draining()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: ClientStream(there.clock, there.sweeper, there.serve, lambda _: None),
+        "127.0.0.1",
+        0,
+    )
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        async with asyncio.timeout(PATIENCE):
+            await story(there, await there.begun, client)
+    server.close()
+
+
+async def new(there: Draining, stream: ClientStream, client: socket.socket) -> None:
+    """It has just been opened, and its request is on the way: it is served."""
+    stream.drain()
+    await asyncio.sleep(0)
+    client.send(REQUEST)
+    assert await there.heads.get() is not None
+
+
+async def kept(there: Draining, stream: ClientStream, client: socket.socket) -> None:
+    """It was idle, and its next request has arrived, though nobody has read it: it is served."""
+    client.send(REQUEST)
+    assert await there.heads.get() is not None
+    client.send(REQUEST)
+    stream.drain()
+    assert await there.heads.get() is not None
+
+
+async def silent(there: Draining, stream: ClientStream, client: socket.socket) -> None:
+    """It was opened to stay: it is closed after a second."""
+    stream.drain()
+    while there.heads.empty():
+        there.clock.advance(0.5)
+        there.sweeper.sweep()
+        await asyncio.sleep(0.01)
+    assert there.heads.get_nowait() is None
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("story", [new, kept, silent])
+def test_what_is_under_way_when_a_drain_begins(
+    runner: Callable[..., Any],
+    story: Callable[[Draining, ClientStream, socket.socket], Any],
+) -> None:
+    """A drain closes no connection on a request that it has not seen yet."""
+    runner(drained(story))
