@@ -35,7 +35,7 @@ from proxy.jobs.claims import ANOTHERS, OURS, Claims
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import Snapshot
-from proxy.jobs.pipeline_events import Event, EventReader
+from proxy.jobs.pipeline_events import MOST_EVENTS, Event, EventReader, measured_input
 from proxy.jobs.pipeline_metrics import Counted, PipelineMetrics
 from proxy.jobs.pipeline_totals import Draft, Example, Totals
 from proxy.jobs.redis_side import Link, RedisLost, Refused
@@ -121,10 +121,22 @@ class Counting:
             # A mistake of ours must cost a document's metrics, never the job.
             log.exception("job not read for metrics", extra={"job_id": snapshot.job_id})
             return None
-        if not events:
-            return None
-        names = {event.name: event.sure for event in events}
-        return News(snapshot.job_id, names, json.dumps([_stored(one, now) for one in events]))
+        return _news(snapshot.job_id, events, now) if events else None
+
+    def measured(self, job_id: str, seconds: float) -> None:
+        """An upload that plays so long has become this job, whose version is queued already."""
+        now = self._clock.time()
+        event = measured_input(seconds, now)
+        if event is None:
+            return
+        news = _news(job_id, [event], now)
+        params = {"job_id": job_id, "events": news.text, "most_events": MOST_EVENTS}
+
+        def done(ok: bool) -> None:
+            if ok:
+                self.kept(news)
+
+        self._ledger.execute(sql.ADD_EVENTS, params, done, key=job_id)
 
     def kept(self, news: News) -> None:
         """The version and its events are committed."""
@@ -320,6 +332,11 @@ class Counting:
         self._shown.counting = self.counts
         if not self.counts:
             self._shown.active = None  # who counts tells it
+
+
+def _news(job_id: str, events: Sequence[Event], now: float) -> News:
+    names = {event.name: event.sure for event in events}
+    return News(job_id, names, json.dumps([_stored(one, now) for one in events]))
 
 
 def _stored(event: Event, now: float) -> tuple[object, ...]:

@@ -48,6 +48,7 @@ State = Literal["starting", "live", "down", "stopped"]
 
 HEARTBEAT = 0.5  # seconds between two signs of life
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
+FLUSH_LOOK = 5.0  # seconds between two looks for a flush that nobody told
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
 OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
@@ -189,7 +190,7 @@ class Keeper:
             duties = [
                 (f"{name}:capture", self.capture.run(link, life[0])),
                 (f"{name}:keep", self._keep(link, life[0])),
-                (f"{name}:heartbeat", self._heartbeat(link)),
+                (f"{name}:heartbeat", self._heartbeat(link, life[0])),
             ]
             if self.rescue is not None:
                 duties.append((f"{name}:rescue", self.rescue.follow(link, life[0])))
@@ -248,11 +249,24 @@ class Keeper:
         life.lose(cause)
         self._kick.set()
 
-    async def _heartbeat(self, link: Link) -> None:
+    async def _heartbeat(self, link: Link, life: Life) -> None:
+        looked_at = time.monotonic()
         while True:
             await link.call(("PING",), patience=HEARTBEAT_PATIENCE)
+            if time.monotonic() - looked_at >= FLUSH_LOOK:
+                await self._look_for_flush(link, life)
+                looked_at = time.monotonic()
             if await happened(link.lost, HEARTBEAT):
                 raise RedisLost(link.why_lost)
+
+    async def _look_for_flush(self, link: Link, life: Life) -> None:
+        """SWAPDB is told in no way of capture, and a flush only by tracking."""
+        before = life.facts
+        flushes = (await link.facts()).flushes
+        if life.lost or life.facts is not before or None in (flushes, before.flushes):
+            return  # known already, looked at anew meanwhile, or the server keeps silent about it
+        if flushes != before.flushes:
+            self._lose(life, "flush")
 
     # --- restore and comparison ------------------------------------------------------------------
 

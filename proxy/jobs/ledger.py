@@ -6,12 +6,13 @@
 2. Trouble never leaves this file as an exception of SQLite's. Disk full, read-only, locked: the
    queue is kept (bounded, newest version per job), tried again every `RETRY` seconds, and
    `degraded` says why. A damaged or foreign file is set aside under another name and a new one
-   begun. Both end in `on_gap`, by which the mirror knows that it must fill the ledger again.
+   begun. Both end in `on_gap`, by which the mirror knows that it must fill the ledger again. The
+   file itself is looked after by `sqlite_upkeep.py`.
 3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
 4. The whole file is checked at start while small; a big one is checked by a reader while already in
    use, as a start must not wait for a gigabyte to be read.
 5. A file that somebody removes is written anew from what is still open; one that somebody replaces
-   is left for the new one. Either is noticed within `LOOK` seconds and ends in `on_gap`.
+   is left for the new one. Either is noticed within seconds and ends in `on_gap`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.jobs import sql
-from proxy.jobs.ledger_file import REFUSED, Newer, Unfit, is_damage, ledger_file
+from proxy.jobs.ledger_file import REFUSED, SCHEMA
 from proxy.jobs.ledger_file import Params as ReadParams
 from proxy.jobs.model import Snapshot, sql_time
 from proxy.jobs.pipeline_events import MOST_EVENTS
 from proxy.jobs.records import Head, Row, Tombstone, read_row
 from proxy.jobs.waiting import happened, settled
+from proxy.sqlite_upkeep import LOOK, Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,6 @@ GROUP = 256  # operations in one transaction
 BACKLOG = 20_000  # operations kept while SQLite takes none
 BACKLOG_BYTES = 64 * 1024 * 1024
 RETRY = 1.0  # seconds between two attempts while degraded
-LOOK = 1.0  # seconds between two looks whether the file is still in its place
 
 Params = dict[str, Any]
 Done = Callable[[bool], None]
@@ -69,20 +70,26 @@ class Ledger:
         on_commit: Callable[[int], None] = lambda operations: None,
         on_degraded: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
-        self.degraded: str | None = "not started"
         self.refused = 0
         self._clock = clock
         self._keep_versions = keep_versions
         self._on_gap = on_gap
         self._on_commit = on_commit
-        self._on_degraded = on_degraded
-        self._file = ledger_file(path, clock, self._suspected)
+        self._upkeep = Upkeep(
+            "ledger",
+            path,
+            SCHEMA,
+            clock,
+            on_suspect=lambda: self._wake.set(),
+            on_degraded=on_degraded,
+            on_lost=self._lost,
+            facts=lambda: {"backlog": len(self._queue)},
+        )
+        self._file = self._upkeep.file
         self._queue: list[_Op] = []
         self._queued_bytes = 0
         self._newest: dict[str, Row] = {}
         self._gap = False
-        self._suspect = False
-        self._look_at = 0.0
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -91,7 +98,7 @@ class Ledger:
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
-        await self._try_open()
+        await self._upkeep.open()
         self._task = asyncio.create_task(self._run(), name=f"ledger-writer:{self._file.path.name}")
 
     async def stop(self, patience: float = 5.0) -> None:
@@ -100,7 +107,7 @@ class Ledger:
         self._wake.set()
         if self._task is not None:
             if not await settled(self._task, patience):
-                log.error("ledger stopped with unwritten operations", extra=self._facts())
+                log.error("ledger stopped with unwritten operations", extra=self._where())
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._file.close()
@@ -242,13 +249,9 @@ class Ledger:
         while True:
             await happened(self._wake, LOOK)
             self._wake.clear()
-            await self._look_after_file()
-            while self._queue or self._suspect:
-                if self._suspect:
-                    # Only this task closes the file: a reader or the check merely points at it.
-                    self._suspect = False
-                    await self._set_aside("damaged")
-                if self._file.writer is None and not await self._try_open():
+            await self._upkeep.look()
+            while self._queue or self._upkeep.suspect:
+                if not await self._upkeep.ready():
                     if self._stopping:
                         return
                     await self._pause()
@@ -261,26 +264,6 @@ class Ledger:
                         await self._pause()
             if self._stopping:
                 return
-
-    async def _look_after_file(self) -> None:
-        """Somebody may have removed or replaced the file under us (rule 5)."""
-        now = asyncio.get_running_loop().time()
-        if self._file.writer is None or now < self._look_at:
-            return
-        self._look_at = now + LOOK
-        what = await self._file.misplaced()
-        if what is None:
-            return
-        log.error("ledger file misplaced", extra={**self._facts(), "what": what})
-        self._gap = True
-        self.set_meta("misplaced", what)  # the commit of this tells of the gap
-        if what == "replaced":
-            await self._file.close()
-            return
-        try:
-            await self._file.write_anew()
-        except (OSError, sqlite3.Error) as error:
-            self._set_degraded(f"its file was removed, and cannot be written anew: {error}")
 
     async def _pause(self) -> None:
         """Until the next attempt; a stop does not wait for it."""
@@ -298,7 +281,7 @@ class Ledger:
             return True
         except sqlite3.Error as error:
             self._queue[:0] = group
-            await self._failed(error)
+            await self._upkeep.failed(error)
             return False
         self._succeeded(group)
         return True
@@ -313,12 +296,12 @@ class Ledger:
                 self._queued_bytes -= op.size
                 log.warning(
                     "ledger refused an operation",
-                    extra={**self._facts(), "job_id": op.key, "reason": str(error)},
+                    extra={**self._where(), "job_id": op.key, "reason": str(error)},
                 )
                 _tell(op, False)
             except sqlite3.Error as error:
                 self._queue[:0] = group[index:]
-                await self._failed(error)
+                await self._upkeep.failed(error)
                 return
             else:
                 self._succeeded([op])
@@ -326,7 +309,7 @@ class Ledger:
     def _succeeded(self, group: Sequence[_Op]) -> None:
         self._queued_bytes -= sum(op.size for op in group)
         self._forget_newest(group)
-        self._set_degraded(None)
+        self._upkeep.say(None)
         self._on_commit(len(group))
         for op in group:
             _tell(op, True)
@@ -340,53 +323,16 @@ class Ledger:
             if newest is not None and newest.digest == op.params.get("digest"):
                 del self._newest[op.key]
 
-    async def _failed(self, error: sqlite3.Error) -> None:
-        if is_damage(error):
-            await self._set_aside("damaged")
-            return
-        self._set_degraded(str(error))
-
-    def _set_degraded(self, reason: str | None) -> None:
-        if reason == self.degraded:
-            return
-        before, self.degraded = self.degraded, reason
-        if reason is None:
-            log.info("ledger writes again", extra={**self._facts(), "was": before})
-        else:
-            log.error("ledger degraded", extra={**self._facts(), "reason": reason})
-        self._on_degraded(reason)
-
-    # --- the file -------------------------------------------------------------------------------
-
-    async def _try_open(self) -> bool:
-        for _ in range(2):  # the second time on a new file, when the first was not fit
-            try:
-                await self._file.open()
-            except Unfit as unfit:
-                await self._set_aside(str(unfit))
-                continue
-            except (OSError, sqlite3.Error, Newer) as error:
-                self._set_degraded(str(error))
-                return False
-            self._set_degraded(None)
-            return True
-        return False
-
-    async def _set_aside(self, why: str) -> None:
-        try:
-            kept = await self._file.set_aside(why)
-        except OSError as error:
-            self._set_degraded(f"{why}, and cannot be set aside: {error}")
-            return
-        log.error("ledger set aside", extra={**self._facts(), "why": why, "kept": str(kept)})
+    def _lost(self, what: str, detail: str) -> None:
         self._gap = True
-        self.set_meta("set_aside", str(kept))  # the commit of this tells of the gap
+        self.set_meta(what, detail)  # the commit of this tells of the gap
 
-    def _suspected(self) -> None:
-        self._suspect = True
-        self._wake.set()
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing can be written now; None when it can."""
+        return self._upkeep.degraded
 
-    def _facts(self) -> dict[str, Any]:
+    def _where(self) -> dict[str, Any]:
         return {"ledger": str(self._file.path), "backlog": len(self._queue)}
 
     # --- reading (each raises LedgerSilent) -----------------------------------------------------

@@ -1,21 +1,13 @@
-"""The ledger's SQLite file, and the names by which the mirror's files know its troubles."""
+"""The schema of a ledger's SQLite file, and how the mirror's files call its troubles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from proxy.clock import Clock
 from proxy.jobs import sql
-from proxy.sqlite_file import REFUSED, Newer, Params, Schema, Silent, SqliteFile, Unfit, is_damage
+from proxy.sqlite_file import REFUSED, Params, Schema, Silent
 
-__all__ = ["REFUSED", "LedgerSilent", "Newer", "Params", "Unfit", "is_damage", "ledger_file"]
+__all__ = ["REFUSED", "SCHEMA", "LedgerSilent", "Params"]
 
 #: The ledger cannot answer now.
 LedgerSilent = Silent
 
-
-def ledger_file(path: Path, clock: Clock, on_suspect: Callable[[], None]) -> SqliteFile:
-    """The file of one mirror's ledger."""
-    schema = Schema(sql.APPLICATION_ID, sql.MIGRATIONS, sql.SETTINGS)
-    return SqliteFile(path, schema, clock, on_suspect)
+SCHEMA = Schema(sql.APPLICATION_ID, sql.MIGRATIONS, sql.SETTINGS)

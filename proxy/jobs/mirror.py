@@ -279,6 +279,11 @@ class Mirror:
         finally:
             capture.named.unwatch(job_id, sighting)
 
+    def input_measured(self, job_id: str, seconds: float) -> None:
+        """The upload that became this job plays so long: the app's documents may not tell."""
+        if self._counting is not None and valid_job_id(job_id):
+            self._counting.measured(job_id, seconds)
+
     # --- reading ---------------------------------------------------------------------------------
 
     def is_gone(self, job_id: str) -> bool:

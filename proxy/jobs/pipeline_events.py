@@ -43,6 +43,7 @@ _LONGEST = 7 * 86400.0  # seconds that a stage or an input may last
 _MOST = 1_000_000.0  # of anything that is counted
 _MESSAGE = 2000  # characters of an error message in which a code is looked for
 
+_INPUT = "v:input"  # the name of the event
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _CODE_IN_MESSAGE = re.compile(r"\[([A-Z][A-Z0-9_]{2,63})\]")
 
@@ -75,6 +76,14 @@ class Event:
     value: float
     at: float | None
     sure: bool = True
+
+
+def measured_input(seconds: float, at: float) -> Event | None:
+    """How long a job's input plays, as measured when it was uploaded at `at`: the event that its
+    document may tell as well, so it is counted once. None for what no input can be."""
+    if not 0 <= seconds <= _LONGEST:
+        return None
+    return Event(_INPUT, INPUT_DURATION, (), seconds, at)
 
 
 def token(value: object) -> str:
@@ -208,7 +217,7 @@ class EventReader:
             if value is not None:
                 found.append(Event(name, family, (), value, at))
 
-        observe("v:input", INPUT_DURATION, _number(document, self._input_duration, _LONGEST))
+        observe(_INPUT, INPUT_DURATION, _number(document, self._input_duration, _LONGEST))
         observe("v:shorts", SHORTS, _number(document, self._shorts, _MOST))
         observe("v:segments", SEGMENTS, _number(document, self._segments, _MOST))
         # Audio may be early or late: how far apart the two are is what counts.

@@ -106,6 +106,19 @@ SETTINGS = (
 
 # --- writing ------------------------------------------------------------------------------------
 
+_ADD_EVENTS = """INSERT INTO pipeline_events
+           (job_id, event, family, labels, value, at, due, sure)
+       SELECT :job_id, json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]'),
+              json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'),
+              json_extract(j.value, '$[4]'), json_extract(j.value, '$[5]'),
+              json_extract(j.value, '$[6]')
+         FROM json_each(:events) AS j
+        WHERE {allowed}
+          AND (SELECT count(*) FROM pipeline_events WHERE job_id = :job_id) < :most_events
+       ON CONFLICT (job_id, event) DO UPDATE SET
+         labels = excluded.labels, sure = excluded.sure, due = min(due, excluded.due)
+        WHERE outcome = 0 AND excluded.sure > sure"""
+
 PUT = (
     """INSERT INTO jobs (job_id, status, progress, data, created_at, updated_at, completed_at,
                           expires_at, captured_at, deadline, digest)
@@ -128,18 +141,13 @@ PUT = (
          (SELECT version FROM jobs WHERE job_id = :job_id) - :keep_versions""",
     # In the same transaction as the version, so that neither is there without the other; and only
     # where the version was taken.
-    """INSERT INTO pipeline_events (job_id, event, family, labels, value, at, due, sure)
-       SELECT :job_id, json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]'),
-              json_extract(j.value, '$[2]'), json_extract(j.value, '$[3]'),
-              json_extract(j.value, '$[4]'), json_extract(j.value, '$[5]'),
-              json_extract(j.value, '$[6]')
-         FROM json_each(:events) AS j
-        WHERE EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id AND digest = :digest)
-          AND (SELECT count(*) FROM pipeline_events WHERE job_id = :job_id) < :most_events
-       ON CONFLICT (job_id, event) DO UPDATE SET
-         labels = excluded.labels, sure = excluded.sure, due = min(due, excluded.due)
-        WHERE outcome = 0 AND excluded.sure > sure""",
+    _ADD_EVENTS.format(
+        allowed="EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id AND digest = :digest)"
+    ),
 )
+
+# What is known of a job from elsewhere than its document; of a job that is deleted, nothing.
+ADD_EVENTS = (_ADD_EVENTS.format(allowed="EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id)"),)
 
 BURY = (
     """INSERT INTO tombstones (job_id, deleted_at, origin, held, pass_on)

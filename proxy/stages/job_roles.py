@@ -39,6 +39,7 @@ from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.stages.late_deletes import LateDeletes
+from proxy.upload.check import UploadCheck
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,9 @@ class _Creates:
         x.note(job_stored=result.value)
         if result is Creation.NOT_STORED:
             raise self._mirror.not_stored()
+        seconds = x.filter.facts.get("duration") if isinstance(x.filter, UploadCheck) else None
+        if seconds is not None:
+            self._mirror.input_measured(job_id, seconds)
         return None
 
 

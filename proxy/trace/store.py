@@ -6,8 +6,8 @@
 2. What is queued can be read at once (`reading`), so the newest is never missing, and a full disk
    can still be found out about.
 3. The file is bounded by age and by size: after each commit the oldest events go until it fits.
-4. A damaged or foreign file is renamed, and a new one begun. Nothing of SQLite's leaves this file
-   as an exception.
+4. A damaged or foreign file is renamed and a new one begun, one that somebody removes is written
+   anew (`sqlite_upkeep.py`). Nothing of SQLite's leaves this file as an exception.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.sqlite_file import REFUSED, Newer, SqliteFile, Unfit, is_damage
+from proxy.sqlite_file import REFUSED
+from proxy.sqlite_upkeep import LOOK, Upkeep
 from proxy.trace import sql
 from proxy.trace.events import Event, encode_facts
 from proxy.trace.metrics import TraceMetrics
@@ -55,8 +56,15 @@ class TraceStore:
         max_size: int,
         on_degraded: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
-        self.degraded: str | None = "not started"
-        self._file = SqliteFile(path, sql.SCHEMA, clock, self._suspected)
+        self._upkeep = Upkeep(
+            "trace",
+            path,
+            sql.SCHEMA,
+            clock,
+            on_suspect=lambda: self._wake.set(),
+            on_degraded=self._tell_degraded,
+        )
+        self._file = self._upkeep.file
         self._clock = clock
         self._metrics = metrics
         self._keep_for = keep_for
@@ -67,7 +75,7 @@ class TraceStore:
         self._bytes = 0
         self._last_id = 0
         self._tidied = float("-inf")
-        self._suspect = False
+        self._was_degraded = False
         self._stopping = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -77,7 +85,7 @@ class TraceStore:
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
-        await self._try_open()
+        await self._upkeep.open()
         self._task = asyncio.create_task(self._run(), name="trace-writer")
 
     async def stop(self, patience: float = 2.0) -> None:
@@ -128,7 +136,7 @@ class TraceStore:
 
     async def _run(self) -> None:
         while True:
-            await self._wait(self._wake, TIDY_EVERY)
+            await self._wait(self._wake, LOOK)
             if not self._stopping:
                 await self._wait(self._stop, GATHER)
             self._wake.clear()
@@ -137,7 +145,7 @@ class TraceStore:
             except Exception as unexpected:
                 # A fault of ours must not end the record for good: say it, and begin anew.
                 log.exception("trace writer failed")
-                self._set_degraded(f"internal error: {unexpected!r}")
+                self._upkeep.say(f"internal error: {unexpected!r}")
                 done = False
             if not done and not self._stopping:
                 await self._wait(self._stop, RETRY)
@@ -156,10 +164,8 @@ class TraceStore:
 
     async def _write_all(self) -> bool:
         """Write what is queued; False when SQLite takes nothing now."""
-        if self._suspect:
-            self._suspect = False
-            await self._set_aside("damaged")
-        if self._file.writer is None and not await self._try_open():
+        await self._upkeep.look()
+        if not await self._upkeep.ready():
             return False
         try:
             while self._queue:
@@ -167,9 +173,9 @@ class TraceStore:
                 await self._fit()
             await self._forget_old()
         except sqlite3.Error as error:
-            await self._failed(error)
+            await self._upkeep.failed(error)
             return False
-        self._set_degraded(None)
+        self._upkeep.say(None)
         return True
 
     async def _write_group(self) -> None:
@@ -248,51 +254,16 @@ class TraceStore:
 
     # --- trouble with the file ------------------------------------------------------------------
 
-    async def _failed(self, error: sqlite3.Error) -> None:
-        if is_damage(error):
-            await self._set_aside("damaged")
-        else:
-            self._set_degraded(str(error))
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing can be written now; None when it can."""
+        return self._upkeep.degraded
 
-    async def _try_open(self) -> bool:
-        for _ in range(2):  # the second time on a new file, when the first was not fit
-            try:
-                await self._file.open()
-            except Unfit as unfit:
-                if not await self._set_aside(str(unfit)):
-                    return False
-                continue
-            except (OSError, sqlite3.Error, Newer) as error:
-                self._set_degraded(str(error))
-                return False
-            self._set_degraded(None)
-            return True
-        return False
-
-    async def _set_aside(self, why: str) -> bool:
-        try:
-            kept = await self._file.set_aside(why)
-        except OSError as error:
-            self._set_degraded(f"{why}, and cannot be set aside: {error}")
-            return False
-        log.error("trace set aside", extra={"why": why, "kept": str(kept)})
-        return True
-
-    def _suspected(self) -> None:
-        self._suspect = True
-        self._wake.set()
-
-    def _set_degraded(self, reason: str | None) -> None:
-        if reason == self.degraded:
-            return
-        before, self.degraded = self.degraded, reason
+    def _tell_degraded(self, reason: str | None) -> None:
         self._metrics.degraded.set(reason is not None)
-        if reason is not None:
-            log.error("trace degraded", extra={"trace": str(self._file.path), "reason": reason})
-        elif before != "not started":
-            log.info("trace writes again", extra={"trace": str(self._file.path), "was": before})
-        if before != "not started" or reason is not None:
+        if reason is not None or self._was_degraded:
             self._on_degraded(reason)
+        self._was_degraded = reason is not None
 
     # --- reading --------------------------------------------------------------------------------
 

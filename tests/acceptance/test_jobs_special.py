@@ -255,7 +255,8 @@ def test_creations_without_the_guard(tmp_path: Path, redis_server: RedisServer, 
 def test_an_upload_check_on_a_creating_route(
     tmp_path: Path, redis_server: RedisServer, app: App
 ) -> None:
-    """A refused file never reaches the app, a good one becomes a stored job."""
+    """A refused file never reaches the app, a good one becomes a stored job, and how long it plays
+    is counted, though the app never says so."""
     route_list = routes()
     route_list[0]["upload"] = {
         "field": "audio_file", "max_size": "1MiB", "max_duration": "10m",
@@ -276,6 +277,9 @@ def test_an_upload_check_on_a_creating_route(
         good = site.ask(post(form(part(wav, filename=b"a.wav")), "/make-video", head))
         job_id = json.loads(good.body)["job_id"]
         assert site.shown(job_id)["status"] == "queued"
+        played = "video_processing_input_duration_seconds"
+        wait_until(lambda: site.proxy.metric(f"{played}_count") == 1, "its length counted")
+        assert site.proxy.metric(f"{played}_sum") == 1.0
         with site.redis_away():
             refused = site.ask(post(form(part(wav)), "/make-video", head))
             assert_problem(refused, 503, "job_not_stored")

@@ -138,6 +138,31 @@ async def test_a_job_of_three_stages(redis_server: RedisServer, tmp_path: Path) 
         assert {exemplar.labels["job_id"] for exemplar in exemplars} == {"mv_1"}
 
 
+async def test_an_input_measured_at_its_upload_is_counted_once(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Told when the job is created, again after kill -9, and by the finished job, otherwise: the
+    first word counts. A job that is deleted, and one that cannot last so long, tell nothing."""
+    family = "video_processing_input_duration_seconds"
+    async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
+        for job_id in ("mv_1", "mv_2", "mv_3"):
+            raw = await write(app, job_id, document(job_id, "queued", time.time()))
+            await eventually(holds(one.mirror, job_id, raw), "captured")
+        await one.mirror.tombstone("mv_2", told=True)
+        one.mirror.input_measured("mv_1", 33.5)
+        one.mirror.input_measured("mv_2", 33.5)
+        one.mirror.input_measured("mv_3", 1e9)
+        await eventually(lambda: one.has(f"{family}_count") == 1, "counted")
+        await one.kill()
+        await one.start()
+        one.mirror.input_measured("mv_1", 33.5)
+        done = document("mv_1", "completed", time.time(), audio_duration=40.0)
+        await write(app, "mv_1", done)
+        await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 1, "ended")
+        assert one.has(f"{family}_count") == 1
+        assert one.has(f"{family}_sum") == 33.5
+
+
 async def test_counts_survive_a_restart_and_nothing_is_counted_again(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -376,7 +401,7 @@ async def test_a_damaged_ledger_counts_nothing_again(
         part = one.mirror._counting
         assert part is not None
         before = part._claims.owner
-        one.mirror._ledger._suspected()
+        one.mirror._ledger._upkeep._suspected()
         await eventually(lambda: part._claims.owner != before, "a file of its own")
         await write_all(app, "mv_2")
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 2, "goes on")

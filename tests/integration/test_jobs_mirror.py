@@ -122,6 +122,19 @@ async def test_flush_is_a_loss_not_a_deletion(redis_server: RedisServer, tmp_pat
         assert isinstance(await mirror.lookup("mv_1"), Known)
 
 
+async def test_swapped_databases_are_a_loss(redis_server: RedisServer, tmp_path: Path) -> None:
+    """SWAPDB, which tracking does not tell: the jobs come back without anybody asking for them."""
+    async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
+        await followed(mirror)
+        raw = await write(app, "mv_1")
+        await eventually(holds(mirror, "mv_1", raw), "captured")
+        await mirror.sync()
+        await app.execute_command("SWAPDB", 0, 5)
+        assert not await app.exists(PREFIX + "mv_1")
+        await eventually(lambda: exists(app, "mv_1"), "restored", limit=30)
+        assert isinstance(await mirror.lookup("mv_1"), Known)
+
+
 async def exists(app, job_id: str) -> bool:
     return bool(await app.exists(PREFIX + job_id))
 

@@ -207,6 +207,48 @@ async def test_damage_met_while_in_use(tmp_path: Path) -> None:
         assert files(tmp_path, "t.db.damaged-*")
 
 
+async def test_a_removed_file_is_written_anew(tmp_path: Path) -> None:
+    """Somebody removes the file under us: what it had and what comes is in its place soon, without
+    a word to wait for."""
+    path = tmp_path / "t.db"
+    async with opened(path) as one:
+        one.record(exchange(0, 500))
+        await written(one)
+        for file in files(tmp_path, "t.db*"):
+            file.unlink()
+        await eventually(path.exists, "written anew")
+        one.record(exchange(1, 500))
+        await written(one)
+        assert one.store.degraded is None
+        assert len(await one.store.reading().by_correlation("c-1", 10)) == 2
+    async with opened(path, ManualClock(T0 + 2)) as one:
+        assert len(await one.store.reading().by_correlation("c-1", 10)) == 2
+
+
+async def test_a_replaced_file_is_used(tmp_path: Path) -> None:
+    """Somebody puts another trace in its place: from then on that one is read and written."""
+    path, other = tmp_path / "t.db", tmp_path / "other.db"
+    async with opened(other) as one:
+        one.record(exchange(0, 500, correlation_id="theirs"))
+    async with opened(path, ManualClock(T0 + 10)) as one:  # an event's id is its time
+        one.record(exchange(1, 500))
+        await written(one)
+        for log in files(tmp_path, "t.db-*"):
+            log.unlink()
+        other.rename(path)
+
+        async def theirs() -> bool:
+            return bool(await one.store.reading().by_correlation("theirs", 5))
+
+        await eventually(theirs, "the new file is read")
+        one.record(exchange(2, 500))
+        await written(one)
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT correlation_id FROM events WHERE severity = 2").fetchall()
+    db.close()
+    assert sorted(rows) == [("c-1",), ("theirs",)]
+
+
 async def test_a_file_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
     """Nothing is written to it; what happens is kept in memory and can be asked for."""
     path = tmp_path / "t.db"

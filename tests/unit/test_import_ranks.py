@@ -40,6 +40,7 @@ RANKS: dict[str, int] = {
     "proxy.trace": 2,
     "proxy.config": 1,
     "proxy.sqlite_file": 1,
+    "proxy.sqlite_upkeep": 1,
     # what anybody may use
     "proxy.errors": 0,
     "proxy.headers": 0,
@@ -59,6 +60,7 @@ NEIGHBOURS = {
     ("proxy.cli_trace", "proxy.cli_admin"): "both ask the admin API",
     ("proxy.process", "proxy.app"): "signals drive the proxy, which knows nothing of them",
     ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
+    ("proxy.sqlite_upkeep", "proxy.sqlite_file"): "what one knows, the other acts on",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
 }

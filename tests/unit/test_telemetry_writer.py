@@ -26,8 +26,9 @@ class PipeOutput:
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def refresh(self, *, force: bool) -> None:
+    def refresh(self, *, force: bool) -> bool:
         """Nothing to follow."""
+        return False
 
     def outlasts(self, error: OSError) -> bool:
         return StandardOutput.outlasts(self, error)  # type: ignore[arg-type]
@@ -176,6 +177,33 @@ def test_a_full_disk_is_tried_again_and_a_torn_line_is_ended(
     writer.put(b"second line\n")
     assert writer.close(PATIENCE)
     assert path.read_bytes() == b"first line\nsecond line\n"
+    assert writer.dropped == 0
+
+
+def test_a_line_torn_by_a_full_disk_is_whole_in_the_next_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full file is moved away in the middle of a line: the new one begins with that line."""
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    written: list[int] = []
+
+    def limited(fd: int, data: memoryview) -> int:
+        written.append(len(data))
+        if len(written) == 1:
+            return os.write(fd, data[:16])
+        if len(written) == 2:
+            path.rename(old)
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    monkeypatch.setattr("proxy.telemetry.writer.write", limited)
+    monkeypatch.setattr("proxy.telemetry.writer._RETRY", 0.01)
+    writer = LogWriter(FileOutput(path), linger=60.0)
+    for line in (b"first line\n", b"second line\n", b"third line\n"):
+        writer.put(line)
+    assert writer.close(30)
+    assert old.read_bytes() == b"first line\nsecon"
+    assert path.read_bytes() == b"second line\nthird line\n"
     assert writer.dropped == 0
 
 
