@@ -91,7 +91,10 @@ async def until(true: Callable[[], bool], within: float = PATIENCE) -> None:
     """Wait until `true()`; fails the test when that has not come to pass `within` seconds."""
     began = now()
     while not true():
-        assert now() - began < within, "it did not come to pass"
+        if now() - began >= within:
+            for task in asyncio.all_tasks():
+                task.print_stack()  # who waits for what: the only trace that a hang leaves
+            pytest.fail("it did not come to pass")
         await asyncio.sleep(0.002)
 
 
