@@ -200,6 +200,26 @@ async def test_never_more_than_three_probes_in_the_whole_fleet(
         assert sum(s.transitions() for s in sidecars) == 3
 
 
+async def test_who_was_refused_while_open_keeps_no_lease_from_others(
+    redis_server: RedisServer, pushed: None
+) -> None:
+    """A sidecar whose only caller never comes again ends the open time, and takes no probe of it:
+    the next caller of another sidecar probes at once."""
+    rules: dict[str, Any] = {"open_for": "3s", "probe_lease": "30s", "half_open_max_calls": 1}
+    async with fleet(redis_server.url, 2, **rules) as (one, two):
+        one.fail(5)
+        await all_in([one, two], State.OPEN)
+        with pytest.raises(CircuitOpen):
+            one.breaker.admit(now())
+        await all_in([one, two], State.HALF_OPEN)
+        answered = asyncio.Event()
+        assert two.breaker.ask(now(), answered.set) is not None
+        async with asyncio.timeout(PATIENCE):
+            await answered.wait()
+        two.breaker.admit(now()).success(now(), 0.01)
+        await all_in([one, two], State.CLOSED)
+
+
 async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisServer) -> None:
     """Leases whose owner says nothing run out by Redis' clock."""
     async with fleet(redis_server.url, 2, open_for="100ms", probe_lease="500ms") as sidecars:
