@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -293,6 +294,17 @@ async def test_the_keys_are_those_of_the_contract(redis_server: RedisServer) -> 
 
 
 # --- trouble --------------------------------------------------------------------------------------
+
+
+async def test_a_breaker_that_never_changed_is_closed_since_the_start(
+    redis_server: RedisServer,
+) -> None:
+    """Not since 1970, which is what Redis has where there was no transition yet."""
+    began = time.time()
+    async with fleet(redis_server.url, 1) as (one,):
+        await until(lambda: one.breaker.shared)
+        since = datetime.fromisoformat(one.board.show("svc")["since"]).timestamp()
+        assert began - 1 <= since <= time.time()
 
 
 async def test_an_open_breaker_survives_an_empty_restart(
