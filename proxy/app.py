@@ -204,9 +204,11 @@ class Proxy:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
         if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
             raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
-        for section in ("trace", "statsd", "app_metrics", "resources"):
+        for section in ("trace", "statsd", "app_metrics", "resources", "admin", "metrics"):
             if getattr(config, section) != getattr(self._config, section):
                 raise OSError(f"{section} cannot be changed by a reload: restart the proxy")
+        if config.logging.output != self._config.logging.output:
+            raise OSError("logging.output cannot be changed by a reload: restart the proxy")
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:

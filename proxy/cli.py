@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         command: Command = options.command
         code = command(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where descriptor 1 was closed from the start
+            sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USAGE

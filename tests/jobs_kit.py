@@ -19,6 +19,7 @@ from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis_side import CaptureMode
 from proxy.redis_server import RedisServer
+from tests.http1.message import PATIENCE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PREFIX = "make_video:job:"
@@ -92,7 +93,7 @@ async def connected(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 async def eventually(
-    check: Callable[[], bool | Awaitable[bool]], what: str, limit: float = 8.0
+    check: Callable[[], bool | Awaitable[bool]], what: str, limit: float = PATIENCE
 ) -> None:
     """Wait until `check` holds; fails with `what` after `limit` seconds."""
     deadline = time.monotonic() + limit
@@ -104,7 +105,7 @@ async def eventually(
         await asyncio.sleep(0.005)
 
 
-async def followed(mirror: Mirror, since: str | None = None, limit: float = 8.0) -> str:
+async def followed(mirror: Mirror, since: str | None = None, limit: float = PATIENCE) -> str:
     """Wait until the mirror has compared everything, later than `since`; returns when it did."""
 
     def compared() -> bool:

@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from proxy.redis_server import RedisServer, free_port
 from tests.http1.client import RawClient
-from tests.http1.message import Request, Response
+from tests.http1.message import PATIENCE, Request, Response
 from tests.http1.process import ProxyProcess, wait_until
 from tests.http1.site import get, post
 from tests.http1.upstream import Connection, Upstream, respond
@@ -74,7 +74,7 @@ class App:
     def serve(self, connection: Connection, request: Request) -> None:
         """One request."""
         connection.body(request)
-        self.answering.wait(10)
+        self.answering.wait(PATIENCE)
         if self.status is not None:
             body = b'{"error":"INTERNAL_ERROR"}'
             connection.send(respond(body, f"{self.status} Trouble", JSON))
@@ -158,7 +158,7 @@ class StandIn:
         """kill -9."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(PATIENCE)
             self.process = None
 
 
@@ -225,7 +225,7 @@ class JobSite:
     def kill_proxy(self) -> None:
         """kill -9."""
         self.proxy.process.kill()
-        self.proxy.process.wait(10)
+        self.proxy.process.wait(PATIENCE)
 
     def start_proxy(self) -> None:
         """Again, on the same port and file."""
@@ -280,7 +280,7 @@ class JobSite:
         data = None if document is None else json.dumps(document).encode()
         asked = urllib.request.Request(f"http://127.0.0.1:{self.proxy.admin_port}{path}", data)
         try:
-            with urllib.request.urlopen(asked, timeout=10) as reply:
+            with urllib.request.urlopen(asked, timeout=PATIENCE) as reply:
                 return reply.status, json.loads(reply.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -296,7 +296,7 @@ class JobSite:
         status, answer = self.admin(f"/api/jobs/make_video/{job_id}")
         return dict(answer) if status == 200 else {}
 
-    def wait_live(self, seconds: float = 10) -> None:
+    def wait_live(self, seconds: float = PATIENCE) -> None:
         """Until the mirror follows Redis, has put back what was lost, and has compared."""
 
         def live() -> bool:

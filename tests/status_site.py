@@ -33,6 +33,7 @@ from proxy.pipeline.watch import Watch
 from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
+from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 
 TOKEN = "s3cret"
@@ -206,14 +207,14 @@ class SiteThread:
 
     def __enter__(self) -> Site:
         self._thread.start()
-        return asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(PATIENCE)
 
     async def _open(self) -> Site:
         self._site = Site(**self._options)
         return await self._site.__aenter__()
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._site.__aexit__(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._site.__aexit__(), self._loop).result(PATIENCE)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()

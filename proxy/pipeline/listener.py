@@ -19,6 +19,10 @@ from proxy.wire.deadlines import Sweeper
 #: Connections that the kernel keeps for us while we are busy.
 _BACKLOG = 4096
 
+#: Seconds that the end of TLS may take, what is still to be sent before it included. Who takes
+#: nothing, or has taken everything, is not waited for that long (`ClientStream.close`).
+_TLS_SHUTDOWN = 3600.0
+
 
 class ListenerRuntime:
     """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
@@ -52,6 +56,7 @@ class ListenerRuntime:
             bind.port,
             ssl=tls,
             ssl_handshake_timeout=self.service.plan.header_timeout if tls is not None else None,
+            ssl_shutdown_timeout=_TLS_SHUTDOWN if tls is not None else None,
             reuse_address=True,
             reuse_port=reuse_port or None,
             backlog=_BACKLOG,
@@ -78,6 +83,13 @@ class ListenerRuntime:
         self._tally.closed()
         if not self.clients and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
+
+    def count_at(self, tally: ListenerTally) -> None:
+        """From now on connections count there, those that are open too: the listener's name may
+        have changed."""
+        self._tally.open -= len(self.clients)
+        tally.open += len(self.clients)
+        self._tally = tally
 
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""

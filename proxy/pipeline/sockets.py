@@ -55,7 +55,7 @@ class Sockets:
         self._sweeper = sweeper
         self._tally = tally
         self._open: dict[str, OpenListener] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], ListenerRuntime] = {}  # removed, but still in use
 
     def addresses(self) -> dict[str, list[str]]:
         """Where each listener can be reached."""
@@ -66,14 +66,11 @@ class Sockets:
     ) -> Change:
         """Open what is not open yet; all or none. Raises `OSError`, also for a certificate that
         does not load."""
-        kept: dict[str, OpenListener] = {}
         fresh: dict[str, OpenListener] = {}
         try:
+            kept = self._kept(listeners)
             for name, wanted in listeners.items():
-                stays = next((one for one in self._open.values() if one.serves(wanted)), None)
-                if stays is not None:
-                    kept[name] = stays
-                else:
+                if name not in kept:
                     fresh[name] = await self._listen(name, wanted, plans[name])
             for name in kept:
                 _server_tls(listeners[name])
@@ -82,6 +79,22 @@ class Sockets:
                 opened.runtime.drain()
             raise
         return Change(kept, fresh)
+
+    def _kept(self, listeners: Mapping[str, Listener]) -> dict[str, OpenListener]:
+        """The sockets that stay: those of the same name first, then those that have another one
+        now. Each once, though several listeners may ask for any port."""
+        kept = {
+            name: self._open[name]
+            for name, wanted in listeners.items()
+            if name in self._open and self._open[name].serves(wanted)
+        }
+        left = [one for name, one in self._open.items() if name not in kept]
+        for name, wanted in listeners.items():
+            renamed = next((one for one in left if one.serves(wanted)), None)
+            if name not in kept and renamed is not None:
+                kept[name] = renamed
+                left.remove(renamed)
+        return kept
 
     def make(
         self,
@@ -96,6 +109,7 @@ class Sockets:
                 one.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
             one.config = wanted
             one.runtime.service.plan = plans[name]
+            one.runtime.count_at(self._tally(name))
         stays = {id(one) for one in change.kept.values()}
         for old in self._open.values():
             if id(old) not in stays:
@@ -112,24 +126,22 @@ class Sockets:
         return OpenListener(runtime, wanted, tls)
 
     def _let_go(self, runtime: ListenerRuntime) -> None:
-        """Drain a listener that the new config no longer has."""
+        """Drain a listener that is no longer wanted."""
         runtime.drain()
-        task = asyncio.get_running_loop().create_task(runtime.drained(), name="removed listener")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        task = asyncio.get_running_loop().create_task(runtime.drained(), name="leaving listener")
+        self._leaving[task] = runtime
+        task.add_done_callback(self._leaving.pop)
 
     async def drain(self, limit: float) -> None:
         """Take nothing new and let exchanges in progress end, for `limit` seconds at most."""
-        runtimes = [one.runtime for one in self._open.values()]
-        for runtime in runtimes:
-            runtime.drain()
-        waiting = [asyncio.ensure_future(runtime.drained()) for runtime in runtimes]
-        _, late = (
-            await asyncio.wait([*waiting, *self._leaving], timeout=limit) if waiting else ((), ())
-        )
+        for one in self._open.values():
+            self._let_go(one.runtime)
+        if not self._leaving:
+            return
+        _, late = await asyncio.wait(self._leaving, timeout=limit)
         if late:
             logger.warning("drain limit reached", extra={"limit_s": limit})
-            for runtime in runtimes:
+            for runtime in self._leaving.values():
                 runtime.cut()
             await asyncio.wait(late, timeout=_LAST_WORDS)
 
@@ -138,9 +150,10 @@ class Sockets:
         for one in self._open.values():
             one.runtime.drain()
             await one.runtime.abort()
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        leaving = dict(self._leaving)
+        for runtime in leaving.values():
+            await runtime.abort()
+        await asyncio.gather(*leaving)
 
 
 def _server_tls(listener: Listener) -> ssl.SSLContext | None:

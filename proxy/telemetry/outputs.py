@@ -17,9 +17,10 @@ class Output(Protocol):
         """Where to write now."""
         ...
 
-    def refresh(self, *, force: bool) -> None:
+    def refresh(self, *, force: bool) -> bool:
         """Follow the name to another file if it has one; `force`: open it anew in any case.
-        Never raises: what cannot be opened leaves the old file in use."""
+        Whether it is another one now. Never raises: what cannot be opened leaves the old file in
+        use."""
         ...
 
     def outlasts(self, error: OSError) -> bool:
@@ -50,8 +51,9 @@ class StandardOutput:
     def fd(self) -> int:
         return self._fd
 
-    def refresh(self, *, force: bool) -> None:
+    def refresh(self, *, force: bool) -> bool:
         """Nothing to follow."""
+        return False
 
     def outlasts(self, error: OSError) -> bool:
         """A full disk may get room again; a pipe without a reader never gets one."""
@@ -82,21 +84,22 @@ class FileOutput:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(self._path, flags, 0o640)
 
-    def refresh(self, *, force: bool) -> None:
+    def refresh(self, *, force: bool) -> bool:
         try:
             if not force and _identity(os.stat(self._path)) == self._identity:
-                return
+                return False
         except FileNotFoundError:
             pass
         except OSError:
-            return
+            return False
         try:
             fd = self._open()
         except OSError:
-            return
+            return False
         os.close(self._fd)
         self._fd = fd
-        self._identity = _identity(os.fstat(fd))
+        before, self._identity = self._identity, _identity(os.fstat(fd))
+        return self._identity != before
 
     def outlasts(self, error: OSError) -> bool:
         """Every fault of a file is thought to pass: disks are emptied, mounts come back."""

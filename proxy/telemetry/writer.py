@@ -6,7 +6,7 @@
    in the processor's cache: a tenth of the proxy's own time on small requests.
 2. The buffer is bounded in bytes. Over the bound lines are dropped and counted, never waited for.
 3. Lines come whole and in order. Where a write ended inside a line and the rest was lost, the next
-   batch starts on a new line.
+   batch starts on a new line; where the file was replaced then, the new one gets the whole line.
 4. A full or broken output never raises. What can recover (a full disk, a slow reader) is tried
    again while the buffer lasts; what cannot (a pipe without reader) costs its lines.
 5. `close` writes what is left, within a limit of time. The thread is a daemon: a reader that never
@@ -147,7 +147,8 @@ class LogWriter:
                 if self._closing and not lines:
                     self._closed = True
                     return
-            self._output.refresh(force=reopen)
+            if self._output.refresh(force=reopen):
+                self._torn = False
             if lines:
                 self._write(lines)
             if self._closing:
@@ -187,7 +188,9 @@ class LogWriter:
             except OSError as error:
                 if not self._output.outlasts(error) or self._give_up.wait(_RETRY):
                     break
-                self._output.refresh(force=self._reopen)
+                if self._output.refresh(force=self._reopen):
+                    done = data.rfind(b"\n", 0, done) + 1
+                    self._torn = False
         return done
 
     def _report_gap(self) -> None:

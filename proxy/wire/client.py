@@ -14,7 +14,10 @@ saves a future, a handle and a turn of the event loop each time, 4 us in an exch
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ssl
+import struct
+import termios
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
@@ -23,6 +26,11 @@ from proxy.clock import Clock
 from proxy.wire.codec import HeadMemo, RequestHead, find_head_end, parse_request
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
+
+#: Seconds between two looks at a connection that we have closed but the client keeps: one that does
+#: not answer the end of TLS is let go as soon as it has everything, one that takes nothing of what
+#: is still to be sent after `_STALLED`.
+_CLOSING, _STALLED = 1.0, 30.0
 
 
 class Limits:
@@ -45,8 +53,10 @@ class ClientStream(Stream):
         "_loop",
         "_on_gone",
         "_parked",
+        "_progress",
         "_serve",
         "_sweeper",
+        "_unsent",
         "_woken",
         "address",
         "clock",
@@ -76,6 +86,8 @@ class ClientStream(Stream):
         self._parked = False  # the coroutine waits for `notify`
         self._woken = False  # something happened while it did not wait
         self.ended = False  # the coroutine has
+        self._unsent = NEVER  # bytes that a closed connection still holds,
+        self._progress = 0.0  # and when they were last seen to become fewer
         self.eof_at = NEVER
         self.address = "unix"
         self.host_ip = ""
@@ -121,7 +133,35 @@ class ClientStream(Stream):
         self._loop.call_soon(self.notify)
 
     def on_deadline(self) -> None:
-        self.notify()
+        if self.ended:
+            self._see_out()
+        else:
+            self.notify()
+
+    def close(self) -> None:
+        super().close()
+        if not self.lost:
+            self.deadline = self.clock.monotonic() + _CLOSING
+
+    def _see_out(self) -> None:
+        """The coroutine has ended and the connection has not: see whether there is a reason."""
+        now = self.clock.monotonic()
+        unsent = self._to_send()
+        if unsent < self._unsent:
+            self._progress = now
+        self._unsent = unsent
+        if unsent and now < self._progress + _STALLED:
+            self.deadline = now + _CLOSING
+        else:
+            self.abort()
+
+    def _to_send(self) -> int:
+        """Bytes that the client has not acknowledged, here and in the kernel."""
+        raw = self.transport.get_extra_info("socket")
+        if raw is None:
+            return 0
+        (queued,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+        return int(queued) + self.transport.get_write_buffer_size()
 
     def drain(self) -> None:
         """Let the exchange in progress be the last one."""

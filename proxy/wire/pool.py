@@ -217,7 +217,7 @@ class TargetPool:
         connection persists."""
         self._in_use -= 1
         stream.owner = None
-        if reusable and not (stream.eof or stream.inbox or self._closed):
+        if reusable and not (stream.eof or stream.inbox or stream.transport.is_closing()):
             stream.reused = True
             self._hand_over(stream)
         else:
@@ -231,7 +231,8 @@ class TargetPool:
         stream.close()
 
     def close(self) -> None:
-        """Close idle connections now, and those in use when they are released."""
+        """Close idle connections now, and those in use when they are released. Who waits already,
+        or asks because its exchange began before, is still served."""
         self._closed = True
         for stream in self._idle:
             stream.close()
@@ -259,13 +260,16 @@ class TargetPool:
         self._dial_for_waiting()
 
     def _hand_over(self, stream: UpstreamStream) -> None:
-        """To the first who waits, else to the idle ones."""
+        """To the first who waits, else to the idle ones, of which a closed pool has none."""
         if self._waiting:
             ticket = self._waiting.popleft()
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
             ticket.owner.wake()
+            return
+        if self._closed:
+            stream.abort()
             return
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
@@ -292,21 +296,25 @@ class TargetPool:
                         server_hostname=server_name,
                     )
         except Exception as error:  # refused, unreachable, name unknown, TLS, time-out
-            if self._waiting:
-                ticket = self._waiting.popleft()
-                ticket.error = error
-                ticket.owner.wake()
+            self._refuse(error)
             return
         self._on_connect(self._clock.monotonic() - started)
         self.adopt(stream)
 
+    def _refuse(self, error: Exception) -> None:
+        """Tell the first who waits that it gets no connection (rule 4)."""
+        if self._waiting:
+            ticket = self._waiting.popleft()
+            ticket.error = error
+            ticket.owner.wake()
+
     def adopt(self, stream: UpstreamStream) -> None:
         """Take in a new connection."""
+        if stream.lost:
+            self._refuse(stream.error or ConnectionResetError("closed as soon as it was opened"))
+            return
         self.sweeper.add(stream)
-        if self._closed or stream.lost:
-            stream.abort()
-        else:
-            self._hand_over(stream)
+        self._hand_over(stream)
 
 
 class Upstream:

@@ -76,7 +76,8 @@ class Stream(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.eof = True
         self.notify()
-        return True  # keep the writing half: a peer may close only its own
+        # Keep the writing half: a peer may close only its own. Over TLS the two end together.
+        return self.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         self.eof = self.lost = True

@@ -7,7 +7,8 @@ from proxy.wire.stream import Stream
 
 
 async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[int, int]:
-    """Carry bytes until both sides have ended, one is lost, or nothing moved for `idle` seconds.
+    """Carry bytes until both sides have ended, one is lost, nothing moved for `idle` seconds, or
+    the proxy can wait no longer.
 
     An end is passed on as an end, so that a half-closed connection works. Returns the bytes that
     went up and down.
@@ -16,7 +17,7 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
     ended = [False, False]
     clock = client.clock
     moved = clock.monotonic()
-    while not (all(ended) or client.lost or upstream.lost):
+    while not (all(ended) or client.cut or client.lost or upstream.lost):
         for way, (source, sink) in enumerate(((client, upstream), (upstream, client))):
             if source.inbox and not sink.write_paused:
                 data = source.take()

@@ -20,6 +20,7 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from proxy.redis_server import free_port
+from tests.http1 import PATIENCE
 from tests.http1.process import ProxyProcess, wait_until
 
 PAGE = b"""\
@@ -125,7 +126,7 @@ def test_the_whole_of_it(tmp_path: Path, app: App) -> None:
             f"http://127.0.0.1:{proxy.admin_port}/metrics",
             headers={"Accept": "application/openmetrics-text"},
         )
-        with urllib.request.urlopen(ask, timeout=5) as answer:
+        with urllib.request.urlopen(ask, timeout=PATIENCE) as answer:
             families = {family.name for family in parse_openmetrics(answer.read().decode())}
         assert {"app_clips", "ocr_frames_processed", "resource_disk_free_bytes"} <= families
 
@@ -180,7 +181,7 @@ def test_a_flood_does_not_delay_requests(tmp_path: Path, app: App) -> None:
         )
         front = settings["listeners"]["front"]["bind"]
         for _ in range(20):
-            with urllib.request.urlopen(f"http://{front}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{front}/metrics", timeout=PATIENCE) as answer:
                 assert answer.read() == PAGE
         assert (proxy.metric("proxy_statsd_throttled_total") or 0) > 0
         assert (proxy.metric("proxy_statsd_series") or 0) <= 3 + 34
@@ -221,7 +222,7 @@ def test_a_killed_proxy_s_socket_is_no_obstacle(tmp_path: Path, app: App) -> Non
     (tmp_path / "second").mkdir()
     second = config(app, tmp_path, free_port(kind=socket.SOCK_DGRAM))
     other = ProxyProcess(tmp_path / "second", second, ready=False)
-    assert other.process.wait(20) == 1
+    assert other.process.wait(PATIENCE) == 1
     assert "another process reads there" in other.said()
     assert "Traceback" not in other.said()
     assert proxy.metric("proxy_statsd_series") == 3

@@ -184,7 +184,7 @@ def test_a_terminal_gets_a_table(admin: Admin) -> None:
         cwd=ROOT,
         stdout=theirs,
         stderr=subprocess.PIPE,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     shown = os.read(ours, 65536).decode()
@@ -300,7 +300,7 @@ def test_trace_on_a_terminal(admin: Admin) -> None:
         cwd=ROOT,
         stdout=theirs,
         stderr=subprocess.PIPE,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     shown = os.read(ours, 65536).decode()

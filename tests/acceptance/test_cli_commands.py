@@ -155,7 +155,7 @@ def test_the_program_refuses_a_bad_config(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert ended.returncode == 2
@@ -170,7 +170,7 @@ def test_a_closed_pipe_is_no_crash() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert ended.stdout == "{\n"

@@ -13,6 +13,8 @@ import aiohttp
 import psutil
 import pytest
 
+from tests.http1 import PATIENCE
+
 COMMAND = (sys.executable, "-m", "proxy", "demo")
 
 # What only the app knows: its worker's reports, its own page, what it takes of the machine.
@@ -54,7 +56,7 @@ class Demo:
     async def read_until(self, wanted: str) -> None:
         """Read lines until one holds `wanted`; fails at the end of the output."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(50):
+        async with asyncio.timeout(120):
             while line := (await self.process.stdout.readline()).decode():
                 self.lines.append(line.rstrip())
                 if wanted in line:
@@ -73,7 +75,7 @@ class Demo:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; fails after 10 s."""
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.02)
@@ -88,7 +90,7 @@ def _alive(process: psutil.Process) -> bool:
 
 async def until_shown(page: str, families: tuple[str, ...]) -> None:
     """Return once each family has a sample above zero; fails after 20 s."""
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     async with aiohttp.ClientSession() as http:
         missing = set(families)
         while missing:

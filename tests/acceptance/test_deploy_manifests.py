@@ -246,7 +246,7 @@ def test_generated_manifests_are_what_the_script_writes() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=120,
     )
     for path, content in json.loads(done.stdout).items():
         assert Path(path).read_text(encoding="utf-8") == content, path
@@ -269,7 +269,7 @@ def test_kustomize_builds(folder: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl here")
     done = subprocess.run(
-        ["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=30
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     for thing in yaml.safe_load_all(done.stdout):

@@ -28,6 +28,7 @@ from proxy.demo.narrator import Narrator
 from proxy.demo.world import World
 from proxy.redis_server import free_port
 from tests.deployment import DASHBOARD, DEPLOY, RULES, SCENARIOS, commands, panels
+from tests.http1 import PATIENCE
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="no promtool here (Debian package prometheus)"
@@ -52,7 +53,7 @@ def test_rules_and_config_are_valid() -> None:
 
 @needs_promtool
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("file", sorted(SCENARIOS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
     """Prometheus plays every scenario, with the texts that people would read."""
@@ -115,7 +116,7 @@ class Prometheus:
 
     async def until_ready(self, process: asyncio.subprocess.Process) -> None:
         """Returns once it answers queries; fails when it ends, or after 20 s."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while process.returncode is None:
                 try:
                     async with self.http.get(f"{self.url}/-/ready") as answer:
@@ -151,7 +152,7 @@ def with_values(query: str) -> str:
 async def missing(prometheus: Prometheus, queries: dict[str, str]) -> list[str]:
     """Those that have no answer after the scrapes and evaluations of 20 s."""
     waiting = dict(queries)
-    deadline = asyncio.get_running_loop().time() + 20
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while waiting and asyncio.get_running_loop().time() < deadline:
         for name, query in list(waiting.items()):
             if await prometheus.has(query):
@@ -176,7 +177,7 @@ async def jobs_that_tell_more(world: World, prometheus: Prometheus, like: str) -
 
 @needs_prometheus
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 # The tour sends files as they are; its own process would only note that.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy.redis_server import RedisServer
+from tests.http1 import PATIENCE
 from tests.http1.client import RawClient
 from tests.http1.process import wait_until
 from tests.http1.site import assert_problem, get, post
@@ -38,7 +39,7 @@ def cli(site: JobSite, *arguments: str) -> subprocess.CompletedProcess[str]:
     url = f"http://127.0.0.1:{site.proxy.admin_port}"
     return subprocess.run(
         [sys.executable, "-m", "proxy", "jobs", *arguments, "--admin", url],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -304,7 +305,7 @@ def test_a_drain_ends_what_waits_for_the_app(
             assert answer.get("X-Job-Source") == "sqlite"
             assert answer.get("Connection") == "close"
             assert_problem(unknown.response(), 503, "draining")
-        assert site.proxy.process.wait(10) == 0
+        assert site.proxy.process.wait(PATIENCE) == 0
         said = site.proxy.said()
         assert "never retrieved" not in said
         assert "Traceback" not in said
@@ -343,7 +344,7 @@ def test_the_real_pains(tmp_path: Path, redis_server: RedisServer) -> None:
     """A frozen app, a lying breaker, a 404 for every job: none of them reaches the caller."""
     stand_in = StandIn(
         tmp_path / "app", redis_server,
-        *("--connection-limit", "0", "--exit-every", "0", "--breaker-open-for", "3"),
+        *("--connection-limit", "0", "--exit-every", "0", "--breaker-open-for", "5"),
     )  # fmt: skip
     stand_in.start()
     route_list = routes("500ms")
@@ -388,7 +389,7 @@ def test_the_real_pains(tmp_path: Path, redis_server: RedisServer) -> None:
                     assert site.redis.exists(PREFIX + json.loads(answer.body)["job_id"])
                 return answer.status == 202
 
-            wait_until(until_accepted, "creations", 15)
+            wait_until(until_accepted, "creations")
             assert set(answers) == {202, 503}
             assert json.loads(site.read(job_id).body) == own
             site.proxy.assert_sane()
@@ -433,7 +434,7 @@ def test_a_kill_between_any_two_steps_leaves_whole_rows(
     finally:
         done.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(PATIENCE)
         site.proxy.stop()
         site.redis.close()
 
@@ -479,7 +480,7 @@ def test_an_app_that_is_away_does_not_open_its_jobs_to_anyone(
                 assert site.ask(get(path, key)).get("X-Job-Source") == "sqlite"
             assert site.ask(get(f"/jobs/{job_id}", key, method="DELETE")).status == 200
             stand_in.start()
-            wait_until(lambda: not site.redis.exists(PREFIX + job_id), "the app to be told", 20)
+            wait_until(lambda: not site.redis.exists(PREFIX + job_id), "the app to be told")
 
             def told() -> list[int]:
                 passed = "late deletion passed on"

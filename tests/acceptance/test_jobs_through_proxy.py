@@ -12,7 +12,7 @@ import pytest
 
 from proxy.redis_server import RedisServer
 from tests.http1.client import RawClient
-from tests.http1.message import Response
+from tests.http1.message import PATIENCE, Response
 from tests.http1.process import wait_until
 from tests.http1.site import assert_problem, get, post
 from tests.http1.upstream import respond
@@ -133,7 +133,7 @@ def test_after_a_first_lost_job_creations_wait_for_the_apps_breaker(
     problem = assert_problem(site.create(), 503, "job_not_stored")
     assert "does not use it again yet" in problem["detail"]
     assert len(app.upstream.requests) == seen
-    wait_until(lambda: site.create().status == 202, "creations", 5)
+    wait_until(lambda: site.create().status == 202, "creations")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_get_on_a_creating_route_streams(site: JobSite, app: App) -> None:
 
     def drip(connection: Any, request: Any) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
-        app.answering.wait(10)
+        app.answering.wait(PATIENCE)
         connection.send(b"0\r\n\r\n")
 
     app.upstream.handler = drip
@@ -431,7 +431,6 @@ def test_a_deletion_that_the_app_missed_is_passed_on(site: JobSite, app: App, ho
             >= 2
         ),
         "the deletion, told again",
-        10,
     )
     wait_until(lambda: not site.redis.exists(PREFIX + job_id), "the removal")
     assert site.shown(job_id)["deleted"]

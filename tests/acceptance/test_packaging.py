@@ -235,7 +235,7 @@ def test_systemd_unit_is_valid(tmp_path: Path) -> None:
     copy = tmp_path / "reliability-proxy.service"
     copy.write_text(unit.replace("/opt/reliability-proxy/bin/reliability-proxy", "/bin/true"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=30
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=120
     )
     if "Operation not permitted" in done.stderr or "Failed to" in done.stderr.partition("\n")[0]:
         pytest.skip(f"systemd-analyze does not work here: {done.stderr.strip()}")
@@ -261,7 +261,7 @@ def test_virtual_environment_without_ensurepip(tmp_path: Path, missing: bool) ->
         env={**os.environ, "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     if missing and shutil.which("virtualenv", path="/usr/bin:/bin") is None:
         assert done.returncode == 1

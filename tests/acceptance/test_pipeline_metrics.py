@@ -78,7 +78,7 @@ def test_counts_and_exemplars_survive_kill_9(redis_server: RedisServer, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_two_proxies_on_one_redis(redis_server: RedisServer, tmp_path: Path) -> None:
     """One counts and says so. Killed for good, the other one takes over; over both, each job that
     completed is counted once."""
@@ -94,7 +94,7 @@ def test_two_proxies_on_one_redis(redis_server: RedisServer, tmp_path: Path) -> 
             one.kill_proxy()
             for number in range(3, 5):
                 run_job(other, f"mv_{number}")
-            wait_until(lambda: completed(other) == 2, "taken over", 40)
+            wait_until(lambda: completed(other) == 2, "taken over", 90)
             one.start_proxy()
             wait_until(lambda: completed(one) == 3, "its counts are there again")
             assert value(one, "proxy_pipeline_counting", **counts) == 0

@@ -38,7 +38,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def settle(site: Site, descriptors: int, threads: int) -> None:
     """Wait until nothing is left but the idle upstream connections."""
-    wait_until(lambda: site.proxy.descriptors() <= descriptors + 2, "closed descriptors", 15)
+    wait_until(lambda: site.proxy.descriptors() <= descriptors + 2, "closed descriptors")
     assert site.proxy.threads() <= threads + 1
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     ProxyProcess,
     RawClient,
@@ -32,7 +33,7 @@ from tests.http1 import (
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """A fresh proxy for each test, since most end it."""
-    with Site(tmp_path, drain_timeout="5s") as site:
+    with Site(tmp_path, drain_timeout="60s") as site:  # longer than any test waits
         yield site
         assert site.upstream.faults == []
 
@@ -42,7 +43,7 @@ def hold(release: threading.Event) -> object:
 
     def handler(connection: Connection, request: Request) -> None:
         connection.body(request)
-        assert release.wait(8)
+        assert release.wait(PATIENCE)
         connection.send(respond(b"finished"))
 
     return handler
@@ -67,7 +68,7 @@ def test_sigterm_lets_requests_finish(site: Site) -> None:
         assert response.body == b"finished"
         assert not response.keeps_alive
         client.assert_closed()
-    assert site.proxy.process.wait(5) == 0
+    assert site.proxy.process.wait(PATIENCE) == 0
     assert "Traceback" not in site.proxy.said()
 
 
@@ -78,7 +79,7 @@ def test_sigterm_closes_idle_connections(site: Site) -> None:
         assert idle.response().status == 200
         site.proxy.signal(signal.SIGTERM)
         idle.assert_closed()
-        assert site.proxy.process.wait(5) == 0
+        assert site.proxy.process.wait(PATIENCE) == 0
 
 
 def test_request_on_a_kept_connection_while_draining(site: Site) -> None:
@@ -100,7 +101,7 @@ def test_request_on_a_kept_connection_while_draining(site: Site) -> None:
         head = text.partition(b"\r\n\r\n")[0].lower()
         assert b"connection: close" in head
         assert head.startswith(b"http/1.1 200") or b"retry-after: " in head
-    assert site.proxy.process.wait(5) == 0
+    assert site.proxy.process.wait(PATIENCE) == 0
 
 
 def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
             client.send(get("/", "X-Correlation-ID: cut"))
             site.upstream.wait_requests(1)
             site.proxy.signal(signal.SIGTERM)
-            site.proxy.process.wait(4)
+            site.proxy.process.wait(PATIENCE)
             text = client.rest()
         assert not text.startswith(b"HTTP/1.1 200")
         release.set()
@@ -131,7 +132,7 @@ def test_second_signal_ends_at_once(site: Site, first: signal.Signals) -> None:
         site.proxy.signal(first)
         wait_until(lambda: site.proxy.admin("/readyz")[0] == 503, "readyz 503")
         site.proxy.signal(first)
-        site.proxy.process.wait(2)
+        site.proxy.process.wait(PATIENCE)
     release.set()
     assert "Traceback" not in site.proxy.said()
 
@@ -183,6 +184,47 @@ def test_sighup_swaps_the_config(site: Site) -> None:
     site.check()
 
 
+def test_who_waits_for_a_connection_outlasts_a_reload(site: Site) -> None:
+    """The upstream changes while one call has its only connection and three wait for it: all are
+    served by the upstream that they asked for, over that connection."""
+    release = threading.Event()
+
+    def hold_back(connection: Connection, request: Request) -> None:
+        connection.body(request)
+        assert release.wait(30)
+        connection.send(respond(b"finished"))
+
+    pool = {"max_connections": 1, "queue_timeout": "30s"}
+    reload_app(site, {"pool": pool})
+    site.upstream.handler = hold_back
+    clients = [site.connect() for _ in range(4)]
+    try:
+        for number, client in enumerate(clients):
+            client.send(get(f"/{number}"))
+        wait_until(lambda: site.proxy.metric("proxy_requests_in_flight") == 4, "four in flight")
+        dialled = site.proxy.metric("proxy_upstream_connect_seconds_count", upstream="app")
+        reload_app(site, {"pool": pool | {"queue": 7}})
+        release.set()
+        assert [client.response().body for client in clients] == [b"finished"] * 4
+    finally:
+        release.set()
+        for client in clients:
+            client.close()
+    after = site.proxy.metric("proxy_upstream_connect_seconds_count", upstream="app")
+    assert after == dialled == 1
+    site.check()
+
+
+def reload_app(site: Site, app: dict[str, object]) -> None:
+    """Give the upstream these settings."""
+    config = site.proxy.config
+    site.proxy.write(
+        config | {"upstreams": {"app": {"targets": config["upstreams"]["app"]["targets"]} | app}}
+    )
+    status, answer = site.proxy.admin_post("/api/reload")
+    assert status == 200, answer
+
+
 def reachable(site: Site, listener: str) -> bool:
     """Whether the listener accepts connections."""
     try:
@@ -206,6 +248,29 @@ def test_invalid_reload_changes_nothing(site: Site, text: str) -> None:
     )
     assert site.ask(get()).status == 200
     site.check()
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"admin": {"bind": "127.0.0.1:9999", "token": "a-new-one"}}, "admin"),
+        ({"metrics": {"bind": "127.0.0.1:9998"}}, "metrics"),
+        ({"logging": {"output": "elsewhere.log"}}, "logging.output"),
+    ],
+    ids=["admin", "metrics", "log"],
+)
+def test_a_door_that_a_reload_cannot_move_is_said(
+    site: Site, section: dict[str, object], key: str
+) -> None:
+    """Nobody is told that a new token or log file is in force when it is not."""
+    before = site.proxy.admin("/api/config")
+    site.proxy.write(site.proxy.config | section)
+    status, answer = site.proxy.admin_post("/api/reload")
+    assert status == 422
+    assert f"{key} cannot be changed by a reload" in str(answer["problems"])
+    assert site.proxy.admin("/api/config") == before
+    site.proxy.write(site.proxy.config)
+    assert site.proxy.admin_post("/api/reload")[0] == 200
 
 
 def test_reload_survives_a_missing_file(site: Site) -> None:
@@ -254,7 +319,7 @@ def test_many_reloads_under_load(site: Site) -> None:
             site.upstream.wait_requests(count)
     finally:
         done.set()
-        worker.join(8)
+        worker.join(PATIENCE)
     assert bad == []
     wait_until(lambda: site.proxy.descriptors() <= before + 3, "closed descriptors")
     site.check()
@@ -306,7 +371,31 @@ def test_closed_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
         assert process.poll() is None
     finally:
         process.terminate()
-        process.wait(8)
+        process.wait(PATIENCE)
+
+
+def test_stdout_closed_from_the_start_does_not_matter(site: Site, tmp_path: Path) -> None:
+    """A supervisor that gives no standard output gets a proxy that serves, and ends with 0."""
+    port, doors = free_port(), free_port()
+    config = {**site.config, "admin": {"bind": f"127.0.0.1:{doors}"}}
+    config["listeners"] = {
+        "front": site.config["listeners"]["front"] | {"bind": f"127.0.0.1:{port}"}
+    }
+    file = tmp_path / "mute.json"
+    file.write_text(json.dumps(config))
+    # The shell closes it: between fork and exec, Python had better run no code of ours.
+    process = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "proxy", "run", "--config", file],
+        stderr=subprocess.PIPE,
+    )
+    site.addresses["mute"] = ("127.0.0.1", port)
+    try:
+        wait_until(lambda: reachable(site, "mute"), "the mute proxy", 30)
+        assert site.ask(get(), "mute").status == 200
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_full_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
@@ -337,10 +426,10 @@ def test_full_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:
     finally:
         process.terminate()
         try:
-            process.wait(8)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(8)
+            process.wait(PATIENCE)
             raise
         finally:
             os.close(reader)
@@ -356,8 +445,32 @@ def test_tunnel_and_stream_do_not_hold_the_drain_for_ever(tmp_path: Path) -> Non
             client.send(get())
             client.read_until(b"hello\r\n")
             site.proxy.signal(signal.SIGTERM)
-            site.proxy.process.wait(4)
+            site.proxy.process.wait(PATIENCE)
             assert not client.rest().endswith(b"0\r\n\r\n")
+
+
+def test_the_end_of_the_drain_cuts_a_removed_listener_too(tmp_path: Path) -> None:
+    """A request on a listener that a reload has removed is told of the end like any other, and
+    logged."""
+    listeners: dict[str, dict[str, object]] = {"front": {}, "extra": {}}
+    with Site(tmp_path, listeners, drain_timeout="500ms") as site:
+        site.upstream.handler = silent
+        with site.connect("extra") as client:
+            client.send(get("/", "X-Correlation-ID: left-behind"))
+            site.upstream.wait_requests(1)
+            front = {"front": site.config["listeners"]["front"]}
+            site.proxy.write(site.proxy.config | {"listeners": front})
+            assert site.proxy.admin_post("/api/reload")[0] == 200
+            site.proxy.signal(signal.SIGTERM)
+            assert_problem(client.response(), 503, "draining")
+            assert site.proxy.process.wait(30) == 0
+        assert site.proxy.access_line("left-behind")["status"] == 503
+
+
+def silent(connection: Connection, request: Request) -> None:
+    """Take the request, and say nothing until the proxy leaves."""
+    connection.body(request)
+    assert connection.wait_end(30)
 
 
 def test_proxy_process_is_quiet_when_idle(site: Site) -> None:

@@ -30,7 +30,7 @@ def start(file: Path) -> tuple[int, str]:
         [sys.executable, "-m", "proxy", "run", "--config", str(file)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

@@ -64,7 +64,7 @@ async def run(script: str, folder: Path) -> str:
         stderr=asyncio.subprocess.STDOUT,
         env={name: value for name, value in os.environ.items() if not name.startswith("PROXY_")},
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 30)
+    output, _ = await asyncio.wait_for(process.communicate(), 120)
     text = output.decode()
     assert process.returncode == 0, f"{script}\n--- printed, then ended with an error:\n{text}"
     return text
@@ -141,7 +141,7 @@ def test_make_targets_exist() -> None:
             env=environment,
             check=True,
             capture_output=True,
-            timeout=20,
+            timeout=120,
         )
 
 

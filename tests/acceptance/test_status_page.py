@@ -16,6 +16,7 @@ import pytest
 
 from proxy.redis_server import RedisServer
 from tests.browser.chromium import Chromium, missing
+from tests.http1 import PATIENCE
 from tests.http1.client import RawClient
 from tests.http1.process import ProxyProcess, free_port
 from tests.http1.site import get
@@ -380,7 +381,7 @@ def test_a_dead_proxy_makes_the_page_say_so(house: House, browser: Chromium) -> 
     browser.open(house.url)
     browser.wait_for_text("Closed", "#services")
     house.proxy.process.kill()
-    house.proxy.process.wait(10)
+    house.proxy.process.wait(PATIENCE)
     browser.wait_for_text("What you see is from", ".stale")
     browser.wait_for_text("Not live", ".live")
     house.restart()

@@ -26,7 +26,7 @@ from proxy.demo.media import make_audio
 from proxy.demo.world import World
 from proxy.redis_server import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
 class Operator:
@@ -103,7 +103,7 @@ class Operator:
             return cause.get("kind") == kind
 
         try:
-            await eventually(is_named, kind, 15)
+            await eventually(is_named, kind)
         except AssertionError:
             raise AssertionError(f"{kind}: {(await self.trace(wanted))[1]}") from None
         code, output = await self.trace(wanted)
@@ -158,7 +158,7 @@ class Operator:
             pass
 
 
-async def eventually(check: Callable[[], Awaitable[bool]], what: str, limit: float = 40) -> None:
+async def eventually(check: Callable[[], Awaitable[bool]], what: str, limit: float = 60) -> None:
     """Poll until `check` holds; fails after `limit` seconds."""
     deadline = asyncio.get_running_loop().time() + limit
     while not await check():

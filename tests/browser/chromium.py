@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.http1 import PATIENCE
 from tests.http1.process import free_port, wait_until
 
 FLAGS = (
@@ -91,7 +92,7 @@ class Chromium:
                 self._call("DELETE", self._session)
         finally:
             self._driver.terminate()
-            self._driver.wait(10)
+            self._driver.wait(PATIENCE)
             self._log.close()
 
     def _ready(self) -> bool:
@@ -193,11 +194,11 @@ class Chromium:
         script = "return document.querySelector(arguments[0])?.innerText ?? ''"
         return str(self.run(script, selector))
 
-    def wait_for_text(self, wanted: str, selector: str = "body", seconds: float = 10) -> None:
+    def wait_for_text(self, wanted: str, selector: str = "body", seconds: float = PATIENCE) -> None:
         """Until it is to be read there."""
         self.wait(lambda: wanted in self.text(selector), f"{wanted!r} in {selector}", seconds)
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
         """Until the condition holds; on failure what was shown instead is told."""
         try:
             wait_until(condition, what, seconds)
@@ -218,6 +219,6 @@ class Chromium:
         """`light` or `dark`: what the system prefers."""
         features = [{"name": "prefers-color-scheme", "value": name}]
         self.devtools("Emulation.setEmulatedMedia", features=features)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while not self.run(f"return matchMedia('(prefers-color-scheme: {name})').matches"):
             assert time.monotonic() < deadline, "the scheme does not change"

@@ -5,12 +5,13 @@ is shared with the engine under test.
 """
 
 from tests.http1.client import RawClient
-from tests.http1.message import Malformed, Request, Response, Truncated
+from tests.http1.message import PATIENCE, Malformed, Request, Response, Truncated
 from tests.http1.process import ProxyProcess, free_port, wait_until
 from tests.http1.site import Site, assert_problem, get, post
 from tests.http1.upstream import Connection, Upstream, answer, ok, respond
 
 __all__ = [
+    "PATIENCE",
     "Connection",
     "Malformed",
     "ProxyProcess",

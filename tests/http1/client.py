@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from types import TracebackType
 
-from tests.http1.message import Malformed, Response, Wire
+from tests.http1.message import PATIENCE, Malformed, Response, Wire
 
 
 class RawClient(Wire):
@@ -28,7 +28,7 @@ class RawClient(Wire):
         try:
             if receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            sock.settimeout(8)
+            sock.settimeout(PATIENCE)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls is not None:
@@ -65,7 +65,7 @@ class RawClient(Wire):
         finally:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)  # wakes the writer, unlike close
-            writer.join(10)
+            writer.join(PATIENCE)
 
     def response(self, method: str = "GET") -> Response:
         """The next final response, complete; 1xx before it go to `interim`."""
@@ -111,5 +111,5 @@ class RawClient(Wire):
         except TimeoutError:
             return True
         finally:
-            self.sock.settimeout(8)
+            self.sock.settimeout(PATIENCE)
         return False

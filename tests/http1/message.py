@@ -17,7 +17,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 
-PATIENCE = 8.0
+PATIENCE = 30.0
 """Seconds that any single read or write of a test may take."""
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"

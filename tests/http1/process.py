@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from proxy.redis_server import free_port
+from tests.http1.message import PATIENCE
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Poll another process's state until `condition` holds, or fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -80,7 +81,7 @@ class ProxyProcess:
         """GET from the admin door: status (0: no answer) and text."""
         try:
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.admin_port}{path}", timeout=5
+                f"http://127.0.0.1:{self.admin_port}{path}", timeout=PATIENCE
             ) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
@@ -97,7 +98,7 @@ class ProxyProcess:
             {"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as reply:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
                 return reply.status, json.loads(reply.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -127,7 +128,7 @@ class ProxyProcess:
             return self.admin("/readyz")[0] == 200
 
         try:
-            wait_until(ready, "a ready proxy", 30)
+            wait_until(ready, "a ready proxy")
         except AssertionError as error:
             raise AssertionError(f"{error}; it said: {self.said()}") from None
 
@@ -181,7 +182,7 @@ class ProxyProcess:
                      "never retrieved", "unclosed transport"):  # fmt: skip
             assert mark not in said, said[max(0, said.find(mark) - 500) :][:4000]
 
-    def stop(self, patience: float = 10) -> int:
+    def stop(self, patience: float = PATIENCE) -> int:
         """SIGTERM, then SIGKILL after `patience` seconds; the exit code."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
@@ -189,4 +190,4 @@ class ProxyProcess:
                 self.process.wait(patience)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-        return self.process.wait(10)
+        return self.process.wait(PATIENCE)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.http1.message import Malformed, Request, Truncated, Wire
+from tests.http1.message import PATIENCE, Malformed, Request, Truncated, Wire
 
 Handler = Callable[["Connection", Request], None]
 
@@ -55,7 +55,7 @@ class Connection(Wire):
         self.open = False
         super().reset()
 
-    def wait_end(self, seconds: float = 8) -> bool:
+    def wait_end(self, seconds: float = PATIENCE) -> bool:
         """Whether the proxy ends the connection (FIN or RST) within `seconds`."""
         self.sock.settimeout(seconds)
         try:
@@ -195,7 +195,7 @@ class Upstream:
             self.faults = []
             self.most_concurrent = self.concurrent
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 8) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
         """Wait until `condition` holds; it is asked whenever something happened here."""
         with self._changed:
             if not self._changed.wait_for(condition, seconds):
@@ -234,10 +234,10 @@ class Upstream:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._acceptor.join(5)
+        self._acceptor.join(PATIENCE)
         with self._changed:
             connections = list(self._connections.values())
         for connection in connections:
             connection.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE)

@@ -21,6 +21,7 @@ from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.errors import Unavailable
 from proxy.telemetry.metrics import Metrics
+from tests.http1 import PATIENCE
 
 TOKEN = "s3cret"
 
@@ -441,7 +442,7 @@ async def test_what_is_not_http_gets_a_plain_refusal(site: Site) -> None:
     address: Bind = site.servers.addresses[0]
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     await writer.wait_closed()
     assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))

@@ -17,6 +17,7 @@ from proxy.config.telemetry import AppMetrics
 from proxy.redis_server import free_port
 from proxy.telemetry.app_page.fetch import AppPage
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
+from tests.http1 import PATIENCE
 from tests.streams import Conversation, conversing
 from tests.unit.test_app_page import RECORDED
 
@@ -177,7 +178,8 @@ async def test_what_servers_do(conversation: Conversation, result: Fetched) -> N
         config = AppMetrics.model_validate({"url": url})
         assert await AppPage(config, guest).fetch() is Fetched.OK
     async with speaking(conversation) as url:
-        keys = {"url": url, "timeout": "300ms", "max_size": "100KiB"}
+        patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
+        keys = {"url": url, "timeout": patience, "max_size": "100KiB"}
         page = AppPage(AppMetrics.model_validate(keys), guest)
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)
@@ -197,10 +199,10 @@ async def test_it_fetches_again_and_ends_when_told() -> None:
     async with speaking(hang) as url:
         page, guest = page_of(url, timeout="30s")
         page.start()
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), PATIENCE)
         await page.stop()
         await page.stop()
-        await asyncio.wait_for(left.wait(), 10)
+        await asyncio.wait_for(left.wait(), PATIENCE)
     assert sum(guest.fetches.values()) == 0
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "app-metrics"]
 

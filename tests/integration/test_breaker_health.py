@@ -15,6 +15,7 @@ from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.prober import HealthProber
 from proxy.config.units import TargetAddress, parse_target
 from proxy.config.upstreams import Health
+from tests.http1 import PATIENCE
 from tests.streams import conversing
 
 RULES = Health(path="/health", every="20ms", timeout="200ms", rise=2, fall=2)
@@ -108,7 +109,7 @@ async def test_a_target_falls_and_rises() -> None:
         watcher = HealthProber("svc", RULES, targets, health)
         watcher.start()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while not health.unhealthy():  # noqa: ASYNC110
                     await asyncio.sleep(0.005)
                 assert list(health.usable(0.0)) == [str(addresses[1])]

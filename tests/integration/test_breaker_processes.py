@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from proxy.redis_server import RedisServer
+from tests.http1 import PATIENCE
 from tests.http1.process import wait_until
 from tests.integration.breaker_sidecar import LEASE
 
@@ -61,12 +62,11 @@ def storm(redis_server: RedisServer, directory: Path) -> tuple[list[dict[str, An
         wait_until(
             lambda: len({last_belief(path) for path in survivors}) == 1,
             "survivors that agree when nobody calls any more",
-            20,
         )
         for owner, process in processes.items():
             assert process.stdin is not None
             process.stdin.close()
-            status = process.wait(timeout=20)
+            status = process.wait(timeout=PATIENCE)
             complaint = (directory / f"{owner}.err").read_text()[-2000:]
             assert owner in killed or status == 0, complaint
     finally:
@@ -90,7 +90,7 @@ def last_belief(path: Path) -> tuple[int, str, bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_merged_log_of_a_storm(redis_server: RedisServer, tmp_path: Path) -> None:
     """At most three probes, transitions counted once, trips that hold, agreement in the end."""
     events, killed = storm(redis_server, tmp_path)

@@ -24,6 +24,7 @@ from proxy.demo.make_video import MakeVideo, Settings
 from proxy.demo.serving import Site
 from proxy.demo.shapes import SHAPES
 from proxy.redis_server import RedisServer, free_port
+from tests.http1 import PATIENCE
 
 MP3 = b"ID3\x04" + bytes(400)
 NOT_FOUND = {"error": "HTTP_ERROR", "message": "Job not found"}
@@ -436,7 +437,7 @@ async def test_exit_after_n_requests(redis_server: RedisServer, tmp_path: Path) 
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         assert b"listens" in await process.stdout.readline()
         async with aiohttp.ClientSession() as http:
             for _ in range(3):

@@ -13,6 +13,7 @@ from proxy.demo.reports import Receiver, Reports, receiver_from
 from proxy.telemetry.statsd.line import Result
 from proxy.telemetry.statsd.listener import StatsdListener
 from proxy.telemetry.statsd.series import StatsdSeries
+from tests.http1 import PATIENCE
 
 
 async def test_what_it_says_is_understood(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ async def test_what_it_says_is_understood(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="boom"), reports.operation("compose"):
         raise ValueError("boom")
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while series.lines[Result.ACCEPTED] < 6:
         assert asyncio.get_running_loop().time() < deadline, series.lines
         await asyncio.sleep(0.01)

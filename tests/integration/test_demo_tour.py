@@ -21,6 +21,7 @@ from proxy.demo.guard import Guard
 from proxy.demo.narrator import Narrator
 from proxy.demo.processes import Child, ChildFailed
 from proxy.redis_server import free_port
+from tests.http1 import PATIENCE
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ async def test_a_child_is_restarted_until_it_is_stopped(tmp_path: Path, guard: G
     """A child that ends by itself is started again; a killed one is not."""
     short = child(tmp_path, guard, "print('up')", restart_after=0.0)
     await short.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while short.tail().count("up") < 3:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

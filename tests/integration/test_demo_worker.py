@@ -24,13 +24,14 @@ from proxy.demo.microservices import AudioTranscriber, Trouble, VideoDownloader,
 from proxy.demo.shapes import SHAPES, STAGES
 from proxy.demo.worker import Settings, Worker
 from proxy.redis_server import RedisServer
+from tests.http1 import PATIENCE
 
 SPEED = 100.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds. Raises `TimeoutError` after 20 s."""
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError

@@ -32,7 +32,7 @@ def parsed(metrics: Metrics) -> str:
     assert PROMTOOL is not None
     body, _ = metrics.exposition("text/plain")
     done = subprocess.run(
-        [PROMTOOL, "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
+        [PROMTOOL, "check", "metrics"], input=body, capture_output=True, timeout=120, check=False
     )
     said = done.stderr.decode()
     assert done.returncode in (0, 3), said

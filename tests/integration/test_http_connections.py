@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     Request,
     Site,
@@ -123,7 +124,7 @@ def test_pipelined_request_waits_for_a_slow_answer(site: Site) -> None:
 
     def slow_first(connection: Connection, request: Request) -> None:
         if request.target == "/slow":
-            assert release.wait(8)
+            assert release.wait(PATIENCE)
         ok(connection, request)
 
     site.upstream.handler = slow_first
@@ -295,7 +296,7 @@ def test_client_that_leaves_aborts_the_upstream_request(site: Site, how: str) ->
         client.send(get("/", f"X-Correlation-ID: {name}"))
         site.upstream.wait_requests(1)
         getattr(client, how)()
-        assert ended.wait(5), "the upstream was not told"
+        assert ended.wait(PATIENCE), "the upstream was not told"
         line = site.proxy.access_line(name)
         assert line["status"] == 499
         assert line["code"] == "client_left"
@@ -329,7 +330,7 @@ def test_client_that_leaves_inside_the_answer(site: Site) -> None:
         client.send(get())
         assert client.response_head().status == 200
         client.reset()
-        assert ended.wait(8)
+        assert ended.wait(PATIENCE)
 
 
 def test_half_closed_client_with_a_quick_answer_gets_it(site: Site) -> None:

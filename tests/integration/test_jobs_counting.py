@@ -22,6 +22,7 @@ from proxy.jobs.mirror import Mirror
 from proxy.jobs.pipeline_events import EventReader
 from proxy.redis_server import RedisServer
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
+from tests.http1 import PATIENCE
 from tests.jobs_kit import (
     PREFIX,
     connected,
@@ -214,7 +215,7 @@ async def test_what_was_claimed_before_a_crash_is_counted_after_it(
 
         part._commit = crash  # type: ignore[method-assign]
         await write_all(app, "mv_1")
-        await asyncio.wait_for(claimed.wait(), 8)
+        await asyncio.wait_for(claimed.wait(), PATIENCE)
         keys = await app.keys("pipeline:*counted:*")
         assert [key.rpartition(b":")[2] for key in keys] == [b"mv_1"]
         assert one.stages == 0
@@ -273,7 +274,7 @@ async def test_a_takeover_neither_repeats_nor_loses(
             if number == 5:
                 await eventually(lambda: one.stages > 0, "some counted")
                 await one.kill()
-        await eventually(lambda: other.counts, "taken over", 15)
+        await eventually(lambda: other.counts, "taken over")
         counted_by_the_dead = one.stages
         await one.start()
         await eventually(
@@ -283,7 +284,6 @@ async def test_a_takeover_neither_repeats_nor_loses(
                 == 15
             ),
             "every job by somebody",
-            15,
         )
         await eventually(lambda: one.stages + other.stages == 45, "every stage by somebody")
         assert not one.counts
@@ -427,11 +427,11 @@ async def test_while_sqlite_cannot_write_another_one_counts(
         lock.execute("BEGIN IMMEDIATE")
         for number in range(1, 5):
             await write_all(app, f"mv_{number}")
-        await eventually(lambda: other.counts, "taken over", 20)
+        await eventually(lambda: other.counts, "taken over")
         assert not one.counts
         lock.execute("ROLLBACK")
         lock.close()
-        await eventually(lambda: one.stages + other.stages == 15, "all of it", 15)
+        await eventually(lambda: one.stages + other.stages == 15, "all of it")
         await eventually(
             lambda: one.has("proxy_pipeline_pending", mirror="make_video") == 0, "settled"
         )
@@ -514,7 +514,7 @@ async def test_turned_off(redis_server: RedisServer, tmp_path: Path) -> None:
         await followed(mirror)
         await write(app, "mv_1", job("mv_1", "completed"))
         await eventually(lambda: bool(mirror.state()["captured"]), "captured")
-        assert await mirror._ledger.flushed(5)
+        assert await mirror._ledger.flushed(PATIENCE)
         assert not [f.name for f in registry.collect() if f.name.startswith("pipeline")]
         assert await mirror._ledger.column("SELECT count(*) FROM pipeline_events") == [0]
         assert await app.keys("pipeline:*") == []
@@ -530,9 +530,7 @@ async def test_a_flood_of_labels_stays_bounded(redis_server: RedisServer, tmp_pa
             error = {"type": f"T{number}", "message": ""}
             raw = document(f"mv_{number}", "failed", now, stages=failed, error=error)
             await write(app, f"mv_{number}", raw)
-        await eventually(
-            lambda: one.has("pipeline_jobs_total", status="failed") == 1000, "counted", 20
-        )
+        await eventually(lambda: one.has("pipeline_jobs_total", status="failed") == 1000, "counted")
         errors = [
             sample
             for family in one.registry.collect()

@@ -406,7 +406,7 @@ async def test_a_created_job_is_confirmed(redis_server: RedisServer, tmp_path: P
         assert await mirror.confirm_created("mv_1") is Creation.CONFIRMED
         assert isinstance(await mirror.lookup("mv_1"), Known)
         assert await mirror.confirm_created("mv_never", timeout=0.1) is Creation.NOT_STORED
-        late = asyncio.create_task(mirror.confirm_created("mv_late", timeout=2.0))
+        late = asyncio.create_task(mirror.confirm_created("mv_late", timeout=30.0))
         await asyncio.sleep(0)
         await write(app, "mv_late")
         assert await late is Creation.CONFIRMED

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import pytest
 
+from tests.http1 import PATIENCE
 from tests.http1.process import free_port, wait_until
 
 
@@ -44,7 +45,7 @@ class Running:
         """Status and correlation ID, or 0."""
         url = f"http://127.0.0.1:{port or self.port}{path}"
         try:
-            with urllib.request.urlopen(url, data, timeout=5) as reply:
+            with urllib.request.urlopen(url, data, timeout=PATIENCE) as reply:
                 return reply.status, reply.headers["X-Correlation-ID"]
         except urllib.error.HTTPError as error:
             with error:
@@ -55,7 +56,7 @@ class Running:
     def dropped(self) -> int:
         """The count of lost lines."""
         url = f"http://127.0.0.1:{self.admin}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as reply:
             for line in reply.read().decode().splitlines():
                 if line.startswith("proxy_log_lines_dropped_total "):
                     return int(float(line.split()[1]))
@@ -75,13 +76,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ) -> Running:
         running = Running(tmp_path, output, stdout, *before)
         started.append(running)
-        wait_until(lambda: running.get("/readyz", running.admin)[0] == 200, "a ready proxy", 20)
+        wait_until(lambda: running.get("/readyz", running.admin)[0] == 200, "a ready proxy")
         return running
 
     yield begin
     for running in started:
         running.process.kill()
-        running.process.wait(10)
+        running.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def test_a_rotated_file_loses_no_line(start: Start, tmp_path: Path) -> None:
             sent.append(correlation_id)
         wait_until(lambda: path.exists() and sent[-1] in path.read_text(), "the last line")
     running.process.terminate()
-    assert running.process.wait(10) == 0
+    assert running.process.wait(PATIENCE) == 0
     found = [line for file in tmp_path.glob("proxy.log*") for line in lines(file)]
     access = [line for line in found if line["logger"] == "access"]
     assert sorted(line["correlation_id"] for line in access) == sorted(sent)
@@ -138,7 +139,7 @@ def test_a_reader_that_went_away_does_not_matter(start: Start) -> None:
             assert running.get("/x")[0] == 502
         wait_until(lambda: running.dropped() >= 5, "counted lines")
         running.process.terminate()
-        assert running.process.wait(10) == 0
+        assert running.process.wait(PATIENCE) == 0
 
 
 def test_a_reader_that_does_not_read_does_not_matter(start: Start) -> None:
@@ -154,7 +155,7 @@ def test_a_reader_that_does_not_read_does_not_matter(start: Start) -> None:
         for _ in range(20):
             assert running.get("/x")[0] == 502
         running.process.terminate()
-        assert running.process.wait(15) == 0
+        assert running.process.wait(PATIENCE) == 0
 
 
 def test_no_standard_output_at_all(start: Start) -> None:

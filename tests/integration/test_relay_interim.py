@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     Request,
     Site,
@@ -153,7 +154,7 @@ def test_early_hints_pass_before_the_answer_is_there(site: Site) -> None:
     def hint(connection: Connection, request: Request) -> None:
         connection.body(request)
         connection.send(HINTS)
-        assert seen.wait(8)
+        assert seen.wait(PATIENCE)
         connection.send(respond(b"done"))
 
     site.upstream.handler = hint
@@ -342,7 +343,7 @@ def test_tunnel_ends_with_either_side(site: Site) -> None:
     with site.connect() as client:
         client.send(get("/client-first", *WEBSOCKET))
         assert client.response_head().status == 101
-    assert ended.wait(8)
+    assert ended.wait(PATIENCE)
     wait_until(lambda: site.proxy.descriptors() <= before + 1, "closed tunnels")
 
 
@@ -367,6 +368,6 @@ def test_tunnel_holds_back_a_fast_sender(site: Site) -> None:
     site.upstream.handler = pour
     with site.connect(receive_buffer=65536) as client:
         client.send(get("/ws", *WEBSOCKET))
-        assert stalled.wait(8), "nothing held the sender back"
+        assert stalled.wait(PATIENCE), "nothing held the sender back"
         assert site.proxy.memory() - before < 30_000_000
     assert sent < 60_000_000

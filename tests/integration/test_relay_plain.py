@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     Request,
     Site,
@@ -48,7 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         tmp_path_factory.mktemp("proxy"),
         {
             "front": {},
-            "hasty": {"timeouts": {"idle": "400ms"}},
+            "hasty": {"timeouts": {"idle": "1500ms"}},
             "stale": {"routes": [{**ALL, "upstream": "app", "fallback": {"stale": "1m"}}]},
             **{name: {"routes": [{**ALL, "upstream": name}]} for name in rules},
         },
@@ -285,12 +286,12 @@ def test_silence_of_the_upstream(site: Site) -> None:
     warm(site)
 
     def handler(connection: Connection, request: Request) -> None:
-        assert connection.wait_end(5)
+        assert connection.wait_end(PATIENCE)
         connection.close()
 
     site.upstream.handler = handler
     assert_problem(site.ask(get("/", "X-Correlation-ID: silent-1")), 504, "upstream_timeout")
-    assert 700 <= site.proxy.access_line("silent-1")["duration_ms"] < 5000
+    assert 700 <= site.proxy.access_line("silent-1")["duration_ms"] < PATIENCE * 1000
 
 
 def test_a_stale_connection(site: Site) -> None:
@@ -316,13 +317,13 @@ def test_a_request_while_another_is_under_way(site: Site) -> None:
 
     def handler(connection: Connection, request: Request) -> None:
         seen.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE)
         ok(connection, request)
 
     site.upstream.handler = handler
     with site.connect() as client:
         client.send(get("/1"))
-        assert seen.wait(5)
+        assert seen.wait(PATIENCE)
         client.send(get("/2") + get("/3"))
         go.set()
         assert [client.response().body for _ in range(3)] == [
@@ -338,7 +339,7 @@ def test_a_client_that_leaves(site: Site) -> None:
     ended = threading.Event()
 
     def handler(connection: Connection, request: Request) -> None:
-        if connection.wait_end(5):
+        if connection.wait_end(PATIENCE):
             ended.set()
         connection.close()
 
@@ -347,7 +348,7 @@ def test_a_client_that_leaves(site: Site) -> None:
     client.send(get("/", "X-Correlation-ID: left-1"))
     site.upstream.wait_requests(1)
     client.close()
-    assert ended.wait(5)
+    assert ended.wait(PATIENCE)
     assert site.proxy.access_line("left-1")["status"] == 499
 
 
@@ -358,7 +359,7 @@ def test_silence_after_plain_exchanges_ends_the_connection(site: Site) -> None:
         for _ in range(3):
             client.send(get())
             assert client.response().status == 200
-            assert client.silent_for(0.25)
+            assert client.silent_for(0.6)
         client.assert_closed()
 
 
@@ -411,7 +412,7 @@ def test_a_drain_says_close(tmp_path: Path) -> None:
 
     def handler(connection: Connection, request: Request) -> None:
         seen.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE)
         ok(connection, request)
 
     with Site(tmp_path) as site:
@@ -419,13 +420,13 @@ def test_a_drain_says_close(tmp_path: Path) -> None:
         site.upstream.handler = handler
         with site.connect() as client, site.connect() as idle:
             client.send(get("/last"))
-            assert seen.wait(5)
+            assert seen.wait(PATIENCE)
             site.proxy.process.terminate()
             idle.assert_closed()
             go.set()
             response = client.response()
             assert (response.status, response.get("Connection")) == (200, "close")
-        assert site.proxy.process.wait(10) == 0
+        assert site.proxy.process.wait(PATIENCE) == 0
 
 
 def test_a_reload_in_between(tmp_path: Path) -> None:
@@ -434,7 +435,7 @@ def test_a_reload_in_between(tmp_path: Path) -> None:
 
     def handler(connection: Connection, request: Request) -> None:
         seen.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE)
         ok(connection, request)
 
     with Site(tmp_path) as site:
@@ -442,7 +443,7 @@ def test_a_reload_in_between(tmp_path: Path) -> None:
         site.upstream.handler = handler
         with site.connect() as client:
             client.send(get("/kept", "X-Correlation-ID: kept-1"))
-            assert seen.wait(5)
+            assert seen.wait(PATIENCE)
             config = json.loads(site.proxy.file.read_text())
             config["listeners"]["front"]["routes"][0]["name"] = "renamed"
             site.proxy.write(config)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     RawClient,
     Request,
@@ -54,14 +55,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, small: Upstream) -> Iterator[
             "late": to("late"),
         },
         upstreams={
-            "small": {"targets": [small.url], "pool": pool | {"queue_timeout": "10s"}},
+            "small": {"targets": [small.url], "pool": pool | {"queue_timeout": "60s"}},
             "hasty": {
                 "targets": [small.url],
                 "pool": {"max_connections": 1, "queue": 3, "queue_timeout": "300ms"},
             },
             "brief": {"targets": [small.url], "pool": {"keepalive": "300ms"}},
             "dead": {"targets": [dead]},
-            "late": {"targets": [f"http://127.0.0.1:{LATE_PORT}"], "connect_patience": "6s"},
+            "late": {"targets": [f"http://127.0.0.1:{LATE_PORT}"], "connect_patience": "60s"},
         },
     ) as site:
         yield site
@@ -187,7 +188,7 @@ def test_idle_connections_are_given_up_before_the_upstream_does(
     def wait(connection: Connection, request: Request) -> None:
         connection.body(request)
         connection.send(respond(b"x"))
-        idle.append(connection.wait_end(5))
+        idle.append(connection.wait_end(PATIENCE))
         connection.close()
 
     small.handler = wait
@@ -214,7 +215,7 @@ def test_pool_and_queue_are_bounded(site: Site, small: Upstream) -> None:
     release = threading.Event()
 
     def hold(connection: Connection, request: Request) -> None:
-        assert release.wait(8)
+        assert release.wait(PATIENCE)
         ok(connection, request)
 
     small.handler = hold
@@ -243,7 +244,7 @@ def test_queue_time_is_bounded(site: Site, small: Upstream) -> None:
     release = threading.Event()
 
     def hold(connection: Connection, request: Request) -> None:
-        assert release.wait(8)
+        assert release.wait(PATIENCE)
         ok(connection, request)
 
     small.handler = hold
@@ -264,7 +265,7 @@ def test_client_that_leaves_the_queue_is_never_served(site: Site, small: Upstrea
     release = threading.Event()
 
     def hold(connection: Connection, request: Request) -> None:
-        assert release.wait(8)
+        assert release.wait(PATIENCE)
         ok(connection, request)
 
     small.handler = hold
@@ -330,7 +331,7 @@ def test_patience_outlasts_a_restart(site: Site, raw: bytes) -> None:
     replies: list[int] = []
     with site.connect("late") as client:
         client.send(raw)
-        assert client.silent_for(1.0), "refused although there was patience left"
+        assert client.silent_for(0.5), "refused although there was patience left"
         upstream = Upstream(port=LATE_PORT)
         try:
             replies.append(client.response("POST").status)

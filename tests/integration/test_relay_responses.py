@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     Request,
     Site,
@@ -114,7 +115,7 @@ def test_broken_head_is_502_and_its_connection_is_closed(site: Site, raw: bytes)
         connection.send(raw + EVIL if whole_head else raw)
         if len(raw) < 100_000:
             connection.half_close()
-        assert connection.wait_end(5), "the proxy kept the connection"
+        assert connection.wait_end(PATIENCE), "the proxy kept the connection"
         connection.close()
 
     site.upstream.handler = handler
@@ -192,7 +193,7 @@ def test_broken_body_is_visibly_incomplete(site: Site, raw: bytes, then: str, ve
         connection.body(request)
         connection.send(raw)
         if then == "keep":
-            connection.wait_end(5)
+            connection.wait_end(PATIENCE)
         if then == "reset":
             connection.reset()
         else:
@@ -240,7 +241,7 @@ def test_bytes_behind_a_response_never_answer_the_next_request(
         connection.body(request)
         if late:
             connection.send(raw)
-            received.wait(5)
+            received.wait(PATIENCE)
             connection.send(extra)
         else:
             connection.send(raw + extra)
@@ -251,7 +252,7 @@ def test_bytes_behind_a_response_never_answer_the_next_request(
         client.send(ask)
         response = client.response(ask.split(b" ")[0].decode())
         received.set()
-        assert sent.wait(5)
+        assert sent.wait(PATIENCE)
         assert response.body == body
         site.upstream.fresh()
         for number in range(3):
@@ -332,7 +333,7 @@ def test_response_before_the_request_is_never_used(site: Site) -> None:
 
     site.upstream.handler = then_408
     assert site.ask(get()).body == b"first"
-    assert said.wait(5)
+    assert said.wait(PATIENCE)
     assert_fresh(site)
 
 
@@ -369,13 +370,13 @@ def test_silent_upstream_is_504(site: Site) -> None:
     ended = threading.Event()
 
     def silent(connection: Connection, request: Request) -> None:
-        if connection.wait_end(5):
+        if connection.wait_end(PATIENCE):
             ended.set()
         connection.close()
 
     site.upstream.handler = silent
     assert_problem(site.ask(get()), 504, "upstream_timeout")
-    assert ended.wait(5)
+    assert ended.wait(PATIENCE)
 
 
 def test_dripping_head_is_504(site: Site) -> None:

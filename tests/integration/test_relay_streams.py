@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.http1 import Connection, Request, Site, answer, get, ok, respond
+from tests.http1 import PATIENCE, Connection, Request, Site, answer, get, ok, respond
 
 MEGABYTE = 1_000_000
 ROOM = 30 * MEGABYTE
@@ -43,12 +43,12 @@ def test_events_are_flushed_one_by_one(site: Site, framing: str) -> None:
             + extra.get(framing, b"")
             + b"\r\n"
         )
-        assert seen.acquire(timeout=8)
+        assert seen.acquire(timeout=PATIENCE)
         for number in range(3):
             event = b"data: %d\n\n" % number
             event += b"\n" * (10 - len(event))
             connection.send(b"a\r\n" + event + b"\r\n" if framing == "chunked" else event)
-            assert seen.acquire(timeout=8)
+            assert seen.acquire(timeout=PATIENCE)
         if framing == "chunked":
             connection.send(b"0\r\n\r\n")
         if framing == "close":
@@ -80,7 +80,7 @@ def test_request_body_is_streamed_piece_by_piece(site: Site) -> None:
     site.upstream.handler = watch
     with site.connect() as client:
         client.send(get("/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nfirst\r\n")
-        assert first.wait(8), "the proxy holds the body back"
+        assert first.wait(PATIENCE), "the proxy holds the body back"
         client.send(b"6\r\nsecond\r\n0\r\n\r\n")
         assert client.response("POST").body == b"second"
 
@@ -133,14 +133,14 @@ def test_slow_reader_holds_the_upstream_back(site: Site) -> None:
                 sent += connection.sock.send(block[: min(MEGABYTE, total - sent)])
             except TimeoutError:
                 stalled.set()
-                connection.sock.settimeout(8)
+                connection.sock.settimeout(PATIENCE)
 
     before = site.proxy.memory()
     site.upstream.handler = pour
     with site.connect(receive_buffer=65536) as client:
         client.send(get())
         assert client.response_head().status == 200
-        assert stalled.wait(8), "nothing held the upstream back"
+        assert stalled.wait(PATIENCE), "nothing held the upstream back"
         assert sent < 60 * MEGABYTE
         assert site.proxy.memory() - before < ROOM
         received = len(client.buffer)
@@ -160,7 +160,7 @@ def test_slow_upstream_holds_the_client_back(site: Site) -> None:
 
     def slow(connection: Connection, request: Request) -> None:
         nonlocal received
-        assert go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         received = len(connection.buffer)
         while received < total:
             connection.buffer.clear()
@@ -183,7 +183,7 @@ def test_slow_upstream_holds_the_client_back(site: Site) -> None:
         assert sent < 60 * MEGABYTE
         assert site.proxy.memory() - before < ROOM
         go_on.set()
-        client.sock.settimeout(8)
+        client.sock.settimeout(PATIENCE)
         while sent < total:
             sent += client.sock.send(block[: min(MEGABYTE, total - sent)])
         assert client.response("POST").body == b"thanks"

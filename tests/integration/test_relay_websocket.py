@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-from tests.http1 import ProxyProcess, free_port, wait_until
+from tests.http1 import PATIENCE, ProxyProcess, free_port, wait_until
 
 
 class Tunnel:
@@ -78,7 +78,7 @@ class Tunnel:
         """End proxy and server."""
         self.proxy.stop()
         self.server.shutdown()
-        self.thread.join(5)
+        self.thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_messages_pass_both_ways(tunnel: Tunnel) -> None:
     with tunnel.talk("/chat?room=1") as client:
         for message in ("hello", "", "Grüße", b"\x00\xff" * 100):
             client.send(message)
-            assert client.recv(8) == message
+            assert client.recv(PATIENCE) == message
         for number in range(200):
             client.send(str(number))
-        assert [client.recv(8) for _ in range(200)] == [str(n) for n in range(200)]
+        assert [client.recv(PATIENCE) for _ in range(200)] == [str(n) for n in range(200)]
     assert "/chat?room=1" in tunnel.paths
 
 
@@ -106,22 +106,22 @@ def test_big_frame_passes(tunnel: Tunnel) -> None:
     message = bytes(range(256)) * 20_000
     with tunnel.talk(compression=None) as client:
         client.send(message)
-        assert client.recv(10) == message
+        assert client.recv(PATIENCE) == message
 
 
 def test_fragments_and_pings_pass(tunnel: Tunnel) -> None:
     """A fragmented message and a ping behind it."""
     with tunnel.talk() as client:
         client.send(["one ", "two ", "three"])
-        assert client.recv(8) == "one two three"
-        assert client.ping().wait(8)
+        assert client.recv(PATIENCE) == "one two three"
+        assert client.ping().wait(PATIENCE)
 
 
 def test_client_close_reaches_the_server(tunnel: Tunnel) -> None:
     """The closing handshake with its code goes through."""
     with tunnel.talk() as client:
         client.send("x")
-        client.recv(8)
+        client.recv(PATIENCE)
         client.close(4002, "bye")
     wait_until(lambda: 4002 in tunnel.closes, "the close code")
 
@@ -130,14 +130,14 @@ def test_server_close_reaches_the_client(tunnel: Tunnel) -> None:
     """The same from the other side."""
     with tunnel.talk("/server-closes") as client:
         with pytest.raises((ConnectionClosedOK, ConnectionClosedError)):
-            client.recv(8)
+            client.recv(PATIENCE)
         assert client.close_code == 4001
 
 
 def test_server_that_dies_ends_the_tunnel(tunnel: Tunnel) -> None:
     """No closing handshake, just the end: the client sees it at once."""
     with tunnel.talk("/server-dies") as client, pytest.raises(ConnectionClosedError):
-        client.recv(8)
+        client.recv(PATIENCE)
 
 
 def test_refusal_by_the_server_passes(tunnel: Tunnel) -> None:
@@ -154,7 +154,7 @@ def test_quiet_tunnel_outlives_http_timeouts(tunnel: Tunnel) -> None:
         with pytest.raises(TimeoutError):
             client.recv(1.0)
         client.send("still there")
-        assert client.recv(8) == "still there"
+        assert client.recv(PATIENCE) == "still there"
 
 
 def test_access_line_of_a_tunnel(tunnel: Tunnel) -> None:
@@ -163,6 +163,6 @@ def test_access_line_of_a_tunnel(tunnel: Tunnel) -> None:
         assert client.response is not None
         assert client.response.headers["X-Correlation-ID"] == "ws-1"
         client.send("x")
-        client.recv(8)
+        client.recv(PATIENCE)
     assert tunnel.proxy.access_line("ws-1")["status"] == 101
     tunnel.proxy.assert_sane()

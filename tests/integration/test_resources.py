@@ -20,6 +20,7 @@ from proxy.telemetry.resources import sampler as sampler_module
 from proxy.telemetry.resources.pace import Pace
 from proxy.telemetry.resources.sampler import ResourceSampler
 from proxy.telemetry.resources.walk import walk
+from tests.http1 import PATIENCE
 
 
 def unhurried() -> Pace:
@@ -49,7 +50,7 @@ def value(sampler: ResourceSampler, name: str, **labels: str) -> float | None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; fails after 10 s."""
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "waited in vain"
         await asyncio.sleep(0.01)

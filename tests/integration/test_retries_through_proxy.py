@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.http1 import (
+    PATIENCE,
     Connection,
     ProxyProcess,
     Request,
@@ -288,7 +289,7 @@ def test_two_run_one_waits_the_rest_are_refused(site: Site) -> None:
     release = threading.Event()
 
     def held(connection: Connection, request: Request) -> None:
-        release.wait(8)
+        release.wait(PATIENCE)
         ok(connection, request)
 
     site.upstream.handler = held
@@ -327,7 +328,7 @@ def test_who_waits_gets_the_next_place_and_who_leaves_frees_one(site: Site) -> N
     turns = iter(gates)
 
     def held(connection: Connection, request: Request) -> None:
-        next(turns).wait(8)
+        next(turns).wait(PATIENCE)
         ok(connection, request)
 
     site.upstream.handler = held

@@ -28,7 +28,7 @@ from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
 from tests.http1.client import RawClient
-from tests.http1.message import Request
+from tests.http1.message import PATIENCE, Request
 from tests.http1.process import ProxyProcess, free_port
 from tests.http1.site import get
 from tests.http1.upstream import Connection, Upstream, ok
@@ -46,7 +46,7 @@ async def site() -> AsyncIterator[Site]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds; fails after 10 s."""
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.005)
@@ -55,7 +55,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def event(answer: aiohttp.ClientResponse) -> tuple[str, Any]:
     """The next event: its kind and its document."""
     kind, data = "", None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while line := (await answer.content.readline()).decode():
             line = line.rstrip("\n")
             if line.startswith("event: "):
@@ -310,7 +310,7 @@ async def test_jobs_with_their_stages(redis_server: RedisServer, tmp_path: Path)
         await client.aclose()
         await eventually(has_versions(site, ["queued", "failed"]), "both versions")
         rows: list[dict[str, Any]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not rows or rows[0]["status"] != "failed":
                 rows = (await site.snapshot())["jobs"]["list"]
         (row,) = rows
@@ -368,10 +368,12 @@ def test_a_proxy_with_viewers_ends_as_asked(tmp_path: Path) -> None:
     try:
         with (
             RawClient(("127.0.0.1", front)) as caller,
-            urlopen(f"http://127.0.0.1:{proxy.admin_port}/api/status/stream", timeout=10) as stream,
+            urlopen(
+                f"http://127.0.0.1:{proxy.admin_port}/api/status/stream", timeout=PATIENCE
+            ) as stream,
         ):
             caller.send_lenient(get("/slow"))  # keeps the drain open
-            assert gated.entered.wait(10)
+            assert gated.entered.wait(PATIENCE)
             proxy.signal(signal.SIGTERM)
             for line in stream:
                 if b'"state":"draining"' in line:
@@ -381,7 +383,7 @@ def test_a_proxy_with_viewers_ends_as_asked(tmp_path: Path) -> None:
             gated.leave.set()
             assert caller.response("GET").status == 200
             stream.read()  # it has an end
-        assert proxy.process.wait(10) == 0
+        assert proxy.process.wait(PATIENCE) == 0
         assert "Traceback" not in proxy.said()
     finally:
         gated.leave.set()
@@ -397,7 +399,7 @@ class Gate:
 
     def __call__(self, connection: Connection, request: Request) -> None:
         self.entered.set()
-        self.leave.wait(10)
+        self.leave.wait(PATIENCE)
         ok(connection, request)
 
 

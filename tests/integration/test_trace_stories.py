@@ -101,7 +101,7 @@ async def test_a_call_while_two_are(stage: Stage) -> None:
         stage.call("later")
         return "later" in await stage.calls_of("mv_1")
 
-    await eventually(known_again, "a call that is the job's", 10)
+    await eventually(known_again, "a call that is the job's")
     assert "call-1" not in await stage.calls_of("mv_1")
 
 

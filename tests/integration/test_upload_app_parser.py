@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tests.data.audio.generate import path_of
-from tests.http1 import Site, assert_problem, free_port, wait_until
+from tests.http1 import PATIENCE, Site, assert_problem, free_port, wait_until
 from tests.uploads.audio import wav_header
 from tests.uploads.drive import form, part
 from tests.uploads.site import chunked, head
@@ -69,7 +69,7 @@ class App:
     def stop(self) -> None:
         """End the server and its thread."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def written(folder: Path, name: str, command: str) -> bytes:
     (folder / "chapters").write_text(CHAPTERS)
     for short, long in (("IN", tone), ("OUT", folder / name), ("CHAPTERS", folder / "chapters")):
         command = " ".join(str(long) if word == short else word for word in command.split())
-    result = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30, check=False)
+    result = subprocess.run(["sh", "-c", command], capture_output=True, timeout=120, check=False)
     data = (folder / name).read_bytes() if (folder / name).exists() else b""
     if result.returncode or not data:
         pytest.skip(f"{program} cannot write it here: {result.stderr.decode()[-200:]}")

@@ -175,7 +175,7 @@ def test_no_limit_still_measures() -> None:
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=12),
     cut=st.floats(0.05, 1),
 )
-@settings(max_examples=120, deadline=2000)
+@settings(max_examples=120, deadline=20_000)
 def test_mutated_files_get_an_answer(
     kind: str, changes: list[tuple[float, bytes]], cut: float
 ) -> None:

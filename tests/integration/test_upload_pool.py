@@ -23,6 +23,7 @@ from proxy.upload.pool import ProbePool
 from proxy.upload.sandbox import forbid_system_calls
 from proxy.upload.session import Job
 from tests.data.audio.generate import path_of
+from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header
 from tests.uploads.drive import CONTENT_TYPE, feed_until_refused, form, part, upload
 from tests.uploads.site import at_work
@@ -69,7 +70,7 @@ def descendants() -> list[psutil.Process]:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what other processes do; five seconds at most."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - other processes set no event of ours
             await asyncio.sleep(0.01)
 
@@ -94,7 +95,7 @@ async def test_a_crash_rejects_that_upload_only(
         told = asyncio.Event()
         check.on_change = told.set
         probes()[0].send_signal(signal.SIGSEGV)
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), PATIENCE)
         with pytest.raises(UploadDurationUnknown):
             check.feed(b"more")
     assert check.facts["reason"] == "crashed"

@@ -18,6 +18,7 @@ from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, UpstreamStream
 from proxy.wire.stream import HIGH_WATER
+from tests.http1 import PATIENCE
 
 REFUSAL = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
 
@@ -56,7 +57,7 @@ async def reset_in_the_middle(answer: bytes, before: bytes = b"") -> UpstreamStr
         gone.register(stream.transport.get_extra_info("socket").fileno(), select.POLLHUP)
         assert gone.poll(5_000)
         stream.transport.write(b"x" * 10_000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not stream.lost:
                 waiter.told.clear()
                 await waiter.told.wait()

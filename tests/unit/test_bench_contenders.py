@@ -14,6 +14,7 @@ from tests.bench import children, contenders, duties, micro, rawhttp, small_upst
 from tests.bench.children import ChildError
 from tests.bench.contenders.base import Place
 from tests.bench.contenders.envoy import configuration
+from tests.http1 import PATIENCE
 
 
 def test_names_choose_contenders_in_table_order() -> None:
@@ -84,7 +85,7 @@ def test_run_tells_why_a_child_failed(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "import sys; sys.exit('no luck')"]
     with pytest.raises(ChildError, match="code 1: no luck"):
         children.run("child", argv, core=children.Cores.of_machine().load, workdir=tmp_path,
-                     timeout=20)  # fmt: skip
+                     timeout=120)  # fmt: skip
 
 
 def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
         workdir=tmp_path,
     )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not child.output.read_text().endswith("\n"):
             assert child.process.poll() is None
             assert time.monotonic() < deadline

@@ -169,7 +169,7 @@ def test_the_dashboard_is_what_the_script_writes() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=120,
     )
     assert DASHBOARD.read_text(encoding="utf-8") == done.stdout
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.metrics import Metrics, wants_openmetrics
 from proxy.telemetry.tally import BUCKETS, Distribution
+from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -209,7 +210,7 @@ async def test_loop_lag_is_sampled_and_stops() -> None:
     distribution = Distribution()
     lag = LoopLag(distribution, interval=0.001)
     lag.start()
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + PATIENCE
     while not sum(distribution.counts):
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.001)

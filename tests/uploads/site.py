@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from tests.http1 import Connection, RawClient, Request, Site, Truncated, get, respond
+from tests.http1 import PATIENCE, Connection, RawClient, Request, Site, Truncated, get, respond
 from tests.uploads.drive import CONTENT_TYPE
 
 KB = 1000
@@ -146,5 +146,5 @@ def answered(client: RawClient) -> bool:
     except ConnectionResetError:
         return True
     finally:
-        client.sock.settimeout(8)
+        client.sock.settimeout(PATIENCE)
     return True

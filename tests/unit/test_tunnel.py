@@ -1,0 +1,42 @@
+"""When a tunnel ends, without sockets."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from proxy.clock import ManualClock
+from proxy.wire.client import ClientStream
+from proxy.wire.stream import Stream
+from proxy.wire.tunnel import tunnel
+
+
+class End(SimpleNamespace):
+    """One end of a tunnel, silent."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(inbox=[], eof=False, lost=False, write_paused=False, closed=False, **more)
+
+    def close(self) -> None:
+        """Closed in an orderly way."""
+        self.closed = True
+
+
+def test_a_tunnel_ends_with_the_drain() -> None:
+    """When the proxy can wait no longer, a tunnel is closed; it does not wait to be torn off."""
+    clock = ManualClock()
+    waited: list[float] = []
+
+    async def wait(deadline: float) -> None:
+        waited.append(deadline)
+        client.cut = True
+
+    client, upstream = End(cut=False, clock=clock, wait=wait), End()
+    with pytest.raises(StopIteration) as end:
+        tunnel(cast(ClientStream, client), cast(Stream, upstream), 60.0).send(None)
+    assert end.value.value == (0, 0)
+    assert waited == [clock.monotonic() + 60.0]
+    assert client.closed
+    assert upstream.closed
