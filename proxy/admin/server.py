@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.admin.apps import Part, admin_app, metrics_app
 from proxy.admin.operated import Operated
@@ -14,6 +16,23 @@ from proxy.errors import cannot_listen
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds that a request in progress has when the door closes
 
+logger = logging.getLogger(__name__)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """What is not HTTP is the client's fault, and a scanner's daily bread: no error with a stack of
+    ours, as aiohttp has it, but a line with the reason."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "unreadable admin request", ()
+        record.exc_info = None
+        record.detail = error.message[:200]
+    return logger.isEnabledFor(record.levelno)
+
+
+logger.addFilter(_one_line)
+
 
 class AdminServer:
     """Start it, stop it; once each."""
@@ -22,6 +41,7 @@ class AdminServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=logger,
             handle_signals=False,
             keepalive_timeout=30.0,
             shutdown_timeout=SHUTDOWN_TIMEOUT,

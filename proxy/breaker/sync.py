@@ -221,7 +221,10 @@ class FleetSync:
             breaker.callers.answer()
             return
         # Still open by Redis' clock, a millisecond or so: then the wish stays. Or all are taken.
+        # Or nobody had asked for one: whoever has come meanwhile is served in the next round.
         if breaker.state is State.HALF_OPEN:
+            if not want:
+                return
             breaker.wanted = 0
             breaker.callers.answer()
         self._ask_after[breaker.name] = self._clock.monotonic() + DENIED

@@ -87,6 +87,7 @@ class Keeper:
         self._mode: CaptureMode = mode
         self._tell = tell
         self._facts: Facts | None = None
+        self._compared = False  # whether all that `_facts` had was compared, too
         self._life: Life | None = None
         self._kick = asyncio.Event()
         self._sync_asked: list[asyncio.Future[None]] = []
@@ -218,6 +219,7 @@ class Keeper:
         elif before is not None:
             # What was evicted since then must still count as evicted, not as deleted.
             life.facts = before
+            life.old_data = not self._compared
         return life
 
     def _here(self, link: Link) -> None:
@@ -316,13 +318,19 @@ class Keeper:
             self._tell("obstacle", {"reason": obstacle})
 
     async def _make_good(self, link: Link, life: Life) -> None:
-        """Put back what one loss took; a loss meanwhile leaves `life.lost` set."""
+        """Put back what one loss took; a loss meanwhile leaves `life.lost` set.
+
+        From the end on, a key that is missing was deleted. That has to be on the disk by then: else
+        a kill of the proxy before the comparison is over would bring back what is deleted now.
+        """
         losses = life.losses
         life.facts = await link.facts()
         life.evicted = life.facts.evicted
         await self.restorer.put_all_back(link, life.cause)
         if self.rescue is not None:
             await self.rescue.put_back(link, life)
+        self._remember(life, compared=False)
+        await self._ledger.flushed(FLUSH_PATIENCE)
         life.restored = losses
 
     async def _compare(self, link: Link, life: Life) -> None:
@@ -341,8 +349,7 @@ class Keeper:
         if life.lost:
             return  # the comparison meant nothing; `_kick` is set
         life.old_data = False
-        self._facts = life.facts
-        self._ledger.set_meta("facts", json.dumps(asdict(life.facts)))
+        self._remember(life, compared=True)
         self.last_sync = self._clock.time()
         self._metrics.last_sync.set(self.last_sync)
         if self.rescue is not None:
@@ -351,11 +358,18 @@ class Keeper:
             "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
         )
 
+    def _remember(self, life: Life, *, compared: bool) -> None:
+        """The server as it was when nothing was missing; `compared`: nor anything outdated."""
+        self._facts, self._compared = life.facts, compared
+        self._ledger.set_meta("facts", json.dumps(asdict(life.facts)))
+        self._ledger.set_meta("compared", str(int(compared)))
+
     async def _load_facts(self) -> None:
         """What was known of the server when the process last ran."""
         try:
             known = dict(await self._ledger.table(sql.META))
             self._facts = Facts(**json.loads(known["facts"]))
+            self._compared = known.get("compared", "1") == "1"
         except (LedgerSilent, KeyError, TypeError, ValueError):
             self._facts = None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.http1 import Site, get, wait_until
+from tests.http1 import Site, answer, get, ok, wait_until
 
 
 @pytest.fixture
@@ -49,7 +49,18 @@ def test_a_tls_client_that_sleeps_does_not_hold_the_drain(
 
 
 def test_the_end_of_a_tls_client_is_no_news(site: Site, trusting: ssl.SSLContext) -> None:
-    """Clients come and go without a line in the log but that of their request."""
+    """Clients come and go, in the middle of an answer too, without a line in the log but that of
+    their request."""
+    site.upstream.handler = answer(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n" + bytes(50_000_000)
+    )
+    for number in range(5):
+        with site.connect(tls=trusting) as leaver:
+            leaver.send(get("/", f"X-Correlation-ID: leaver-{number}"))
+            assert leaver.response_head().status == 200
+    for number in range(5):
+        assert site.proxy.access_line(f"leaver-{number}")["status"] == 499
+    site.upstream.handler = ok
     for polite in (True, False):
         client = site.connect(tls=trusting)
         client.send(get("/", "Connection: close"))

@@ -363,6 +363,24 @@ async def test_our_own_faults_show_no_inside(site: Site, caplog: pytest.LogCaptu
     assert record.__dict__["correlation_id"] == headers["X-Correlation-ID"]
 
 
+@pytest.mark.parametrize("raw", [b"GET / HTTP/1.1\r\nbad\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
+async def test_what_is_not_http_is_one_line(
+    site: Site, caplog: pytest.LogCaptureFixture, raw: bytes
+) -> None:
+    """A scanner at the door is no error of ours: 400, and no stack in the log."""
+    caplog.set_level(logging.DEBUG)
+    door = site.servers.addresses[0]
+    reader, writer = await asyncio.open_connection(door.host, door.port)
+    writer.write(raw)
+    async with asyncio.timeout(PATIENCE):
+        assert b" 400 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    (record,) = [record for record in caplog.records if record.name == "proxy.admin.server"]
+    assert (record.levelname, record.getMessage()) == ("INFO", "unreadable admin request")
+    assert record.exc_info is None
+
+
 async def test_changes_are_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """Who did what, with the outcome; reading is not logged."""
     caplog.set_level(logging.INFO, "proxy.admin")

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -203,6 +204,26 @@ async def test_never_more_than_three_probes_in_the_whole_fleet(
         assert sum(s.transitions() for s in sidecars) == 3
 
 
+async def test_who_was_refused_while_open_keeps_no_lease_from_others(
+    redis_server: RedisServer, pushed: None
+) -> None:
+    """A sidecar whose only caller never comes again ends the open time, and takes no probe of it:
+    the next caller of another sidecar probes at once."""
+    rules: dict[str, Any] = {"open_for": "3s", "probe_lease": "30s", "half_open_max_calls": 1}
+    async with fleet(redis_server.url, 2, **rules) as (one, two):
+        one.fail(5)
+        await all_in([one, two], State.OPEN)
+        with pytest.raises(CircuitOpen):
+            one.breaker.admit(now())
+        await all_in([one, two], State.HALF_OPEN)
+        answered = asyncio.Event()
+        assert two.breaker.ask(now(), answered.set) is not None
+        async with asyncio.timeout(PATIENCE):
+            await answered.wait()
+        two.breaker.admit(now()).success(now(), 0.01)
+        await all_in([one, two], State.CLOSED)
+
+
 async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisServer) -> None:
     """Leases whose owner says nothing run out by Redis' clock."""
     async with fleet(redis_server.url, 2, open_for="100ms", probe_lease="500ms") as sidecars:
@@ -276,6 +297,17 @@ async def test_the_keys_are_those_of_the_contract(redis_server: RedisServer) -> 
 
 
 # --- trouble --------------------------------------------------------------------------------------
+
+
+async def test_a_breaker_that_never_changed_is_closed_since_the_start(
+    redis_server: RedisServer,
+) -> None:
+    """Not since 1970, which is what Redis has where there was no transition yet."""
+    began = time.time()
+    async with fleet(redis_server.url, 1) as (one,):
+        await until(lambda: one.breaker.shared)
+        since = datetime.fromisoformat(one.board.show("svc")["since"]).timestamp()
+        assert began - 1 <= since <= time.time()
 
 
 async def test_an_open_breaker_survives_an_empty_restart(

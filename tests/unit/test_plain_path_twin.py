@@ -66,6 +66,9 @@ class Recorder(asyncio.Transport):
         self._twin = twin
         self.closing = False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._note(bytes(data))
 
