@@ -378,6 +378,11 @@ class CircuitBreaker:
                 if outcome == "success" and self.state is State.HALF_OPEN:
                     self._probe_passed(now)
 
+    def decided_here(self, tid: str) -> None:
+        """What the message `tid` asked of Redis is done and counted here, its answer being lost:
+        it is not counted again should Redis do it later."""
+        self._mine.append(tid)
+
     def _settle(self, tid: str) -> None:
         """A transition decided here stands, whether Redis knows of it or not: count it now."""
         if self._provisional is not None:

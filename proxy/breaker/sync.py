@@ -106,13 +106,16 @@ class FleetSync:
         self._wake.set()
 
     async def force(self, breaker: CircuitBreaker, to: State, reason: str, seconds: float) -> bool:
-        """Set the state in the whole fleet. False where Redis could not be told."""
+        """Set the state in the whole fleet. False where Redis could not be told: then the caller
+        sets it here, and that counts, although a Redis that hung may yet do as it was told."""
         if not self.reachable:
             return False
+        tid = breaker.new_tid()
         try:
-            news = await self._store.force(breaker, to, reason, seconds, breaker.new_tid())
+            news = await self._store.force(breaker, to, reason, seconds, tid)
         except StoreError as error:
             self._lost(error)
+            breaker.decided_here(tid)
             return False
         breaker.adopt(news, self._clock.monotonic())
         return True

@@ -370,6 +370,22 @@ async def test_set_by_hand_during_the_outage_holds_for_the_fleet_on_return(
         await asyncio.to_thread(server.kill)
 
 
+async def test_by_hand_while_redis_hangs_is_counted_once(redis_server: RedisServer) -> None:
+    """The command is carried out here when Redis does not answer, and by Redis when it awakes."""
+    async with fleet(redis_server.url, 2, HASTY) as (one, two):
+        assert redis_server.pid is not None
+        await one.board.force("svc", "reset", "", None)  # Redis knows the script from now on
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            row = await one.board.force("svc", "open", "it burns", 600.0)
+            assert (row["state"], row["shared"]) == ("forced_open", False)
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        await all_in([one, two], State.FORCED_OPEN)
+        await until(lambda: one.breaker.shared and two.breaker.shared)
+        assert one.transitions() + two.transitions() == 1
+
+
 async def test_without_redis_it_recovers_by_itself(redis_server: RedisServer) -> None:
     """Open time, probes and closing are decided locally during an outage."""
     async with fleet(redis_server.url, 1, open_for="200ms") as (one,):
