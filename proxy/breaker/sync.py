@@ -129,9 +129,12 @@ class FleetSync:
                     await self._round()
                 else:
                     await self._come_back()
-            except Exception as error:
-                # A fault of ours. Without this the breakers would wait for a worker that is gone;
-                # so they decide locally, and the worker begins again.
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                # A fault of ours, or an exchange that was cancelled though nobody cancelled us.
+                # Without this the breakers would wait for a worker that is gone; so they decide
+                # locally, and the worker begins again.
                 _log.exception("The exchange of breaker states failed", extra={"event": "fault"})
                 self._lost(StoreError(f"a fault of ours: {error!r}"))
             self.first_try.set()
@@ -304,7 +307,9 @@ class FleetSync:
             except StoreError as error:
                 # `work` tells of Redis' absence; without the channel alone, the poll carries on.
                 _log.debug("subscription to breaker transitions lost: %s", error)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 _log.exception("Listening to breaker states failed", extra={"event": "fault"})
             await asyncio.sleep(RETRY * random.uniform(0.75, 1.25))  # noqa: S311
 
@@ -321,3 +326,9 @@ class FleetSync:
         breaker.adopt(news, self._clock.monotonic())
         if breaker.has_report or breaker.leases_wanted:
             self._wake.set()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants the task that runs to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
