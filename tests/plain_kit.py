@@ -8,19 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.clock import ManualClock
 from proxy.config.schema import Config
+from proxy.pipeline import exchange, plain
 from proxy.pipeline.compile import Binding, Compiler, Stage
 from proxy.pipeline.plan import Hooks, ListenerPlan, UpstreamPlan
 from proxy.pipeline.serve import Service
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, UpstreamStream
+
+
+def pieces(whole: bytes, cuts: list[int]) -> list[bytes]:
+    """`whole` cut at these places, taken modulo its length."""
+    places = sorted({cut % len(whole) for cut in cuts} - {0})
+    return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
+
+
+@contextmanager
+def same_ids() -> Iterator[None]:
+    """Correlation IDs that both make alike."""
+    numbers = count()
+    with patch.object(exchange, "new_correlation_id", lambda: f"id-{next(numbers)}"):
+        yield
+
+
+def plain_shut() -> AbstractContextManager[object]:
+    """While it lasts, no exchange is plain."""
+    return patch.object(plain, "_prepare", lambda data, listener: None)
 
 
 class Asking:

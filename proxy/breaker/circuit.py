@@ -34,10 +34,12 @@ from proxy.errors import CircuitOpen
 
 #: Failures kept to tell why it opened.
 RECENT = 10
-#: Seconds an unused probe lease is kept before it is given back to the fleet.
-HOLD = 3.0
 #: What a caller is told to wait, in seconds, when probes are under way but none is free.
 _PROBE_RETRY_AFTER = 1.0
+#: Seconds an unused probe lease is kept before it is given back to the fleet. Whoever was refused
+#: and comes again when told (`Retry-After`, in whole seconds) finds it; kept longer, it would only
+#: keep the callers of other processes from probing.
+HOLD = _PROBE_RETRY_AFTER + 0.25
 
 
 class CircuitBreaker:
@@ -81,7 +83,8 @@ class CircuitBreaker:
         self.rejections = 0
         self.late = 0
         self.probes_started = 0
-        self.wanted = 0
+        self.wanted = 0  # leases that callers would use
+        self.awaited = False  # somebody was refused while it was open
         self.callers = Callers()
         self._probes: dict[str, float] = {}  # leases in use here, and when each is over
         self._grants: deque[tuple[str, float, float]] = deque()  # lease, hold until, over at
@@ -134,8 +137,10 @@ class CircuitBreaker:
             if self.shared:
                 self.wanted += 1
                 self.wake(self, True)
-        elif self.shared and not self.wanted:
-            self.wanted = 1  # someone waits for the end of the open time: sync.py will ask then
+        elif self.shared:
+            # sync.py ends the open time when it is over, but takes no lease: this caller may never
+            # come again, and another process' callers would be kept from probing.
+            self.awaited = True
         self.rejections += 1
         remaining = 0.0
         why = "recovery is being probed"
@@ -330,12 +335,13 @@ class CircuitBreaker:
         self.until = until
         self.reason = reason
         self.by = by
-        self.wanted = 0
+        self.awaited = False
         self._probes.clear()
         self._grants.clear()
         self._forget()
         if state is not State.HALF_OPEN:  # there, the answer is still to come
             self.callers.answer()
+        self.wanted = len(self.callers)
         self._permit = (
             NeutralPermit(self, self.epoch)
             if state is State.FORCED_CLOSED
@@ -371,6 +377,11 @@ class CircuitBreaker:
             for _lease, outcome in report.probes:
                 if outcome == "success" and self.state is State.HALF_OPEN:
                     self._probe_passed(now)
+
+    def decided_here(self, tid: str) -> None:
+        """What the message `tid` asked of Redis is done and counted here, its answer being lost:
+        it is not counted again should Redis do it later."""
+        self._mine.append(tid)
 
     def _settle(self, tid: str) -> None:
         """A transition decided here stands, whether Redis knows of it or not: count it now."""
@@ -471,7 +482,7 @@ class CircuitBreaker:
         if self._grants:
             return self._grants[0][1]
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
-        if forced or (self.state is State.OPEN and self.wanted):
+        if forced or (self.state is State.OPEN and (self.wanted or self.awaited)):
             return self.until
         return None
 

@@ -215,7 +215,8 @@ def parse_snapshot(text: bytes | str) -> Snapshot:
             state=State(raw["state"]),
             server_time=now,
             remaining=max(0.0, raw["until"] / 1000 - now),
-            age=max(0.0, now - raw["since"] / 1000),
+            # 0: no transition yet. It is closed since whoever hears this began, not since 1970.
+            age=max(0.0, now - raw["since"] / 1000) if raw["since"] else 0.0,
             failures=int(raw["failures"]),
             successes=int(raw["successes"]),
             opens=int(raw["opens"]),

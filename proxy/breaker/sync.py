@@ -106,13 +106,16 @@ class FleetSync:
         self._wake.set()
 
     async def force(self, breaker: CircuitBreaker, to: State, reason: str, seconds: float) -> bool:
-        """Set the state in the whole fleet. False where Redis could not be told."""
+        """Set the state in the whole fleet. False where Redis could not be told: then the caller
+        sets it here, and that counts, although a Redis that hung may yet do as it was told."""
         if not self.reachable:
             return False
+        tid = breaker.new_tid()
         try:
-            news = await self._store.force(breaker, to, reason, seconds, breaker.new_tid())
+            news = await self._store.force(breaker, to, reason, seconds, tid)
         except StoreError as error:
             self._lost(error)
+            breaker.decided_here(tid)
             return False
         breaker.adopt(news, self._clock.monotonic())
         return True
@@ -126,9 +129,12 @@ class FleetSync:
                     await self._round()
                 else:
                     await self._come_back()
-            except Exception as error:
-                # A fault of ours. Without this the breakers would wait for a worker that is gone;
-                # so they decide locally, and the worker begins again.
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                # A fault of ours, or an exchange that was cancelled though nobody cancelled us.
+                # Without this the breakers would wait for a worker that is gone; so they decide
+                # locally, and the worker begins again.
                 _log.exception("The exchange of breaker states failed", extra={"event": "fault"})
                 self._lost(StoreError(f"a fault of ours: {error!r}"))
             self.first_try.set()
@@ -221,7 +227,10 @@ class FleetSync:
             breaker.callers.answer()
             return
         # Still open by Redis' clock, a millisecond or so: then the wish stays. Or all are taken.
+        # Or nobody had asked for one: whoever has come meanwhile is served in the next round.
         if breaker.state is State.HALF_OPEN:
+            if not want:
+                return
             breaker.wanted = 0
             breaker.callers.answer()
         self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
@@ -298,7 +307,9 @@ class FleetSync:
             except StoreError as error:
                 # `work` tells of Redis' absence; without the channel alone, the poll carries on.
                 _log.debug("subscription to breaker transitions lost: %s", error)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 _log.exception("Listening to breaker states failed", extra={"event": "fault"})
             await asyncio.sleep(RETRY * random.uniform(0.75, 1.25))  # noqa: S311
 
@@ -315,3 +326,9 @@ class FleetSync:
         breaker.adopt(news, self._clock.monotonic())
         if breaker.has_report or breaker.leases_wanted:
             self._wake.set()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants the task that runs to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

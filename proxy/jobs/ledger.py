@@ -83,10 +83,11 @@ class Ledger:
             on_suspect=lambda: self._wake.set(),
             on_degraded=on_degraded,
             on_lost=self._lost,
-            facts=lambda: {"backlog": len(self._queue)},
+            facts=lambda: {"backlog": self.backlog},
         )
         self._file = self._upkeep.file
         self._queue: list[_Op] = []
+        self._writing = 0  # operations that were taken from the queue and are not committed yet
         self._queued_bytes = 0
         self._newest: dict[str, Row] = {}
         self._gap = False
@@ -207,7 +208,7 @@ class Ledger:
     @property
     def backlog(self) -> int:
         """Operations not committed yet."""
-        return len(self._queue)
+        return len(self._queue) + self._writing
 
     def _enqueue(self, op: _Op) -> None:
         if self._stopping:
@@ -275,7 +276,11 @@ class Ledger:
     async def _commit(self, group: list[_Op]) -> bool:
         """Write a group, or put it back in front of the queue. False when nothing was written."""
         try:
-            await self._file.transaction(_rounds(group))
+            self._writing = len(group)
+            try:
+                await self._file.transaction(_rounds(group))
+            finally:
+                self._writing = 0
         except REFUSED:
             await self._one_by_one(group)
             return True
@@ -333,7 +338,7 @@ class Ledger:
         return self._upkeep.degraded
 
     def _where(self) -> dict[str, Any]:
-        return {"ledger": str(self._file.path), "backlog": len(self._queue)}
+        return {"ledger": str(self._file.path), "backlog": self.backlog}
 
     # --- reading (each raises LedgerSilent) -----------------------------------------------------
 

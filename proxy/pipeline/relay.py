@@ -335,9 +335,10 @@ class Relay:
         return body, b"", False
 
     def _write_to_client(self, out: list[bytes]) -> None:
-        if self._client.lost:
+        client = self._client
+        if client.eof and (client.lost or client.secure):
             raise ClientLeft("Client left before its response could be sent")
-        self._client.write(out)
+        client.write(out)
         self._moved = self._clock.monotonic()
 
     def _body_deadline(self, now: float) -> float:

@@ -27,8 +27,10 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
         raise Draining("The proxy is stopping", retry_after=1)
     if not client.eof:
         return deadline
+    # Over TLS there is no closed half: whatever would be sent is thrown away.
+    gone = client.lost or client.secure
     unfinished = not (x.body.done or client.inbox)
     grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
-    if client.lost or unfinished or (now >= grace and not client.write_paused):
+    if gone or unfinished or (now >= grace and not client.write_paused):
         raise ClientLeft("Client left")
     return deadline if client.write_paused else min(deadline, grace)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -91,7 +92,10 @@ async def until(true: Callable[[], bool], within: float = PATIENCE) -> None:
     """Wait until `true()`; fails the test when that has not come to pass `within` seconds."""
     began = now()
     while not true():
-        assert now() - began < within, "it did not come to pass"
+        if now() - began >= within:
+            for task in asyncio.all_tasks():
+                task.print_stack()  # who waits for what: the only trace that a hang leaves
+            pytest.fail("it did not come to pass")
         await asyncio.sleep(0.002)
 
 
@@ -200,6 +204,26 @@ async def test_never_more_than_three_probes_in_the_whole_fleet(
         assert sum(s.transitions() for s in sidecars) == 3
 
 
+async def test_who_was_refused_while_open_keeps_no_lease_from_others(
+    redis_server: RedisServer, pushed: None
+) -> None:
+    """A sidecar whose only caller never comes again ends the open time, and takes no probe of it:
+    the next caller of another sidecar probes at once."""
+    rules: dict[str, Any] = {"open_for": "3s", "probe_lease": "30s", "half_open_max_calls": 1}
+    async with fleet(redis_server.url, 2, **rules) as (one, two):
+        one.fail(5)
+        await all_in([one, two], State.OPEN)
+        with pytest.raises(CircuitOpen):
+            one.breaker.admit(now())
+        await all_in([one, two], State.HALF_OPEN)
+        answered = asyncio.Event()
+        assert two.breaker.ask(now(), answered.set) is not None
+        async with asyncio.timeout(PATIENCE):
+            await answered.wait()
+        two.breaker.admit(now()).success(now(), 0.01)
+        await all_in([one, two], State.CLOSED)
+
+
 async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisServer) -> None:
     """Leases whose owner says nothing run out by Redis' clock."""
     async with fleet(redis_server.url, 2, open_for="100ms", probe_lease="500ms") as sidecars:
@@ -275,6 +299,17 @@ async def test_the_keys_are_those_of_the_contract(redis_server: RedisServer) -> 
 # --- trouble --------------------------------------------------------------------------------------
 
 
+async def test_a_breaker_that_never_changed_is_closed_since_the_start(
+    redis_server: RedisServer,
+) -> None:
+    """Not since 1970, which is what Redis has where there was no transition yet."""
+    began = time.time()
+    async with fleet(redis_server.url, 1) as (one,):
+        await until(lambda: one.breaker.shared)
+        since = datetime.fromisoformat(one.board.show("svc")["since"]).timestamp()
+        assert began - 1 <= since <= time.time()
+
+
 async def test_an_open_breaker_survives_an_empty_restart(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -333,6 +368,22 @@ async def test_set_by_hand_during_the_outage_holds_for_the_fleet_on_return(
             await all_in([one, two], State.FORCED_CLOSED)
     finally:
         await asyncio.to_thread(server.kill)
+
+
+async def test_by_hand_while_redis_hangs_is_counted_once(redis_server: RedisServer) -> None:
+    """The command is carried out here when Redis does not answer, and by Redis when it awakes."""
+    async with fleet(redis_server.url, 2, HASTY) as (one, two):
+        assert redis_server.pid is not None
+        await one.board.force("svc", "reset", "", None)  # Redis knows the script from now on
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            row = await one.board.force("svc", "open", "it burns", 600.0)
+            assert (row["state"], row["shared"]) == ("forced_open", False)
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        await all_in([one, two], State.FORCED_OPEN)
+        await until(lambda: one.breaker.shared and two.breaker.shared)
+        assert one.transitions() + two.transitions() == 1
 
 
 async def test_without_redis_it_recovers_by_itself(redis_server: RedisServer) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,47 @@ async def test_a_deletion_while_we_were_away_is_found(
         async with running(redis_server, tmp_path / "j.db") as mirror:
             await eventually(deleted(mirror, "mv_1"), "tombstone")
             assert not await app.exists(PREFIX + "mv_1")
+
+
+async def test_a_deletion_between_restore_and_comparison(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """All is back after a loss, and the proxy ends before it has compared: what is deleted
+    meanwhile stays deleted, and what is older in Redis is still replaced."""
+    path = tmp_path / "j.db"
+    newest = job("mv_2", "processing", 50.0)
+    comparing = asyncio.Event()
+
+    async def compare_for_ever(*_: object) -> None:
+        comparing.set()
+        await asyncio.Event().wait()
+
+    async with running(redis_server, path) as mirror:
+        since = await followed(mirror)
+        async with connected(redis_server) as app:
+            for job_id, raw in (("mv_1", job("mv_1")), ("mv_2", job("mv_2")), ("mv_2", newest)):
+                await write(app, job_id, raw)
+                await eventually(holds(mirror, job_id, raw), "captured")
+        mirror._keeper._compare = compare_for_ever  # type: ignore[method-assign]
+        await restart_empty(redis_server)
+        await eventually(comparing.is_set, "restored, and comparing")
+        assert mirror.redis_whole
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            # It was on the disk before the mirror called itself whole.
+            (found,) = db.execute("SELECT value FROM meta WHERE name = 'compared'").fetchall()
+        assert found == ("0",)
+        assert mirror.state()["last_sync"] == since
+    async with connected(redis_server) as app:
+        await app.delete(PREFIX + "mv_1")
+        await write(app, "mv_2")
+        async with running(redis_server, path) as mirror:
+            await eventually(deleted(mirror, "mv_1"), "tombstone")
+            assert not await app.exists(PREFIX + "mv_1")
+
+            async def replaced() -> bool:
+                return bool(await app.get(PREFIX + "mv_2") == newest)
+
+            await eventually(replaced, "the newest version in Redis")
 
 
 async def test_a_flush_while_we_were_away_is_a_loss(

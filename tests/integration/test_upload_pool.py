@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -61,11 +62,13 @@ def probes() -> list[psutil.Process]:
 
 def descendants() -> list[psutil.Process]:
     """All that the pool has started, and that has not ended."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "proxy.upload.probe" in process.cmdline()
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and "proxy.upload.probe" in process.cmdline():
+                found.append(process)
+    return found
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -320,6 +320,38 @@ def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
     assert called == ["granted", "lost"]
 
 
+def test_who_waits_still_waits_for_a_lease_when_another_ends_the_open_time() -> None:
+    """The news of half-open, pushed by another process, does not take his wish away."""
+    bench = Bench()
+    bench.breaker.adopt(fleet_says(State.OPEN, 100, 0, ""), bench.now)
+    bench.breaker.shared = True
+    bench.clock.advance(60.0)
+    caller = bench.breaker.ask(bench.now, lambda: None)
+    assert caller is not None
+    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 101, 0, ""), bench.now)
+    assert caller.waiting
+    assert bench.breaker.leases_wanted == 1
+
+
+def test_an_unused_lease_is_kept_as_long_as_a_refused_caller_was_told_to_wait() -> None:
+    """Who comes again after `Retry-After` finds it; when nobody does, the fleet has it back."""
+    bench = Bench()
+    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 100, 0, ""), bench.now)
+    bench.breaker.shared = True
+    told = bench.refused().retry_after
+    assert told == 1.0
+    bench.breaker.grant(["one", "two"], 100, bench.now, bench.now)
+    bench.clock.advance(told + 0.1)
+    bench.breaker.give_back(bench.now)
+    assert not bench.breaker.has_report
+    assert bench.admit() is not None
+    bench.clock.advance(0.2)
+    bench.breaker.give_back(bench.now)
+    report = bench.breaker.take_report()
+    assert report is not None
+    assert report.probes == [("two", "cancel")]
+
+
 def test_an_expiring_window_never_counts_below_zero() -> None:
     """Buckets that turn take exactly what they added."""
     window = SlidingWindow(10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -209,6 +210,19 @@ async def test_a_full_disk_degrades_and_recovers(tmp_path: Path) -> None:
         assert ledger.unwritten("mv_199") is None
     assert states[0] is None
     assert len(states) >= 3
+
+
+async def test_what_is_being_written_still_waits(tmp_path: Path) -> None:
+    """While another process holds the file, the backlog has what the writer holds in its hands."""
+    path = tmp_path / "j.db"
+    async with opened(path) as ledger:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            put(ledger, "mv_1")
+            await eventually(lambda: not ledger._queue, "the writer has taken it")
+            assert ledger.backlog == 1
+            other.execute("ROLLBACK")
+        await eventually(lambda: ledger.backlog == 0, "committed")
 
 
 async def test_an_unusable_directory_degrades_and_recovers(tmp_path: Path) -> None:

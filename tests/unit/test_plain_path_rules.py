@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
-from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.breaker.states import State
 from proxy.config.listeners import Fallback
-from proxy.pipeline import exchange, plain
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.stages.fallback import _Fallback, _Stale
 from proxy.wire.pool import UpstreamStream
-from tests.plain_kit import Asking, Recorder, Rig
+from tests.plain_kit import Asking, Recorder, Rig, pieces, plain_shut, same_ids
 
 HOST = b"Host: a\r\n"
 REQUESTS = [
@@ -227,14 +225,6 @@ class Twin:
         )
 
 
-@contextmanager
-def same_ids() -> Iterator[None]:
-    """Correlation IDs that both make alike."""
-    numbers = count()
-    with patch.object(exchange, "new_correlation_id", lambda: f"id-{next(numbers)}"):
-        yield
-
-
 async def tell(
     twin: Twin, pieces: list[bytes], answers: list[list[bytes]], order: list[str]
 ) -> list[object]:
@@ -259,12 +249,6 @@ async def tell(
         assert twin.rig.breaker.probes_in_flight == 0
         assert len(twin.rig.breaker.callers) == 0
     return seen
-
-
-def pieces(whole: bytes, cuts: list[int]) -> list[bytes]:
-    """`whole` cut at these places, taken modulo its length."""
-    places = sorted({cut % len(whole) for cut in cuts} - {0})
-    return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
 
 
 CUTS = st.just([]) | st.lists(st.integers(-8, 100), max_size=1)
@@ -299,7 +283,7 @@ def test_both_say_the_same_whatever_happens(
     async def told(shut: bool) -> list[object]:
         with ExitStack() as stack:
             if shut:
-                stack.enter_context(patch.object(plain, "_prepare", lambda data, listener: None))
+                stack.enter_context(plain_shut())
             stack.enter_context(same_ids())
             return await tell(Twin(upstream, rescue, shared), from_client, supply, order)
 

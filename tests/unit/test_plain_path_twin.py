@@ -4,18 +4,17 @@ the pieces are, they must say the same."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import count
+from collections.abc import Iterable
+from contextlib import ExitStack
 from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.clock import ManualClock
-from proxy.pipeline import exchange, plain
 from proxy.wire.pool import TargetPool
 from tests.bench.exchange import hot_exchange
+from tests.plain_kit import pieces, plain_shut, same_ids
 
 HOST = b"Host: a\r\n"
 REQUESTS = [
@@ -49,12 +48,6 @@ RESPONSES = [
     OK + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
     OK + b"\r\nuntil close",
 ]
-
-
-def pieces(whole: bytes, cuts: list[int]) -> list[bytes]:
-    """`whole` cut at these places, taken modulo its length."""
-    places = sorted({cut % len(whole) for cut in cuts} - {0})
-    return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
 
 
 class Recorder(asyncio.Transport):
@@ -113,14 +106,6 @@ class Twin:
     def asked(self) -> int:
         """How many requests the upstream was sent."""
         return sum(b" HTTP/1.1\r\n" in d for _, name, d in self.said if name == "upstream")
-
-
-@contextmanager
-def same_ids() -> Iterator[None]:
-    """Correlation IDs that both make alike."""
-    numbers = count()
-    with patch.object(exchange, "new_correlation_id", lambda: f"id-{next(numbers)}"):
-        yield
 
 
 #: What may happen next: the next piece comes from the client or from the upstream, one of them ends
@@ -183,7 +168,7 @@ def test_both_say_the_same(
     for shut in (False, True):
         with ExitStack() as stack:
             if shut:
-                stack.enter_context(patch.object(plain, "_prepare", lambda data, listener: None))
+                stack.enter_context(plain_shut())
             # Another connection would need a loop; who asks for one is left waiting.
             stack.enter_context(patch.object(TargetPool, "_dial_for_waiting", lambda pool: None))
             twin = Twin()

@@ -108,16 +108,22 @@ class UploadSite(Site):
 
 
 def at_work(proxy: psutil.Process) -> list[psutil.Process]:
-    """The probe processes that have an upload, which is when they are sandboxed: neither their
-    parent nor the one that waits."""
+    """The probe processes that have an upload, which is when their time is limited: neither their
+    parent nor the one that waits. (Not told by the sandbox: in a container all have one.)"""
     found = []
     for process in proxy.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             probe = "proxy.upload.probe" in process.cmdline()
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            if probe and "\nSeccomp:\t2\n" in status and "\nState:\tZ" not in status:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if probe and alive and time_limit(process) != time_limit(proxy):
                 found.append(process)
     return found
+
+
+def time_limit(process: psutil.Process) -> str:
+    """How much of a processor's time it may use: soft and hard limit, as the kernel shows them."""
+    limits = Path(f"/proc/{process.pid}/limits").read_text().splitlines()
+    return next((line for line in limits if line.startswith("Max cpu time")), "ended")
 
 
 def head(
