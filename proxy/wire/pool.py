@@ -177,6 +177,12 @@ class TargetPool:
     def idle_connections(self) -> int:
         return len(self._idle)
 
+    @property
+    def full(self) -> bool:
+        """Whether whoever asks is refused."""
+        room = self._idle or self._has_room()
+        return not room and len(self._waiting) >= self._settings.queue + len(self._dials)
+
     def checkout(self, owner: ClientStream) -> UpstreamStream | None:
         """An idle connection for `owner`, if there is one."""
         idle = self._idle
@@ -194,7 +200,7 @@ class TargetPool:
     def ask(self, owner: ClientStream) -> Ticket:
         """A place in the queue; dials if there is room. Raises `Overloaded` when all is full."""
         ticket = Ticket(self, owner)
-        if not self._has_room() and len(self._waiting) >= self._settings.queue + len(self._dials):
+        if self.full:
             raise Overloaded(
                 f"all {self._settings.max_connections} connections to {self.label} are in use "
                 f"and {len(self._waiting)} requests wait already",
@@ -330,7 +336,7 @@ class Upstream:
         self, tried: Sequence[TargetPool] = (), usable: Sequence[str] | None = None
     ) -> TargetPool:
         """The less busy of two random targets, of those not yet `tried` if there are any left, and
-        of those first whose label is in `usable`.
+        of those first whose label is in `usable`. Where that is full, the least busy of all.
 
         Two choices avoid the herd that the least busy of all attracts (Mitzenmacher, 2001).
         """
@@ -342,7 +348,8 @@ class Upstream:
         if len(left) == 1:
             return left[0]
         one, other = self._random.sample(left, 2)
-        return one if one.outstanding <= other.outstanding else other
+        chosen = one if one.outstanding <= other.outstanding else other
+        return min(left, key=lambda pool: pool.outstanding) if chosen.full else chosen
 
     def close(self) -> None:
         for pool in self.pools:
