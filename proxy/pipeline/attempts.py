@@ -261,7 +261,7 @@ def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
 def idle_connection(client: ClientStream, plan: UpstreamPlan) -> UpstreamStream | None:
     """The usual case, without waiting: a kept connection of the target that is to be used."""
     usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
-    return plan.upstream.choose((), usable).checkout(client)
+    return plan.upstream.checkout(client, usable)
 
 
 async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:

@@ -331,6 +331,18 @@ class Upstream:
         self.pools = tuple(pools)
         self._random = random
         self._only = pools[0] if len(pools) == 1 else None
+        self._turn: TargetPool | None = None  # chosen, and had no kept connection
+
+    def checkout(
+        self, owner: ClientStream, usable: Sequence[str] | None = None
+    ) -> UpstreamStream | None:
+        """A kept connection to the target that is chosen. Where that has none it is the next one to
+        be asked: or else targets with connections would get more than their share."""
+        pool = self.choose((), usable)
+        stream = pool.checkout(owner)
+        if stream is None and self._only is None:
+            self._turn = pool
+        return stream
 
     def choose(
         self, tried: Sequence[TargetPool] = (), usable: Sequence[str] | None = None
@@ -342,6 +354,9 @@ class Upstream:
         """
         if self._only is not None:
             return self._only
+        turn, self._turn = self._turn, None
+        if turn is not None and turn not in tried and (usable is None or turn.label in usable):
+            return turn
         left = [pool for pool in self.pools if pool not in tried] or list(self.pools)
         if usable is not None:
             left = [pool for pool in left if pool.label in usable] or left

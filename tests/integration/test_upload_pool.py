@@ -123,7 +123,7 @@ async def test_the_process_that_waits_may_die(pool: ProbePool, validator: Upload
         await until(lambda: len(descendants()) == 2)
         (waiting,) = (child for child in descendants() if child != parent())
         waiting.kill()
-        await until(lambda waiting=waiting: waiting not in descendants())
+        await until(lambda waiting=waiting: not psutil.pid_exists(waiting.pid))
         assert (await upload(validator, GOOD)).code == "accepted"
 
 

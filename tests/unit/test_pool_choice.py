@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from random import Random
+from typing import cast
 
 import pytest
 
 from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
+from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, Upstream
 
@@ -46,3 +48,24 @@ def test_of_two_the_less_busy_is_chosen(seed: int) -> None:
     assert two.choose() is two.pools[1]
     assert two.choose(tried=(two.pools[1],)) is two.pools[0]
     assert two.choose(tried=two.pools) is two.pools[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_target_without_kept_connections_keeps_its_turn(seed: int) -> None:
+    """It is the next one to be asked, once, unless it has failed or must not be used."""
+    three = upstream(seed, [0, 0, 0])
+    owner = cast(ClientStream, None)  # nobody is told anything here
+    assert three.checkout(owner) is None
+    turn = three._turn
+    assert turn is not None
+    assert three.choose() is turn
+    assert three._turn is None
+    assert three.checkout(owner) is None
+    turn = three._turn
+    assert turn is not None
+    assert three.choose(tried=(turn,)) is not turn
+    assert three.checkout(owner) is None
+    turn = three._turn
+    assert turn is not None
+    others = [pool.label for pool in three.pools if pool is not turn]
+    assert three.choose(usable=others).label in others
