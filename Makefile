@@ -37,7 +37,7 @@ types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy
 
 test: lint types  ## lint, types, tests; ARGS="-k codec" for some of them
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(RUN)  ## validate the ready configs
 	$(BIN)/reliability-proxy check --config config/demo.yaml

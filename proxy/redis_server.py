@@ -15,7 +15,11 @@ import time
 from collections import deque
 from pathlib import Path
 
-#: The ports of `free_port`, the latest ones: enough to keep those apart that are in use together.
+#: Where `free_port` draws from: below the ports that the kernel gives to outgoing connections (32768
+#: up on Linux). One of those might be taken before its listener comes, or while that is away.
+PORTS = range(20_000, 32_000)
+
+#: The ports that were drawn last: enough to keep those apart that are in use together.
 _given: deque[int] = deque(maxlen=1000)
 
 
@@ -40,21 +44,19 @@ def find_redis_server() -> str:
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port on which nobody listens at this moment, below those that the kernel gives to outgoing
-    connections (32768 up on Linux): one of them might take it before its listener does, or while
-    that is away. Not one that was given before, as its listener may be still to come: among ten
-    drawn ports two are the same in one case of three hundred. Raises `RuntimeError` when there is
-    none."""
+    """A port of `PORTS` on which nobody listens at this moment. Not one that was given before, as
+    its listener may be still to come: among ten drawn ports two are the same in one case of three
+    hundred. Raises `RuntimeError` when there is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for _ in range(200):
-        port = 20_000 + secrets.randbelow(12_000)
+        port = secrets.choice(PORTS)
         if port in _given:
             continue
         with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             _given.append(port)
             return port
-    raise RuntimeError(f"no free port of {host} between 20000 and 32000")
+    raise RuntimeError(f"no free port of {host} between {PORTS[0]} and {PORTS[-1]}")
 
 
 class RedisServer:
