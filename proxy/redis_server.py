@@ -15,8 +15,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-#: Where `free_port` draws from: below the ports that the kernel gives to outgoing connections (32768
-#: up on Linux). One of those might be taken before its listener comes, or while that is away.
+#: Where `free_port` draws from: below the ports that the kernel gives to outgoing connections
+#: (32768 up on Linux). One of those might be taken before its listener comes, or while it is away.
 PORTS = range(20_000, 32_000)
 
 #: The ports that were drawn last: enough to keep those apart that are in use together.
