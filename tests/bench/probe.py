@@ -24,12 +24,13 @@ from tests.uploads.sending import send_file
 @dataclass(frozen=True)
 class Cost:
     """One file through one process: seconds of CPU time there and on the sender's side, seconds
-    from the last byte to the verdict, and the verdict."""
+    from the last byte to the verdict, the verdict, and the bytes that were sent."""
 
     probe: float
     sender: float
     delay: float
     verdict: dict[str, object]
+    crossed: int
 
 
 def cost(data: bytes, sniffer: Sniffer) -> Cost:
@@ -47,12 +48,12 @@ def cost(data: bytes, sniffer: Sniffer) -> Cost:
     with ours:
         before = time.process_time()
         ours.sendall(job.encode())
-        verdict, delay = send_file(ours, data)
+        verdict, delay, crossed = send_file(ours, data)
         sent = time.process_time() - before
     usage = os.wait4(pid, 0)[2]
     if "duration" not in verdict:
         raise ValueError(f"no duration: {verdict}")
-    return Cost(usage.ru_utime + usage.ru_stime, sent, delay, verdict)
+    return Cost(usage.ru_utime + usage.ru_stime, sent, delay, verdict, crossed)
 
 
 def more_samples() -> dict[str, bytes]:
@@ -78,8 +79,8 @@ def main(rounds: int) -> None:
     """Print the table."""
     sniffer = probe.prepare()
     print(
-        "| file | MB | probe, CPU ms | sender, CPU ms | verdict after the last byte, ms "
-        "| seconds of sound |\n|---|--:|--:|--:|--:|--:|"
+        "| file | MB | crosses, MB | probe, CPU ms | sender, CPU ms "
+        "| verdict after the last byte, ms | seconds of sound |\n|---|--:|--:|--:|--:|--:|--:|"
     )
     for title, data in (samples() | more_samples()).items():
         costs = [cost(data, sniffer) for _ in range(rounds)]
@@ -89,7 +90,9 @@ def main(rounds: int) -> None:
         ]
         shown = " | ".join(f"{cell:.1f}" for cell in cells)
         duration = costs[0].verdict.get("duration")
-        print(f"| {title} | {len(data) / 1e6:.1f} | {shown} | {duration} |", flush=True)
+        crossed = statistics.median(one.crossed for one in costs) / 1e6
+        sizes = f"{len(data) / 1e6:.1f} | {crossed:.1f}"
+        print(f"| {title} | {sizes} | {shown} | {duration} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ _PIECE = 256 * 1024
 
 def send_file(
     sock: socket.socket, data: bytes, piece: int = _PIECE
-) -> tuple[dict[str, Any], float]:
-    """Send `data`, less what the process says it can do without. Its last word, and how many
-    seconds after the end of the file it came. Raises `ValueError` where there is none."""
-    sender, heard = Sender(), b""
+) -> tuple[dict[str, Any], float, int]:
+    """Send `data`, less what the process says it can do without. Its last word, how many seconds
+    after the end of the file it came, and how many bytes were sent. Raises `ValueError` where there
+    is none."""
+    sender, heard, crossed = Sender(), b"", 0
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before the end
         for at in range(0, len(data), piece):
             while select.select([sock], [], [], 0)[0] and (more := sock.recv(65_536)):
@@ -28,8 +29,8 @@ def send_file(
                     if place:
                         sender.leave_out(*place)
                 heard = (lines[-1] + b"\n" if lines else b"") + rest
-            _write(sock, sender.send(data[at : at + piece]))
-        _write(sock, sender.go_on())
+            crossed += _write(sock, sender.send(data[at : at + piece]))
+        crossed += _write(sock, sender.go_on())
         sock.shutdown(socket.SHUT_WR)
     ended = time.perf_counter()
     with contextlib.suppress(ConnectionResetError):  # behind the last word
@@ -39,9 +40,10 @@ def send_file(
     if not heard:
         raise ValueError("the process said nothing")
     answer: dict[str, Any] = json.loads(heard.splitlines()[-1])
-    return answer, delay
+    return answer, delay, crossed
 
 
-def _write(sock: socket.socket, pieces: list[bytes | memoryview]) -> None:
+def _write(sock: socket.socket, pieces: list[bytes | memoryview]) -> int:
     for piece in pieces:
         sock.sendall(piece)
+    return sum(map(len, pieces))
