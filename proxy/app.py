@@ -23,12 +23,14 @@ from proxy.admin.status.snapshot import Sources
 from proxy.admin.trace import TraceControl
 from proxy.admin.traced import TracedStories
 from proxy.breaker.board import BreakerBoard
+from proxy.cgroup import memory_limit
 from proxy.clock import SystemClock
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config
 from proxy.jobs.service import Mirrors
+from proxy.memory_budget import MemoryBudget, default_limit
 from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
@@ -61,6 +63,7 @@ class Proxy:
         self.metrics = Metrics(__version__)
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
+        self._memory = MemoryBudget(_budget(config))
         self._lag = LoopLag(self.metrics.loop_lag)
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
@@ -91,17 +94,19 @@ class Proxy:
                 self._mirrors.by_name.__getitem__,
                 self._trace,
                 random.random,
+                self._memory,
             ),
             self._clock,
             self._sweeper,
             random,
             lambda upstream: self.metrics.upstream(upstream).connected,
             self._breakers.get,
+            self._memory,
         )
         self._watch = Watch(self._clock)
         self.metrics.registry.register(self._watch)
         self._plans = Plans({}, {})
-        self._sockets = Sockets(self._clock, self._sweeper, self.metrics.listener)
+        self._sockets = Sockets(self._clock, self._sweeper, self._memory, self.metrics.listener)
         self._status = StatusBoard(
             Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
         )
@@ -226,6 +231,7 @@ class Proxy:
         self._config, self._plans = config, plans
         self._breakers.reload(config.upstreams)
         self._compiler.settle(config, plans)
+        self._memory.resize(_budget(config))
         self._logs.set_level(config.logging.level)
         await self._watch.follow(config.upstreams, plans.upstreams)
 
@@ -306,3 +312,8 @@ class Proxy:
             )
             for name, plan in self._plans.upstreams.items()
         ]
+
+
+def _budget(config: Config) -> int:
+    """Bytes that all buffers together may hold."""
+    return config.limits.memory or default_limit(memory_limit())

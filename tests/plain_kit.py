@@ -18,6 +18,7 @@ from unittest.mock import patch
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.clock import ManualClock
 from proxy.config.schema import Config
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline import exchange, plain
 from proxy.pipeline.compile import Binding, Compiler, Stage
 from proxy.pipeline.plan import Hooks, ListenerPlan, UpstreamPlan
@@ -114,6 +115,7 @@ class Rig:
     def __init__(self, stages: Sequence[Stage] = (), **upstream: Any) -> None:
         self.clock = ManualClock()
         self.sweeper = Sweeper(self.clock)
+        self.memory = MemoryBudget()
         self.said: list[tuple[str, bytes]] = []
         self.breaker: CircuitBreaker | None = None
         self._config = Config.model_validate(
@@ -140,6 +142,7 @@ class Rig:
             Random(1),
             lambda _: lambda _: None,
             self._breaker_of,
+            self.memory,
         ).compile(self._config)
         self.plan: UpstreamPlan = plans.upstreams["app"]
         self.listener: ListenerPlan = plans.listeners["front"]
@@ -149,7 +152,9 @@ class Rig:
         self.refused = 0  # dials that are to fail from now on
         # The instance's own, in place of the method: there is nobody to dial.
         self.pool._dial_for_waiting = self._dial  # type: ignore[method-assign]
-        self.client = ClientStream(self.clock, self.sweeper, Service(self.listener), lambda _: None)
+        self.client = ClientStream(
+            self.clock, self.sweeper, self.memory, Service(self.listener), lambda _: None
+        )
         self.answer = Recorder("client", self.said, self._sockets[1])
         self.client.connection_made(self.answer)
         self._connect()

@@ -6,7 +6,8 @@ Rules
 2. The key is the target and every request field that could have changed the answer: credentials
    above all, so that nobody ever gets another's (RFC 9111 §3.5, §4.1). An answer that varies by a
    field that is not in the key is not kept.
-3. Memory is bounded by bytes, the least recently used goes first. Too old is as good as gone.
+3. Memory is bounded by bytes, the least recently used goes first. Too old is as good as gone. What
+   is kept counts against the process' budget; where that has no room, nothing new is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from proxy.memory_budget import Holding
 
 #: Request fields that are part of the key.
 KEY_FIELDS = frozenset(
@@ -48,12 +51,17 @@ class StaleAnswer:
 class StaleCache:
     """Of one route. `max_age` in seconds, `max_bytes` for all answers, `max_body` for one."""
 
-    def __init__(self, max_age: float, max_bytes: int, max_body: int) -> None:
+    def __init__(self, max_age: float, max_bytes: int, max_body: int, memory: Holding) -> None:
         self.max_age = max_age
         self.max_bytes = max_bytes
         self.max_body = max_body
-        self.used = 0
+        self._memory = memory
         self._answers: OrderedDict[bytes, StaleAnswer] = OrderedDict()
+
+    @property
+    def used(self) -> int:
+        """Bytes that all answers take up."""
+        return self._memory.size
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -90,10 +98,11 @@ class StaleCache:
             self.drop(key)
             return False
         self.drop(key)
-        self._answers[key] = StaleAnswer(tuple(lines), body, now)
-        self.used += size
-        while self.used > self.max_bytes:
+        while self.used + size > self.max_bytes:
             self.drop(next(iter(self._answers)))
+        if not self._memory.try_grow(size):
+            return False
+        self._answers[key] = StaleAnswer(tuple(lines), body, now)
         return True
 
     def get(self, key: bytes, now: float) -> StaleAnswer | None:
@@ -111,7 +120,7 @@ class StaleCache:
         """Forget one answer, if it is there."""
         answer = self._answers.pop(key, None)
         if answer is not None:
-            self.used -= _OVERHEAD + len(answer.body) + sum(map(len, answer.lines))
+            self._memory.shrink(_OVERHEAD + len(answer.body) + sum(map(len, answer.lines)))
 
 
 def _may_keep(lines: Sequence[bytes]) -> bool:

@@ -122,6 +122,14 @@ class Logging(Model):
     """`stdout`, or a file, relative to the current directory."""
 
 
+class ProcessLimits(Model):
+    """What the process as a whole may use."""
+
+    memory: Annotated[Size, Field(ge=16 * 1024 * 1024)] | None = None
+    """What all buffers together may hold; beyond it the greediest are slowed, then turned away.
+    Absent: half of what the cgroup allows, else 256 MiB."""
+
+
 class Config(Model):
     """The whole file."""
 
@@ -147,5 +155,7 @@ class Config(Model):
     """Disk, temporary files and memory of the app."""
     logging: Logging = Logging()
     """The JSON log."""
+    limits: ProcessLimits = ProcessLimits()
+    """What the process as a whole may use."""
     drain_timeout: Duration = 30.0
     """After SIGTERM, how long requests in flight may take."""

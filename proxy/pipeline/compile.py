@@ -20,6 +20,7 @@ from proxy.clock import Clock
 from proxy.config.listeners import Listener, Route
 from proxy.config.schema import Config
 from proxy.config.upstreams import Upstream as UpstreamConfig
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.plan import (
     FAILING,
     FilterFactory,
@@ -80,6 +81,7 @@ class Compiler:
         random: Random,
         on_connect: Callable[[str], Callable[[float], None]],
         breaker_of: Callable[[str], CircuitBreaker | None],
+        memory: MemoryBudget,
     ) -> None:
         self._stages = stages
         self._clock = clock
@@ -87,6 +89,7 @@ class Compiler:
         self._random = random
         self._on_connect = on_connect
         self._breaker_of = breaker_of
+        self._memory = memory
 
     def compile(self, config: Config, before: tuple[Config, Plans] | None = None) -> Plans:
         """Plans for `config`; what did not change since `before` is taken over.
@@ -143,6 +146,7 @@ class Compiler:
                 config.timeouts.connect,
                 self._clock,
                 self._sweeper,
+                self._memory,
                 self._on_connect(name),
                 tls,
                 config.tls.server_name,

@@ -10,6 +10,7 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.config.units import Bind
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
 from proxy.telemetry.tally import ListenerTally
@@ -28,13 +29,19 @@ class ListenerRuntime:
     """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
 
     def __init__(
-        self, plan: ListenerPlan, clock: Clock, sweeper: Sweeper, tally: ListenerTally
+        self,
+        plan: ListenerPlan,
+        clock: Clock,
+        sweeper: Sweeper,
+        memory: MemoryBudget,
+        tally: ListenerTally,
     ) -> None:
         self.service = Service(plan)
         self.clients: set[ClientStream] = set()
         self._tally = tally
         self._clock = clock
         self._sweeper = sweeper
+        self._memory = memory
         self._server: asyncio.Server | None = None
         self._draining = False
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
@@ -51,7 +58,7 @@ class ListenerRuntime:
         A TLS client has as long for its handshake as for the head of its first request.
         """
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientStream(self._clock, self._sweeper, self._begin, self._gone),
+            lambda: ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone),
             bind.host or None,
             bind.port,
             ssl=tls,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from proxy.clock import Clock
 from proxy.config.listeners import Listener
 from proxy.errors import cannot_listen
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.pipeline.plan import ListenerPlan
 from proxy.telemetry.tally import ListenerTally
@@ -49,10 +50,15 @@ class Sockets:
     cannot."""
 
     def __init__(
-        self, clock: Clock, sweeper: Sweeper, tally: Callable[[str], ListenerTally]
+        self,
+        clock: Clock,
+        sweeper: Sweeper,
+        memory: MemoryBudget,
+        tally: Callable[[str], ListenerTally],
     ) -> None:
         self._clock = clock
         self._sweeper = sweeper
+        self._memory = memory
         self._tally = tally
         self._open: dict[str, OpenListener] = {}
         self._leaving: dict[asyncio.Task[None], ListenerRuntime] = {}  # removed, but still in use
@@ -117,7 +123,7 @@ class Sockets:
         self._open = {**change.kept, **change.fresh}
 
     async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
-        runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._tally(name))
+        runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._memory, self._tally(name))
         tls = _server_tls(wanted)
         try:
             await runtime.open(wanted.bind, tls, wanted.reuse_port)

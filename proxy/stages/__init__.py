@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Stage
 from proxy.stages.access_line import AccessLine
 from proxy.stages.fallback import FallbackStage
@@ -29,13 +30,14 @@ def all_stages(
     mirror_of: MirrorOf,
     trace: Trace | None,
     random: Callable[[], float],
+    memory: MemoryBudget,
 ) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
         RouteMetrics(metrics),
         UploadCheckStage(probes, metrics.registry),
         JobRoles(mirror_of),
-        FallbackStage(),
+        FallbackStage(memory),
         TraceRecord(trace, random),
         AccessLine(access_log),
     )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import weakref
+
 from proxy.breaker.stale import StaleCache
 from proxy.config.listeners import Fallback, StaticAnswer
 from proxy.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
+from proxy.memory_budget import Holding, MemoryBudget
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange, Tee
 from proxy.pipeline.plan import Hooks, Reply, Trouble
 
 
 class FallbackStage:
-    """Binds to routes with `fallback:`."""
+    """Binds to routes with `fallback:`. Kept answers count against the budget."""
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self._memory = memory.account("stale_answers")
 
     def bind(self, binding: Binding) -> Hooks | None:
         """Stale answers are remembered per route."""
         if binding.route is None or binding.route.fallback is None:
             return None
         rules = binding.route.fallback
-        stale = _Stale(rules) if rules.stale is not None else None
+        stale = _Stale(rules, Holding(self._memory)) if rules.stale is not None else None
         return Hooks(
             started=stale.listen if stale else None,
             rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
@@ -29,9 +35,10 @@ class FallbackStage:
 class _Stale:
     """The last good answers of a route."""
 
-    def __init__(self, rules: Fallback) -> None:
+    def __init__(self, rules: Fallback, memory: Holding) -> None:
         assert rules.stale is not None
-        self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body)
+        weakref.finalize(self, memory.clear)  # a reload makes a new one
+        self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
 
     def key(self, x: Exchange) -> bytes | None:
         """A HEAD may be answered from a GET (RFC 9110 §9.3.2)."""

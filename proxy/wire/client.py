@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from proxy.clock import Clock
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.codec import HeadMemo, RequestHead, find_head_end, parse_request
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
@@ -79,10 +80,11 @@ class ClientStream(Stream):
         self,
         clock: Clock,
         sweeper: Sweeper,
+        memory: MemoryBudget,
         serve: Callable[[ClientStream], Coroutine[Any, Any, None]],
         on_gone: Callable[[ClientStream], None],
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.clock = clock
         self._sweeper = sweeper
         self._serve = serve

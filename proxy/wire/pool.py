@@ -28,6 +28,7 @@ from proxy.clock import Clock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool as PoolConfig
 from proxy.errors import Overloaded
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
@@ -45,7 +46,7 @@ class UpstreamStream(Stream):
     __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
 
     def __init__(self, pool: TargetPool) -> None:
-        super().__init__()
+        super().__init__(pool.memory)
         self.pool = pool
         self.owner: ClientStream | None = None
         self.reused = False  # it has already carried an exchange
@@ -144,6 +145,7 @@ class TargetPool:
         connect_timeout: float,
         clock: Clock,
         sweeper: Sweeper,
+        memory: MemoryBudget,
         on_connect: Callable[[float], None],
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
@@ -151,6 +153,7 @@ class TargetPool:
         self.address = address
         self.label = str(address)
         self.sweeper = sweeper
+        self.memory = memory
         self.memo = HeadMemo(parse_response)
         self._settings = settings
         self._connect_timeout = connect_timeout

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.bodies import PIECES_PER_TURN, Decoder
 from proxy.wire.deadlines import NEVER
 
@@ -38,12 +39,14 @@ class Stream(asyncio.Protocol):
         "error",
         "inbox",
         "lost",
+        "memory",
         "taker",
         "transport",
         "write_paused",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, memory: MemoryBudget) -> None:
+        self.memory = memory
         self.transport = cast(asyncio.Transport, None)
         self.eof = False  # the peer will send no more
         self.lost = False  # the connection is gone

@@ -16,6 +16,7 @@ from random import Random
 from proxy import __version__
 from proxy.clock import Clock, SystemClock
 from proxy.config.schema import Config
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.serve import Service
 from proxy.stages.access_line import AccessLine
@@ -75,6 +76,7 @@ class HotExchange:
         self.sweeper = sweeper = Sweeper(clock)
         metrics = Metrics(__version__)
         self._writer = LogWriter(FileOutput(os.devnull))
+        memory = MemoryBudget()
         compiler = Compiler(
             (RouteMetrics(metrics), AccessLine(AccessLog(self._writer))),
             clock,
@@ -82,13 +84,14 @@ class HotExchange:
             Random(1),
             lambda upstream: metrics.upstream(upstream).connected,
             lambda upstream: None,
+            memory,
         )
         plans = compiler.compile(Config.model_validate(_CONFIG))
         pool = plans.upstreams["app"].upstream.pools[0]
         self._ours, self._theirs = socket.socketpair()
         self.answer = _Transport(self._theirs)
         service = Service(plans.listeners["bench"])
-        self.client = ClientStream(clock, sweeper, service, lambda _: None)
+        self.client = ClientStream(clock, sweeper, memory, service, lambda _: None)
         self.client.connection_made(self.answer)
         self.upstream = UpstreamStream(pool)
         self.upstream.connection_made(_Transport(self._ours))

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from proxy.clock import ManualClock
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.client import ClientStream, Limits
 from proxy.wire.codec import RequestHead
 from proxy.wire.deadlines import NEVER, Sweeper
@@ -50,7 +51,9 @@ async def closing(story: Callable[[Closing, socket.socket], Any]) -> None:
     there = Closing()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: ClientStream(there.clock, there.sweeper, there.serve, there.left), "127.0.0.1", 0
+        lambda: ClientStream(there.clock, there.sweeper, MemoryBudget(), there.serve, there.left),
+        "127.0.0.1",
+        0,
     )
     with socket.create_connection(server.sockets[0].getsockname()) as client:
         client.setblocking(False)
@@ -119,7 +122,9 @@ async def drained(story: Callable[[Draining, ClientStream, socket.socket], Any])
     """Tell `story` with a connection and the client's end of it."""
     there = Draining()
     server = await asyncio.get_running_loop().create_server(
-        lambda: ClientStream(there.clock, there.sweeper, there.serve, lambda _: None),
+        lambda: ClientStream(
+            there.clock, there.sweeper, MemoryBudget(), there.serve, lambda _: None
+        ),
         "127.0.0.1",
         0,
     )

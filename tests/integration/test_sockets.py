@@ -13,6 +13,7 @@ import trustme
 
 from proxy.clock import SystemClock
 from proxy.config.listeners import Listener
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.sockets import Sockets
 from proxy.telemetry.tally import ListenerTally
@@ -34,7 +35,7 @@ def listener(port: int, pair: Path | None = None) -> Listener:
 async def test_what_a_refused_change_opened_is_closed_again(tmp_path: Path) -> None:
     """A kept listener's certificate became unreadable after the check: nothing has changed."""
     clock = SystemClock()
-    sockets = Sockets(clock, Sweeper(clock), ListenerTally)
+    sockets = Sockets(clock, Sweeper(clock), MemoryBudget(), ListenerTally)
     pair = tmp_path / "pair.pem"
     trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pair)
     secure, extra = free_port(), free_port()
@@ -58,7 +59,7 @@ async def test_what_a_refused_change_opened_is_closed_again(tmp_path: Path) -> N
 async def test_listeners_of_any_port_stay_apart() -> None:
     """A change keeps the socket of each, whatever was added before it in the file."""
     clock = SystemClock()
-    sockets = Sockets(clock, Sweeper(clock), ListenerTally)
+    sockets = Sockets(clock, Sweeper(clock), MemoryBudget(), ListenerTally)
     old = {"a": listener(0), "b": listener(0)}
     plans = dict.fromkeys("abc", PLAN)
     sockets.make(await sockets.prepare(old, plans), old, plans)
@@ -89,7 +90,7 @@ async def test_a_renamed_listener_counts_under_its_new_name() -> None:
             while counts() != wanted:  # noqa: ASYNC110 (the proxy has nothing to tell us by)
                 await asyncio.sleep(0.01)
 
-    sockets = Sockets(clock, Sweeper(clock), tally)
+    sockets = Sockets(clock, Sweeper(clock), MemoryBudget(), tally)
     old, new = {"old": listener(0)}, {"new": listener(0)}
     serving = cast(
         ListenerPlan,

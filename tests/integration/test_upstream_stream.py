@@ -14,6 +14,7 @@ import uvloop
 from proxy.clock import SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, UpstreamStream
@@ -40,7 +41,13 @@ async def reset_in_the_middle(answer: bytes, before: bytes = b"") -> UpstreamStr
     with socket.create_server(("127.0.0.1", 0)) as listening:
         host, port = listening.getsockname()
         pool = TargetPool(
-            TargetAddress("http", host, port), Pool(), 1.0, clock, Sweeper(clock), lambda _: None
+            TargetAddress("http", host, port),
+            Pool(),
+            1.0,
+            clock,
+            Sweeper(clock),
+            MemoryBudget(),
+            lambda _: None,
         )
         loop = asyncio.get_running_loop()
         _, stream = await loop.create_connection(lambda: UpstreamStream(pool), host, port)

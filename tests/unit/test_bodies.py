@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.bodies import (
     PIECES_PER_TURN,
     ChunkedBody,
@@ -135,7 +136,7 @@ class Told(Stream):
     """A stream without a socket that counts its notifications."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MemoryBudget())
         self.told = 0
 
     def notify(self) -> None:

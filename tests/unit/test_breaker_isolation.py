@@ -12,6 +12,7 @@ from proxy.config.listeners import StaticAnswer
 from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.config.upstreams import Ejection, Health
 from proxy.errors import Overloaded
+from proxy.memory_budget import Holding, MemoryBudget
 
 NOW = 100.0
 
@@ -113,7 +114,12 @@ def test_when_all_targets_are_unwell_all_are_tried() -> None:
 
 def cache(**limits: int) -> StaleCache:
     """A cache of ten minutes."""
-    return StaleCache(600.0, limits.get("max_bytes", 10_000), limits.get("max_body", 2_000))
+    return StaleCache(
+        600.0,
+        limits.get("max_bytes", 10_000),
+        limits.get("max_body", 2_000),
+        Holding(MemoryBudget().account("stale_answers")),
+    )
 
 
 def test_the_same_get_finds_its_last_good_answer_with_its_age() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.clock import ManualClock
 from proxy.config.schema import Config
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline import plain
 from proxy.pipeline.compile import Binding, Compiler, Stage
 from proxy.pipeline.exchange import Exchange
@@ -61,7 +62,13 @@ def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
         }
     )
     compiler = Compiler(
-        stages, clock, Sweeper(clock), Random(1), lambda _: lambda _: None, lambda _: None
+        stages,
+        clock,
+        Sweeper(clock),
+        Random(1),
+        lambda _: lambda _: None,
+        lambda _: None,
+        MemoryBudget(),
     )
     return compiler.compile(config).listeners["front"]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.breaker.states import State
 from proxy.config.listeners import Fallback
+from proxy.memory_budget import Holding, MemoryBudget
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.stages.fallback import _Fallback, _Stale
@@ -104,7 +105,8 @@ class Twin:
         if rescue == "second":
             stages.append(Asking(Hooks(rescuer=Second())))
         if rescue == "stale":
-            stale = _Stale(Fallback.model_validate({"stale": "10m"}))
+            memory = Holding(MemoryBudget().account("stale_answers"))
+            stale = _Stale(Fallback.model_validate({"stale": "10m"}), memory)
             stages.append(
                 Asking(
                     Hooks(

@@ -10,6 +10,7 @@ import pytest
 from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
+from proxy.memory_budget import MemoryBudget
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, Upstream
@@ -26,6 +27,7 @@ def upstream(seed: int, busy: list[int]) -> Upstream:
             1.0,
             clock,
             Sweeper(clock),
+            MemoryBudget(),
             lambda _: None,
         )
         pool._in_use = in_use

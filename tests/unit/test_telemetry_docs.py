@@ -35,6 +35,7 @@ from proxy.jobs.mirror import Creation
 from proxy.jobs.pipeline_events import STAGE_ERRORS
 from proxy.jobs.pipeline_metrics import Counted
 from proxy.jobs.pipeline_totals import Example, Totals
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.stages.upload_check import UploadCheckStage
@@ -167,7 +168,9 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     breaker.force(Event.FORCE_OPEN, clock.monotonic(), "test", 1.0)
     watch = Watch(clock)
     metrics.registry.register(watch)
-    compiler = Compiler([], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get)
+    compiler = Compiler(
+        [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, MemoryBudget()
+    )
     watch.show(compiler.compile(config).upstreams)
     for family in metrics.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
