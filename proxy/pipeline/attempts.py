@@ -12,13 +12,12 @@ kept one that was closed under us before a byte of response, for a method that m
 
 from __future__ import annotations
 
-from proxy.breaker.bulkhead import Bulkhead
-from proxy.breaker.bulkhead import Ticket as Place
-from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
 from proxy.breaker.states import State
-from proxy.errors import Overloaded, ProxyError, UpstreamFailure, UpstreamReset, UpstreamUnreachable
+from proxy.errors import ProxyError, UpstreamFailure, UpstreamReset
 from proxy.headers import IDEMPOTENT
+from proxy.pipeline.admission import enter, refuse_for_open_circuit, wait_for_lease
+from proxy.pipeline.connect import connection, idle_connection
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.gather import gather
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
@@ -26,27 +25,20 @@ from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection
 from proxy.pipeline.rescue import needs_body, rescue, send
-from proxy.pipeline.waiting import until_left
-from proxy.wire.client import ClientStream
+from proxy.pipeline.waiting import pause
 from proxy.wire.codec import ResponseHead
-from proxy.wire.pool import TargetPool, UpstreamStream
+from proxy.wire.pool import UpstreamStream
 from proxy.wire.tunnel import tunnel
 
 #: Bytes of an answer that a rescuer may read before it is passed on.
 _HELD = 1024 * 1024
-
-#: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
-_REFUSED_PAUSE = 0.1
-
-#: Seconds that a caller waits for leave to be a probe: a slow Redis' answer, and no longer.
-_LEASE_PATIENCE = 0.25
 
 
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
     if x.filter is not None:
-        _refuse_for_open_circuit(x, plan)
+        refuse_for_open_circuit(x, plan)
         await gather(x, listener)
     if plan.bulkhead is None:
         if plan.retry is None and not x.plan.rescuers:
@@ -54,34 +46,12 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
         else:
             await _attempts(x, listener, plan)
         return
-    _refuse_for_open_circuit(x, plan)  # nobody queues for a refusal
-    place = await _enter(x, plan.bulkhead)
+    refuse_for_open_circuit(x, plan)  # nobody queues for a refusal
+    place = await enter(x, plan.bulkhead)
     try:
         await _attempts(x, listener, plan)
     finally:
         plan.bulkhead.leave(place)
-
-
-def _refuse_for_open_circuit(x: Exchange, plan: UpstreamPlan) -> None:
-    now = x.stream.clock.monotonic()
-    if plan.breaker is not None and refuses(plan.breaker, now):
-        plan.breaker.admit(now)  # raises
-
-
-async def _enter(x: Exchange, bulkhead: Bulkhead) -> Place:
-    """A place at the upstream. Raises `Overloaded` when there is none in time."""
-    client = x.stream
-    place = bulkhead.enter(client.clock.monotonic(), client.wake)
-    try:
-        while place.waiting:
-            now = client.clock.monotonic()
-            if now >= place.deadline:
-                raise bulkhead.refuse(place)
-            await client.wait(until_left(x, place.deadline, now))
-    except BaseException:
-        bulkhead.leave(place)
-        raise
-    return place
 
 
 async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
@@ -99,7 +69,7 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
         if not x.body.done and x.filter is None:
             x.replay = ReplayBuffer(plan.retry.rules.buffer)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
-        await _pause(x, x.stream.clock.monotonic() + wait)
+        await pause(x, x.stream.clock.monotonic() + wait)
 
 
 async def _attempt(
@@ -109,7 +79,7 @@ async def _attempt(
     # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
     begun = x.outcome is not None
     if plan.breaker is not None and plan.breaker.state is not State.CLOSED and not begun:
-        await _lease(x, plan.breaker)
+        await wait_for_lease(x, plan.breaker)
     outcome, x.outcome = x.outcome or begin(x, plan), None
     relay: Relay | None = None
     reusable = False
@@ -170,23 +140,6 @@ async def _attempt(
     return None
 
 
-async def _lease(x: Exchange, breaker: CircuitBreaker) -> None:
-    """In a fleet a probe needs a lease from Redis: wait a moment for the answer. Who is refused
-    instead may come again only when the lease has long been given back, and so each time."""
-    client = x.stream
-    now = client.clock.monotonic()
-    caller = breaker.ask(now, client.wake)
-    if caller is None:
-        return
-    deadline = now + _LEASE_PATIENCE
-    try:
-        while caller.waiting and now < deadline:
-            await client.wait(until_left(x, deadline, now))
-            now = client.clock.monotonic()
-    finally:
-        breaker.callers.leave(caller)
-
-
 async def _response(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan
 ) -> tuple[Relay, ResponseHead]:
@@ -200,7 +153,7 @@ async def _response(
         if upstream is None:
             upstream = None if stale else idle_connection(x.stream, plan)
             if upstream is None:
-                upstream = await _connection(x, plan, fresh=stale)
+                upstream = await connection(x, plan, fresh=stale)
             x.attempts += not stale
             x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -256,88 +209,6 @@ def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
         if name.lower() == b"retry-after":
             return parse_retry_after(value.decode("latin-1"), x.stream.clock.time())
     return None
-
-
-def idle_connection(client: ClientStream, plan: UpstreamPlan) -> UpstreamStream | None:
-    """The usual case, without waiting: a kept connection of the target that is to be used."""
-    usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
-    return plan.upstream.checkout(client, usable)
-
-
-async def _connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
-    """An open connection: an idle one at once, else from the first target that has one to give.
-
-    Targets that cannot be reached are passed over; when none is left, all are tried again until
-    `connect_patience` is over. `fresh` asks for a connection that has not been used before.
-    """
-    client = x.stream
-    tried: list[TargetPool] = []
-    patient_until: float | None = None
-    while True:
-        usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
-        pool = plan.upstream.choose(tried, usable)
-        if not fresh:
-            idle = pool.checkout(client)
-            if idle is not None:
-                return idle
-        began = client.clock.monotonic()
-        patient_until = patient_until or began + plan.connect_patience
-        answer = await _ask(x, plan, pool)
-        if isinstance(answer, UpstreamStream):
-            x.connect_time = client.clock.monotonic() - began
-            return answer
-        if plan.health is not None:
-            plan.health.failure(pool.label, client.clock.monotonic())
-        x.failed_attempt("connect", pool.label)
-        tried.append(pool)
-        if len(tried) < len(plan.upstream.pools):
-            continue
-        if client.clock.monotonic() >= patient_until:
-            x.target = pool.label
-            x.attempts += 1
-            raise UpstreamUnreachable(
-                f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
-                upstream=plan.name,
-                reason=type(answer).__name__,
-            )
-        tried.clear()
-        await _pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
-
-
-async def _ask(x: Exchange, plan: UpstreamPlan, pool: TargetPool) -> UpstreamStream | Exception:
-    """What `pool` gives: a connection, or why there is none."""
-    client = x.stream
-    deadline = client.clock.monotonic() + plan.queue_timeout
-    ticket = pool.ask(client)
-    try:
-        while ticket.pending:
-            now = client.clock.monotonic()
-            if now >= deadline:
-                raise Overloaded(
-                    f"No connection to {plan.name} became free within {plan.queue_timeout:g}s",
-                    upstream=plan.name,
-                    retry_after=plan.queue_timeout,
-                    reason="queue_timeout",
-                )
-            await client.wait(until_left(x, deadline, now))
-    except BaseException:
-        pool.give_up(ticket)
-        raise
-    if ticket.stream is not None:
-        return ticket.stream
-    assert ticket.error is not None
-    return ticket.error
-
-
-async def _pause(x: Exchange, until: float) -> None:
-    while (now := x.stream.clock.monotonic()) < until:
-        await x.stream.wait(until_left(x, until, now))
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "connecting timed out"
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 async def _tunnel(

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from proxy.breaker.states import State
 from proxy.errors import ProxyError
-from proxy.pipeline.attempts import idle_connection
+from proxy.pipeline.connect import idle_connection
 from proxy.pipeline.exchange import Exchange, finish
 from proxy.pipeline.messages import VIA, forwarded_for, plain_request_frame
 from proxy.pipeline.outcome import begin

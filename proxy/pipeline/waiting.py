@@ -34,3 +34,9 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
     if gone or unfinished or (now >= grace and not client.write_paused):
         raise ClientLeft("Client left")
     return deadline if client.write_paused else min(deadline, grace)
+
+
+async def pause(x: Exchange, until: float) -> None:
+    """Wait until the monotonic second `until`. Raises what `until_left` raises."""
+    while (now := x.stream.clock.monotonic()) < until:
+        await x.stream.wait(until_left(x, until, now))

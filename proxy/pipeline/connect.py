@@ -1,0 +1,94 @@
+"""An open connection to one of an upstream's targets.
+
+Targets that refuse are passed over, then tried again for `connect_patience`: the upstream never saw
+anything of that, so it is not an attempt.
+"""
+
+from __future__ import annotations
+
+from proxy.errors import Overloaded, UpstreamUnreachable
+from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.plan import UpstreamPlan
+from proxy.pipeline.waiting import pause, until_left
+from proxy.wire.client import ClientStream
+from proxy.wire.pool import TargetPool, UpstreamStream
+
+#: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
+_REFUSED_PAUSE = 0.1
+
+
+def idle_connection(client: ClientStream, plan: UpstreamPlan) -> UpstreamStream | None:
+    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
+    return plan.upstream.checkout(client, usable)
+
+
+async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
+    """An open connection: an idle one at once, else from the first target that has one to give.
+
+    Targets that cannot be reached are passed over; when none is left, all are tried again until
+    `connect_patience` is over. `fresh` asks for a connection that has not been used before.
+    """
+    client = x.stream
+    tried: list[TargetPool] = []
+    patient_until: float | None = None
+    while True:
+        usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
+        pool = plan.upstream.choose(tried, usable)
+        if not fresh:
+            idle = pool.checkout(client)
+            if idle is not None:
+                return idle
+        began = client.clock.monotonic()
+        patient_until = patient_until or began + plan.connect_patience
+        answer = await _ask(x, plan, pool)
+        if isinstance(answer, UpstreamStream):
+            x.connect_time = client.clock.monotonic() - began
+            return answer
+        if plan.health is not None:
+            plan.health.failure(pool.label, client.clock.monotonic())
+        x.failed_attempt("connect", pool.label)
+        tried.append(pool)
+        if len(tried) < len(plan.upstream.pools):
+            continue
+        if client.clock.monotonic() >= patient_until:
+            x.target = pool.label
+            x.attempts += 1
+            raise UpstreamUnreachable(
+                f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
+                upstream=plan.name,
+                reason=type(answer).__name__,
+            )
+        tried.clear()
+        await pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
+
+
+async def _ask(x: Exchange, plan: UpstreamPlan, pool: TargetPool) -> UpstreamStream | Exception:
+    """What `pool` gives: a connection, or why there is none."""
+    client = x.stream
+    deadline = client.clock.monotonic() + plan.queue_timeout
+    ticket = pool.ask(client)
+    try:
+        while ticket.pending:
+            now = client.clock.monotonic()
+            if now >= deadline:
+                raise Overloaded(
+                    f"No connection to {plan.name} became free within {plan.queue_timeout:g}s",
+                    upstream=plan.name,
+                    retry_after=plan.queue_timeout,
+                    reason="queue_timeout",
+                )
+            await client.wait(until_left(x, deadline, now))
+    except BaseException:
+        pool.give_up(ticket)
+        raise
+    if ticket.stream is not None:
+        return ticket.stream
+    assert ticket.error is not None
+    return ticket.error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "connecting timed out"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
