@@ -1,0 +1,88 @@
+"""Bytes in memory, in blocks that are neither tiny nor copied without need, and counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.spool.file import Block
+    from proxy.spool.spool import Memory
+
+#: Pieces smaller than this are joined, into blocks of up to `_JOINED`: chunks come by the thousand.
+_SMALL, _JOINED = 4 * 1024, 64 * 1024
+
+
+class Blocks:
+    """A growing list of blocks; `size` is counted in the process' memory budget."""
+
+    __slots__ = ("_memory", "blocks", "size")
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.blocks: list[Block] = []
+        self.size = 0
+
+    def add(self, pieces: list[bytes]) -> int:
+        """Take `pieces`; how many bytes they are."""
+        if len(pieces) > 8:
+            pieces = [b"".join(pieces)]
+        blocks, added = self.blocks, 0
+        for piece in pieces:
+            size = len(piece)
+            if not size:
+                continue
+            added += size
+            last = blocks[-1] if blocks else None
+            if size >= _SMALL:
+                blocks.append(piece)
+            elif isinstance(last, bytearray) and len(last) + size <= _JOINED:
+                last += piece
+            else:
+                blocks.append(bytearray(piece))
+        self.size += added
+        self._memory.reserve(added)
+        return added
+
+    def put_back(self, blocks: list[Block], skip: int) -> None:
+        """Take `blocks` again, less the first `skip` bytes of them, before all others. They are
+        counted already (`move_out`)."""
+        left: list[Block] = []
+        for block in blocks:
+            if skip >= len(block):
+                skip -= len(block)
+                continue
+            left.append(bytes(block[skip:]) if skip else block)
+            skip = 0
+        self.blocks[:0] = left
+        self.size += sum(map(len, left))
+
+    def move_out(self) -> list[Block]:
+        """All blocks, which remain counted until they are `release`d."""
+        blocks, self.blocks, self.size = self.blocks, [], 0
+        return blocks
+
+    def release(self, size: int) -> None:
+        """So many bytes that were moved out are gone."""
+        self._memory.release(size)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._memory.release(self.size)
+        self.blocks, self.size = [], 0
+
+
+def cut(blocks: list[Block], start: int, limit: int) -> list[bytes]:
+    """Up to `limit` bytes of `blocks` from `start` on; at least one piece if there is any."""
+    out: list[bytes] = []
+    for block in blocks:
+        size = len(block)
+        if start >= size:
+            start -= size
+            continue
+        piece = bytes(block[start : start + limit]) if start or size > limit else bytes(block)
+        start = 0
+        out.append(piece)
+        limit -= len(piece)
+        if limit <= 0:
+            break
+    return out

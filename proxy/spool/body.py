@@ -1,0 +1,258 @@
+"""A body that is kept whole: written once, read any number of times, also while it grows.
+
+Rules
+1. Up to `IN_MEMORY` bytes stay in memory; what is larger, or asked for by `to_file`, goes to a
+   nameless file. The content is always the file's first `written` bytes and then what memory has.
+2. What the disk did not take stays in memory. `full` is then set for good, and the owner should
+   append no more; all that it has appended can be read.
+3. `blocked` is the disk's back-pressure: more than `AHEAD` bytes wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from proxy.spool.blocks import Blocks, cut
+from proxy.spool.file import READ, Block, SpoolError
+
+if TYPE_CHECKING:
+    from proxy.spool.file import SpoolFile
+    from proxy.spool.spool import Reason, Spool
+
+#: Bytes of a body that never touch a disk: a request or answer of the usual size.
+IN_MEMORY = 256 * 1024
+
+#: Bytes that may wait for the disk before the sender is held up, beside those being written.
+AHEAD = 1024 * 1024
+
+
+class SpooledBody:
+    """`size` counts the content so far, in bytes, `length` with what was framed around it.
+    `complete`: it will not grow. `full`: why no more of it can be kept, or None."""
+
+    __slots__ = (
+        "_closed",
+        "_digest",
+        "_file",
+        "_hashed",
+        "_hasher",
+        "_in_file",
+        "_limit",
+        "_memory",
+        "_on_change",
+        "_spool",
+        "_writing",
+        "after",
+        "before",
+        "complete",
+        "full",
+        "size",
+        "written",
+    )
+
+    def __init__(
+        self,
+        spool: Spool,
+        on_change: Callable[[], None],
+        *,
+        sha256: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self._spool = spool
+        self._on_change = on_change
+        self._memory = Blocks(spool.memory)  # what is not yet being written
+        self._writing: list[Block] = []
+        self._file: SpoolFile | None = None
+        self._in_file = False
+        self._limit = limit
+        self._hasher = hashlib.sha256(usedforsecurity=False) if sha256 else None
+        self._hashed = 0
+        self._digest: bytes | None = None
+        self._closed = False
+        self.before = self.after = b""
+        self.complete = False
+        self.full: Reason | str | None = None
+        self.size = 0
+        self.written = 0
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def append(self, pieces: list[bytes]) -> None:
+        """The next bytes of the content; all of them are taken, whatever `full` says then."""
+        if self._closed:
+            return
+        self.size += self._memory.add(pieces)
+        if self._limit is not None and self.size > self._limit and self.full is None:
+            self.full = "limit"
+        if self._in_file or self._memory.size > IN_MEMORY:
+            self.to_file()
+
+    def end(self) -> None:
+        """The content is complete."""
+        self.complete = True
+
+    def frame(self, before: bytes, after: bytes) -> None:
+        """What is read back before and after the content; not part of file, `size` and digest."""
+        self._spool.memory.reserve(len(before) + len(after) - len(self.before) - len(self.after))
+        self.before, self.after = before, after
+
+    def to_file(self) -> None:
+        """Let the content be in a file, now and from now on. `fd` and `written` follow."""
+        self._in_file = True
+        if self._writing or self.full is not None or not self._memory.size or self._closed:
+            return
+        if self._file is None:
+            self._file = self._spool.file()
+        hasher = self._hasher if self._hashed == self.written else None
+        self._writing = self._memory.move_out()
+        size = sum(map(len, self._writing))
+        refusal = self._file.write(self._writing, self.written, self._wrote, hasher)
+        if refusal is not None:
+            self.full = refusal
+            self._memory.put_back(self._writing, 0)
+            self._writing = []
+        elif hasher is not None:
+            self._hashed += size
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the owner should append no more until `on_change`."""
+        return bool(self._writing) and self._memory.size > AHEAD
+
+    def _wrote(self, size: int, refusal: Reason | None) -> None:
+        blocks, self._writing = self._writing, []
+        self.written += size
+        if self._closed:
+            self._memory.release(sum(map(len, blocks)))
+            return
+        self._memory.release(size)
+        if refusal is not None:
+            self.full = refusal
+            self._memory.put_back(blocks, size)
+        elif self._memory.size:
+            self.to_file()
+        self._on_change()
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Bytes that a reader gives, of what is there by now."""
+        return len(self.before) + self.size + len(self.after)
+
+    @property
+    def fd(self) -> int | None:
+        """The file's descriptor, of which `written` bytes can be read; None while there is none.
+        It is closed by `close`: whoever needs it longer makes a copy (`os.dup`, `send_fds`)."""
+        return self._file.fd if self._file is not None else None
+
+    @property
+    def in_file(self) -> bool:
+        """Whether all of the content is in the file."""
+        return self.fd is not None and self.written == self.size
+
+    def reader(self) -> BodyReader:
+        """Reads it from the beginning, beside other readers."""
+        return BodyReader(self, self._spool)
+
+    def digest(self) -> bytes | None:
+        """SHA-256 of the content; None while that is still being written. Asked for once the body
+        is complete, of a body made with `sha256`."""
+        if self._hasher is None or self._writing:
+            return None
+        if self._digest is None:
+            for piece in cut(self._memory.blocks, self._hashed - self.written, self.size + 1):
+                self._hasher.update(piece)
+            self._hashed = self.size
+            self._digest = self._hasher.digest()
+        return self._digest
+
+    def in_memory(self, start: int, limit: int) -> list[bytes]:
+        """Content from `start` on, where that is not in the file (for readers)."""
+        return cut(self._writing + self._memory.blocks, start - self.written, limit)
+
+    def from_file(
+        self, start: int, size: int, done: Callable[[bytes | OSError], None]
+    ) -> bytes | None:
+        """Content from `start` on, where that is in the file (for readers)."""
+        assert self._file is not None
+        return self._file.read(start, size, done)
+
+    def changed(self) -> None:
+        """A reader has what it waited for."""
+        if not self._closed:
+            self._on_change()
+
+    def close(self) -> None:
+        """Nobody needs it any more. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._memory.clear()
+        self.frame(b"", b"")
+        if self._file is not None:
+            self._file.close()
+
+
+class BodyReader:
+    """Reads a body from its beginning; `at` bytes of `body.length` have been given."""
+
+    __slots__ = ("_body", "_error", "_ready", "_spool", "_waiting", "at")
+
+    def __init__(self, body: SpooledBody, spool: Spool) -> None:
+        self._body = body
+        self._spool = spool
+        self._ready: bytes | None = None
+        self._error: OSError | None = None
+        self._waiting = False
+        self.at = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was appended has been given, and no more will come."""
+        return self._body.complete and self.at == self._body.length
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that was appended so far has been given."""
+        body = self._body
+        return self.at == (body.length if body.complete else len(body.before) + body.size)
+
+    def take(self, limit: int = READ) -> list[bytes]:
+        """The next bytes, about `limit` at most; none where there are none, or none yet. Raises
+        `SpoolError` when they cannot be read back."""
+        pieces = self._take(limit)
+        self.at += sum(map(len, pieces))
+        return pieces
+
+    def _take(self, limit: int) -> list[bytes]:
+        body = self._body
+        start = self.at - len(body.before)
+        if start < 0:
+            return [body.before[start:]]
+        if start >= body.size:
+            after = body.after[start - body.size :] if body.complete else b""
+            return [after] if after else []
+        if start >= body.written:
+            return body.in_memory(start, limit)
+        if self._error is not None:
+            raise SpoolError(f"a spooled body cannot be read: {self._error.strerror}")
+        if self._ready is not None:
+            piece, self._ready = self._ready, None
+            return [piece]
+        if not self._waiting:
+            found = body.from_file(start, min(READ, body.written - start), self._came)
+            if found is not None:
+                return [found]
+            self._waiting = True
+        return []
+
+    def _came(self, result: bytes | OSError) -> None:
+        self._waiting = False
+        if isinstance(result, OSError):
+            self._error = result
+        else:
+            self._ready = result
+        self._body.changed()

@@ -1,0 +1,178 @@
+"""One nameless file: written and closed by threads, read by the loop where that cannot block.
+
+It never has a name that outlives its opening, so a process that is killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.spool.spool import Reason, Spool
+
+Block = bytes | bytearray
+
+#: Bytes that are read at a time.
+READ = 256 * 1024
+
+_PIECES = 512  # for one system call; Linux takes 1024
+_NOWAIT = getattr(os, "RWF_NOWAIT", None)
+_O_TMPFILE = getattr(os, "O_TMPFILE", None)
+
+#: What `open` answers where the file system, or an old kernel, has no nameless files.
+_NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+
+
+class SpoolError(Exception):
+    """What was written cannot be read back."""
+
+
+def open_nameless(directory: Path) -> int:
+    """A new file that has no name, open for reading and writing. Raises `OSError`."""
+    if _O_TMPFILE is not None:
+        try:
+            return os.open(directory, _O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+    descriptor, name = tempfile.mkstemp(prefix="reliability-proxy-", dir=directory)
+    os.unlink(name)
+    return descriptor
+
+
+class SpoolFile:
+    """`fd` is None until the first write is done. At most one write is under way at a time; any
+    number of reads may be. `reserved` is what it has of the spool's bound, in bytes."""
+
+    __slots__ = ("_busy", "_closed", "_spool", "fd", "reserved")
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._busy = 0  # work that threads do for it now
+        self._closed = False
+        self.fd: int | None = None
+        self.reserved = 0
+
+    def write(
+        self,
+        blocks: Sequence[Block],
+        offset: int,
+        done: Callable[[int, Reason | None], None],
+        hasher: hashlib._Hash | None = None,
+    ) -> Reason | None:
+        """Write `blocks` at `offset`; `done(written, reason)` follows, `reason` where not all of it
+        could be. Or say at once why it cannot be. Nothing may change in `blocks` meanwhile."""
+        spool = self._spool
+        size = sum(map(len, blocks))
+        refusal = spool.reserve(size)
+        if refusal is not None:
+            return refusal
+        self.reserved += size
+        self._busy += 1
+        fd, directory = self.fd, spool.directory
+
+        def work() -> tuple[int | None, int, OSError | None]:
+            if hasher is not None:
+                for block in blocks:
+                    hasher.update(block)
+            return _write(fd, directory, blocks, offset)
+
+        def finished(result: tuple[int | None, int, OSError | None]) -> None:
+            opened, written, error = result
+            if self.fd is None and opened is not None:
+                self.fd = opened
+                spool.files += 1
+            reason = None
+            if written:
+                spool.wrote(written)
+            if error is not None:
+                self.give_back(size - written)
+                reason = spool.failed(error)
+            self._less_busy()
+            done(written, reason)
+
+        spool.disk.submit(work, finished)
+        return None
+
+    def read(self, offset: int, size: int, done: Callable[[bytes | OSError], None]) -> bytes | None:
+        """Up to `size` bytes at `offset`, which have been written; None where the disk must be
+        waited for: then `done` follows with them, or with what went wrong."""
+        fd = self.fd
+        assert fd is not None
+        if _NOWAIT is not None:
+            piece = self._spool.scratch[:size]
+            with contextlib.suppress(OSError):  # not at hand, or not possible here
+                got = os.preadv(fd, [piece], offset, _NOWAIT)
+                if got:
+                    return bytes(piece[:got])
+        self._busy += 1
+
+        def finished(result: bytes | OSError) -> None:
+            self._less_busy()
+            done(result)
+
+        self._spool.disk.submit(lambda: _read(fd, offset, size), finished)
+        return None
+
+    def give_back(self, size: int) -> None:
+        """So many bytes are no longer needed, or were not written."""
+        self.reserved -= size
+        self._spool.release(size)
+
+    def close(self) -> None:
+        """The content is no longer needed. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._close_when_idle()
+
+    def _less_busy(self) -> None:
+        self._busy -= 1
+        if self._closed:
+            self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._busy:
+            return
+        self.give_back(self.reserved)
+        if self.fd is not None:
+            fd, self.fd = self.fd, None
+            self._spool.files -= 1
+            self._spool.disk.run(lambda: os.close(fd))  # which frees its blocks: not at once
+
+
+def _write(
+    fd: int | None, directory: Path, blocks: Sequence[Block], offset: int
+) -> tuple[int | None, int, OSError | None]:
+    """(descriptor, bytes written, what went wrong)."""
+    written = 0
+    try:
+        if fd is None:
+            fd = open_nameless(directory)
+        left: list[memoryview] = [memoryview(block) for block in blocks]
+        while left:
+            got = os.pwritev(fd, left[:_PIECES], offset + written)
+            if not got:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written += got
+            while left and got >= len(left[0]):
+                got -= len(left.pop(0))
+            if got:
+                left[0] = left[0][got:]
+    except OSError as error:
+        return fd, written, error
+    return fd, written, None
+
+
+def _read(fd: int, offset: int, size: int) -> bytes | OSError:
+    try:
+        return os.pread(fd, size, offset) or OSError(errno.EIO, "the file has become shorter")
+    except OSError as error:
+        return error

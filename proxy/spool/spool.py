@@ -1,0 +1,148 @@
+"""What all spooled bodies of a process share: the directory, the bound, the counters, the state."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from proxy.clock import Clock
+from proxy.spool.body import SpooledBody
+from proxy.spool.file import READ, SpoolFile, open_nameless
+from proxy.spool.queue import SpooledQueue
+from proxy.spool.threads import DiskThreads
+
+logger = logging.getLogger(__name__)
+
+#: Why there is no room: the bound `spool.max_size`, a disk or quota that is full, a directory that
+#: cannot be written to, or any other error of the disk.
+Reason = Literal["max_size", "no_space", "no_directory", "disk_error"]
+REASONS: tuple[Reason, ...] = ("max_size", "no_space", "no_directory", "disk_error")
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS})
+
+#: Seconds for which the disk is left alone after an error.
+_PAUSE = 1.0
+
+#: Share of the bound below which a spool that was full has room again.
+_ROOM_AGAIN = 0.8
+
+
+class Memory(Protocol):
+    """Where bytes held in memory are counted: an account of the process' budget."""
+
+    def reserve(self, size: int) -> None:
+        """Count `size` bytes that are here already."""
+        ...
+
+    def release(self, size: int) -> None:
+        """Give them back."""
+        ...
+
+
+class Spool:
+    """`used` and `files` are what nameless files hold now, in bytes and by number; `refused` counts
+    by reason how often a body found no room. `full` is the reason why there is none now."""
+
+    def __init__(
+        self, directory: Path, max_size: int, memory: Memory, clock: Clock, *, threads: int = 0
+    ) -> None:
+        self._clock = clock
+        self._retry_at = 0.0
+        self.directory = directory
+        self.max_size = max_size
+        self.memory = memory
+        self.scratch = memoryview(bytearray(READ))  # what the loop reads into
+        self.disk = DiskThreads(threads) if threads else DiskThreads()
+        self.used = 0
+        self.files = 0
+        self.spooled = 0  # bytes ever written to files
+        self.refused: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+        self.full: Reason | None = None
+
+    def configure(self, directory: Path, max_size: int) -> None:
+        """Take new rules at a reload; files that are open stay where they are."""
+        self.directory = directory
+        self.max_size = max_size
+
+    def body(
+        self,
+        on_change: Callable[[], None],
+        *,
+        sha256: bool = False,
+        limit: int | None = None,
+    ) -> SpooledBody:
+        """A body to be kept whole. `limit`: bytes beyond which it is not worth keeping."""
+        return SpooledBody(self, on_change, sha256=sha256, limit=limit)
+
+    def queue(self, on_change: Callable[[], None]) -> SpooledQueue:
+        """A body to be read once, while it is written."""
+        return SpooledQueue(self, on_change)
+
+    def check(self) -> OSError | None:
+        """Whether a file can be opened in the directory. Blocks: for the start of a process."""
+        try:
+            os.close(open_nameless(self.directory))
+        except OSError as error:
+            self.failed(error)
+            return error
+        return None
+
+    # --- what the files call ----------------------------------------------------------------------
+
+    def reserve(self, size: int) -> Reason | None:
+        """Count `size` bytes that are about to be written, or say why they must not be."""
+        if self.used + size > self.max_size:
+            self._refuse("max_size", f"all of its {self.max_size} bytes are in use")
+            return "max_size"
+        if self.full not in (None, "max_size") and self._clock.monotonic() < self._retry_at:
+            assert self.full is not None
+            self.refused[self.full] += 1
+            return self.full
+        self.used += size
+        return None
+
+    def release(self, size: int) -> None:
+        """Bytes that are in no file any more, or never got there."""
+        self.used -= size
+        if self.full == "max_size" and self.used <= self.max_size * _ROOM_AGAIN:
+            self._room_again()
+
+    def wrote(self, size: int) -> None:
+        """The disk has taken `size` bytes."""
+        self.spooled += size
+        if self.full not in (None, "max_size"):
+            self._room_again()
+
+    def failed(self, error: OSError) -> Reason:
+        """The disk has refused: it is left alone for a moment."""
+        self._retry_at = self._clock.monotonic() + _PAUSE
+        reason: Reason = "disk_error"
+        if error.errno in _NO_SPACE:
+            reason = "no_space"
+        elif error.errno in _NO_DIRECTORY:
+            reason = "no_directory"
+        self._refuse(reason, error.strerror or str(error))
+        return reason
+
+    def file(self) -> SpoolFile:
+        """A nameless file, opened when something is written to it."""
+        return SpoolFile(self)
+
+    def _refuse(self, reason: Reason, detail: str) -> None:
+        self.refused[reason] += 1
+        if self.full == reason:
+            return
+        self.full = reason
+        logger.warning(
+            "spool full: bodies are passed on as they come",
+            extra={"reason": reason, "detail": detail, "directory": str(self.directory)},
+        )
+
+    def _room_again(self) -> None:
+        self.full = None
+        logger.info("spool has room again", extra={"directory": str(self.directory)})

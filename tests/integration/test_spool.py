@@ -1,0 +1,354 @@
+"""The spool against real files: order, bounds, disks that are full, gone or slow."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import random
+import resource
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from proxy.clock import SystemClock
+from proxy.spool import BodyReader, Spool, SpooledBody, SpooledQueue, SpoolError
+from proxy.spool import file as spool_file
+from tests.http1 import PATIENCE
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Memory:
+    """Counts, and knows its peak."""
+
+    def __init__(self) -> None:
+        self.used = self.peak = 0
+
+    def reserve(self, size: int) -> None:
+        self.used += size
+        self.peak = max(self.peak, self.used)
+
+    def release(self, size: int) -> None:
+        self.used -= size
+        assert self.used >= 0
+
+
+class Site:
+    """A spool and what wakes its owner."""
+
+    def __init__(self, directory: Path, max_size: int = 64 * MIB) -> None:
+        self.memory = Memory()
+        self.clock = SystemClock()
+        self.spool = Spool(directory, max_size, self.memory, self.clock)
+        self.changed = asyncio.Event()
+
+    def body(self, **options: bool | int) -> SpooledBody:
+        return self.spool.body(self.changed.set, **options)  # type: ignore[arg-type]
+
+    def queue(self) -> SpooledQueue:
+        return self.spool.queue(self.changed.set)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for changes until `condition` holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def read(self, reader: BodyReader) -> bytes:
+        """All that the reader can give."""
+        out = []
+        while not reader.caught_up:
+            pieces = reader.take()
+            if not pieces:
+                self.changed.clear()
+                async with asyncio.timeout(PATIENCE):
+                    await self.changed.wait()
+            out += pieces
+        return b"".join(out)
+
+    async def settled(self) -> None:
+        """Everything has been given back."""
+        async with asyncio.timeout(PATIENCE):
+            while self.memory.used or self.spool.used or self.spool.files:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    """A spool of 64 MiB, which must be empty at the end."""
+    site = Site(tmp_path)
+    yield site
+    await site.settled()
+    assert os.listdir(tmp_path) == []
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    """Bytes in which no two places are alike."""
+    return random.Random(seed).randbytes(size)
+
+
+async def test_a_small_body_stays_in_memory(site: Site) -> None:
+    """No file is made for what fits, and every reader gets all of it."""
+    body = site.body(sha256=True)
+    body.append([b"one ", b"two"])
+    body.end()
+    assert (await site.read(body.reader()), await site.read(body.reader())) == (b"one two",) * 2
+    assert (body.fd, site.spool.used, site.memory.used) == (None, 0, 7)
+    assert body.digest() == hashlib.sha256(b"one two").digest()
+    body.close()
+
+
+@pytest.mark.parametrize("piece", [1, 999, 65536, 300_000])
+async def test_a_large_body_is_read_as_it_was_written(site: Site, piece: int) -> None:
+    """Whatever the pieces, content and digest are right, before and after the last write."""
+    data = noise(piece * 4000 if piece == 1 else 3 * MIB)
+    body = site.body(sha256=True)
+    body.to_file()
+    early = body.reader()
+    for start in range(0, len(data), piece):
+        body.append([data[start : start + piece]])
+        if body.blocked:
+            await site.until(lambda: not body.blocked)
+    assert await site.read(early) == data
+    body.end()
+    await site.until(lambda: body.in_file)
+    assert early.done
+    assert await site.read(body.reader()) == data
+    assert body.fd is not None
+    assert os.pread(body.fd, len(data), 0) == data
+    assert body.digest() == hashlib.sha256(data).digest()
+    assert site.memory.used == 0
+    body.close()
+
+
+async def test_what_is_framed_is_read_but_not_in_the_file(site: Site) -> None:
+    """A form's head and end stand around the file when it is read back, and count."""
+    body = site.body()
+    data = noise(MIB)
+    body.append([data])
+    body.end()
+    body.frame(b"head", b"tail")
+    assert await site.read(body.reader()) == b"head" + data + b"tail"
+    assert (body.length, body.size) == (MIB + 8, MIB)
+    body.close()
+
+
+async def test_memory_is_bounded_by_the_disk_s_pace(site: Site) -> None:
+    """An owner that heeds `blocked` never has more than a few MiB in memory."""
+    body = site.body()
+    for seed in range(160):
+        body.append([noise(256 * KIB, seed)])
+        await site.until(lambda: not body.blocked)
+    assert site.memory.peak <= 3 * MIB
+    body.close()
+
+
+async def test_a_body_over_the_bound_stays_readable(site: Site) -> None:
+    """What the spool does not take remains in memory, and others are served again afterwards."""
+    site.spool.max_size = 2 * MIB
+    data = noise(4 * MIB)
+    body, appended = site.body(), 0
+    while body.full is None:
+        body.append([data[appended : appended + 256 * KIB]])
+        appended += 256 * KIB
+        await asyncio.sleep(0)
+    assert body.full == "max_size" == site.spool.full
+    assert site.spool.refused["max_size"] == 1
+    assert await site.read(body.reader()) == data[:appended]
+    body.close()
+    await site.settled()
+    assert site.spool.full is None
+    other = site.body()
+    other.append([data[: 1 * MIB]])
+    await site.until(lambda: other.in_file)
+    other.close()
+
+
+async def test_a_full_disk_loses_nothing(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A real short write (RLIMIT_FSIZE): what was written and what was not are both read back."""
+    data = noise(3 * MIB)
+    body, appended = site.body(sha256=True), 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB + 123, hard))
+    try:
+        while body.full is None:
+            body.append([data[appended : appended + 200_000]])
+            appended += 200_000
+            await site.until(lambda: not body._writing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert body.full == "no_space"
+    assert body.written == MIB + 123
+    body.end()
+    assert await site.read(body.reader()) == data[:appended]
+    assert body.digest() == hashlib.sha256(data[:appended]).digest()
+    assert [r.message for r in caplog.records].count(
+        "spool full: bodies are passed on as they come"
+    ) == 1
+    body.close()
+
+
+async def test_a_disk_that_fails_is_left_alone_for_a_moment(site: Site, tmp_path: Path) -> None:
+    """A directory that is gone refuses at once; when it is back, so is the spool."""
+    gone = tmp_path / "gone"
+    site.spool.directory = gone
+    body = site.body()
+    body.append([noise(MIB)])
+    await site.until(lambda: body.full)
+    assert body.full == "no_directory"
+    other = site.body()
+    other.append([noise(MIB)])
+    assert other.full == "no_directory", "the disk was asked again"
+    assert site.spool.refused["no_directory"] == 2
+    gone.mkdir()
+    site.spool._retry_at = 0.0
+    third = site.body()
+    third.append([noise(MIB)])
+    await site.until(lambda: third.in_file)
+    assert site.spool.full is None
+    for each in (body, other, third):
+        each.close()
+    gone.rmdir()
+
+
+async def test_a_file_system_without_nameless_files(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is made with a name and loses it at once."""
+    monkeypatch.setattr(spool_file, "_O_TMPFILE", None)
+    body = site.body()
+    body.append([noise(MIB)])
+    await site.until(lambda: body.in_file)
+    assert list(site.spool.directory.iterdir()) == []
+    assert os.fstat(body.fd or -1).st_mode & 0o777 == 0o600
+    body.close()
+
+
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_a_disk_that_cannot_be_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, nowait: bool
+) -> None:
+    """A read error is raised to who reads, and reaches nobody else."""
+    body = site.body()
+    body.append([noise(MIB)])
+    body.end()
+    await site.until(lambda: body.in_file)
+    if not nowait:
+        monkeypatch.setattr(spool_file, "_NOWAIT", None)
+        assert await site.read(body.reader()) == noise(MIB)
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(SpoolError, match="Input/output"):
+        await site.read(body.reader())
+    body.close()
+
+
+async def test_closing_while_the_disk_works_gives_all_back(site: Site) -> None:
+    """A client that leaves in the middle of a write leaves nothing behind."""
+    for seed in range(20):
+        body = site.body()
+        body.append([noise(400 * KIB, seed)])
+        body.append([noise(400 * KIB, seed)])
+        body.close()
+        body.append([b"too late"])
+        body.close()
+
+
+# --- queues ---
+
+
+async def drain(site: Site, queue: SpooledQueue, size: int) -> bytes:
+    """The next `size` bytes or a few more."""
+    out: list[bytes] = []
+    while sum(map(len, out)) < size:
+        pieces = queue.take()
+        if not pieces:
+            site.changed.clear()
+            async with asyncio.timeout(PATIENCE):
+                await site.changed.wait()
+        out += pieces
+    return b"".join(out)
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_a_queue_keeps_the_order_whatever_the_paces(site: Site, seed: int) -> None:
+    """Random pieces and random takes, with and without a disk that has enough room."""
+    dice = random.Random(seed)
+    site.spool.max_size = dice.choice([MIB, 3 * MIB, 64 * MIB])
+    data = noise(6 * MIB, seed)
+    queue, put, got = site.queue(), 0, b""
+    while len(got) < len(data):
+        for _ in range(dice.randrange(8)):
+            if put < len(data) and not queue.blocked:
+                size = dice.choice([1, 100, 5000, 70_000, 262_144])
+                queue.put([data[put : put + size]])
+                put += size
+        if dice.random() < 0.3:
+            await asyncio.sleep(0)
+        for _ in range(dice.randrange(4)):
+            got += b"".join(queue.take())
+    assert got == data
+    assert queue.size == 0
+    queue.close()
+
+
+async def test_a_queue_that_is_read_in_time_never_touches_the_disk(site: Site) -> None:
+    """A reader that keeps up costs no file."""
+    queue = site.queue()
+    for seed in range(100):
+        queue.put([noise(100 * KIB, seed)])
+        assert await drain(site, queue, 100 * KIB) == noise(100 * KIB, seed)
+    assert (site.spool.spooled, site.memory.used) == (0, 0)
+    queue.close()
+
+
+async def test_one_queue_leaves_room_for_others(site: Site) -> None:
+    """One slow reader gets half of the spool at most, the next one half of the rest."""
+    for left in (32, 16, 8):
+        queue = site.queue()
+        while not queue.blocked:
+            queue.put([bytes(256 * KIB)])
+            await site.until(lambda: not queue._writing)  # noqa: B023 (asked at once)
+        free = site.spool.max_size - site.spool.used
+        assert abs(free - left * MIB) <= MIB
+        site.queues = [*getattr(site, "queues", []), queue]  # type: ignore[attr-defined]
+    assert site.spool.full is None
+    for queue in site.queues:  # type: ignore[attr-defined]
+        queue.close()
+
+
+async def test_a_queue_longer_than_the_spool(site: Site) -> None:
+    """When the reader has caught up with the file, it begins anew."""
+    site.spool.max_size = 4 * MIB
+    queue, total = site.queue(), 0
+    for _ in range(10):
+        while not queue.blocked:
+            queue.put([bytes(256 * KIB)])
+            await site.until(lambda: not queue._writing)
+        total += queue.size
+        await drain(site, queue, queue.size)
+    assert total > 20 * MIB
+    queue.close()
+
+
+async def test_a_queue_on_a_broken_disk_is_held_in_memory(site: Site, tmp_path: Path) -> None:
+    """Without a directory it blocks its sender early, and gives all that it was given."""
+    site.spool.directory = tmp_path / "gone"
+    queue = site.queue()
+    data = noise(MIB)
+    put = 0
+    while not queue.blocked:
+        queue.put([data[put : put + 100_000]])
+        put += 100_000
+        await site.until(lambda: not queue._writing)
+    assert put < MIB
+    assert await drain(site, queue, put) == data[:put]
+    queue.close()
