@@ -35,11 +35,13 @@ from proxy.pipeline.compile import Compiler, Plans
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
+from proxy.spool import Spool
 from proxy.stages import all_stages
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool
 from proxy.wire.deadlines import Sweeper
@@ -64,6 +66,10 @@ class Proxy:
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._memory = MemoryBudget(_budget(config))
+        self._spool = Spool(
+            config.spool.dir, config.spool.max_size, self._memory.account("spool"), self._clock
+        )
+        self.metrics.registry.register(SpoolMetrics(self._spool))
         self._lag = LoopLag(self.metrics.loop_lag)
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
@@ -232,6 +238,7 @@ class Proxy:
         self._breakers.reload(config.upstreams)
         self._compiler.settle(config, plans)
         self._memory.resize(_budget(config))
+        self._spool.configure(config.spool.dir, config.spool.max_size)
         self._logs.set_level(config.logging.level)
         await self._watch.follow(config.upstreams, plans.upstreams)
 

@@ -130,6 +130,16 @@ class ProcessLimits(Model):
     Absent: half of what the cgroup allows, else 256 MiB."""
 
 
+class Spool(Model):
+    """Where bodies wait that are too large for memory: nameless files, gone with the process.
+    2 GiB: forty uploads of 50 MiB."""
+
+    dir: Path = Path("/tmp")  # noqa: S108 (the files have no names)
+    """A directory for nameless files; on a `tmpfs` they take up memory."""
+    max_size: Annotated[Size, Field(ge=1024 * 1024)] = 2 * 1024 * 1024 * 1024
+    """What all of them together may hold. Beyond it bodies are passed on as they come."""
+
+
 class Config(Model):
     """The whole file."""
 
@@ -157,5 +167,7 @@ class Config(Model):
     """The JSON log."""
     limits: ProcessLimits = ProcessLimits()
     """What the process as a whole may use."""
+    spool: Spool = Spool()
+    """Where large bodies wait."""
     drain_timeout: Duration = 30.0
     """After SIGTERM, how long requests in flight may take."""

@@ -38,11 +38,13 @@ from proxy.jobs.pipeline_totals import Example, Totals
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
+from proxy.spool import Spool
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.resources.pace import Pace
+from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.causes import _TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
@@ -166,6 +168,8 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     breaker = board.get("u")
     assert breaker is not None
     breaker.force(Event.FORCE_OPEN, clock.monotonic(), "test", 1.0)
+    spool = Spool(tmp_path, 1, MemoryBudget().account("spool"), clock)
+    metrics.registry.register(SpoolMetrics(spool))
     watch = Watch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(
