@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -29,9 +30,10 @@ from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config
+from proxy.descriptors import fit, report
 from proxy.jobs.service import Mirrors
 from proxy.memory_budget import MemoryBudget, default_limit
-from proxy.pipeline.compile import Compiler, Plans
+from proxy.pipeline.compile import Compiler, Plans, descriptors_needed
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
@@ -41,6 +43,7 @@ from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool
@@ -71,6 +74,7 @@ class Proxy:
         )
         self.metrics.registry.register(SpoolMetrics(self._spool))
         self._lag = LoopLag(self.metrics.loop_lag)
+        self._shortages = ShortageWatch()
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool()
         self._trace = (
@@ -134,9 +138,11 @@ class Proxy:
     async def start(self) -> None:
         """Open everything. Raises `CannotStart`; nothing is left open then."""
         try:
-            self._plans = self._compiler.compile(self._config)
+            connections = self._fit_descriptors(self._config)
+            self._plans = self._compiler.compile(self._config, connections=connections)
             self._sweeper.start()
             self._lag.start()
+            self._shortages.start()
             self._app_side.start()
             await self._start_probes(self._config)
             if self._trace is not None:
@@ -179,6 +185,7 @@ class Proxy:
             await self._trace.stop()
         await self._app_side.stop()
         await self._lag.stop()
+        await self._shortages.stop()
         self._sweeper.stop()
 
     # --- reload -------------------------------------------------------------------------------
@@ -223,7 +230,8 @@ class Proxy:
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:
-            plans = self._compiler.compile(config, (self._config, self._plans))
+            connections = self._fit_descriptors(config)
+            plans = self._compiler.compile(config, (self._config, self._plans), connections)
             await self._start_probes(config)
             change = await self._sockets.prepare(config.listeners, plans.listeners)
         except (OSError, RuntimeError):
@@ -241,6 +249,13 @@ class Proxy:
         self._spool.configure(config.spool.dir, config.spool.max_size)
         self._logs.set_level(config.logging.level)
         await self._watch.follow(config.upstreams, plans.upstreams)
+
+    def _fit_descriptors(self, config: Config) -> Mapping[str, int]:
+        """How many connections each listener may have; raises the process' limit as needed."""
+        need = descriptors_needed(config)
+        found = fit(need)
+        report(need, found)
+        return found.clients
 
     async def _start_probes(self, config: Config) -> None:
         """Probe processes exist only where some route checks uploads. Raises `RuntimeError`."""

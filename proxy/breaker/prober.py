@@ -11,12 +11,18 @@ import logging
 import random
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 
 from proxy.breaker.ejection import TargetHealth
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Health as HealthRules
+from proxy.shortage import SHORTAGES
 
 _log = logging.getLogger("proxy.health")
+
+
+class NotAsked(Exception):
+    """For want of something of ours the target was not asked: its health is not known."""
 
 
 class HealthProber:
@@ -56,29 +62,36 @@ class HealthProber:
     async def _watch(self, label: str, address: TargetAddress) -> None:
         await asyncio.sleep(random.uniform(0.0, self._rules.every))  # noqa: S311
         while True:
-            why = await self.ask(address)
-            if self._health.answered(label, why is None):
-                facts = {
-                    "event": "target_health",
-                    "upstream": self._name,
-                    "target": label,
-                    "healthy": why is None,
-                    "reason": why,
-                }
-                if why is None:
-                    _log.warning("%s of %s is well again", label, self._name, extra=facts)
-                else:
-                    _log.warning("%s of %s is unwell: %s", label, self._name, why, extra=facts)
+            with suppress(NotAsked):
+                self._record(label, await self.ask(address))
             await asyncio.sleep(self._rules.every * random.uniform(0.9, 1.1))  # noqa: S311
 
+    def _record(self, label: str, why: str | None) -> None:
+        """The target answered well, or `why` not."""
+        if not self._health.answered(label, why is None):
+            return
+        facts = {
+            "event": "target_health",
+            "upstream": self._name,
+            "target": label,
+            "healthy": why is None,
+            "reason": why,
+        }
+        if why is None:
+            _log.warning("%s of %s is well again", label, self._name, extra=facts)
+        else:
+            _log.warning("%s of %s is unwell: %s", label, self._name, why, extra=facts)
+
     async def ask(self, address: TargetAddress) -> str | None:
-        """One question: None for a good answer, else what was wrong."""
+        """One question: None for a good answer, else what was wrong. Raises `NotAsked`."""
         try:
             async with asyncio.timeout(self._rules.timeout):
                 status = await self._status(address)
         except TimeoutError:
             return f"no answer within {self._rules.timeout:g}s"
         except (OSError, ValueError) as error:
+            if SHORTAGES.check(error, f"a health check of {address}") is not None:
+                raise NotAsked from error
             return f"{type(error).__name__}: {error}".rstrip(": ")[:200]
         return None if 200 <= status < 400 else f"status {status}"
 

@@ -19,6 +19,7 @@ from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Failure, LogEntry, Report, Snapshot
 from proxy.breaker.states import State
 from proxy.redis_client import RedisSettings, connect, connect_listener
+from proxy.shortage import DETAILS, SHORTAGES
 
 #: Keys live this long after their last change (and after the end of an open time).
 KEY_TTL = 7 * 86400.0
@@ -188,6 +189,9 @@ def _digest(script: str) -> str:
 
 
 def _told(error: BaseException) -> str:
+    ours = SHORTAGES.check(error, "the connection to Redis")
+    if ours is not None:
+        return DETAILS[ours]
     return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 

@@ -29,6 +29,8 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
+from proxy.shortage import DETAILS, SHORTAGES
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 2.0  # seconds; a Redis on loopback answers in well under a millisecond
@@ -124,7 +126,9 @@ class Link:
                 _honour(cancels)
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
-            raise RedisLost(str(error) or type(error).__name__) from error
+            ours = SHORTAGES.check(error, "the connection to Redis")
+            reason = DETAILS[ours] if ours is not None else str(error)
+            raise RedisLost(reason or type(error).__name__) from error
         parser: Any = self._connection._parser
         parser.set_invalidation_push_handler(self._told_of_keys)
         parser.set_pubsub_push_handler(self._told_of_event)

@@ -7,7 +7,7 @@ old ones end with the exchanges that use them.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -20,6 +20,7 @@ from proxy.clock import Clock
 from proxy.config.listeners import Listener, Route
 from proxy.config.schema import Config
 from proxy.config.upstreams import Upstream as UpstreamConfig
+from proxy.descriptors import Need
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.plan import (
     FAILING,
@@ -91,8 +92,14 @@ class Compiler:
         self._breaker_of = breaker_of
         self._memory = memory
 
-    def compile(self, config: Config, before: tuple[Config, Plans] | None = None) -> Plans:
-        """Plans for `config`; what did not change since `before` is taken over.
+    def compile(
+        self,
+        config: Config,
+        before: tuple[Config, Plans] | None = None,
+        connections: Mapping[str, int] | None = None,
+    ) -> Plans:
+        """Plans for `config`; what did not change since `before` is taken over. `connections`: how
+        many each listener may have, where descriptors are too few for what `config` allows.
 
         Raises `OSError` (`ssl.SSLError` is one) when a certificate file cannot be loaded.
         """
@@ -108,7 +115,13 @@ class Compiler:
                 )
                 upstreams[name] = self._upstream(name, wanted, old)
         listeners = {
-            name: self._listener(name, listener, config.upstreams, upstreams)
+            name: self._listener(
+                name,
+                listener,
+                config.upstreams,
+                upstreams,
+                (connections or {}).get(name, listener.limits.connections),
+            )
             for name, listener in config.listeners.items()
         }
         return Plans(listeners, upstreams)
@@ -175,6 +188,7 @@ class Compiler:
         config: Listener,
         configs: dict[str, UpstreamConfig],
         upstreams: dict[str, UpstreamPlan],
+        connections: int,
     ) -> ListenerPlan:
         routes = [
             (
@@ -197,7 +211,7 @@ class Compiler:
             header_timeout=config.timeouts.header,
             body_timeout=config.timeouts.body,
             idle_timeout=config.timeouts.idle,
-            max_connections=config.limits.connections,
+            max_connections=connections,
             trusted_proxies=config.trusted_proxies,
         )
 
@@ -252,3 +266,15 @@ def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def descriptors_needed(config: Config) -> Need:
+    """What `config` can need at most: every client, every connection of a pool, and one for each
+    health check."""
+    return Need(
+        {name: listener.limits.connections for name, listener in config.listeners.items()},
+        sum(
+            len(upstream.targets) * (upstream.pool.max_connections + (upstream.health is not None))
+            for upstream in config.upstreams.values()
+        ),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from proxy.errors import Overloaded, UpstreamUnreachable
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.outcome import own_shortage
 from proxy.pipeline.plan import UpstreamPlan
 from proxy.pipeline.waiting import pause, until_left
 from proxy.wire.client import ClientStream
@@ -27,10 +28,12 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
     """An open connection: an idle one at once, else from the first target that has one to give.
 
     Targets that cannot be reached are passed over; when none is left, all are tried again until
-    `connect_patience` is over. `fresh` asks for a connection that has not been used before.
+    `connect_patience` is over. `fresh` asks for a connection that has not been used before. A
+    shortage of ours is not waited for: another target may have a kept connection, else it is 503.
     """
     client = x.stream
     tried: list[TargetPool] = []
+    short: Overloaded | None = None
     patient_until: float | None = None
     while True:
         usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
@@ -45,12 +48,18 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         if isinstance(answer, UpstreamStream):
             x.connect_time = client.clock.monotonic() - began
             return answer
-        if plan.health is not None:
-            plan.health.failure(pool.label, client.clock.monotonic())
-        x.failed_attempt("connect", pool.label)
+        ours = own_shortage(answer, plan.name, pool.label)
+        if ours is not None:
+            short = ours
+        else:
+            if plan.health is not None:
+                plan.health.failure(pool.label, client.clock.monotonic())
+            x.failed_attempt("connect", pool.label)
         tried.append(pool)
         if len(tried) < len(plan.upstream.pools):
             continue
+        if short is not None:
+            raise short
         if client.clock.monotonic() >= patient_until:
             x.target = pool.label
             x.attempts += 1

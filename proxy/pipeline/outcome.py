@@ -7,6 +7,7 @@ Rules
 3. A good answer is a success when it is complete, for it may still break off. But a probe's answer
    that flows for a second is proof enough, and so is a switch of protocols: a long download, or a
    WebSocket, would outlive the probe's lease and the circuit would never close.
+4. A shortage of our own (no descriptor, no local port) is neither: the upstream never saw it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import asyncio
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.permits import ProbePermit
 from proxy.breaker.states import State
+from proxy.errors import Overloaded
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import UpstreamPlan
+from proxy.shortage import DETAILS, SHORTAGES
 
 #: Seconds for which a probe's answer must flow to be a good one.
 _FLOWS = 1.0
+
+#: `Retry-After` of a shortage of ours, in seconds: descriptors come back as connections close.
+SHORTAGE_RETRY_AFTER = 1.0
 
 _REFUSING = (State.OPEN, State.FORCED_OPEN)
 
@@ -103,3 +109,17 @@ class Outcome(Unwatched):
 def refuses(breaker: CircuitBreaker, now: float) -> bool:
     """Whether nobody has leave to call the upstream at this moment."""
     return breaker.state in _REFUSING and now < breaker.until
+
+
+def own_shortage(error: BaseException | None, upstream: str, target: str) -> Overloaded | None:
+    """What to answer where `error` comes from a shortage of ours (rule 4), which is put on record;
+    None for every other error."""
+    reason = SHORTAGES.check(error, f"the connection to {target}")
+    if reason is None:
+        return None
+    return Overloaded(
+        f"Upstream {upstream} was not asked: {DETAILS[reason]}",
+        upstream=upstream,
+        retry_after=SHORTAGE_RETRY_AFTER,
+        reason=reason,
+    )

@@ -21,6 +21,7 @@ from proxy.pipeline.gather import (
     start_ending,
 )
 from proxy.pipeline.messages import goes_chunked, interim_head, response_head
+from proxy.pipeline.outcome import own_shortage
 from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
 from proxy.pipeline.waiting import until_left
 from proxy.wire.bodies import (
@@ -163,6 +164,7 @@ class Relay:
                     tee.add(pieces)
             if upstream.eof and isinstance(body, UntilClose) and not upstream.inbox:
                 if upstream.error is not None:
+                    self._raise_own_shortage()
                     raise UpstreamReset("Upstream broke off", reason="reset")
                 body.done = True
             out += chunk(pieces) if chunked else pieces
@@ -175,6 +177,7 @@ class Relay:
             if body.done:
                 break
             if upstream.eof and not upstream.inbox:
+                self._raise_own_shortage()
                 raise UpstreamReset(
                     "Upstream broke off in the middle of its response", reason="truncated"
                 )
@@ -205,6 +208,7 @@ class Relay:
                     return None
             elif self.upstream.eof:
                 if not isinstance(body, UntilClose) or self.upstream.error is not None:
+                    self._raise_own_shortage()
                     raise UpstreamReset(
                         "Upstream broke off in the middle of its response", reason="truncated"
                     )
@@ -301,7 +305,15 @@ class Relay:
         if response.status != 100 and x.head.minor and not self._client.lost:
             self._client.transport.write(interim_head(x, response))
 
+    def _raise_own_shortage(self) -> None:
+        """The connection may have ended for want of memory to send with."""
+        upstream = self.upstream
+        ours = own_shortage(upstream.error, self._plan.name, upstream.pool.label)
+        if ours is not None:
+            raise ours
+
     def _broken_off(self) -> Exception:
+        self._raise_own_shortage()
         upstream = self.upstream
         if upstream.reused and not upstream.inbox:
             return StaleConnection()

@@ -9,6 +9,7 @@ import aiohttp
 
 from proxy.config.units import TargetAddress
 from proxy.headers import new_correlation_id
+from proxy.shortage import SHORTAGES
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class LateDeletes:
                 session.delete(url, ssl=self._tls or True, headers=fields) as response,
             ):
                 status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            SHORTAGES.check(error, "a late deletion")
             return False
         if status < 500:
             logger.info(

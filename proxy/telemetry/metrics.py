@@ -28,6 +28,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Sample
 
 from proxy.config.metric_names import claims
+from proxy.shortage import DETAILS, SHORTAGES
 from proxy.telemetry.tally import (
     BUCKETS,
     Distribution,
@@ -184,6 +185,18 @@ class Metrics:
             "Log lines lost because the output was too slow or broken",
             (),
             [((), self.log_lines_dropped())],
+        )
+        yield _counter(
+            "proxy_shortages",
+            "Times that the process ran out of something of its own",
+            ("reason",),
+            [((reason,), SHORTAGES.episodes[reason]) for reason in DETAILS],
+        )
+        yield _counter(
+            "proxy_shortage_failures",
+            "Connections that failed for a shortage of the process or its host",
+            ("reason",),
+            [((reason,), SHORTAGES.failures[reason]) for reason in DETAILS],
         )
         yield _counter(
             "proxy_config_reloads",

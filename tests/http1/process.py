@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class ProxyProcess:
     """A running proxy. `config` is the file's content; the admin address is added to it.
 
     `module` is what to run; `HTTP1_MODULE` in the environment says it for all that do not.
+    `descriptors` is the most file descriptors that it may have.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ProxyProcess:
         *,
         ready: bool = True,
         module: str | None = None,
+        descriptors: int | None = None,
     ) -> None:
         self.admin_port = free_port()
         self.config = {**config, "admin": {"bind": f"127.0.0.1:{self.admin_port}"}}
@@ -61,6 +64,9 @@ class ProxyProcess:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
             )
+        if descriptors is not None:  # the interpreter takes longer to start than this
+            limits = (descriptors, descriptors)
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, limits)
         if ready:
             try:
                 self.wait_ready()
@@ -160,6 +166,16 @@ class ProxyProcess:
     def descriptors(self) -> int:
         """Open file descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def take_descriptors(self) -> tuple[int, int]:
+        """Let the proxy open no more from now on; the limits it had. The three that the limit
+        leaves are the standard streams; what is open beyond stays."""
+        hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)[1]
+        return resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (3, hard))
+
+    def give_descriptors(self, limits: tuple[int, int]) -> None:
+        """Set the limits of descriptors."""
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, limits)
 
     def threads(self) -> int:
         """Operating system threads."""

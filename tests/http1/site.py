@@ -31,8 +31,8 @@ class Site:
     """One upstream `app`, one proxy process, one or several listeners.
 
     `listeners` maps a name to settings beyond `bind` (routes default to a catch-all), `app` are
-    settings of the upstream beyond its target, `upstreams` further ones. `module`: see
-    `ProxyProcess`.
+    settings of the upstream beyond its target, `upstreams` further ones. `module` and
+    `descriptors`: see `ProxyProcess`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Site:
         upstreams: dict[str, Any] | None = None,
         upstream: Upstream | None = None,
         module: str | None = None,
+        descriptors: int | None = None,
         **settings: Any,
     ) -> None:
         self.upstream = upstream or Upstream()
@@ -63,7 +64,9 @@ class Site:
             | (upstreams or {}),
         } | settings
         try:
-            self.proxy = ProxyProcess(directory, self.config, module=module)
+            self.proxy = ProxyProcess(
+                directory, self.config, module=module, descriptors=descriptors
+            )
         except BaseException:
             self.upstream.stop()
             raise

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 
 from proxy import __version__
 from proxy.config.telemetry import AppMetrics
+from proxy.shortage import DETAILS, SHORTAGES
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
 from proxy.telemetry.app_page.page import BadPage, TooMany, read_page
 
@@ -143,4 +144,6 @@ class AppPage:
         except TimeoutError as error:
             raise _Failed(Fetched.TIMEOUT, f"no whole answer in {config.timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _Failed(Fetched.UNREACHABLE, f"{type(error).__name__}: {error}") from error
+            ours = SHORTAGES.check(error, "fetching the app's metrics")
+            why = DETAILS[ours] if ours is not None else f"{type(error).__name__}: {error}"
+            raise _Failed(Fetched.UNREACHABLE, why) from error
