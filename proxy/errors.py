@@ -99,6 +99,18 @@ class ApiKeyNeeded(Unauthorized):
     challenge = "ApiKey"
 
 
+class IdempotencyInProgress(ProxyError):
+    """The first request with this key is not finished, or what became of it is not known yet."""
+
+    status, code, title = 409, "idempotency_in_progress", "Idempotent request in progress"
+
+
+class IdempotencyMismatch(ProxyError):
+    """The key belongs to another request (draft-ietf-httpapi-idempotency-key-header §2.7)."""
+
+    status, code, title = 422, "idempotency_mismatch", "Idempotency key used before"
+
+
 class ClientLeft(ProxyError):
     """The client went away first: never sent to anyone, only logged and counted."""
 

@@ -91,6 +91,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX idx_pipeline_pending ON pipeline_events(due) WHERE outcome = 0",
         "CREATE TABLE pipeline_totals (series TEXT PRIMARY KEY, total TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # What idempotent creations were answered (`idempotency/`); `record` is JSON.
+        """CREATE TABLE answers (
+            record_id TEXT PRIMARY KEY, record BLOB NOT NULL, expires_at REAL NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX idx_answers_expires_at ON answers(expires_at)",
+    ),
 )
 
 SETTINGS = (
@@ -176,6 +183,15 @@ ADD_MESSAGE = (
        VALUES (:tag, :place, :queue, :position, :job_ids, :message)""",
 )
 
+PUT_ANSWER = (
+    """INSERT OR REPLACE INTO answers (record_id, record, expires_at)
+       VALUES (:id, :record, :expires_at)""",
+    # As many again as come in, at the most: no record stays long beyond its time.
+    """DELETE FROM answers WHERE record_id IN
+         (SELECT record_id FROM answers WHERE expires_at <= :now LIMIT 10)""",
+)
+DROP_ANSWER = ("DELETE FROM answers WHERE record_id = :id",)
+
 SETTLE = (
     """UPDATE pipeline_events SET outcome = json_extract(j.value, '$[2]')
          FROM json_each(:settled) AS j
@@ -257,6 +273,14 @@ TOTALS = "SELECT series, total FROM pipeline_totals"
 ACTIVE = """SELECT count(*) FROM jobs
              WHERE status NOT IN ('completed', 'failed', 'cancelled')
                AND (+deadline IS NULL OR +deadline > ?)"""
+
+GET_ANSWER = "SELECT record FROM answers WHERE record_id = ? AND expires_at > ?"
+
+CREATED_SINCE = """SELECT job_id, data FROM jobs
+                    WHERE created_at >= :earliest
+                      AND (SELECT min(captured_at) FROM versions
+                            WHERE versions.job_id = jobs.job_id) >= :since
+                    LIMIT :most"""
 
 BINDINGS = "SELECT key, member FROM broker_bindings"
 MESSAGES = """SELECT tag, place, queue, position, job_ids, message FROM broker_messages

@@ -1,0 +1,353 @@
+"""One operation per key in the whole fleet: claims, waits, repeats and settles.
+
+1. A request with a key is written down before it goes to the app (SQLite), and claimed in Redis
+   with a lease that its sidecar renews. So neither two sidecars nor two lives of one sidecar
+   carry out the same key.
+2. The first answer is durable before it leaves. Repetitions are answered from SQLite, or from
+   Redis when another sidecar did the work.
+3. What failed before the app can have executed it is forgotten: the key is free again.
+4. What may have been executed without an answer stays `unknown` until evidence settles it: the
+   jobs that appeared in Redis since, less those that somebody was told of.
+5. Redis or SQLite away: the other one alone decides. A request never fails for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from proxy.clock import Clock
+from proxy.errors import IdempotencyInProgress, IdempotencyMismatch
+from proxy.idempotency.decide import Repeat, verdict
+from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, encode
+
+log = logging.getLogger(__name__)
+
+LEASE = 15.0
+"""Seconds for which a claim in Redis outlives its sidecar."""
+
+RENEW_EVERY = 5.0
+WAIT = 10.0
+"""Seconds for which a repetition waits for the first request before it gets 409."""
+
+POLL = 0.25  # seconds between two looks at another sidecar's claim
+RETRY_AFTER = 2.0
+APPEAR_WITHIN = 2.0
+"""Seconds after a failure in which the job that it may have made, and the answers of others, show
+in Redis: the app writes the job first and answers 15 to 60 ms later."""
+
+OTHERS_WITHIN = 30.0  # seconds for which other creations at the app are waited for
+JOB_MARK = 3600.0  # seconds for which it is remembered that a job's creator was answered
+_MOST_WAITING = 1000
+
+
+class Storage(Protocol):
+    """Where records live. `read` and `write` are SQLite's, durable; the rest is Redis', shared, and
+    raises `ConnectionError` while Redis cannot be asked."""
+
+    async def read(self, record_id: str) -> bytes | None: ...
+
+    async def write(self, record_id: str, data: bytes, expires_at: float) -> bool:
+        """Whether it was committed in time."""
+        ...
+
+    def erase(self, record_id: str) -> None: ...
+
+    async def claim(self, record_id: str, data: bytes, lease: float) -> bytes | None:
+        """None when the claim is ours now, else what is there."""
+        ...
+
+    async def extend(self, claims: Mapping[str, bytes], lease: float) -> None: ...
+
+    async def share(self, record_id: str, data: bytes, keep: float) -> None: ...
+
+    async def withdraw(self, record_id: str, data: bytes) -> None:
+        """Remove a claim, if it is still this one."""
+        ...
+
+    async def mark_job(self, job_id: str, keep: float) -> bool:
+        """Note that the creator of a job was answered; whether nobody had noted it before."""
+        ...
+
+    async def unmarked(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the jobs whose creator nobody has answered."""
+        ...
+
+    async def jobs_created(self, since: float) -> Sequence[tuple[str, Mapping[str, Any]]] | None:
+        """(id, document) of each job that was created since; None when that cannot be known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A key that this exchange works on. `fields` are the form's, to recognise its job by."""
+
+    record_id: str
+    record: Record
+    keep: float
+    fields: Mapping[str, str]
+
+
+class Coordinator:
+    """See the rules at the top of the file. `await start()`, work, `await stop()`.
+
+    `owner` names this process. `count` gets what became of each keyed request, by a fixed word.
+    """
+
+    def __init__(
+        self, storage: Storage, clock: Clock, owner: str, count: Callable[[str], None]
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._owner = owner
+        self._count = count
+        self._claims: dict[str, Claim] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        self._settling: set[asyncio.Task[StoredAnswer | None]] = set()
+        self._at_app: dict[object, float] = {}
+
+    def sent(self, exchange: object) -> None:
+        """A creation goes to the app, with a key or without: a job may be its own."""
+        self._at_app[exchange] = self._clock.monotonic()
+
+    def ended(self, exchange: object) -> None:
+        """It was answered, or ended without."""
+        self._at_app.pop(exchange, None)
+
+    async def renew(self) -> None:
+        """Keep the claims of this process alive; run until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY)
+            claims = {one.record_id: encode(one.record) for one in self._claims.values()}
+            if claims:
+                try:
+                    await self._storage.extend(claims, LEASE)
+                except ConnectionError:
+                    continue  # said by who owns the connection
+
+    async def stop(self) -> None:
+        """End what still settles."""
+        for task in self._settling:
+            task.cancel()
+        await asyncio.gather(*self._settling, return_exceptions=True)
+
+    # --- before the app -------------------------------------------------------------------------
+
+    async def begin(
+        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, str]
+    ) -> Claim | StoredAnswer:
+        """A claim to go on with, or the answer to repeat.
+
+        Raises `IdempotencyMismatch`, and `IdempotencyInProgress` after `WAIT` seconds.
+        """
+        deadline = self._clock.monotonic() + WAIT
+        while True:
+            here = self._claims.get(record_id)
+            found: Record | None
+            if here is not None:
+                found, alive = here.record, True
+            else:
+                ours, found, alive = await self._claim(record_id, fingerprint, keep, fields)
+                if ours is not None:
+                    return ours
+            match verdict(found, fingerprint, owner_alive=alive):
+                case Repeat(answer):
+                    self._count("replayed")
+                    return answer
+                case "mismatch":
+                    self._count("mismatch")
+                    raise IdempotencyMismatch(
+                        "This Idempotency-Key was used for another request: use a new key for it"
+                    )
+                case "settle":
+                    assert found is not None
+                    open_claim = Claim(record_id, found, keep, fields)
+                    self._claims[record_id] = open_claim  # others of this process wait
+                    if (settled := await self.settle(open_claim)) is not None:
+                        self._count("replayed")
+                        return settled
+                    if await self._storage.read(record_id) is None:
+                        continue
+                case _:
+                    pass
+            if self._clock.monotonic() >= deadline:
+                self._count("in_progress")
+                raise IdempotencyInProgress(
+                    "The first request with this Idempotency-Key is not finished: try again",
+                    retry_after=RETRY_AFTER,
+                )
+            await self._wait(record_id, here is not None)
+
+    async def _claim(
+        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, str]
+    ) -> tuple[Claim | None, Record | None, bool]:
+        """A claim of ours, or the record that stands in its way and whether its owner lives."""
+        record = Record(fingerprint, "running", self._owner, self._clock.time())
+        claim = Claim(record_id, record, keep, fields)
+        self._claims[record_id] = claim  # before the first await: others of this process wait
+        data = encode(record)
+        owned = False
+        try:
+            found = decode(await self._storage.read(record_id))
+            if found is not None and found.answer is not None:
+                return None, found, True
+            try:
+                shared = await self._storage.claim(record_id, data, LEASE)
+            except ConnectionError:
+                # SQLite alone decides; a record of an earlier life has no living owner.
+                shared = None
+            if shared is not None:
+                theirs = decode(shared)
+                # What is there is not ours to read: treated as somebody at work.
+                unreadable = Record(fingerprint, "running", "", record.started_at)
+                return None, theirs or unreadable, True
+            if found is not None:
+                await self._withdraw(record_id, data)
+                return None, found, False
+            await self._storage.write(record_id, data, record.started_at + keep)
+            owned = True
+            self._count("first")
+            return claim, None, True
+        finally:
+            if not owned:
+                self._forget(record_id)
+
+    async def _wait(self, record_id: str, here: bool) -> None:
+        """Until the request in front of us changes its state, as far as we can know it."""
+        if not here or len(self._changed) >= _MOST_WAITING:
+            await asyncio.sleep(POLL)
+            return
+        event = self._changed.setdefault(record_id, asyncio.Event())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT):
+                await event.wait()
+
+    # --- after the app --------------------------------------------------------------------------
+
+    async def keep(self, claim: Claim, answer: StoredAnswer) -> bool:
+        """Store the answer, durably, before it leaves. False when it could not be kept at all."""
+        if len(answer.body) > MAX_ANSWER:
+            log.warning("answer too long to be repeated", extra={"size": len(answer.body)})
+            await self.release(claim)
+            return False
+        data = encode(claim.record.finished(answer))
+        try:
+            written = await self._storage.write(
+                claim.record_id, data, self._clock.time() + claim.keep
+            )
+            try:
+                await self._storage.share(claim.record_id, data, claim.keep)
+            except ConnectionError:
+                return written
+            return True
+        finally:
+            self._forget(claim.record_id)
+
+    async def release(self, claim: Claim) -> None:
+        """The app cannot have executed it: the key is free again."""
+        try:
+            self._storage.erase(claim.record_id)
+            await self._withdraw(claim.record_id, encode(claim.record))
+        finally:
+            self._forget(claim.record_id)
+
+    async def settle(self, claim: Claim) -> StoredAnswer | None:
+        """Find out what became of a request that may have been executed: its answer, or None when
+        it is free again, or still unknown (then its record says so)."""
+        unknown = claim.record.left_open()
+        try:
+            await self._storage.write(
+                claim.record_id, encode(unknown), self._clock.time() + claim.keep
+            )
+            candidates = await self._candidates(claim)
+            if candidates is not None and not candidates:
+                self._count("freed")
+                await self.release(claim)
+                return None
+            if candidates is None or len(candidates) > 1:
+                self._count("unknown")
+                await self._share_unknown(claim, unknown)
+                return None
+            if not await self._take(candidates[0]):
+                return None  # another sidecar settles it
+            answer = accepted_answer(candidates[0])
+            self._count("adopted")
+            log.info("creation without an answer was found", extra={"job_id": candidates[0]})
+            await self.keep(claim, answer)
+            return answer
+        finally:
+            self._forget(claim.record_id)
+
+    def settle_later(self, claim: Claim) -> None:
+        """The same behind an exchange that has ended."""
+        task = asyncio.get_running_loop().create_task(self.settle(claim), name="idempotency:settle")
+        self._settling.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Task[StoredAnswer | None]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("settling failed", exc_info=error)
+
+    async def answered(self, job_id: str) -> None:
+        """A creation was answered: this job is not one that a lost answer left behind."""
+        with suppress(ConnectionError):  # nothing is adopted either while Redis is away
+            await self._storage.mark_job(job_id, JOB_MARK)
+
+    async def _candidates(self, claim: Claim) -> list[str] | None:
+        """Jobs that this request may have made; None when that cannot be known."""
+        failed_at = self._clock.monotonic()
+        await asyncio.sleep(APPEAR_WITHIN)
+        while any(at <= failed_at for at in self._at_app.values()):
+            # A job that is there may be theirs: they are answered first.
+            if self._clock.monotonic() >= failed_at + OTHERS_WITHIN:
+                return None
+            await asyncio.sleep(POLL)
+        created = await self._storage.jobs_created(claim.record.started_at)
+        if created is None:
+            return None
+        alike = [job_id for job_id, document in created if _fits(document, claim.fields)]
+        try:
+            return await self._storage.unmarked(alike)
+        except ConnectionError:
+            return None
+
+    async def _take(self, job_id: str) -> bool:
+        """Whether the job is ours to tell of, and nobody else's from now on."""
+        try:
+            return await self._storage.mark_job(job_id, JOB_MARK)
+        except ConnectionError:
+            return False
+
+    async def _share_unknown(self, claim: Claim, unknown: Record) -> None:
+        with suppress(ConnectionError):
+            await self._storage.share(claim.record_id, encode(unknown), claim.keep)
+
+    async def _withdraw(self, record_id: str, data: bytes) -> None:
+        with suppress(ConnectionError):  # its lease ends by itself
+            await self._storage.withdraw(record_id, data)
+
+    def _forget(self, record_id: str) -> None:
+        self._claims.pop(record_id, None)
+        event = self._changed.pop(record_id, None)
+        if event is not None:
+            event.set()
+
+
+def _fits(document: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
+    """Whether a job's document contradicts none of the form's fields."""
+    return all(
+        name not in document or document[name] is None or str(document[name]) == value
+        for name, value in fields.items()
+    )
+
+
+def accepted_answer(job_id: str) -> StoredAnswer:
+    """What the app would have answered, as far as callers read it."""
+    body = {"status": "accepted", "message": "The job was accepted", "job_id": job_id}
+    return StoredAnswer(202, (b"Content-Type: application/json",), json.dumps(body).encode())
