@@ -100,12 +100,21 @@ class Coordinator:
     """
 
     def __init__(
-        self, storage: Storage, clock: Clock, owner: str, count: Callable[[str], None]
+        self,
+        storage: Storage,
+        clock: Clock,
+        owner: str,
+        count: Callable[[str], None],
+        *,
+        wait: float = WAIT,
+        appear_within: float = APPEAR_WITHIN,
     ) -> None:
         self._storage = storage
         self._clock = clock
         self._owner = owner
         self._count = count
+        self._patience = wait
+        self._appear_within = appear_within
         self._claims: dict[str, Claim] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._settling: set[asyncio.Task[StoredAnswer | None]] = set()
@@ -123,12 +132,14 @@ class Coordinator:
         """Keep the claims of this process alive; run until cancelled."""
         while True:
             await asyncio.sleep(RENEW_EVERY)
-            claims = {one.record_id: encode(one.record) for one in self._claims.values()}
-            if claims:
-                try:
-                    await self._storage.extend(claims, LEASE)
-                except ConnectionError:
-                    continue  # said by who owns the connection
+            await self.renew_once()
+
+    async def renew_once(self) -> None:
+        """Extend every lease of this process."""
+        claims = {one.record_id: encode(one.record) for one in self._claims.values()}
+        if claims:
+            with suppress(ConnectionError):  # logged by who owns the connection
+                await self._storage.extend(claims, LEASE)
 
     async def stop(self) -> None:
         """End what still settles."""
@@ -143,9 +154,10 @@ class Coordinator:
     ) -> Claim | StoredAnswer:
         """A claim to go on with, or the answer to repeat.
 
-        Raises `IdempotencyMismatch`, and `IdempotencyInProgress` after `WAIT` seconds.
+        Raises `IdempotencyMismatch`, and `IdempotencyInProgress` when the first is not
+        finished in time.
         """
-        deadline = self._clock.monotonic() + WAIT
+        deadline = self._clock.monotonic() + self._patience
         while True:
             here = self._claims.get(record_id)
             found: Record | None
@@ -224,7 +236,7 @@ class Coordinator:
             return
         event = self._changed.setdefault(record_id, asyncio.Event())
         with suppress(TimeoutError):
-            async with asyncio.timeout(WAIT):
+            async with asyncio.timeout(self._patience):
                 await event.wait()
 
     # --- after the app --------------------------------------------------------------------------
@@ -302,7 +314,7 @@ class Coordinator:
     async def _candidates(self, claim: Claim) -> list[str] | None:
         """Jobs that this request may have made; None when that cannot be known."""
         failed_at = self._clock.monotonic()
-        await asyncio.sleep(APPEAR_WITHIN)
+        await asyncio.sleep(self._appear_within)
         while any(at <= failed_at for at in self._at_app.values()):
             # A job that is there may be theirs: they are answered first.
             if self._clock.monotonic() >= failed_at + OTHERS_WITHIN:

@@ -47,8 +47,9 @@ return 0
 
 
 class AnswerStore:
-    """Records by id. `link` gives the connection to Redis while there is one; `whole` says whether
-    Redis has all that the mirror knows of, and the mirror all that Redis has."""
+    """Records by id. `family` is what the names of the job keys have in common. `link` gives the
+    connection to Redis while there is one; `whole` says whether Redis has all that the mirror knows
+    of, and the mirror all that Redis has."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class AnswerStore:
         self._link = link
         self._whole = whole
         self._clock = clock
-        self._prefix = f"{key_prefix}idempotency:{{{family}}}:"
+        self._prefix = f"{key_prefix}idempotency:{family}"
         self._refusal = ""
 
     # --- SQLite ----------------------------------------------------------------------------------

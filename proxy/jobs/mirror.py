@@ -15,6 +15,7 @@ from typing import Any, Literal
 from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.errors import JobNotStored, StoreAway
+from proxy.jobs.answers import AnswerStore
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.inspection import Inspection, at_most
@@ -126,6 +127,14 @@ class Mirror:
         )
         self._duties = Duties(
             name, settings, self._ledger, self._keeper, clock, self._metrics, tell
+        )
+        self.answers = AnswerStore(
+            settings.key.replace("{job_id}", ""),
+            self._ledger,
+            lambda: self._keeper.link if self.redis_up else None,
+            lambda: self.redis_whole,
+            clock,
+            key_prefix=key_prefix,
         )
         self.inspection = Inspection(self._ledger, self._duties, clock)
         self._was_degraded = False

@@ -141,7 +141,7 @@ def test_what_a_request_may_do(
 
 
 def test_which_answers_are_kept() -> None:
-    """Answers about the request are final; those about the moment are not, and failures are open."""
+    """Answers about the request are final, those about the moment not, and failures are open."""
     assert [outcome_of_answer(status) for status in (200, 202, 303, 400, 413, 422)] == ["keep"] * 6
     assert [outcome_of_answer(s) for s in (401, 403, 409, 429, 502, 503)] == ["release"] * 6
     assert [outcome_of_answer(status) for status in (500, 504, 507)] == ["unknown"] * 3

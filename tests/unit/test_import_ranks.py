@@ -31,10 +31,11 @@ RANKS: dict[str, int] = {
     "proxy.stages": 4,
     # one request, top to bottom
     "proxy.pipeline": 3,
-    # six rooms that know nothing of each other
+    # seven rooms that know nothing of each other
     "proxy.wire": 2,
     "proxy.breaker": 2,
     "proxy.upload": 2,
+    "proxy.idempotency": 2,
     "proxy.jobs": 2,
     "proxy.telemetry": 2,
     "proxy.trace": 2,
@@ -139,6 +140,9 @@ PURE = (
     "proxy.upload.mpeg",
     "proxy.upload.sniff",
     "proxy.upload.verdicts",
+    "proxy.idempotency.decide",
+    "proxy.idempotency.key",
+    "proxy.idempotency.record",
     "proxy.jobs.model",
     "proxy.jobs.news",
     "proxy.jobs.pipeline_events",
