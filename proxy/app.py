@@ -101,7 +101,7 @@ class Proxy:
                 self.metrics,
                 logs.access,
                 self._probes,
-                self._mirrors.by_name.__getitem__,
+                self._mirrors.by_name,
                 self._trace,
                 random.random,
                 self._memory,

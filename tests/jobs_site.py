@@ -180,7 +180,8 @@ def routes(fallback_after: str = "300ms", **creates: Any) -> list[dict[str, Any]
 
 
 class JobSite:
-    """A proxy with a mirror. `target` is the app's address; `mirror` changes its settings."""
+    """A proxy with a mirror. `target` is the app's address; `mirror` changes its settings,
+    `more` adds entries to sections of the config."""
 
     def __init__(
         self,
@@ -192,6 +193,7 @@ class JobSite:
         mirror: dict[str, Any] | None = None,
         upstream: dict[str, Any] | None = None,
         live: bool = True,
+        more: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -218,6 +220,8 @@ class JobSite:
             },
             "drain_timeout": "2s",
         }  # fmt: skip
+        for section, entries in (more or {}).items():
+            self.config.setdefault(section, {}).update(entries)
         self.proxy = ProxyProcess(directory, self.config)
         if live:
             self.wait_live()

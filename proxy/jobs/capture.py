@@ -78,6 +78,7 @@ class Capture:
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
         self.counting: Counting | None = None
+        self.on_version: Callable[[str, str], None] = lambda job_id, status: None
         self.named = Named()
         self._pattern = pattern
         self._index = index
@@ -201,6 +202,7 @@ class Capture:
 
     def _note(self, snapshot: Snapshot) -> None:
         self.counts.captured += 1
+        self.on_version(snapshot.job_id, snapshot.status)
         for kind in snapshot.oddities:
             self._odd(snapshot.job_id, kind)
         if snapshot.shape != "opaque":

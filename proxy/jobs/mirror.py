@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.errors import JobNotStored, StoreAway
+from proxy.jobs import sql
+from proxy.jobs.active import ActiveJobs
 from proxy.jobs.answers import AnswerStore
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
@@ -136,6 +139,14 @@ class Mirror:
             clock,
             key_prefix=key_prefix,
         )
+        self.active = ActiveJobs(
+            settings.key.replace("{job_id}", ""),
+            lambda: self._keeper.link if self.redis_up else None,
+            clock,
+            idle=settings.stranded_after,
+            key_prefix=key_prefix,
+        )
+        self._keeper.capture.on_version = self.active.changed
         self.inspection = Inspection(self._ledger, self._duties, clock)
         self._was_degraded = False
         self._counting: Counting | None = None
@@ -165,11 +176,19 @@ class Mirror:
         await self._ledger.start()
         coroutines = self._duties.coroutines(await self._duties.recall())
         coroutines["keeper"] = self._keeper.run()
+        coroutines["active"] = self.active.run()
+        await self._recall_active()
         if self._counting is not None:
             coroutines["counting"] = await self._counting.begin()
         for duty, coroutine in coroutines.items():
             task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
             self._tasks.append(task)
+
+    async def _recall_active(self) -> None:
+        since = self._clock.time() - self.settings.stranded_after
+        with suppress(LedgerSilent):
+            for job_id, status in await self._ledger.table(sql.BEING_WORKED_ON, (since,)):
+                self.active.changed(job_id, status)
 
     def _ledger_degraded(self, reason: str | None) -> None:
         self._metrics.degraded("sqlite", reason is not None)
@@ -409,6 +428,7 @@ class Mirror:
             if not told:
                 self._duties.untold.set()
 
+        self.active.ended(job_id)
         self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
         return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 

@@ -274,6 +274,10 @@ ACTIVE = """SELECT count(*) FROM jobs
              WHERE status NOT IN ('completed', 'failed', 'cancelled')
                AND (+deadline IS NULL OR +deadline > ?)"""
 
+BEING_WORKED_ON = """SELECT job_id, status FROM jobs INDEXED BY idx_jobs_unfinished
+                      WHERE status NOT IN ('completed', 'failed', 'cancelled')
+                        AND status NOT IN ('queued', 'pending') AND captured_at > ? LIMIT 1000"""
+
 GET_ANSWER = "SELECT record FROM answers WHERE record_id = ? AND expires_at > ?"
 
 CREATED_SINCE = """SELECT job_id, data FROM jobs

@@ -1,19 +1,22 @@
 """The stages, in the one order in which they stand on a route.
 
-Metrics first: an exchange is counted as in flight before anything can refuse it. The upload check
-before all that would hand the request on. Fallbacks behind every other rescue, for any other answer
-is better. Trace and access line last: they tell what all others noted.
+Metrics first: an exchange is counted as in flight before anything can refuse it. Next, whose job a
+call is for, since that may change the correlation ID. The upload check before all that would hand
+the request on. Fallbacks behind every other rescue, for any other answer is better. Trace and
+access line last: they record what all others noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from proxy.jobs.mirror import Mirror
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Stage
 from proxy.stages.access_line import AccessLine
 from proxy.stages.fallback import FallbackStage
-from proxy.stages.job_roles import JobRoles, MirrorOf
+from proxy.stages.job_context import JobContext
+from proxy.stages.job_roles import JobRoles
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.trace_record import TraceRecord
 from proxy.stages.upload_check import UploadCheckStage
@@ -27,7 +30,7 @@ def all_stages(
     metrics: Metrics,
     access_log: AccessLog,
     probes: ProbePool,
-    mirror_of: MirrorOf,
+    mirrors: Mapping[str, Mirror],
     trace: Trace | None,
     random: Callable[[], float],
     memory: MemoryBudget,
@@ -35,8 +38,9 @@ def all_stages(
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
         RouteMetrics(metrics),
+        JobContext(mirrors.values),
         UploadCheckStage(probes, metrics.registry),
-        JobRoles(mirror_of),
+        JobRoles(mirrors.__getitem__),
         FallbackStage(memory),
         TraceRecord(trace, random),
         AccessLine(access_log),

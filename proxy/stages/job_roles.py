@@ -136,6 +136,7 @@ class _Creates:
         x.note(job_id=job_id)
         result = await self._mirror.confirm_created(job_id)
         x.note(job_stored=result.value)
+        self._mirror.active.created(job_id, x.correlation_id)
         if result is Creation.NOT_STORED:
             raise self._mirror.not_stored()
         seconds = x.filter.facts.get("duration") if isinstance(x.filter, UploadCheck) else None
