@@ -69,8 +69,7 @@ class BreakerBoard:
     def reload(self, upstreams: Mapping[str, Upstream]) -> None:
         """Take new rules. A breaker that stays keeps its state and counts."""
         for name in [name for name in self._breakers if not _has_breaker(upstreams.get(name))]:
-            gone = self._breakers.pop(name)
-            gone.wake = lambda _breaker, _urgent: None
+            self._breakers.pop(name).retire(self._clock.monotonic())
         for name, upstream in upstreams.items():
             if upstream.breaker is None:
                 continue
@@ -154,6 +153,7 @@ class BreakerBoard:
             "generation": breaker.generation,
             "rejections": breaker.rejections,
             "probes_in_flight": breaker.probes_in_flight,
+            "held": len(breaker.held),
             "recent_failures": [
                 {**failure.document(), "at": iso_utc(failure.at)} for failure in breaker.recent
             ],

@@ -15,6 +15,10 @@ Rules
    until Redis has answered the very report that tells of it, not one that left before.
 6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which
    were counted here, because the answer that told of one may have been lost.
+7. A call without leave may be held instead of refused (`held`, holding.py). It wants a lease like
+   any caller, is woken when one is here, and goes when the circuit closes.
+8. A health check that finds the upstream well (`proven_well`) ends the open time early, never a
+   time that an operator has set.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from proxy.breaker.holding import NEVER, Held, HoldQueue
 from proxy.breaker.leases import Caller, Callers
 from proxy.breaker.messages import Failure, ProbeOutcome, Report, Snapshot, Transition
 from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
@@ -86,6 +91,8 @@ class CircuitBreaker:
         self.wanted = 0  # leases that callers would use
         self.awaited = False  # somebody was refused while it was open
         self.callers = Callers()
+        self.held = HoldQueue()
+        self._well: str | None = None  # why the open time may end early; Redis has the last word
         self._probes: dict[str, float] = {}  # leases in use here, and when each is over
         self._grants: deque[tuple[str, float, float]] = deque()  # lease, hold until, over at
         self._provisional: Transition | None = None  # decided here, not yet answered
@@ -123,7 +130,29 @@ class CircuitBreaker:
         self.wake(self, True)
         return self.callers.join(ready)
 
+    def hold(self, ready: Callable[[], None]) -> Held:
+        """Wait for leave; `ready` is called when it is worth asking again. Owes a `held.leave`."""
+        held = self.held.join(ready)
+        if self.shared:
+            self.wake(self, True)
+        return held
+
     def _admit_slowly(self, now: float) -> Permit:
+        permit = self.try_admit(now)
+        if permit is not None:
+            return permit
+        if self.shared:
+            if self.state is State.HALF_OPEN or (self.state is State.OPEN and now >= self.until):
+                self.wanted += 1
+                self.wake(self, True)
+            else:
+                # sync.py ends the open time when it is over, but takes no lease: this caller may
+                # never come again, and another process' callers would be kept from probing.
+                self.awaited = True
+        raise self.refuse(now)
+
+    def try_admit(self, now: float) -> Permit | None:
+        """A permit for one call; None where there is none at this moment."""
         if now >= self.until and not self.shared and self.state is not State.HALF_OPEN:
             self._decide(Event.TIME_OVER, now, "open time is over")
         state = self.state
@@ -134,26 +163,46 @@ class CircuitBreaker:
             if lease is not None:
                 self.probes_started += 1
                 return ProbePermit(self, self.epoch, lease)
-            if self.shared:
-                self.wanted += 1
-                self.wake(self, True)
-        elif self.shared:
-            # sync.py ends the open time when it is over, but takes no lease: this caller may never
-            # come again, and another process' callers would be kept from probing.
-            self.awaited = True
+        return None
+
+    def refuse(self, now: float) -> CircuitOpen:
+        """The error for a call that gets no permit. Counts it."""
         self.rejections += 1
         remaining = 0.0
         why = "recovery is being probed"
-        if state is not State.HALF_OPEN:
+        if self.state is not State.HALF_OPEN:
             remaining = self.until - now
             why = self.reason
-        raise CircuitOpen(
+        return CircuitOpen(
             f"Calls to {self.name} are suspended: {why}",
             retry_after=remaining if remaining > 0 else _PROBE_RETRY_AFTER,
-            reason=state.value,
             upstream=self.name,
             cause=why,
         )
+
+    @property
+    def next_chance(self) -> float:
+        """When the first held call should ask again without being woken: a monotonic second."""
+        if self.shared:
+            return NEVER  # sync.py watches the clock
+        if self.state is State.HALF_OPEN:
+            return min(self._probes.values(), default=NEVER)
+        return self.until
+
+    def proven_well(self, now: float, asked_at: float, why: str) -> None:
+        """A health check that was begun at `asked_at` (monotonic) has found the upstream well."""
+        if self.state is not State.OPEN or asked_at < self.since:
+            return
+        if self.shared:
+            self._well = why
+            self.wake(self, True)
+        else:
+            self._decide(Event.TIME_OVER, now, why)
+
+    def take_proof(self) -> str:
+        """What `proven_well` was given, to be sent to Redis; empty where there is nothing."""
+        well, self._well = self._well, None
+        return well or ""
 
     def _lease(self, now: float) -> str | None:
         if self.shared:
@@ -265,6 +314,8 @@ class CircuitBreaker:
             self.wanted += 1  # the next call should find its lease here already
         if self.shared:
             self.wake(self, True)
+        elif self.state is State.HALF_OPEN:
+            self.held.wake(1)  # a slot is free
 
     def _probe_passed(self, now: float) -> None:
         self.successes += 1
@@ -336,17 +387,29 @@ class CircuitBreaker:
         self.reason = reason
         self.by = by
         self.awaited = False
+        self._well = None
         self._probes.clear()
         self._grants.clear()
         self._forget()
         if state is not State.HALF_OPEN:  # there, the answer is still to come
             self.callers.answer()
         self.wanted = len(self.callers)
+        if state in (State.CLOSED, State.FORCED_CLOSED):
+            self.held.release(now, self.rules.half_open_max_calls)
+        elif self.held:
+            self._serve_held()
         self._permit = (
             NeutralPermit(self, self.epoch)
             if state is State.FORCED_CLOSED
             else Permit(self, self.epoch)
         )
+
+    def _serve_held(self) -> None:
+        """Calls are held and the state has changed: see to it that somebody acts on it."""
+        if self.shared:
+            self.wake(self, True)
+        else:
+            self.held.wake(self.rules.half_open_max_calls if self.state is State.HALF_OPEN else 1)
 
     def _forget(self) -> None:
         self.failures = self.fleet_failures = self.successes = 0
@@ -400,6 +463,14 @@ class CircuitBreaker:
             self.report_lost(report, now)
         self._grants.clear()
         self.callers.answer()
+        if self.held:
+            self._serve_held()
+
+    def retire(self, now: float) -> None:
+        """The config has no such breaker any more: nobody is held, nothing is sent."""
+        self.wake = lambda _breaker, _urgent: None
+        self.shared = False
+        self._enter(State.CLOSED, now, now, "", self.owner)
 
     # --- what the fleet says --------------------------------------------------------------------
 
@@ -461,6 +532,7 @@ class CircuitBreaker:
         for lease in leases:
             self._grants.append((lease, now + HOLD, asked_at + self.probe_lease))
         self.wanted = 0
+        self.held.wake(len(self._grants))
 
     def give_back(self, now: float) -> None:
         """Report leases that no call came for within `HOLD` seconds."""
@@ -474,7 +546,8 @@ class CircuitBreaker:
     @property
     def leases_wanted(self) -> int:
         """How many probe leases callers would use at this moment."""
-        return min(self.wanted, self.rules.half_open_max_calls) if not self._grants else 0
+        wanted = max(self.wanted, len(self.held))
+        return min(wanted, self.rules.half_open_max_calls) if not self._grants else 0
 
     @property
     def next_time(self) -> float | None:
@@ -482,7 +555,7 @@ class CircuitBreaker:
         if self._grants:
             return self._grants[0][1]
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
-        if forced or (self.state is State.OPEN and (self.wanted or self.awaited)):
+        if forced or (self.state is State.OPEN and (self.wanted or self.awaited or self.held)):
             return self.until
         return None
 

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from proxy.breaker.ejection import TargetHealth
+from proxy.clock import Clock, SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Health as HealthRules
 from proxy.shortage import SHORTAGES
@@ -26,7 +27,11 @@ class NotAsked(Exception):
 
 
 class HealthProber:
-    """Asks the `targets` (by label) of the upstream `name`; `tls` and `server_name` for https."""
+    """Asks the `targets` (by label) of the upstream `name`; `tls` and `server_name` for https.
+
+    `on_answer(label, status, asked_at)` is told every answer: `status` is None where there was
+    none, `asked_at` the monotonic second at which the question began.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class HealthProber:
         *,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
+        clock: Clock | None = None,
+        on_answer: Callable[[str, int | None, float], None] | None = None,
     ) -> None:
         self._name = name
         self._rules = rules
@@ -44,6 +51,8 @@ class HealthProber:
         self._health = health
         self._tls = tls
         self._server_name = server_name
+        self._clock = clock or SystemClock()
+        self._on_answer = on_answer
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -63,7 +72,11 @@ class HealthProber:
         await asyncio.sleep(random.uniform(0.0, self._rules.every))  # noqa: S311
         while True:
             with suppress(NotAsked):
-                self._record(label, await self.ask(address))
+                asked_at = self._clock.monotonic()
+                status, why = await self._question(address)
+                if self._on_answer is not None:
+                    self._on_answer(label, status, asked_at)
+                self._record(label, why)
             await asyncio.sleep(self._rules.every * random.uniform(0.9, 1.1))  # noqa: S311
 
     def _record(self, label: str, why: str | None) -> None:
@@ -84,16 +97,20 @@ class HealthProber:
 
     async def ask(self, address: TargetAddress) -> str | None:
         """One question: None for a good answer, else what was wrong. Raises `NotAsked`."""
+        return (await self._question(address))[1]
+
+    async def _question(self, address: TargetAddress) -> tuple[int | None, str | None]:
+        """The status of the answer, and what was wrong with it. Raises `NotAsked`."""
         try:
             async with asyncio.timeout(self._rules.timeout):
                 status = await self._status(address)
         except TimeoutError:
-            return f"no answer within {self._rules.timeout:g}s"
+            return None, f"no answer within {self._rules.timeout:g}s"
         except (OSError, ValueError) as error:
             if SHORTAGES.check(error, f"a health check of {address}") is not None:
                 raise NotAsked from error
-            return f"{type(error).__name__}: {error}".rstrip(": ")[:200]
-        return None if 200 <= status < 400 else f"status {status}"
+            return None, f"{type(error).__name__}: {error}".rstrip(": ")[:200]
+        return status, None if 200 <= status < 400 else f"status {status}"
 
     async def _status(self, address: TargetAddress) -> int:
         if address.path is not None:

@@ -9,7 +9,9 @@ Rules, in the order in which they are asked:
 4. The wait is random between 0 and a range that doubles (full jitter: it spreads a herd best, and
    costs no more than any other). `Retry-After` is a floor under it; one beyond `max_backoff` means
    that the upstream does not want to be asked again now.
-5. No attempt begins after the deadline.
+5. No attempt begins after the deadline. A wait of our own choice that would end after it is
+   shortened, so that the time is used to its end. An attempt that an open circuit held back is not
+   one of the `attempts`: the circuit has paced it, and the deadline bounds it.
 6. The budget, shared by all requests to the upstream, is asked last, for only a retry that will
    happen may spend it.
 """
@@ -23,6 +25,9 @@ from email.utils import parsedate_to_datetime
 
 from proxy.config.upstreams import Retry as RetryRules
 from proxy.headers import IDEMPOTENT
+
+#: Share of the time left that a wait takes at most: the attempt needs some of it.
+_LAST_WAIT = 0.75
 
 #: Seconds that the budget looks back over; ten, as Linkerd's.
 BUDGET_WINDOW = 10
@@ -115,14 +120,21 @@ class RetryPolicy:
         self.budget.configure(rules.budget, rules.min_per_second)
 
     def begin(
-        self, method: str, now: float, *, idempotency_key: bool, counted: bool = False
+        self,
+        method: str,
+        now: float,
+        *,
+        idempotency_key: bool,
+        counted: bool = False,
+        repeatable: bool = False,
     ) -> RetryPlan:
         """Follow one request that came at `now`. `idempotency_key`: it carries that field;
-        `counted`: the budget knows of it already."""
+        `counted`: the budget knows of it already; `repeatable`: its route says so."""
         if not counted:
             self.budget.call(now)
-        repeatable = method in IDEMPOTENT or (idempotency_key and self.rules.idempotency_key)
-        return RetryPlan(self, repeatable, now + self.rules.deadline)
+        keyed = idempotency_key and self.rules.idempotency_key
+        safe = repeatable or keyed or method in IDEMPOTENT
+        return RetryPlan(self, safe, now + self.rules.deadline)
 
     def retries(self, kind: str) -> bool:
         """Whether `on` lists this kind: a response of such a status is worth holding back."""
@@ -136,15 +148,21 @@ class RetryPolicy:
 
 
 class RetryPlan:
-    """One request's attempts. `retries` is how many retries it had (`X-Retry-Count`)."""
+    """One request's attempts. `retries` is how many retries it had, `held` how many of them an open
+    circuit held back."""
 
-    __slots__ = ("_policy", "deadline", "repeatable", "retries")
+    __slots__ = ("_policy", "deadline", "held", "repeatable", "retries")
 
     def __init__(self, policy: RetryPolicy, repeatable: bool, deadline: float) -> None:
         self._policy = policy
         self.repeatable = repeatable
         self.deadline = deadline
         self.retries = 0
+        self.held = 0
+
+    def covers(self, kind: str) -> bool:
+        """Whether an attempt that ended so is one to repeat at all."""
+        return self._policy.retries(kind)
 
     def after(self, ended: Ended, now: float) -> Verdict:
         """What to do after an attempt ended at `now` without a good answer."""
@@ -152,18 +170,21 @@ class RetryPlan:
         rules = policy.rules
         if not policy.retries(ended.kind):
             return Verdict(None, "kind")
-        if self.retries + 1 >= rules.attempts:
+        if self.retries - self.held + 1 >= rules.attempts:
             return Verdict(None, "attempts")
         if ended.sent and not self.repeatable:
             return Verdict(None, "unsafe")
         if not ended.body_whole:
             return Verdict(None, "body")
         wait = policy.backoff(self.retries + 1)
+        left = self.deadline - now
         if ended.retry_after is not None:
             if ended.retry_after > rules.max_backoff:
                 return Verdict(None, "retry_after")
             wait += ended.retry_after  # the jitter on top: all were told the same second
-        if now + wait > self.deadline:
+        elif wait > left >= rules.backoff:
+            wait = left * _LAST_WAIT
+        if wait > left:
             return Verdict(None, "deadline")
         if not policy.budget.spend(now):
             return Verdict(None, "budget")
@@ -174,10 +195,10 @@ class RetryPlan:
 class ReplayBuffer:
     """A request body kept for a second sending, up to `limit` bytes; then given up for good."""
 
-    __slots__ = ("_limit", "_pieces", "overflowed", "size")
+    __slots__ = ("_pieces", "limit", "overflowed", "size")
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._pieces: list[bytes] = []
         self.size = 0
         self.overflowed = False
@@ -187,7 +208,7 @@ class ReplayBuffer:
         if self.overflowed:
             return
         self.size += len(piece)
-        if self.size > self._limit:
+        if self.size > self.limit:
             self.overflowed = True
             self._pieces.clear()
         else:

@@ -159,6 +159,8 @@ ACQUIRE = (
     + """
 if (state == 'open' or state == 'forced_open') and now >= until_ms then
   transition('half_open', 'open time is over', 0)
+elseif state == 'open' and A.well ~= '' and A.known == gen then
+  transition('half_open', A.well, 0)
 elseif state == 'forced_closed' and now >= until_ms then
   transition('closed', 'forced time is over', 0)
 end

@@ -61,9 +61,12 @@ class BreakerStore:
             probes=report.probes,
         )
 
-    async def acquire(self, breaker: CircuitBreaker, want: int, tid: str) -> Snapshot:
-        """Ask for `want` probe leases; ends an open or forced time that is over."""
-        return await self._run(scripts.ACQUIRE, breaker, tid=tid, want=want)
+    async def acquire(
+        self, breaker: CircuitBreaker, want: int, tid: str, well: str = ""
+    ) -> Snapshot:
+        """Ask for `want` probe leases; ends an open or forced time that is over, and an open time
+        of this generation early where `well` says why the upstream is thought to be well."""
+        return await self._run(scripts.ACQUIRE, breaker, tid=tid, want=want, well=well)
 
     async def force(
         self, breaker: CircuitBreaker, to: State, reason: str, seconds: float, tid: str

@@ -217,10 +217,11 @@ class FleetSync:
                 breaker.callers.answer()  # all leases were taken a moment ago
             return
         over = breaker.state is not State.CLOSED and now >= breaker.until and not half_open
-        want = breaker.leases_wanted if half_open or over else 0
-        if not want and not (over and breaker.next_time is not None):
+        well = breaker.take_proof()
+        want = breaker.leases_wanted if half_open or over or well else 0
+        if not want and not well and not (over and breaker.next_time is not None):
             return
-        news = await self._store.acquire(breaker, want, breaker.new_tid())
+        news = await self._store.acquire(breaker, want, breaker.new_tid(), well)
         await self._take(breaker, news)
         if news.granted:
             breaker.grant(news.granted, news.generation, self._clock.monotonic(), now)

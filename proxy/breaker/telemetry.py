@@ -82,13 +82,23 @@ class BreakerMetrics(Collector):
         flying = GaugeMetricFamily(
             "proxy_breaker_probes_in_flight", "Probes of this process", labels=["service"]
         )
+        waiting = GaugeMetricFamily(
+            "proxy_breaker_held", "Calls that wait at an open circuit", labels=["service"]
+        )
+        held = CounterMetricFamily(
+            "proxy_breaker_holds",
+            "Calls that had to wait at an open circuit, however that ended",
+            labels=["service"],
+        )
         for name, breaker in self._breakers.items():
             state.add_metric([name], breaker.state.gauge)
             rejections.add_metric([name], breaker.rejections)
             probes.add_metric([name], breaker.probes_started)
             late.add_metric([name], breaker.late)
             flying.add_metric([name], breaker.probes_in_flight)
-        return state, rejections, probes, late, flying
+            waiting.add_metric([name], len(breaker.held))
+            held.add_metric([name], breaker.held.total)
+        return state, rejections, probes, late, flying, waiting, held
 
     def transition(self, breaker: CircuitBreaker, made: Transition) -> None:
         """Count and log `made`, if it is ours to count; others' are only worth a debug line."""

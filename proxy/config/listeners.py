@@ -156,6 +156,9 @@ class Route(Model):
     """Check uploads before they reach the upstream."""
     job: JobRole | None = None
     """What this route does with the jobs of a mirror."""
+    repeatable: bool = False
+    """Its requests do no harm when they are repeated, whatever their method: a query in POST's
+    clothes. They are retried as a GET would be."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
     trace: bool = True

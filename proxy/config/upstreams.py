@@ -37,6 +37,24 @@ class Pool(Model):
     """Most requests that wait for a connection; beyond it 503 `overloaded`."""
     queue_timeout: Annotated[Duration, Field(gt=0)] = 10.0
     """Longest wait for a connection; then 503 `overloaded`."""
+    reuse: Literal["always", "idempotent"] = "always"
+    """Which requests go on a kept connection. `idempotent`: only those that may be repeated, so
+    that a POST never meets a connection that the upstream has closed at this very moment."""
+
+
+class OverloadAnswer(Model):
+    """How a server says that it is full and has not looked at the request. Such an answer is waited
+    out and the request sent again, whatever its method. It counts as neither good nor bad."""
+
+    status: Annotated[int, Field(ge=400, le=599)] = 503
+    """Its status."""
+    content_type: str = "text/plain"
+    """Its media type, without parameters."""
+    body: Annotated[str, Field(min_length=1, max_length=256)]
+    """Its body, exactly. It must also close the connection, as uvicorn's `limit_concurrency` does:
+    an application that says the same words keeps it open."""
+    patience: Annotated[Duration, Field(gt=0)] = 10.0
+    """How long a request is sent again; after that the answer is passed on."""
 
 
 class UpstreamTls(Model):
@@ -79,6 +97,11 @@ class Breaker(Model):
     probe_lease: Annotated[Duration, Field(gt=0)] | None = None
     """A probe without an outcome is given back after this; absent: `connect_patience` plus
     connect and response time-outs."""
+    hold: Duration = 0.0
+    """A call that meets an open circuit waits up to this long, counted from when the request came,
+    and only then gets its 503; 0: it is refused at once."""
+    hold_queue: Annotated[int, Field(ge=1)] = 50
+    """At most this many calls wait at one time; the next is refused at once."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Breaker:
@@ -112,7 +135,9 @@ class Retry(Model):
     min_per_second: Annotated[int, Field(ge=0)] = 3
     """... or this many a second, where that is more."""
     deadline: Annotated[Duration, Field(gt=0)] = 60.0
-    """No attempt begins later than this after the request came."""
+    """All attempts and waits together, from the request to the response head; an attempt that is
+    under way then ends with 504. A body that is still on its
+    way from the client is bounded by its own time-outs."""
     idempotency_key: bool = False
     """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream heeds it."""
     buffer: Size = 64 * 1024
@@ -169,6 +194,8 @@ class Upstream(Model):
     """Connections kept to each target."""
     connect_patience: Duration = 0.0
     """How long refused connections are retried before 502."""
+    overload_answer: OverloadAnswer | None = None
+    """An answer that means "full, not executed": wait and ask again."""
     host: Literal["preserve", "upstream"] = "preserve"
     """The `Host` sent: the client's own, or the target's."""
     tls: UpstreamTls = UpstreamTls()

@@ -3,20 +3,23 @@
 Each step stands where it does for a reason. A body that is checked is gathered first: as long as
 nothing of it may pass, it needs neither place nor connection. Then comes the bulkhead: who waits
 there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries stand
-outside the breaker, so that the breaker sees single attempts and a circuit that opens ends the
-retrying. Inside an attempt two things are repeated without being counted, because the upstream
-never saw them: a connection that could not be opened (next target, then `connect_patience`), and a
-kept one that was closed under us before a byte of response, for a method that may be repeated (RFC
-9110 §9.2.2, RFC 9112 §9.3.1).
+outside the breaker, so that the breaker sees single attempts. A circuit that opens ends the
+retrying, unless it holds its calls: then the next attempt waits for it. All of it together is over
+at `x.deadline`. A server that says that it is full, and has looked at nothing, is asked again
+(`_while_full`). Inside an attempt two things are repeated without being counted, because the
+upstream never saw them: a connection that could not be opened (next target, then
+`connect_patience`), and a kept one that was closed under us before a byte of response, for a
+request that may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
 
+from proxy.breaker.permits import ProbePermit
 from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
 from proxy.breaker.states import State
 from proxy.errors import ProxyError, UpstreamFailure, UpstreamReset
 from proxy.headers import IDEMPOTENT
-from proxy.pipeline.admission import enter, refuse_for_open_circuit, wait_for_lease
+from proxy.pipeline.admission import enter, permitted, until_not_open
 from proxy.pipeline.connect import connection, idle_connection
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.gather import gather
@@ -30,23 +33,26 @@ from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import UpstreamStream
 from proxy.wire.tunnel import tunnel
 
-#: Bytes of an answer that a rescuer may read before it is passed on.
+#: Bytes of an answer that may be read before it is passed on.
 _HELD = 1024 * 1024
+
+#: Seconds before a server that is full is asked again: the first time, and at most.
+_FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
 
 
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
     if x.filter is not None:
-        refuse_for_open_circuit(x, plan)
+        await until_not_open(x, plan)
         await gather(x, listener)
     if plan.bulkhead is None:
-        if plan.retry is None and not x.plan.rescuers:
+        if plan.retry is None and plan.overload is None and not x.plan.rescuers:
             await _attempt(x, listener, plan, None)  # nothing here would ask for another
         else:
             await _attempts(x, listener, plan)
         return
-    refuse_for_open_circuit(x, plan)  # nobody queues for a refusal
+    await until_not_open(x, plan)  # nobody queues for a refusal
     place = await enter(x, plan.bulkhead)
     try:
         await _attempts(x, listener, plan)
@@ -65,9 +71,11 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
             x.sent_at if sent else x.stream.clock.monotonic(),
             idempotency_key=bool(x.head.values(b"idempotency-key")),
             counted=sent,
+            repeatable=x.plan.repeatable,
         )
-        if not x.body.done and x.filter is None:
-            x.replay = ReplayBuffer(plan.retry.rules.buffer)
+        x.deadline = retry.deadline
+    if not x.body.done and x.filter is None and (retry is not None or plan.overload is not None):
+        x.replay = ReplayBuffer(plan.replay_limit)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
         await pause(x, x.stream.clock.monotonic() + wait)
 
@@ -76,54 +84,21 @@ async def _attempt(
     x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
-    begun = x.outcome is not None
-    if plan.breaker is not None and plan.breaker.state is not State.CLOSED and not begun:
-        await wait_for_lease(x, plan.breaker)
-    outcome, x.outcome = x.outcome or begin(x, plan), None
+    outcome = await _begin(x, plan, retry)
     relay: Relay | None = None
     reusable = False
-    if x.held is not None:
-        x.held = None  # an earlier attempt's
+    x.held = None  # an earlier attempt's
     try:
         relay, response = await _response(x, listener, plan)
-        failed = response.status in plan.failing
-        if failed:
-            outcome.failed(str(response.status))
-            x.failed_attempt(str(response.status), x.target)
-        if retry is not None and not 200 <= response.status < 400:
-            ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
-            wait = _again(x, plan, retry, ended)
-            if wait is not None:
-                if not failed:
-                    outcome.succeeded()
-                    x.failed_attempt(str(response.status), x.target)
-                return wait
-        better: Reply | AskAgain | None = None
-        if x.plan.rescuers:
-            if needs_body(x, response):
-                x.held = await relay.hold(response, _HELD)
-            try:
-                better = await rescue(x, response)
-            except ProxyError:
-                # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
-                outcome.succeeded()
-                raise
-        if isinstance(better, Reply):
-            send(x, better)
-        elif better is not None and not x.asked_again and _whole(x):
-            x.asked_again = True
-            x.added = b"".join(b"\r\n" + line for line in better.lines)
-            outcome.succeeded()
-            return 0.0
-        elif response.status == 101:
-            await _tunnel(x, relay.upstream, plan, response, outcome)
-        else:
-            outcome.flows()
-            reusable = await relay.pass_on(response)
-        outcome.succeeded()
+        wait = await _while_full(x, plan, relay, response)
+        if wait is None:
+            wait = _another(x, plan, retry, response, outcome)
+        if wait is None:
+            wait, reusable = await _answer(x, plan, relay, response, outcome)
+        return wait
     except UpstreamFailure as error:
-        outcome.failed(error.kind)
+        if error.reason != "deadline" or retry is None or not retry.retries:
+            outcome.failed(error.kind)  # an attempt that the deadline cut short proves nothing
         if error.kind != "connect":  # those are told where they happen
             x.failed_attempt(error.kind, x.target)
         if x.replied or retry is None:
@@ -137,7 +112,98 @@ async def _attempt(
         outcome.close()
         if relay is not None:
             await relay.release(reusable=reusable)
-    return None
+
+
+async def _begin(x: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
+    """Leave for an attempt, and who is told its end. Raises `CircuitOpen`."""
+    if x.outcome is not None:
+        # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
+        outcome, x.outcome = x.outcome, None
+        return outcome
+    if plan.breaker is None or plan.breaker.state is State.CLOSED:
+        return begin(x, plan)
+    permit = await permitted(x, plan.breaker)
+    if retry is not None and isinstance(permit, ProbePermit):
+        retry.held += 1
+    return begin(x, plan, permit)
+
+
+async def _while_full(
+    x: Exchange, plan: UpstreamPlan, relay: Relay, response: ResponseHead
+) -> float | None:
+    """Seconds to wait before the request is sent again to a server that says it is full and has not
+    looked at it; None for any other answer, and when its patience is over."""
+    full = plan.overload
+    if full is None or response.status != full.status or response.keep_alive:
+        return None
+    media_type = _field(response, b"content-type").partition(";")[0].strip().lower()
+    if media_type != full.content_type.lower():
+        return None
+    x.held = await relay.hold(response, _HELD)
+    now = x.stream.clock.monotonic()
+    x.waited_at = x.waited_at or now
+    if x.held != full.body.encode() or not _whole(x):
+        return None
+    wait = min(_FULL_LONGEST, _FULL_PAUSE + (now - x.waited_at) / 2)  # grows by half each time
+    if now + wait > min(x.deadline, x.waited_at + full.patience):
+        return None
+    x.retries += 1
+    x.failed_attempt("overload", x.target)
+    return wait
+
+
+def _another(
+    x: Exchange,
+    plan: UpstreamPlan,
+    retry: RetryPlan | None,
+    response: ResponseHead,
+    outcome: Unwatched,
+) -> float | None:
+    """Seconds to wait before the attempt that `response` calls for; None where it is the answer."""
+    failed = response.status in plan.failing
+    if failed:
+        outcome.failed(str(response.status))
+        x.failed_attempt(str(response.status), x.target)
+    if retry is None or 200 <= response.status < 400:
+        return None
+    ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
+    wait = _again(x, plan, retry, ended)
+    if wait is not None and not failed:
+        outcome.succeeded()
+        x.failed_attempt(str(response.status), x.target)
+    return wait
+
+
+async def _answer(
+    x: Exchange, plan: UpstreamPlan, relay: Relay, response: ResponseHead, outcome: Unwatched
+) -> tuple[float | None, bool]:
+    """Give the client `response`, or what a rescuer has instead. Seconds to wait where the upstream
+    is to be asked again after all, and whether the connection can carry another exchange."""
+    better: Reply | AskAgain | None = None
+    if x.plan.rescuers:
+        if x.held is None and needs_body(x, response):
+            x.held = await relay.hold(response, _HELD)
+        try:
+            better = await rescue(x, response)
+        except ProxyError:
+            # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
+            outcome.succeeded()
+            raise
+    reusable = False
+    if isinstance(better, Reply):
+        send(x, better)
+    elif better is not None and not x.asked_again and _whole(x):
+        x.asked_again = True
+        x.added = b"".join(b"\r\n" + line for line in better.lines)
+        outcome.succeeded()
+        return 0.0, False
+    elif response.status == 101:
+        await _tunnel(x, relay.upstream, plan, response, outcome)
+    else:
+        outcome.flows()
+        reusable = await relay.pass_on(response)
+    outcome.succeeded()
+    return None, reusable
 
 
 async def _response(
@@ -145,15 +211,16 @@ async def _response(
 ) -> tuple[Relay, ResponseHead]:
     """The head of a response, and the relay that will pass it on."""
     assert x.head is not None
-    repeatable = x.method in IDEMPOTENT and not x.head.has_body
+    repeatable = x.method in IDEMPOTENT or x.plan.repeatable
+    fresh = not plan.reuse_for_all and not (repeatable and _can_replay(x))
     stale = False
     while True:
         upstream, x.sent_on = x.sent_on, None
         sent = upstream is not None  # by the plain path, as the attempt that it has counted
         if upstream is None:
-            upstream = None if stale else idle_connection(x.stream, plan)
+            upstream = None if fresh else idle_connection(x, plan)
             if upstream is None:
-                upstream = await connection(x, plan, fresh=stale)
+                upstream = await connection(x, plan, fresh=fresh)
             x.attempts += not stale
             x.target = upstream.pool.label
         relay = Relay(x, upstream, plan, listener)
@@ -163,13 +230,14 @@ async def _response(
             return relay, await relay.converse()
         except StaleConnection:
             await relay.release(reusable=False)
-            if not repeatable or stale:
+            if not repeatable or stale or not _whole(x):
                 raise UpstreamReset(
                     f"Upstream {plan.name} closed a kept connection as the request was sent",
                     upstream=plan.name,
                     reason="stale_connection",
                 ) from None
-            stale = True
+            stale = fresh = True
+            x.retries += 1
         except BaseException:
             await relay.release(reusable=False)
             raise
@@ -178,21 +246,30 @@ async def _response(
 def _again(x: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:
     """Seconds to wait before another attempt; None if there is none, and the log says why."""
     now = x.stream.clock.monotonic()
-    if (
-        plan.breaker is not None
-        and refuses(plan.breaker, now)
-        and plan.retry is not None
-        and plan.retry.retries(ended.kind)
-    ):
-        x.note(no_retry="circuit")  # the answer at hand says more than `circuit_open` would
-        return None
+    breaker = plan.breaker
+    if breaker is not None and refuses(breaker, now) and retry.covers(ended.kind):
+        held_until = x.started + breaker.rules.hold
+        if now >= held_until:
+            x.note(no_retry="circuit")  # the answer at hand says more than `circuit_open` would
+            return None
     verdict = retry.after(ended, now)
     if verdict.wait is None:
         if verdict.reason != "kind":
             x.note(no_retry=verdict.reason)
         return None
     x.retries += 1
+    if x.target is not None and len(plan.upstream.pools) > 1:
+        x.avoid = (*x.avoid, x.target)
     return verdict.wait
+
+
+def _can_replay(x: Exchange) -> bool:
+    """Whether the request's body, if there is one, can be sent a second time whatever happens."""
+    assert x.head is not None
+    if not x.head.has_body and x.filter is None:
+        return True
+    length = x.head.content_length
+    return x.replay is not None and length is not None and length <= x.replay.limit
 
 
 def _whole(x: Exchange) -> bool:
@@ -204,11 +281,17 @@ def _whole(x: Exchange) -> bool:
 
 def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
     """What the upstream asks for, in seconds."""
+    value = _field(response, b"retry-after")
+    return parse_retry_after(value, x.stream.clock.time()) if value else None
+
+
+def _field(response: ResponseHead, wanted: bytes) -> str:
+    """The value of the response's first field of that name, in small letters; empty without one."""
     for line in response.lines:
         name, _, value = line.partition(b":")
-        if name.lower() == b"retry-after":
-            return parse_retry_after(value.decode("latin-1"), x.stream.clock.time())
-    return None
+        if name.lower() == wanted:
+            return value.strip().decode("latin-1")
+    return ""
 
 
 async def _tunnel(

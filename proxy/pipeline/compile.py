@@ -19,6 +19,7 @@ from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
 from proxy.config.listeners import Listener, Route
 from proxy.config.schema import Config
+from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.descriptors import Need
 from proxy.memory_budget import MemoryBudget
@@ -34,7 +35,7 @@ from proxy.pipeline.plan import (
 )
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
-from proxy.wire.deadlines import Sweeper
+from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.pool import TargetPool, Upstream
 
 
@@ -180,6 +181,12 @@ class Compiler:
             bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
             health=health,
             failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
+            answer_timeout=min(
+                config.timeouts.response, config.retry.deadline if config.retry else NEVER
+            ),
+            reuse_for_all=config.pool.reuse == "always",
+            overload=config.overload_answer,
+            replay_limit=(config.retry or RetryRules()).buffer,
         )
 
     def _listener(
@@ -248,6 +255,7 @@ class Compiler:
             needs_parameters=route is not None and route.job is not None,
             reads_answers=any(rescuer.needs_body for rescuer in rescuers),
             finished=tuple(finished),
+            repeatable=route is not None and route.repeatable,
         )
 
 

@@ -6,6 +6,8 @@ anything of that, so it is not an attempt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from proxy.errors import Overloaded, UpstreamUnreachable
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.outcome import own_shortage
@@ -18,10 +20,24 @@ from proxy.wire.pool import TargetPool, UpstreamStream
 _REFUSED_PAUSE = 0.1
 
 
-def idle_connection(client: ClientStream, plan: UpstreamPlan) -> UpstreamStream | None:
+def idle_connection(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
     """The usual case, without waiting: a kept connection of the target that is to be used."""
-    usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
-    return plan.upstream.checkout(client, usable)
+    return plan.upstream.checkout(x.stream, _usable(x, plan))
+
+
+def _usable(x: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
+    """The targets to prefer, None for all: those that are well, and of them those that have not
+    failed this request yet."""
+    usable = any_target(x.stream, plan)
+    if x.avoid:
+        labels = usable if usable is not None else [pool.label for pool in plan.upstream.pools]
+        usable = [label for label in labels if label not in x.avoid] or usable
+    return usable
+
+
+def any_target(client: ClientStream, plan: UpstreamPlan) -> Sequence[str] | None:
+    """The targets that are well, None for all."""
+    return plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
 
 
 async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
@@ -36,15 +52,14 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
     short: Overloaded | None = None
     patient_until: float | None = None
     while True:
-        usable = plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
-        pool = plan.upstream.choose(tried, usable)
+        pool = plan.upstream.choose(tried, _usable(x, plan))
         if not fresh:
             idle = pool.checkout(client)
             if idle is not None:
                 return idle
         began = client.clock.monotonic()
         patient_until = patient_until or began + plan.connect_patience
-        answer = await _ask(x, plan, pool)
+        answer = await _ask(x, plan, pool, fresh=fresh)
         if isinstance(answer, UpstreamStream):
             x.connect_time = client.clock.monotonic() - began
             return answer
@@ -60,7 +75,7 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
             continue
         if short is not None:
             raise short
-        if client.clock.monotonic() >= patient_until:
+        if client.clock.monotonic() >= min(patient_until, x.deadline):
             x.target = pool.label
             x.attempts += 1
             raise UpstreamUnreachable(
@@ -72,17 +87,20 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         await pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
 
 
-async def _ask(x: Exchange, plan: UpstreamPlan, pool: TargetPool) -> UpstreamStream | Exception:
+async def _ask(
+    x: Exchange, plan: UpstreamPlan, pool: TargetPool, *, fresh: bool
+) -> UpstreamStream | Exception:
     """What `pool` gives: a connection, or why there is none."""
     client = x.stream
-    deadline = client.clock.monotonic() + plan.queue_timeout
-    ticket = pool.ask(client)
+    began = client.clock.monotonic()
+    deadline = min(began + plan.queue_timeout, x.deadline)
+    ticket = pool.ask(client, fresh=fresh)
     try:
         while ticket.pending:
             now = client.clock.monotonic()
             if now >= deadline:
                 raise Overloaded(
-                    f"No connection to {plan.name} became free within {plan.queue_timeout:g}s",
+                    f"No connection to {plan.name} became free within {now - began:.3g}s",
                     upstream=plan.name,
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",

@@ -13,6 +13,7 @@ from proxy.headers import is_correlation_id, new_correlation_id
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
+from proxy.wire.deadlines import NEVER
 
 if TYPE_CHECKING:
     from proxy.pipeline.outcome import Unwatched
@@ -136,7 +137,7 @@ class Exchange:
     route = "-"
     continue_sent = False
     replied = False  # a final response head has been written to the client
-    retries = 0  # attempts that were repeated because they failed
+    retries = 0  # how often the request was sent again (`X-Retry-Count`)
     filter: BodyFilter | None = None  # what looks at the request body, if anything does
     gathered: Gathered | None = None  # what the filter gave first, until it is sent
     parameters: Mapping[str, str] = {}  # of the path, where the route wants them
@@ -145,6 +146,9 @@ class Exchange:
     asked_again = False  # a rescuer has used its one `AskAgain`
     instead: Reply | None = None  # an answer that was found while we wait for another
     replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
+    deadline = NEVER  # monotonic: when there must be a response head, whatever it takes
+    avoid: tuple[str, ...] = ()  # targets that failed an earlier attempt
+    waited_at: float | None = None  # monotonic: when the upstream first said that it is full
     response: ResponseHead | None = None  # what was passed on
     tee: Tee | None = None  # keeps a copy of the response's body
     # Where plain.py has begun the attempt: on which connection, sent when, and who is told its end.

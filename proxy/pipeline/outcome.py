@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 
 from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.permits import ProbePermit
+from proxy.breaker.permits import Permit, ProbePermit
 from proxy.breaker.states import State
 from proxy.errors import Overloaded
 from proxy.pipeline.exchange import Exchange
@@ -52,11 +52,12 @@ class Unwatched:
 _UNWATCHED = Unwatched()
 
 
-def begin(x: Exchange, plan: UpstreamPlan) -> Unwatched:
-    """For the attempt that begins now. Raises `CircuitOpen` where there is leave for none."""
+def begin(x: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> Unwatched:
+    """For the attempt that begins now, with the breaker's `permit` where it has been asked already.
+    Raises `CircuitOpen` where there is leave for none."""
     if plan.breaker is None and plan.health is None:
         return _UNWATCHED
-    return Outcome(x, plan)
+    return Outcome(x, plan, permit)
 
 
 class Outcome(Unwatched):
@@ -64,11 +65,13 @@ class Outcome(Unwatched):
 
     __slots__ = ("_began", "_permit", "_plan", "_timer", "_told", "_x")
 
-    def __init__(self, x: Exchange, plan: UpstreamPlan) -> None:
+    def __init__(self, x: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> None:
         self._x = x
         self._plan = plan
         self._began = x.stream.clock.monotonic()
-        self._permit = plan.breaker.admit(self._began) if plan.breaker is not None else None
+        if permit is None and plan.breaker is not None:
+            permit = plan.breaker.admit(self._began)
+        self._permit = permit
         self._told = False
         self._timer: asyncio.TimerHandle | None = None
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from proxy.breaker.states import State
 from proxy.errors import ProxyError
-from proxy.pipeline.connect import idle_connection
+from proxy.pipeline.connect import any_target
 from proxy.pipeline.exchange import Exchange, finish
 from proxy.pipeline.messages import VIA, forwarded_for, plain_request_frame
 from proxy.pipeline.outcome import begin
@@ -98,7 +98,7 @@ class PlainPath:
         plan = request.upstream
         if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
             return False
-        upstream = idle_connection(client, plan)
+        upstream = plan.upstream.checkout(client, any_target(client, plan))
         if upstream is None:
             return False
         self._exchange = x = Exchange(client, listener, request.head)
@@ -129,7 +129,7 @@ class PlainPath:
             b"".join((request.start, x.correlation_id.encode(), self._forwarding, request.end))
         )
         x.sent_at = now = client.clock.monotonic()
-        client.deadline = now + plan.response_timeout
+        client.deadline = now + plan.answer_timeout
         return True
 
     def _response_came(self, data: bytes) -> bool:

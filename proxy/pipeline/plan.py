@@ -14,11 +14,13 @@ from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.retry import RetryPolicy
+from proxy.config.upstreams import OverloadAnswer
 from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
 from proxy.wire.codec import RequestHead, ResponseHead
+from proxy.wire.deadlines import NEVER
 from proxy.wire.pool import Upstream
 
 #: Statuses by which an upstream says that it failed, where its breaker does not say otherwise.
@@ -45,6 +47,13 @@ class UpstreamPlan:
     bulkhead: Bulkhead | None = None
     health: TargetHealth | None = None
     failing: frozenset[int] = FAILING
+    answer_timeout: float = NEVER
+    """The shorter of `response_timeout` and the deadline of all attempts."""
+    reuse_for_all: bool = True
+    """Whether requests that may not be repeated use kept connections as well."""
+    overload: OverloadAnswer | None = None
+    replay_limit: int = 64 * 1024
+    """Bytes of a request body that are kept for a second sending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,7 @@ class RoutePlan:
     needs_parameters: bool  # of its path
     reads_answers: bool  # some rescuer needs the body of some answers
     finished: tuple[Observer, ...]
+    repeatable: bool = False  # whatever the method
 
 
 @dataclass(frozen=True, slots=True)

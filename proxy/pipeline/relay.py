@@ -121,13 +121,13 @@ class Relay:
                 sent = self._moved
             now = clock.monotonic()
             if self._sent:
-                deadline = sent + self._plan.response_timeout
+                deadline = min(sent + self._plan.response_timeout, x.deadline)
                 if now >= deadline:
                     raise Timeout(
-                        f"Upstream {x.upstream} did not answer within "
-                        f"{self._plan.response_timeout:g}s",
+                        f"Upstream {x.upstream} did not answer within {now - sent:.3g}s"
+                        + (", and the time for all attempts is over" if now >= x.deadline else ""),
                         upstream=x.upstream,
-                        reason="response",
+                        reason="deadline" if now >= x.deadline else "response",
                     )
             else:
                 deadline = self._body_deadline(now)

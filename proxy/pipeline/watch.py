@@ -6,7 +6,7 @@ were keep their checks and what these found out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -50,9 +50,24 @@ class Watch(Collector):
                 plan.health,
                 tls=client_tls(upstreams[name]),
                 server_name=upstreams[name].tls.server_name,
+                clock=self._clock,
+                on_answer=self._recovery(plan),
             )
             self._probers[name] = (plan, prober)
             prober.start()
+
+    def _recovery(self, plan: UpstreamPlan) -> Callable[[str, int | None, float], None] | None:
+        """What lets a good answer end the open time of the upstream's circuit."""
+        breaker = plan.breaker
+        if breaker is None:
+            return None
+
+        def on_answer(label: str, status: int | None, asked_at: float) -> None:
+            if status is not None and status not in plan.failing:
+                why = f"the health check of {label} is good: {status}"
+                breaker.proven_well(self._clock.monotonic(), asked_at, why)
+
+        return on_answer
 
     async def stop(self) -> None:
         """End all health checks."""

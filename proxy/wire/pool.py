@@ -10,6 +10,8 @@ dial belongs to the pool, not to who asked, so a caller that leaves wastes nothi
     data or an end, also ends it: unsolicited bytes are not the answer to the next request.
  3. At most `max_connections` are open or being opened; at most `queue` callers wait beyond that.
  4. A failed dial is told to one waiting caller, the one at the head of the queue.
+ 5. Who asks for a `fresh` connection never gets one that has carried an exchange: a kept one is
+    closed to make room.
 """
 
 from __future__ import annotations
@@ -117,11 +119,12 @@ class UpstreamStream(Stream):
 class Ticket:
     """A place in the queue for a connection: `stream` or `error` is set when its turn comes."""
 
-    __slots__ = ("error", "owner", "pool", "stream")
+    __slots__ = ("error", "fresh", "owner", "pool", "stream")
 
-    def __init__(self, pool: TargetPool, owner: ClientStream) -> None:
+    def __init__(self, pool: TargetPool, owner: ClientStream, *, fresh: bool = False) -> None:
         self.pool = pool
         self.owner = owner
+        self.fresh = fresh  # only a connection that has carried nothing yet will do
         self.stream: UpstreamStream | None = None
         self.error: Exception | None = None
 
@@ -200,9 +203,10 @@ class TargetPool:
             return stream
         return None
 
-    def ask(self, owner: ClientStream) -> Ticket:
-        """A place in the queue; dials if there is room. Raises `Overloaded` when all is full."""
-        ticket = Ticket(self, owner)
+    def ask(self, owner: ClientStream, *, fresh: bool = False) -> Ticket:
+        """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
+        been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
+        ticket = Ticket(self, owner, fresh=fresh)
         if self.full:
             raise Overloaded(
                 f"all {self._settings.max_connections} connections to {self.label} are in use "
@@ -259,23 +263,39 @@ class TargetPool:
         return open_or_opening < self._settings.max_connections
 
     def _dial_for_waiting(self) -> None:
-        while len(self._waiting) > len(self._dials) and self._has_room():
+        while len(self._waiting) > len(self._dials) and (self._has_room() or self._make_room()):
             dial = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.label}")
             self._dials.add(dial)
             dial.add_done_callback(self._dialled)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest: who waits while there are idle ones
+        cannot use them."""
+        if not self._idle:
+            return False
+        self._idle.pop(0).close()
+        return True
 
     def _dialled(self, dial: asyncio.Task[None]) -> None:
         self._dials.discard(dial)
         self._dial_for_waiting()
 
     def _hand_over(self, stream: UpstreamStream) -> None:
-        """To the first who waits, else to the idle ones, of which a closed pool has none."""
+        """To the first who waits for such a one, else to the idle ones, of which a closed pool has
+        none."""
+        ticket: Ticket | None = None
         if self._waiting:
-            ticket = self._waiting.popleft()
+            ticket = self._next(stream)
+        if ticket is not None:
+            self._waiting.remove(ticket)
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
             ticket.owner.wake()
+            return
+        if len(self._dials) < len(self._waiting):
+            stream.abort()  # they wait for fresh ones, and this takes their room
+            self._dial_for_waiting()
             return
         if self._closed:
             stream.abort()
@@ -283,6 +303,15 @@ class TargetPool:
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
         self._idle.append(stream)
+
+    def _next(self, stream: UpstreamStream) -> Ticket | None:
+        """Who gets `stream`: the first who may have it, unless somebody who needs a fresh one waits
+        without a dial on its way, who would wait for ever while others take turns."""
+        if not stream.reused or not self._waiting[0].fresh:
+            return self._waiting[0]
+        if len(self._dials) < sum(ticket.fresh for ticket in self._waiting):
+            return None
+        return next((ticket for ticket in self._waiting if not ticket.fresh), None)
 
     async def _dial(self) -> None:
         loop = asyncio.get_running_loop()

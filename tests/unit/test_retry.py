@@ -157,3 +157,28 @@ def test_the_replay_buffer_gives_up_whole() -> None:
 def test_retry_after_is_read_in_both_forms(value: str, seconds: float | None) -> None:
     """Seconds or an HTTP date; anything else is as if it were not there."""
     assert parse_retry_after(value, 1445412480.0) == seconds
+
+
+def test_a_route_may_say_that_its_post_is_repeatable() -> None:
+    """A query in POST's clothes is retried as a GET is."""
+    post = policy().begin("POST", NOW, idempotency_key=False, repeatable=True)
+    assert post.after(Ended("503", sent=True), NOW).reason == "again"
+
+
+def test_attempts_that_a_circuit_held_back_are_free() -> None:
+    """Three attempts, and one more for each that was a probe after a wait."""
+    following = plan(attempts=3, min_per_second=1000)
+    following.held = 2
+    reasons = [following.after(Ended("503", sent=True), NOW).reason for _ in range(5)]
+    assert reasons == ["again"] * 4 + ["attempts"]
+
+
+@pytest.mark.parametrize(("left", "reason"), [(3.0, "again"), (1.0, "again"), (0.1, "deadline")])
+def test_the_last_wait_is_shortened_to_use_the_time_that_is_left(left: float, reason: str) -> None:
+    """A wait that would end after the deadline leaves a quarter of the rest for the attempt;
+    what is left after that is too short for another."""
+    following = plan(backoff="200ms", max_backoff="1000s", deadline="100s", attempts=10)
+    following.retries = 8  # a range of 51.2 s
+    verdict = following.after(Ended("503", sent=True), NOW + 100.0 - left)
+    assert verdict.reason == reason
+    assert verdict.wait is None or verdict.wait <= 0.75 * left
