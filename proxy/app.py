@@ -33,6 +33,7 @@ from proxy.config.schema import Config
 from proxy.descriptors import fit, report
 from proxy.jobs.service import Mirrors
 from proxy.memory_budget import MemoryBudget, default_limit
+from proxy.pipeline.client_metrics import ClientMetrics
 from proxy.pipeline.compile import Compiler, Plans, descriptors_needed
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
@@ -115,6 +116,7 @@ class Proxy:
         )
         self._watch = Watch(self._clock)
         self.metrics.registry.register(self._watch)
+        self.metrics.registry.register(ClientMetrics(self._compiler.shares))
         self._plans = Plans({}, {})
         self._sockets = Sockets(self._clock, self._sweeper, self._memory, self.metrics.listener)
         self._status = StatusBoard(
@@ -140,6 +142,7 @@ class Proxy:
         try:
             connections = self._fit_descriptors(self._config)
             self._plans = self._compiler.compile(self._config, connections=connections)
+            self._compiler.settle(self._config, self._plans)
             self._sweeper.start()
             self._lag.start()
             self._shortages.start()
@@ -288,6 +291,11 @@ class Proxy:
             checks[f"mirror:{name}:sqlite"] = Check(
                 ok=sqlite == "ok", detail=told["sqlite_reason"] or sqlite
             )
+        for name, plan in self._plans.listeners.items():
+            gateway = plan.shares.hint.gateway if plan.shares is not None else None
+            if gateway is not None:
+                detail = f"nearly all come from {gateway}, which is not in trusted_proxies"
+                checks[f"listener:{name}:clients"] = Check(ok=False, detail=detail)
         return Readiness(ready=listening.ok, checks=checks)
 
     def config(self) -> dict[str, object]:

@@ -111,6 +111,17 @@ class IdempotencyMismatch(ProxyError):
     status, code, title = 422, "idempotency_mismatch", "Idempotency key used before"
 
 
+class TooManyRequests(ProxyError):
+    """The client has used up its share. `rate_limit` are the values of `RateLimit-Policy` and
+    `RateLimit` (draft-ietf-httpapi-ratelimit-headers)."""
+
+    status, code, title = 429, "too_many_requests", "Too many requests"
+
+    def __init__(self, detail: str, *, rate_limit: tuple[str, str], **facts: Any) -> None:
+        super().__init__(detail, **facts)
+        self.rate_limit = rate_limit
+
+
 class ClientLeft(ProxyError):
     """The client went away first: never sent to anyone, only logged and counted."""
 

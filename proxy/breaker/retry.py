@@ -25,6 +25,7 @@ from email.utils import parsedate_to_datetime
 
 from proxy.config.upstreams import Retry as RetryRules
 from proxy.headers import IDEMPOTENT
+from proxy.rate_limit import TokenBucket
 
 #: Share of the time left that a wait takes at most: the attempt needs some of it.
 _LAST_WAIT = 0.75
@@ -63,9 +64,8 @@ class RetryBudget:
     """
 
     def __init__(self, share: float, per_second: int) -> None:
-        self.configure(share, per_second)
-        self._tokens = float(per_second)
-        self._refilled = 0.0
+        self._share = share
+        self._bucket = TokenBucket(per_second, per_second)
         self._calls = [0] * BUDGET_WINDOW
         self._retries = [0] * BUDGET_WINDOW
         self._second: int | None = None
@@ -73,7 +73,7 @@ class RetryBudget:
     def configure(self, share: float, per_second: int) -> None:
         """Take new rules at a reload; what was spent stays spent."""
         self._share = share
-        self._per_second = per_second
+        self._bucket.configure(per_second, per_second)
 
     def _turn(self, now: float) -> int:
         second = int(now)
@@ -94,13 +94,10 @@ class RetryBudget:
     def spend(self, now: float) -> bool:
         """Take leave for one retry; False where there is none."""
         slot = self._turn(now)
-        elapsed = max(0.0, now - self._refilled)
-        self._tokens = min(float(self._per_second), self._tokens + elapsed * self._per_second)
-        self._refilled = now
         within_share = sum(self._retries) + 1 <= self._share * sum(self._calls)
-        if not within_share and self._tokens < 1.0:
+        if not within_share and self._bucket.tokens(now) < 1.0:
             return False
-        self._tokens = max(0.0, self._tokens - 1.0)
+        self._bucket.take_what_is_left(now)
         self._retries[slot] += 1
         return True
 

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxy.config.values import Bind, Duration, HeaderName, Method, Model, Name, PathPattern, Size
+from proxy.config.values import (
+    Bind,
+    Duration,
+    HeaderName,
+    Method,
+    Model,
+    Name,
+    PathPattern,
+    Rate,
+    Size,
+)
 
 
 class ListenerTls(Model):
@@ -19,6 +29,28 @@ class ListenerTls(Model):
     """PEM file, relative to the current directory: the certificate and its chain."""
     key: Path
     """PEM file with the certificate's private key, without a passphrase."""
+
+
+class PerClient(Model):
+    """What one client may have of a listener, so that no one stops the service for all. A client
+    is an address (of IPv6 the /64), or the one that a trusted proxy names in `X-Forwarded-For`;
+    callers over a unix socket are not limited. Beyond it 429 `too_many_requests`. What is absent
+    is not limited."""
+
+    connections: Annotated[int, Field(ge=1)] | None = None
+    """Most connections at a time. Trusted proxies may have more."""
+    requests: Rate | None = None
+    """Most requests: `50/s`, `600/m`, `1000/h`."""
+    burst: Annotated[int, Field(ge=1)] | None = None
+    """Most requests at once; absent: as many as `requests` names."""
+    uploads: Annotated[int, Field(ge=1)] | None = None
+    """Most requests at a time on routes with `upload`."""
+
+    @model_validator(mode="after")
+    def _burst_of_something(self) -> PerClient:
+        if self.burst is not None and self.requests is None:
+            raise ValueError("expected requests beside burst, found none")
+        return self
 
 
 class ClientLimits(Model):
@@ -32,6 +64,8 @@ class ClientLimits(Model):
     """Most header fields; beyond it 431."""
     connections: Annotated[int, Field(ge=1)] = 10_000
     """Most client connections at a time; further ones get 503 `overloaded`."""
+    per_client: PerClient | None = None
+    """What one client may have of that."""
 
 
 class ClientTimeouts(Model):

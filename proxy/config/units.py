@@ -83,6 +83,31 @@ def format_ratio(share: float) -> str:
     return f"{round(share * 100, 6):g}%"
 
 
+@dataclass(frozen=True)
+class Rate:
+    """So many in so many seconds."""
+
+    count: int
+    seconds: float
+
+    def __str__(self) -> str:
+        unit = next((unit for unit, size in _SECONDS.items() if size == self.seconds), "s")
+        return f"{self.count}/{unit}"
+
+
+_RATE = re.compile(r"([0-9]{1,9})\s*/\s*(s|m|h)")
+
+
+def parse_rate(value: object) -> Rate:
+    """`50/s`, `600/m` or `1000/h`: how many in a second, a minute, an hour."""
+    if isinstance(value, Rate):
+        return value
+    match = _RATE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"expected a rate such as 50/s, 600/m or 1000/h, found {value!r}")
+    return Rate(int(match[1]), _SECONDS[match[2]])
+
+
 def parse_time_of_day(value: object) -> tuple[int, int]:
     """`03:00` as (hour, minute)."""
     if isinstance(value, str) and (match := re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", value)):

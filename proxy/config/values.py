@@ -39,6 +39,12 @@ Share = Annotated[
     PlainSerializer(units.format_ratio, str, when_used="json"),
     WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
 ]
+Rate = Annotated[
+    units.Rate,
+    BeforeValidator(units.parse_rate),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,9}\s*/\s*(s|m|h)$"}),
+]
 TimeOfDay = Annotated[
     tuple[int, int],
     BeforeValidator(units.parse_time_of_day),

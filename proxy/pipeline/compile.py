@@ -23,6 +23,7 @@ from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.descriptors import Need
 from proxy.memory_budget import MemoryBudget
+from proxy.pipeline.fair_shares import FairShares
 from proxy.pipeline.plan import (
     FAILING,
     FilterFactory,
@@ -91,6 +92,8 @@ class Compiler:
         self._random = random
         self._on_connect = on_connect
         self._breaker_of = breaker_of
+        #: By listener, of all that a config in force has limited: who has spent what outlives it.
+        self.shares: dict[str, FairShares] = {}
         self._memory = memory
 
     def compile(
@@ -129,6 +132,11 @@ class Compiler:
 
     def settle(self, config: Config, plans: Plans) -> None:
         """The plans are in force: what lives on from earlier ones takes its new rules."""
+        for name, listener in plans.listeners.items():
+            per_client = config.listeners[name].limits.per_client
+            if listener.shares is not None and per_client is not None:
+                self.shares[name] = listener.shares
+                listener.shares.configure(per_client, listener.trusted_proxies)
         for name, plan in plans.upstreams.items():
             rules = config.upstreams[name]
             if plan.bulkhead is not None and rules.bulkhead is not None:
@@ -208,6 +216,10 @@ class Compiler:
             )
             for route in config.routes
         ]
+        per_client = config.limits.per_client
+        shares = self.shares.get(name) if per_client is not None else None
+        if shares is None and per_client is not None:
+            shares = FairShares(name, per_client, config.trusted_proxies)
         return ListenerPlan(
             name=name,
             table=RouteTable(routes),
@@ -220,6 +232,7 @@ class Compiler:
             idle_timeout=config.timeouts.idle,
             max_connections=connections,
             trusted_proxies=config.trusted_proxies,
+            shares=shares,
         )
 
     def _route(self, binding: Binding, upstream: UpstreamPlan | None) -> RoutePlan:

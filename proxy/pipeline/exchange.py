@@ -16,6 +16,7 @@ from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.deadlines import NEVER
 
 if TYPE_CHECKING:
+    from proxy.pipeline.fair_shares import ClientShare
     from proxy.pipeline.outcome import Unwatched
     from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
     from proxy.wire.pool import UpstreamStream
@@ -156,6 +157,8 @@ class Exchange:
     sent_at = 0.0
     outcome: Unwatched | None = None
     defect: Exception | None = None  # or what went wrong before that
+    share: ClientShare | None = None  # what the client has of the listener, where that is limited
+    uploads = False  # counts in it as an upload
     failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(

@@ -10,7 +10,9 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.config.units import Bind
+from proxy.errors import ProxyError
 from proxy.memory_budget import MemoryBudget
+from proxy.pipeline.fair_shares import FairShares
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
 from proxy.telemetry.tally import ListenerTally
@@ -79,16 +81,23 @@ class ListenerRuntime:
         Not before it is made: the event loop tells nobody of a TLS handshake that fails, so who was
         counted from its first packet on would never be counted out.
         """
-        full = len(self.clients) >= self.service.plan.max_connections
+        plan = self.service.plan
+        refusal: ProxyError | None = None
+        if plan.shares is not None:
+            refusal = plan.shares.connect(client, self._clock.monotonic())
+        if len(self.clients) >= plan.max_connections:
+            refusal = self.service.full()
         self.clients.add(client)
         self._tally.opened()
         if self._draining:
             client.drain()
-        return self.service.turn_away(client) if full else self.service(client)
+        return self.service(client) if refusal is None else self.service.turn_away(client, refusal)
 
     def _gone(self, client: ClientStream) -> None:
         self.clients.discard(client)
         self._tally.closed()
+        if client.share is not None:
+            FairShares.disconnect(client)
         if not self.clients and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 

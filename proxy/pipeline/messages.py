@@ -13,6 +13,7 @@ from proxy.clock import Clock
 from proxy.errors import (
     PROBLEM_CONTENT_TYPE,
     ProxyError,
+    TooManyRequests,
     Unauthorized,
     problem_body,
     retry_after_seconds,
@@ -174,6 +175,9 @@ def problem_reply(x: Exchange, error: ProxyError) -> bytes:
         fields += f"\r\nAllow: {error.allow}"
     if isinstance(error, Unauthorized):
         fields += f"\r\nWWW-Authenticate: {error.challenge}"
+    if isinstance(error, TooManyRequests):
+        policy, state = error.rate_limit
+        fields += f"\r\nRateLimit-Policy: {policy}\r\nRateLimit: {state}"
     return own_reply(
         x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
     )

@@ -101,6 +101,10 @@ class PlainPath:
         upstream = plan.upstream.checkout(client, any_target(client, plan))
         if upstream is None:
             return False
+        shares = listener.shares
+        if shares is not None and not shares.take(client, client.clock.monotonic()):
+            upstream.pool.release(upstream, reusable=True)
+            return False  # the general path refuses it
         self._exchange = x = Exchange(client, listener, request.head)
         self.listener = listener
         client.requests += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 from proxy.breaker.bulkhead import Bulkhead
@@ -17,6 +17,7 @@ from proxy.breaker.retry import RetryPolicy
 from proxy.config.upstreams import OverloadAnswer
 from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
+from proxy.pipeline.fair_shares import FairShares, trusted
 from proxy.pipeline.router import RouteTable
 from proxy.wire.client import Limits
 from proxy.wire.codec import RequestHead, ResponseHead
@@ -141,7 +142,8 @@ class PlainRequest:
 
 @dataclass(frozen=True, slots=True)
 class ListenerPlan:
-    """A listener's routes and limits. Times are seconds. `plain` remembers requests."""
+    """A listener's routes and limits. Times are seconds. `plain` remembers requests; `shares` is
+    None where clients are not limited each."""
 
     name: str
     table: RouteTable[RoutePlan]
@@ -153,11 +155,8 @@ class ListenerPlan:
     max_connections: int
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     plain: dict[bytes, PlainRequest] = field(default_factory=dict)
+    shares: FairShares | None = None
 
     def trusts(self, peer: str) -> bool:
         """Whether what a client at that address says about `X-Forwarded-*` is believed."""
-        if not self.trusted_proxies or not peer:
-            return False
-        address = ip_address(peer.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network for network in self.trusted_proxies)
+        return trusted(peer, self.trusted_proxies)

@@ -63,11 +63,15 @@ class Service:
         finally:
             client.close()
 
-    async def turn_away(self, client: ClientStream) -> None:
+    def full(self) -> Overloaded:
+        """What the connection that is one too many for all gets."""
+        error = f"All {self.plan.max_connections} client connections are in use"
+        return Overloaded(error, close=True, retry_after=1, reason="connections_full")
+
+    async def turn_away(self, client: ClientStream, error: ProxyError) -> None:
         """Answer a connection that is one too many, without waiting for what it would ask."""
         x = Exchange(client, self.plan, None)
-        error = f"All {self.plan.max_connections} client connections are in use"
-        _answer_with(x, Overloaded(error, close=True, retry_after=1, reason="connections_full"))
+        _answer_with(x, error)
         finish(x)
         client.close()
 
@@ -109,6 +113,8 @@ class Service:
         if x.defect is not None:
             raise x.defect
         if x.sent_on is None:
+            if plan.shares is not None:
+                x.share = plan.shares.admit(x.stream, head, x.started)
             if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
                 return
             self._route(x, plan, head)

@@ -20,6 +20,7 @@ from proxy.stages.job_roles import JobRoles
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.trace_record import TraceRecord
 from proxy.stages.upload_check import UploadCheckStage
+from proxy.stages.upload_shares import UploadShares
 from proxy.telemetry.access import AccessLog
 from proxy.telemetry.metrics import Metrics
 from proxy.trace.recorder import Trace
@@ -39,6 +40,7 @@ def all_stages(
     return (
         RouteMetrics(metrics),
         JobContext(mirrors.values),
+        UploadShares(),
         UploadCheckStage(probes, metrics.registry),
         JobRoles(mirrors.__getitem__),
         FallbackStage(memory),

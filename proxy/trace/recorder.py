@@ -9,32 +9,12 @@ from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
 from proxy.config import schema
+from proxy.rate_limit import TokenBucket
 from proxy.trace.events import Event, Severity, Source, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore
 
 BURST = 10  # times `max_rate`
-
-
-class Allowance:
-    """A token bucket: `rate` a second, `BURST` times as many at once."""
-
-    __slots__ = ("_at", "_left", "_most", "_rate")
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._most = self._left = rate * BURST
-        self._at = float("-inf")
-
-    def take(self, now: float) -> bool:
-        """Whether one more is allowed at `now`, monotonic seconds; it may be before the last."""
-        if now > self._at:
-            self._left = min(self._most, self._left + (now - self._at) * self._rate)
-            self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
 
 
 class Word(Protocol):
@@ -117,9 +97,9 @@ class Trace:
         self.proxy("stopped")
         await self.store.stop()
 
-    def allowance(self) -> Allowance:
+    def allowance(self) -> TokenBucket:
         """How much one route may record."""
-        return Allowance(self.settings.max_rate)
+        return TokenBucket(self.settings.max_rate, self.settings.max_rate * BURST)
 
     def refused_by_rate(self) -> None:
         """An event was more than an allowance has."""

@@ -74,6 +74,7 @@ class ClientStream(Stream):
         "host_ip",
         "requests",
         "secure",
+        "share",
     )
 
     def __init__(
@@ -100,6 +101,7 @@ class ClientStream(Stream):
         self.address = "unix"
         self.host_ip = ""
         self.secure = False
+        self.share: Any = None  # what its address has of the listener, where that is limited
         self.requests = 0
         self._last_until = 0.0  # when a drain no longer waits for a request to begin
         self.draining = False  # the exchange in progress is the last one

@@ -22,12 +22,15 @@ class RawClient(Wire):
         tls: ssl.SSLContext | None = None,
         server_name: str = "localhost",
         receive_buffer: int | None = None,
+        source: str | None = None,
     ) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             if receive_buffer is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            if source is not None:  # every address of 127.0.0.0/8 is ours
+                sock.bind((source, 0))
             sock.settimeout(PATIENCE)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

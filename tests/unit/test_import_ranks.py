@@ -176,7 +176,10 @@ PURE = (
     "proxy.telemetry.tally",
     "proxy.admin.status.snapshot",
     "proxy.admin.status.verdict",
+    "proxy.pipeline.client_metrics",
     "proxy.pipeline.compile",
+    "proxy.pipeline.fair_shares",
+    "proxy.pipeline.gateway_hint",
     "proxy.pipeline.messages",
     "proxy.pipeline.router",
 )

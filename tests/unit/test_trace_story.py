@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.rate_limit import TokenBucket
 from proxy.trace.events import FACTS, FACTS_BYTES, Event, Severity, bounded, encode_facts, text
 from proxy.trace.lives import JobLife
-from proxy.trace.recorder import BURST, Allowance
+from proxy.trace.recorder import BURST
 from proxy.trace.story import MOST, tell, unfold
 from proxy.trace.summaries import duration, summary
 from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failing_life, news, summaries
@@ -155,7 +156,7 @@ def test_texts_are_made_harmless(raw: str, kept: str) -> None:
 
 def test_an_allowance() -> None:
     """A burst, then so many a second, however the clock jumps back."""
-    allowance = Allowance(10)
+    allowance = TokenBucket(10, 10 * BURST)
     assert sum(allowance.take(1.0) for _ in range(1000)) == 10 * BURST
     assert not allowance.take(1.05)
     assert sum(allowance.take(2.0) for _ in range(100)) == 10
