@@ -30,8 +30,13 @@ HOP_BY_HOP = frozenset(
 #: meaning or framing, which is how hop-by-hop abuse works.
 NOT_NOMINABLE = frozenset({b"host", b"content-length", b"content-type", b"close", b"keep-alive"})
 
-#: What a client may say about who it forwards for, believed only from `trusted_proxies`.
-FORWARDED = frozenset(
+#: Fields by which a client would ask for another path than the one in its request line, with those
+#: who heed them: Symfony, Zend and IIS; gunicorn (which by default believes any peer on loopback).
+READDRESSING = frozenset({b"x-original-url", b"x-rewrite-url", b"script_name", b"path_info"})
+
+#: What a client may say about who it forwards for and what was asked there, believed only from
+#: `trusted_proxies`.
+FORWARDED = READDRESSING | frozenset(
     {
         b"forwarded",
         b"x-forwarded-for",
@@ -43,11 +48,15 @@ FORWARDED = frozenset(
     }
 )
 
+#: Fields by which some frameworks let a POST stand for another method.
+METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+
 #: Fields that must not come in a trailer section (RFC 9110 §6.5.1): framing, routing, request
 #: modifiers, authentication, content description, and what this proxy itself decides.
 NOT_IN_TRAILERS = (
     HOP_BY_HOP
     | FORWARDED
+    | METHOD_OVERRIDES
     | {
         b"content-length",
         b"content-encoding",
@@ -111,3 +120,13 @@ def is_authority(value: bytes) -> bool:
 def list_members(value: bytes) -> list[bytes]:
     """The lower-case members of a comma-separated list, empty ones left out (RFC 9110 §5.6.1)."""
     return [part for member in value.lower().split(b",") if (part := member.strip(b" \t"))]
+
+
+def with_underscores(name: bytes) -> list[bytes]:
+    """The other spellings of a field's name that CGI and WSGI cannot tell from it: both write
+    `X-Forwarded-For` and `X_Forwarded_For` as HTTP_X_FORWARDED_FOR."""
+    first, *others = name.split(b"-")
+    spelled = [first]
+    for part in others:
+        spelled = [before + dash + part for before in spelled for dash in (b"-", b"_")]
+    return spelled[1:]

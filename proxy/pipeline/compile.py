@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
 from typing import Protocol
 
@@ -222,7 +223,7 @@ class Compiler:
             shares = FairShares(name, per_client, config.trusted_proxies)
         return ListenerPlan(
             name=name,
-            table=RouteTable(routes),
+            table=RouteTable(routes, guards=attrgetter("guards")),
             unrouted=self._route(Binding(name, config, None, None), None),
             limits=Limits(
                 config.limits.request_line, config.limits.header, config.limits.header_count
@@ -265,7 +266,7 @@ class Compiler:
             filter=filters[0] if filters else None,
             checks=tuple(checks),
             rescuers=tuple(rescuers),
-            needs_parameters=route is not None and route.job is not None,
+            guards=bool(checks or filters or (route is not None and route.job is not None)),
             reads_answers=any(rescuer.needs_body for rescuer in rescuers),
             finished=tuple(finished),
             repeatable=route is not None and route.repeatable,

@@ -206,14 +206,13 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
         head = limits.memo.read(data, end, limits.fields)
         if not _is_plain(head):
             return None
-        route, found, group = listener.table.match(head.method, head.target)
+        route, parameters = listener.table.match(head.method, head.target, head.overrides)
     except (ProtocolError, ProxyError):
         return None  # the general path reads it again, and says what is wrong with it
     plan = route.upstream
     if plan is None or not _takes_plain(route, plan):
         return None
     start, end_of_head = plain_request_frame(head, plan)
-    parameters = listener.table.parameters(found, group) if route.needs_parameters else {}
     request = PlainRequest(head, route, plan, parameters, start, end_of_head)
     if head.correlation is None:  # with an ID of its own no other one will be like it
         if len(listener.plain) >= _MEMO:

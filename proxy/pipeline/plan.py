@@ -120,7 +120,7 @@ class RoutePlan:
     checks: tuple[Observer, ...]
     filter: FilterFactory | None
     rescuers: tuple[Rescuer, ...]
-    needs_parameters: bool  # of its path
+    guards: bool  # no spelling of its path may get around it
     reads_answers: bool  # some rescuer needs the body of some answers
     finished: tuple[Observer, ...]
     repeatable: bool = False  # whatever the method

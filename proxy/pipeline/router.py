@@ -4,19 +4,33 @@ All routes of a listener become one regular expression over `METHOD path`, so th
 call into C however many routes there are. Matching sees the path as an application would after
 percent-decoding (RFC 3986 §6.2.2): `/%6dake-video` must not slip past the checks of `/make-video`.
 What is forwarded stays as the client wrote it.
+
+Beyond that, a route that guards takes its path in every reading that a framework may have of it
+(readings.py):
+
+1. Where several routes match exactly, the first in file order wins. A guarding route that takes the
+   request in some other reading comes before those that guard nothing.
+2. Where two guarding routes would take it, each in another reading, it is refused: which of them
+   the application would choose, only the application knows.
+3. Where no route takes the method, `Allow` names the methods of all routes that would take the path
+   in any reading; a guarding route that takes GET takes HEAD.
+4. What some framework would take for another method, in lower case or by a field that overrides
+   it, is refused where that method would lead to a guarding route.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-from urllib.parse import unquote
 
-from proxy.errors import MethodNotAllowed, NoRoute
+from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
+from proxy.pipeline.readings import Guard, canonical, needs_care, spellings, with_head
 
 _SEGMENT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
+
+_SLASHES = re.compile("/+")
 
 T = TypeVar("T")
 
@@ -40,54 +54,126 @@ def compile_pattern(path: str) -> Pattern:
     return Pattern(expression + re.escape(path[at:]), tuple(names))
 
 
-class RouteTable(Generic[T]):
-    """Routes of one listener: `(methods or None, path, what)` in file order."""
+def _none(_: object) -> bool:
+    return False
 
-    def __init__(self, routes: Iterable[tuple[Sequence[str] | None, str, T]]) -> None:
-        self._routes: list[tuple[Sequence[str] | None, re.Pattern[str], T]] = []
-        self._by_group: dict[int, tuple[T, tuple[str, ...]]] = {}
+
+class RouteTable(Generic[T]):
+    """Routes of one listener: `(methods or None, path, what)` in file order. `guards` says of
+    `what` whether the route must not be got around."""
+
+    def __init__(
+        self,
+        routes: Iterable[tuple[Sequence[str] | None, str, T]],
+        guards: Callable[[T], bool] = _none,
+    ) -> None:
+        self._routes: list[_Route[T]] = []
+        self._by_group: dict[int, int] = {}
         alternatives, group = [], 1
-        for methods, path, what in routes:
+        for position, (methods, path, what) in enumerate(routes):
             pattern = compile_pattern(path)
+            everything = methods is None and path.startswith("/{") and path.endswith(":*}")
+            guard = Guard(methods, path) if guards(what) and not everything else None
+            if guard is not None and methods is not None:
+                methods = with_head(methods)
             method = "|".join(map(re.escape, methods)) if methods else "[^ ]+"
             # `*` is the server as a whole (OPTIONS): it is every path's, so the catch-all's.
             extra = r"|\*" if path == "/{rest:*}" else ""
             alternatives.append(f"((?:{method}) (?:{pattern.expression}{extra}))")
-            self._by_group[group] = (what, pattern.parameters)
-            self._routes.append((methods, re.compile(pattern.expression, re.DOTALL), what))
+            self._by_group[group] = position
+            exact = re.compile(pattern.expression, re.DOTALL)
+            self._routes.append(
+                _Route(position, methods, exact, what, pattern.parameters, group, guard)
+            )
             group += 1 + len(pattern.parameters)
         self._match = re.compile("|".join(alternatives), re.DOTALL).fullmatch
+        self._guards = [route for route in self._routes if route.guard is not None]
+        self._starts = frozenset(one.guard.start for one in self._guards if one.guard is not None)
 
-    def match(self, method: str, target: str) -> tuple[T, re.Match[str], int]:
-        """The route for `target` (origin-form or `*`), with the match and its group.
+    def match(
+        self, method: str, target: str, overrides: Sequence[bytes] | None = None
+    ) -> tuple[T, dict[str, str]]:
+        """The route for `target` (origin-form or `*`), and the path's parameters, decoded.
 
-        Raises `NoRoute`, or `MethodNotAllowed` with what would be allowed.
+        `overrides` are the methods that the client's fields ask for instead. Raises `BadRequest`
+        for a path that is not to be served, `NoRoute`, or `MethodNotAllowed` with what would be
+        allowed.
         """
-        path = target.partition("?")[0]
-        if "%" in path or "/." in path:
-            path = normalise(path)
-        found = self._match(f"{method} {path}")
-        if found is None:
-            raise self._refusal(method, path)
-        # The outermost group of the alternative that matched is the last one to close.
-        group = found.lastindex
-        assert group is not None
-        return self._by_group[group][0], found, group
+        raw = target.partition("?")[0]
+        path = canonical(raw) if needs_care(raw) else raw
+        route = self._choose(method, raw, path)
+        if self._guards and (overrides or not method.isupper()):
+            self._refuse_others(method, (*(overrides or ()), method.encode()), raw, path)
+        if route is None:
+            raise self._refusal(raw, path)
+        found, parameters = route
+        return found.what, parameters
 
     def takes(self, method_and_path: str) -> bool:
-        """Whether some route matches, e.g. `OPTIONS *`."""
+        """Whether some route matches exactly, e.g. `OPTIONS *`."""
         return self._match(method_and_path) is not None
 
-    def parameters(self, found: re.Match[str], group: int) -> dict[str, str]:
-        """The path parameters of a match, percent-decoded."""
-        names = self._by_group[group][1]
-        return {name: found[group + 1 + i] or "" for i, name in enumerate(names)}
+    def _choose(self, method: str, raw: str, path: str) -> tuple[_Route[T], dict[str, str]] | None:
+        """The route, and the path's parameters."""
+        found = self._match(f"{method} {path}")
+        exact: _Route[T] | None = None
+        if found is not None:
+            # The outermost group of the alternative that matched is the last one to close.
+            assert found.lastindex is not None
+            exact = self._routes[self._by_group[found.lastindex]]
+        if self._guards:
+            guarding = self._guarding(method, raw, path, exact)
+            if guarding is not None:
+                return guarding
+        if exact is None:
+            return None
+        assert found is not None
+        group = exact.group + 1
+        return exact, {name: found[group + i] or "" for i, name in enumerate(exact.parameters)}
 
-    def _refusal(self, method: str, path: str) -> NoRoute | MethodNotAllowed:
+    def _guarding(
+        self, method: str, raw: str, path: str, exact: _Route[T] | None
+    ) -> tuple[_Route[T], dict[str, str]] | None:
+        """The guarding route that comes before `exact`, if there is one (rules 1 and 2)."""
+        start = raw[1:].partition("/")[0].casefold()
+        if not needs_care(raw) and start not in self._starts and None not in self._starts:
+            return None
+        paths = spellings(raw)
+        taken: list[tuple[_Route[T], dict[str, str]]] = []
+        for route in self._guards:
+            assert route.guard is not None
+            if not route.guard.takes(method):
+                continue
+            parameters = route.guard.match(paths)
+            if parameters is None:
+                continue
+            later = exact is not None and exact.position < route.position
+            if not (later and route.exact.fullmatch(path)):
+                taken.append((route, parameters))
+        if len(taken) > 1:
+            merged = _SLASHES.sub("/", path).rstrip("/")
+            if not all(route.exact.fullmatch(merged) for route, _ in taken):
+                raise BadRequest("Bad request: the path can be read in several ways")
+        return taken[0] if taken and taken[0][0] is not exact else None
+
+    def _refuse_others(self, method: str, others: Sequence[bytes], raw: str, path: str) -> None:
+        """Rule 4."""
+        for value in others:
+            other = value.decode("latin-1").upper()
+            instead = self._choose(other, raw, path) if other != method else None
+            if instead is not None and instead[0].guard is not None:
+                raise BadRequest("Bad request: some read the method as another one; send that")
+
+    def _refusal(self, raw: str, path: str) -> NoRoute | MethodNotAllowed:
         allowed: list[str] = []
-        for methods, pattern, _ in self._routes:
-            if methods and pattern.fullmatch(path):
-                allowed += [name for name in methods if name not in allowed]
+        paths = spellings(raw)
+        for route in self._routes:
+            if not route.methods:
+                continue
+            if route.exact.fullmatch(path) or (
+                route.guard is not None and route.guard.match(paths) is not None
+            ):
+                allowed += [name for name in route.methods if name not in allowed]
         if allowed:
             return MethodNotAllowed(
                 f"Method not allowed here; allowed: {', '.join(allowed)}", allow=", ".join(allowed)
@@ -95,19 +181,15 @@ class RouteTable(Generic[T]):
         return NoRoute("No route matches this path")
 
 
-def normalise(path: str) -> str:
-    """Percent-decoded, dot segments resolved (RFC 3986 §6.2.2): one spelling of a path.
+@dataclass(frozen=True, slots=True)
+class _Route(Generic[T]):
+    """One route. `group` is the first of its groups in the common expression; `methods` are those
+    that it takes, None meaning all."""
 
-    Bytes that are not UTF-8 become U+FFFD, which no configured path contains.
-    """
-    decoded = unquote(path, errors="replace")
-    kept: list[str] = []
-    segments = decoded.split("/")
-    for segment in segments[1:]:
-        if segment == "..":
-            if kept:
-                kept.pop()
-        elif segment != ".":
-            kept.append(segment)
-    trailing = "/" if kept and segments[-1] in (".", "..") else ""
-    return "/" + "/".join(kept) + trailing
+    position: int
+    methods: Sequence[str] | None
+    exact: re.Pattern[str]
+    what: T
+    parameters: tuple[str, ...]
+    group: int
+    guard: Guard | None

@@ -132,10 +132,8 @@ class Service:
 
     def _route(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
         """Find the route, and let its stages look at the request."""
-        x.plan, found, group = plan.table.match(head.method, head.target)
+        x.plan, x.parameters = plan.table.match(head.method, head.target, head.overrides)
         x.route = x.plan.name
-        if x.plan.needs_parameters:
-            x.parameters = plan.table.parameters(found, group)
         for observe in x.plan.started:
             observe(x)
         for check in x.plan.checks:

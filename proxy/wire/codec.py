@@ -12,6 +12,8 @@ because the next parser in line might repair it differently: that is request smu
     `chunked`. Both together are an error, though §6.1 would allow to repair it.
  5. A request has exactly one valid `Host` (§3.2); HTTP/1.0 may leave it out.
  6. `Transfer-Encoding` in HTTP/1.0 is an error (§6.1).
+ 7. CGI and WSGI cannot tell `_` in a name from `-`. The fields that we act on are left out when
+    they are spelled so.
 
 One regular expression walks a whole head in C and its matches are counted against the line ends;
 only when the count is off does slower code look for the line to blame. Fields that a proxy acts on
@@ -27,10 +29,12 @@ from typing import Generic, TypeVar
 from proxy.headers import (
     FORWARDED,
     HOP_BY_HOP,
+    METHOD_OVERRIDES,
     NOT_IN_TRAILERS,
     NOT_NOMINABLE,
     is_authority,
     list_members,
+    with_underscores,
 )
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -61,8 +65,9 @@ _MEMO_HEAD = 1024
     _CORRELATION,
     _FORWARDED,
     _MAX_FORWARDS,
+    _OVERRIDE,
     _DROP,
-) = range(11)
+) = range(12)
 
 _REQUEST_FIELDS: dict[bytes, int] = {
     **dict.fromkeys(HOP_BY_HOP, _DROP),
@@ -76,7 +81,16 @@ _REQUEST_FIELDS: dict[bytes, int] = {
     b"expect": _EXPECT,
     b"x-correlation-id": _CORRELATION,
     b"max-forwards": _MAX_FORWARDS,
+    **dict.fromkeys(METHOD_OVERRIDES, _OVERRIDE),
 }
+# Rule 7: an application might read these as the fields that we act on, or take out.
+for _name, _kind in [
+    *_REQUEST_FIELDS.items(),
+    (b"content-type", _DROP),
+    (b"content-encoding", _DROP),
+]:
+    for _other in with_underscores(_name):
+        _REQUEST_FIELDS[_other] = _OVERRIDE if _kind == _OVERRIDE else _DROP
 _RESPONSE_FIELDS: dict[bytes, int] = {
     **dict.fromkeys(HOP_BY_HOP, _DROP),
     b"connection": _CONNECTION,
@@ -103,7 +117,7 @@ class RequestHead:
     `content_length` is None without the field; `chunked` and it exclude each other. `target` is in
     origin-form or `*`; in absolute-form the authority has already replaced `host`. `forwarded`
     holds the lines that only a trusted proxy may send. `correlation` holds every X-Correlation-ID
-    that came.
+    that came. `overrides` are the methods that a client asks for beside its own.
     """
 
     __slots__ = (
@@ -118,6 +132,7 @@ class RequestHead:
         "max_forwards",
         "method",
         "minor",
+        "overrides",
         "passing",
         "target",
         "te_trailers",
@@ -135,6 +150,7 @@ class RequestHead:
         self.lines: list[bytes] = []
         self.forwarded: list[tuple[bytes, bytes]] | None = None
         self.correlation: list[bytes] | None = None
+        self.overrides: list[bytes] | None = None
         self.upgrade: bytes | None = None
         self.expects_continue = False
         self.te_trailers = False
@@ -256,6 +272,9 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
                 lines.append(line)  # not ours to judge (RFC 9110 §10.1.1)
         elif kind == _MAX_FORWARDS:
             head.max_forwards = value
+        elif kind == _OVERRIDE:
+            head.overrides = [*(head.overrides or ()), value]
+            lines.append(line)
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
     if head.host is None and minor >= 1:

@@ -105,7 +105,8 @@ def _route() -> Operation:
             (("DELETE",), "/jobs/{job_id}", 3),
             (("GET",), "/jobs", 4),
             (None, "/{rest:*}", 5),
-        ]
+        ],
+        guards=lambda route: route < 5,
     )
     return lambda: table.match("GET", "/health")
 

@@ -87,7 +87,7 @@ def warm(site: Site, listener: str = "front") -> None:
 REQUESTS = {
     "plain": get("/a"),
     "query": get("/a?b=c&token=secret"),
-    "escapes": get("/%61/../b//c"),
+    "escapes": get("/%61/b//c"),
     "own id": get("/", "X-Correlation-ID: mine-1"),
     "bad id": get("/", "X-Correlation-ID: not mine"),
     "two ids": get("/", "X-Correlation-ID: a", "X-Correlation-ID: b"),

@@ -228,6 +228,34 @@ def test_the_app_never_sees_a_complete_bad_upload(
     assert (line["code"], line["upload_verdict"], line["upload_mode"]) == (code, code, "enforce")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("//make-video", "/make-video/", "/MAKE-video", "/make-video;x", "/make%2Dvideo%2f"),
+        *("/\\make-video", "/make%252dvideo", "//host/make-video", "http://app/make-video/"),
+    ],
+)
+def test_no_spelling_gets_a_bad_upload_past(site: UploadSite, path: str) -> None:
+    """In any spelling that some framework takes for the route's, the check is the route's."""
+    body, code = BAD["a PDF called song.mp3"]
+    assert_problem(site.ask(head(len(body), path=path) + body), 400, code)
+    assert b"secret" not in site.assert_never_complete()
+
+
+@pytest.mark.parametrize("path", ["/make-video%0a", "/x/../make-video", "/x/%2e%2e/make-video"])
+def test_what_has_no_meaning_of_its_own_reaches_nobody(site: UploadSite, path: str) -> None:
+    """Control characters and dot segments are refused, and the app sees nothing of the request."""
+    assert_problem(site.ask(head(len(GOOD), path=path) + GOOD), 400, "bad_request")
+    site.settle()
+    assert site.keeper.arrived == []
+
+
+def test_a_spelled_upload_goes_on_as_it_came(site: UploadSite) -> None:
+    """The app gets the path as the client wrote it."""
+    assert site.ask(head(len(GOOD), path="//make-video;x/") + GOOD).status == 202
+    assert site.only_arrival().request.target == "//make-video;x/"
+
+
 def test_the_eleven_minutes_end_with_their_facts(site: UploadSite) -> None:
     """The document tells limit, measure and field; the log the type and what was seen."""
     body = BAD["eleven minutes"][0]
