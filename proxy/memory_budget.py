@@ -29,8 +29,9 @@ DEFAULT_LIMIT = 256 * 1024 * 1024
 _LEAST_LIMIT, _MOST_LIMIT = 32 * 1024 * 1024, 1024 * 1024 * 1024
 
 #: The most and the least that one connection may hold in one direction, in bytes. The least is what
-#: a request head and a piece of its body need, so that everybody gets on, however full it is.
-MOST, LEAST = 256 * 1024, 16 * 1024
+#: a request head and a piece of its body need, so that everybody gets on, however full it is; the
+#: most is below what one read gives (256 KB), so that a connection holds one such read at a time.
+MOST, LEAST = 192 * 1024, 16 * 1024
 
 #: Parts of what is left that one connection may hold in one direction.
 _PARTS = 512
@@ -158,6 +159,8 @@ class MemoryBudget:
         self.allowance = MOST
         self.changed: list[Callable[[Level, Level], None]] = []
         self._accounts: dict[str, Account] = {}
+        self.inboxes = self.account("inboxes")  # of connections: what has come and is not used yet
+        self.outboxes = self.account("outboxes")  # what has been written and not been taken yet
         self._above = self._below = 0  # where `used` leaves the present step
         self._step()
 

@@ -11,7 +11,7 @@ plain as long as all of this holds:
     the proxy itself.
  2. Its route has nobody who may refuse the request, or must read the answer before it is passed on.
     Its upstream has no bulkhead, and its breaker, if there is one, is closed.
- 3. A kept connection to a target is idle.
+ 3. A kept connection to a target is idle, and the client has taken what it got before.
  4. The response is one read of at most `_ANSWER` bytes: a whole final head and, by
     `Content-Length`, a whole body. Its connection persists. Its status is no failure, and nothing
     that the retries or a rescuer would want to see.
@@ -90,7 +90,7 @@ class PlainPath:
     def _request_came(self, data: bytes) -> bool:
         """Send it on, if it is plain (rules 1 to 3)."""
         client, listener = self._client, self._service.plan
-        if self._exchange is not None or client.draining:
+        if self._exchange is not None or client.draining or client.write_paused:
             return False
         request = listener.plain.get(data) or _prepare(data, listener)
         if request is None:

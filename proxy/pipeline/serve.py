@@ -56,7 +56,8 @@ class Service:
         plain = PlainPath(client, self)
         try:
             while await self._exchange(client, plain):
-                pass
+                if client.inbox:
+                    await client.give_way()
         except Exception:
             logger.exception("connection failed", extra={"client": client.address})
             client.abort()
@@ -85,6 +86,10 @@ class Service:
             plan = plain.listener
         else:
             plan = self.plan
+            # Nothing more is read from a client that does not take its answers.
+            if client.write_paused and not await client.output_taken(plan.body_timeout):
+                client.abort()
+                return False
             try:
                 head = await client.read_head(plan.limits, plain.idle_until, plan.header_timeout)
             except (ProtocolError, TimeoutError) as error:

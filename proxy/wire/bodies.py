@@ -17,9 +17,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 # chunk-size, then extensions that we read over: no control character but tab (§7.1.1).
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _CHUNK_LINE_LIMIT = 1024
-#: Pieces of content that are decoded before other connections get their turn: some milliseconds.
+#: Pieces of content that are decoded before other connections get their turn: half a millisecond.
 #: Without it a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.
-PIECES_PER_TURN = 4096
+PIECES_PER_TURN = 512
 _TRAILER_LIMIT = 8 * 1024
 _TRAILER_FIELDS = 64
 

@@ -24,9 +24,10 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.memory_budget import MemoryBudget
-from proxy.wire.codec import HeadMemo, RequestHead, find_head_end, parse_request
+from proxy.wire.codec import HeadMemo, RequestHead, parse_request
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
+from proxy.wire.turns import HEADS_PER_TURN
 
 #: Seconds between two looks at a connection that we have closed but the client keeps: one that does
 #: not answer the end of TLS is let go as soon as it has everything, one that takes nothing of what
@@ -37,6 +38,9 @@ _CLOSING, _STALLED = 1.0, 30.0
 #: kept connection, whose client expects that it may be closed, and on one that has had none yet,
 #: whose client does not.
 _UNDER_WAY, _FIRST = 0.05, 1.0
+
+#: Bytes behind the head of a chunked body that are left as they came.
+_CHUNKED = 64 * 1024
 
 
 class Limits:
@@ -56,14 +60,16 @@ class ClientStream(Stream):
 
     __slots__ = (
         "_coroutine",
+        "_heads",
         "_last_until",
         "_loop",
         "_on_gone",
         "_parked",
         "_progress",
+        "_queued",
         "_serve",
         "_sweeper",
-        "_unsent",
+        "_unacknowledged",
         "_woken",
         "address",
         "clock",
@@ -71,6 +77,7 @@ class ClientStream(Stream):
         "draining",
         "ended",
         "eof_at",
+        "held",
         "host_ip",
         "requests",
         "secure",
@@ -85,7 +92,7 @@ class ClientStream(Stream):
         serve: Callable[[ClientStream], Coroutine[Any, Any, None]],
         on_gone: Callable[[ClientStream], None],
     ) -> None:
-        super().__init__(memory)
+        super().__init__(memory, sweeper.turns)
         self.clock = clock
         self._sweeper = sweeper
         self._serve = serve
@@ -94,8 +101,12 @@ class ClientStream(Stream):
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._parked = False  # the coroutine waits for `notify`
         self._woken = False  # something happened while it did not wait
+        self._queued = False  # it goes on when its turn comes
+        self._heads = 0  # read since it last went on
+        #: Bytes held elsewhere on this connection's account (`Holding`).
+        self.held = 0
         self.ended = False  # the coroutine has
-        self._unsent = NEVER  # bytes that a closed connection still holds,
+        self._unacknowledged = NEVER  # bytes that the client has yet to take,
         self._progress = 0.0  # and when they were last seen to become fewer
         self.eof_at = NEVER
         self.address = "unix"
@@ -133,11 +144,26 @@ class ClientStream(Stream):
 
     def notify(self) -> None:
         """Go on with the coroutine now. Called by the event loop alone; others `wake` it."""
-        if self._parked:
+        if not self._parked:
+            self._woken = True
+        elif self._queued:
+            return
+        elif self.turns.begin():
             self._parked = False
+            self._heads = 0
             self._step()
         else:
-            self._woken = True
+            self._queue()
+
+    def _queue(self) -> None:
+        self._queued = True
+        self.turns.later(self._go_on)
+
+    def _go_on(self) -> None:
+        self._queued = False
+        self._parked = False
+        self._heads = 0
+        self._step()
 
     def wake(self) -> None:
         """Go on with the coroutine soon: for callers that are in the middle of something."""
@@ -156,15 +182,30 @@ class ClientStream(Stream):
 
     def _see_out(self) -> None:
         """The coroutine has ended and the connection has not: see whether there is a reason."""
-        now = self.clock.monotonic()
-        unsent = self._to_send()
-        if unsent < self._unsent:
-            self._progress = now
-        self._unsent = unsent
-        if unsent and now < self._progress + _STALLED:
-            self.deadline = now + _CLOSING
+        if self._takes_within(_STALLED):
+            self.deadline = self.clock.monotonic() + _CLOSING
         else:
             self.abort()
+
+    def _takes_within(self, patience: float) -> bool:
+        """Whether the client has yet to take something, and took some of it in the last `patience`
+        seconds."""
+        now = self.clock.monotonic()
+        unacknowledged = self._to_send()
+        if unacknowledged < self._unacknowledged:
+            self._progress = now
+        self._unacknowledged = unacknowledged
+        return unacknowledged > 0 and now < self._progress + patience
+
+    async def output_taken(self, patience: float) -> bool:
+        """Wait until the client has taken what was written to it; False when it has left, or has
+        taken nothing for `patience` seconds."""
+        self._unacknowledged = NEVER
+        while self.write_paused and not self.cut:
+            if not self._takes_within(patience) and self._unacknowledged:
+                return False
+            await self.wait(self.clock.monotonic() + min(patience, _CLOSING))
+        return not self.lost
 
     def _to_send(self) -> int:
         """Bytes that the client has not acknowledged, here and in the kernel."""
@@ -191,6 +232,16 @@ class ClientStream(Stream):
         self._parked = True
         yield
 
+    @types.coroutine
+    def give_way(self) -> Generator[None, None, None]:
+        """Between two requests that lie ready: let others have their turn, if it is time."""
+        self._heads += 1
+        if self._heads < HEADS_PER_TURN and not self.turns.over():
+            return
+        self._parked = True
+        self._queue()
+        yield
+
     def _step(self, _: object = None) -> None:
         """Run the coroutine until it waits again, for `notify` or for a future."""
         assert self._coroutine is not None
@@ -198,6 +249,7 @@ class ClientStream(Stream):
             future = self._coroutine.send(None)
         except BaseException as end:
             self.ended = True
+            self.drop()
             if self.lost:
                 self._on_gone(self)
             if not isinstance(end, StopIteration):
@@ -220,18 +272,16 @@ class ClientStream(Stream):
         begun = False
         while True:
             if self.inbox:
-                data = self.take()
-                if data.startswith(b"\r\n"):
-                    data = data[2:]  # one empty line is forgiven, RFC 9112 §2.2
-                end = find_head_end(data, limits.line, limits.head)
-                if end >= 0:
+                self._forgive_empty_line()
+                found = self.find_head(limits.line, limits.head) if self.inbox else None
+                if found is not None:
+                    data, end = found
                     head = limits.memo.read(data, end, limits.fields)
-                    if len(data) > end + 4:
-                        self.untake(data[end + 4 :])
+                    length = _CHUNKED if head.chunked else head.content_length
+                    self.take_head(end, length or 0)
                     self.requests += 1
                     return head
-                self.untake(data)
-                if data and not begun:
+                if self.inbox and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time
             if self.eof or self.cut:
@@ -243,3 +293,11 @@ class ClientStream(Stream):
                     raise TimeoutError
                 return None
             await self.wait(deadline)
+
+    def _forgive_empty_line(self) -> None:
+        """One before a request, RFC 9112 §2.2."""
+        inbox = self.inbox
+        if inbox[0] == b"\r" and len(inbox) > 1:
+            self.join(2)
+        if inbox[0][:2] == b"\r\n":
+            self.take_head(-2, None)

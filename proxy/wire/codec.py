@@ -209,18 +209,19 @@ class ResponseHead:
         self.after_id: bytes | None = None
 
 
-def find_head_end(data: bytes, line_limit: int, head_limit: int) -> int:
+def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 0) -> int:
     """Index of the empty line that ends the head in `data`, or -1 while it has not come.
 
     Raises `ProtocolError` as soon as it is certain that the head breaks rule 1 or a limit, so
-    that a client which speaks bare LF is told so instead of running into a time-out.
+    that a client which speaks bare LF is told so instead of running into a time-out. The first
+    `scanned` bytes were looked at before, and the head did not end in them.
     """
-    end = data.find(b"\r\n\r\n", 0, head_limit + 4)
+    end = data.find(b"\r\n\r\n", max(0, scanned - 3), head_limit + 4)
     if end >= 0:
         if end > line_limit and data.find(b"\r\n", 0, line_limit + 2) < 0:
             raise ProtocolError(f"request line is over {line_limit} bytes", "uri")
         return end
-    if _BARE_LF.search(data, 0, head_limit):
+    if _BARE_LF.search(data, scanned, head_limit):
         raise ProtocolError("a line ends in LF without CR")
     if len(data) > line_limit and data.find(b"\r\n", 0, line_limit + 2) < 0:
         raise ProtocolError(f"request line is over {line_limit} bytes", "uri")

@@ -10,6 +10,7 @@ import asyncio
 from typing import Protocol
 
 from proxy.clock import Clock
+from proxy.wire.turns import Turns
 
 NEVER = float("inf")
 
@@ -26,9 +27,13 @@ class HasDeadline(Protocol):
 
 
 class Sweeper:
-    """Calls `on_deadline` on every member whose time has come, then forgets that deadline."""
+    """Calls `on_deadline` on every member whose time has come, then forgets that deadline.
+
+    `turns` is the members' share of the event loop.
+    """
 
     def __init__(self, clock: Clock) -> None:
+        self.turns = Turns(clock)
         self._clock = clock
         self._members: set[HasDeadline] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -41,6 +46,7 @@ class Sweeper:
 
     def start(self) -> None:
         """Begin to tick on the running loop."""
+        self.turns.start()
         self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
 
     def stop(self) -> None:

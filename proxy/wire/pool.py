@@ -30,11 +30,11 @@ from proxy.clock import Clock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool as PoolConfig
 from proxy.errors import Overloaded
-from proxy.memory_budget import MemoryBudget
+from proxy.memory_budget import MOST, MemoryBudget
 from proxy.wire.client import ClientStream
-from proxy.wire.codec import HeadMemo, ResponseHead, find_head_end, parse_response
+from proxy.wire.codec import HeadMemo, ResponseHead, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
-from proxy.wire.stream import HIGH_WATER, Stream
+from proxy.wire.stream import Stream
 
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
 _STATUS_LINE_LIMIT = 8 * 1024
@@ -48,7 +48,7 @@ class UpstreamStream(Stream):
     __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
 
     def __init__(self, pool: TargetPool) -> None:
-        super().__init__(pool.memory)
+        super().__init__(pool.memory, pool.sweeper.turns)
         self.pool = pool
         self.owner: ClientStream | None = None
         self.reused = False  # it has already carried an exchange
@@ -77,8 +77,8 @@ class UpstreamStream(Stream):
             return
         descriptor = self.transport.get_extra_info("socket").fileno()
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as raw:
-            while self._inbox_size <= HIGH_WATER:
-                data = raw.recv(HIGH_WATER, socket.MSG_DONTWAIT)
+            while self._inbox_size <= MOST:
+                data = raw.recv(MOST, socket.MSG_DONTWAIT)
                 if not data:
                     break
                 self.data_received(data)
@@ -97,14 +97,12 @@ class UpstreamStream(Stream):
         """The response head, or None while it is not complete. Raises `ProtocolError`."""
         if not self.inbox:
             return None
-        data = self.take()
-        end = find_head_end(data, _STATUS_LINE_LIMIT, _HEAD_LIMIT)
-        if end < 0:
-            self.untake(data)
+        found = self.find_head(_STATUS_LINE_LIMIT, _HEAD_LIMIT)
+        if found is None:
             return None
+        data, end = found
         head = self.pool.memo.read(data, end, MAX_FIELDS)
-        if len(data) > end + 4:
-            self.untake(data[end + 4 :])
+        self.take_head(end, None)
         return head
 
     def has_news(self) -> bool:
@@ -234,6 +232,7 @@ class TargetPool:
             stream.reused = True
             self._hand_over(stream)
         else:
+            stream.drop()
             stream.abort()
             self._dial_for_waiting()
 
@@ -241,6 +240,7 @@ class TargetPool:
         """An idle connection has ended, has spoken out of turn, or has been idle too long."""
         if stream in self._idle:
             self._idle.remove(stream)
+        stream.drop()
         stream.close()
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """One TCP, TLS or unix connection as both sides of the proxy see it: bounded reading and writing.
 
-What arrives is kept in `inbox` until taken, unless `taker` takes it as it comes. Past `HIGH_WATER`
-the socket is no longer read, so that a fast sender meets the slow receiver's pace; `write_paused`
-says that the other direction is full. Whoever waits for something to happen is told by `notify`,
+What arrives is kept in `inbox` until taken, unless `taker` takes it as it comes. Past the budget's
+`allowance` the socket is no longer read, so that a fast sender meets the slow receiver's pace;
+`write_paused` says that the peer has not taken all that was written. What waits in either direction
+counts against the process' budget. Whoever waits for something to happen is notified by `notify`,
 which subclasses define.
 """
 
@@ -16,10 +17,9 @@ from typing import cast
 
 from proxy.memory_budget import MemoryBudget
 from proxy.wire.bodies import PIECES_PER_TURN, Decoder
+from proxy.wire.codec import find_head_end
 from proxy.wire.deadlines import NEVER
-
-#: Bytes that may wait unread (and, apart, unwritten) on one connection.
-HIGH_WATER = 256 * 1024
+from proxy.wire.turns import Turns
 
 #: What a piece costs beside its bytes, so that a storm of tiny packets is bounded too.
 _PIECE_COST = 64
@@ -27,13 +27,28 @@ _PIECE_COST = 64
 #: Bytes up to which joining is cheaper than a vectored write.
 _SMALL = 8 * 1024
 
+#: Larger pieces that hold one request behind the other are cut to this size: taking a head off a
+#: piece copies the rest of it.
+_CUT = 16 * 1024
+
+#: Pieces that are worth joining, if they are small: chunks of a byte come by the thousand.
+_MANY = 8
+
+
+def _discard(data: bytes) -> bool:
+    """The taker of a connection that is over."""
+    return True
+
 
 class Stream(asyncio.Protocol):
     """A connection with a bounded inbox."""
 
     __slots__ = (
         "_inbox_size",
+        "_later",
         "_read_paused",
+        "_scanned",
+        "_unsent",
         "deadline",
         "eof",
         "error",
@@ -42,11 +57,13 @@ class Stream(asyncio.Protocol):
         "memory",
         "taker",
         "transport",
+        "turns",
         "write_paused",
     )
 
-    def __init__(self, memory: MemoryBudget) -> None:
+    def __init__(self, memory: MemoryBudget, turns: Turns) -> None:
         self.memory = memory
+        self.turns = turns
         self.transport = cast(asyncio.Transport, None)
         self.eof = False  # the peer will send no more
         self.lost = False  # the connection is gone
@@ -56,22 +73,31 @@ class Stream(asyncio.Protocol):
         #: Is offered what arrives while `inbox` is empty; True when it has dealt with all of it.
         self.taker: Callable[[bytes], bool] | None = None
         self.inbox: list[bytes] = []
-        self._inbox_size = 0
+        self._inbox_size = 0  # bytes that are counted for it,
+        self._unsent = 0  # and for what has been written and not been taken
+        self._scanned = 0  # bytes of the inbox in which no head ends
         self._read_paused = False
+        self._later = False  # `notify` comes when its turn does
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait here, in either direction."""
+        return self._inbox_size + self._unsent
 
     # --- what the event loop calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        # Whatever the kernel does not take at once is seen and counted.
+        self.transport.set_write_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
         taker = self.taker
         if taker is not None and taker(data):
             return
         self.inbox.append(data)
-        self._inbox_size += len(data) + _PIECE_COST
-        if self._inbox_size > HIGH_WATER and not self._read_paused:
+        self._count(len(data) + _PIECE_COST)
+        if self._inbox_size > self.memory.allowance and not self._read_paused:
             self._read_paused = True
             self.transport.pause_reading()
         self.notify()
@@ -85,14 +111,17 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.eof = self.lost = True
         self.write_paused = False
+        self._count_unsent(0)
         self.error = error
         self.notify()
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        self._count_unsent(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._count_unsent(0)
         self.notify()
 
     # --- what their owners call ---
@@ -112,9 +141,50 @@ class Stream(asyncio.Protocol):
             return b""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        self._inbox_size = 0
+        self._scanned = 0
+        self._count(-self._inbox_size)
         self._read_on()
         return data
+
+    def find_head(self, line_limit: int, head_limit: int) -> tuple[bytes, int] | None:
+        """The piece that begins with a whole head, and where that ends in it; None while it has not
+        all come. Raises `ProtocolError`. What has been looked at once is not looked at again."""
+        inbox = self.inbox
+        front = inbox[0]
+        end = find_head_end(front, line_limit, head_limit, self._scanned)
+        while end < 0:
+            self._scanned = len(front)
+            if len(inbox) == 1:
+                return None
+            count, size = 1, len(front)
+            while count < len(inbox) and (count == 1 or size < _CUT):
+                size += len(inbox[count])
+                count += 1
+            front = self.join(count)
+            end = find_head_end(front, line_limit, head_limit, self._scanned)
+        self._scanned = 0
+        return front, end
+
+    def join(self, count: int) -> bytes:
+        """Make one of the first `count` pieces."""
+        joined = b"".join(self.inbox[:count])
+        self.inbox[:count] = [joined]
+        self._count(-_PIECE_COST * (count - 1))
+        return joined
+
+    def take_head(self, end: int, body: int | None) -> None:
+        """Take off the head that ends at `end` of the first piece. `body` is the length of what
+        follows it, None if that is not known."""
+        inbox = self.inbox
+        front = inbox[0]
+        behind = end + 4
+        cut = len(front) if body is None else min(len(front), behind + body)
+        pieces = [front[behind:cut]] if cut > behind else []
+        pieces += [front[at : at + _CUT] for at in range(cut, len(front), _CUT)]
+        inbox[:1] = pieces
+        self._scanned = 0
+        self._count(_PIECE_COST * (len(pieces) - 1) - behind)
+        self._read_on()
 
     def read_body(self, body: Decoder) -> list[bytes]:
         """The content in what has arrived, piece by piece and uncopied.
@@ -123,28 +193,40 @@ class Stream(asyncio.Protocol):
         `notify` comes again for that. Raises `ProtocolError`.
         """
         pieces = self.inbox
-        self.inbox = []
-        self._inbox_size = 0
         content: list[bytes] = []
-        for number, piece in enumerate(pieces):
+        used = taken = 0
+        while used < len(pieces):
+            piece = pieces[used]
             more, rest = body.feed(piece)
             content += more
-            enough = body.done or len(content) >= PIECES_PER_TURN
-            if rest or (enough and number + 1 < len(pieces)):
-                for left in reversed(pieces[number + 1 :]):
-                    self.untake(left)
-                self.untake(rest)
-                if not body.done:
-                    asyncio.get_running_loop().call_soon(self.notify)
+            taken += len(piece) - len(rest)
+            if rest:
+                pieces[used] = rest
                 break
+            used += 1
+            if body.done or len(content) >= PIECES_PER_TURN:
+                break
+        del pieces[:used]
+        self._scanned = 0
+        self._count(-taken - _PIECE_COST * used)
         self._read_on()
+        if pieces and not body.done and not self._later:
+            self._later = True
+            self.turns.later(self._go_on_reading)
+        if len(content) > _MANY and taken < _MANY * _SMALL:
+            return [b"".join(content)]
         return content
 
-    def untake(self, data: bytes) -> None:
-        """Put back what was taken too much."""
-        if data:
-            self.inbox.insert(0, data)
-            self._inbox_size += len(data) + _PIECE_COST
+    def _go_on_reading(self) -> None:
+        self._later = False
+        self.notify()
+
+    def drop(self) -> None:
+        """The connection is over: nothing of what it sent is wanted any more."""
+        self.inbox.clear()
+        self._scanned = 0
+        self._count(-self._inbox_size)
+        self.taker = _discard
 
     def write(self, pieces: list[bytes]) -> None:
         """Write `pieces` in one go: small ones joined, because a copy of a few KB costs less than
@@ -155,9 +237,28 @@ class Stream(asyncio.Protocol):
             self.transport.write(b"".join(pieces))
         else:
             self.transport.writelines(pieces)
+        if self.write_paused:
+            self._count_unsent(self.transport.get_write_buffer_size())
+
+    def _count(self, size: int) -> None:
+        """The inbox has grown by `size` bytes, or shrunk."""
+        self._inbox_size += size
+        if size > 0:
+            self.memory.inboxes.reserve(size)
+        elif size < 0:
+            self.memory.inboxes.release(-size)
+
+    def _count_unsent(self, size: int) -> None:
+        """So many bytes have not been taken by the peer."""
+        change = size - self._unsent
+        self._unsent = size
+        if change > 0:
+            self.memory.outboxes.reserve(change)
+        elif change < 0:
+            self.memory.outboxes.release(-change)
 
     def _read_on(self) -> None:
-        if self._read_paused and self._inbox_size <= HIGH_WATER:
+        if self._read_paused and self._inbox_size <= self.memory.allowance:
             self._read_paused = False
             if not self.lost:
                 self.transport.resume_reading()

@@ -14,11 +14,10 @@ import uvloop
 from proxy.clock import SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
-from proxy.memory_budget import MemoryBudget
+from proxy.memory_budget import MOST, MemoryBudget
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, UpstreamStream
-from proxy.wire.stream import HIGH_WATER
 from tests.http1 import PATIENCE
 
 REFUSAL = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
@@ -84,6 +83,6 @@ def test_an_answer_survives_the_reset_behind_it(runner: Callable[..., Any]) -> N
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_what_is_taken_at_the_end_is_bounded(runner: Callable[..., Any]) -> None:
     """A client that reads slowly does not make us keep more than from a connection that lives."""
-    full = b"a" * HIGH_WATER
+    full = b"a" * MOST
     stream = runner(reset_in_the_middle(b"b" * 1_000, full))
     assert stream.take() == full
