@@ -14,6 +14,7 @@ from random import Random
 
 from proxy import __version__
 from proxy.admin.breakers import BreakerControl
+from proxy.admin.connections import ConnectionMetrics
 from proxy.admin.jobs import JobControl
 from proxy.admin.mirrored import MirroredJobs
 from proxy.admin.operated import Check, Readiness, ReloadResult
@@ -131,6 +132,7 @@ class Proxy:
                 StatusPage(self._status),
             ],
         )
+        self.metrics.registry.register(ConnectionMetrics(self._admin.connections))
         self._started = False
         self._draining = False
         self._reloading = asyncio.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from aiohttp import web
 
 from proxy.config import units
-from proxy.errors import BadRequest
+from proxy.errors import BadRequest, RequestTimeout
 
 BODY_LIMIT = 64 * 1024  # bytes
+BODY_TIME = 10.0  # seconds
 
 _TRUE = frozenset({"1", "true", "yes"})
 _FALSE = frozenset({"", "0", "false", "no"})
@@ -26,9 +28,14 @@ def answer(document: object, status: int = 200) -> web.Response:
 async def read_object(request: web.Request, *known: str) -> dict[str, Any]:
     """The JSON object that came with a change; an empty body is an empty object.
 
-    Raises `BadRequest` for anything but an object with none but the `known` members.
+    Raises `BadRequest` for anything but an object with none but the `known` members, and
+    `RequestTimeout` for a body that does not come.
     """
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(BODY_TIME):
+            raw = await request.read()
+    except TimeoutError:
+        raise RequestTimeout(f"The body did not come within {BODY_TIME:g}s") from None
     if not raw.strip():
         return {}
     try:

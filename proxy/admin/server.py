@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -9,10 +10,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from proxy.admin.apps import Part, admin_app, metrics_app
+from proxy.admin.connections import Connections
 from proxy.admin.operated import Operated
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.errors import cannot_listen
+
+#: Bytes of a request line or of one field, and fields of a head.
+_LINE, _FIELDS = 8190, 64
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds that a request in progress has when the door closes
 
@@ -35,9 +40,11 @@ logger.addFilter(_one_line)
 
 
 class AdminServer:
-    """Start it, stop it; once each."""
+    """Start it, stop it; once each. `connections` bounds what the clients of `app` may hold."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, connections: Connections) -> None:
+        self._connections = connections
+        self._server: asyncio.Server | None = None
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -45,22 +52,34 @@ class AdminServer:
             handle_signals=False,
             keepalive_timeout=30.0,
             shutdown_timeout=SHUTDOWN_TIMEOUT,
+            max_line_size=_LINE,
+            max_field_size=_LINE,
+            max_headers=_FIELDS,
         )
 
     async def start(self, bind: Bind) -> Bind:
         """Listen; returns the address with its real port. Raises `OSError`, port in use among
         them, and then needs no `stop`."""
         await self._runner.setup()
+        assert self._runner.server is not None
         try:
-            await web.TCPSite(self._runner, bind.host or None, bind.port).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                self._connections.bounded(self._runner.server),
+                bind.host or None,
+                bind.port,
+                reuse_address=True,
+            )
         except OSError:
             await self._runner.cleanup()
             raise
-        return Bind(bind.host, self._runner.addresses[0][1])
+        return Bind(bind.host, self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """Stop listening, and wait for requests in progress, a little."""
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
+        self._connections.close()
 
 
 class AdminServers:
@@ -73,21 +92,26 @@ class AdminServers:
         self._operated = operated
         self._parts = parts
         self._servers: list[AdminServer] = []
+        #: What the clients of each port hold.
+        self.connections = {"admin": Connections(), "metrics": Connections()}
         self.addresses: list[Bind] = []  #: where they listen, the admin's first
 
     async def start(self, config: Config) -> None:
         """Listen. Raises `OSError` that names the address; `stop` is needed even then."""
-        await self._open(config.admin.bind, admin_app(config.admin, self._operated, self._parts))
+        app = admin_app(config.admin, self._operated, self._parts)
+        await self._open("admin", config.admin.bind, app)
         if config.metrics is not None:
             bind = config.metrics.bind
-            await self._open(bind, metrics_app(bind, self._operated))
+            await self._open("metrics", bind, metrics_app(bind, self._operated))
 
-    async def _open(self, bind: Bind, app: web.Application) -> None:
-        server = AdminServer(app)
+    async def _open(self, port: str, bind: Bind, app: web.Application) -> None:
+        connections = self.connections[port]
+        app.middlewares.insert(0, connections.middleware())
+        server = AdminServer(app, connections)
         try:
             self.addresses.append(await server.start(bind))
         except OSError as error:
-            raise cannot_listen("admin", bind, error) from error
+            raise cannot_listen(port, bind, error) from error
         self._servers.append(server)
 
     async def stop(self) -> None:
