@@ -73,7 +73,7 @@ def test_check_of_a_sound_config(capsys: Capture) -> None:
     """A sound config gets one line on stdout and 0."""
     assert call("check", "--config", str(READY)) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"{READY}: ok (4 listeners, 10 routes, 4 upstreams, 1 mirror)\n"
+    assert shown.out == f"{READY}: ok (4 listeners, 12 routes, 4 upstreams, 1 mirror)\n"
     assert shown.err == ""
 
 

@@ -107,4 +107,4 @@ async def test_the_guard_kills_what_is_left(tmp_path: Path) -> None:
 def test_config_is_valid() -> None:
     """config/demo.yaml loads, with its defaults in place."""
     config = load_config(world.CONFIG, {})
-    assert config.upstreams["make-video"].pool.max_connections == 8
+    assert config.upstreams["make-video"].pool.max_connections == 4
