@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`| head`) has gone. Python flushes stdout once more at exit: give it a place.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return FINE
     except OSError as error:
         return fail(error.strerror or str(error))
     return code
@@ -131,6 +131,13 @@ def _demo(options: argparse.Namespace) -> int:
     from proxy import demo
 
     return demo.run(once=options.once)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_parser(), options.shell))
+    return FINE
 
 
 def _healthcheck(options: argparse.Namespace) -> int:
@@ -240,6 +247,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="give up then (%(default)s)",
     )
+
+    completion = _command(
+        commands,
+        "completion",
+        _completion,
+        "print the completion script of a shell",
+        "completion bash > ~/.local/share/bash-completion/completions/reliability-proxy",
+        "completion zsh > ~/.zfunc/_reliability-proxy",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
     cli_admin.add_commands(commands, _examples)
     cli_trace.add_command(commands, _examples)

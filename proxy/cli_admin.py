@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from proxy.config.problems import printable
+from proxy.config.units import parse_duration
 
 DEFAULT_ADMIN = "http://127.0.0.1:9901"
 _LONGEST_ANSWER = 64 * 1024 * 1024
@@ -36,6 +37,9 @@ _COLUMNS = (
     "deleted_at",
     "error",
 )
+
+
+_IDS = frozenset({"job_id", "id", "name"})
 
 
 class AdminError(Exception):
@@ -97,9 +101,13 @@ class Client:
             answer = body
         if 200 <= status < 300 and not isinstance(answer, bytes):
             return answer
-        if status in (401, 403):
-            raise AdminError(f"the admin API refuses ({status}): give --token or set ADMIN_TOKEN")
         detail = answer.get("detail") if isinstance(answer, dict) else None
+        if status == 401:
+            raise AdminError(
+                "the admin API does not know this token: see admin.token in the proxy's config"
+                if "Authorization" in self._fields
+                else "the admin API wants a token: give --token or set ADMIN_TOKEN"
+            )
         if detail:
             raise AdminError(printable(str(detail)))
         if status == 404:
@@ -128,7 +136,10 @@ def _jobs_list(client: Client, options: argparse.Namespace) -> Any:
     answer = client.call("GET", f"/api/jobs?{query}" if query else "/api/jobs")
     if options.json or not isinstance(answer, dict):
         return answer
-    _warn(answer.pop("mirrors", None))
+    mirrors = answer.pop("mirrors", None)
+    if mirrors == []:
+        raise AdminError("this proxy has no mirror: add one under mirrors in its config")
+    _warn(mirrors)
     return answer
 
 
@@ -165,7 +176,12 @@ def _jobs_change(client: Client, options: argparse.Namespace) -> Any:
 
 
 def _breakers_list(client: Client, options: argparse.Namespace) -> Any:
-    return client.call("GET", "/api/breakers")
+    answer = client.call("GET", "/api/breakers")
+    if not options.json and isinstance(answer, dict):
+        for breaker in answer.get("breakers") or ():
+            if breaker.get("state") != "closed":
+                breaker["failures"] = None  # those that opened it are its reason
+    return answer
 
 
 def _breakers_change(client: Client, options: argparse.Namespace) -> Any:
@@ -226,7 +242,10 @@ def _table(title: str, rows: Sequence[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=printable(title) or None, title_justify="left")
+    table = Table(title=printable(title) or None, title_justify="left")
+    for name in columns:
+        # An ID that is cut cannot be copied: other columns give way to it.
+        table.add_column(name, overflow="fold", no_wrap=name in _IDS)
     for line in cells:
         table.add_row(*map(Text, line))
     Console().print(table)
@@ -256,7 +275,7 @@ def add_commands(
     listing = _action(jobs, "list", _jobs_list, "list jobs, newest first")
     listing.add_argument("--mirror", metavar="NAME", help="of this mirror only")
     listing.add_argument("--status", help="in this status only")
-    listing.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    listing.add_argument("--limit", type=positive, metavar="N", help="at most so many")
     listing.add_argument("--stranded", action="store_true", help="only those nobody works on")
     show = _action(jobs, "show", _jobs_show, "one job and all its known versions")
     show.add_argument("id", metavar="ID")
@@ -289,8 +308,28 @@ def add_commands(
         change.add_argument("--reason", default="by hand", help="for the log (%(default)s)")
         if name != "reset":
             change.add_argument(
-                "--for", dest="for_", metavar="DURATION", help="then decide automatically again"
+                "--for",
+                dest="for_",
+                type=duration,
+                metavar="DURATION",
+                help="such as 10m; then decide automatically again",
             )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, as an argument."""
+    if not text.isdecimal() or not 0 < int(text[:12]) <= 10_000_000:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
+
+
+def duration(text: str) -> str:
+    """A duration as the admin API reads it, as an argument."""
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _group(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from proxy.cli_admin import DEFAULT_ADMIN, AdminError, Client
+from proxy.cli_admin import DEFAULT_ADMIN, AdminError, Client, positive
 from proxy.config.problems import printable
 
 _COLOURS = {"ok": "", "warning": "yellow", "error": "bold red"}
@@ -48,11 +48,14 @@ def add_command(
     parser.add_argument(
         "--severity",
         choices=("ok", "warning", "error"),
-        default="warning",
-        help="without an ID: at least so bad (%(default)s)",
+        help="events that are at least so bad (without an ID: warning)",
     )
     parser.add_argument(
-        "--limit", type=int, default=20, metavar="N", help="without an ID: so many (%(default)s)"
+        "--limit",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="without an ID: so many (%(default)s)",
     )
     parser.add_argument(
         "--admin", default=DEFAULT_ADMIN, metavar="URL", help="where it listens (%(default)s)"
@@ -66,12 +69,14 @@ def _trace(options: argparse.Namespace) -> int:
     try:
         client = Client(options.admin, token)
         if options.id is None:
-            query = urlencode({"severity": options.severity, "limit": options.limit})
+            query = urlencode({"severity": options.severity or "warning", "limit": options.limit})
             answer = client.call("GET", f"/api/trace?{query}")
         else:
             answer = _story(client, options.id)
             if answer is None:
                 return 1
+            if options.severity is not None:
+                _keep_severe(answer, options.severity)
     except AdminError as error:
         print(f"reliability-proxy: {error}", file=sys.stderr)
         return 2 if str(error).startswith("--admin:") else 1
@@ -98,6 +103,22 @@ def _story(client: Client, wanted: str) -> Any:
     print(f"reliability-proxy: {printable(wanted)}: {printable(said)}", file=sys.stderr)
     print(_HINTS.replace('ID")', f'{printable(wanted)}")'), file=sys.stderr)
     return None
+
+
+def _keep_severe(story: dict[str, Any], least: str) -> None:
+    """Leave out what is not so bad, and have the suspect point at its event by its new number."""
+    events = story.get("events") or []
+    ranks = list(_MARKS)
+    kept = [n for n, e in enumerate(events) if _rank(ranks, e) >= ranks.index(least)]
+    story["events"] = [events[number] for number in kept]
+    cause = story.get("suspected_cause")
+    if cause and cause.get("event") is not None:
+        cause["event"] = kept.index(cause["event"]) if cause["event"] in kept else None
+
+
+def _rank(ranks: list[str], event: Mapping[str, Any]) -> int:
+    severity = event.get("severity")
+    return ranks.index(severity) if severity in ranks else len(ranks)
 
 
 # --- output -------------------------------------------------------------------------------------

@@ -173,14 +173,27 @@ def _compose(file: Path, text: str) -> Node:
         line = mark.line + 1 if mark else 1
         if error.context and "single document" in error.context:
             raise _fail(file, line, "one YAML document", "another one") from None
-        told = f"{error.problem} {error.context or ''}".strip().translate(_TO_BRACES)
-        raise _fail(file, line, "valid YAML", told) from None
+        raise _fail(file, line, "valid YAML", _syntax_error(error, text)) from None
     except (YAMLError, ValueError, OverflowError) as error:
         # ValueError, OverflowError: `\U` escapes beyond Unicode.
         raise _fail(file, 1, "valid YAML", str(error)) from None
     if root is None or (isinstance(root, ScalarNode) and root.value in _NULL):
         raise _fail(file, 1, "listeners and upstreams", "an empty file")
     return root
+
+
+def _syntax_error(error: MarkedYAMLError, text: str) -> str:
+    """What the parser found, with a hint where one mistake is the likely one."""
+    problem = (error.problem or "").removeprefix("found ")
+    found = f"{problem} {error.context or ''}".strip().translate(_TO_BRACES)
+    mark = error.problem_mark or error.context_mark
+    source = text.splitlines()[mark.line : mark.line + 1] if mark else []
+    line = source[0].translate(_TO_BRACES) if source else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"{found}: a tab; YAML is indented with spaces"
+    if re.search(r"\{[^{}\"']*/[^{}\"']*\{", line):
+        return f'{found}: a value with braces needs quotes here, as in path: "/jobs/{{job_id}}"'
+    return found
 
 
 class _TooMuch(Exception):

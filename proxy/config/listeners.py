@@ -4,7 +4,6 @@ be asked to do."""
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from proxy.config.values import (
     Bind,
     Duration,
+    FilePath,
     HeaderName,
     Method,
     Model,
@@ -25,9 +25,9 @@ from proxy.config.values import (
 class ListenerTls(Model):
     """TLS on a listener: PEM files. The certificate file holds the chain, leaf first."""
 
-    cert: Path
+    cert: FilePath
     """PEM file, relative to the current directory: the certificate and its chain."""
-    key: Path
+    key: FilePath
     """PEM file with the certificate's private key, without a passphrase."""
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from proxy.config.values import Duration, Model, Secret, Size, TimeOfDay
+from proxy.config.values import Duration, FilePath, Model, Secret, Size, TimeOfDay
 
 
 class Rescue(Model):
@@ -102,7 +101,7 @@ class Mirror(Model):
 
     key: str
     index: str | None = None
-    sqlite: Path
+    sqlite: FilePath
     sync_every: Annotated[Duration, Field(ge=1)] = 900.0
     cleanup_at: TimeOfDay = (3, 0)
     keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0

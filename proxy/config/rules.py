@@ -8,6 +8,7 @@ the model: one mistake is told once.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import ssl
 from collections.abc import Collection, Iterator
@@ -76,6 +77,7 @@ def check(config: Config, found: Findings) -> None:
         _listener(("listeners", name), listener, found)
     for name, upstream in config.upstreams.items():
         _upstream(("upstreams", name), upstream, found)
+    _loops(config, found)
     _unused(config, found)
     _redis(config, found)
     telemetry_rules.check(config, found)
@@ -96,6 +98,34 @@ def _binds(config: Config, found: Findings) -> None:
         found.problem(
             ("admin", "bind"), "a loopback address, or a token beside it", str(config.admin.bind)
         )
+
+
+def _loops(config: Config, found: Findings) -> None:
+    """A target that is one of our own listeners would send each request round in a circle."""
+    for name, upstream in config.upstreams.items():
+        for index, target in enumerate(upstream.targets):
+            for listener, settings in config.listeners.items():
+                if target.path is None and _reaches(target.host, target.port, settings.bind):
+                    found.problem(
+                        ("upstreams", name, "targets", index),
+                        "an address of the service itself",
+                        f"{target}, where our own listener {listener} is bound",
+                    )
+
+
+def _reaches(host: str, port: int, bind: Bind) -> bool:
+    """Whether a connection to `host` on this machine arrives at `bind`, as far as names tell."""
+    if port != bind.port or port == 0:
+        return False
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return False  # a name: it may be another machine
+    if not bind.host:
+        return address.is_loopback or address.is_unspecified
+    bound = ipaddress.ip_address(bind.host)
+    same_kind = bound.version == address.version
+    return bound == address or (bound.is_unspecified and same_kind and address.is_loopback)
 
 
 def _all_binds(config: Config) -> Iterator[tuple[Key, Bind]]:

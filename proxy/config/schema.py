@@ -19,18 +19,18 @@ from proxy.config.listeners import Listener
 from proxy.config.mirrors import Mirror
 from proxy.config.telemetry import AppMetrics, Resources, Statsd
 from proxy.config.upstreams import Upstream
-from proxy.config.values import Bind, Duration, Level, Model, Name, Secret, Share, Size
+from proxy.config.values import Bind, Duration, FilePath, Level, Model, Name, Secret, Share, Size
 from proxy.redis_url import parse_redis_url
 
 
 class RedisTls(Model):
     """TLS towards `rediss://` servers; `cert` and `key` where they want a client certificate."""
 
-    ca: Path | None = None
+    ca: FilePath | None = None
     """PEM file of the authorities to trust; absent: those of the system."""
-    cert: Path | None = None
+    cert: FilePath | None = None
     """PEM file with our certificate and its chain."""
-    key: Path | None = None
+    key: FilePath | None = None
     """PEM file with our private key, without a passphrase."""
     verify: bool = True
     """Check the server's certificate and name."""
@@ -74,7 +74,7 @@ class Trace(Model):
     """A record of what happened, for `reliability-proxy trace ID`. Every error, every slow exchange
     and what creates or deletes a job is kept, and a sample of the rest."""
 
-    sqlite: Path
+    sqlite: FilePath
     """The database file, relative to the current directory; made if absent."""
     keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
     """How long an event is kept."""
@@ -134,7 +134,7 @@ class Spool(Model):
     """Where bodies wait that are too large for memory: nameless files, gone with the process.
     2 GiB: forty uploads of 50 MiB."""
 
-    dir: Path = Path("/tmp")  # noqa: S108 (the files have no names)
+    dir: FilePath = Path("/tmp")  # noqa: S108 (the files have no names)
     """A directory for nameless files; on a `tmpfs` they take up memory."""
     max_size: Annotated[Size, Field(ge=1024 * 1024)] = 2 * 1024 * 1024 * 1024
     """What all of them together may hold. Beyond it bodies are passed on as they come."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.config.values import Bind, Duration, HeaderName, Model, Name, Secret, Share, Size
+from proxy.config.values import (
+    Bind,
+    Duration,
+    FilePath,
+    HeaderName,
+    Model,
+    Name,
+    Secret,
+    Share,
+    Size,
+)
 
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,127}$")]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
@@ -68,7 +77,7 @@ class Statsd(Model):
 
     bind: Bind | None = None
     """UDP address; absent: no UDP."""
-    socket: Path | None = None
+    socket: FilePath | None = None
     """Path of a unix datagram socket; absent: none."""
     socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0660"
     """Its permissions, octal."""
@@ -172,7 +181,7 @@ class AppMetrics(Model):
 class TempFiles(Model):
     """Files that should not stay."""
 
-    directories: Annotated[tuple[Path, ...], Field(min_length=1)]
+    directories: Annotated[tuple[FilePath, ...], Field(min_length=1)]
     """Where they are made; all of them together are one number."""
 
 
@@ -181,7 +190,7 @@ class Resources(Model):
 
     every: Annotated[Duration, Field(ge=1)] = 15.0
     """From the end of one measurement to the next."""
-    directories: dict[Name, Path] = {}
+    directories: dict[Name, FilePath] = {}
     """Directories whose use and free space are told, by the label `directory`."""
     temp: TempFiles | None = None
     """Files that should not stay, counted."""

@@ -10,9 +10,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)")
+_DURATION = re.compile(
+    r"(?=[0-9])(?:([0-9.]+)\s*d)?\s*(?:([0-9.]+)\s*h)?\s*(?:([0-9.]+)\s*m)?\s*(?:([0-9.]+)\s*s)?"
+    r"\s*(?:([0-9.]+)\s*ms)?"
+)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PARTS = tuple(_SECONDS[unit] for unit in ("d", "h", "m", "s", "ms"))
 _LONGEST = 36_525 * 86400.0
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]i?)?B?")
@@ -20,12 +25,16 @@ _BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2*
 
 
 def parse_duration(value: object) -> float:
-    """`250ms`, `2s`, `10m`, `24h`, `7d` as seconds. A bare number is refused, except 0.
+    """`250ms`, `2s`, `1m30s`, `24h`, `7d` as seconds. A bare number is refused, except 0.
 
     A hundred years are the limit: beyond lie overflows in timers and dates, and no use.
     """
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        seconds = float(match[1]) * _SECONDS[match[2]]
+        try:
+            parts = zip(match.groups(), _PARTS, strict=True)
+            seconds = sum(float(part) * unit for part, unit in parts if part is not None)
+        except ValueError:  # two full stops in one number
+            seconds = _LONGEST + 1
         if seconds <= _LONGEST:
             return seconds
     elif value == "0" or (value == 0 and not isinstance(value, bool)):
@@ -168,6 +177,16 @@ def parse_bind(value: object) -> Bind:
         "expected an IP address and port such as 127.0.0.1:8000, [::1]:8000 or :8000, "
         f"found {value!r}"
     )
+
+
+def expand_home(value: object) -> object:
+    """`~/x` as a path below the home directory. Raises `ValueError` where there is none."""
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"expected a path whose home directory exists, found {value!r}") from None
 
 
 _USERINFO = re.compile(r"(?<=://)\S*@")  # greedy: people forget to escape a / in a password

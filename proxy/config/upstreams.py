@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxy.config.values import Duration, Model, Share, Size, Target
+from proxy.config.values import Duration, FilePath, Model, Share, Size, Target
 
 
 class UpstreamTimeouts(Model):
@@ -61,7 +60,7 @@ class UpstreamTls(Model):
     """TLS towards `https://` targets. Verification is on; `server_name` replaces the target's host
     in SNI and in verification."""
 
-    ca: Path | None = None
+    ca: FilePath | None = None
     """PEM file of certificate authorities; absent: those of the system."""
     verify: bool = True
     """Verify certificate and name. Off only for experiments."""

@@ -5,6 +5,7 @@ Durations are seconds (float), sizes bytes (int), shares 0..1. Every type here m
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -25,7 +26,18 @@ Duration = Annotated[
     float,
     BeforeValidator(units.parse_duration),
     PlainSerializer(units.format_duration, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^([0-9.]+\s*(ms|s|m|h|d)|0)$"}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "string",
+                    "pattern": r"^(0|(?=[0-9])([0-9.]+\s*d)?\s*([0-9.]+\s*h)?\s*([0-9.]+\s*m)?\s*"
+                    r"([0-9.]+\s*s)?\s*([0-9.]+\s*ms)?)$",
+                },
+                {"type": "integer", "const": 0},
+            ]
+        }
+    ),
 ]
 Size = Annotated[
     int,
@@ -37,7 +49,9 @@ Share = Annotated[
     float,
     BeforeValidator(units.parse_ratio),
     PlainSerializer(units.format_ratio, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$"}),
+    WithJsonSchema(
+        {"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$", "minimum": 0, "maximum": 1}
+    ),
 ]
 Rate = Annotated[
     units.Rate,
@@ -61,8 +75,13 @@ Target = Annotated[
     units.TargetAddress,
     BeforeValidator(units.parse_target),
     PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://|unix:/)"}),
+    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://[^/]+/?$|unix:/)"}),
 ]
+FilePath = Annotated[
+    Path, BeforeValidator(units.expand_home), WithJsonSchema({"type": "string", "minLength": 1})
+]
+"""A file or directory; `~/` is the home directory of whoever runs the proxy."""
+
 Secret = Annotated[
     SecretStr,
     PlainSerializer(lambda secret: units.mask(secret.get_secret_value()), str, when_used="json"),

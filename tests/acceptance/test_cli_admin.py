@@ -152,6 +152,27 @@ def test_refusals_are_one_line(
     assert shown.out == ""
 
 
+def test_a_wrong_token_is_called_wrong(admin: Admin, capsys: Capture) -> None:
+    """Who has given a token is not told to give one."""
+    admin.answers["/api/breakers"] = (401, b"{}")
+    assert cli.main(["breakers", "list", "--token", "old", "--admin", admin.url]) == 1
+    assert "does not know this token" in capsys.readouterr().err
+
+
+def test_no_mirror_is_not_no_jobs(admin: Admin, capsys: Capture) -> None:
+    """Where no mirror is configured, an empty list would be misleading."""
+    admin.answer("/api/jobs", {"jobs": [], "mirrors": []})
+    assert cli.main(["jobs", "list", "--admin", admin.url]) == 1
+    assert "this proxy has no mirror" in capsys.readouterr().err
+
+
+def test_an_open_breaker_counts_no_failures(admin: Admin, capsys: Capture) -> None:
+    """The window is empty once the circuit is open: a 0 would look like health."""
+    admin.answer("/api/breakers", {"breakers": [{"name": "yt", "state": "open", "failures": 0}]})
+    assert cli.main(["breakers", "list", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("\t") == ["yt", "open", "-"]
+
+
 def test_nobody_listens(capsys: Capture) -> None:
     """A refused connection is told with the address and what to do."""
     url = f"http://user:hunter2@127.0.0.1:{free_port()}"
@@ -264,6 +285,16 @@ def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
     ]
     assert cli.main(["trace", "mv_1", "--json", "--admin", admin.url]) == 0
     assert json.loads(capsys.readouterr().out) == STORY
+
+
+def test_trace_with_a_severity(admin: Admin, capsys: Capture) -> None:
+    """With an ID it leaves out what is not so bad, and the suspect stays marked."""
+    admin.answer("/api/trace/mv_1", STORY)
+    assert cli.main(["trace", "mv_1", "--severity", "error", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines()[4:] == [
+        "on 2026-11-23 (UTC)",
+        "16:19:14.500\t>\texchange\t2.2min\tcall of yt: 502 (inferred)",
+    ]
 
 
 def test_trace_of_nothing_known(admin: Admin, capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,13 +61,37 @@ def test_version(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["run"], ["check"], ["check", "--nonsense"], ["jobs"], ["jobs", "show"]],
+    [
+        [],
+        ["nonsense"],
+        ["run"],
+        ["check"],
+        ["check", "--nonsense"],
+        ["jobs"],
+        ["jobs", "show"],
+        ["jobs", "list", "--limit", "0"],
+        ["jobs", "list", "--limit", "many"],
+        ["trace", "--limit", "-1"],
+        ["breakers", "open", "yt", "--for", "10"],
+        ["completion", "powershell"],
+    ],
     ids=" ".join,
 )
 def test_bad_usage_is_two(arguments: list[str], capsys: Capture) -> None:
     """Bad usage ends with 2 and a line on stderr."""
     assert call(*arguments) == 2
     assert "reliability-proxy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_that_the_shell_reads(shell: str, capsys: Capture) -> None:
+    """The script names the commands, and a shell that is here finds no mistake in it."""
+    assert call("completion", shell) == 0
+    script = capsys.readouterr().out
+    assert "healthcheck" in script
+    if found := shutil.which(shell):
+        checked = subprocess.run([found, "-n"], input=script, text=True, check=False, timeout=60)
+        assert checked.returncode == 0
 
 
 def test_check_of_a_sound_config(capsys: Capture) -> None:

@@ -16,6 +16,8 @@ READ: list[tuple[Callable[[object], object], object, object]] = [
     (units.parse_duration, "2s", 2.0),
     (units.parse_duration, "1.5 m", 90.0),
     (units.parse_duration, "24h", 86400.0),
+    (units.parse_duration, "1m30s", 90.0),
+    (units.parse_duration, "1d 2h 3m 4s 5ms", 93784.005),
     (units.parse_duration, "7d", 604800.0),
     (units.parse_duration, "0", 0.0),
     (units.parse_duration, 0, 0.0),
@@ -49,6 +51,7 @@ def test_reads(parse: Callable[[object], object], written: object, value: object
 
 REFUSED: list[tuple[Callable[[object], object], object]] = [
     *((units.parse_duration, bad) for bad in ("60", 60, True, "1w", "-1s", "", "s", "٣s", "9e9d")),
+    *((units.parse_duration, bad) for bad in ("30s1m", "1m1m", "1.2.3s", ".s", "1m30")),
     (units.parse_duration, "99999999999d"),
     *((units.parse_size, bad) for bad in (-1, True, "1TB", "MB", "-5", 1.5, "9" * 30)),
     *((units.parse_ratio, bad) for bad in ("120%", "-1", 2, True, "half", None)),
