@@ -114,6 +114,7 @@ class Proxy:
             lambda upstream: self.metrics.upstream(upstream).connected,
             self._breakers.get,
             self._memory,
+            self._spool,
         )
         self._watch = Watch(self._clock)
         self.metrics.registry.register(self._watch)

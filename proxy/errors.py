@@ -73,6 +73,12 @@ class HeaderTooLarge(ProxyError):
     status, code, title = 431, "header_too_large", "Request header fields too large"
 
 
+class BodyTooLarge(ProxyError):
+    """The request body is over the route's `limits.body`."""
+
+    status, code, title = 413, "body_too_large", "Request body too large"
+
+
 class NoRoute(ProxyError):
     """No route of this listener matches the path."""
 

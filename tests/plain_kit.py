@@ -11,18 +11,20 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest.mock import patch
 
 from proxy.breaker.circuit import CircuitBreaker
-from proxy.clock import ManualClock
+from proxy.clock import Clock, ManualClock
 from proxy.config.schema import Config
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline import exchange, plain
 from proxy.pipeline.compile import Binding, Compiler, Stage
 from proxy.pipeline.plan import Hooks, ListenerPlan, UpstreamPlan
 from proxy.pipeline.serve import Service
+from proxy.spool import Spool
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import TargetPool, UpstreamStream
@@ -32,6 +34,11 @@ def pieces(whole: bytes, cuts: list[int]) -> list[bytes]:
     """`whole` cut at these places, taken modulo its length."""
     places = sorted({cut % len(whole) for cut in cuts} - {0})
     return [whole[a:b] for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
+
+
+def spool(memory: MemoryBudget, clock: Clock) -> Spool:
+    """A spool that nothing is expected to be written to."""
+    return Spool(Path("/nonexistent"), 1024 * 1024, memory.account("spool"), clock)
 
 
 @contextmanager
@@ -143,6 +150,7 @@ class Rig:
             lambda _: lambda _: None,
             self._breaker_of,
             self.memory,
+            spool(self.memory, self.clock),
         ).compile(self._config)
         self.plan: UpstreamPlan = plans.upstreams["app"]
         self.listener: ListenerPlan = plans.listeners["front"]

@@ -5,7 +5,7 @@ Rules, in the order in which they are asked:
    opened in between, a refusal of ours and a client that left never are.
 2. Only what is safe (RFC 9110 §9.2.2): the method is idempotent, or nothing was sent, or the
    request carries `Idempotency-Key` and the upstream is configured to heed it.
-3. The body must still be whole: not touched, or kept in a `ReplayBuffer`.
+3. The body must still be whole: not touched, or kept in the spool.
 4. The wait is random between 0 and a range that doubles (full jitter: it spreads a herd best, and
    costs no more than any other). `Retry-After` is a floor under it; one beyond `max_backoff` means
    that the upstream does not want to be asked again now.
@@ -19,7 +19,6 @@ Rules, in the order in which they are asked:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -187,35 +186,6 @@ class RetryPlan:
             return Verdict(None, "budget")
         self.retries += 1
         return Verdict(wait, "again")
-
-
-class ReplayBuffer:
-    """A request body kept for a second sending, up to `limit` bytes; then given up for good."""
-
-    __slots__ = ("_pieces", "limit", "overflowed", "size")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._pieces: list[bytes] = []
-        self.size = 0
-        self.overflowed = False
-
-    def keep(self, piece: bytes) -> None:
-        """Remember `piece`, unless that is too much: then forget all."""
-        if self.overflowed:
-            return
-        self.size += len(piece)
-        if self.size > self.limit:
-            self.overflowed = True
-            self._pieces.clear()
-        else:
-            self._pieces.append(bytes(piece))
-
-    def replay(self) -> Iterable[bytes]:
-        """The pieces from the beginning. Raises `RuntimeError` after an overflow."""
-        if self.overflowed:
-            raise RuntimeError("the body was longer than the replay buffer")
-        return tuple(self._pieces)
 
 
 def parse_retry_after(value: str, today: float) -> float | None:

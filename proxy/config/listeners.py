@@ -62,10 +62,33 @@ class ClientLimits(Model):
     """Largest header section; beyond it 431."""
     header_count: Annotated[int, Field(ge=1)] = 128
     """Most header fields; beyond it 431."""
+    body: Size | None = 100 * 1024 * 1024
+    """Longest request body; beyond it 413 `body_too_large`. `null`: any. Routes with `upload` in
+    force have bounds of their own."""
     connections: Annotated[int, Field(ge=1)] = 10_000
     """Most client connections at a time; further ones get 503 `overloaded`."""
     per_client: PerClient | None = None
     """What one client may have of that."""
+
+
+class RouteLimits(Model):
+    """What one route takes. `null` sets no limit."""
+
+    body: Size | None = 100 * 1024 * 1024
+    """Longest request body; beyond it 413."""
+
+
+class RouteTimeouts(Model):
+    """Instead of the listener's and the upstream's, on one route. Absent: theirs."""
+
+    body: Annotated[Duration, Field(gt=0)] | None = None
+    """Between two pieces of a request or response body, to or from the client."""
+    response: Annotated[Duration, Field(gt=0)] | None = None
+    """From the request sent to the response head; then 504."""
+    idle: Annotated[Duration, Field(gt=0)] | None = None
+    """Between two pieces of a body, to or from the upstream."""
+    tunnel: Annotated[Duration, Field(gt=0)] | None = None
+    """Silence in both directions after an upgrade (WebSocket)."""
 
 
 class ClientTimeouts(Model):
@@ -195,6 +218,10 @@ class Route(Model):
     clothes. They are retried as a GET would be."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
+    limits: RouteLimits | None = None
+    """What this route takes, instead of the listener's limit."""
+    timeouts: RouteTimeouts = RouteTimeouts()
+    """How long things may take on this route, instead of the listener's and upstream's times."""
     trace: bool = True
     """Whether exchanges on this route may be kept in the trace."""
 

@@ -56,6 +56,15 @@ class OverloadAnswer(Model):
     """How long a request is sent again; after that the answer is passed on."""
 
 
+class Buffering(Model):
+    """What waits in the spool, so that slow callers hold none of the upstream's connections."""
+
+    request: bool = False
+    """Read a request's body to its end before a connection is taken; send it with its length."""
+    response: bool = False
+    """Read an answer at the upstream's pace, give it to the caller at the caller's."""
+
+
 class UpstreamTls(Model):
     """TLS towards `https://` targets. Verification is on; `server_name` replaces the target's host
     in SNI and in verification."""
@@ -191,6 +200,8 @@ class Upstream(Model):
     """How long the upstream may take."""
     pool: Pool = Pool()
     """Connections kept to each target."""
+    buffering: Buffering = Buffering()
+    """Let bodies wait in the spool instead of on the upstream's connections."""
     connect_patience: Duration = 0.0
     """How long refused connections are retried before 502."""
     overload_answer: OverloadAnswer | None = None

@@ -1,9 +1,9 @@
 """From a request to an answer of its upstream: which target, how often, and when not.
 
-Each step stands where it does for a reason. A body that is checked is gathered first: as long as
-nothing of it may pass, it needs neither place nor connection. Then comes the bulkhead: who waits
-there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries stand
-outside the breaker, so that the breaker sees single attempts. A circuit that opens ends the
+Each step stands where it does for a reason. A body that is buffered or checked is read first: as
+long as nothing of it may pass, it needs neither place nor connection. Then comes the bulkhead: who
+waits there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries
+stand outside the breaker, so that the breaker sees single attempts. A circuit that opens ends the
 retrying, unless it holds its calls: then the next attempt waits for it. All of it together is over
 at `x.deadline`. A server that says that it is full, and has looked at nothing, is asked again
 (`_while_full`). Inside an attempt two things are repeated without being counted, because the
@@ -15,19 +15,20 @@ request that may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 from __future__ import annotations
 
 from proxy.breaker.permits import ProbePermit
-from proxy.breaker.retry import Ended, ReplayBuffer, RetryPlan, parse_retry_after
+from proxy.breaker.retry import Ended, RetryPlan, parse_retry_after
 from proxy.breaker.states import State
 from proxy.errors import ProxyError, UpstreamFailure, UpstreamReset
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.admission import enter, permitted, until_not_open
+from proxy.pipeline.buffering import buffer_request, wants_buffering
 from proxy.pipeline.connect import connection, idle_connection
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.gather import gather
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
 from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.pipeline.relay import Relay, StaleConnection
 from proxy.pipeline.rescue import needs_body, rescue, send
+from proxy.pipeline.response import Response
 from proxy.pipeline.waiting import pause
 from proxy.wire.codec import ResponseHead
 from proxy.wire.pool import UpstreamStream
@@ -43,9 +44,9 @@ _FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
 async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
     x.upstream = plan.name
-    if x.filter is not None:
+    if wants_buffering(x, plan):
         await until_not_open(x, plan)
-        await gather(x, listener)
+        await buffer_request(x, plan)
     if plan.bulkhead is None:
         if plan.retry is None and plan.overload is None and not x.plan.rescuers:
             await _attempt(x, listener, plan, None)  # nothing here would ask for another
@@ -53,11 +54,11 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
             await _attempts(x, listener, plan)
         return
     await until_not_open(x, plan)  # nobody queues for a refusal
-    place = await enter(x, plan.bulkhead)
+    x.place = await enter(x, plan.bulkhead)
     try:
         await _attempts(x, listener, plan)
     finally:
-        plan.bulkhead.leave(place)
+        plan.bulkhead.leave(x.place)
 
 
 async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
@@ -74,8 +75,9 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
             repeatable=x.plan.repeatable,
         )
         x.deadline = retry.deadline
-    if not x.body.done and x.filter is None and (retry is not None or plan.overload is not None):
-        x.replay = ReplayBuffer(plan.replay_limit)
+    unread = not x.body.done and x.filter is None and x.buffered is None
+    if unread and (retry is not None or plan.overload is not None):
+        x.buffered = plan.spool.body(x.stream.wake, limit=plan.replay_limit)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
         await pause(x, x.stream.clock.monotonic() + wait)
 
@@ -86,15 +88,15 @@ async def _attempt(
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
     outcome = await _begin(x, plan, retry)
     relay: Relay | None = None
-    reusable = False
     x.held = None  # an earlier attempt's
     try:
-        relay, response = await _response(x, listener, plan)
-        wait = await _while_full(x, plan, relay, response)
+        relay, head = await _response(x, listener, plan)
+        response = Response(x, relay, plan, head)
+        wait = await _while_full(x, plan, response)
         if wait is None:
-            wait = _another(x, plan, retry, response, outcome)
+            wait = _another(x, plan, retry, head, outcome)
         if wait is None:
-            wait, reusable = await _answer(x, plan, relay, response, outcome)
+            wait = await _answer(x, plan, response, outcome)
         return wait
     except UpstreamFailure as error:
         if error.reason != "deadline" or retry is None or not retry.retries:
@@ -103,7 +105,7 @@ async def _attempt(
             x.failed_attempt(error.kind, x.target)
         if x.replied or retry is None:
             raise
-        ended = Ended(error.kind, error.kind != "connect", _whole(x))
+        ended = Ended(error.kind, error.kind != "connect", x.body_whole)
         wait = _again(x, plan, retry, ended)
         if wait is None:
             raise
@@ -111,7 +113,7 @@ async def _attempt(
     finally:
         outcome.close()
         if relay is not None:
-            await relay.release(reusable=reusable)
+            await relay.release(reusable=False)  # unless its response has done that
 
 
 async def _begin(x: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
@@ -128,21 +130,19 @@ async def _begin(x: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Un
     return begin(x, plan, permit)
 
 
-async def _while_full(
-    x: Exchange, plan: UpstreamPlan, relay: Relay, response: ResponseHead
-) -> float | None:
+async def _while_full(x: Exchange, plan: UpstreamPlan, response: Response) -> float | None:
     """Seconds to wait before the request is sent again to a server that says it is full and has not
     looked at it; None for any other answer, and when its patience is over."""
-    full = plan.overload
-    if full is None or response.status != full.status or response.keep_alive:
+    full, head = plan.overload, response.head
+    if full is None or head.status != full.status or head.keep_alive:
         return None
-    media_type = _field(response, b"content-type").partition(";")[0].strip().lower()
+    media_type = _field(head, b"content-type").partition(";")[0].strip().lower()
     if media_type != full.content_type.lower():
         return None
-    x.held = await relay.hold(response, _HELD)
+    x.held = await response.hold(_HELD)
     now = x.stream.clock.monotonic()
     x.waited_at = x.waited_at or now
-    if x.held != full.body.encode() or not _whole(x):
+    if x.held != full.body.encode() or not x.body_whole:
         return None
     wait = min(_FULL_LONGEST, _FULL_PAUSE + (now - x.waited_at) / 2)  # grows by half each time
     if now + wait > min(x.deadline, x.waited_at + full.patience):
@@ -166,7 +166,7 @@ def _another(
         x.failed_attempt(str(response.status), x.target)
     if retry is None or 200 <= response.status < 400:
         return None
-    ended = Ended(str(response.status), True, _whole(x), _retry_after(x, response))
+    ended = Ended(str(response.status), True, x.body_whole, _retry_after(x, response))
     wait = _again(x, plan, retry, ended)
     if wait is not None and not failed:
         outcome.succeeded()
@@ -175,35 +175,35 @@ def _another(
 
 
 async def _answer(
-    x: Exchange, plan: UpstreamPlan, relay: Relay, response: ResponseHead, outcome: Unwatched
-) -> tuple[float | None, bool]:
+    x: Exchange, plan: UpstreamPlan, response: Response, outcome: Unwatched
+) -> float | None:
     """Give the client `response`, or what a rescuer has instead. Seconds to wait where the upstream
-    is to be asked again after all, and whether the connection can carry another exchange."""
+    is to be asked again after all."""
+    head = response.head
     better: Reply | AskAgain | None = None
     if x.plan.rescuers:
-        if x.held is None and needs_body(x, response):
-            x.held = await relay.hold(response, _HELD)
+        if x.held is None and needs_body(x, head):
+            x.held = await response.hold(_HELD)
         try:
-            better = await rescue(x, response)
+            better = await rescue(x, head)
         except ProxyError:
             # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
             outcome.succeeded()
             raise
-    reusable = False
     if isinstance(better, Reply):
         send(x, better)
-    elif better is not None and not x.asked_again and _whole(x):
+    elif better is not None and not x.asked_again and x.body_whole:
         x.asked_again = True
         x.added = b"".join(b"\r\n" + line for line in better.lines)
         outcome.succeeded()
-        return 0.0, False
-    elif response.status == 101:
-        await _tunnel(x, relay.upstream, plan, response, outcome)
+        return 0.0
+    elif head.status == 101:
+        await _tunnel(x, response.upstream, plan, head, outcome)
     else:
         outcome.flows()
-        reusable = await relay.pass_on(response)
+        await response.pass_on(outcome)
     outcome.succeeded()
-    return None, reusable
+    return None
 
 
 async def _response(
@@ -223,14 +223,14 @@ async def _response(
                 upstream = await connection(x, plan, fresh=fresh)
             x.attempts += not stale
             x.target = upstream.pool.label
-        relay = Relay(x, upstream, plan, listener)
+        relay = Relay(x, upstream, plan)
         try:
             if not sent:
                 relay.send(request_head(x, listener, plan, upstream.pool))
             return relay, await relay.converse()
         except StaleConnection:
             await relay.release(reusable=False)
-            if not repeatable or stale or not _whole(x):
+            if not repeatable or stale or not x.body_whole:
                 raise UpstreamReset(
                     f"Upstream {plan.name} closed a kept connection as the request was sent",
                     upstream=plan.name,
@@ -268,15 +268,10 @@ def _can_replay(x: Exchange) -> bool:
     assert x.head is not None
     if not x.head.has_body and x.filter is None:
         return True
-    length = x.head.content_length
-    return x.replay is not None and length is not None and length <= x.replay.limit
-
-
-def _whole(x: Exchange) -> bool:
-    """Whether the request's body can be sent from its beginning."""
-    if not x.bytes_in or x.gathered is not None:
-        return True
-    return x.replay is not None and not x.replay.overflowed
+    body, length = x.buffered, x.head.content_length
+    if body is None or body.complete:
+        return body is not None
+    return x.body_whole and length is not None and body.keeps(length)
 
 
 def _retry_after(x: Exchange, response: ResponseHead) -> float | None:

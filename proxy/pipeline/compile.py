@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from random import Random
 from typing import Protocol
@@ -36,6 +36,7 @@ from proxy.pipeline.plan import (
     UpstreamPlan,
 )
 from proxy.pipeline.router import RouteTable
+from proxy.spool import Spool
 from proxy.wire.client import Limits
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.pool import TargetPool, Upstream
@@ -86,6 +87,7 @@ class Compiler:
         on_connect: Callable[[str], Callable[[float], None]],
         breaker_of: Callable[[str], CircuitBreaker | None],
         memory: MemoryBudget,
+        spool: Spool,
     ) -> None:
         self._stages = stages
         self._clock = clock
@@ -96,6 +98,7 @@ class Compiler:
         #: By listener, of all that a config in force has limited: who has spent what outlives it.
         self.shares: dict[str, FairShares] = {}
         self._memory = memory
+        self._spool = spool
 
     def compile(
         self,
@@ -185,6 +188,9 @@ class Compiler:
             queue_timeout=config.pool.queue_timeout,
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
+            spool=self._spool,
+            buffer_request=config.buffering.request,
+            buffer_response=config.buffering.response,
             breaker=self._breaker_of(name) if config.breaker else None,
             retry=(retry or RetryPolicy(config.retry, self._random)) if config.retry else None,
             bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
@@ -261,7 +267,7 @@ class Compiler:
             raise ValueError("two stages filter the body of one route")
         return RoutePlan(
             name=binding.route_name,
-            upstream=upstream,
+            upstream=_with_timeouts(upstream, route),
             started=tuple(started),
             filter=filters[0] if filters else None,
             checks=tuple(checks),
@@ -269,6 +275,8 @@ class Compiler:
             guards=bool(checks or filters or (route is not None and route.job is not None)),
             reads_answers=any(rescuer.needs_body for rescuer in rescuers),
             finished=tuple(finished),
+            max_body=_max_body(binding),
+            body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
             repeatable=route is not None and route.repeatable,
         )
 
@@ -300,3 +308,26 @@ def descriptors_needed(config: Config) -> Need:
             for upstream in config.upstreams.values()
         ),
     )
+
+
+def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPlan | None:
+    """The upstream's plan as it is on one route, where that has times of its own."""
+    if plan is None or route is None:
+        return plan
+    times = route.timeouts
+    own = {
+        f"{name}_timeout": value
+        for name in ("response", "idle", "tunnel")
+        if (value := getattr(times, name)) is not None
+    }
+    return replace(plan, **own) if own else plan
+
+
+def _max_body(binding: Binding) -> int | None:
+    """Bytes that a request's body may have. An upload in force is bounded by its own rules."""
+    route = binding.route
+    if route is not None and route.limits is not None:
+        return route.limits.body
+    if route is not None and route.upload is not None and route.upload.mode == "enforce":
+        return None
+    return binding.listener.limits.body

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.breaker.retry import ReplayBuffer
+from proxy.breaker.bulkhead import Ticket as Place
 from proxy.headers import is_correlation_id, new_correlation_id
+from proxy.spool import SpooledBody
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
@@ -52,8 +53,9 @@ class BodyFilter(Protocol):
         request."""
         ...
 
-    async def finish(self) -> list[bytes]:
-        """After the last byte: what was held back. Raises the `ProxyError` that refuses it."""
+    async def finish(self) -> list[bytes] | SpooledBody:
+        """After the last byte: what was held back, or all of the body where the filter has kept it
+        and has given nothing. Raises the `ProxyError` that refuses it."""
         ...
 
     def close(self) -> None:
@@ -101,16 +103,6 @@ class FailedAttempt:
 _FAILURES = 20
 
 
-class Gathered:
-    """What a filter has given before there was an upstream; `complete`: that is all of the body."""
-
-    __slots__ = ("complete", "pieces")
-
-    def __init__(self, pieces: list[bytes], *, complete: bool) -> None:
-        self.pieces = pieces
-        self.complete = complete
-
-
 class Exchange:
     """A request in progress, afterwards the facts about it.
 
@@ -140,13 +132,15 @@ class Exchange:
     replied = False  # a final response head has been written to the client
     retries = 0  # how often the request was sent again (`X-Retry-Count`)
     filter: BodyFilter | None = None  # what looks at the request body, if anything does
-    gathered: Gathered | None = None  # what the filter gave first, until it is sent
+    buffered: SpooledBody | None = None  # what has been read of its body and may be sent again
+    body_whole = True  # nothing of it has been sent that is not in `buffered`
     parameters: Mapping[str, str] = {}  # of the path, where the route wants them
+    place: Place | None = None  # at the upstream's bulkhead
+    ends_by_close = False  # the response's end is that of its connection
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
     asked_again = False  # a rescuer has used its one `AskAgain`
     instead: Reply | None = None  # an answer that was found while we wait for another
-    replay: ReplayBuffer | None = None  # what was sent of the body, for another attempt
     deadline = NEVER  # monotonic: when there must be a response head, whatever it takes
     avoid: tuple[str, ...] = ()  # targets that failed an earlier attempt
     waited_at: float | None = None  # monotonic: when the upstream first said that it is full
@@ -194,6 +188,12 @@ class Exchange:
             if given is not None:
                 self.client_correlation_id = b", ".join(given).decode("latin-1")
 
+    def drop_body(self) -> None:
+        """Nobody will ask for the request's body again."""
+        if self.buffered is not None:
+            self.buffered.close()
+            self.buffered = None
+
     def note(self, **facts: object) -> None:
         """Add facts to the access line."""
         if self.extra is None:
@@ -222,5 +222,6 @@ def finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
+    x.drop_body()
     if x.filter is not None:
         x.filter.close()

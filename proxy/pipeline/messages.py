@@ -49,10 +49,10 @@ def request_head(
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    length = head.content_length if x.filter is None else x.filter.forward_length
+    length = request_length(x)
     if length is not None:
         parts.append(b"\r\nContent-Length: %d" % length)
-    elif goes_chunked(x):
+    elif head.chunked or x.filter is not None:
         parts.append(b"\r\nTransfer-Encoding: chunked")
     if wants_websocket(head):
         parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
@@ -77,11 +77,15 @@ def _start_of_request(head: RequestHead, host: bytes, passing: bytes) -> bytes:
     return b"%b%b%b\r\nX-Correlation-ID: " % (line, host, passing)
 
 
-def goes_chunked(x: Exchange) -> bool:
-    """Whether the request's body goes upstream in chunks."""
+def request_length(x: Exchange) -> int | None:
+    """The length of the request's body as it goes upstream; None: in chunks, or there is none. A
+    body that is all here has one, but trailers can only follow chunks."""
+    body = x.buffered
+    if body is not None and body.complete and not x.body.trailers:
+        return body.length
     if x.filter is not None:
-        return x.filter.forward_length is None
-    return x.head is not None and x.head.chunked
+        return x.filter.forward_length
+    return x.head.content_length if x.head is not None else None
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:

@@ -19,6 +19,7 @@ from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.fair_shares import FairShares, trusted
 from proxy.pipeline.router import RouteTable
+from proxy.spool import Spool
 from proxy.wire.client import Limits
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.deadlines import NEVER
@@ -43,6 +44,9 @@ class UpstreamPlan:
     queue_timeout: float
     connect_patience: float
     preserve_host: bool
+    spool: Spool
+    buffer_request: bool = False
+    buffer_response: bool = False
     breaker: CircuitBreaker | None = None
     retry: RetryPolicy | None = None
     bulkhead: Bulkhead | None = None
@@ -122,6 +126,8 @@ class RoutePlan:
     rescuers: tuple[Rescuer, ...]
     guards: bool  # no spelling of its path may get around it
     reads_answers: bool  # some rescuer needs the body of some answers
+    max_body: int | None  # bytes
+    body_timeout: float  # between two pieces of a body, in seconds
     finished: tuple[Observer, ...]
     repeatable: bool = False  # whatever the method
 

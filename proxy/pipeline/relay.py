@@ -1,38 +1,32 @@
-"""Two messages in motion between a client and an upstream connection.
+"""A request on its way to an upstream connection, until the head of the final response is there.
 
-One coroutine moves both. It looks at each side, moves what can be moved without waiting, and only
-then waits for the next event on either; so an early response, a client that leaves in the middle
-of its upload and an upstream that dies are all seen at once, wherever the other message stands.
-Neither side is read faster than the other takes it.
+One coroutine moves both messages. It looks at each side, moves what can be moved without waiting,
+and only then waits for the next event on either; so an early response, a client that leaves in the
+middle of its upload and an upstream that dies are all seen at once, wherever the other message
+stands. Neither side is read faster than the other takes it. The response's half is in response.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from proxy.errors import ClientLeft, ProxyError, RequestTimeout, UpstreamReset
+from proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
+from proxy.pipeline.buffering import DISK_PATIENCE
 from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.gather import (
+from proxy.pipeline.messages import interim_head, request_length
+from proxy.pipeline.outcome import own_shortage
+from proxy.pipeline.plan import UpstreamPlan
+from proxy.pipeline.request_body import (
     drop_ending,
     read_body,
     read_checked,
     send_continue,
     start_ending,
 )
-from proxy.pipeline.messages import goes_chunked, interim_head, response_head
-from proxy.pipeline.outcome import own_shortage
-from proxy.pipeline.plan import ListenerPlan, UpstreamPlan
 from proxy.pipeline.waiting import until_left
-from proxy.wire.bodies import (
-    ChunkedBody,
-    Decoder,
-    LengthBody,
-    NoBody,
-    UntilClose,
-    chunk,
-    last_chunk,
-)
+from proxy.spool import BodyReader, SpooledBody, SpoolError
+from proxy.wire.bodies import chunk, last_chunk
 from proxy.wire.codec import ProtocolError, ResponseHead
 from proxy.wire.deadlines import NEVER
 from proxy.wire.pool import UpstreamStream
@@ -40,54 +34,55 @@ from proxy.wire.pool import UpstreamStream
 #: Interim responses that one exchange may have.
 _MAX_INTERIM = 32
 
+#: Pieces that are read back from the spool before others get their turn.
+PIECES_PER_TURN = 4
+
 
 class StaleConnection(Exception):
     """A kept connection ended before the response began: it had been closed under us."""
 
 
 class Relay:
-    """One attempt: `x` over `upstream`."""
+    """One attempt: `x` over `upstream`. `sent`: the upstream has the whole request. `moved`:
+    monotonic, when anything last moved."""
 
     __slots__ = (
         "_chunked_up",
         "_client",
         "_clock",
         "_ending",
-        "_held",
-        "_moved",
         "_plan",
-        "_sent",
-        "_times",
+        "_reader",
+        "_released",
         "_x",
+        "moved",
+        "sent",
         "upstream",
     )
 
-    def __init__(
-        self, x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan, times: ListenerPlan
-    ) -> None:
+    def __init__(self, x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan) -> None:
         assert x.head is not None
         self._x = x
         self._client = x.stream
         self._clock = x.stream.clock
         self._plan = plan
-        self._times = times
-        self._chunked_up = goes_chunked(x)
-        # Whether the upstream has the whole request.
-        self._sent = not x.head.has_body and x.filter is None
-        self._ending: asyncio.Task[list[bytes]] | None = None  # the filter's last word
-        self._held: tuple[Decoder, list[bytes]] | None = None
-        self._moved = 0.0  # when anything last moved
+        self._chunked_up = request_length(x) is None
+        body = x.buffered
+        self._reader: BodyReader | None = None  # what was read of the body before this attempt
+        if body is not None and (body.size or body.complete):
+            self._reader = body.reader()
+        self._ending: asyncio.Task[list[bytes] | SpooledBody] | None = None  # filter's last word
+        self._released = False
+        self.sent = not x.head.has_body and x.filter is None
+        self.moved = 0.0
         self.upstream = upstream
 
     def send(self, head: bytes) -> None:
         """Begin the request: its head, and what has been read of its body already."""
         x = self._x
         self.upstream.transport.write(head)
-        if x.replay is not None and (x.bytes_in or x.body.done):
-            self._write_upstream(list(x.replay.replay()), end=x.body.done)
-        if x.gathered is not None:
-            gathered, x.gathered = x.gathered, None
-            self._write_upstream(gathered.pieces, end=gathered.complete)
+        if self._reader is not None:
+            self._send_buffered(self._reader)
         if x.head is not None and x.head.expects_continue:
             send_continue(x)
         x.sent_at = self._clock.monotonic()
@@ -100,7 +95,7 @@ class Relay:
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
         interim = 0
-        self._moved = sent = x.sent_at
+        self.moved = sent = x.sent_at
         while True:
             while upstream.inbox:
                 response = self._read_head()
@@ -117,10 +112,10 @@ class Relay:
                 self._pass_on_interim(response)
             if upstream.eof:
                 raise self._broken_off()
-            if not self._sent and self._send_body():
-                sent = self._moved
+            if not self.sent and self.send_body():
+                sent = self.moved
             now = clock.monotonic()
-            if self._sent:
+            if self.sent:
                 deadline = min(sent + self._plan.response_timeout, x.deadline)
                 if now >= deadline:
                     raise Timeout(
@@ -131,162 +126,121 @@ class Relay:
                     )
             else:
                 deadline = self._body_deadline(now)
-            await client.wait(until_left(x, deadline, now, self._moved))
-
-    async def pass_on(self, head: ResponseHead) -> bool:
-        """Send the final response `head` and its body to the client.
-
-        True when the upstream connection can carry another exchange. A response that cannot be
-        completed is cut so that the client sees it, and the reason is left in the record.
-        """
-        x, client, upstream = self._x, self._client, self.upstream
-        assert x.head is not None
-        if not x.body.done and x.head.expects_continue and not x.continue_sent:
-            x.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
-        if client.draining:
-            x.keep_alive = False
-        body, framing, chunked = self._framing(head)
-        pieces: list[bytes] = []
-        if self._held is not None:
-            body, pieces = self._held
-        x.status = head.status
-        x.response = head
-        tee = x.tee
-        out = [response_head(x, head, framing)]
-        x.replied = True
-        self._moved = self._clock.monotonic()
-        while True:
-            if upstream.inbox and not body.done and not client.write_paused:
-                pieces += self._read_body(body)
-            if pieces:
-                x.bytes_out += sum(map(len, pieces))
-                if tee is not None:
-                    tee.add(pieces)
-            if upstream.eof and isinstance(body, UntilClose) and not upstream.inbox:
-                if upstream.error is not None:
-                    self._raise_own_shortage()
-                    raise UpstreamReset("Upstream broke off", reason="reset")
-                body.done = True
-            out += chunk(pieces) if chunked else pieces
-            if chunked and body.done:
-                out.append(last_chunk(body.trailers))
-            if out:
-                self._write_to_client(out)
-                out = []
-            pieces = []
-            if body.done:
-                break
-            if upstream.eof and not upstream.inbox:
-                self._raise_own_shortage()
-                raise UpstreamReset(
-                    "Upstream broke off in the middle of its response", reason="truncated"
-                )
-            if not self._sent:
-                self._send_body()
-            await self._wait_for_body()
-        if tee is not None:
-            tee.end()
-        if self._ending is not None and not self._sent:
-            await self._hear_out(self._ending)
-        return self._sent and head.keep_alive and not isinstance(body, UntilClose)
-
-    async def hold(self, head: ResponseHead, limit: int) -> bytes | None:
-        """The body of the response `head`, before anything of it is passed on; None where it is
-        over `limit` bytes. `pass_on` sends it all the same. Raises `UpstreamFailure`."""
-        body, _, _ = self._framing(head)
-        held: list[bytes] = []
-        size = 0
-        self._held = (body, held)
-        self._moved = self._clock.monotonic()
-        while not body.done:
-            if self.upstream.inbox:
-                pieces = self._read_body(body)
-                held += pieces
-                size += sum(map(len, pieces))
-                self._moved = self._clock.monotonic()
-                if size > limit:
-                    return None
-            elif self.upstream.eof:
-                if not isinstance(body, UntilClose) or self.upstream.error is not None:
-                    self._raise_own_shortage()
-                    raise UpstreamReset(
-                        "Upstream broke off in the middle of its response", reason="truncated"
-                    )
-                body.done = True
-            else:
-                if not self._sent:
-                    self._send_body()  # the upstream may wait for the rest before it ends its own
-                await self._wait_for_body()
-        return b"".join(held)
-
-    def _read_body(self, body: Decoder) -> list[bytes]:
-        try:
-            return self.upstream.read_body(body)
-        except ProtocolError as error:
-            raise UpstreamReset(
-                f"Upstream sent a malformed body: {error.detail}", reason="malformed_body"
-            ) from error
+            await client.wait(until_left(x, deadline, now, self.moved))
 
     async def release(self, *, reusable: bool) -> None:
-        """Give the connection back and end what the attempt may have left running."""
+        """Give the connection back and end what the attempt may have left running. May be called
+        again."""
+        if self._released:
+            return
+        self._released = True
         self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
             await drop_ending(self._ending)
 
-    def _send_body(self) -> bool:
-        """Move what the client has sent of its body to the upstream; whether anything moved."""
+    def send_body(self) -> bool:
+        """Move what there is of the request's body to the upstream; whether anything moved."""
+        moved = self._reader is not None and self._send_buffered(self._reader)
+        if self.sent or self._reader is not None:
+            return moved
         x, client, upstream = self._x, self._client, self.upstream
         check = x.filter
         if check is not None:
             asked = check.feed(b"")  # it may have made up its mind since
             if asked:
+                x.body_whole = False
                 self._write_upstream(asked, end=False)
         if upstream.write_paused:
-            return False
+            return moved
         if x.body.done:
-            return self._send_end()
+            return self._send_end() or moved
         if not client.inbox or (check is not None and check.blocked):
-            return False
+            return moved
         if check is not None:
             pieces = read_checked(x)
+            x.body_whole = x.body_whole and not pieces
         else:
             pieces = read_body(x)
-            if x.replay is not None:
-                for piece in pieces:
-                    x.replay.keep(piece)
+            self._keep(pieces)
         self._write_upstream(pieces, end=x.body.done and check is None)
         if x.body.done and check is not None:
             self._send_end()
         return True
 
+    def _send_buffered(self, reader: BodyReader) -> bool:
+        """Send what is in the spool, as far as the upstream takes it; whether anything moved."""
+        body, upstream = self._x.buffered, self.upstream
+        assert body is not None
+        moved = 0
+        while not (upstream.write_paused or upstream.lost or reader.caught_up):
+            if moved == PIECES_PER_TURN:
+                self._client.wake()
+                return True
+            try:
+                pieces = reader.take()
+            except SpoolError as error:
+                raise Overloaded(
+                    f"The request body was lost: {error}", retry_after=1, reason="spool_lost"
+                ) from error
+            if not pieces:
+                return moved > 0  # the disk will wake us
+            moved += 1
+            self._write_upstream(pieces, end=reader.done)
+        if reader.caught_up:
+            self._reader = None  # the rest comes from the client
+            if reader.done and not self.sent:  # an empty body
+                self._write_upstream([], end=True)
+        return moved > 0
+
+    def _keep(self, pieces: list[bytes]) -> None:
+        """Put what is about to be sent into the spool, for another attempt, if it is wanted there
+        and there is room."""
+        x, body = self._x, self._x.buffered
+        if body is None or body.full is not None or body.blocked:
+            if pieces:
+                x.body_whole = False
+                x.drop_body()
+            return
+        body.append(pieces)
+        if body.full is not None:
+            x.body_whole = False
+            x.drop_body()
+        elif x.body.done:
+            body.end()
+
     def _send_end(self) -> bool:
         """What a filter held back until its verdict; whether it has come."""
-        x = self._x
-        assert x.filter is not None
         if self._ending is None:
-            self._ending = start_ending(x)
+            self._ending = start_ending(self._x)
         if not self._ending.done():
             return False
-        self._write_upstream(self._ending.result(), end=True)
+        self._write_end(self._ending.result())
         return True
 
-    async def _hear_out(self, ending: asyncio.Task[list[bytes]]) -> None:
+    def _write_end(self, rest: list[bytes] | SpooledBody) -> None:
+        assert isinstance(rest, list), "the beginning of the body has been sent"
+        self._write_upstream(rest, end=True)
+
+    async def hear_out(self) -> None:
         """The upstream had all it wanted before the filter's last word: wait for that, so that it
         is on record. The client has its answer already, so a refusal changes nothing any more."""
+        ending = self._ending
+        if ending is None or self.sent:
+            return
         while not ending.done() and not self._client.cut:
             await self._client.wait(NEVER)  # a filter bounds its own time
         if ending.done() and ending.exception() is None:
-            self._write_upstream(ending.result(), end=True)
+            self._write_end(ending.result())
 
     def _write_upstream(self, pieces: list[bytes], *, end: bool) -> None:
         out = chunk(pieces) if self._chunked_up else pieces
         if end:
-            self._sent = True
+            self.sent = True
             if self._chunked_up:
                 out = [*out, last_chunk(self._x.body.trailers)]
         if out and not self.upstream.lost:
             self.upstream.write(out)
-        self._moved = self._clock.monotonic()
+        self.moved = self._clock.monotonic()
 
     def _read_head(self) -> ResponseHead | None:
         try:
@@ -305,15 +259,16 @@ class Relay:
         if response.status != 100 and x.head.minor and not self._client.lost:
             self._client.transport.write(interim_head(x, response))
 
-    def _raise_own_shortage(self) -> None:
-        """The connection may have ended for want of memory to send with."""
+    def own_shortage(self) -> ProxyError | None:
+        """The error to answer with where the connection has ended for want of something of ours:
+        memory to send with, say."""
         upstream = self.upstream
-        ours = own_shortage(upstream.error, self._plan.name, upstream.pool.label)
-        if ours is not None:
-            raise ours
+        return own_shortage(upstream.error, self._plan.name, upstream.pool.label)
 
     def _broken_off(self) -> Exception:
-        self._raise_own_shortage()
+        ours = self.own_shortage()
+        if ours is not None:
+            return ours
         upstream = self.upstream
         if upstream.reused and not upstream.inbox:
             return StaleConnection()
@@ -323,62 +278,27 @@ class Relay:
             reason="no_response",
         )
 
-    def _framing(self, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
-        """How the response's body ends: (its decoder, our framing fields, whether we chunk).
-
-        RFC 9112 §6.3, in its order.
-        """
-        x = self._x
-        assert x.head is not None
-        length = head.content_length
-        if x.method == "HEAD" or head.status in (204, 304):
-            shown = length is not None and head.status != 204  # RFC 9110 §8.6
-            return (
-                NoBody(),
-                b"\r\nContent-Length: %d" % length if shown and length is not None else b"",
-                False,
-            )
-        if length is not None:
-            return LengthBody(length), b"\r\nContent-Length: %d" % length, False
-        body: Decoder = ChunkedBody() if head.chunked else UntilClose()
-        if x.head.minor:
-            return body, b"\r\nTransfer-Encoding: chunked", True
-        x.keep_alive = False
-        return body, b"", False
-
-    def _write_to_client(self, out: list[bytes]) -> None:
-        client = self._client
-        if client.eof and (client.lost or client.secure):
-            raise ClientLeft("Client left before its response could be sent")
-        client.write(out)
-        self._moved = self._clock.monotonic()
-
     def _body_deadline(self, now: float) -> float:
         """Until when the request body must move on, and whose fault it is if it does not."""
         if self._ending is not None:
             return NEVER  # a filter bounds its own time
         if self.upstream.write_paused:
-            deadline = self._moved + self._plan.idle_timeout
+            deadline = self.moved + self._plan.idle_timeout
             error: ProxyError = Timeout(
                 f"Upstream {self._x.upstream} does not take the request body",
                 upstream=self._x.upstream,
                 reason="write_stalled",
             )
+        elif self._reader is not None:
+            deadline = self.moved + DISK_PATIENCE
+            error = Overloaded(
+                "The disk that the request body waits on does not answer",
+                retry_after=DISK_PATIENCE,
+                reason="spool_stalled",
+            )
         else:
-            deadline = self._moved + self._times.body_timeout
+            deadline = self.moved + self._x.plan.body_timeout
             error = RequestTimeout("The request body did not come in time", close=True)
         if now >= deadline:
             raise error
         return deadline
-
-    async def _wait_for_body(self) -> None:
-        now = self._clock.monotonic()
-        if self._client.write_paused:
-            deadline = self._moved + self._times.body_timeout
-            if now >= deadline:
-                raise ClientLeft("Client does not take its response", reason="client_stalled")
-        else:
-            deadline = self._moved + self._plan.idle_timeout
-            if now >= deadline:
-                raise Timeout("Upstream stalled in the middle of its response", reason="idle")
-        await self._client.wait(until_left(self._x, deadline, now, self._moved))

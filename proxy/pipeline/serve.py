@@ -12,6 +12,7 @@ import logging
 from proxy.errors import (
     BadRequest,
     ClientLeft,
+    Draining,
     HeaderTooLarge,
     MethodNotAllowed,
     Overloaded,
@@ -24,6 +25,7 @@ from proxy.pipeline.exchange import Exchange, finish
 from proxy.pipeline.messages import own_reply, problem_reply
 from proxy.pipeline.plain import PlainPath
 from proxy.pipeline.plan import ListenerPlan, Reply
+from proxy.pipeline.request_body import too_large
 from proxy.pipeline.rescue import rescue, send
 from proxy.pipeline.waiting import AnsweredMeanwhile
 from proxy.wire.client import ClientStream
@@ -108,6 +110,8 @@ class Service:
             finish(x)
         if x.keep_alive and (x.body.done or await _discard_rest(client, x)):
             return True
+        if x.code is not None and x.ends_by_close:
+            await client.reset_when_sent()
         await _linger(client, x)
         return False
 
@@ -145,6 +149,9 @@ class Service:
             check(x)
         if x.plan.filter is not None:
             x.filter = x.plan.filter(x)
+        limit, length = x.plan.max_body, head.content_length
+        if limit is not None and length is not None and length > limit:
+            raise too_large(limit, length)
 
     async def _refuse_unread(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError
@@ -185,9 +192,11 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         x.keep_alive = False
         client.abort()
     elif x.replied:
-        # The response has begun: cut it, in a way that cannot be taken for its end.
+        # The response has begun: cut it, in a way that cannot be taken for its end. Its framing
+        # shows that, or `_cut` does; only a proxy that must stop does not wait for the client.
         x.keep_alive = False
-        client.reset()
+        if isinstance(error, Draining):
+            client.reset()
     else:
         x.status = error.status
         if error.close or client.draining or not x.body.done:

@@ -135,6 +135,10 @@ class SpooledBody:
             self.to_file()
         self._on_change()
 
+    def keeps(self, size: int) -> bool:
+        """Whether a body of `size` bytes would be kept whole, as far as can be said now."""
+        return self.full is None and (self._limit is None or size <= self._limit)
+
     # --- reading ----------------------------------------------------------------------------------
 
     @property

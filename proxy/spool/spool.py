@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from proxy.clock import Clock
-from proxy.spool.body import SpooledBody
+from proxy.spool.body import IN_MEMORY, SpooledBody
 from proxy.spool.file import READ, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue
 from proxy.spool.threads import DiskThreads
@@ -91,6 +91,15 @@ class Spool:
             self.failed(error)
             return error
         return None
+
+    def admits(self, size: int) -> bool:
+        """Whether a body of `size` bytes is worth beginning with; a refusal is counted."""
+        if size <= IN_MEMORY:
+            return True
+        if self.reserve(size) is not None:
+            return False
+        self.release(size)
+        return True
 
     # --- what the files call ----------------------------------------------------------------------
 

@@ -207,6 +207,14 @@ class ClientStream(Stream):
             await self.wait(self.clock.monotonic() + min(patience, _CLOSING))
         return not self.lost
 
+    async def reset_when_sent(self) -> None:
+        """End the connection with a reset, once the client has everything: before that, a reset
+        would take what is on its way with it (RFC 9112 §9.6)."""
+        self._unacknowledged = NEVER
+        while not self.lost and self._takes_within(_STALLED):
+            await self.wait(self.clock.monotonic() + _UNDER_WAY)
+        self.reset()
+
     def _to_send(self) -> int:
         """Bytes that the client has not acknowledged, here and in the kernel."""
         raw = self.transport.get_extra_info("socket")

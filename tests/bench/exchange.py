@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from pathlib import Path
 from random import Random
 
 from proxy import __version__
@@ -19,6 +20,7 @@ from proxy.config.schema import Config
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.serve import Service
+from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.telemetry.access import AccessLog
@@ -85,6 +87,7 @@ class HotExchange:
             lambda upstream: metrics.upstream(upstream).connected,
             lambda upstream: None,
             memory,
+            Spool(Path("/tmp"), 1024 * 1024, memory.account("spool"), clock),
         )
         plans = compiler.compile(Config.model_validate(_CONFIG))
         pool = plans.upstreams["app"].upstream.pools[0]

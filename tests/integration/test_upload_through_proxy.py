@@ -80,7 +80,7 @@ def test_a_good_upload_arrives(site: UploadSite, framing: str) -> None:
         ("max_shorts", None, b"5"),
         ("audio_file", "song.mp3", MP3),
     ]
-    assert arrival.request.framing == "chunked"
+    assert arrival.request.framing == "length"  # all of it was here before the app was asked
 
 
 @pytest.mark.parametrize("path", ["/raw", "/plain"])

@@ -17,6 +17,7 @@ from proxy.telemetry.tally import RouteTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from tests.bench.exchange import REQUEST, hot_exchange
+from tests.plain_kit import spool
 
 HOST = b"Host: example.test\r\n"
 
@@ -61,6 +62,7 @@ def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
             "upstreams": {"app": {"targets": ["http://127.0.0.1:1"], **upstream}},
         }
     )
+    memory = MemoryBudget()
     compiler = Compiler(
         stages,
         clock,
@@ -68,7 +70,8 @@ def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
         Random(1),
         lambda _: lambda _: None,
         lambda _: None,
-        MemoryBudget(),
+        memory,
+        spool(memory, clock),
     )
     return compiler.compile(config).listeners["front"]
 

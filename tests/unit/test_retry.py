@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from proxy.breaker.retry import (
     Ended,
-    ReplayBuffer,
     RetryBudget,
     RetryPlan,
     RetryPolicy,
@@ -127,18 +126,6 @@ def test_a_quiet_upstream_gets_its_minimum() -> None:
     for tick in range(10):
         request = rules.begin("GET", NOW + 2 * tick, idempotency_key=False)
         assert request.after(Ended("503", sent=True), NOW + 2 * tick).wait is not None
-
-
-def test_the_replay_buffer_gives_up_whole() -> None:
-    """Up to the limit everything comes again; beyond it nothing does, and memory is let go."""
-    buffer = ReplayBuffer(10)
-    buffer.keep(b"12345")
-    buffer.keep(b"67890")
-    assert b"".join(buffer.replay()) == b"1234567890"
-    buffer.keep(b"x")
-    assert buffer.overflowed
-    with pytest.raises(RuntimeError):
-        buffer.replay()
 
 
 @pytest.mark.parametrize(

@@ -168,12 +168,13 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     breaker = board.get("u")
     assert breaker is not None
     breaker.force(Event.FORCE_OPEN, clock.monotonic(), "test", 1.0)
-    spool = Spool(tmp_path, 1, MemoryBudget().account("spool"), clock)
+    memory = MemoryBudget()
+    spool = Spool(tmp_path, 1, memory.account("spool"), clock)
     metrics.registry.register(SpoolMetrics(spool))
     watch = Watch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(
-        [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, MemoryBudget()
+        [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, memory, spool
     )
     watch.show(compiler.compile(config).upstreams)
     for family in metrics.collect():
