@@ -28,7 +28,9 @@ HOP_BY_HOP = frozenset(
 
 #: Fields that `Connection` may name without effect: taking them away would change the message's
 #: meaning or framing, which is how hop-by-hop abuse works.
-NOT_NOMINABLE = frozenset({b"host", b"content-length", b"content-type", b"close", b"keep-alive"})
+NOT_NOMINABLE = frozenset(
+    {b"host", b"content-length", b"content-type", b"date", b"close", b"keep-alive"}
+)
 
 #: Fields by which a client would ask for another path than the one in its request line, with those
 #: who heed them: Symfony, Zend and IIS; gunicorn (which by default believes any peer on loopback).

@@ -6,6 +6,8 @@
 3. Literals are compared with the request path percent-decoded and without dot segments or empty
    segments. What could therefore never match, or would be taken for a query, is refused: `%`, `?`,
    `#`, controls, `.`, `..` and `//`.
+4. What is a pattern elsewhere and would be literal text here is refused, with the right spelling:
+   `*`, `:id`, `<id>`, `[id]`, `{id:int}`, `(.*)` and other regular expressions.
 """
 
 from __future__ import annotations
@@ -15,6 +17,37 @@ from dataclasses import dataclass
 
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
 _LITERAL = re.compile(r"[^{}%?#\\\x00-\x1f\x7f]*")
+
+
+# What routers elsewhere mean by a segment: one segment with a name, or all that is left.
+_ONE = re.compile(
+    r":(\w+)\??(?:\([^/]*\))?"  # Express, Rails, gin, httprouter
+    r"|<(?:\w+:)?(\w+)>"  # Flask, Django
+    r"|\[(\w+)\]"  # Next.js
+    r"|\{(\w+)(?::(?!\*)[^}]*)?\}"  # Starlette, aiohttp, Spring, chi
+    r"|\(\?P?<(\w+)>[^/]*\)|\*"  # regular expressions; globs
+)
+_REST = re.compile(
+    r"\*{1,2}(\w*)|\(?\.[*+]\??\)?\$?|:(\w+)[*+]|<path:(\w+)>|\[\.\.\.(\w+)\]|\{(\w+)(?:\.\.\.|:path)\}"
+    r"|\{\*(\w+)\}|\(\?P?<(\w+)>\.[*+]\)\$?"
+)
+_REGULAR = re.compile(r"[*\[\]<>|^]|\([^)]*[+?.][^)]*\)|\$$|^:\w")
+
+
+def _elsewhere(part: str, last: bool) -> str | None:
+    """How a segment that means something in another router is written here, or what to do."""
+    rest = _REST.fullmatch(part) if last else None
+    if rest is not None:
+        return f"{{{_name(rest, 'rest')}:*}}"
+    one = _ONE.fullmatch(part)
+    if one is not None:
+        return f"{{{_name(one, 'name')}}}"
+    return "a segment of plain text" if _REGULAR.search(part) else None
+
+
+def _name(match: re.Match[str], otherwise: str) -> str:
+    found = next((group for group in match.groups() if group), otherwise)
+    return found if found.isascii() and not found[0].isdigit() else otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +71,8 @@ def parse_pattern(value: str) -> tuple[Segment, ...]:
     for position, part in enumerate(parts):
         match = _PARAMETER.fullmatch(part)
         if match is None:
+            if (meant := _elsewhere(part, last=position == len(parts) - 1)) is not None:
+                raise ValueError(f"expected {meant}, found {part!r}, which is no pattern here")
             empty = not part and position < len(parts) - 1
             if empty or part in (".", "..") or not _LITERAL.fullmatch(part):
                 raise ValueError(

@@ -7,6 +7,7 @@ what the codec understood, whatever the peer wrote (RFC 9112 §6).
 from __future__ import annotations
 
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 
 from proxy.clock import Clock
@@ -144,9 +145,10 @@ def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) 
 
 def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
-    return b"%bX-Correlation-ID: %b%b%b\r\n\r\n" % (
+    return b"%bX-Correlation-ID: %b%b%b%b\r\n\r\n" % (
         head.passing,
         x.correlation_id.encode(),
+        b"" if head.dated else date_field(x.stream.clock),
         framing + x.added,
         connection_field(x),
     )
@@ -217,6 +219,16 @@ def made_reply(x: Exchange, reply: Reply) -> bytes:
     )
 
 
+def date_field(clock: Clock) -> bytes:
+    """The `Date` that an answer gets which came without (RFC 9110 §6.6.1)."""
+    return b"\r\nDate: " + _date(clock).encode()
+
+
 def _date(clock: Clock) -> str:
     """The `Date` field of a reply (RFC 9110 §6.6.1)."""
-    return formatdate(clock.time(), usegmt=True)
+    return _date_of(int(clock.time()))
+
+
+@lru_cache(maxsize=2)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)

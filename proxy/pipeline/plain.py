@@ -32,7 +32,7 @@ from proxy.breaker.states import State
 from proxy.errors import ProxyError
 from proxy.pipeline.connect import any_target
 from proxy.pipeline.exchange import Exchange, finish
-from proxy.pipeline.messages import VIA, forwarded_for, plain_request_frame
+from proxy.pipeline.messages import VIA, date_field, forwarded_for, plain_request_frame
 from proxy.pipeline.outcome import begin
 from proxy.pipeline.plan import ListenerPlan, PlainRequest, RoutePlan, UpstreamPlan
 from proxy.wire.client import ClientStream
@@ -172,8 +172,9 @@ class PlainPath:
         x.replied = True
         x.bytes_out = len(body)
         upstream.taker = None
+        dated = b"" if head.dated else date_field(client.clock)
         client.transport.write(
-            b"".join((head.before_id, x.correlation_id.encode(), head.after_id, body))
+            b"".join((head.before_id, x.correlation_id.encode(), dated, head.after_id, body))
         )
         try:
             if x.tee is not None:

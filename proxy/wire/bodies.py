@@ -14,8 +14,14 @@ from proxy.wire.codec import ProtocolError, parse_trailers
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-# chunk-size, then extensions that we read over: no control character but tab (§7.1.1).
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+# chunk-size, then extensions, which we read over: `;name`, `;name=token` or `;name="text"`, with
+# white space around `;` and `=` (§7.1.1). What another parser might end elsewhere is refused.
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_EXTENSION = (
+    rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+)
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*+\r\n")
 _CHUNK_LINE_LIMIT = 1024
 #: Pieces of content that are decoded before other connections get their turn: half a millisecond.
 #: Without it a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.

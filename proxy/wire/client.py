@@ -24,7 +24,7 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.memory_budget import MemoryBudget
-from proxy.wire.codec import HeadMemo, RequestHead, parse_request
+from proxy.wire.codec import HeadMemo, RequestHead, parse_request, refuse_no_http
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.stream import Stream
 from proxy.wire.turns import HEADS_PER_TURN
@@ -277,7 +277,7 @@ class ClientStream(Stream):
         begun but not ended.
         """
         deadline = idle_until
-        begun = False
+        begun = judged = False
         while True:
             if self.inbox:
                 self._forgive_empty_line()
@@ -289,6 +289,8 @@ class ClientStream(Stream):
                     self.take_head(end, length or 0)
                     self.requests += 1
                     return head
+                if self.inbox and not judged:
+                    judged = refuse_no_http(self.inbox[0], limits.line)
                 if self.inbox and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time

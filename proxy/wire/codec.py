@@ -41,6 +41,10 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE = rb"(?:[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?"
 
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([0-9])(?=\r\n)")
+_REQUEST_LINE_BEGUN = re.compile(
+    rb"(?:" + _TOKEN + rb"(?: (?:[\x21-\x7e]+(?: [HTP/1.0-9]{0,8})?)?)?)?\r?"
+)
+_BEGUN = 1024  # bytes of an unfinished request line that are looked at, each time some come
 _STATUS_LINE = re.compile(
     rb"HTTP/1\.([0-9]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?(?=\r\n)"
 )
@@ -66,8 +70,9 @@ _MEMO_HEAD = 1024
     _FORWARDED,
     _MAX_FORWARDS,
     _OVERRIDE,
+    _DATE,
     _DROP,
-) = range(12)
+) = range(13)
 
 _REQUEST_FIELDS: dict[bytes, int] = {
     **dict.fromkeys(HOP_BY_HOP, _DROP),
@@ -97,6 +102,7 @@ _RESPONSE_FIELDS: dict[bytes, int] = {
     b"content-length": _LENGTH,
     b"transfer-encoding": _TRANSFER_ENCODING,
     b"upgrade": _UPGRADE,
+    b"date": _DATE,
     b"x-correlation-id": _DROP,  # ours goes out instead
 }
 
@@ -178,7 +184,8 @@ class ResponseHead:
     the status line and all of them together, a CRLF after each. Not to be changed.
 
     `before_id` and `after_id` are the whole head as it goes to a client, around the correlation ID:
-    for a final response with `Content-Length` whose connection persists, else None.
+    for a final response with `Content-Length` whose connection persists, else None. Neither has a
+    `Date` where the upstream sent none (`dated`).
     """
 
     __slots__ = (
@@ -186,6 +193,7 @@ class ResponseHead:
         "before_id",
         "chunked",
         "content_length",
+        "dated",
         "keep_alive",
         "lines",
         "minor",
@@ -204,6 +212,7 @@ class ResponseHead:
         self.keep_alive = minor >= 1
         self.lines: list[bytes] = []
         self.upgrade: bytes | None = None
+        self.dated = False
         self.passing = b""
         self.before_id = b""
         self.after_id: bytes | None = None
@@ -228,6 +237,19 @@ def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 
     if len(data) > head_limit:
         raise ProtocolError(f"header section is over {head_limit} bytes", "header")
     return -1
+
+
+def refuse_no_http(data: bytes, line_limit: int) -> bool:
+    """Raise `ProtocolError` when an unfinished head cannot become one: its request line is wrong
+    already, as that of a TLS handshake or of another protocol is. Whether the line is complete."""
+    end = data.find(b"\r\n", 0, line_limit + 2)
+    if end < 0:
+        if _REQUEST_LINE_BEGUN.fullmatch(data[:_BEGUN]) is None:
+            raise ProtocolError(_blame_request_line(data[:_BEGUN]))
+        return False
+    if _REQUEST_LINE.match(data) is None:
+        raise ProtocolError(_blame_request_line(data[:end]))
+    return True
 
 
 def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
@@ -317,6 +339,9 @@ def parse_response(data: bytes, end: int, max_fields: int) -> ResponseHead:
             head.chunked = _chunked(value, head.chunked, minor)
         elif kind == _UPGRADE:
             head.upgrade = value.lower()
+        elif kind == _DATE:
+            head.dated = True
+            lines.append(line)
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
     if nominated is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -237,6 +239,21 @@ def test_end_to_end_fields_pass_untouched(site: Site) -> None:
     for field in fields:
         name, _, value = field.partition(": ")
         assert site.upstream.only.get(name) == value
+
+
+@pytest.mark.parametrize("reply", [respond(b"a"), b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nConnection: date\r\nContent-Length: 0\r\n\r\n"])  # fmt: skip
+def test_an_answer_without_a_date_gets_one(site: Site, reply: bytes) -> None:
+    """What comes without is dated by when we passed it on (RFC 9110 §6.6.1), kept connections and
+    their plain exchanges included."""
+    site.upstream.handler = answer(reply)
+    with site.connect() as client:
+        for _ in range(3):
+            client.send(get())
+            response = client.response()
+            (date,) = response.all("Date")
+            assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 120
 
 
 def test_response_fields_pass_untouched(site: Site) -> None:

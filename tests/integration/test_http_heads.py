@@ -112,6 +112,17 @@ def test_tls_hello_on_a_plain_port_is_refused(site: Site) -> None:
     assert site.upstream.requests == []
 
 
+@pytest.mark.parametrize(
+    "start", [b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03", b"SSH-2.0-OpenSSH\r\n", b"\x00"]
+)
+def test_what_is_no_http_gets_its_answer_at_once(site: Site, start: bytes) -> None:
+    """A client of another protocol, which waits for us, is refused, not kept until a time-out."""
+    with site.connect() as client:
+        client.send_lenient(start)
+        assert client.rest().startswith(b"HTTP/1.1 400 ")
+    assert site.upstream.requests == []
+
+
 def test_minor_version_beyond_ours_is_never_a_500(site: Site) -> None:
     """HTTP/1.2 is read as 1.1 (RFC 9110 §2.5) or refused; both are honest."""
     assert site.ask(b"GET / HTTP/1.2\r\n" + HOST + b"\r\n").status in (200, 400, 505)

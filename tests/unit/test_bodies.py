@@ -64,7 +64,9 @@ def test_chunked_body_survives_any_cut(pieces: list[bytes], rest: bytes, at: lis
 def test_chunk_extensions_are_read_over() -> None:
     """Extensions are allowed (RFC 9112 §7.1.1) and dropped."""
     body = ChunkedBody()
-    assert feed(body, b'3;a=b;c="d"\r\nabc\r\n0 ; x\r\n\r\n', []) == (b"abc", b"")
+    wire = b'3;a=b;c="d;\\"\r\nabc\r\n1 ; e\t=\tf ;g="\xe9"\r\nd\r\n0 ; x\r\n\r\n'
+    wire = wire.replace(b'\\"', b'\\"\\\\"')
+    assert feed(body, wire, list(range(len(wire)))) == (b"abcd", b"")
     assert body.done
 
 
@@ -80,6 +82,16 @@ MALFORMED = {
     "overflow": b"F" * 17 + b"\r\n",
     "LF in extension": b"5;a\nb\r\nhello\r\n",
     "CR in extension": b"5;a\rb\r\nhello\r\n",
+    "nameless extension": b"5;\r\nhello\r\n",
+    "extension without a value": b"5;a=\r\nhello\r\n",
+    "two values": b"5;a=b=c\r\nhello\r\n",
+    "extension in words": b"5;a b\r\nhello\r\n",
+    "extension that is no token": b"5;a@b\r\nhello\r\n",
+    "open quote": b'5;a="b\r\nhello\r\n',
+    "text behind a quote": b'5;a="b"c\r\nhello\r\n',
+    "quoted name": b'5;"a"\r\nhello\r\n',
+    "escaped end of a quote": b'5;a="b\\"\r\nhello\r\n',
+    "space behind an extension": b"5;a \r\nhello\r\n",
     "long extension": b"5;" + b"a" * 2000 + b"\r\nhello\r\n",
     "endless size line": b"5;" + b"a" * 2000,
     "data too long": b"5\r\nhelloX\r\n",

@@ -16,6 +16,7 @@ from proxy.wire.codec import (
     find_head_end,
     parse_request,
     parse_response,
+    refuse_no_http,
 )
 
 
@@ -191,6 +192,29 @@ def test_limits_are_enforced_before_the_head_is_complete(data: bytes, kind: str)
     with pytest.raises(ProtocolError) as refusal:
         find_head_end(data, 100, 1000)
     assert refusal.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"\x16\x03\x01\x02", b"\x00", b"\x80", b"SSH-2.0-x\r\n", b"<?xml", b'{"a":', b"GET\t"),
+        *(b"GET / HTTP/1.1 \r\n", b"GET  /", b"GET / FTP", b"GET / HTTP/2.0\r\n", b" GET"),
+        *(b"\n", b"GET / HTTP/1.1\rA", b"@RSYNCD: 31.0\n", b"HELO x\r\n", b"*1\r\n$4\r\nPING\r\n"),
+    ],
+)  # fmt: skip
+def test_what_is_no_http_is_refused_at_once(data: bytes) -> None:
+    """Nobody waits for the end of a head that cannot become one."""
+    with pytest.raises(ProtocolError):
+        refuse_no_http(data, 8192)
+
+
+def test_the_beginning_of_a_head_is_no_reason_to_refuse() -> None:
+    """Wherever a good head is cut, the rest may still come."""
+    head = b"M-SEARCH http://a/b?c=d HTTP/1.1\r\nHost: a\r\n\r\n"
+    for end in range(len(head)):
+        refuse_no_http(head[:end], 8192)
+    refuse_no_http(b"\r", 8192)
+    refuse_no_http(b"GET /" + b"a" * 5000, 8192)
 
 
 def test_too_many_fields() -> None:

@@ -38,6 +38,34 @@ def test_refuses(pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "spelling"),
+    [
+        *((f"/api/{part}", "{rest:*}") for part in ("*", "**", "(.*)", ".*", "(.+)", ".*$")),
+        *((f"/api/{part}", "{p:*}") for part in ("*p", ":p*", "<path:p>", "{p:path}", "{p...}")),
+        *((f"/api/{part}", "{p:*}") for part in ("[...p]", "{*p}", "(?P<p>.*)", "(?<p>.+)$")),
+        *((f"/jobs/{part}", "{id}") for part in (":id", ":id?", "<id>", "<int:id>", "[id]")),
+        *((f"/jobs/{part}/x", "{id}") for part in ("{id:int}", "{id:[0-9]+}", "(?P<id>[0-9]+)")),
+        *((f"/jobs/{part}/x", "{name}") for part in ("*",)),
+        *((f"/{part}", "a segment of plain text") for part in ("a*", "(a|b)", "a$", "[0-9]+")),
+        *((f"/{part}", "a segment of plain text") for part in ("x(.*)", ":id.json", "<a><b>")),
+    ],
+)
+def test_patterns_of_elsewhere_are_refused_with_the_right_spelling(
+    pattern: str, spelling: str
+) -> None:
+    """What would be literal text here, and matches nothing, is refused."""
+    with pytest.raises(ValueError, match=r"^expected ") as refusal:
+        parse_pattern(pattern)
+    assert str(refusal.value).startswith(f"expected {spelling}, found ")
+
+
+@pytest.mark.parametrize("pattern", ["/v1/x:cancel", "/Users(1)", "/a+b", "/~me", "/a.b", "/$x"])
+def test_odd_text_is_text(pattern: str) -> None:
+    """Characters that mean nothing where they stand are literal."""
+    assert parameters(parse_pattern(pattern)) == ()
+
+
+@pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
         ("/{rest:*}", "/", True),
