@@ -105,6 +105,18 @@ class FairShares:
 
     # --- connections ----------------------------------------------------------------------------
 
+    def arrive(self, client: ClientStream, now: float) -> bool:
+        """Count a connection in before it is a connection; False when it is not worth a handshake:
+        its client has twice as many as it may have. Counted out by `disconnect`, also then."""
+        share = self._of_connection(client, now)
+        most = self.rules.connections
+        if share is None or most is None or share.connections <= 2 * most:
+            return True
+        if trusted(client.host_ip, self._proxies):
+            return True
+        self.refused["client_connections"] += 1
+        return False
+
     def connect(self, client: ClientStream, now: float) -> TooManyRequests | None:
         """Count a connection in; the answer to it where it is one too many. Counted out by
         `disconnect`, also then."""

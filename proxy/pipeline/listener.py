@@ -15,16 +15,13 @@ from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.fair_shares import FairShares
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
+from proxy.pipeline.tls_accept import TlsAcceptor
 from proxy.telemetry.tally import ListenerTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 
 #: Connections that the kernel keeps for us while we are busy.
 _BACKLOG = 4096
-
-#: Seconds that the end of TLS may take, what is still to be sent before it included. Who takes
-#: nothing, or has taken everything, is not waited for that long (`ClientStream.close`).
-_TLS_SHUTDOWN = 3600.0
 
 
 class ListenerRuntime:
@@ -44,7 +41,8 @@ class ListenerRuntime:
         self._clock = clock
         self._sweeper = sweeper
         self._memory = memory
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsAcceptor | None = None
+        self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
         self._draining = False
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
 
@@ -59,13 +57,16 @@ class ListenerRuntime:
 
         A TLS client has as long for its handshake as for the head of its first request.
         """
+        if tls is not None:
+            sockets = TlsAcceptor.bound(bind, reuse_port)
+            acceptor = TlsAcceptor(sockets, tls, self, lambda: self.service.plan.header_timeout)
+            self._server = acceptor
+            acceptor.start(_BACKLOG)
+            return
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone),
+            self._stream,
             bind.host or None,
             bind.port,
-            ssl=tls,
-            ssl_handshake_timeout=self.service.plan.header_timeout if tls is not None else None,
-            ssl_shutdown_timeout=_TLS_SHUTDOWN if tls is not None else None,
             reuse_address=True,
             reuse_port=reuse_port or None,
             backlog=_BACKLOG,
@@ -75,13 +76,40 @@ class ListenerRuntime:
             if listening.family != socket.AF_UNIX:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
-        """Count a connection in, and say what serves it.
+    def _stream(self) -> ClientStream:
+        return ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone)
 
-        Not before it is made: the event loop tells nobody of a TLS handshake that fails, so who was
-        counted from its first packet on would never be counted out.
-        """
+    # --- TLS, before its handshake (`tls_accept.Connections`) ------------------------------------
+
+    def arrive(self, address: str) -> ClientStream | None:
+        """The stream of a connection from there, counted; None: close it at once."""
+        client = self._stream()
+        client.host_ip = address
+        shares = self.service.plan.shares
+        if shares is not None and not shares.arrive(client, self._clock.monotonic()):
+            shares.disconnect(client)
+            return None
+        self._arrived.add(client)
+        return client
+
+    def vanish(self, client: ClientStream) -> None:
+        """Its handshake is over: forget it, unless it has begun to be served."""
+        if client in self._arrived:
+            self._arrived.remove(client)
+            FairShares.disconnect(client)
+
+    def full(self, handshakes: int) -> bool:
+        """Whether there is no place for another connection beside so many handshakes."""
+        return len(self.clients) + handshakes >= self.service.plan.max_connections
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
+        """Count a connection in, and say what serves it."""
         plan = self.service.plan
+        if isinstance(self._server, TlsAcceptor):
+            self._arrived.discard(client)
+            self._server.done(client)
         refusal: ProxyError | None = None
         if plan.shares is not None:
             refusal = plan.shares.connect(client, self._clock.monotonic())
@@ -131,6 +159,8 @@ class ListenerRuntime:
 
     async def abort(self) -> None:
         """End every connection now."""
+        if isinstance(self._server, TlsAcceptor):
+            await self._server.abort()
         for client in list(self.clients):
             client.abort()
         await self.drained()

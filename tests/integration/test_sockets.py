@@ -22,7 +22,7 @@ from proxy.wire.deadlines import Sweeper
 from tests.http1 import RawClient, free_port
 
 # Nobody is served here: what connects says nothing of TLS, and leaves.
-PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0, header_timeout=10.0))
+PLAN = cast(ListenerPlan, SimpleNamespace(max_connections=0, header_timeout=10.0, shares=None))
 
 
 def listener(port: int, pair: Path | None = None) -> Listener:
@@ -94,7 +94,9 @@ async def test_a_renamed_listener_counts_under_its_new_name() -> None:
     old, new = {"old": listener(0)}, {"new": listener(0)}
     serving = cast(
         ListenerPlan,
-        SimpleNamespace(max_connections=8, header_timeout=60.0, limits=Limits(8192, 8192, 8)),
+        SimpleNamespace(
+            max_connections=8, header_timeout=60.0, limits=Limits(8192, 8192, 8), shares=None
+        ),
     )
     sockets.make(await sockets.prepare(old, {"old": serving}), old, {"old": serving})
     ((address,),) = sockets.addresses().values()

@@ -1,0 +1,116 @@
+"""Connections of a TLS listener count from their first packet on, handshake or not."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import Iterator
+
+import pytest
+import trustme
+
+from tests.http1 import RawClient, Site, assert_problem, get, wait_until
+
+FEW = 8
+
+
+@pytest.fixture(scope="module")
+def trust() -> trustme.CA:
+    """The authority of every certificate here."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, trust: trustme.CA) -> Iterator[Site]:
+    """One proxy: `few` takes eight connections, `fair` four of one client, `brief` is impatient."""
+    directory = tmp_path_factory.mktemp("proxy")
+    pair = directory / "pair.pem"
+    trust.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(pair)
+    tls = {"cert": str(pair), "key": str(pair)}
+    listeners = {
+        "few": {"tls": tls, "limits": {"connections": FEW}, "timeouts": {"header": "60s"}},
+        "fair": {
+            "tls": tls,
+            "limits": {"per_client": {"connections": 2}},
+            "timeouts": {"header": "60s"},
+        },
+        "brief": {"tls": tls, "limits": {"connections": 2}, "timeouts": {"header": "100ms"}},
+    }
+    with Site(directory, listeners) as one:
+        yield one
+
+
+def ask(site: Site, listener: str, client: ssl.SSLContext, source: str | None = None) -> int:
+    """The status of a request of its own."""
+    with site.connect(listener, tls=client, source=source) as connection:
+        connection.send(get("/"))
+        return connection.response().status
+
+
+@pytest.fixture
+def client(trust: trustme.CA) -> ssl.SSLContext:
+    """A client's context that trusts the authority."""
+    context = ssl.create_default_context()
+    trust.configure_trust(context)
+    return context
+
+
+def test_half_open_connections_give_way(site: Site, client: ssl.SSLContext) -> None:
+    """Ten times as many as there are places, which never say a word: the process holds no more than
+    there are places, and whoever does shake hands is served."""
+    before = site.proxy.descriptors()
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(site.connect("few")) for _ in range(10 * FEW)]
+        wait_until(lambda: site.proxy.descriptors() <= before + FEW + 2, "the oldest to be let go")
+        assert ask(site, "few", client) == 200
+        held[0].assert_closed()
+        site.check()
+
+
+def test_established_connections_do_not_give_way(site: Site, client: ssl.SSLContext) -> None:
+    """Half-open ones come and go beside them; when all places are theirs, one more is told so."""
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(site.connect("few", tls=client)) for _ in range(FEW)]
+        for _ in range(2 * FEW):
+            stack.enter_context(site.connect("few"))
+        with site.connect("few", tls=client) as late:
+            assert_problem(late.response(), 503, "overloaded")
+        for one in kept:
+            one.send(get("/"))
+            assert one.response().status == 200
+        site.check()
+
+
+def test_half_open_connections_count_in_the_share_of_their_client(
+    site: Site, client: ssl.SSLContext
+) -> None:
+    """Two silent ones and this client's next gets 429, its fifth no handshake; others are served;
+    and when they are gone, it is served again."""
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(site.connect("fair", source="127.0.5.1")) for _ in range(2)]
+        with site.connect("fair", tls=client, source="127.0.5.1") as third:
+            assert_problem(third.response(), 429, "too_many_requests")
+            silent += [
+                stack.enter_context(site.connect("fair", source="127.0.5.1")) for _ in range(3)
+            ]
+            silent[-1].assert_closed()
+        assert ask(site, "fair", client, "127.0.5.2") == 200
+        for one in silent:
+            one.close()
+    wait_until(lambda: ask(site, "fair", client, "127.0.5.1") == 200, "places of its own again")
+    site.check()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_handshakes_that_fail_are_counted_out(
+    site: Site, client: ssl.SSLContext, sent: bytes
+) -> None:
+    """Silence, another protocol, a handshake that breaks off: none keeps a place."""
+    before = site.proxy.descriptors()
+    for _ in range(4):
+        with contextlib.suppress(OSError), RawClient(site.addresses["brief"]) as one:
+            one.send_lenient(sent)
+            one.assert_closed()
+    assert ask(site, "brief", client) == 200
+    wait_until(lambda: site.proxy.descriptors() <= before + 1, "their descriptors to be closed")
+    site.check()
