@@ -290,7 +290,14 @@ class Proxy:
             told = mirror.state()
             redis, sqlite = told["redis"], told["sqlite"]
             detail = told["capture"] if mirror.redis_up else told["reason"]
-            checks[f"mirror:{name}:redis"] = Check(ok=redis == "live", detail=f"{redis}: {detail}")
+            if told["writes"] != "ok":
+                detail = f"refuses writes: {told['writes']}"
+            writable = redis == "live" and told["writes"] == "ok"
+            checks[f"mirror:{name}:redis"] = Check(ok=writable, detail=f"{redis}: {detail}")
+            lacking = told["missing_rights"]
+            checks[f"mirror:{name}:rights"] = Check(
+                ok=not lacking, detail="missing: " + "; ".join(lacking) if lacking else "complete"
+            )
             checks[f"mirror:{name}:sqlite"] = Check(
                 ok=sqlite == "ok", detail=told["sqlite_reason"] or sqlite
             )

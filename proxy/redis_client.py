@@ -6,7 +6,9 @@ inside the library, because each user of Redis in this proxy has its own way to 
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,8 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.sentinel import MasterNotFoundError
 
 from proxy.redis_url import RedisAddress, parse_redis_url
 
@@ -31,6 +35,118 @@ class _MasterClient(Redis):
         await super().aclose(close_connection_pool)
         for sentinel in pool.sentinel_manager.sentinels:
             await sentinel.aclose()
+
+
+Address = tuple[str, int]
+STRAGGLERS = 0.3  # seconds that the other Sentinels get once one has answered
+
+
+class _NewestSentinel(Sentinel):
+    """Asks all Sentinels at once and believes the one with the newest configuration: one that was
+    cut off from the others goes on naming the old master."""
+
+    async def discover_master(self, service_name: str) -> Address:
+        """Host and port. Raises `MasterNotFoundError`."""
+        asked = {
+            asyncio.ensure_future(self._ask(sentinel, service_name)) for sentinel in self.sentinels
+        }
+        best: tuple[int, bool, Address] | None = None
+        try:
+            while asked:
+                wait = None if best is None else STRAGGLERS
+                done, asked = await asyncio.wait(
+                    asked, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for one in done:
+                    answer = one.result()
+                    if answer is not None and (best is None or answer[:2] > best[:2]):
+                        best = answer
+        finally:
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if best is None:
+            raise MasterNotFoundError(f"No Sentinel knows a living master {service_name!r}")
+        return best[2]
+
+    async def _ask(self, sentinel: Any, name: str) -> tuple[int, bool, Address] | None:
+        """The age of what this Sentinel knows, whether it is just promoting, and the master."""
+        try:
+            address = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
+            state = (await sentinel.sentinel_masters()).get(name)
+            if not address or state is None:
+                return None
+            host, port = bytes(address[0]).decode("ascii"), int(address[1])
+            promoting = (host, port) != (state["ip"], state["port"])
+            if not promoting and not self.check_master_state(state, name):
+                return None
+            return int(state["config-epoch"]), promoting, (host, port)
+        except (RedisError, OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class MasterFinder:
+    """Where the master of a client made through Sentinel is now. `await aclose()` before the
+    client's own."""
+
+    def __init__(self, pool: Any) -> None:
+        self._sentinel = pool.sentinel_manager
+        self._name: str = pool.service_name
+        self._turn = 0
+        self._pubsub: Any = None
+
+    async def where(self, within: float = 2.0) -> Address | None:
+        """The master's address, asked anew; None when no Sentinel says so in time (seconds)."""
+        try:
+            async with asyncio.timeout(within):
+                host, port = await self._sentinel.discover_master(self._name)
+        except (RedisError, OSError, TimeoutError):
+            return None
+        return str(host), int(port)
+
+    async def switched(self, within: float) -> None:
+        """Return when a Sentinel announces another master, at the latest after so many seconds."""
+        end = asyncio.get_running_loop().time() + within
+        try:
+            async with asyncio.timeout(within):
+                while True:
+                    try:
+                        await self._announcement()
+                    except (RedisError, OSError):
+                        await self.aclose()
+                        self._turn += 1
+                        await asyncio.sleep(min(1.0, within))
+                    else:
+                        return
+        except TimeoutError:
+            if asyncio.get_running_loop().time() < end:
+                raise
+
+    async def _announcement(self) -> None:
+        if self._pubsub is None:
+            sentinels = self._sentinel.sentinels
+            self._pubsub = sentinels[self._turn % len(sentinels)].pubsub()
+            await self._pubsub.subscribe("+switch-master")
+        while True:
+            message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=60.0)
+            words = bytes(message["data"]).split() if message else []
+            if words and words[0] == self._name.encode():
+                return
+
+    async def aclose(self) -> None:
+        """Let go of the subscription."""
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()
+
+
+def master_finder(client: AnyRedis) -> MasterFinder | None:
+    """None for a client that was not made through Sentinel."""
+    pool: Any = getattr(client, "connection_pool", None)
+    return MasterFinder(pool) if hasattr(pool, "sentinel_manager") else None
 
 
 class TlsSettings(Protocol):
@@ -142,7 +258,7 @@ def _plain(settings: RedisSettings, address: RedisAddress, common: dict[str, Any
     no_retry = Retry(NoBackoff(), 0)
     if address.kind == "sentinel":
         tls = _tls(settings) | {"ssl": True} if address.tls else {}
-        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
+        sentinel: Any = _NewestSentinel(  # type: ignore[no-untyped-call]
             list(address.hosts),
             sentinel_kwargs={
                 "username": address.sentinel_username,

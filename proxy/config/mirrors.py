@@ -93,10 +93,11 @@ class Mirror(Model):
     `key` holds `{job_id}` once, behind a fixed beginning. `keep_for`: how long an expired job and a
     tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
     long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
-    `hold_deletes`: a key that a worker writes again after a DELETE is removed again.
-    `stranded_after`: an unfinished job without a change for this long is reported. `job_metrics`:
-    where the pipeline's metrics are read from; null turns them off. `api_key`: what the app wants
-    as `X-API-Key`; the mirror then answers for the app only who sends it.
+    `confirm_within`: how long a creation may wait for the answer of a slow Redis; after that the
+    app's own answer stands. `hold_deletes`: a key that a worker writes again after a DELETE is
+    removed again. `stranded_after`: an unfinished job without a change for this long is reported.
+    `job_metrics`: where the pipeline's metrics are read from; null turns them off. `api_key`: what
+    the app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -108,6 +109,7 @@ class Mirror(Model):
     keep_versions: Annotated[int, Field(ge=1, le=1000)] = 50
     max_value: Annotated[Size, Field(ge=1024, le=16 * 1024 * 1024)] = 1024 * 1024
     app_breaker: Duration = 60.0
+    confirm_within: Annotated[Duration, Field(ge=0.5, le=60)] = 5.0
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     rescue: Rescue | None = None

@@ -4,16 +4,17 @@
    others only name jobs: urgent ones (changes, awaited creations) go before bulk ones (a scan).
 2. A named job is fetched once however often it was named: bursts coalesce by themselves. While
    the ledger is behind, only awaited jobs are fetched; the others wait as names, not as values.
-3. What is missing is explained before it is believed (`restore.explain_absence`); a doubt ends the
-   batch by reporting that all is lost, which restores.
+3. What is missing is explained before it is believed (`restore.explain_absence`): a tombstone needs
+   proof for that very key. A server that lost its data ends the batch, and all is restored.
 4. After a gap (`Life.old_data`) Redis may hold versions older than ours; then, and only then, two
    versions are compared, and the older one in Redis is replaced.
+5. What comes from Redis is hostile. A value that we cannot handle costs one counted oddity, never
+   the session.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -22,14 +23,31 @@ from typing import Any
 
 from proxy.clock import Clock
 from proxy.jobs.counting import Counting
+from proxy.jobs.evictions import Evictions
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.model import KeyPattern, Shape, Snapshot, digest_of, is_newer, parse
+from proxy.jobs.model import (
+    LATEST,
+    KeyPattern,
+    Shape,
+    Snapshot,
+    digest_of,
+    is_newer,
+    parse,
+)
 from proxy.jobs.named import Named
-from proxy.jobs.records import NO_HEAD, Head, Row
-from proxy.jobs.redis_side import CommandError, Link
-from proxy.jobs.restore import Absence, Continuity, Life, continuity, explain_absence, replace
+from proxy.jobs.records import NO_HEAD, Head, Row, Tombstone
+from proxy.jobs.redis_side import CommandError, Facts, Link, RedisLost
+from proxy.jobs.restore import (
+    Absence,
+    Continuity,
+    Life,
+    Mark,
+    continuity,
+    explain_absence,
+    replace,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +81,7 @@ class Capture:
 
     def __init__(
         self,
+        mirror: str,
         pattern: KeyPattern,
         index: str | None,
         ledger: Ledger,
@@ -80,6 +99,7 @@ class Capture:
         self.counting: Counting | None = None
         self.on_version: Callable[[str, str], None] = lambda job_id, status: None
         self.named = Named()
+        self.evictions = Evictions(mirror, metrics)
         self._pattern = pattern
         self._index = index
         self._ledger = ledger
@@ -88,6 +108,7 @@ class Capture:
         self._max_value = max_value
         self._on_lost = on_lost
         self._on_other_key = on_other_key
+        self._cannot_remove = False
 
     def changed(self, keys: list[bytes]) -> None:
         """Redis says that these keys changed."""
@@ -98,7 +119,21 @@ class Capture:
                 job_ids.append(job_id)
             elif not key.startswith(self._pattern.prefix.encode()):
                 self._on_other_key(key)
+            else:
+                self.odd_key(key)
         self.named.changed(job_ids)
+
+    def happened(self, key: bytes, event: str) -> None:
+        """Redis says what happened to a key."""
+        job_id = self._pattern.job_id(key)
+        if job_id is None:
+            self.changed([key])
+        else:
+            self.named.changed([job_id], event)
+
+    def odd_key(self, key: bytes) -> None:
+        """A key of the family whose id is none that a client could name: it is not mirrored."""
+        self._odd(key[:128].decode("utf-8", "backslashreplace"), "bad_id")
 
     # --- fetching --------------------------------------------------------------------------------
 
@@ -129,6 +164,7 @@ class Capture:
             commands.append(("GETRANGE", key, 0, self._max_value))
             commands.append(("PTTL", key))
         lost, losses = life.lost, life.losses
+        asked_at = time.monotonic()
         replies = await link.call(*commands)
         now = self._clock.time()
         try:
@@ -143,14 +179,14 @@ class Capture:
             head = heads.get(job_id, NO_HEAD)
             if pttl == -2:
                 gone.append(job_id)
-            elif isinstance(value, CommandError) or not isinstance(pttl, int):
+                self.named.missing(job_id, asked_at)
+            elif not isinstance(value, bytes) or type(pttl) is not int:
                 self._odd(job_id, "other_type")
             elif len(value) > self._max_value:
                 self._odd(job_id, "too_large")
             else:
-                deadline = None if pttl == -1 else now + pttl / 1000
-                fetched = _Fetched(job_id, value, pttl, deadline, head)
-                await self._absorb(link, life, fetched, noticed[job_id], now)
+                fetched = _Fetched(job_id, value, pttl, self._deadline(job_id, pttl, now), head)
+                await self._absorb_safely(link, life, fetched, noticed[job_id], now)
                 absorbed += len(value)
                 if absorbed > BIG:
                     absorbed = 0
@@ -158,7 +194,29 @@ class Capture:
         # What was missing while a restore was under way proves nothing, although that may be over
         # by now: the ledger was asked meanwhile. The comparison that follows names it again.
         if gone and not lost and life.losses == losses:
-            await self._explain(link, life, gone, heads, now)
+            await self._explain(link, life, gone, heads, noticed, now)
+
+    def _deadline(self, job_id: str, pttl: int, now: float) -> float | None:
+        """When Redis drops the key, Unix seconds; None: never. Bounded before anything is computed
+        with it: Redis takes a time to live of 290 million years."""
+        if pttl < 0:
+            return None
+        if pttl <= (LATEST - now) * 1000:
+            return now + pttl / 1000
+        self._odd(job_id, "bad_ttl")
+        return LATEST
+
+    async def _absorb_safely(
+        self, link: Link, life: Life, fetched: _Fetched, noticed: float, now: float
+    ) -> None:
+        try:
+            await self._absorb(link, life, fetched, noticed, now)
+        except RedisLost:
+            raise
+        except Exception:
+            if "unmanageable" not in self.counts.oddities:
+                log.exception("job value not handled", extra={"job_id": fetched.job_id})
+            self._odd(fetched.job_id, "unmanageable")
 
     async def _absorb(
         self, link: Link, life: Life, fetched: _Fetched, noticed: float, now: float
@@ -168,11 +226,12 @@ class Capture:
         if head.buried:
             if head.pass_on:
                 return  # the app has not been told yet and needs the key for its own clean-up
-            old = life.old_data and await self._was_version(job_id, digest)
+            old = life.old_data and await self._is_before_deletion(fetched, digest)
             if old or (head.held and self.hold_deletes):
                 await self._remove(link, job_id)
                 return
         self.named.seen(job_id)
+        self.evictions.present(job_id)
         waiting = self._ledger.unwritten(job_id)
         if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
             self.counts.unchanged += 1
@@ -220,11 +279,34 @@ class Capture:
         except LedgerSilent:
             return False
 
+    async def _is_before_deletion(self, fetched: _Fetched, digest: bytes) -> bool:
+        """After a gap: whether a deleted job is there in a version from before its deletion, be it
+        one that the mirror never saw."""
+        if await self._was_version(fetched.job_id, digest):
+            return True
+        try:
+            tombstone = await self._ledger.get(fetched.job_id)
+        except LedgerSilent:
+            return False
+        if not isinstance(tombstone, Tombstone):
+            return False
+        activity = parse(fetched.job_id, fetched.value).activity
+        return activity is not None and activity <= tombstone.deleted_at
+
     async def _remove(self, link: Link, job_id: str) -> None:
         commands: list[tuple[Any, ...]] = [("DEL", self._pattern.key(job_id))]
         if self._index is not None:
             commands.append(("ZREM", self._index, job_id))
-        await link.call(*commands)
+        removed, *_ = await link.call(*commands)
+        if isinstance(removed, CommandError):
+            if not self._cannot_remove:
+                log.error(
+                    "deleted job came back and cannot be removed",
+                    extra={"job_id": job_id, "reason": removed.text[:200]},
+                )
+            self._cannot_remove = True
+            return
+        self._cannot_remove = False
         self._metrics.held.inc()
         log.info("deleted job came back and was removed", extra={"job_id": job_id})
 
@@ -254,30 +336,41 @@ class Capture:
         return True
 
     async def _explain(
-        self, link: Link, life: Life, gone: list[str], heads: dict[str, Head], now: float
+        self,
+        link: Link,
+        life: Life,
+        gone: list[str],
+        heads: dict[str, Head],
+        noticed: dict[str, float],
+        now: float,
     ) -> None:
         known = [job_id for job_id in gone if self._known(job_id, heads)]
         if not known or life.lost:
             return
+        news = self.named.news
         facts = await link.facts()
-        # A server that hides INFO: this very connection lives on, and a flush would have been told.
-        hidden = facts.run_id is None and link.mode == "tracking"
-        overall = Continuity.SAME if hidden else continuity(life.facts, facts)
-        before = dataclasses.replace(life.facts, evicted=life.evicted)
-        lately = Continuity.SAME if hidden else continuity(before, facts)
-        life.evicted = facts.evicted
+        if facts.replica:
+            raise RedisLost("it became a replica")
+        overall, lately = _between(link, life, facts)
+        mark = life.mark
+        if facts.evicted is not None and (mark is None or mark.facts.evicted != facts.evicted):
+            # A reply to a later question: what happened before `facts` has been pushed by then.
+            await link.call(("PING",))
+            life.mark = Mark(facts, time.monotonic())
         if life.lost:
             return
         for job_id in known:
             waiting = self._ledger.unwritten(job_id)
             deadline = waiting.deadline if waiting else heads[job_id].deadline
-            between = overall if job_id in self.named.found else lately
-            absence = explain_absence(deadline, now, between)
+            recent = job_id in news and mark is not None and noticed[job_id] > mark.at
+            between = lately if recent else overall
+            absence = explain_absence(deadline, now, between, news.get(job_id))
             if absence is Absence.DELETED:
                 self.counts.deleted += 1
+                self.evictions.present(job_id)
                 self._ledger.bury(job_id, "redis", held=False)
             elif absence is Absence.EVICTED:
-                log.warning("job evicted from Redis for want of memory", extra={"job_id": job_id})
+                self.evictions.note(job_id, time.monotonic())
             elif absence is Absence.LOST:
                 self._on_lost(life)
                 return
@@ -286,6 +379,16 @@ class Capture:
         if self._ledger.unwritten(job_id) is not None:
             return True
         return heads.get(job_id, NO_HEAD).digest is not None
+
+
+def _between(link: Link, life: Life, now: Facts) -> tuple[Continuity, Continuity]:
+    """What became of the data since nothing was missing, and since the mark."""
+    if now.run_id is None and link.mode == "tracking":
+        # A server that hides INFO: this very connection lives on, and a flush would have been told;
+        # but whether a single key was deleted or evicted, nothing tells.
+        return Continuity.EVICTING, Continuity.EVICTING
+    since = life.facts if life.mark is None else life.mark.facts
+    return continuity(life.facts, now), continuity(since, now)
 
 
 def _same(one: float | None, other: float | None) -> bool:

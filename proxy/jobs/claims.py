@@ -54,6 +54,11 @@ return told
 """
 
 
+def lease_key(family: str, key_prefix: str) -> str:
+    """Where the lease of a family of job keys is, beside its claims."""
+    return f"{key_prefix}pipeline:{{{family}}}:counting"
+
+
 class Claims:
     """One sidecar's part in who counts. `link` gives the connection to Redis while there is one.
 
@@ -77,7 +82,7 @@ class Claims:
         self._mirror = mirror
         self._link = link
         self._clock = clock
-        self._lease_key = f"{key_prefix}pipeline:{{{family}}}:counting"
+        self._lease_key = lease_key(family, key_prefix)
         self._claims_prefix = f"{key_prefix}pipeline:{{{family}}}:counted:"
         self._was_holder = False
         self._asked_at = -math.inf  # monotonic, as all times below

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from proxy.clock import Clock
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.model import KeyPattern
@@ -12,29 +14,49 @@ IDS_PAGE = 1000  # ids compared in one piece
 SCAN_COUNT = 500
 
 
-async def name_keys(link: Link, pattern: KeyPattern, named: Named) -> None:
-    """Every key of the family. Raises `Refused` and `RedisLost`."""
+async def name_keys(
+    link: Link, pattern: KeyPattern, named: Named, on_odd_key: Callable[[bytes], None]
+) -> None:
+    """Every key of the family; one whose id is none goes to `on_odd_key`. Raises `Refused` and
+    `RedisLost`."""
     cursor: bytes | int = 0
     while True:
         await named.room()
         (reply,) = await link.call(("SCAN", cursor, "MATCH", pattern.glob(), "COUNT", SCAN_COUNT))
         if isinstance(reply, CommandError):
             raise Refused(f"cannot be scanned: {reply.text[:200]}")
-        cursor, keys = reply
-        found = (pattern.job_id(key) for key in keys)
-        named.look_at_many([job_id for job_id in found if job_id is not None])
-        if int(cursor) == 0:
+        try:
+            cursor, keys = reply
+            last = int(cursor) == 0
+            found = [(key, pattern.job_id(bytes(key))) for key in keys]
+        except (TypeError, ValueError) as odd:
+            raise Refused(f"cannot be scanned: odd reply ({odd!s:.100})") from odd
+        named.look_at_many([job_id for _, job_id in found if job_id is not None])
+        for key, job_id in found:
+            if job_id is None:
+                on_odd_key(bytes(key))
+        if last:
             return
 
 
 async def name_missing(
     link: Link, pattern: KeyPattern, named: Named, ledger: Ledger, clock: Clock
-) -> None:
-    """Every live job of the ledger that has no key. Raises `RedisLost`, and `LedgerSilent`: then
-    the comparison is done again."""
+) -> tuple[int, int]:
+    """Every live job of the ledger that has no key; how many, of how many.
+
+    Raises `RedisLost`, `Refused`, and `LedgerSilent`: then the comparison is done again.
+    """
     after = ""
+    missing = total = 0
     while ids := await ledger.live_ids(after, clock.time(), IDS_PAGE):
         after = ids[-1]
         replies = await link.call(*(("EXISTS", pattern.key(one)) for one in ids))
-        named.look_at_many([one for one, there in zip(ids, replies, strict=True) if there == 0])
+        refused = next((one for one in replies if isinstance(one, CommandError)), None)
+        if refused is not None:
+            raise Refused(f"cannot be compared: {refused.text[:200]}")
+        gone = [one for one, there in zip(ids, replies, strict=True) if there == 0]
+        missing += len(gone)
+        total += len(ids)
+        named.look_at_many(gone)
         await named.room()
+    return missing, total

@@ -31,14 +31,18 @@ from proxy.jobs.records import Row
 from proxy.jobs.redis_side import (
     CaptureMode,
     ClientFactory,
+    Command,
     Facts,
     Link,
     RedisLost,
     Refused,
+    no_permission,
+    refuses_writes,
 )
 from proxy.jobs.rescue import BrokerRescue
-from proxy.jobs.restore import Continuity, Life, Tally, continuity
+from proxy.jobs.restore import Continuity, Life, Tally, continuity, same_history
 from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
+from proxy.jobs.rights import PROBE_ID, MissingRight, missing, needed, write_probe
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
@@ -48,9 +52,11 @@ State = Literal["starting", "live", "down", "stopped"]
 
 HEARTBEAT = 0.5  # seconds between two signs of life
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
+MASTER_LOOK = 5.0  # seconds between two questions to the Sentinels, who announce a switch as well
 FLUSH_LOOK = 5.0  # seconds between two looks for a flush that nobody told
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
+ALL_GONE = 3  # jobs that are missing at least where a flush is guessed at
 OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
 
 
@@ -68,12 +74,16 @@ class Keeper:
         *,
         mode: CaptureMode = "tracking",
         tell: Tell = silence,
+        counting_key: str | None = None,
     ) -> None:
         self.state: State = "starting"
         self.first_word = asyncio.Event()  # Redis has answered, or failed to, for the first time
         self.why = "not connected yet"
         self.since = clock.time()
         self.back_at: float | None = None  # monotonic: when Redis came back after having been away
+        self.known_until: float | None = None  # Unix: when Redis was lost, None while never seen
+        self.refusing: str | None = None  # why Redis, though it lives, takes no writes from anybody
+        self.missing_rights: list[MissingRight] = []
         self.obstacle: str | None = None  # why nothing is restored or compared, though Redis lives
         self.last_sync: float | None = None
         self.link: Link | None = None
@@ -85,6 +95,8 @@ class Keeper:
         self._clock = clock
         self._metrics = metrics
         self._mode: CaptureMode = mode
+        self._counting_key = counting_key
+        self._probe_key = self.pattern.key(PROBE_ID)
         self._tell = tell
         self._facts: Facts | None = None
         self._compared = False  # whether all that `_facts` had was compared, too
@@ -99,6 +111,7 @@ class Keeper:
         )
         self.restorer = Restorer(name, self.pattern, settings.index, ledger, clock, metrics, tell)
         self.capture = Capture(
+            name,
             self.pattern,
             settings.index,
             ledger,
@@ -180,6 +193,7 @@ class Keeper:
             on_changed=self.capture.changed,
             on_flushed=flushed,
             mode=self._mode,
+            on_event=self.capture.happened,
         )
         try:
             await link.open()
@@ -193,6 +207,8 @@ class Keeper:
                 (f"{name}:keep", self._keep(link, life[0])),
                 (f"{name}:heartbeat", self._heartbeat(link, life[0])),
             ]
+            if link.finder is not None:
+                duties.append((f"{name}:master", self._follow_master(link)))
             if self.rescue is not None:
                 duties.append((f"{name}:rescue", self.rescue.follow(link, life[0])))
             await _until_one_ends(duties)
@@ -203,6 +219,8 @@ class Keeper:
             log.exception("mirror session failed", extra={"mirror": self._name})
             return f"internal error: {unexpected!r}"
         finally:
+            if self.link is not None:
+                self.known_until = self._clock.time() - (time.monotonic() - link.heard_at)
             self.link = self._life = None
             await link.close()
         return "closed"
@@ -211,9 +229,16 @@ class Keeper:
         facts = await link.facts()
         if facts.loading:
             raise RedisLost("still loading its data")
-        life = Life(facts, cause="start", evicted=facts.evicted)
+        if facts.replica:
+            raise RedisLost("READONLY: it is a replica and takes no writes")
+        await self._look_at_rights(link)
+        life = Life(facts, cause="start")
         before = self._facts
-        if continuity(before, facts) is Continuity.BROKEN:
+        if (
+            before is None
+            or not same_history(before, facts)
+            or continuity(before, facts) is Continuity.BROKEN
+        ):
             same_server = before is not None and before.run_id == facts.run_id
             life.lose("start" if before is None else "flush" if same_server else "restart")
         elif before is not None:
@@ -221,6 +246,26 @@ class Keeper:
             life.facts = before
             life.old_data = not self._compared
         return life
+
+    async def _look_at_rights(self, link: Link) -> None:
+        """One warning for each right that is missing, and again only when that changes."""
+        rights = needed(self._probe_key, self._settings.index, self._counting_key)
+        replies = await link.call(*(right.command for right in rights))
+        lacking = missing(rights, replies, link.refused)
+        if lacking != self.missing_rights:
+            for right in lacking:
+                log.warning(
+                    "redis right missing",
+                    extra={
+                        "mirror": self._name,
+                        "right": right.name,
+                        "without": right.without,
+                        "reason": link.refused.get(right.name),
+                    },
+                )
+            if not lacking:
+                log.info("redis rights complete", extra={"mirror": self._name})
+        self.missing_rights = lacking
 
     def _here(self, link: Link) -> None:
         came_back = self.state == "down"
@@ -253,18 +298,53 @@ class Keeper:
 
     async def _heartbeat(self, link: Link, life: Life) -> None:
         looked_at = time.monotonic()
+        # A write that does nothing is a sign of life as good as a PING, and of more than life.
+        beat: Command = write_probe(self._probe_key)
         while True:
-            await link.call(("PING",), patience=HEARTBEAT_PATIENCE)
+            (reply,) = await link.call(beat, patience=link.at_least(HEARTBEAT_PATIENCE))
+            if no_permission(reply):
+                beat = ("PING",)
+            refusal = refuses_writes(reply)
+            if refusal is not None and refusal.startswith("READONLY"):
+                raise RedisLost("READONLY: it became a replica")
+            self._takes_writes(refusal)
+            self.capture.evictions.report(time.monotonic())
             if time.monotonic() - looked_at >= FLUSH_LOOK:
                 await self._look_for_flush(link, life)
                 looked_at = time.monotonic()
             if await happened(link.lost, HEARTBEAT):
                 raise RedisLost(link.why_lost)
 
+    def _takes_writes(self, refusal: str | None) -> None:
+        before, self.refusing = self.refusing, refusal
+        if (before is None) is (refusal is None):
+            return
+        if refusal is not None:
+            log.error("redis refuses writes", extra={"mirror": self._name, "reason": refusal})
+            self._tell("obstacle", {"reason": f"Redis refuses writes: {refusal}"})
+        else:
+            self.back_at = self._clock.monotonic()  # the app's own breaker may be open still
+            log.info("redis takes writes again", extra={"mirror": self._name})
+            self._tell("obstacle_gone", {})
+
+    async def _follow_master(self, link: Link) -> None:
+        """A master that lives on as the old one does not end its connections for ten seconds."""
+        assert link.finder is not None
+        while await link.leads_to_master():
+            await link.finder.switched(MASTER_LOOK)
+        raise RedisLost(link.why_lost)
+
+    async def leads_to_master(self) -> bool:
+        """Whether Redis' answers are the master's; asked anew where there are Sentinels."""
+        return self.link is not None and await self.link.leads_to_master()
+
     async def _look_for_flush(self, link: Link, life: Life) -> None:
         """SWAPDB is told in no way of capture, and a flush only by tracking."""
         before = life.facts
-        flushes = (await link.facts()).flushes
+        facts = await link.facts()
+        if facts.replica:
+            raise RedisLost("READONLY: it became a replica")
+        flushes = facts.flushes
         if life.lost or life.facts is not before or None in (flushes, before.flushes):
             return  # known already, looked at anew meanwhile, or the server keeps silent about it
         if flushes != before.flushes:
@@ -283,6 +363,8 @@ class Keeper:
                 while life.lost:
                     await self._make_good(link, life)
                 if restores:
+                    # What was deleted, and not noticed yet, must not come back.
+                    await self._compare(link, life)
                     _resolve(restores, await self.restorer.put_all_back(link, "manual"))
                 await self._compare(link, life)
                 _resolve(syncs, None)
@@ -325,7 +407,7 @@ class Keeper:
         """
         losses = life.losses
         life.facts = await link.facts()
-        life.evicted = life.facts.evicted
+        life.mark = None
         await self.restorer.put_all_back(link, life.cause)
         if self.rescue is not None:
             await self.rescue.put_back(link, life)
@@ -336,19 +418,25 @@ class Keeper:
     async def _compare(self, link: Link, life: Life) -> None:
         """Look at every key of the family, and at every job of the ledger that has no key."""
         began = time.monotonic()
-        if link.mode != "tracking" and (
-            continuity(life.facts, await link.facts()) is Continuity.BROKEN
-        ):
-            self._lose(life, "flush")  # only tracking is told of a flush
+        facts = await link.facts()
+        # A server that hides INFO is the same one for as long as the connection lasts.
+        if facts.run_id is not None and continuity(life.facts, facts) is Continuity.BROKEN:
+            self._lose(life, "flush")
         if life.lost:
             return
-        await name_keys(link, self.pattern, self.capture.named)
-        await name_missing(link, self.pattern, self.capture.named, self._ledger, self._clock)
+        named = self.capture.named
+        await name_keys(link, self.pattern, named, self.capture.odd_key)
+        absent, of = await name_missing(link, self.pattern, named, self._ledger, self._clock)
+        if facts.run_id is None and link.mode != "tracking" and absent > max(of / 2, ALL_GONE):
+            self._lose(life, "flush")  # nothing else tells of it
+            return
         await self.capture.named.drained()
         await self._ledger.flushed(FLUSH_PATIENCE)
         if life.lost:
             return  # the comparison meant nothing; `_kick` is set
         life.old_data = False
+        if not absent:
+            life.facts = facts
         self._remember(life, compared=True)
         self.last_sync = self._clock.time()
         self._metrics.last_sync.set(self.last_sync)

@@ -8,7 +8,7 @@ from proxy.jobs.pipeline_metrics import PipelineMetrics
 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 # Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
-_CREATIONS = ("confirmed", "not_stored", "degraded", "refused", "unreadable")
+_CREATIONS = ("confirmed", "not_stored", "unconfirmed", "degraded", "refused", "unreadable")
 _CAUSES = ("start", "restart", "flush", "outdated", "read", "manual")
 
 
@@ -58,13 +58,21 @@ class JobMetrics:
         )
         self.creations = Counter(
             "proxy_jobs_created",
-            "Creations: confirmed, not_stored, degraded, refused before the app, unreadable answer",
+            "Creations: confirmed, not_stored, unconfirmed (Redis alive but too slow), degraded, "
+            "refused before the app, unreadable answer",
             ("mirror", "result"),
             registry=registry,
         )
         self.held = Counter(
             "proxy_jobs_held",
             "Deleted jobs that came back and were removed",
+            one,
+            registry=registry,
+        )
+        self.evicted = Counter(
+            "proxy_jobs_evicted",
+            "Jobs missing in Redis that were dropped for want of memory, or without proof of a "
+            "deletion",
             one,
             registry=registry,
         )
@@ -92,6 +100,7 @@ class MirrorMetrics:
         self.last_sync = families.last_sync.labels(name)
         self.stranded = families.stranded.labels(name)
         self.held = families.held.labels(name)
+        self.evicted = families.evicted.labels(name)
         for part in ("redis", "sqlite"):
             self.degraded(part, False)
         for result in _CREATIONS:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +20,7 @@ from proxy.errors import JobNotStored, StoreAway
 from proxy.jobs import sql
 from proxy.jobs.active import ActiveJobs
 from proxy.jobs.answers import AnswerStore
+from proxy.jobs.claims import lease_key
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
 from proxy.jobs.inspection import Inspection, at_most
@@ -55,7 +57,8 @@ class Creation(StrEnum):
     """What became of a job that the app said it accepted."""
 
     CONFIRMED = "confirmed"  # in Redis, and committed in SQLite
-    NOT_STORED = "not_stored"  # not in Redis within the time: lost, whatever the app said
+    NOT_STORED = "not_stored"  # not in Redis, or Redis is gone: lost, whatever the app said
+    UNCONFIRMED = "unconfirmed"  # Redis lives, but is too slow to say: the app's word stands
     DEGRADED = "degraded"  # in Redis; SQLite could not confirm it in time
 
 
@@ -126,7 +129,17 @@ class Mirror:
             on_degraded=self._ledger_degraded,
         )
         self._keeper = Keeper(
-            name, settings, factory, self._ledger, clock, self._metrics, mode=mode, tell=tell
+            name,
+            settings,
+            factory,
+            self._ledger,
+            clock,
+            self._metrics,
+            mode=mode,
+            tell=tell,
+            counting_key=None
+            if settings.job_metrics is None
+            else lease_key(settings.key.replace("{job_id}", ""), key_prefix),
         )
         self._duties = Duties(
             name, settings, self._ledger, self._keeper, clock, self._metrics, tell
@@ -248,6 +261,14 @@ class Mirror:
                 retry_after=DOWN_RETRY_AFTER,
                 reason="redis_down",
             )
+        if keeper.refusing is not None:
+            self._metrics.creation("refused")
+            return JobNotStored(
+                "The job store takes no jobs now "
+                f"({keeper.refusing.partition(' ')[0]}), so the job would be lost; try again",
+                retry_after=DOWN_RETRY_AFTER,
+                reason="redis_refuses_writes",
+            )
         left = self._refuse_until - self._clock.monotonic()
         if left > 0:
             self._metrics.creation("refused")
@@ -259,7 +280,13 @@ class Mirror:
         return None
 
     def not_stored(self) -> JobNotStored:
-        """The answer instead of an acceptance that proved untrue."""
+        """The answer instead of an acceptance that proved untrue, or cannot be relied on."""
+        if self._keeper.state != "live":
+            return JobNotStored(
+                "The job store went away before the job was seen in it; try again",
+                retry_after=DOWN_RETRY_AFTER,
+                reason="redis_down",
+            )
         left = self._refuse_until - self._clock.monotonic()
         return JobNotStored(
             "The service accepted the job but did not store it; try again",
@@ -272,7 +299,11 @@ class Mirror:
         self._metrics.creation("unreadable")
 
     async def confirm_created(self, job_id: str, timeout: float = 0.5) -> Creation:  # noqa: ASYNC109
-        """Wait until an accepted job is in Redis (`timeout` seconds) and in SQLite (0.25 s)."""
+        """Wait until an accepted job is in Redis and in SQLite (0.25 s).
+
+        A key that Redis says is missing, still so `timeout` seconds from now, is not stored. No
+        answer says nothing: it is waited for, `confirm_within` seconds in all.
+        """
         result = await self._confirm(job_id, timeout)
         self._metrics.creation(result)
         if result is Creation.NOT_STORED:
@@ -293,14 +324,19 @@ class Mirror:
         if not valid_job_id(job_id):
             return Creation.DEGRADED  # not an id that the mirror could ever hold
         capture = self._keeper.capture
+        began = time.monotonic()
         sighting = capture.named.watch(job_id)
         try:
-            try:
-                async with asyncio.timeout(within):
-                    while not await settled(sighting.seen, LOOK_AGAIN):
-                        capture.named.look_at(job_id)
-            except TimeoutError:
-                return Creation.NOT_STORED
+            while not await settled(sighting.seen, LOOK_AGAIN):
+                missing = sighting.missing
+                if missing is not None and missing >= began + within:
+                    if await self._keeper.leads_to_master():
+                        return Creation.NOT_STORED
+                    sighting.missing = None  # the word of a server that is the master no more
+                if time.monotonic() >= began + max(within, self.settings.confirm_within):
+                    silent = self._keeper.state == "live" and sighting.missing is None
+                    return Creation.UNCONFIRMED if silent else Creation.NOT_STORED
+                capture.named.look_at(job_id)
             if not await settled(sighting.kept, COMMIT_PATIENCE):
                 return Creation.DEGRADED
             return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
@@ -401,9 +437,11 @@ class Mirror:
             if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
                 continue  # no JSON: it would spoil the whole list
             values.append(row.raw)
-        as_of = self._keeper.last_sync or max((row.captured_at for row in rows), default=0.0)
+        as_of = self._keeper.known_until
         if self._keeper.state == "live":
             as_of = self._clock.time()
+        elif as_of is None:  # this process has not seen Redis yet
+            as_of = max((row.captured_at for row in rows), default=0.0)
         return Answer(200, self.headers("sqlite", as_of), list_body(shape, values))
 
     # --- deleting --------------------------------------------------------------------------------
@@ -464,6 +502,8 @@ class Mirror:
             "reason": keeper.why or None,
             "since": iso_utc(keeper.since),
             "capture": keeper.link.mode if keeper.link else None,
+            "writes": keeper.refusing or "ok",
+            "missing_rights": [str(right) for right in keeper.missing_rights],
             "restoring": keeper.restorer.under_way,
             "obstacle": keeper.obstacle,
             "sqlite": "degraded" if self._ledger.degraded else "ok",
@@ -481,5 +521,6 @@ class Mirror:
             "counting": self._counting.counts if self._counting is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
+            "evicted": keeper.capture.evictions.total,
             "oddities": dict(counts.oddities),
         }

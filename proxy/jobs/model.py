@@ -32,7 +32,8 @@ UNKNOWN_STATUS = "unknown"
 _MAX_STATUS = 64
 _MAX_STAGES = 256
 _EARLIEST = 0.0
-_LATEST = 7_258_118_400.0  # the year 2200: later dates are mistakes (milliseconds, mostly)
+LATEST = 7_258_118_400.0
+"""The year 2200, Unix seconds: later dates are mistakes (milliseconds, mostly)."""
 
 
 def valid_job_id(text: str) -> bool:
@@ -209,7 +210,7 @@ def to_timestamp(value: object) -> float | None:
         if number is None:
             return None
         moment = number
-    return moment if _EARLIEST < moment < _LATEST else None
+    return moment if _EARLIEST < moment < LATEST else None
 
 
 def sql_time(moment: float) -> str:

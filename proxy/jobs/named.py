@@ -18,20 +18,27 @@ BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 
 @dataclass(slots=True, eq=False)
 class Sighting:
-    """Somebody waits for a job: `seen` in Redis, then `kept` in the ledger (False: it was not)."""
+    """Somebody waits for a job: `seen` in Redis, then `kept` in the ledger (False: it was not).
+
+    `missing` is when the latest question was sent (monotonic) to which Redis said that there is no
+    such key. None: it has not answered yet, which means nothing.
+    """
 
     seen: asyncio.Future[None]
     kept: asyncio.Future[bool]
+    missing: float | None = None
 
 
 class Named:
-    """What waits to be fetched. `pace` is how much fits into a batch; `found` are those jobs of the
-    last batch that a comparison named, not news."""
+    """What waits to be fetched. `pace` is how much fits into a batch; `news` are those jobs of the
+    last batch of which Redis itself said that they changed, with their last keyspace event where it
+    publishes them."""
 
     def __init__(self) -> None:
         self._urgent: dict[str, float] = {}
         self._bulk: dict[str, None] = {}
-        self.found: set[str] = set()  # of the present batch: named by a comparison, not by news
+        self._pushed: dict[str, str | None] = {}  # of those that are urgent
+        self.news: dict[str, str | None] = {}  # of the present batch
         self._watched: dict[str, list[Sighting]] = {}
         self.pace = Pace(BATCH)
         self._wake = asyncio.Event()
@@ -41,11 +48,13 @@ class Named:
 
     # --- naming ----------------------------------------------------------------------------------
 
-    def changed(self, job_ids: list[str]) -> None:
-        """These jobs changed just now."""
+    def changed(self, job_ids: list[str], event: str | None = None) -> None:
+        """Redis says that these jobs changed just now, and by what where it says so."""
         now = time.monotonic()
         for job_id in job_ids:
+            # One that was only looked at waits since before its change: that explains nothing.
             self._urgent.setdefault(job_id, now)
+            self._pushed[job_id] = event
         self._rouse()
 
     def again(self, noticed: dict[str, float]) -> None:
@@ -100,6 +109,11 @@ class Named:
             if not sighting.seen.done():
                 sighting.seen.set_result(None)
 
+    def missing(self, job_id: str, asked_at: float) -> None:
+        """Redis said that there is no such key, to a question that was sent then (monotonic)."""
+        for sighting in self._watched.get(job_id, ()):
+            sighting.missing = asked_at
+
     def kept(self, job_id: str, ok: bool) -> None:
         """It is in the ledger, or could not be written."""
         for sighting in self._watched.get(job_id, ()):
@@ -117,23 +131,27 @@ class Named:
     def take(self, *, awaited_only: bool) -> dict[str, float]:
         """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
         taken: dict[str, float] = {}
-        self.found.clear()
+        self.news.clear()
         for job_id in list(self._watched)[: self.pace.size]:
             if job_id in self._urgent:
-                taken[job_id] = self._urgent.pop(job_id)
+                taken[job_id] = self._take(job_id)
         if awaited_only:
             return taken
         while self._urgent and len(taken) < self.pace.size:
             job_id = next(iter(self._urgent))
-            taken[job_id] = self._urgent.pop(job_id)
+            taken[job_id] = self._take(job_id)
         now = time.monotonic()
         while self._bulk and len(taken) < self.pace.size:
             job_id = next(iter(self._bulk))
             del self._bulk[job_id]
-            if taken.setdefault(job_id, now) == now:
-                self.found.add(job_id)
+            taken.setdefault(job_id, now)
         self._taken.set()
         return taken
+
+    def _take(self, job_id: str) -> float:
+        if job_id in self._pushed:
+            self.news[job_id] = self._pushed.pop(job_id)
+        return self._urgent.pop(job_id)
 
     def fetched(self) -> None:
         """The batch is done."""

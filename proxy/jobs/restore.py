@@ -1,8 +1,10 @@
 """What is put back into Redis, and what its absence there means. Decisions here, no I/O.
 
 1. A key may be missing because it expired, was deleted, was evicted, or was lost with all others.
-   Only a server that is provably the same (`run_id`), and was not flushed since, can have deleted
-   it; every doubt counts as a loss, since a job too many can be deleted again.
+   A deletion needs proof for that very key: the server's own word (a `del` event), or a server that
+   is provably the same (`run_id`), was not flushed, and dropped nothing for want of memory between
+   a moment at which the key was still there and now. Every doubt counts as an eviction or a loss,
+   since a job too many can be deleted again.
 2. Putting back never overwrites (`SET … NX`), so several sidecars may do it at once and the app may
    write meanwhile. An older value that is there is replaced only while it is still that very value.
 3. What comes back has the life that was left to it, never more.
@@ -31,7 +33,7 @@ class Continuity(Enum):
     """What became of a server's data between two looks at it."""
 
     SAME = "same"  # the same data, but for what clients did to single keys
-    EVICTING = "evicting"  # the same, and keys were dropped for want of memory
+    EVICTING = "evicting"  # the same, and keys were dropped for want of memory, or may have been
     BROKEN = "broken"  # restarted, flushed, replaced, or nobody can tell
 
 
@@ -41,7 +43,26 @@ def continuity(before: Facts | None, now: Facts) -> Continuity:
         return Continuity.BROKEN
     if before.flushes is None or before.flushes != now.flushes:
         return Continuity.BROKEN
-    return Continuity.SAME if before.evicted == now.evicted else Continuity.EVICTING
+    if before.evicted is None or before.evicted != now.evicted:
+        return Continuity.EVICTING
+    if before.commands is not None and now.commands is not None and now.commands < before.commands:
+        return Continuity.EVICTING  # the statistics began anew, so equal numbers mean nothing
+    return Continuity.SAME
+
+
+def same_history(before: Facts, now: Facts) -> bool:
+    """Whether a server that was out of sight did not become a replica, and the master again,
+    meanwhile: its data would be another's then."""
+    return None in (before.replication, now.replication) or before.replication == now.replication
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the server said of itself, and a monotonic time before which all changes had been pushed
+    that happened before it said so. What is pushed later happened later."""
+
+    facts: Facts
+    at: float
 
 
 @dataclass(slots=True)
@@ -50,8 +71,9 @@ class Life:
 
     `losses` counts how often the data were found gone, `restored` up to which loss they were put
     back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
-    `facts` are those of the time when nothing was missing; `evicted` is the latest count. A key
-    whose loss was just told is explained by what was evicted lately, any other by all since then.
+    `facts` are those of the time when nothing was missing. A key that was found missing is
+    explained by all that happened since then; one whose change was pushed after `mark` by what
+    happened since the mark.
     """
 
     facts: Facts
@@ -59,7 +81,7 @@ class Life:
     losses: int = 0
     restored: int = 0
     old_data: bool = False
-    evicted: int | None = None
+    mark: Mark | None = None
 
     @property
     def lost(self) -> bool:
@@ -82,10 +104,25 @@ class Absence(StrEnum):
     LOST = "lost"
 
 
-def explain_absence(deadline: float | None, now: float, link: Continuity) -> Absence:
-    """Why a key is gone that Redis was to drop at `deadline` (Unix seconds, None: never)."""
+#: Keyspace events that take a key away by somebody's will, or for want of memory.
+_REMOVED = frozenset({"del", "rename_from", "move_from"})
+
+
+def explain_absence(
+    deadline: float | None, now: float, link: Continuity, event: str | None = None
+) -> Absence:
+    """Why a key is gone that Redis was to drop at `deadline` (Unix seconds, None: never).
+
+    `event` is the last keyspace event of the key, where the server publishes them: it outweighs
+    what the server's counters say, unless all was lost.
+    """
     if deadline is not None and now >= deadline - EXPIRY_SLACK:
         return Absence.EXPIRED
+    if link is not Continuity.BROKEN:
+        if event in _REMOVED:
+            return Absence.DELETED
+        if event == "evicted":
+            return Absence.EVICTED
     return {
         Continuity.SAME: Absence.DELETED,
         Continuity.EVICTING: Absence.EVICTED,
