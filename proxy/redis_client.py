@@ -50,7 +50,7 @@ class _NewestSentinel(Sentinel):
         asked = {
             asyncio.ensure_future(self._ask(sentinel, service_name)) for sentinel in self.sentinels
         }
-        best: tuple[int, bool, Address] | None = None
+        best: tuple[int, Address] | None = None
         try:
             while asked:
                 wait = None if best is None else STRAGGLERS
@@ -61,7 +61,7 @@ class _NewestSentinel(Sentinel):
                     break
                 for one in done:
                     answer = one.result()
-                    if answer is not None and (best is None or answer[:2] > best[:2]):
+                    if answer is not None and (best is None or answer[0] > best[0]):
                         best = answer
         finally:
             for one in asked:
@@ -69,20 +69,19 @@ class _NewestSentinel(Sentinel):
             await asyncio.gather(*asked, return_exceptions=True)
         if best is None:
             raise MasterNotFoundError(f"No Sentinel knows a living master {service_name!r}")
-        return best[2]
+        return best[1]
 
-    async def _ask(self, sentinel: Any, name: str) -> tuple[int, bool, Address] | None:
-        """The age of what this Sentinel knows, whether it is just promoting, and the master."""
+    async def _ask(self, sentinel: Any, name: str) -> tuple[int, Address] | None:
+        """How new this Sentinel's configuration is, and the master; None when it knows none.
+
+        As redis-py's own client asks, which the app may be: while a replica is being promoted, the
+        old master still counts, and what is written to it then is seen.
+        """
         try:
-            address = await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
             state = (await sentinel.sentinel_masters()).get(name)
-            if not address or state is None:
+            if not state or not self.check_master_state(state, name):
                 return None
-            host, port = bytes(address[0]).decode("ascii"), int(address[1])
-            promoting = (host, port) != (state["ip"], state["port"])
-            if not promoting and not self.check_master_state(state, name):
-                return None
-            return int(state["config-epoch"]), promoting, (host, port)
+            return int(state["config-epoch"]), (str(state["ip"]), int(state["port"]))
         except (RedisError, OSError, ValueError, TypeError, KeyError):
             return None
 

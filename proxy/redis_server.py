@@ -87,12 +87,7 @@ class RedisServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 (our own argument list, no shell)
-                [
-                    find_redis_server(),
-                    *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
-                    *("--appendonly", "no", "--dir", str(self.directory)),
-                    *self._options,
-                ],
+                self.command(),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -104,6 +99,15 @@ class RedisServer:
                 tail = (self.directory / "redis.log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"redis-server did not come up on port {self.port}:\n{tail}")
             time.sleep(0.01)
+
+    def command(self) -> list[str]:
+        """The process to start. Raises `RedisNotFound`."""
+        return [
+            find_redis_server(),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+            *("--appendonly", "no", "--dir", str(self.directory)),
+            *self._options,
+        ]
 
     def answers(self) -> bool:
         """Whether something on the port answers PING (an error reply is an answer too)."""

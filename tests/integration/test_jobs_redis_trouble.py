@@ -123,10 +123,10 @@ async def test_a_keyspace_event_is_proof(small_redis: RedisServer, tmp_path: Pat
             await followed(mirror)
             for number in range(500):
                 await app.set(PREFIX + f"mv_{number}", job(f"mv_{number}", pad="x" * 16_000))
-                if number == 450:
-                    raw = await write(app, "mv_mine")
-                    await eventually(holds(mirror, "mv_mine", raw), "captured")
             assert int((await app.info("stats"))["evicted_keys"]) > 0
+            await app.config_set("maxmemory", 0)
+            raw = await write(app, "mv_mine")
+            await eventually(holds(mirror, "mv_mine", raw), "captured")
             assert await app.delete(PREFIX + "mv_mine") == 1
             await eventually(deleted(mirror, "mv_mine"), "the deletion counts")
             assert mirror.state()["deleted"] == 1

@@ -16,6 +16,7 @@ from proxy.jobs.restore import (
     index_entries,
     put_back,
     replace,
+    same_history,
 )
 
 NOW = 1_795_450_902.0
@@ -38,6 +39,14 @@ def row(deadline: float | None) -> Row:
         (SAME, Facts("run-a", None, 0, False), Continuity.BROKEN),
         (Facts(None, 2, 0, False), Facts(None, 2, 0, False), Continuity.BROKEN),
         (SAME, Facts("run-a", 2, 7, False), Continuity.EVICTING),
+        (SAME, Facts("run-a", 2, None, False), Continuity.EVICTING),
+        (Facts("run-a", 2, None, False), Facts("run-a", 2, None, False), Continuity.EVICTING),
+        # The statistics were reset in between: the same numbers, by chance.
+        (
+            Facts("run-a", 2, 5, False, commands=900),
+            Facts("run-a", 2, 5, False, commands=12),
+            Continuity.EVICTING,
+        ),
     ],
 )
 def test_only_a_provably_same_server_has_the_same_data(
@@ -54,6 +63,26 @@ def test_absence_is_explained() -> None:
     assert explain_absence(NOW + 60, NOW, Continuity.EVICTING) is Absence.EVICTED
     assert explain_absence(NOW + 60, NOW, Continuity.BROKEN) is Absence.LOST
     assert explain_absence(None, NOW, Continuity.SAME) is Absence.DELETED
+
+
+@pytest.mark.parametrize("link", list(Continuity))
+def test_the_last_event_of_a_key_explains_it(link: Continuity) -> None:
+    """What the server said of this very key outweighs its counters, unless all was lost."""
+    lost = link is Continuity.BROKEN
+    for event in ("del", "rename_from", "move_from"):
+        expected = Absence.LOST if lost else Absence.DELETED
+        assert explain_absence(None, NOW, link, event) is expected
+    expected = Absence.LOST if lost else Absence.EVICTED
+    assert explain_absence(None, NOW, link, "evicted") is expected
+    assert explain_absence(None, NOW, link, "set") is explain_absence(None, NOW, link)
+
+
+def test_a_promoted_server_has_another_history() -> None:
+    """A master that was a replica meanwhile has another's data; an older memory does not say."""
+    before = Facts("run-a", 2, 0, False, replication="a")
+    assert same_history(before, before)
+    assert not same_history(before, Facts("run-a", 2, 0, False, replication="b"))
+    assert same_history(SAME, before)
 
 
 @settings(deadline=None)
