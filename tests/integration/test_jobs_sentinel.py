@@ -26,6 +26,8 @@ from proxy.redis_server import RedisServer, free_port
 from tests.jobs_kit import PREFIX, deleted, eventually, followed, holds, job, settings, write
 
 GROUP = "jobs-master"
+#: In Redis; whether SQLite said so in time is a matter of the machine.
+STORED = {Creation.CONFIRMED, Creation.DEGRADED}
 
 
 class Sentinel(RedisServer):
@@ -88,7 +90,7 @@ def topology(tmp_path: Path) -> Iterator[Topology]:
     replica = RedisServer(
         tmp_path / "two",
         None,
-        *("--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"),
+        *("--replicaof", "127.0.0.1", str(master.port), "--repl-diskless-sync-delay", "0"),
     )
     replica.start()
     whole = Topology(master, replica)
@@ -173,7 +175,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
             except RedisError:
                 return  # the app would have answered 500
             outcomes[job_id] = await mirror.confirm_created(job_id)
-            if outcomes[job_id] is Creation.CONFIRMED:
+            if outcomes[job_id] in STORED:
                 raws[job_id] = raw
             elif written_to == old:
                 del outcomes[job_id]  # it is lost: a master that was replaced took it
@@ -195,7 +197,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
         creations += [asyncio.create_task(create(number)) for number in range(20, 40)]
         await asyncio.gather(*creations)
         assert len(outcomes) > 40
-        assert set(outcomes.values()) == {Creation.CONFIRMED}
+        assert set(outcomes.values()) <= STORED
         async with topology.app() as app:
 
             async def all_there() -> bool:
@@ -236,7 +238,7 @@ async def test_a_dead_master_is_replaced(topology: Topology, tmp_path: Path) -> 
         await eventually(lambda: mirror.redis_whole, "the mirror is there", 60)
         async with topology.app() as app:
             await write(app, "mv_2", job("mv_2"))
-            assert await mirror.confirm_created("mv_2") is Creation.CONFIRMED
+            assert await mirror.confirm_created("mv_2") in STORED
 
 
 async def test_the_newest_configuration_counts(topology: Topology) -> None:
