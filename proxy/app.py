@@ -32,6 +32,7 @@ from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config
 from proxy.descriptors import fit, report
+from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.service import Mirrors
 from proxy.memory_budget import MemoryBudget, default_limit
 from proxy.pipeline.client_metrics import ClientMetrics
@@ -301,6 +302,10 @@ class Proxy:
             checks[f"mirror:{name}:sqlite"] = Check(
                 ok=sqlite == "ok", detail=told["sqlite_reason"] or sqlite
             )
+            if (requeue := told["requeue"]) is not None:
+                problem = requeue_problem(requeue)
+                detail = problem or f"workers: {requeue['workers']}"
+                checks[f"mirror:{name}:workers"] = Check(ok=problem is None, detail=detail)
         for name, plan in self._plans.listeners.items():
             gateway = plan.shares.hint.gateway if plan.shares is not None else None
             if gateway is not None:

@@ -175,6 +175,12 @@ def _jobs_change(client: Client, options: argparse.Namespace) -> Any:
     return client.call("POST", f"/api/jobs/{options.action}", document)
 
 
+def _jobs_requeue(client: Client, options: argparse.Namespace) -> Any:
+    mirror = options.mirror or _only_mirror(client)
+    path = f"/api/jobs/{quote(mirror, safe='')}/{quote(options.id, safe='')}/requeue"
+    return client.call("POST", path, {"reason": options.reason, "force": options.force})
+
+
 def _breakers_list(client: Client, options: argparse.Namespace) -> Any:
     answer = client.call("GET", "/api/breakers")
     if not options.json and isinstance(answer, dict):
@@ -270,7 +276,11 @@ def add_commands(
         commands,
         "jobs",
         "the jobs that the mirror knows",
-        examples("jobs list --status failed --limit 20", "jobs show mv_a1b2c3d4e5", "jobs sync"),
+        examples(
+            "jobs list --status failed --limit 20",
+            "jobs show mv_a1b2c3d4e5",
+            "jobs requeue mv_a1b2c3d4e5",
+        ),
     )
     listing = _action(jobs, "list", _jobs_list, "list jobs, newest first")
     listing.add_argument("--mirror", metavar="NAME", help="of this mirror only")
@@ -280,6 +290,15 @@ def add_commands(
     show = _action(jobs, "show", _jobs_show, "one job and all its known versions")
     show.add_argument("id", metavar="ID")
     show.add_argument("--mirror", metavar="NAME", help="needed where there are several")
+    requeue = _action(
+        jobs, "requeue", _jobs_requeue, "give a job that nobody works on a message again"
+    )
+    requeue.add_argument("id", metavar="ID")
+    requeue.add_argument("--mirror", metavar="NAME", help="needed where there are several")
+    requeue.add_argument("--reason", default="by hand", help="for the log (%(default)s)")
+    requeue.add_argument(
+        "--force", action="store_true", help="even if nothing proves that nobody works on it"
+    )
     for name, does in (
         ("sync", "copy what Redis has into SQLite now"),
         ("restore", "put jobs that Redis has lost back, now"),

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from proxy.admin import problems
 from proxy.admin.exchange import answer, flag, number, read_object, read_query, text
+from proxy.errors import BadRequest
 
 DEFAULT_LIMIT = 100
 HIGHEST_LIMIT = 10_000
@@ -41,6 +42,14 @@ class Jobs(Protocol):
         """Put back what Redis has lost, now; what was done, as JSON."""
         ...
 
+    async def requeue(
+        self, mirror: str, job_id: str, reason: str, force: bool
+    ) -> dict[str, Any] | None:
+        """Give a job that nobody works on a message again; what was done, as JSON, None for an
+        unknown job. Raises `RequeueRefused` with the evidence where it may be worked on, unless
+        `force` is given."""
+        ...
+
 
 class JobControl:
     """`/api/jobs` and what is below it."""
@@ -52,6 +61,7 @@ class JobControl:
         """Add the endpoints."""
         router.add_get("/api/jobs", self.list)
         router.add_get("/api/jobs/{mirror}/{job_id}", self.show)
+        router.add_post("/api/jobs/{mirror}/{job_id}/requeue", self.requeue)
         router.add_post("/api/jobs/sync", self.sync)
         router.add_post("/api/jobs/restore", self.restore)
 
@@ -78,6 +88,24 @@ class JobControl:
         if job is None:
             raise problems.NotFound("No job of that ID is known")
         return answer(job)
+
+    async def requeue(self, request: web.Request) -> web.Response:
+        document = await read_object(request, "reason", "force")
+        force = document.get("force", False)
+        if not isinstance(force, bool):
+            raise BadRequest("force: expected true or false")
+        reason = text(document, "reason")
+        if not reason:
+            raise BadRequest("reason: expected a few words for the log")
+        try:
+            done = await self._jobs.requeue(
+                request.match_info["mirror"], request.match_info["job_id"], reason[:200], force
+            )
+        except KeyError:
+            raise problems.NotFound("No mirror of that name") from None
+        if done is None:
+            raise problems.NotFound("No job of that ID is known")
+        return answer(done)
 
     async def sync(self, request: web.Request) -> web.Response:
         return await self._change(request, self._jobs.sync)

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from proxy.admin.problems import RequeueRefused
 from proxy.admin.status.jobs import stage_documents
 from proxy.errors import StoreAway
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.model import to_timestamp
 from proxy.jobs.redis_side import RedisLost, Refused
+from proxy.jobs.requeue.starter import CannotRequeue
 from proxy.jobs.service import Mirrors
 from proxy.jobs.stages import Story, read_story
 
@@ -63,6 +65,24 @@ class MirroredJobs:
             story = read_story(job["data"].encode(), job["status"], seen)
         stages = stage_documents(story.stages)
         return {"mirror": mirror, **job, "error": story.error, "stages": stages}
+
+    async def requeue(
+        self, mirror: str, job_id: str, reason: str, force: bool
+    ) -> dict[str, Any] | None:
+        one = self._mirrors.by_name[mirror]
+        with _told():
+            known = await one.inspection.show(job_id)
+            if known is None:
+                return None
+            try:
+                done = await one.requeue(job_id, reason=reason, force=force)
+            except CannotRequeue as cannot:
+                facts: dict[str, Any] = {"evidence": cannot.evidence} if cannot.evidence else {}
+                detail = f"Job {job_id} is not started again: {cannot}"
+                if cannot.evidence:
+                    detail += f" ({cannot.evidence})"
+                raise RequeueRefused(detail, **facts) from cannot
+        return {"mirror": mirror, **asdict(done)}
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
         with _told():

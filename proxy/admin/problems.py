@@ -33,6 +33,12 @@ class BodyTooLarge(ProxyError):
     status, code, title = 413, "body_too_large", "Content too large"
 
 
+class RequeueRefused(ProxyError):
+    """A job is not started again, as it may be worked on, or must not be."""
+
+    status, code, title = 409, "requeue_refused", "Requeue refused"
+
+
 class ConfigRefused(ProxyError):
     """The config file has problems; the old config stays in force."""
 

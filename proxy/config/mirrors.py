@@ -9,17 +9,42 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from proxy.config.values import Duration, FilePath, Model, Secret, Size, TimeOfDay
 
+QueueName = Annotated[str, Field(min_length=1, max_length=200)]
 
-class Rescue(Model):
-    """Celery's own keys, kept and put back: a Redis restart also empties the broker.
 
-    `queues` are the lists that workers pop from; their binding sets and the `unacked` hash are
-    found by kombu's naming. `unacked_after`: a message that a worker had already taken is put back
-    only when its job is still queued this long after the loss, as that worker may be alive.
+class Requeue(Model):
+    """A message follows its job: Celery messages and bindings that were lost are put back, and
+    jobs that nobody works on are given a message again.
+
+    `queues` are the lists that workers pop from; bindings, `unacked` and `unacked_index` are found
+    by kombu's naming, behind `global_keyprefix` where the broker has one. `attempts`: messages
+    pushed for one job at most; `spacing`: between the first two of them, then twice as long each
+    time. `settle`: how long a job must be unchanged before it can be found abandoned.
+    `max_messages`: a longer queue is not read to its end, and then nothing is concluded from what
+    was not found in it. `enabled: false` turns it off.
     """
 
-    queues: Annotated[tuple[str, ...], Field(min_length=1)] = ("make_video_queue",)
-    unacked: str = "unacked"
+    enabled: bool = True
+    queues: Annotated[tuple[QueueName, ...], Field(min_length=1, max_length=16)] = (
+        "make_video_queue",
+    )
+    global_keyprefix: Annotated[str, Field(max_length=200)] | None = None
+    unacked: QueueName = "unacked"
+    unacked_index: QueueName = "unacked_index"
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    spacing: Annotated[Duration, Field(ge=1)] = 60.0
+    settle: Annotated[Duration, Field(gt=0)] = 10.0
+    max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+
+
+class Rescue(Model):
+    """The former name of `requeue`, still accepted. `unacked_after` has no effect any more: a taken
+    message is restored once it is shown that nobody works on it."""
+
+    queues: Annotated[tuple[QueueName, ...], Field(min_length=1, max_length=16)] = (
+        "make_video_queue",
+    )
+    unacked: QueueName = "unacked"
     unacked_after: Duration = 60.0
     max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
@@ -95,7 +120,8 @@ class Mirror(Model):
     long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
     `confirm_within`: how long a creation may wait for the answer of a slow Redis; after that the
     app's own answer stands. `hold_deletes`: a key that a worker writes again after a DELETE is
-    removed again. `stranded_after`: an unfinished job without a change for this long is reported.
+    removed again. `stranded_after`: an unfinished job without a change for this long is reported,
+    and started again where a worker is idle. `requeue`: see there; `rescue` is its former name.
     `job_metrics`: where the pipeline's metrics are read from; null turns them off. `api_key`: what
     the app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
@@ -112,6 +138,7 @@ class Mirror(Model):
     confirm_within: Annotated[Duration, Field(ge=0.5, le=60)] = 5.0
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
+    requeue: Requeue | None = None
     rescue: Rescue | None = None
     job_metrics: JobFields | None = JobFields()
     api_key: Annotated[Secret, Field(min_length=1)] | None = None
@@ -125,3 +152,17 @@ class Mirror(Model):
                 f"found {self.key!r}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Mirror:
+        if self.rescue is not None and self.requeue is not None:
+            raise ValueError("rescue: is the former name of requeue; give only requeue")
+        return self
+
+    @property
+    def requeued(self) -> Requeue | None:
+        """What holds of `requeue` and its former name; None where it is off."""
+        if self.rescue is not None:
+            old = self.rescue
+            return Requeue(queues=old.queues, unacked=old.unacked, max_messages=old.max_messages)
+        return self.requeue if self.requeue is not None and self.requeue.enabled else None

@@ -239,6 +239,8 @@ def _redis(config: Config, found: Findings) -> None:
     for name, mirror in config.mirrors.items():
         if config.redis is None and not found.given("redis"):
             found.problem(("mirrors", name), "redis.url, where the jobs to mirror are", "no redis")
+        if mirror.rescue is not None:
+            found.notice(("mirrors", name, "rescue"), "the former name of requeue: rename it")
         other = files.setdefault(os.path.realpath(mirror.sqlite), name)
         if other != name:
             # One writer to a file: each would take the other's jobs for its own.

@@ -29,7 +29,6 @@ PASS_ON_BATCH = 100
 CLEAN_UP_BATCH = 500
 CLEAN_UP_PATIENCE = 10.0  # seconds for the commit of one batch
 STRANDED_LIMIT = 1000
-UNSERVED_GRACE = 60.0  # seconds that a queued job may be without a message
 GONE_REMEMBERED = 100_000
 
 PassOn = Callable[[str], Awaitable[bool]]
@@ -210,22 +209,21 @@ class Duties:
     async def stranded(self, limit: int = STRANDED_LIMIT) -> list[Row]:
         """Unfinished jobs on which nobody works, the longest unchanged first.
 
-        Where the broker is followed (`rescue`), a queued job is stranded a minute after it has no
-        message, and never while it has one; else, as any unfinished job, after `stranded_after`.
-        Raises `LedgerSilent`.
+        Where the broker is followed (`requeue`), a job is stranded as soon as nobody is seen to
+        work on it, and one that waits its turn is not; else, as any unfinished job, after
+        `stranded_after`. Raises `LedgerSilent`.
         """
         now = self._clock.time()
-        rescue = self._keeper.rescue
+        requeue = self._keeper.requeue
         patience = self._settings.stranded_after
-        if rescue is None:
+        if requeue is None:
             return await self._ledger.stranded(now - patience, now, limit)
-        rows = await self._ledger.stranded(now - min(UNSERVED_GRACE, patience), now, limit)
+        unattended = requeue.unattended
+        rows = await self._ledger.stranded(now if unattended else now - patience, now, limit)
         return [
             row
             for row in rows
-            if (
-                row.job_id not in rescue.served
-                if row.status in WAITING
-                else row.captured_at < now - patience
-            )
+            if row.job_id in unattended
+            or (row.captured_at < now - patience and row.status not in WAITING)
+            or (row.captured_at < now - patience and row.job_id not in requeue.served)
         ]

@@ -39,7 +39,7 @@ from proxy.jobs.redis_side import (
     no_permission,
     refuses_writes,
 )
-from proxy.jobs.rescue import BrokerRescue
+from proxy.jobs.requeue.requeuer import Requeuer
 from proxy.jobs.restore import Continuity, Life, Tally, continuity, same_history
 from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
 from proxy.jobs.rights import PROBE_ID, MissingRight, missing, needed, write_probe
@@ -73,6 +73,7 @@ class Keeper:
         metrics: MirrorMetrics,
         *,
         mode: CaptureMode = "tracking",
+        key_prefix: str = "",
         tell: Tell = silence,
         counting_key: str | None = None,
     ) -> None:
@@ -104,9 +105,20 @@ class Keeper:
         self._kick = asyncio.Event()
         self._sync_asked: list[asyncio.Future[None]] = []
         self._restore_asked: list[asyncio.Future[Tally]] = []
-        self.rescue = (
-            BrokerRescue(settings.rescue, ledger, metrics, self._lose)
-            if settings.rescue is not None
+        requeued = settings.requeued
+        self.requeue = (
+            Requeuer(
+                name,
+                settings,
+                requeued,
+                ledger,
+                clock,
+                metrics,
+                tell,
+                key_prefix=key_prefix,
+                back_at=lambda: self.back_at,
+            )
+            if requeued is not None
             else None
         )
         self.restorer = Restorer(name, self.pattern, settings.index, ledger, clock, metrics, tell)
@@ -120,7 +132,7 @@ class Keeper:
             max_value=settings.max_value,
             hold_deletes=settings.hold_deletes,
             on_lost=lambda life: self._lose(life, "flush"),
-            on_other_key=self.rescue.changed if self.rescue else lambda key: None,
+            on_other_key=self.requeue.changed if self.requeue else lambda key: None,
         )
 
     @property
@@ -180,7 +192,7 @@ class Keeper:
 
     async def _session(self) -> str:
         """One connection, from its opening to its loss; returns why it ended."""
-        prefixes = [self.pattern.prefix, *(self.rescue.prefixes if self.rescue else ())]
+        prefixes = [self.pattern.prefix, *(self.requeue.prefixes if self.requeue else ())]
         life: list[Life] = []
 
         def flushed() -> None:
@@ -209,8 +221,8 @@ class Keeper:
             ]
             if link.finder is not None:
                 duties.append((f"{name}:master", self._follow_master(link)))
-            if self.rescue is not None:
-                duties.append((f"{name}:rescue", self.rescue.follow(link, life[0])))
+            if self.requeue is not None:
+                duties.append((f"{name}:requeue", self.requeue.follow(link, life[0])))
             await _until_one_ends(duties)
         except RedisLost as lost:
             return str(lost)
@@ -409,8 +421,8 @@ class Keeper:
         life.facts = await link.facts()
         life.mark = None
         await self.restorer.put_all_back(link, life.cause)
-        if self.rescue is not None:
-            await self.rescue.put_back(link, life)
+        if self.requeue is not None:
+            await self.requeue.put_back(link, life)
         self._remember(life, compared=False)
         await self._ledger.flushed(FLUSH_PATIENCE)
         life.restored = losses
@@ -440,8 +452,6 @@ class Keeper:
         self._remember(life, compared=True)
         self.last_sync = self._clock.time()
         self._metrics.last_sync.set(self.last_sync)
-        if self.rescue is not None:
-            await self.rescue.look(link, life)
         log.debug(
             "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
         )

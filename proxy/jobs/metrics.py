@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from proxy.jobs.pipeline_metrics import PipelineMetrics
@@ -9,6 +11,16 @@ from proxy.jobs.pipeline_metrics import PipelineMetrics
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 # Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
 _CREATIONS = ("confirmed", "not_stored", "unconfirmed", "degraded", "refused", "unreadable")
+_REASONS = (
+    "message_missing",
+    "task_ended",
+    "worker_idle",
+    "worker_replaced",
+    "worker_gone",
+    "workers_idle",
+    "stranded",
+    "operator",
+)
 _CAUSES = ("start", "restart", "flush", "outdated", "read", "manual")
 
 
@@ -83,6 +95,25 @@ class JobMetrics:
             registry=registry,
         )
 
+        self.requeued = Counter(
+            "proxy_jobs_requeued",
+            "Jobs that were given a message again, by what showed that nobody worked on them",
+            ("mirror", "reason"),
+            registry=registry,
+        )
+        self.unattended = Gauge(
+            "proxy_jobs_unattended",
+            "Unfinished jobs that nobody is seen to work on",
+            one,
+            registry=registry,
+        )
+        self.workers = Gauge(
+            "proxy_queue_workers",
+            "Workers connected to the broker; NaN where that cannot be known",
+            one,
+            registry=registry,
+        )
+
     def for_mirror(self, name: str) -> MirrorMetrics:
         """The children labelled with one mirror's name."""
         return MirrorMetrics(self, name)
@@ -101,10 +132,15 @@ class MirrorMetrics:
         self.stranded = families.stranded.labels(name)
         self.held = families.held.labels(name)
         self.evicted = families.evicted.labels(name)
+        self.unattended = families.unattended.labels(name)
+        self.workers = families.workers.labels(name)
+        self.workers.set(math.nan)
         for part in ("redis", "sqlite"):
             self.degraded(part, False)
         for result in _CREATIONS:
             families.creations.labels(name, result)
+        for reason in _REASONS:
+            families.requeued.labels(name, reason)
         for cause in _CAUSES:
             families.restored.labels(name, cause)
 
@@ -123,3 +159,7 @@ class MirrorMetrics:
 
     def rescued(self, kind: str, number: int) -> None:
         self._families.rescued.labels(self._name, kind).inc(number)
+
+    def requeued(self, reason: str) -> None:
+        """A job was given a message again; `reason` is one of `_REASONS`."""
+        self._families.requeued.labels(self._name, reason).inc()

@@ -40,7 +40,10 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.news import Tell, silence
 from proxy.jobs.records import Row, Tombstone
-from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost
+from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost, Refused
+from proxy.jobs.requeue.broker import BrokerRefused
+from proxy.jobs.requeue.evidence import Judgement
+from proxy.jobs.requeue.starter import CannotRequeue, Requeued
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
 
@@ -136,6 +139,7 @@ class Mirror:
             clock,
             self._metrics,
             mode=mode,
+            key_prefix=key_prefix,
             tell=tell,
             counting_key=None
             if settings.job_metrics is None
@@ -490,6 +494,22 @@ class Mirror:
         """Put back every live job that is missing in Redis. Raises as `sync`."""
         return await self._keeper.restore()
 
+    async def requeue(self, job_id: str, *, reason: str, force: bool) -> Requeued:
+        """Start a job again by hand. Raises `CannotRequeue` and as `sync`."""
+        requeuer, link = self._keeper.requeue, self._keeper.link
+        if requeuer is None:
+            raise CannotRequeue("the mirror has no `requeue`, so nothing is known of its messages")
+        if link is None:
+            raise RedisLost(self._keeper.why)
+        try:
+            return await requeuer.requeue(link, job_id, reason=reason, force=force)
+        except BrokerRefused as refused:
+            raise Refused(f"refuses to read or write the broker: {refused}") from refused
+
+    def unattended(self) -> dict[str, Judgement]:
+        """Jobs that nobody is seen to work on, with what shows it; {} without `requeue`."""
+        return {} if self._keeper.requeue is None else dict(self._keeper.requeue.unattended)
+
     def state(self) -> dict[str, Any]:
         """How the mirror is, for `/api/jobs` and `/readyz`."""
         keeper = self._keeper
@@ -519,6 +539,7 @@ class Mirror:
                 "seconds": round(last.seconds, 3),
             },
             "counting": self._counting.counts if self._counting is not None else None,
+            "requeue": keeper.requeue.state() if keeper.requeue is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
             "evicted": keeper.capture.evictions.total,

@@ -133,6 +133,11 @@ class Link:
         self._name: str | None = None
         self._db = 0
 
+    @property
+    def db(self) -> int:
+        """The number of the database; known once it is open."""
+        return self._db
+
     async def open(self) -> None:
         """Connect and begin to be told of changes. Raises `RedisLost`."""
         try:

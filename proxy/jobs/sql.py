@@ -98,6 +98,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX idx_answers_expires_at ON answers(expires_at)",
     ),
+    (
+        "DROP TABLE broker_messages",
+        # The last message seen of a job, and who took it. `kind` is what the job was made from.
+        """CREATE TABLE job_messages (
+            job_id TEXT PRIMARY KEY,
+            queue TEXT NOT NULL,
+            task_id TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            message BLOB NOT NULL,
+            node TEXT,
+            pid INTEGER,
+            seen_at REAL NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX idx_job_messages_shape ON job_messages(kind, seen_at)",
+    ),
 )
 
 SETTINGS = (
@@ -172,15 +187,17 @@ SET_META = ("INSERT OR REPLACE INTO meta (name, value) VALUES (:name, :value)",)
 FORGET = (
     "DELETE FROM versions WHERE job_id = :job_id",
     "DELETE FROM pipeline_events WHERE job_id = :job_id",
+    "DELETE FROM job_messages WHERE job_id = :job_id",
     "DELETE FROM jobs WHERE job_id = :job_id AND deadline < :before",
     "DELETE FROM tombstones WHERE job_id = :job_id AND deleted_at < :before",
 )
 
 ADD_BINDING = ("INSERT OR IGNORE INTO broker_bindings (key, member) VALUES (:key, :member)",)
-CLEAR_MESSAGES = ("DELETE FROM broker_messages",)
-ADD_MESSAGE = (
-    """INSERT OR REPLACE INTO broker_messages (tag, place, queue, position, job_ids, message)
-       VALUES (:tag, :place, :queue, :position, :job_ids, :message)""",
+PUT_MESSAGE = (
+    """INSERT OR REPLACE INTO job_messages
+         (job_id, queue, task_id, kind, message, node, pid, seen_at)
+       SELECT :job_id, :queue, :task_id, :kind, :message, :node, :pid, :seen_at
+        WHERE EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id)""",
 )
 
 PUT_ANSWER = (
@@ -287,5 +304,15 @@ CREATED_SINCE = """SELECT job_id, data FROM jobs
                     LIMIT :most"""
 
 BINDINGS = "SELECT key, member FROM broker_bindings"
-MESSAGES = """SELECT tag, place, queue, position, job_ids, message FROM broker_messages
-               ORDER BY queue, position"""
+_MESSAGE = "job_id, queue, task_id, kind, message, node, pid, seen_at"
+MESSAGES_OF = f"""SELECT {_MESSAGE} FROM job_messages
+                   WHERE job_id IN (SELECT value FROM json_each(?))"""  # noqa: S608
+SHAPES = f"""SELECT {_MESSAGE} FROM job_messages
+              WHERE kind = ? ORDER BY seen_at DESC LIMIT 8"""  # noqa: S608
+STATUSES = """SELECT job_id, status FROM jobs
+               WHERE job_id IN (SELECT value FROM json_each(?))"""
+# The oldest change first: whoever has waited longest is looked at first.
+UNFINISHED = """SELECT job_id, status, captured_at FROM jobs INDEXED BY idx_jobs_unfinished
+                 WHERE status NOT IN ('completed', 'failed', 'cancelled')
+                   AND (deadline IS NULL OR deadline > ?)
+                 ORDER BY captured_at LIMIT ?"""

@@ -172,6 +172,38 @@ def ledger_cannot_write(case: Case) -> Cause | None:
     return None
 
 
+def unattended(case: Case) -> Cause | None:
+    """The broker and its workers show that nobody works on a job."""
+    for life in case.lives:
+        if life.finished:
+            continue
+        event = case.job_event(life)
+        found = _newest(case, ("unattended", "requeued", "not_requeued"), life.job_id)
+        known = found is not None and found.kind != "requeued"
+        if found is not None and known and event is not None and found.at >= (event.at or 0.0):
+            why = found.facts.get("evidence") or found.facts.get("reason")
+            said = f"Nobody works on job {life.job_id}: {why}"
+            return Cause("unattended", said, case.shown(found, event))
+        found = _newest(case, ("no_workers", "workers_back"))
+        if found is not None and found.kind == "no_workers" and event is not None:
+            said = f"No worker is connected since {found.facts.get('since')}"
+            said += f", so nobody works on job {life.job_id}"
+            return Cause("no_workers", said, case.shown(found, event))
+    return None
+
+
+def _newest(case: Case, kinds: tuple[str, ...], job_id: str | None = None) -> Event | None:
+    """The latest news of these kinds, before the end of the story or in it."""
+    found = [
+        event
+        for event in (*case.before, *case.events)
+        if event.source in ("mirror", "restore")
+        and event.kind in kinds
+        and (job_id is None or event.job_id == job_id)
+    ]
+    return max(found, key=lambda event: event.at, default=None)
+
+
 def stranded(case: Case) -> Cause | None:
     """A job waits, and nobody takes it."""
     for life in case.lives:
@@ -377,6 +409,7 @@ RULES: tuple[Rule, ...] = (
     service_failed_job,
     stage_failed,
     ledger_cannot_write,
+    unattended,
     stranded,
     stuck,
     exchange_failed,

@@ -62,6 +62,13 @@ _MIRRORS: dict[str, tuple[Source, Severity]] = {
     "obstacle_gone": ("mirror", Severity.OK),
     "stranded": ("mirror", Severity.ERROR),
     "restored": ("restore", Severity.WARNING),
+    "no_workers": ("mirror", Severity.ERROR),
+    "workers_back": ("mirror", Severity.OK),
+    "unattended": ("mirror", Severity.ERROR),
+    "requeued": ("restore", Severity.WARNING),
+    "not_requeued": ("mirror", Severity.ERROR),
+    "broker_refused": ("mirror", Severity.ERROR),
+    "broker_back": ("mirror", Severity.OK),
 }
 
 _PROXY = {

@@ -196,6 +196,23 @@ _BY_KIND: dict[tuple[str, str], Callable[[Event], str]] = {
         f"nobody works on job {event.job_id}, {event.facts.get('status')}"
         f" since {event.facts.get('unchanged_since')}"
     ),
+    ("mirror", "no_workers"): lambda event: (
+        f"no worker is connected to {event.facts.get('queues')}, and"
+        f" {event.facts.get('unfinished')} jobs are unfinished"
+    ),
+    ("mirror", "workers_back"): lambda event: "a worker is connected again",
+    ("mirror", "unattended"): lambda event: (
+        f"nobody works on job {event.job_id}: {event.facts.get('evidence')}"
+    ),
+    ("mirror", "not_requeued"): lambda event: (
+        f"job {event.job_id} is not given a message again: {event.facts.get('reason')}"
+    ),
+    ("mirror", "broker_refused"): _reason("the broker cannot be read"),
+    ("mirror", "broker_back"): lambda event: "the broker can be read again",
+    ("restore", "requeued"): lambda event: (
+        f"job {event.job_id} was given a message again ({event.facts.get('how')}, attempt"
+        f" {event.facts.get('attempt')}): {event.facts.get('evidence')}"
+    ),
     ("proxy", "reload_refused"): _refused_reload,
     ("proxy", "reloaded"): lambda event: "the config was loaded anew",
     ("proxy", "trace_degraded"): _reason("the trace cannot be written"),

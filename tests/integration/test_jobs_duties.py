@@ -101,16 +101,17 @@ async def test_stranded_jobs_are_found_and_said(
 
 
 async def test_a_queued_job_without_a_message_is_stranded_sooner(
-    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """With the broker followed, the lack of a message tells; a long queue does not."""
-    monkeypatch.setattr(duties, "UNSERVED_GRACE", 0.05)
-    rescue = {"queues": ["make_video_queue"]}
+    """With the broker followed, the lack of a message shows; waiting one's turn does not."""
+    requeue = {"queues": ["make_video_queue"], "settle": "100ms"}
     async with (
         connected(redis_server) as app,
-        running(redis_server, tmp_path / "j.db", rescue=rescue) as mirror,
+        running(redis_server, tmp_path / "j.db", requeue=requeue) as mirror,
     ):
         await followed(mirror)
+        worker = app.pubsub()
+        await worker.psubscribe("/0.celery.pidbox")
         message = {"body": json.dumps([["mv_waits"], {}, {}]), "headers": {"id": "t1"}}
         message["properties"] = {"body_encoding": "utf-8"}  # type: ignore[assignment]
         await app.lpush("make_video_queue", json.dumps(message))
@@ -124,6 +125,7 @@ async def test_a_queued_job_without_a_message_is_stranded_sooner(
             ]
 
         await eventually(only_the_deaf_one, "stranded")
+        await worker.aclose()
 
 
 async def test_listing_filters_orders_and_limits(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
     mirror.oddity("not_json")
     mirror.creation("confirmed")
     mirror.rescued("message", 1)
+    mirror.requeued("operator")
 
 
 def everything_about_the_app(metrics: Metrics, folder: Path) -> None:

@@ -1,0 +1,256 @@
+"""Whether anybody works on a job, and what shows it. Pure.
+
+1. A job is started again only on proof that nobody works on it. What merely looks idle waits; an
+   operator may decide.
+2. A connection that is gone proves something only if it was there: after Redis restarted, a worker
+   of the solo pool goes on with its job unconnected and comes back when the job is done.
+3. A worker that answers has in its hands what it lists, and nothing else. A solo worker that is
+   busy does not answer, so silence proves nothing.
+4. Node names are unique: a node that now runs something else in another process has lost the
+   process that took the job.
+5. Nothing is pushed while workers may discard it: after trouble with Redis the worker's own breaker
+   stays open for `app_breaker`, reads every job as missing and ends the task as succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from proxy.jobs.requeue.pidbox import Answer, Consumers, Result
+
+CLOCK_SLACK = 1.0  # seconds by which the clocks of proxies may differ
+ANSWER_HOLDS = 60.0  # seconds for which an answer says something about now
+
+Place = Literal["queue", "taken"]
+
+
+class Action(StrEnum):
+    """What is to be done for a job."""
+
+    NOTHING = "nothing"  # it has a message, or somebody works on it
+    WAIT = "wait"  # nobody is seen to work on it, but that proves nothing yet
+    PUSH = "push"  # it has no message: push one
+    RESTORE = "restore"  # its message is in `unacked`, and who took it is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds. `settle`: how long a job must be as it is before anything is concluded."""
+
+    app_breaker: float
+    stranded_after: float
+    settle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One unfinished job as store and broker have it; Unix seconds and seconds.
+
+    `waiting`: its status says that nobody has begun. `place` of its message, None for no message.
+    `taken_at`: when that message was first seen in `unacked`; `appeared`: it came there while we
+    watched, over one connection to Redis. `node`, `pid`: who took it, where that is known.
+    `missing_for`: for how long it has had no message.
+    """
+
+    job_id: str
+    waiting: bool
+    changed_at: float
+    place: Place | None = None
+    task_id: str = ""
+    taken_at: float = 0.0
+    appeared: bool = False
+    node: str | None = None
+    pid: int | None = None
+    result: Result | None = None
+    missing_for: float = 0.0
+
+    @property
+    def since(self) -> float:
+        """Since when it is as it is."""
+        return max(self.changed_at, self.taken_at if self.place == "taken" else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """What is known of the workers.
+
+    `receivers`: how many got the last question, which was asked at `asked_at`; None: not allowed
+    to ask. `had_receivers`: there were some at some time, so they do listen to questions.
+    `answers`: the newest of each node. `known`: nodes seen within `stranded_after`. `running`: the
+    processes of a node that run one of the tasks in `unacked`.
+    """
+
+    receivers: int | None = None
+    asked_at: float = 0.0
+    had_receivers: bool = False
+    consumers: Consumers | None = None
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    running: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    @property
+    def connected(self) -> int | None:
+        """How many workers are connected to the broker; None where that cannot be known."""
+        if self.receivers:
+            return self.receivers
+        if self.consumers is not None:
+            return self.consumers.all
+        return 0 if self.receivers == 0 and self.had_receivers else None
+
+    @property
+    def present(self) -> dict[str, Answer]:
+        """Who has answered the last question."""
+        return {
+            node: one
+            for node, one in self.answers.items()
+            if one.asked_at >= self.asked_at - CLOCK_SLACK / 10
+        }
+
+    @property
+    def silent(self) -> int | None:
+        """Connected workers that did not answer: busy, as a rule. None: not known."""
+        connected = self.connected
+        return None if connected is None else max(0, connected - len(self.present))
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is to be done and why: `reason` is a fixed token, `evidence` a sentence."""
+
+    action: Action
+    reason: str
+    evidence: str
+
+    @property
+    def unattended(self) -> bool:
+        """Whether nobody is seen to work on the job."""
+        return self.action is not Action.NOTHING
+
+
+def judge(
+    job: Work,
+    workers: Workers,
+    *,
+    now: float,
+    calm_for: float,
+    readable: bool,
+    others: int,
+    limits: Limits,
+) -> Judgement:
+    """`calm_for`: seconds since the last trouble with Redis. `readable`: every message of the
+    broker was read and understood. `others`: other jobs that busy workers may be at."""
+    holder = _holder(job, workers, now)
+    if holder is not None:
+        return Judgement(Action.NOTHING, "running", f"worker {holder} says that it works on it")
+    if job.place == "queue":
+        return _in_queue(workers)
+    if job.place is None and not readable:
+        said = "the broker has messages that cannot be read, one of them may be this job's"
+        return Judgement(Action.WAIT, "unreadable_messages", said)
+    if job.place == "taken" or not job.waiting:
+        proof = _abandoned(job, workers, now=now, others=others, limits=limits)
+    else:
+        proof = _without_message(job, workers, others=others, limits=limits)
+    if proof.action is Action.PUSH and calm_for < limits.app_breaker:
+        left = limits.app_breaker - calm_for
+        said = (
+            f"{proof.evidence}; workers may discard it for another {left:.0f} s, as Redis was away"
+        )
+        return Judgement(Action.WAIT, "workers_may_discard", said)
+    if proof.action is Action.PUSH and job.place == "taken":
+        return Judgement(Action.RESTORE, proof.reason, proof.evidence)
+    return proof
+
+
+def _holder(job: Work, workers: Workers, now: float) -> str | None:
+    for node, answer in workers.answers.items():
+        recent = now - answer.asked_at <= ANSWER_HOLDS
+        if recent and (job.job_id in answer.holds or job.task_id in answer.holds):
+            return node
+    return None
+
+
+def _in_queue(workers: Workers) -> Judgement:
+    if workers.connected == 0:
+        said = "its message is in the queue, but no worker is connected to take it"
+        return Judgement(Action.WAIT, "no_worker", said)
+    return Judgement(Action.NOTHING, "in_queue", "its message is in the queue")
+
+
+def _without_message(job: Work, workers: Workers, *, others: int, limits: Limits) -> Judgement:
+    said = f"queued, and without a message for {job.missing_for:.0f} s"
+    if job.missing_for < limits.app_breaker:
+        return Judgement(Action.WAIT, "message_missing", said)
+    if (workers.silent or 0) > others:
+        said += ", but a worker is busy with something unknown"
+        return Judgement(Action.WAIT, "unknown_work", said)
+    return Judgement(Action.PUSH, "message_missing", said)
+
+
+def _abandoned(
+    job: Work, workers: Workers, *, now: float, others: int, limits: Limits
+) -> Judgement:
+    """PUSH with the proof that whoever took the job does not work on it; else why there is none."""
+    quiet = now - job.since
+    if quiet < limits.settle:
+        return Judgement(Action.NOTHING, "changing", f"changed {max(0.0, quiet):.0f} s ago")
+    accounted = workers.silent is not None and workers.silent <= others
+    everyone = workers.silent == 0 and workers.asked_at >= job.since + CLOCK_SLACK
+    over = everyone or (job.place is None and accounted)
+    if job.result is not None and job.result.ended and over:
+        said = f"its task ended ({job.result.state}), and it has no final status for {quiet:.0f} s"
+        return Judgement(Action.PUSH, "task_ended", said)
+    if job.node is not None:
+        found = _taker_gone(job, workers, now)
+        if found is not None:
+            return found
+    if everyone and job.place == "taken" and job.appeared:
+        said = "its message is in `unacked` and the worker that took it is not connected any more"
+        return Judgement(Action.PUSH, "worker_gone", said)
+    idle = {
+        node
+        for node, answer in workers.answers.items()
+        if answer.asked_at >= job.since + CLOCK_SLACK and now - answer.asked_at <= ANSWER_HOLDS
+    }
+    if everyone and idle and job.node is None and workers.known <= idle:
+        said = f"every known worker ({', '.join(sorted(idle)[:3])}) answers and none works on it"
+        return Judgement(Action.PUSH, "workers_idle", said)
+    if quiet >= limits.stranded_after and idle and accounted:
+        said = f"unchanged for {quiet:.0f} s while worker {min(idle)} is idle"
+        return Judgement(Action.PUSH, "stranded", said)
+    return _no_proof(job, workers, quiet)
+
+
+def _taker_gone(job: Work, workers: Workers, now: float) -> Judgement | None:
+    assert job.node is not None
+    answer = workers.answers.get(job.node)
+    if (
+        answer is not None
+        and answer.asked_at >= job.since + CLOCK_SLACK
+        and now - answer.asked_at <= ANSWER_HOLDS
+    ):
+        said = f"worker {job.node}, which took it, answers and does not work on it"
+        return Judgement(Action.PUSH, "worker_idle", said)
+    pids = workers.running.get(job.node, frozenset())
+    if job.pid is not None and pids and job.pid not in pids:
+        said = (
+            f"worker {job.node} took it as process {job.pid} and now runs another job as process"
+            f" {min(pids)}"
+        )
+        return Judgement(Action.PUSH, "worker_replaced", said)
+    return None
+
+
+def _no_proof(job: Work, workers: Workers, quiet: float) -> Judgement:
+    if workers.connected == 0:
+        said = f"unchanged for {quiet:.0f} s and no worker is connected"
+        return Judgement(Action.WAIT, "no_worker", said)
+    if workers.silent == 0:
+        taker = f"worker {job.node}" if job.node else "who took it"
+        said = f"every connected worker is idle, but {taker} may work on unconnected"
+        return Judgement(Action.WAIT, "taker_unknown", said)
+    said = f"unchanged for {quiet:.0f} s; a worker is busy and may be at it"
+    return Judgement(Action.NOTHING, "may_run", said)

@@ -1,0 +1,140 @@
+"""The messages that jobs have had, in the job store: what to push again, and in which shape."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from proxy.jobs import sql
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.model import WAITING, parse
+from proxy.jobs.requeue.messages import Message, delivered_anew, for_another_job, read_message
+
+REMEMBERED = 4096  # records kept in memory
+_CHANGING = frozenset(
+    (
+        *("id", "job_id", "status", "progress", "progress_message", "stages", "retry_count"),
+        *("created_at", "updated_at", "started_at", "completed_at", "expires_at", "received_at"),
+        *("error", "error_message", "error_type", "result"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The last message seen of a job, and which process took it. `kind`: what jobs alike share."""
+
+    job_id: str
+    queue: str
+    task_id: str
+    kind: str
+    message: bytes
+    node: str | None
+    pid: int | None
+    seen_at: float
+
+
+def kind_of(document: dict[str, Any] | None) -> str:
+    """Jobs of one kind were made from the same inputs: the members that have a value, by name.
+
+    A video has its audio file, a download its query; each has a task of its own. "" if unknown.
+    """
+    if document is None:
+        return ""
+    names = sorted(
+        name
+        for name, value in document.items()
+        if name not in _CHANGING and value not in (None, "", [], {})
+    )
+    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+
+
+class MessageMemory:
+    """Records by job. Reads raise `LedgerSilent`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._records: dict[str, Record] = {}
+
+    async def load(self, job_ids: Iterable[str]) -> None:
+        """Read the records of these jobs that are not known yet."""
+        wanted = [one for one in job_ids if one not in self._records]
+        if not wanted:
+            return
+        for row in await self._ledger.table(sql.MESSAGES_OF, (json.dumps(wanted),)):
+            self._keep(_record(row))
+
+    def of(self, job_id: str) -> Record | None:
+        """What is known of a job."""
+        return self._records.get(job_id)
+
+    async def seen(
+        self, job_id: str, message: Message, node: str | None, pid: int | None, now: float
+    ) -> None:
+        """A message of the job is in the broker now."""
+        old = self._records.get(job_id)
+        if old is not None and old.task_id == message.task_id:
+            if node is None or (old.node, old.pid) == (node, pid):
+                return
+            record = replace(old, node=node, pid=pid, message=message.raw, seen_at=now)
+        else:
+            kind = old.kind if old is not None and old.kind else await self._kind(job_id)
+            record = Record(
+                job_id, message.queue, message.task_id, kind, message.raw, node, pid, now
+            )
+        self._keep(record)
+        self._ledger.execute(
+            sql.PUT_MESSAGE,
+            {name: getattr(record, name) for name in Record.__slots__},
+            key=job_id,
+        )
+
+    def forget(self, alive: set[str]) -> None:
+        """Drop from memory what is not one of these."""
+        if len(self._records) > REMEMBERED:
+            for job_id in [one for one in self._records if one not in alive]:
+                del self._records[job_id]
+
+    async def message_for(
+        self, job_id: str, document: dict[str, Any] | None, new_id: Callable[[], str]
+    ) -> tuple[bytes, str, str] | None:
+        """(envelope, queue, origin) of a new delivery: of the job's own message (`captured`) or in
+        the shape of one for a job of the same kind (`shaped`). None where neither is known."""
+        own = self._records.get(job_id)
+        if own is not None:
+            fresh = delivered_anew(own.message, new_id)
+            if fresh is not None:
+                return fresh, own.queue, "captured"
+        kind = kind_of(document)
+        if not kind:
+            return None
+        shapes = [_record(row) for row in await self._ledger.table(sql.SHAPES, (kind,))]
+        tasks = {read_message(one.message, "", one.queue).task for one in shapes}
+        if len(tasks) != 1:
+            return None  # jobs that look alike and are worked on by different tasks
+        for one in shapes:
+            shaped = for_another_job(one.message, one.job_id, job_id, new_id)
+            if shaped is not None:
+                return shaped, one.queue, "shaped"
+        return None
+
+    async def _kind(self, job_id: str) -> str:
+        """From the job's first version: later ones have gained members."""
+        versions = await self._ledger.versions(job_id)
+        if versions and versions[0][2] in WAITING:
+            return kind_of(parse(job_id, versions[0][4]).document)
+        row = self._ledger.unwritten(job_id)
+        if row is not None and row.status in WAITING:
+            return kind_of(parse(job_id, row.raw).document)
+        return ""
+
+    def _keep(self, record: Record) -> None:
+        self._records[record.job_id] = record
+
+
+def _record(row: Any) -> Record:
+    job_id, queue, task_id, kind, message, node, pid, seen_at = row
+    return Record(job_id, queue, task_id, kind, bytes(message), node, pid, seen_at)

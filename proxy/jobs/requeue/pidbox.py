@@ -1,0 +1,197 @@
+"""Questions to Celery's workers over their remote control, and their answers. Pure.
+
+1. Workers subscribe to `/DB.celery.pidbox` by pattern, so `PUBSUB NUMSUB` says 0 of them; what
+   `PUBLISH` returns is how many there are. A request addressed to nobody costs a worker nothing
+   and counts them.
+2. `active` and `reserved` are answered with the tasks that a worker has in its hands. A worker of
+   the solo pool answers between two tasks only: silence is no evidence, an answer is.
+3. All sidecars share one mailbox, a list that is read without taking anything out. A ticket
+   carries the time of the question, so that a late answer still says from when on it holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.jobs.model import valid_job_id
+from proxy.jobs.requeue.messages import load_object
+
+MAILBOX = "reliability-proxy"
+REPLY_EXCHANGE = "reply.celery.pidbox"
+REPLY_BINDING = f"_kombu.binding.{REPLY_EXCHANGE}"
+REPLY_LIST = f"{MAILBOX}.{REPLY_EXCHANGE}"
+REPLY_MEMBER = f"{MAILBOX}\x06\x16\x06\x16{REPLY_LIST}"
+METHODS = ("active", "reserved")
+MAX_REPLIES = 400  # entries of the mailbox that are kept
+MAX_NODES = 1000  # workers known at a time
+_NOBODY = "reliability-proxy@counts-workers"
+_TICKET = re.compile(r"(active|reserved)-(\d{1,16})-[a-f0-9]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A worker's answer: the task and job ids in its hands at some time after `asked_at`."""
+
+    asked_at: float
+    holds: frozenset[str]
+
+
+def channel(db: int, prefix: str = "") -> str:
+    """Where workers listen."""
+    return f"{prefix}/{db}.celery.pidbox"
+
+
+def head_count(new_id: Callable[[], str], now: float) -> bytes:
+    """A request to nobody."""
+    return _envelope({"method": "ping", "arguments": {}, "destination": [_NOBODY]}, new_id, now)
+
+
+def question(method: str, new_id: Callable[[], str], now: float) -> bytes:
+    """`active` or `reserved`, to all workers. `now` is Unix seconds."""
+    ticket = f"{method}-{int(now * 1000)}-{new_id().replace('-', '')}"
+    body = {
+        "method": method,
+        "arguments": {},
+        "destination": None,
+        "pattern": None,
+        "matcher": None,
+        "ticket": ticket,
+        "reply_to": {"exchange": REPLY_EXCHANGE, "routing_key": MAILBOX},
+    }
+    return _envelope(body, new_id, now)
+
+
+def _envelope(body: dict[str, Any], new_id: Callable[[], str], now: float) -> bytes:
+    encoded = base64.b64encode(json.dumps(body).encode()).decode()
+    return json.dumps(
+        {
+            "body": encoded,
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"clock": 1, "expires": now + 3600},
+            "properties": {
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": new_id(),
+            },
+        }
+    ).encode()
+
+
+def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
+    """The newest whole answer (both methods) of each worker, by its node name."""
+    found: dict[str, dict[str, dict[float, frozenset[str]]]] = {}
+    for raw in replies:
+        envelope = load_object(raw)
+        if envelope is None:
+            continue
+        headers = envelope.get("headers")
+        ticket = headers.get("ticket") if isinstance(headers, dict) else None
+        match = _TICKET.fullmatch(ticket) if isinstance(ticket, str) else None
+        if match is None:
+            continue
+        at = int(match[2]) / 1000
+        for node, tasks in _reply(envelope).items():
+            if len(found) < MAX_NODES and isinstance(tasks, list):
+                found.setdefault(node, {}).setdefault(match[1], {})[at] = _held(tasks)
+    whole: dict[str, Answer] = {}
+    for node, by_method in found.items():
+        times = set.intersection(*(set(by_method.get(one, ())) for one in METHODS))
+        if times:
+            newest = max(times)
+            whole[node] = Answer(
+                newest, frozenset().union(*(by_method[one][newest] for one in METHODS))
+            )
+    return whole
+
+
+def _reply(envelope: dict[str, Any]) -> dict[str, Any]:
+    body = envelope.get("body")
+    try:
+        decoded = base64.b64decode(body, validate=True)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return {}
+    return load_object(decoded) or {}
+
+
+def _held(tasks: list[Any]) -> frozenset[str]:
+    """Task ids, and whatever in the arguments may be a job's id."""
+    ids: set[str] = set()
+    for task in tasks[:1000]:
+        if not isinstance(task, dict):
+            continue
+        nodes: list[Any] = [task.get("id"), task.get("args"), task.get("kwargs")]
+        for _ in range(1000):
+            if not nodes:
+                break
+            node = nodes.pop()
+            if isinstance(node, str):
+                ids.update(re.findall(r"[A-Za-z0-9_.:-]{1,128}", node[:4096]))
+            elif isinstance(node, list):
+                nodes.extend(node)
+            elif isinstance(node, dict):
+                nodes.extend(node.values())
+    return frozenset(one for one in ids if valid_job_id(one))
+
+
+# --- connections and results ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Consumers:
+    """Connections that wait for messages of some queue of a database: `idle` of `all` wait now."""
+
+    all: int
+    idle: int
+
+
+_CLIENT = re.compile(rb"(\w[\w-]*)=(\S*)")
+
+
+def consumers(listing: bytes, db: int) -> Consumers:
+    """Read `CLIENT LIST`: kombu takes messages with BRPOP, on a connection kept for that alone."""
+    every = idle = 0
+    for line in listing.splitlines():
+        fields = dict(_CLIENT.findall(line))
+        if fields.get(b"cmd") == b"brpop" and fields.get(b"db") == b"%d" % db:
+            every += 1
+            idle += b"b" in fields.get(b"flags", b"")
+    return Consumers(every, idle)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `celery-task-meta-ID` says: `state` as Celery writes it, and who runs it if STARTED."""
+
+    state: str
+    node: str | None = None
+    pid: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task is over."""
+        return self.state in ("SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED")
+
+
+def read_result(raw: bytes | None) -> Result | None:
+    """None where there is none, or no result of Celery's."""
+    document = load_object(raw)
+    state = document.get("status") if document is not None else None
+    if document is None or not isinstance(state, str):
+        return None
+    who = document.get("result")
+    if state != "STARTED" or not isinstance(who, dict):
+        return Result(state[:32])
+    node, pid = who.get("hostname"), who.get("pid")
+    return Result(
+        state,
+        node[:256] if isinstance(node, str) else None,
+        pid if isinstance(pid, int) and not isinstance(pid, bool) else None,
+    )

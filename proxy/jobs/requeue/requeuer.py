@@ -1,0 +1,461 @@
+"""The task that keeps a message for every unfinished job: look, judge, act, and again.
+
+1. Nothing is concluded while Redis is not whole, and nothing from one look: a job must be without
+   anybody for `settle` seconds before something is done for it.
+2. Workers are asked only when a job's judgement may depend on their answer.
+3. What is pushed is claimed in Redis by the script that pushes it (`scripts`), so that of many
+   sidecars one does it.
+4. After Redis came back with old data, messages of jobs that went on meanwhile are taken out: a
+   finished job must not run again, one that runs must not run twice.
+5. Trouble here is logged and counted, and never ends the mirror's session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.clock import Clock, iso_utc
+from proxy.config.mirrors import Mirror as MirrorConfig
+from proxy.config.mirrors import Requeue as RequeueConfig
+from proxy.jobs import sql
+from proxy.jobs.ledger import Ledger
+from proxy.jobs.ledger_file import LedgerSilent
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.model import FINISHED, WAITING, KeyPattern
+from proxy.jobs.news import Tell, silence
+from proxy.jobs.redis_side import CommandError, Link
+from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
+from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Work, judge
+from proxy.jobs.requeue.memory import MessageMemory
+from proxy.jobs.requeue.messages import Message
+from proxy.jobs.requeue.starter import CannotRequeue, Requeued, Starter
+from proxy.jobs.requeue.workers import WorkerWatch
+from proxy.jobs.restore import Life
+from proxy.jobs.waiting import happened
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 2.0  # seconds between two looks
+PAUSE = (0.25, 10.0)  # after a look: at least so long, and so many times the look's duration
+MAX_UNFINISHED = 5000  # jobs judged at a time, the longest unchanged first
+LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
+JUDGED_AT_ONCE = 200  # jobs between two turns for others
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where a job's message is; `tag` is its name in `unacked`, None in the queue."""
+
+    message: Message
+    tag: str | None
+
+
+@dataclass(slots=True)
+class _Track:
+    """What is remembered of an unfinished job between looks. Times are Unix seconds."""
+
+    missing_since: float | None = None
+    judged: Judgement | None = None
+    unattended_since: float | None = None
+    pause_until: float = 0.0
+    reported: str = ""
+    refused: str = ""
+
+
+class Requeuer:
+    """See the rules at the top of the file. `follow` lasts as long as a connection does.
+
+    `served`: jobs with a message or in a worker's hands. `unattended`: those that nobody is seen to
+    work on, with the evidence. `error`: why the broker cannot be read, None when it can.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: MirrorConfig,
+        requeue: RequeueConfig,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        tell: Tell = silence,
+        *,
+        key_prefix: str = "",
+        back_at: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.served: frozenset[str] = frozenset()
+        self.unattended: dict[str, Judgement] = {}
+        self.error: str | None = None
+        pattern = KeyPattern.parse(settings.key)
+        self._name = name
+        self._limits = Limits(settings.app_breaker, settings.stranded_after, requeue.settle)
+        self._ledger = ledger
+        self._clock = clock
+        self._metrics = metrics
+        self._tell = tell
+        self._back_at = back_at
+        self._broker = Broker(requeue, key_prefix=key_prefix, family=pattern.prefix)
+        self._memory = MessageMemory(ledger)
+        self._starter = Starter(
+            name, requeue, pattern, self._broker, self._memory, ledger, metrics, tell
+        )
+        self._workers = WorkerWatch(
+            name, self._broker, clock, metrics, tell, remember=settings.stranded_after
+        )
+        self._news = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._tracks: dict[str, _Track] = {}
+        # What is in `unacked`, by tag and time: when it was first seen, and whether it came there
+        # while we watched over this connection.
+        self._taken: dict[tuple[str, float], tuple[float, bool]] = {}
+        self._looked = False
+        self._server_started: float | None = None
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Key prefixes to be notified of."""
+        return self._broker.prefixes
+
+    def changed(self, key: bytes) -> None:
+        """A key of the broker changed."""
+        self._news.set()
+
+    # --- following -------------------------------------------------------------------------------
+
+    async def follow(self, link: Link, life: Life) -> None:
+        """Look and act until the link is lost (`RedisLost`)."""
+        async with self._lock:
+            self._taken.clear()
+            self._looked = False
+            self._workers.reconnected()
+            self._server_started = await self._started(link)
+        while True:
+            began = self._clock.monotonic()
+            if not life.lost:
+                await self._turn(link)
+            took = self._clock.monotonic() - began
+            await asyncio.sleep(max(PAUSE[0], PAUSE[1] * took))
+            await happened(self._news, LOOK_EVERY)
+            self._news.clear()
+
+    async def _turn(self, link: Link) -> None:
+        try:
+            async with self._lock:
+                for key, member in await self._broker.bindings(link):
+                    # Never taken out: nothing in Celery removes one, so one that is gone was lost.
+                    self._ledger.execute(sql.ADD_BINDING, {"key": key, "member": member})
+                view, work = await self._look(link)
+                await self._act(link, view, work)
+            self._report_error(None)
+        except BrokerRefused as refused:
+            self._report_error(str(refused))
+        except LedgerSilent:
+            pass  # the mirror reports it; the next turn tries again
+
+    def _report_error(self, error: str | None) -> None:
+        if error == self.error:
+            return
+        self.error = error
+        if error is None:
+            log.info("broker can be read again", extra={"mirror": self._name})
+            self._tell("broker_back", {})
+        else:
+            log.error("broker cannot be read", extra={"mirror": self._name, "reason": error})
+            self._tell("broker_refused", {"reason": error})
+
+    async def put_back(self, link: Link, life: Life) -> None:
+        """After a loss: bindings at once, and rule 4. Raises `RedisLost`, `LedgerSilent`."""
+        try:
+            stored = await self._ledger.table(sql.BINDINGS)
+            replies: list[Any] = []
+            if stored:
+                commands = [("SADD", key, member) for key, member in stored]
+                replies = await self._broker.call(link, *commands)
+            bindings = sum(reply == 1 for reply in replies)
+            self._metrics.rescued("binding", bindings)
+            dropped = await self._starter.drop_outdated(link)
+        except BrokerRefused as refused:
+            self._report_error(str(refused))
+        else:
+            log.info(
+                "broker checked after a loss",
+                extra={"mirror": self._name, "bindings": bindings, "outdated_messages": dropped},
+            )
+        self._news.set()
+
+    # --- one look --------------------------------------------------------------------------------
+
+    async def _look(self, link: Link, *, ask: bool = False) -> tuple[View, dict[str, Work]]:
+        """What is in the broker, and every unfinished job, judged."""
+        now = self._clock.time()
+        jobs = await self._unfinished(now)
+        await self._workers.count(link, len(jobs))
+        self._tracks = {job_id: self._tracks.get(job_id) or _Track() for job_id in jobs}
+        if not jobs:
+            self._publish()
+            await self._workers.close(link)
+            return View(), {}
+        await self._memory.load(jobs)
+        view = await self._broker.look(link)
+        places = _places(view, jobs)
+        view.results = await self._broker.results(link, self._tasks(jobs, places))
+        self._workers.running(view)
+        self._notice_taken(view, now)
+        work = {
+            job_id: await self._work(job_id, status, changed, places.get(job_id), view, now)
+            for job_id, (status, changed) in jobs.items()
+        }
+        if ask or (self._workers.due and self._in_doubt(work, now)):
+            await self._workers.ask(link)
+        else:
+            await self._workers.late_answers(link)
+        await self._judge(work, readable=view.readable)
+        self._publish()
+        self._memory.forget(set(jobs))
+        return view, work
+
+    async def _unfinished(self, now: float) -> dict[str, tuple[str, float]]:
+        """job: (status, when it last changed)."""
+        rows = await self._ledger.table(sql.UNFINISHED, (now, MAX_UNFINISHED))
+        found = {job_id: (status, changed) for job_id, status, changed in rows}
+        for row in self._ledger.unwritten_rows():
+            if row.status in FINISHED:
+                found.pop(row.job_id, None)
+            elif row.deadline is None or row.deadline > now:
+                found[row.job_id] = (row.status, row.captured_at)
+        return found
+
+    def _tasks(self, jobs: dict[str, Any], places: dict[str, _Found]) -> list[str]:
+        """The tasks whose results matter: of what is taken, and of what has no message."""
+        wanted = []
+        for job_id in jobs:
+            place, record = places.get(job_id), self._memory.of(job_id)
+            if place is not None and place.tag is not None:
+                wanted.append(place.message.task_id)
+            elif place is None and record is not None:
+                wanted.append(record.task_id)
+        return wanted
+
+    def _notice_taken(self, view: View, now: float) -> None:
+        present = {(tag, one.score) for tag, one in view.taken.items()}
+        self._taken = {key: self._taken.get(key, (now, self._looked)) for key in present}
+        self._looked = True
+
+    async def _work(
+        self, job_id: str, status: str, changed: float, place: _Found | None, view: View, now: float
+    ) -> Work:
+        track, waiting = self._tracks[job_id], status in WAITING
+        if place is None:
+            if track.missing_since is None:
+                track.missing_since = now
+            record, missing = self._memory.of(job_id), now - track.missing_since
+            if record is None:
+                return Work(job_id, waiting, changed, missing_for=missing)
+            return Work(
+                job_id,
+                waiting,
+                changed,
+                task_id=record.task_id,
+                node=record.node,
+                pid=record.pid,
+                result=view.results.get(record.task_id),
+                missing_for=missing,
+            )
+        track.missing_since = None
+        message = place.message
+        result = view.results.get(message.task_id)
+        node, pid = (result.node, result.pid) if result is not None else (None, None)
+        await self._memory.seen(job_id, message, node, pid, now)
+        if place.tag is None:
+            return Work(job_id, waiting, changed, place="queue", task_id=message.task_id)
+        first_seen, appeared = self._taken[place.tag, view.taken[place.tag].score]
+        return Work(
+            job_id,
+            waiting,
+            changed,
+            place="taken",
+            task_id=message.task_id,
+            taken_at=first_seen,
+            appeared=appeared,
+            node=node,
+            pid=pid,
+            result=result,
+        )
+
+    def _in_doubt(self, work: dict[str, Work], now: float) -> bool:
+        """Rule 2: whether a job has no message, or has been as it is for a while."""
+        settle = self._limits.settle
+        return any(
+            job.place is None or (job.place == "taken" and now - job.since >= settle)
+            for job in work.values()
+        )
+
+    # --- judging ---------------------------------------------------------------------------------
+
+    async def _judge(self, work: dict[str, Work], *, readable: bool) -> None:
+        now, calm = self._clock.time(), self._calm_for()
+        busy = {job.job_id for job in work.values() if job.place == "taken" or not job.waiting}
+        for number, job in enumerate(work.values(), 1):
+            found = judge(
+                job,
+                self._workers.state,
+                now=now,
+                calm_for=calm,
+                readable=readable,
+                others=len(busy) - (job.job_id in busy),
+                limits=self._limits,
+            )
+            track = self._tracks[job.job_id]
+            track.judged = found
+            if not found.unattended:
+                track.unattended_since = None
+            elif track.unattended_since is None:
+                track.unattended_since = now
+            if number % JUDGED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _calm_for(self) -> float:
+        """Seconds since the last trouble with Redis that we know of."""
+        back_at = self._back_at()
+        calm = math.inf if back_at is None else self._clock.monotonic() - back_at
+        if self._server_started is not None:
+            calm = min(calm, self._clock.time() - self._server_started)
+        return max(0.0, calm)
+
+    async def _started(self, link: Link) -> float | None:
+        """When the server was started, by our clock; None where it does not say so."""
+        (reply,) = await link.call(("INFO", "server"))
+        if isinstance(reply, CommandError):
+            return None
+        for line in bytes(reply).splitlines():
+            name, _, value = line.partition(b":")
+            if name == b"uptime_in_seconds" and value.strip().isdigit():
+                return self._clock.time() - int(value)
+        return None
+
+    def _publish(self) -> None:
+        judged = {job_id: track for job_id, track in self._tracks.items() if track.judged}
+        self.served = frozenset(
+            job_id for job_id, track in judged.items() if not _unattended(track)
+        )
+        self.unattended = {
+            job_id: track.judged
+            for job_id, track in judged.items()
+            if track.judged is not None and _unattended(track) and self._settled(track)
+        }
+        self._metrics.unattended.set(len(self.unattended))
+        fresh = [
+            (job_id, found)
+            for job_id, found in self.unattended.items()
+            if self._tracks[job_id].reported != found.reason
+        ]
+        for number, (job_id, found) in enumerate(fresh):
+            self._tracks[job_id].reported = found.reason
+            facts: dict[str, object] = {
+                "job_id": job_id,
+                "reason": found.reason,
+                "evidence": found.evidence,
+            }
+            if number < LOGGED_AT_ONCE:
+                log.warning("nobody works on a job", extra={"mirror": self._name, **facts})
+            self._tell("unattended", facts)
+        if len(fresh) > LOGGED_AT_ONCE:
+            more = len(fresh) - LOGGED_AT_ONCE
+            log.warning("nobody works on more jobs", extra={"mirror": self._name, "jobs": more})
+
+    def _settled(self, track: _Track) -> bool:
+        """Rule 1: whether nobody has been seen to work on it for long enough."""
+        since = track.unattended_since
+        return since is not None and self._clock.time() - since >= self._limits.settle
+
+    # --- acting ----------------------------------------------------------------------------------
+
+    async def _act(self, link: Link, view: View, work: dict[str, Work]) -> None:
+        now = self._clock.time()
+        for job_id in work:
+            track = self._tracks[job_id]
+            found = track.judged
+            if found is None or found.action not in (Action.PUSH, Action.RESTORE):
+                continue
+            if not self._settled(track) or track.pause_until > now:
+                continue
+            track.pause_until = now + self._limits.settle
+            try:
+                if await self._starter.start(link, view, job_id, found) is not None:
+                    self._news.set()
+            except CannotRequeue as cannot:
+                if track.refused != str(cannot):
+                    track.refused = str(cannot)
+                    facts: dict[str, object] = {"job_id": job_id, "reason": str(cannot)}
+                    log.error("job not requeued", extra={"mirror": self._name, **facts})
+                    self._tell("not_requeued", facts)
+        await self._starter.withdraw(link, view)
+
+    async def requeue(self, link: Link, job_id: str, *, reason: str, force: bool) -> Requeued:
+        """Start a job again by hand. Raises `CannotRequeue` with the evidence unless nobody works
+        on it or `force` is given; for a finished or deleted job always. Raises `RedisLost`,
+        `LedgerSilent`, `BrokerRefused`."""
+        async with self._lock:
+            view, work = await self._look(link, ask=True)
+            job, track = work.get(job_id), self._tracks.get(job_id)
+            if job is None or track is None or track.judged is None:
+                raise CannotRequeue("the job is finished, deleted or not known")
+            found = track.judged
+            if found.action not in (Action.PUSH, Action.RESTORE):
+                if job.place == "queue":
+                    raise CannotRequeue("its message is in the queue", found.evidence)
+                if not force:
+                    raise CannotRequeue("it may be worked on", found.evidence)
+                action = Action.RESTORE if job.place == "taken" else Action.PUSH
+                found = Judgement(action, "operator", f"by hand ({reason}); {found.evidence}")
+            done = await self._starter.start(link, view, job_id, found, force=True)
+        if done is None:
+            raise CannotRequeue("the job or its message changed meanwhile; look again")
+        self._news.set()
+        return done
+
+    def state(self) -> dict[str, Any]:
+        """For `/api/jobs` and `/readyz`."""
+        nobody = self._workers.nobody_since
+        return {
+            "workers": self._workers.connected,
+            "nobody_since": iso_utc(nobody) if nobody is not None else None,
+            "unattended": len(self.unattended),
+            "error": self.error,
+            "refused": list(self._broker.refused),
+        }
+
+
+def requeue_problem(state: dict[str, Any]) -> str | None:
+    """What is wrong by `Requeuer.state`, in one sentence; None when all is well."""
+    if state["error"]:
+        return f"the broker cannot be read: {state['error']}"
+    if state["nobody_since"]:
+        return f"nobody works on the queue since {state['nobody_since']}"
+    if state["unattended"]:
+        return f"nobody works on {state['unattended']} jobs"
+    if state["refused"]:
+        return f"missing rights: {'; '.join(state['refused'])}"
+    return None
+
+
+def _places(view: View, jobs: dict[str, Any]) -> dict[str, _Found]:
+    """Where each job's message is; the queue has the say where it is in both."""
+    places: dict[str, _Found] = {}
+    for tag, taken in view.taken.items():
+        for job_id in taken.message.job_ids:
+            if job_id in jobs:
+                places[job_id] = _Found(taken.message, tag)
+    for message in view.queued:
+        for job_id in message.job_ids:
+            if job_id in jobs:
+                places[job_id] = _Found(message, None)
+    return places
+
+
+def _unattended(track: _Track) -> bool:
+    return track.judged is not None and track.judged.unattended

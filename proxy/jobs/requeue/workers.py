@@ -1,0 +1,164 @@
+"""How many workers there are, and what they say they work on: counted, asked, remembered."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+from proxy.clock import Clock, iso_utc
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.news import Tell
+from proxy.jobs.redis_side import Link
+from proxy.jobs.requeue.broker import Broker, View
+from proxy.jobs.requeue.evidence import Workers
+from proxy.jobs.requeue.pidbox import Answer
+from proxy.jobs.requeue.scripts import WORKERS_FRESH
+
+log = logging.getLogger(__name__)
+
+COUNT_EVERY = 5.0  # seconds between two counts
+ASK_EVERY = 5.0  # seconds between two questions
+NOBODY_AFTER = 10.0  # seconds without a worker before it is reported
+
+
+class WorkerWatch:
+    """`state` is what evidence is drawn from. `connected`: how many workers were counted last,
+    None where nobody can tell. `nobody_since`: since when there is none though there are jobs,
+    Unix seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        broker: Broker,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        tell: Tell,
+        *,
+        remember: float,
+    ) -> None:
+        self.state = Workers()
+        self.connected: int | None = None
+        self.nobody_since: float | None = None
+        self._name = name
+        self._broker = broker
+        self._clock = clock
+        self._metrics = metrics
+        self._tell = tell
+        self._remember = remember
+        self._seen: dict[str, float] = {}  # node: when it last answered, Unix seconds
+        self._counted_at = self._asked_at = -math.inf  # monotonic
+        self._mailbox_open = False
+        self._reported = False
+
+    def reconnected(self) -> None:
+        """Over a new connection all is asked anew; who is known stays known."""
+        self.state = Workers(had_receivers=self.state.had_receivers, known=self.state.known)
+        self._counted_at = self._asked_at = -math.inf
+        self._mailbox_open = False
+
+    async def count(self, link: Link, unfinished: int) -> None:
+        """Count the workers, if it is time to. Raises `RedisLost`."""
+        if self._clock.monotonic() - self._counted_at < COUNT_EVERY:
+            return
+        self._counted_at = self._clock.monotonic()
+        now = self._clock.time()
+        receivers = await self._broker.count_workers(link, now)
+        consumers = None if receivers else await self._broker.consumers(link)
+        had = self.state.had_receivers or bool(receivers)
+        counted = Workers(receivers, had_receivers=had, consumers=consumers)
+        self.connected = counted.connected
+        if not receivers:
+            # Nobody listens, so nobody is missing among those who answer.
+            at = now - WORKERS_FRESH if self.connected == 0 else 0.0
+            self.state = replace(
+                self.state, receivers=receivers, asked_at=at, consumers=consumers, had_receivers=had
+            )
+        elif not self.state.receivers:
+            self.state = replace(self.state, receivers=None, consumers=None, had_receivers=had)
+            self._asked_at = -math.inf
+        self._metrics.workers.set(math.nan if self.connected is None else self.connected)
+        self._report(unfinished if self.connected == 0 else 0, now)
+
+    def _report(self, unfinished: int, now: float) -> None:
+        """`unfinished` jobs and no worker; 0 when all is well."""
+        if not unfinished:
+            if self._reported:
+                self._reported = False
+                log.info(
+                    "workers are back", extra={"mirror": self._name, "workers": self.connected}
+                )
+                self._tell("workers_back", {"workers": self.connected})
+            self.nobody_since = None
+            return
+        if self.nobody_since is None:
+            self.nobody_since = now
+        if not self._reported and now - self.nobody_since >= NOBODY_AFTER:
+            self._reported = True
+            facts: dict[str, object] = {
+                "queues": ", ".join(self._broker.settings.queues),
+                "since": iso_utc(self.nobody_since),
+                "unfinished": unfinished,
+            }
+            log.error("nobody works on the queue", extra={"mirror": self._name, **facts})
+            self._tell("no_workers", facts)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Whether the workers may be asked again."""
+        return self.connected != 0 and self._clock.monotonic() - self._asked_at >= ASK_EVERY
+
+    async def ask(self, link: Link) -> None:
+        """Ask all workers what they have in their hands. Raises `RedisLost`."""
+        self._asked_at = self._clock.monotonic()
+        now = self._clock.time()
+        asked = await self._broker.ask(link, now)
+        if asked is None:
+            return
+        self._mailbox_open = True
+        receivers, found = asked
+        self.state = replace(
+            self.state,
+            receivers=receivers,
+            asked_at=now,
+            had_receivers=self.state.had_receivers or receivers > 0,
+        )
+        self._learn(found)
+
+    async def late_answers(self, link: Link) -> None:
+        """Answers that came after the question was given up. Raises `RedisLost`."""
+        if self._mailbox_open:
+            self._learn(await self._broker.late_answers(link))
+
+    async def close(self, link: Link) -> None:
+        """Nothing is to be asked for now. Raises `RedisLost`."""
+        if self._mailbox_open:
+            self._mailbox_open = False
+            await self._broker.close_mailbox(link)
+
+    def _learn(self, found: dict[str, Answer]) -> None:
+        now = self._clock.time()
+        for node, answer in found.items():
+            self._seen[node] = max(answer.asked_at, self._seen.get(node, 0.0))
+        self._seen = {
+            node: seen for node, seen in self._seen.items() if now - seen < self._remember
+        }
+        answers = {**self.state.answers, **found}
+        self.state = replace(
+            self.state,
+            answers={node: one for node, one in answers.items() if node in self._seen},
+            known=frozenset(self._seen),
+        )
+
+    def running(self, view: View) -> None:
+        """Which process of which node runs one of the tasks that are in `unacked` now."""
+        found: dict[str, set[int]] = {}
+        for taken in view.taken.values():
+            result = view.results.get(taken.message.task_id)
+            if result is not None and result.node is not None and result.pid is not None:
+                found.setdefault(result.node, set()).add(result.pid)
+        self.state = replace(
+            self.state, running={node: frozenset(pids) for node, pids in found.items()}
+        )

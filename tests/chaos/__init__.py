@@ -1,0 +1,1 @@
+"""Kills at random, scaled down to what a test run may take."""
