@@ -19,6 +19,7 @@ from typing import Any, Literal
 import aiosqlite
 
 from proxy.clock import Clock
+from proxy.private_files import close_to_others, make, make_directory
 
 CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in use
 
@@ -101,7 +102,8 @@ class SqliteFile:
             raise
 
     async def _open(self) -> None:
-        await asyncio.to_thread(self.path.parent.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(make_directory, self.path.parent)
+        await asyncio.to_thread(make, self.path)
         schema = self._schema
         self.writer = db = await aiosqlite.connect(self.path, isolation_level=None)
         application_id = await _scalar(db, "PRAGMA application_id")
@@ -117,6 +119,7 @@ class SqliteFile:
         # In SQL, so that it is the writer's thread that compresses.
         await db.create_function("deflate", 1, _deflate, deterministic=True)
         await _migrate(db, schema, version)
+        await asyncio.to_thread(close_to_others, self.path)
         found = await asyncio.to_thread(self.path.stat)
         self._identity, size = (found.st_dev, found.st_ino), found.st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
@@ -248,7 +251,7 @@ async def _scalar(db: aiosqlite.Connection, statement: str) -> Any:
 
 def _clear(path: Path) -> None:
     """Make room for a file: a log without its file would be taken for that of the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     for tail in ("-wal", "-shm"):
         Path(f"{path}{tail}").unlink(missing_ok=True)
 

@@ -79,7 +79,7 @@ class Trace(Model):
     keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
     """How long an event is kept."""
     max_size: Annotated[Size, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
-    """Largest size of the file; beyond it the oldest events go."""
+    """Largest size of the file; beyond it the oldest events go, of what there is most of."""
     sample: Share = 0.01
     """Share kept of the exchanges that nothing else speaks for."""
     slow: Annotated[Duration, Field(gt=0)] = 2.0

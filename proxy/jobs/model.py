@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 Shape = Literal["current", "older", "opaque"]
 
-JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-"""What a client may send as a job id before it becomes part of a Redis key."""
+JOB_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,128}")
+"""What may be a job id: part of a Redis key, a segment of a URL. `.` and `..` would be paths."""
 
 FINISHED = frozenset({"completed", "failed", "cancelled"})
 WAITING = frozenset({"queued", "pending"})

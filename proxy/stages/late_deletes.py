@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import ssl
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from proxy.config.units import TargetAddress
 from proxy.headers import new_correlation_id
+from proxy.jobs.model import valid_job_id
 from proxy.shortage import SHORTAGES
 
 logger = logging.getLogger(__name__)
+
+#: Characters of a path that mean themselves (RFC 3986 §3.3).
+_PLAIN = "/:@!$&'()*+,;=~"
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
@@ -29,16 +35,18 @@ class LateDeletes:
     ) -> None:
         self._target = target
         self._tls = tls
-        self._path = path
-        self._placeholder = "{" + parameter + "}"
+        before, _, after = path.partition("{" + parameter + "}")
+        self._before, self._after = quote(before, _PLAIN), quote(after, _PLAIN)
         self._fields = {} if api_key is None else {"X-API-Key": api_key}
 
     async def __call__(self, job_id: str) -> bool:
         """Whether the app has been told. Its 404 will do; so will a refusal, which no repetition
         would change: the job's key is kept out of Redis in any case. Raises nothing."""
-        path = self._path.replace(self._placeholder, job_id)  # an ID of the mirror is path-safe
+        if not valid_job_id(job_id):
+            return True  # no ID that the app could have: what is in the file is not to be believed
         unix = self._target.path is not None
-        url = ("http://localhost" if unix else str(self._target)) + path
+        path = f"{self._before}{quote(job_id, '')}{self._after}"
+        url = URL(("http://localhost" if unix else str(self._target)) + path, encoded=True)
         correlation_id = new_correlation_id()
         fields = {"X-Correlation-ID": correlation_id, **self._fields}
         connector = (

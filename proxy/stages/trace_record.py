@@ -5,8 +5,8 @@
    the like), one good read of a job and one good call of an egress route in `polls_every`, and a
    sample of the rest.
 2. Whether to keep is decided in a few attribute reads; only what is kept is looked at.
-3. Of one route no more than `max_rate` is kept, so that a flood neither costs nor pushes out the
-   rest of the record.
+3. Of one route no more than `max_rate` is kept, and as much again of what failed, so that a flood
+   of errors neither costs nor pushes out the rest of the record.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class _Keep:
         self._every = trace.settings.polls_every
         self._slow = trace.settings.slow
         self._allowance = trace.allowance()
+        self._allowance_of_errors = trace.allowance()
         self._direction = binding.listener.direction
         role = binding.route.job if binding.route is not None else None
         self._parameter = (role.reads or role.deletes) if role is not None else None
@@ -127,7 +128,9 @@ class _Keep:
         self(x)
 
     def __call__(self, x: Exchange) -> None:
-        if not self._allowance.take(x.started):
+        failed = x.code is not None or x.status >= 400
+        allowance = self._allowance_of_errors if failed else self._allowance
+        if not allowance.take(x.started):
             self._trace.refused_by_rate()
             return
         extra = x.extra or {}

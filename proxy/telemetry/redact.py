@@ -19,10 +19,13 @@ _LIMIT = 100  # parameters of a query that are looked at; the rest is cut off, n
 
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]")
 _SECRET = re.compile(
-    r"token|secret|passw|passphrase|passcode|pwd|key|signature|credential|auth|session|bearer"
-    r"|(?:sig|jwt|otp|pin|sid|code|pass)$"
+    r"token|secret|passw|passphrase|passcode|pwd|key|signature|credential|auth|session|bearer|cookie"
+    r"|csrf|xsrf|nonce|private|assertion|ticket|saml|wresult|hmac|verifier|challenge|refresh|mnemonic"
+    r"|(?:sig|jwt|jws|jwe|otp|pin|sid|code|pass|pw|creds|cvv|cvc)$|^(?:mac|hash|salt|seed|proof)$"
 )
-_HARMLESS = re.compile(r"(?:status|error|language|country)code$|keywords?$|^authors?$")
+_HARMLESS = re.compile(
+    r"(?:status|error|language|country|currency|postal|zip|exit)code$|keywords?$|^authors?$|compass$"
+)
 _NESTED = re.compile(r"(\?|%(?:25)*3f|;)(?=.*(?:=|%(?:25)*3d)).*", re.IGNORECASE)
 _USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*@")
 _UNPRINTABLE = re.compile(r"[^ -~]")

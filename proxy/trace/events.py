@@ -60,6 +60,15 @@ class Event:
         """When it was over."""
         return self.at + (self.duration or 0.0)
 
+    @property
+    def lane(self) -> str:
+        """What it shares the bounds of the trace with: the same kind of one route, or its source
+        where it is no exchange."""
+        if self.source != "exchange":
+            return self.source
+        listener, route = self.facts.get("listener"), self.facts.get("route")
+        return f"{listener}/{route}/{self.kind}"
+
 
 def text(value: object, limit: int = TEXT) -> str:
     """The first `limit` characters of `value`, those that cannot be printed as `\\uNNNN`."""

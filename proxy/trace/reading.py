@@ -13,7 +13,7 @@ from proxy.trace.events import Event, Severity
 
 log = logging.getLogger(__name__)
 
-#: The columns of `sql.NAMES`.
+#: The columns of `sql.NAMES`; before it is written, its lane as well.
 Row = tuple[Any, ...]
 
 
@@ -74,7 +74,7 @@ class Reading:
 
 def read_event(row: Row) -> Event:
     """A row of the columns that `sql` selects."""
-    number, at, source, kind, severity, correlation_id, job_id, service, duration, facts = row
+    number, at, source, kind, severity, correlation_id, job_id, service, duration, facts = row[:10]
     return Event(
         at=at,
         source=source,

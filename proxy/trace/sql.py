@@ -2,7 +2,8 @@
 
 `id` is microseconds since 1970, made unique and growing by the process that records: it orders
 events as they were recorded, and tells how old they are. `severity` is 0 ok, 1 warning, 2 error;
-`facts` is JSON. Times and durations are seconds.
+`facts` is JSON. `lane` is what shares the file with others: a route's events of one kind, or a
+source. Times and durations are seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _MIGRATIONS = (
             WHERE source IN ('breaker', 'restore', 'mirror', 'proxy')""",
         "CREATE INDEX idx_events_calls ON events(service, id) WHERE source = 'exchange'",
     ),
+    (
+        "ALTER TABLE events ADD COLUMN lane TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX idx_events_lane ON events(lane, id)",
+    ),
 )
 
 SCHEMA = Schema(
@@ -60,12 +65,16 @@ NAMES = tuple(_COLUMNS.split(", "))
 
 # Another process that records into the same file may have made the same number.
 ADD = (
-    f"""INSERT OR IGNORE INTO events ({_COLUMNS}) VALUES (:id, :at, :source, :kind, :severity,
-        :correlation_id, :job_id, :service, :duration, :facts)""",  # noqa: S608 (a constant)
+    f"""INSERT OR IGNORE INTO events ({_COLUMNS}, lane) VALUES (:id, :at, :source, :kind,
+        :severity, :correlation_id, :job_id, :service, :duration, :facts, :lane)""",  # noqa: S608 (a constant)
 )
 
 OUTLIVED = ("DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < :before LIMIT 2000)",)
-OLDEST = ("DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT :number)",)
+OLDEST = (
+    """DELETE FROM events WHERE id IN
+        (SELECT id FROM events WHERE lane = :lane ORDER BY id LIMIT :number)""",
+)
+LANES = "SELECT lane, count(*) FROM events GROUP BY lane"
 GIVE_BACK = "PRAGMA incremental_vacuum(500)"
 
 BY_CORRELATION = f"""SELECT {_COLUMNS} FROM events WHERE correlation_id = ?
@@ -90,4 +99,3 @@ USED = """SELECT (SELECT page_count FROM pragma_page_count)
 LENGTH = """SELECT (SELECT page_count FROM pragma_page_count)
                   * (SELECT page_size FROM pragma_page_size)"""
 OLDEST_ID = "SELECT min(id) FROM events"
-COUNT = "SELECT count(*) FROM events"

@@ -5,7 +5,10 @@
    counted.
 2. What is queued can be read at once (`reading`), so the newest is never missing, and a full disk
    can still be found out about.
-3. The file is bounded by age and by size: after each commit the oldest events go until it fits.
+3. The file is bounded by age and by size: after each commit the oldest events go until it fits,
+   those of the largest lane first (a route's events of one kind), and never more of it than makes
+   it as large as the next. So nothing pushes out what others recorded, neither here nor in the
+   queue.
 4. A damaged or foreign file is renamed and a new one begun, one that somebody removes is written
    anew (`sqlite_upkeep.py`). Nothing of SQLite's leaves this file as an exception.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -39,7 +42,7 @@ GATHER = 0.2  # seconds for which events are gathered before they are written
 RETRY = 1.0  # seconds between two attempts while degraded
 TIDY_EVERY = 60.0  # seconds between two looks for what is too old
 TRIM_TO = 0.9  # of the largest size, when it is exceeded
-TRIM_STEP = 2000  # events deleted at one time
+TRIM_STEP, TRIM_LEAST = 2000, 200  # events deleted at one time: most, and fewest
 _OVERHEAD = 400  # bytes of one event in memory beside its facts
 
 
@@ -119,13 +122,22 @@ class TraceStore:
                 event.service,
                 event.duration,
                 facts,
+                event.lane,
             )
         )
         self._bytes += len(facts) + _OVERHEAD
         while len(self._queue) > QUEUE or self._bytes > QUEUE_BYTES:
-            self._bytes -= _size(self._queue.popleft())
+            self._bytes -= _size(self._take_from_largest_lane())
             self._metrics.dropped("queue")
         self._wake.set()
+
+    def _take_from_largest_lane(self) -> Row:
+        """Its oldest event, out of the queue: a millisecond, only while SQLite takes nothing."""
+        ((largest, _),) = Counter(row[-1] for row in self._queue).most_common(1)
+        place = next(n for n, row in enumerate(self._queue) if row[-1] == largest)
+        row = self._queue[place]
+        del self._queue[place]
+        return row
 
     @property
     def unwritten(self) -> int:
@@ -199,7 +211,7 @@ class TraceStore:
         self._group = []
 
     async def _add(self, rows: list[Row]) -> None:
-        params = [dict(zip(sql.NAMES, row, strict=True)) for row in rows]
+        params = [dict(zip((*sql.NAMES, "lane"), row, strict=True)) for row in rows]
         try:
             await self._file.transaction([(sql.ADD, params)])
         except REFUSED:
@@ -215,10 +227,14 @@ class TraceStore:
         used = await self._used()
         if used > self._max_size:
             target = self._max_size * TRIM_TO
-            while used > target and (events := int(await self._one(sql.COUNT) or 0)):
+            while used > target and (lanes := await self._lanes()):
                 # As many as hold the bytes that are too many, if all are of one size.
-                number = min(TRIM_STEP, int(events * (used - target) / used) + 1)
-                await self._file.transaction([(sql.OLDEST, [{"number": number}])])
+                number = min(TRIM_STEP, int(lanes.total() * (used - target) / used) + 1)
+                (lane, most), *others = lanes.most_common(2)
+                level = others[0][1] if others else 0
+                # Where lanes are level they take turns, in steps that are worth a commit.
+                number = min(number, max(most - level, TRIM_LEAST))
+                await self._file.transaction([(sql.OLDEST, [{"lane": lane, "number": number}])])
                 used = await self._used()
             await self._give_back()
         self._metrics.size.set(used)
@@ -245,6 +261,13 @@ class TraceStore:
     async def _used(self) -> int:
         """Bytes of the file that hold something."""
         return int(await self._one(sql.USED) or 0)
+
+    async def _lanes(self) -> Counter[str]:
+        """The number of events in each lane."""
+        if self._file.writer is None:
+            raise sqlite3.OperationalError("not open")
+        rows = await self._file.writer.execute_fetchall(sql.LANES)
+        return Counter({str(lane): int(count) for lane, count in rows})
 
     async def _one(self, statement: str) -> Any:
         if self._file.writer is None:
@@ -273,4 +296,4 @@ class TraceStore:
 
 
 def _size(row: Row) -> int:
-    return len(row[-1]) + _OVERHEAD
+    return len(row[9]) + _OVERHEAD

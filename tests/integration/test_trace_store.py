@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy.clock import ManualClock
+from proxy.trace import sql
 from proxy.trace import store as store_module
 from proxy.trace.events import Event, Severity
 from proxy.trace.recorder import Trace
@@ -131,6 +132,68 @@ async def test_bounded_by_size_under_hostile_sizes(tmp_path: Path) -> None:
         assert largest <= most * 1.7
     finally:
         await one.stop()
+
+
+async def test_errors_of_one_route_push_out_nothing_else(tmp_path: Path) -> None:
+    """A flood of what one route refuses shrinks itself: what others recorded before it stays, and
+    so do the jobs that the same route created."""
+    path = tmp_path / "t.db"
+    async with opened(path, max_size=1024 * 1024) as one:
+        for number in range(50):
+            ids = {"correlation_id": "good", "listener": "front", "padding": "x" * 400}
+            one.record(exchange(number, 202, kind="creation", route="create", **ids))
+            one.record(exchange(number, 503, kind="failed", route="other", **ids))
+            one.proxy("reloaded")
+        for number in range(8000):
+            one.record(
+                exchange(number, 400, kind="upload_empty", route="create", listener="front",
+                         padding="x" * 400)
+            )  # fmt: skip
+            if number % 1000 == 999:
+                await written(one)
+        reading = one.store.reading()
+
+        async def trimmed() -> bool:
+            return len(await reading.by_correlation("c-1", 9000)) < 3000
+
+        await eventually(trimmed, "the flood trimmed")
+        assert len(await reading.by_correlation("good", 1000)) == 100
+        assert len(await reading.news(0, 2e9, 1000)) >= 50
+        assert (await reading.by_correlation("c-1", 9000))[-1].at == T0 + 7999
+
+
+async def test_a_flood_pushes_nothing_else_out_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be written, the largest lane gives first as well."""
+    monkeypatch.setattr(store_module, "QUEUE", 100)
+    one = trace(tmp_path / "t.db", ManualClock(T0))
+    one.record(exchange(0, 202, kind="creation", correlation_id="good", route="create"))
+    for number in range(500):
+        one.record(exchange(number, 404, kind="no_route", route="unrouted"))
+    reading = one.store.reading()
+    assert len(await reading.by_correlation("good", 10)) == 1
+    assert len(await reading.by_correlation("c-1", 1000)) == 99
+
+
+async def test_a_file_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    """Events from before lanes stay readable."""
+    path = tmp_path / "t.db"
+    with closing(sqlite3.connect(path)) as db:
+        for statement in sql.SCHEMA.migrations[0]:
+            db.execute(statement)
+        db.execute(
+            """INSERT INTO events VALUES
+                (1, 1, 'exchange', 'failed', 2, 'c-1', NULL, 'app', 0.1, '{"status": 500}')"""
+        )
+        db.execute(f"PRAGMA application_id={sql.SCHEMA.application_id}")
+        db.execute("PRAGMA user_version=1")
+        db.commit()
+    async with opened(path, ManualClock(1.0), keep_for="1h") as one:
+        one.record(exchange(2, 500))
+        await written(one)
+        found = await one.store.reading().by_correlation("c-1", 10)
+    assert [event.kind for event in found] == ["failed", "request"]
 
 
 async def test_a_smaller_size_shrinks_an_old_file(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ RANKS: dict[str, int] = {
     "proxy.clock": 0,
     "proxy.cgroup": 0,
     "proxy.memory": 0,
+    "proxy.private_files": 0,
     "proxy.memory_budget": 0,
     "proxy.redis_client": 0,
     "proxy.shortage": 0,

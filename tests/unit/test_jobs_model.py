@@ -156,7 +156,9 @@ def test_lists_deletions_and_absences_are_shaped_like_the_app() -> None:
     }
 
 
-@pytest.mark.parametrize("hostile", ["", "a/b", "a b", "a" * 129, "ä", "a\n", "*", "{a}", "a\x00"])
+@pytest.mark.parametrize(
+    "hostile", ["", ".", "..", "a/b", "a b", "a" * 129, "ä", "a\n", "*", "{a}", "a\x00"]
+)
 def test_hostile_ids_never_become_keys(hostile: str) -> None:
     """Only letters, digits and `_ . : -`, at most 128, and nothing behind a newline."""
     assert not valid_job_id(hostile)

@@ -48,7 +48,35 @@ def test_only_the_first_parameters_are_looked_at_and_shown() -> None:
     assert "abc" not in shown
 
 
-@pytest.mark.parametrize("name", ["page", "status", "limit", "query", "max_shorts", "author"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "pw",
+            "user_pw",
+            "ticket",
+            "assertion",
+            "client_assertion",
+            "SAMLResponse",
+            "SAMLRequest",
+        ),
+        *("hmac", "refresh", "refresh_token", "private", "privateKey", "code_verifier", "nonce"),
+        *("code_challenge", "csrf", "X-XSRF", "cookie", "wresult", "hash", "mac", "jwe", "cvv"),
+        *("samlresponse[]", "p%77", "%2570w", "Client-Assertion", "oauth_verifier", "totp"),
+    ],
+)
+def test_the_names_of_secrets(name: str) -> None:
+    """What protocols and habits carry in a query, and nobody else may read."""
+    assert clean_target(f"/cb?a=1&{name}=abc") == f"/cb?a=1&{name}=***"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("page", "status", "limit", "query", "max_shorts", "author", "compass", "postal_code"),
+        *("currency_code", "machine", "hashtag", "seeds", "width", "file", "subtitle_style"),
+    ],
+)
 def test_ordinary_names_are_no_secrets(name: str) -> None:
     """What operators search their logs for stays readable."""
     assert not is_secret_name(name)
