@@ -320,6 +320,9 @@ def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPl
         for name in ("response", "idle", "tunnel")
         if (value := getattr(times, name)) is not None
     }
+    if times.response is not None:
+        deadline = plan.retry.rules.deadline if plan.retry is not None else NEVER
+        own["answer_timeout"] = min(times.response, deadline)
     return replace(plan, **own) if own else plan
 
 
