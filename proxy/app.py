@@ -45,12 +45,14 @@ from proxy.stages import all_stages
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
+from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool
 from proxy.wire.deadlines import Sweeper
+from proxy.wire.shedding import Shedding
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ class Proxy:
         self.metrics.registry.register(self._watch)
         self.metrics.registry.register(ClientMetrics(self._compiler.shares))
         self._plans = Plans({}, {})
+        self._shedding = Shedding(self._memory, self._sweeper)
+        self.metrics.registry.register(MemoryMetrics(self._memory, lambda: self._shedding.shed))
         self._sockets = Sockets(self._clock, self._sweeper, self._memory, self.metrics.listener)
         self._status = StatusBoard(
             Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
@@ -149,6 +153,7 @@ class Proxy:
             self._compiler.settle(self._config, self._plans)
             self._sweeper.start()
             self._lag.start()
+            self._shedding.start()
             self._shortages.start()
             self._app_side.start()
             await self._start_probes(self._config)
@@ -191,6 +196,7 @@ class Proxy:
         if self._trace is not None:
             await self._trace.stop()
         await self._app_side.stop()
+        self._shedding.stop()
         await self._lag.stop()
         await self._shortages.stop()
         self._sweeper.stop()

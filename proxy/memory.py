@@ -36,3 +36,10 @@ def collect_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+def give_back_freed_memory() -> bool:
+    """Have glibc give what is free within its heap back to the kernel: some milliseconds for each
+    100 MB. False where there is no `malloc_trim`, or nothing to give."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and bool(trim(0))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.breaker.bulkhead import Ticket as Place
 from proxy.headers import is_correlation_id, new_correlation_id
+from proxy.memory_budget import Holding
 from proxy.spool import SpooledBody
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
@@ -64,23 +65,32 @@ class BodyFilter(Protocol):
 
 
 class Tee:
-    """A copy of a response's body, up to `limit` bytes. `complete` once the body has ended."""
+    """A copy of a response's body, up to `limit` bytes and as long as `memory` has room for it.
+    `complete` once the body has ended."""
 
-    __slots__ = ("complete", "limit", "pieces", "size")
+    __slots__ = ("complete", "limit", "memory", "pieces", "size")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, memory: Holding) -> None:
         self.limit = limit
+        self.memory = memory
         self.pieces: list[bytes] = []
         self.size = 0
         self.complete = False
 
     def add(self, pieces: list[bytes]) -> None:
         """Keep these too; past the limit everything is dropped and `complete` stays False."""
-        self.size += sum(map(len, pieces))
-        if self.size <= self.limit:
+        size = sum(map(len, pieces))
+        self.size += size
+        if self.size <= self.limit and self.memory.try_grow(size):
             self.pieces += pieces
         else:
-            self.pieces.clear()
+            self.limit = -1
+            self.close()
+
+    def close(self) -> None:
+        """Nobody wants it any more."""
+        self.pieces.clear()
+        self.memory.clear()
 
     def end(self) -> None:
         """The body is complete."""
@@ -138,6 +148,7 @@ class Exchange:
     place: Place | None = None  # at the upstream's bulkhead
     ends_by_close = False  # the response's end is that of its connection
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
+    holding: Holding | None = None  # what that takes of the memory budget
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
     asked_again = False  # a rescuer has used its one `AskAgain`
     instead: Reply | None = None  # an answer that was found while we wait for another
@@ -225,3 +236,7 @@ def finish(x: Exchange) -> None:
     x.drop_body()
     if x.filter is not None:
         x.filter.close()
+    if x.tee is not None:
+        x.tee.close()
+    if x.holding is not None:
+        x.holding.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Coroutine
@@ -23,6 +24,10 @@ from proxy.wire.deadlines import Sweeper
 #: Connections that the kernel keeps for us while we are busy.
 _BACKLOG = 4096
 
+#: Descriptors of each listening socket: the event loop accepts one connection from each in a turn,
+#: and who comes behind a hundred others should not wait for a hundred turns.
+_ACCEPTS = 8
+
 
 class ListenerRuntime:
     """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
@@ -42,6 +47,7 @@ class ListenerRuntime:
         self._sweeper = sweeper
         self._memory = memory
         self._server: asyncio.Server | TlsAcceptor | None = None
+        self._accepting: list[asyncio.Server] = []  # on more descriptors of its sockets
         self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
         self._draining = False
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
@@ -63,7 +69,8 @@ class ListenerRuntime:
             self._server = acceptor
             acceptor.start(_BACKLOG)
             return
-        self._server = await asyncio.get_running_loop().create_server(
+        loop = asyncio.get_running_loop()
+        server = self._server = await loop.create_server(
             self._stream,
             bind.host or None,
             bind.port,
@@ -71,7 +78,12 @@ class ListenerRuntime:
             reuse_port=reuse_port or None,
             backlog=_BACKLOG,
         )
-        for listening in self._server.sockets:
+        for listening in server.sockets:
+            for _ in range(_ACCEPTS - 1):
+                again = socket.socket(fileno=os.dup(listening.fileno()))
+                self._accepting.append(
+                    await loop.create_server(self._stream, sock=again, backlog=_BACKLOG)
+                )
             # An answer must not wait for the client's delayed acknowledgement of the head.
             if listening.family != socket.AF_UNIX:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -139,8 +151,9 @@ class ListenerRuntime:
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange."""
         self._draining = True
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, *self._accepting):
+            if server is not None:
+                server.close()
         for client in list(self.clients):
             client.drain()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from proxy.errors import ClientLeft, Overloaded, ProxyError, UpstreamFailure, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
+from proxy.memory_budget import Holding
 from proxy.pipeline.buffering import DISK_PATIENCE
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import response_head
@@ -84,6 +85,11 @@ class Response:
         """The body, before anything of it is passed on; None where it is over `limit` bytes.
         `pass_on` sends it all the same. Raises `UpstreamFailure`."""
         size = sum(map(len, self._held))
+        memory = self._x.holding
+        if memory is None:
+            client = self._x.stream
+            memory = Holding(client.memory.account("held_answers"), client)
+            self._x.holding = memory
         self._relay.moved = self._clock.monotonic()
         while not self._body.done and size <= limit:
             pieces = self._read()
@@ -91,6 +97,7 @@ class Response:
                 raise self._cut
             self._held += pieces
             size += sum(map(len, pieces))
+            memory.set(size)
             if not self._body.done and not pieces:
                 if not self._relay.sent:
                     self._relay.send_body()  # the upstream may wait for the rest before it goes on

@@ -27,7 +27,7 @@ from proxy.pipeline.plain import PlainPath
 from proxy.pipeline.plan import ListenerPlan, Reply
 from proxy.pipeline.request_body import too_large
 from proxy.pipeline.rescue import rescue, send
-from proxy.pipeline.waiting import AnsweredMeanwhile
+from proxy.pipeline.waiting import AnsweredMeanwhile, memory_is_short
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 
@@ -64,6 +64,8 @@ class Service:
             logger.exception("connection failed", extra={"client": client.address})
             client.abort()
         finally:
+            if client.shed and client.write_paused:
+                client.abort()  # what it does not take is what memory is short of
             client.close()
 
     def full(self) -> Overloaded:
@@ -97,6 +99,8 @@ class Service:
             except (ProtocolError, TimeoutError) as error:
                 return await self._refuse_unread(client, plan, error)
             if head is None:
+                if client.shed and client.inbox:
+                    self._refuse_shed(client, plan)
                 return False
             x = Exchange(client, plan, head)
         try:
@@ -152,6 +156,12 @@ class Service:
         limit, length = x.plan.max_body, head.content_length
         if limit is not None and length is not None and length > limit:
             raise too_large(limit, length)
+
+    def _refuse_shed(self, client: ClientStream, plan: ListenerPlan) -> None:
+        """Answer a head that has not come to its end, as memory is short."""
+        x = Exchange(client, plan, None)
+        _answer_with(x, memory_is_short())
+        finish(x)
 
     async def _refuse_unread(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.errors import ClientLeft, Draining
+from proxy.errors import ClientLeft, Draining, Overloaded
 from proxy.pipeline.exchange import Exchange
 
 #: Seconds for which a client that has closed its sending half is still served while nothing moves.
@@ -14,17 +14,30 @@ class AnsweredMeanwhile(Exception):
     """`x.instead` has an answer, and the upstream still has none."""
 
 
+def memory_is_short() -> Overloaded:
+    """The refusal of a connection that held more than others when memory ran short."""
+    return Overloaded(
+        "The proxy is short of memory, and this connection held more of it than others",
+        close=True,
+        retry_after=1,
+        reason="memory",
+    )
+
+
 def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
     """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
 
     `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
-    `Draining` when the proxy can wait no longer, and `AnsweredMeanwhile`.
+    `Draining` when the proxy can wait no longer, `Overloaded` when it has no memory for it, and
+    `AnsweredMeanwhile`.
     """
     client = x.stream
     if x.instead is not None and not x.replied:
         raise AnsweredMeanwhile
     if client.cut:
         raise Draining("The proxy is stopping", retry_after=1)
+    if client.shed:
+        raise memory_is_short()
     if not client.eof:
         return deadline
     # Over TLS there is no closed half: whatever would be sent is thrown away.

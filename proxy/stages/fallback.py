@@ -7,7 +7,7 @@ import weakref
 from proxy.breaker.stale import StaleCache
 from proxy.config.listeners import Fallback, StaticAnswer
 from proxy.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
-from proxy.memory_budget import Holding, MemoryBudget
+from proxy.memory_budget import Account, Holding, MemoryBudget
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange, Tee
 from proxy.pipeline.plan import Hooks, Reply, Trouble
@@ -18,13 +18,16 @@ class FallbackStage:
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory.account("stale_answers")
+        self._copies = memory.account("answers_being_copied")
 
     def bind(self, binding: Binding) -> Hooks | None:
         """Stale answers are remembered per route."""
         if binding.route is None or binding.route.fallback is None:
             return None
         rules = binding.route.fallback
-        stale = _Stale(rules, Holding(self._memory)) if rules.stale is not None else None
+        stale = (
+            _Stale(rules, Holding(self._memory), self._copies) if rules.stale is not None else None
+        )
         return Hooks(
             started=stale.listen if stale else None,
             rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
@@ -35,9 +38,10 @@ class FallbackStage:
 class _Stale:
     """The last good answers of a route."""
 
-    def __init__(self, rules: Fallback, memory: Holding) -> None:
+    def __init__(self, rules: Fallback, memory: Holding, copies: Account) -> None:
         assert rules.stale is not None
         weakref.finalize(self, memory.clear)  # a reload makes a new one
+        self._copies = copies
         self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
 
     def key(self, x: Exchange) -> bytes | None:
@@ -49,7 +53,7 @@ class _Stale:
     def listen(self, x: Exchange) -> None:
         """Have the body of the answer copied, if it is one to keep."""
         if x.method == "GET":
-            x.tee = Tee(self.cache.max_body)
+            x.tee = Tee(self.cache.max_body, Holding(self._copies, x.stream))
 
     def remember(self, x: Exchange) -> None:
         """Keep a complete 200."""

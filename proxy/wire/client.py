@@ -82,6 +82,7 @@ class ClientStream(Stream):
         "requests",
         "secure",
         "share",
+        "shed",
     )
 
     def __init__(
@@ -117,6 +118,7 @@ class ClientStream(Stream):
         self._last_until = 0.0  # when a drain no longer waits for a request to begin
         self.draining = False  # the exchange in progress is the last one
         self.cut = False  # and its time is over
+        self.shed = False  # it must go, as it holds too much
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -201,11 +203,11 @@ class ClientStream(Stream):
         """Wait until the client has taken what was written to it; False when it has left, or has
         taken nothing for `patience` seconds."""
         self._unacknowledged = NEVER
-        while self.write_paused and not self.cut:
+        while self.write_paused and not (self.cut or self.shed):
             if not self._takes_within(patience) and self._unacknowledged:
                 return False
             await self.wait(self.clock.monotonic() + min(patience, _CLOSING))
-        return not self.lost
+        return not (self.lost or self.shed)
 
     async def reset_when_sent(self) -> None:
         """End the connection with a reset, once the client has everything: before that, a reset
@@ -229,6 +231,14 @@ class ClientStream(Stream):
         wait = _UNDER_WAY if self.requests else _FIRST
         self._last_until = self.clock.monotonic() + wait
         self._loop.call_later(_UNDER_WAY, self.notify)
+
+    def end_for_memory(self) -> None:
+        """It is one of the greediest, and memory is short: end soon, with a 503 if possible."""
+        self.shed = True
+        if self.ended:
+            self.abort()
+        else:
+            self.wake()
 
     @types.coroutine
     def wait(self, deadline: float) -> Generator[None, None, None]:
@@ -294,7 +304,7 @@ class ClientStream(Stream):
                 if self.inbox and not begun:
                     begun = True
                     deadline = self.clock.monotonic() + header_time
-            if self.eof or self.cut:
+            if self.eof or self.cut or self.shed:
                 return None
             if self.draining and not begun:
                 deadline = min(deadline, self._last_until)

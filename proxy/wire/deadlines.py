@@ -7,6 +7,7 @@ an attribute costs nothing. The price is precision: a deadline fires up to one t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 from proxy.clock import Clock
@@ -43,6 +44,11 @@ class Sweeper:
 
     def discard(self, member: HasDeadline) -> None:
         self._members.discard(member)
+
+    @property
+    def members(self) -> Iterable[HasDeadline]:
+        """All that have a deadline."""
+        return self._members
 
     def start(self) -> None:
         """Begin to tick on the running loop."""

@@ -17,7 +17,7 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
     ended = [False, False]
     clock = client.clock
     moved = clock.monotonic()
-    while not (all(ended) or client.cut or client.lost or upstream.lost):
+    while not (all(ended) or client.cut or client.shed or client.lost or upstream.lost):
         for way, (source, sink) in enumerate(((client, upstream), (upstream, client))):
             if source.inbox and not sink.write_paused:
                 data = source.take()
@@ -35,6 +35,9 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
         if clock.monotonic() >= moved + idle:
             break
         await client.wait(moved + idle)
+    if client.shed:
+        client.abort()
+        upstream.abort()
     for source, sink in ((client, upstream), (upstream, client)):
         if source.inbox and not sink.lost:
             sink.transport.write(source.take())

@@ -110,13 +110,10 @@ class HotExchange:
         if self._closed:
             return
         self._closed = True
-        asyncio.run(self._end())
+        self.client.eof_received()
         self._ours.close()
         self._theirs.close()
         self._writer.close(1.0)
-
-    async def _end(self) -> None:
-        self.client.eof_received()
 
     def __del__(self) -> None:
         self.close()

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.breaker.states import State
+from proxy.memory_budget import Holding, MemoryBudget
 from proxy.pipeline.exchange import Exchange, Tee
 from proxy.pipeline.plan import Hooks, Trouble
 from tests.bench.exchange import REQUEST, RESPONSE
@@ -96,7 +97,7 @@ def _tee(x: Exchange) -> None:
         def end(self) -> None:
             raise RuntimeError("broken on purpose")
 
-    x.tee = Broken(1000)
+    x.tee = Broken(1000, Holding(MemoryBudget().account("copies")))
 
 
 async def test_a_copy_that_fails_sends_nothing_twice(caplog: pytest.LogCaptureFixture) -> None:

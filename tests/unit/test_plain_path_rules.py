@@ -105,8 +105,8 @@ class Twin:
         if rescue == "second":
             stages.append(Asking(Hooks(rescuer=Second())))
         if rescue == "stale":
-            memory = Holding(MemoryBudget().account("stale_answers"))
-            stale = _Stale(Fallback.model_validate({"stale": "10m"}), memory)
+            account = MemoryBudget().account("stale_answers")
+            stale = _Stale(Fallback.model_validate({"stale": "10m"}), Holding(account), account)
             stages.append(
                 Asking(
                     Hooks(

@@ -42,6 +42,7 @@ from proxy.spool import Spool
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
+from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.resources.pace import Pace
 from proxy.telemetry.spool import SpoolMetrics
@@ -172,6 +173,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     memory = MemoryBudget()
     spool = Spool(tmp_path, 1, memory.account("spool"), clock)
     metrics.registry.register(SpoolMetrics(spool))
+    metrics.registry.register(MemoryMetrics(MemoryBudget(), int))
     watch = Watch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(

@@ -1,0 +1,150 @@
+"""What happens when the memory budget is nearly used up: the greediest connections go first.
+
+Slowing needs no code here: a connection reads on only below the budget's `allowance`, which shrinks
+as the budget fills. This is for what that does not reach, such as a thousand clients that each take
+nothing of a large answer.
+
+ 1. At level `shed`, connections are ended in the order of what they hold, both their directions and
+    their upstream connection's included, until enough is free. A request without an answer gets
+    503 `overloaded`, an answer that has begun is cut.
+ 2. Whoever holds less than a request needs is never ended.
+ 3. What the process has beside its accounts counts too, as `unaccounted`: what is resident, less
+    what was at the start, less what is accounted for, and up to half of the budget. So a kind of
+    holder that nobody thought of makes the allowances smaller instead of the process too large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import os
+from collections.abc import Callable
+
+from proxy.memory import give_back_freed_memory
+from proxy.memory_budget import LEAST, SHED_AT, Holding, Level, MemoryBudget
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import Sweeper
+from proxy.wire.pool import UpstreamStream
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two rounds of shedding, and between two looks at the resident memory.
+_ROUND, _LOOK = 0.05, 0.25
+
+#: Looks that freed memory is waited for before the allocator is asked for it.
+_PATIENCE = 20
+
+#: A connection that holds less is never ended.
+_SPARED = 2 * LEAST
+
+#: Bytes that a process may grow by without being asked what for.
+_GROWTH = 24 * 1024 * 1024
+
+#: The share of the limit to which shedding goes on.
+_ENOUGH = SHED_AT - 0.10
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Shedding:
+    """Keeps the process within `memory`; `shed` counts the connections that were ended for it."""
+
+    def __init__(
+        self, memory: MemoryBudget, sweeper: Sweeper, resident: Callable[[], int] | None = None
+    ) -> None:
+        self.shed = 0
+        self._memory = memory
+        self._sweeper = sweeper
+        self._resident = resident or resident_bytes
+        self._unaccounted = Holding(memory.account("unaccounted"))
+        self._base = 0
+        self._looks_beyond = 0  # in a row
+        self._timers: dict[str, asyncio.Handle] = {}
+        memory.changed.append(self._changed)
+
+    def start(self) -> None:
+        """What is resident now is the program's own."""
+        self._base = self._resident()
+        self._later("look", _LOOK, self._look)
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def round(self) -> int:
+        """End the greediest until enough is free; how many."""
+        excess = self._memory.used - int(self._memory.limit * _ENOUGH)
+        ended = 0
+        for size, _, client in heapq.nlargest(1000, self._holders()):
+            if excess <= 0:
+                break
+            client.end_for_memory()
+            excess -= size
+            ended += 1
+        self.shed += ended
+        return ended
+
+    def _holders(self) -> list[tuple[int, int, ClientStream]]:
+        """Who holds more than is spared, and how much."""
+        held: dict[ClientStream, int] = {}
+        for member in self._sweeper.members:
+            if isinstance(member, ClientStream):
+                held[member] = held.get(member, 0) + member.buffered + member.held
+            elif isinstance(member, UpstreamStream) and member.owner is not None:
+                held[member.owner] = held.get(member.owner, 0) + member.buffered
+        return [
+            (size, id(client), client)
+            for client, size in held.items()
+            if size > _SPARED and not client.shed
+        ]
+
+    def _changed(self, level: Level, before: Level) -> None:
+        facts = {
+            "event": "memory_level",
+            "level": level.label,
+            "before": before.label,
+            "used": self._memory.used,
+            "limit": self._memory.limit,
+            "holders": self._memory.accounts(),
+        }
+        logger.log(
+            logging.INFO if level is Level.NORMAL else logging.WARNING,
+            "memory level changed",
+            extra=facts,
+        )
+        if level is Level.SHED:
+            self._later("round", 0.0, self._rounds)
+
+    def _rounds(self) -> None:
+        del self._timers["round"]
+        if self._memory.level is Level.SHED:
+            if ended := self.round():
+                logger.warning(
+                    "connections shed for memory",
+                    extra={"event": "memory_shed", "connections": ended},
+                )
+            self._later("round", _ROUND, self._rounds)
+
+    def _look(self) -> None:
+        self._later("look", _LOOK, self._look)
+        accounted = self._memory.used - self._unaccounted.size
+        beyond = self._resident() - self._base - accounted - _GROWTH
+        self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
+        self._looks_beyond = self._looks_beyond + 1 if beyond > 0 else 0
+        if self._looks_beyond >= _PATIENCE:
+            self._looks_beyond = 0
+            asyncio.get_running_loop().run_in_executor(None, give_back_freed_memory)
+
+    def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        """Once, however often it is asked for."""
+        loop = asyncio.get_running_loop()
+        if name not in self._timers or name == "look":
+            self._timers[name] = loop.call_later(seconds, call)
+
+
+def resident_bytes() -> int:
+    """What the process has in memory now, without the pages of files that others may share."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
