@@ -20,10 +20,11 @@ import aiosqlite
 
 from proxy.clock import Clock
 from proxy.private_files import close_to_others, make, make_directory
+from proxy.sqlite_readers import Params, Readers, Silent, close_in_time, interrupt
+
+__all__ = ["REFUSED", "Newer", "Params", "Schema", "Silent", "SqliteFile", "Unfit", "is_damage"]
 
 CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in use
-
-Params = Sequence[Any] | Mapping[str, Any]
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -38,10 +39,6 @@ REFUSED = (
 )
 
 
-class Silent(Exception):
-    """The file cannot answer now: not open, damaged, or slower than the limit."""
-
-
 class Unfit(Exception):
     """The file is damaged or somebody else's: to be set aside. The message says which."""
 
@@ -54,9 +51,9 @@ class Newer(Exception):
 class Schema:
     """What a file of one kind looks like. `application_id` tells our files from others';
     `migrations` are numbered from 1; `settings` are run at every opening, before them, and `birth`
-    before those when the file is new; `readers`
-    is how many connections share the reads; a read that takes longer than `read_timeout`, in
-    seconds, counts as silence."""
+    before those when the file is new. `readers` connections share the reads that somebody waits
+    for, one more has the surveys, which may take longer: neither waits for the other. A read that
+    takes longer than its limit, in seconds, is interrupted, and counts as silence."""
 
     application_id: int
     migrations: Sequence[Sequence[str]]
@@ -64,6 +61,7 @@ class Schema:
     birth: Sequence[str] = ()
     readers: int = 2
     read_timeout: float = 1.0
+    survey_timeout: float = 10.0
 
 
 def is_damage(error: Exception) -> bool:
@@ -83,8 +81,8 @@ class SqliteFile:
         self._schema = schema
         self._clock = clock
         self._on_suspect = on_suspect
-        self._readers: list[aiosqlite.Connection] = []
-        self._turn = 0
+        self._readers = Readers(schema.read_timeout)
+        self._surveys = Readers(schema.survey_timeout)
         self._check: asyncio.Task[None] | None = None
         self._identity: tuple[int, int] | None = None  # device and inode of what is open
 
@@ -124,11 +122,8 @@ class SqliteFile:
         self._identity, size = (found.st_dev, found.st_ino), found.st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
             raise Unfit("damaged")
-        for _ in range(schema.readers):
-            reader = await aiosqlite.connect(self.path, isolation_level=None)
-            self._readers.append(reader)
-            await reader.execute("PRAGMA busy_timeout=200")
-            await reader.execute("PRAGMA query_only=ON")
+        for readers in (*[self._readers] * schema.readers, self._surveys):
+            await readers.add(await aiosqlite.connect(self.path, isolation_level=None))
         if size > CHECK_AT_START:
             self._check = asyncio.create_task(
                 self._check_in_use(), name=f"sqlite-check:{self.path.name}"
@@ -137,10 +132,19 @@ class SqliteFile:
     async def _check_in_use(self) -> None:
         """Read the whole file on a connection of its own; the owner acts on what is found."""
         try:
-            async with aiosqlite.connect(self.path) as db:
-                sound = await _scalar(db, "PRAGMA quick_check(1)") == "ok"
+            db = await aiosqlite.connect(self.path)
         except sqlite3.Error as error:
             sound = not is_damage(error)
+        else:
+            try:
+                sound = await _scalar(db, "PRAGMA quick_check(1)") == "ok"
+            except sqlite3.Error as error:
+                sound = not is_damage(error)
+            except asyncio.CancelledError:
+                await interrupt(db)  # it may take minutes yet
+                raise
+            finally:
+                await close_in_time(db)
         if not sound:
             self._on_suspect()
 
@@ -151,11 +155,11 @@ class SqliteFile:
             check.cancel()
             with suppress(asyncio.CancelledError):
                 await check
-        connections = [*self._readers, *([self.writer] if self.writer else [])]
-        self.writer, self._readers = None, []
-        for connection in connections:
-            with suppress(sqlite3.Error, ValueError):
-                await connection.close()
+        writer, self.writer = self.writer, None
+        await self._readers.close()
+        await self._surveys.close()
+        if writer is not None:
+            await close_in_time(writer)
 
     async def set_aside(self, why: str) -> Path:
         """Close, and rename the file, its log and its index out of the way. Raises `OSError`."""
@@ -176,6 +180,13 @@ class SqliteFile:
             return None
         return None if self._identity == (found.st_dev, found.st_ino) else "replaced"
 
+    async def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        try:
+            return (await asyncio.to_thread(Path(f"{self.path}-wal").stat)).st_size
+        except OSError:
+            return 0
+
     async def write_anew(self) -> None:
         """Copy a removed file to its place, and close it. Raises `OSError`, `sqlite3.Error`."""
         assert self.writer is not None
@@ -190,39 +201,44 @@ class SqliteFile:
     ) -> None:
         """Run each round's statements, each for all parameters, as one commit; all or nothing.
 
-        Raises `sqlite3.Error` and what else `REFUSED` names.
+        Raises `sqlite3.Error` and what else `REFUSED` names. A connection that was closed meanwhile
+        is no refusal, though its binding says it in the same words.
         """
         db = self.writer
         if db is None:
             raise sqlite3.OperationalError("not open")
-        await db.execute("BEGIN IMMEDIATE")
         try:
+            await db.execute("BEGIN IMMEDIATE")
             for statements, params in rounds:
                 for statement in statements:
                     await db.executemany(statement, params)
             await db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                await interrupt(db)  # or else the rollback would wait for the statement's end
             # SQLite rolls back by itself after some errors; then this is one too many.
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, ValueError):
                 await db.execute("ROLLBACK")
+            if isinstance(error, REFUSED) and (self.writer is not db or _is_closed(error)):
+                await self.close()
+                raise sqlite3.OperationalError("closed meanwhile") from error
             raise
 
-    async def rows(self, statement: str, params: Params = ()) -> list[Any]:
-        """What a query finds. Raises `Silent`."""
-        if not self._readers:
-            raise Silent("not open")
-        self._turn = (self._turn + 1) % len(self._readers)
-        reader = self._readers[self._turn]
-        limit = self._schema.read_timeout
+    async def rows(self, statement: str, params: Params = (), *, survey: bool = False) -> list[Any]:
+        """What a query finds; `survey`: nobody waits for it. Raises `Silent`."""
+        readers = self._surveys if survey else self._readers
         try:
-            async with asyncio.timeout(limit):
-                return list(await reader.execute_fetchall(statement, params))
-        except TimeoutError:
-            raise Silent(f"no answer within {limit:g} s") from None
+            return await readers.rows(statement, params)
         except (sqlite3.Error, ValueError) as error:
             if is_damage(error):
                 self._on_suspect()
             raise Silent(str(error)) from error
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether that is what sqlite3 and aiosqlite say of a connection that is closed."""
+    told = str(error).lower()
+    return "connection closed" in told or "no active connection" in told or "closed data" in told
 
 
 async def _migrate(db: aiosqlite.Connection, schema: Schema, version: int) -> None:

@@ -4,7 +4,9 @@
 2. A damaged or foreign file is renamed, and a new one begun. That and any other loss is told.
 3. A file that somebody removes is written anew from what is still open; one that somebody replaces
    is left for the new one. Either is noticed within `LOOK` seconds of a writer that asks.
-4. The one task that writes calls all of this. A reader or a check that meets damage merely points
+4. A write-ahead log that grows, because somebody reads an old state of the file for long, is
+   logged once; nothing can be done about it here.
+5. The one task that writes calls all of this. A reader or a check that meets damage merely points
    at it: `suspect` is set, and `on_suspect` wakes the writer.
 """
 
@@ -23,6 +25,9 @@ from proxy.sqlite_file import Newer, Schema, SqliteFile, Unfit, is_damage
 log = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between two looks whether the file is still in its place
+
+#: Bytes of the write-ahead log at which it is called large; four times what it is otherwise.
+LARGE_LOG = 64 * 1024 * 1024
 
 NOT_STARTED = "not started"
 
@@ -48,6 +53,8 @@ class Upkeep:
     ) -> None:
         self.file = SqliteFile(path, schema, clock, self._suspected)
         self.degraded: str | None = NOT_STARTED
+        self.log_size = 0  # bytes of the write-ahead log, as last seen
+        self._log_large = False
         self._kind = kind
         self._suspect = False
         self._look_at = 0.0
@@ -101,6 +108,7 @@ class Upkeep:
         if self.file.writer is None or now < self._look_at:
             return
         self._look_at = now + LOOK
+        self._saw_log(await self.file.log_size())
         what = await self.file.misplaced()
         if what is None:
             return
@@ -113,6 +121,18 @@ class Upkeep:
             await self.file.write_anew()
         except (OSError, sqlite3.Error) as error:
             self.say(f"its file was removed, and cannot be written anew: {error}")
+
+    def _saw_log(self, size: int) -> None:
+        self.log_size = size
+        if self._log_large:
+            self._log_large = size > LARGE_LOG // 2
+        elif size > LARGE_LOG:
+            self._log_large = True
+            log.warning(
+                "%s log is large: another process may be reading an old state of the file",
+                self._kind,
+                extra={**self._where(), "bytes": size},
+            )
 
     async def _set_aside(self, why: str) -> bool:
         try:

@@ -177,6 +177,7 @@ class Duties:
         while True:
             if not self._recalled:
                 await self.recall()
+            self._metrics.log.set(self._ledger.log_size)
             with suppress(LedgerSilent):
                 (rows,) = await self._ledger.column(sql.COUNT)
                 self._metrics.rows.set(rows)

@@ -337,10 +337,19 @@ class Ledger:
         """Why nothing can be written now; None when it can."""
         return self._upkeep.degraded
 
+    @property
+    def log_size(self) -> int:
+        """Bytes of the write-ahead log."""
+        return self._upkeep.log_size
+
     def _where(self) -> dict[str, Any]:
         return {"ledger": str(self._file.path), "backlog": self.backlog}
 
     # --- reading (each raises LedgerSilent) -----------------------------------------------------
+
+    async def _rows(self, statement: str, params: ReadParams = ()) -> list[Any]:
+        survey = statement not in sql.ANSWERS
+        return await self._file.rows(statement, params, survey=survey)
 
     def unwritten(self, job_id: str) -> Row | None:
         """The version of a job that is queued but not committed yet; its number is 0."""
@@ -352,16 +361,16 @@ class Ledger:
 
     async def get(self, job_id: str) -> Row | Tombstone | None:
         """A job, or that it was deleted, or None when it was never known."""
-        if rows := await self._file.rows(sql.GET, (job_id,)):
+        if rows := await self._rows(sql.GET, (job_id,)):
             return read_row(rows[0])
-        if rows := await self._file.rows(sql.GET_TOMBSTONE, (job_id,)):
+        if rows := await self._rows(sql.GET_TOMBSTONE, (job_id,)):
             deleted_at, origin, held, pass_on = rows[0]
             return Tombstone(job_id, deleted_at, origin, bool(held), bool(pass_on))
         return None
 
     async def heads(self, job_ids: Sequence[str]) -> dict[str, Head]:
         """The newest digest and the tombstone of each job, in one query."""
-        rows = await self._file.rows(sql.HEADS, (json.dumps(job_ids),))
+        rows = await self._rows(sql.HEADS, (json.dumps(job_ids),))
         return {
             job_id: Head(digest, deadline, held is not None, bool(held), bool(pass_on))
             for job_id, digest, deadline, held, pass_on in rows
@@ -369,24 +378,24 @@ class Ledger:
 
     async def was_version(self, job_id: str, digest: bytes) -> bool:
         """Whether the job once had this very value."""
-        return bool(await self._file.rows(sql.WAS_VERSION, (job_id, digest)))
+        return bool(await self._rows(sql.WAS_VERSION, (job_id, digest)))
 
     async def live_page(self, after: str, now: float, limit: int) -> list[Row]:
         """Jobs not expired at `now`, in the order of their ids, behind `after`."""
-        return [read_row(row) for row in await self._file.rows(sql.LIVE_PAGE, (after, now, limit))]
+        return [read_row(row) for row in await self._rows(sql.LIVE_PAGE, (after, now, limit))]
 
     async def live_ids(self, after: str, now: float, limit: int) -> list[str]:
         """The ids of `live_page`, without the documents."""
-        return [row[0] for row in await self._file.rows(sql.LIVE_IDS, (after, now, limit))]
+        return [row[0] for row in await self._rows(sql.LIVE_IDS, (after, now, limit))]
 
     async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
         """Live jobs, the newest creation first; what waits to be written among them."""
         waiting = dict(self._newest)
         most = limit + len(waiting)  # a row may be in both, in its old version and its new one
         if status is None:
-            found = await self._file.rows(sql.LIST, (now, most))
+            found = await self._rows(sql.LIST, (now, most))
         else:
-            found = await self._file.rows(sql.LIST_STATUS, (status, now, most))
+            found = await self._rows(sql.LIST_STATUS, (status, now, most))
         rows = [read_row(row) for row in found]
         if waiting:
             rows = [row for row in rows if row.job_id not in waiting]
@@ -396,12 +405,12 @@ class Ledger:
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
         """Live unfinished jobs without a change since then, the longest first."""
-        rows = await self._file.rows(sql.STRANDED, (unchanged_since, now, limit))
+        rows = await self._rows(sql.STRANDED, (unchanged_since, now, limit))
         return [read_row(row) for row in rows]
 
     async def versions(self, job_id: str) -> list[tuple[int, float, str, float, bytes]]:
         """(number, seen at, status, progress, value) of each version kept, the oldest first."""
-        rows = await self._file.rows(sql.VERSIONS, (job_id,))
+        rows = await self._rows(sql.VERSIONS, (job_id,))
         return [
             (number, seen, status, progress, zlib.decompress(data))
             for number, seen, status, progress, data in rows
@@ -409,11 +418,11 @@ class Ledger:
 
     async def column(self, statement: str, params: ReadParams = ()) -> list[Any]:
         """The first column of a query of `sql.py`."""
-        return [row[0] for row in await self._file.rows(statement, params)]
+        return [row[0] for row in await self._rows(statement, params)]
 
     async def table(self, statement: str, params: ReadParams = ()) -> list[Any]:
         """All columns of a query of `sql.py`, one tuple a row."""
-        return [tuple(row) for row in await self._file.rows(statement, params)]
+        return [tuple(row) for row in await self._rows(statement, params)]
 
 
 def _listed(row: Row, status: str | None, now: float) -> bool:

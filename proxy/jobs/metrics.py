@@ -38,6 +38,9 @@ class JobMetrics:
             registry=registry,
         )
         self.rows = Gauge("proxy_mirror_rows", "Jobs in SQLite", one, registry=registry)
+        self.log = Gauge(
+            "proxy_mirror_wal_bytes", "Size of SQLite's write-ahead log", one, registry=registry
+        )
         self.commits = Counter(
             "proxy_mirror_commits", "Groups of changes committed", one, registry=registry
         )
@@ -127,6 +130,7 @@ class MirrorMetrics:
         self._name = name
         self.lag = families.lag.labels(name)
         self.rows = families.rows.labels(name)
+        self.log = families.log.labels(name)
         self.commits = families.commits.labels(name)
         self.last_sync = families.last_sync.labels(name)
         self.stranded = families.stranded.labels(name)

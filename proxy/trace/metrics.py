@@ -23,6 +23,9 @@ class TraceMetrics:
         for reason in DROPS:
             self._dropped.labels(reason)
         self.size = Gauge("proxy_trace_bytes", "Size of the trace's file", registry=registry)
+        self.log = Gauge(
+            "proxy_trace_wal_bytes", "Size of SQLite's write-ahead log", registry=registry
+        )
         self.degraded = Gauge(
             "proxy_trace_degraded", "1 while the trace cannot be written", registry=registry
         )

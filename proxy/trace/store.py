@@ -177,6 +177,7 @@ class TraceStore:
     async def _write_all(self) -> bool:
         """Write what is queued; False when SQLite takes nothing now."""
         await self._upkeep.look()
+        self._metrics.log.set(self._upkeep.log_size)
         if not await self._upkeep.ready():
             return False
         try:

