@@ -55,9 +55,9 @@ class App:
     set, no request is answered. `accepts`: what a creation answers with, instead of the usual.
     """
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer, port: int = 0) -> None:
         self.redis = client_of(server)
-        self.upstream = Upstream()
+        self.upstream = Upstream(port=port)
         self.upstream.handler = self.serve
         self.answering = threading.Event()
         self._lock = threading.Lock()

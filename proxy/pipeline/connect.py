@@ -83,6 +83,8 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
                 upstream=plan.name,
                 reason=type(answer).__name__,
             )
+        if x.on_refused is not None:
+            x.on_refused(x)
         tried.clear()
         await pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
 

@@ -4,7 +4,7 @@ that the sinks (access log, metrics) read when it is over."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +18,7 @@ from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.deadlines import NEVER
 
 if TYPE_CHECKING:
+    from proxy.errors import ProxyError
     from proxy.pipeline.fair_shares import ClientShare
     from proxy.pipeline.outcome import Unwatched
     from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
@@ -151,6 +152,8 @@ class Exchange:
     holding: Holding | None = None  # what that takes of the memory budget
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
     asked_again = False  # a rescuer has used its one `AskAgain`
+    away: ProxyError | None = None  # why rescuers are to be asked before the upstream
+    on_refused: Callable[[Exchange], None] | None = None  # all targets refuse connections
     instead: Reply | None = None  # an answer that was found while we wait for another
     deadline = NEVER  # monotonic: when there must be a response head, whatever it takes
     avoid: tuple[str, ...] = ()  # targets that failed an earlier attempt

@@ -119,6 +119,12 @@ class PlainPath:
         try:
             for observe in request.route.started:
                 observe(x)
+            if x.away is not None:  # the upstream is not to be asked first, if at all
+                upstream.pool.release(upstream, reusable=True)
+                x.sent_on = x.target = None
+                x.attempts = 0
+                client.notify()
+                return True
             if plan.breaker is not None or plan.health is not None:
                 x.outcome = begin(x, plan)
             if plan.retry is not None:

@@ -125,13 +125,15 @@ class Service:
         assert head is not None
         if x.defect is not None:
             raise x.defect
-        if x.sent_on is None:
+        if x.sent_on is None and x.away is None:
             if plan.shares is not None:
                 x.share = plan.shares.admit(x.stream, head, x.started)
             if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
                 return
             self._route(x, plan, head)
         assert x.plan.upstream is not None
+        if x.away is not None and await _answered_for(x, x.away):
+            return
         try:
             await forward(x, plan, x.plan.upstream)
         except AnsweredMeanwhile:
@@ -175,6 +177,20 @@ class Service:
         finish(x)
         await _linger(client, x)
         return False
+
+
+async def _answered_for(x: Exchange, away: ProxyError) -> bool:
+    """Whether a rescuer had the answer of an upstream that is known to be away. An error of the
+    rescuer's is not worth more than what the upstream may still say."""
+    try:
+        better = await rescue(x, away)
+    except ProxyError:
+        return False
+    if not isinstance(better, Reply):
+        return False
+    x.note(rescued_from="away")
+    send(x, better)
+    return True
 
 
 def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:

@@ -8,6 +8,7 @@ The rules, from what the real service does (its answers about jobs cannot be bel
     mirror holds is put back into Redis and the app asked once more. Where that fails, where the app
     fails, or where it is silent for `fallback_after`, the mirror answers. Where the mirror cannot
     look either, a 404 becomes 503 `store_away` as long as it may be untrue.
+    An app that is known to answer nobody is not waited for: the mirror is asked first.
  3. lists: the mirror answers where the app fails, is silent, or has no Redis to look into.
  4. deletes: leave a tombstone. Where the app could not do it, it is told later. Of a 404 the same
     holds as for reads.
@@ -38,6 +39,7 @@ from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Silent, 
 from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
+from proxy.stages.app_presence import AppPresence
 from proxy.stages.late_deletes import LateDeletes
 from proxy.upload.check import UploadCheck
 
@@ -55,6 +57,7 @@ class JobRoles:
 
     def __init__(self, mirror_of: MirrorOf) -> None:
         self._mirror_of = mirror_of
+        self._presence: dict[str, AppPresence] = {}  # by upstream
 
     def bind(self, binding: Binding) -> Hooks | None:
         """Exactly one of the four roles, as the config says."""
@@ -82,7 +85,8 @@ class JobRoles:
         rescuer = (
             _Reads(mirror, door, role.reads) if role.reads is not None else _Lists(mirror, door)
         )
-        patience = _Patience(rescuer, role)
+        presence = self._presence.setdefault(binding.route.upstream, AppPresence())
+        patience = _Patience(rescuer, role, presence)
         return Hooks(started=patience.begin, rescuer=rescuer, finished=patience.end)
 
 
@@ -262,28 +266,43 @@ class _Deletes:
 
 
 class _Patience:
-    """`fallback_after`: asks the mirror while the app is still silent.
+    """`fallback_after`: asks the mirror while the app is still silent, or as soon as it refuses.
 
-    The request to the app goes on meanwhile; only an answer of the mirror ends it.
+    The request to the app goes on meanwhile; only an answer of the mirror ends it. While the app is
+    known to answer nobody, the mirror is asked first, and the app only for what the mirror does not
+    know, and by one request at a time.
     """
 
-    def __init__(self, rescuer: _Reads | _Lists, role: JobRole) -> None:
+    def __init__(self, rescuer: _Reads | _Lists, role: JobRole, presence: AppPresence) -> None:
         self._rescuer = rescuer
         self._after = role.fallback_after
+        self._presence = presence
         self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
 
     def begin(self, x: Exchange) -> None:
         """Start the clock of one exchange."""
         loop = asyncio.get_running_loop()
         self._running[x] = loop.call_later(self._after, self._over, x)
+        x.on_refused = self._over
+        if not self._presence.goes(x):
+            away = StillWaiting("The service answers nobody")
+            if self._rescuer.wants(x, away):
+                x.away = away
 
     def end(self, x: Exchange) -> None:
         """The exchange is over."""
+        self._presence.ended(x)
         running = self._running.pop(x, None)
         if running is not None:
             running.cancel()
 
     def _over(self, x: Exchange) -> None:
+        """No answer in time, or every target refused; once for each exchange."""
+        x.on_refused = None
+        if isinstance(running := self._running.get(x), asyncio.TimerHandle):
+            running.cancel()
+        if not x.replied:
+            self._presence.missed()
         waited = StillWaiting(f"No answer within {self._after:g}s")
         if x.replied or not self._rescuer.wants(x, waited):
             return

@@ -351,7 +351,7 @@ def test_hidden_or_strange_ids_do_no_harm(site: JobSite) -> None:
     job_id = site.created()
     assert document(site.read(job_id.replace("_", "%5F")))["from"] == "app"
     for strange in ("*", "%00", "..%2f..", "a" * 3000, "%F0%9F%8E%AC", "x;y", "{job_id}"):
-        assert site.read(strange).status == 404
+        assert site.read(strange).status in (400, 404), strange
 
 
 # --- lists ---------------------------------------------------------------------------------------
