@@ -120,9 +120,9 @@ class Upload(Model):
     """What an upload must be. `field` names the one file part of the form; `null` means that the
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
-    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it. The
-    upstream gets a connection when `buffer` bytes are there, or all of the body: 1 MiB, as Envoy
-    buffers for a connection."""
+    for a family of formats (docs/uploads.md), never for what a client or libmagic calls it.
+    `buffer` is what older files set; it has no effect, since the whole upload waits in the spool
+    for its verdict."""
 
     field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
@@ -136,7 +136,7 @@ class Upload(Model):
         "audio/ogg",
     )
     mode: Literal["enforce", "report"] = "enforce"
-    buffer: Annotated[Size, Field(ge=0, le=64 * 1024 * 1024)] = 1024 * 1024
+    buffer: Annotated[Size, Field(ge=0)] | Literal["stream"] | None = None
 
 
 class JobRole(Model):

@@ -147,6 +147,7 @@ def _listener(key: Key, listener: Listener, found: Findings) -> None:
             found.problem((*at, "name"), "a name used once in its listener", repr(route.name))
         names.add(route.name)
         _reference((*at, "upstream"), route.upstream, found.names("upstreams"), "upstreams", found)
+        _upload(at, route, found)
         _job(at, route, found)
         _shadow(at, route, listener.routes[:index], found)
     if listener.tls:
@@ -183,6 +184,14 @@ def _job(key: Key, route: Route, found: Findings) -> None:
         parameter = getattr(job, role)
         if parameter and parameter not in known and not found.invented((*key, "path")):
             found.problem((*at, role), f"a parameter of the path {route.path}", repr(parameter))
+
+
+def _upload(key: Key, route: Route, found: Findings) -> None:
+    if route.upload is not None and route.upload.buffer is not None:
+        found.notice(
+            (*key, "upload", "buffer"),
+            "not used: the whole upload waits in the spool (see `spool`)",
+        )
 
 
 def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from proxy.jobs.mirror import Mirror
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Stage
+from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
 from proxy.stages.fallback import FallbackStage
 from proxy.stages.job_context import JobContext
@@ -31,6 +32,7 @@ def all_stages(
     metrics: Metrics,
     access_log: AccessLog,
     probes: ProbePool,
+    spool: Spool,
     mirrors: Mapping[str, Mirror],
     trace: Trace | None,
     random: Callable[[], float],
@@ -41,7 +43,7 @@ def all_stages(
         RouteMetrics(metrics),
         JobContext(mirrors.values),
         UploadShares(),
-        UploadCheckStage(probes, metrics.registry),
+        UploadCheckStage(probes, spool, metrics.registry),
         JobRoles(mirrors.__getitem__),
         FallbackStage(memory),
         TraceRecord(trace, random),

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import Hooks
+from proxy.spool import Spool
 from proxy.upload import verdicts
 from proxy.upload.check import UploadCheck, UploadValidator
 from proxy.upload.pool import ProbePool
@@ -19,8 +20,9 @@ _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 class UploadCheckStage:
     """Binds a validator to every route with `upload:`."""
 
-    def __init__(self, pool: ProbePool, registry: CollectorRegistry) -> None:
+    def __init__(self, pool: ProbePool, spool: Spool, registry: CollectorRegistry) -> None:
         self._pool = pool
+        self._spool = spool
         self._verdicts = Counter(
             "proxy_uploads_total",
             "Uploads by verdict: accepted, a code of refusal, or unfinished",
@@ -58,7 +60,7 @@ class UploadCheckStage:
         """A route without `upload:` has nothing of this."""
         if binding.route is None or binding.route.upload is None:
             return None
-        validator = UploadValidator(binding.route.upload, self._pool)
+        validator = UploadValidator(binding.route.upload, self._pool, self._spool)
         endpoint = binding.route_name
         received = self._bytes.labels(endpoint)
         delay = self._delay.labels(endpoint)

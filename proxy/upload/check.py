@@ -1,24 +1,21 @@
-"""One upload, as the engine sees it: bytes in, bytes for upstream out, a verdict at the end.
+"""One upload, as the engine sees it: bytes in, a verdict, and a body for the upstream at the end.
 
 Rules:
-1. Nothing of a form goes upstream before the file's type is known. So a PDF called `song.mp3` never
-   reaches the app, not even its first byte, and the canonical header can name what the file really
-   is. Nor before `buffer` bytes are there, or the verdict: until then the upload needs no upstream
-   connection, and a slow sender takes none from others. All uploads together hold back 64 MiB at
-   most; once they do, each goes on as soon as its type is known.
-2. The end is held back until the verdict: of a form the last boundary, of a raw body the last
-   piece.
-3. What goes upstream is written anew: our own boundary, which no client can know (so no parser, be
-   it as lenient as it likes, finds a boundary within the file), one `Content-Disposition` per part,
-   a safe file name, the detected type. The length changes with it: a form is forwarded chunked, a
-   raw body keeps its length.
-4. A file of the configured field once; no other file; the other fields together 1 MiB at most.
-5. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
+1. The file goes into the spool, and a probe process reads it there. Nothing goes upstream, and the
+   upload needs no upstream connection, before the verdict is good. So a PDF called `song.mp3` never
+   reaches the app, not even its first byte, and a slow sender takes no connection from others.
+2. What goes upstream is written anew around the spooled file: our own boundary, which no client can
+   know (so no parser, be it as lenient as it likes, finds a boundary within the file), one
+   `Content-Disposition` per part, a safe file name, the detected type, and the length of it all.
+3. A file of the configured field once; no other file; the other fields together 1 MiB at most.
+4. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
+5. No room in the spool, no probe process in time: that is 503, and the log says why (session.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,15 +23,17 @@ from typing import Any, Final
 from proxy.clock import Clock, SystemClock
 from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
+from proxy.spool import Spool, SpooledBody
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
+from proxy.upload.fields import Fields
 from proxy.upload.findings import refusal
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
-from proxy.upload.holding import Holding
 from proxy.upload.pool import ProbePool
-from proxy.upload.session import HIGH_WATER, Answer, Job, ProbeSession
+from proxy.upload.session import Job, ProbeSession
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not the file
+SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 
 #: What `UploadCheck.facts` may hold, and the access line as `upload_NAME`.
@@ -49,26 +48,31 @@ FACTS: Final = (
     "reason",
 )
 
+log = logging.getLogger("proxy.upload")
+
 
 class UploadValidator:
-    """The rules of one route, compiled. `boundary` makes 32 hexadecimal digits, at random."""
+    """The rules of one route, compiled. `digest`: whether uploads are to know what is in them
+    (`UploadCheck.content`). `boundary` makes 32 hexadecimal digits, at random."""
 
     def __init__(
         self,
         rules: Upload,
         pool: ProbePool,
+        spool: Spool,
         *,
+        digest: bool = False,
         clock: Clock | None = None,
         boundary: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self.rules = rules
         self.pool = pool
+        self.spool = spool
+        self.digest = digest
         self.clock: Clock = clock or SystemClock()
         self.new_boundary = boundary
         families = compile_types(rules.types)
-        self.job = Job(
-            tuple(family.media_type for family in families), rules.max_size, rules.max_duration
-        )
+        self.job = Job(tuple(family.media_type for family in families), rules.max_duration)
 
     def begin(
         self,
@@ -84,10 +88,8 @@ class UploadValidator:
 class UploadCheck:
     """Call `feed` for each piece of the body, `finish` after the last, `close` in any case.
 
-    `forward_length`: the length of the body that goes upstream, None where only chunked will do.
-    `content_type`: the `Content-Type` to send upstream, None to leave the client's. Both hold for
-    the whole body. `on_change` is called from the event loop when a waiting `drained` would return
-    or raise: an engine that sleeps on the client's next bytes can act on an early refusal at once.
+    `content_type`: the `Content-Type` to send upstream, None to leave the client's. `on_change` is
+    called from the event loop when something is new: an early refusal, or room for more.
     """
 
     def __init__(
@@ -103,95 +105,92 @@ class UploadCheck:
         self._clock = validator.clock
         self._report = validator.rules.mode == "report"
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
-        self._held = Holding(validator.rules.buffer, validator.pool.held)  # rule 1
-        self._last = b""  # rule 2, raw bodies
-        self._head: list[bytes] = []  # of the file, until a process is worth its while
-        self._head_size = 0
+        self._file = validator.spool.body(self._spool_changed, sha256=validator.digest)
+        self._memory = validator.spool.memory
+        self._fields = Fields(digest=validator.digest)
         self._part: Part | None = None  # the part we are in
+        self._file_part: Part | None = None
         self._in_file = False
         self._file_seen = False
-        self._released = False
-        self._body = self._file = 0
+        self._body = 0
         self._error: ProxyError | None = None
-        self._finished_at: float | None = None
         self._validation_ms: float | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._content_length = content_length
         self._form: FormReader | None = None
         self._boundary = b""
         self.on_change: Callable[[], None] | None = None
-        self.forward_length: int | None = content_length
         self.content_type: bytes | None = None
         try:
             self._examine_head(content_type, content_length, content_encoding)
             if not self._report and self._form is not None:
                 self._boundary = validator.new_boundary().encode()
                 self.content_type = b"multipart/form-data; boundary=" + self._boundary
-                self.forward_length = None
         except UploadRejected as error:
             self._fail(error)
 
     # --- what the engine calls ---------------------------------------------------------------
 
+    @property
+    def forward_length(self) -> int | None:
+        """The length of the body that goes upstream, None where only chunked will do."""
+        return self._content_length if self._report else self._file.length
+
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now. Raises
-        `UploadRejected`, or `Overloaded` where no probe process could be had."""
+        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now: nothing,
+        except in report mode. Raises `UploadRejected`, or `Overloaded` for trouble of ours."""
         self._raise_if_failed()
-        out: list[bytes] = []
         if self._error is not None:  # report mode, verdict known
             self._body += len(data)
         else:
             try:
                 self._consult()
-                out = self._take(data) if data else self._release()
+                if data:
+                    self._take(data)
             except ProxyError as error:
                 self._fail(error)
-        if self._report:
-            return [data] if data else []
-        return out
+        return [data] if data and self._report else []
 
     @property
     def blocked(self) -> bool:
-        """Whether the engine should stop reading the client until `drained` returns."""
-        if self._error is not None or self._session.decided:
-            return False
-        undecided = self._session.opened and self._session.kind is None
-        return self._session.full or (undecided and self._held.size > HIGH_WATER)
+        """Whether the engine should stop reading the client until `on_change`: the disk is slow."""
+        return self._file.blocked and self._error is None and not self._session.decided
 
-    async def drained(self) -> None:
-        """Wait until not `blocked`. Raises as `feed` does where the verdict comes first."""
-        while self.blocked:
-            await self._next_change()
+    async def finish(self) -> list[bytes] | SpooledBody:
+        """The body is complete: wait for the verdict. Raises it, or returns the body that goes
+        upstream; nothing in report mode, where it went as it came."""
         self._raise_if_failed()
-
-    async def finish(self) -> list[bytes]:
-        """The body is complete: wait for the verdict. Raises it, or returns the end of the body."""
-        self._raise_if_failed()
-        self._finished_at = self._clock.monotonic()
-        out: list[bytes] = []
+        finished_at = self._clock.monotonic()
         try:
             if self._error is None:
                 self._end_of_body()
-                while not self._session.decided:
-                    await self._next_change()
+                await self._verdict()
                 self._consult()
-                out = self._release(complete=True)
         except ProxyError as error:
             self._fail(error)
-        self._validation_ms = (self._clock.monotonic() - self._finished_at) * 1000
+        self._validation_ms = (self._clock.monotonic() - finished_at) * 1000
         if self._report:
             return []
-        if self._form is not None:
-            out.append(b"--" + self._boundary + b"--\r\n")
-        elif self._last:
-            out.append(self._last)
-        return out
+        self._frame()
+        return self._file
 
     def close(self) -> None:
-        """Free the probe process. Always call it; a second call does nothing."""
+        """Free the probe process and the spool. Always call it; a second call does nothing."""
         self._session.close()
-        self._held.drop()
-        self._head.clear()
+        self._file.close()
+        self._memory.release(self._fields.clear())
+
+    @property
+    def content(self) -> list[tuple[bytes, ...]] | None:
+        """What makes two uploads the same: SHA-256 of each field's value and of the file, with
+        their names. None before the verdict is good, and where it is not wanted (`digest`)."""
+        if self._validation_ms is None or self._error is not None:
+            return None
+        file = self._file.digest()
+        if file is None:
+            return None
+        fields = [(b"field", *field) for field in self._fields.content]
+        return [*fields, (b"file", (self._field or "").encode(), file)]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -204,9 +203,9 @@ class UploadCheck:
         values = (
             self._verdict_name(),
             self._rules.mode,
-            session.kind and session.kind.get("type"),
-            session.kind and session.kind.get("label"),
-            self._file,
+            session.kind and session.kind["type"],
+            session.kind and session.kind["label"],
+            self._file.size,
             verdict.get("duration"),
             self._validation_ms,
             self._error.reason if self._error else None,
@@ -244,99 +243,86 @@ class UploadCheck:
 
     # --- the body -------------------------------------------------------------------------------
 
-    def _take(self, data: bytes) -> list[bytes]:
+    def _take(self, data: bytes) -> None:
         self._body += len(data)
         if self._form is None:
-            self._take_file(data)
-            previous, self._last = self._last, data
-            return self._emit(previous)
-        out: list[bytes] = []
+            self._take_file([data])
+            return
+        file: list[bytes] = []
         try:
             for event in self._form.feed(data):
                 if isinstance(event, bytes):
                     if self._in_file:
-                        self._take_file(event)
-                    out += self._emit(event)
+                        file.append(event)
+                    else:
+                        self._take_field(event)
                 elif isinstance(event, PartEnd):
-                    out += self._emit(b"\r\n")
+                    self._take_file(file)
+                    file = []
                     self._end_part()
                 else:
-                    out += self._begin_part(event)
+                    self._begin_part(event)
         except FormError as error:
             raise verdicts.malformed(str(error), self._field) from error
-        if self._body - self._file > OTHER_FIELDS:
+        self._take_file(file)
+        if self._body - self._file.size > OTHER_FIELDS:
             raise verdicts.malformed("the other fields are over 1MB", self._field, reason="fields")
-        return out
 
-    def _begin_part(self, part: Part) -> list[bytes]:
+    def _begin_part(self, part: Part) -> None:
         self._part = part
         if part.name != self._field:
             if part.filename is not None:
                 raise verdicts.malformed(
                     f"a file in a field other than {self._field}", self._field, reason="other_file"
                 )
-            return self._emit(self._part_head(part))
+            self._fields.begin(part.name, behind=self._file_seen, boundary=self._boundary)
+            return
         if self._file_seen:
             raise verdicts.malformed(
                 f"field {self._field} is there twice", self._field, reason="duplicate"
             )
         if part.filename is None:
             raise verdicts.missing(part.name)
+        self._file_part = part
         self._file_seen = self._in_file = True
-        return []  # its head is written when its type is known
 
-    def _part_head(self, part: Part) -> bytes:
-        head = b"--" + self._boundary + b"\r\n"
-        if part.filename is None:
-            return head + disposition.write_disposition(part.name) + b"\r\n"
-        kind: Answer = self._session.kind or {}
-        family = BY_MEDIA_TYPE[kind["type"]]
-        name = disposition.safe_file_name(part.filename, family)
-        return (
-            head
-            + disposition.write_disposition(part.name, name)
-            + f"Content-Type: {family.media_type}\r\n\r\n".encode()
-        )
+    def _take_field(self, data: bytes) -> None:
+        self._memory.reserve(len(data))
+        self._fields.add(data)
 
-    def _take_file(self, data: bytes) -> None:
-        if self._file == 0:
-            self._file_part = self._part
-        self._file += len(data)
-        if self._file > self._rules.max_size:
-            self._raise_too_large()
-        if self._session.opened:
-            self._session.send(data)
+    def _take_file(self, pieces: list[bytes]) -> None:
+        if not pieces:
             return
-        self._head.append(data)
-        self._head_size += len(data)
-        if self._head_size >= HEAD:
-            self._open_session()
+        file = self._file
+        file.append(pieces)
+        if file.size > self._rules.max_size:
+            self._raise_too_large()
+        if file.size >= HEAD:
+            file.to_file()
+            self._tell_session()
 
     def _raise_too_large(self) -> None:
-        limit, length = self._rules.max_size, self._content_length
+        limit, length, size = self._rules.max_size, self._content_length, self._file.size
         if length is None:
-            raise verdicts.too_large(self._file, limit, self._field, at_least=True)
+            raise verdicts.too_large(size, limit, self._field, at_least=True)
         # The file is what the rest of the body is, the last boundary aside.
-        expected = self._file + length - self._body if self._form else length
-        raise verdicts.too_large(max(expected, self._file), limit, self._field)
-
-    def _open_session(self) -> None:
-        self._session.open()
-        self._session.send(b"".join(self._head))
-        self._head.clear()
+        expected = size + length - self._body if self._form else length
+        raise verdicts.too_large(max(expected, size), limit, self._field)
 
     def _end_part(self) -> None:
-        self._part = None
         if self._in_file:
             self._in_file = False
             self._end_of_file()
+        elif self._part is not None:
+            self._fields.end()
+        self._part = None
 
     def _end_of_file(self) -> None:
-        if self._file == 0:
+        if self._file.size == 0:
             raise verdicts.empty(self._field)
-        if not self._session.opened:
-            self._open_session()
-        self._session.end()
+        self._file.end()
+        self._file.to_file()
+        self._tell_session()
 
     def _end_of_body(self) -> None:
         if self._form is None:
@@ -352,43 +338,60 @@ class UploadCheck:
         if not self._file_seen:
             raise verdicts.missing(self._field)
 
-    # --- what goes upstream ---------------------------------------------------------------------
-
-    def _emit(self, data: bytes) -> list[bytes]:
-        if self._report or not data:
-            return []
-        if self._released:
-            return [data]
-        self._held.add(data, before_file=not self._file_seen)
-        return self._release()
-
-    def _release(self, *, complete: bool = False) -> list[bytes]:
-        """Everything held, once it is enough and the type of the file is known and good."""
-        if self._released or self._report or self._session.kind is None:
-            return []
-        if not (complete or self._held.enough):
-            return []
-        self._released = True
-        head = b""
+    def _frame(self) -> None:
+        """Rule 2: what stands around the file."""
         if self._form is not None:
             assert self._file_part is not None
-            head = self._part_head(self._file_part)
-        return self._held.take(head)
+            assert self._session.kind is not None
+            family = BY_MEDIA_TYPE[self._session.kind["type"]]
+            name = disposition.safe_file_name(self._file_part.filename or "", family)
+            head = b"--%b\r\n%bContent-Type: %b\r\n\r\n" % (
+                self._boundary,
+                disposition.write_disposition(self._file_part.name, name),
+                family.media_type.encode(),
+            )
+            before = bytes(self._fields.before) + head
+            behind = b"\r\n" + bytes(self._fields.behind) + b"--" + self._boundary + b"--\r\n"
+            self._memory.release(self._fields.clear())
+            self._file.frame(before, behind)
 
     # --- the verdict ----------------------------------------------------------------------------
 
+    def _tell_session(self) -> None:
+        file, session = self._file, self._session
+        if file.fd is not None:
+            whole = file.complete and file.in_file
+            if session.opened:
+                session.grew(file.written, whole=whole)
+            elif file.written >= HEAD or whole:
+                session.open(file.fd, file.written, whole=whole)
+
+    async def _verdict(self) -> None:
+        """Wait for it. Raises `Overloaded` where the disk does not take the file in time."""
+        try:
+            async with asyncio.timeout(SPOOL_TIMEOUT):
+                while not (self._session.decided or self._file.in_file):
+                    self._consult()
+                    await self._next_change()
+        except TimeoutError:
+            log.warning("upload not examined", extra={"cause": "spool: the disk does not answer"})
+            raise verdicts.overloaded("upload_spool") from None
+        while not self._session.decided:
+            await self._next_change()
+
     def _consult(self) -> None:
-        """Raise what the probe has found so far."""
+        """Raise what the probe has found so far, or that there is no room."""
         error = refusal(self._session, self._accepted, self._rules.max_duration, self._field)
         if error is not None:
             raise error
+        if self._file.full is not None and not self._session.decided:
+            log.warning("upload not examined", extra={"cause": f"spool: {self._file.full}"})
+            raise verdicts.overloaded("upload_spool")
 
     def _fail(self, error: ProxyError) -> None:
         """Settle on `error`; in report mode it is only kept for `facts`."""
         self._error = error
-        self._session.close()
-        self._held.drop()
-        self._head.clear()
+        self.close()
         self._raise_if_failed()
 
     def _raise_if_failed(self) -> None:
@@ -406,6 +409,11 @@ class UploadCheck:
         return "accepted" if self._validation_ms is not None else "unfinished"
 
     # --- waiting --------------------------------------------------------------------------------
+
+    def _spool_changed(self) -> None:
+        if self._error is None:
+            self._tell_session()
+        self._changed()
 
     def _changed(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -18,7 +18,7 @@ _REASONS = {
     "junk": "too much of it is no audio",
     "memory": "it takes too much memory to read",
     "crashed": "it cannot be read",
-    "stalled": "it takes too long to read",
+    "slow": "it takes too long to read",
 }
 
 
@@ -26,11 +26,11 @@ def refusal(
     session: ProbeSession, accepted: Sequence[str], max_duration: float | None, field: str | None
 ) -> ProxyError | None:
     """What speaks against the upload so far; None for nothing."""
-    if session.lost == "busy" or session.lost == "stopped":
-        return verdicts.overloaded()
     if session.lost is not None:
-        return verdicts.duration_unknown(_REASONS[session.lost], field, session.lost)
-    if session.kind is not None and session.kind.get("type") not in accepted:
+        if session.to_blame:
+            return verdicts.duration_unknown(_REASONS[session.lost], field, session.lost)
+        return verdicts.overloaded("upload_probe")
+    if session.kind is not None and session.kind["type"] not in accepted:
         return verdicts.duration_unknown(_REASONS["crashed"], field, "crashed")
     match session.verdict:
         case None:
@@ -39,8 +39,6 @@ def refusal(
             return verdicts.type_rejected(what, accepted, field)
         case {"refused": "long", "duration": float(seconds)}:
             return verdicts.too_long(seconds, max_duration or 0.0, field)
-        case {"refused": "busy"}:
-            return verdicts.overloaded()
         case {"refused": "unknown", "why": str(why)} if why in _REASONS:
             return verdicts.duration_unknown(_REASONS[why], field, why)
         case {"duration": float()} if session.kind is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from av.container import InputContainer
 
+from proxy.upload.boxes import is_sequential
 from proxy.upload.families import MP4, MPEG, WAV, Family
 from proxy.upload.mp3 import measure_mp3
 from proxy.upload.mp4_index import follow_index
@@ -31,8 +32,7 @@ from proxy.upload.packets import (
     refuse_video,
     walk_packets,
 )
-from proxy.upload.source import Source
-from proxy.upload.spool import Spool
+from proxy.upload.source import Source, WholeFile
 from proxy.upload.wav import count_samples, find_samples
 
 # Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
@@ -42,18 +42,16 @@ _TRY_PCM = 4  # packets, of 64 KiB: one would do, all bytes decode
 _METADATA = 128 * 1024  # bytes that may stand behind a WAV's samples
 
 
-def measure(
-    source: Source, family: Family, limit: float | None, *, spool: Spool | None = None
-) -> float:
-    """Seconds that the file plays. Raises `NotAudio`, `Undecodable` or `PastLimit`.
-
-    `spool` has the file where its index comes last.
-    """
+def measure(source: Source, head: bytes, family: Family, limit: float | None) -> float:
+    """Seconds that the file plays, which begins with `head`. Raises `NotAudio`, `Undecodable` or
+    `PastLimit`."""
     if family is MPEG:
         walks = [measure_mp3(source, limit)]
     else:
-        with open_container(spool.file if spool else source, family) as container:
-            walks = _walk(container, source, family, limit, spool)
+        seeking = family is MP4 and not is_sequential(head)
+        file = WholeFile(source) if seeking else source
+        with open_container(file, family) as container:
+            walks = _walk(container, source, head, family, limit, whole=seeking)
             refuse_video(container, family)
         source.drain()
     if family is WAV:
@@ -71,18 +69,20 @@ def measure(
 def _walk(
     container: InputContainer,
     source: Source,
+    head: bytes,
     family: Family,
     limit: float | None,
-    spool: Spool | None,
+    *,
+    whole: bool,
 ) -> list[Walk]:
     streams = audio_streams(container, family)
     walks = [Walk(float(stream.time_base or 1)) for stream in streams]
     # Fragments have their index among the sound: there the packets tell first when it is too much.
-    late = spool is None and b"mvex" in source.head
+    late = not whole and b"mvex" in head
     indexed = family is MP4 and len(streams) == 1 and not late
     context = streams[0].codec_context
     pcm = family is WAV and context is not None and context.name.startswith("pcm_")
-    samples = find_samples(source.head) if pcm else None
+    samples = find_samples(head) if pcm else None
     walk_packets(
         container,
         streams,
@@ -90,7 +90,6 @@ def _walk(
         family,
         limit,
         stop_after=TRY_DECODE if indexed else _TRY_PCM if samples else None,
-        can_try=spool.has if spool else None,
     )
     if indexed and walks[0].tried == TRY_DECODE:
         follow_index(walks[0], container, streams[0], source, limit)

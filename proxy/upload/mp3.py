@@ -43,7 +43,7 @@ def measure_mp3(source: Source, limit: float | None) -> Walk:
     lead = _lead(source)
     walk = _try_lead(lead, limit)
     if walk is None:
-        source.unread(lead)
+        source.back(len(lead))
         walk = Walk()
         _walk_on(walk, source, limit)
     else:
@@ -100,7 +100,7 @@ def _count_on(walk: Walk, lead: bytes, source: Source, limit: float | None) -> N
         return
     again = counter.rest()
     _add(walk, counter)
-    source.unread(again + bytes(rest))
+    source.back(len(again) + len(rest))
     _walk_on(walk, source, limit)
 
 

@@ -89,5 +89,5 @@ def _stop_at(limit: float, walk: Walk, stream: AudioStream, source: Source) -> N
             high = middle
         else:
             low = middle + 1
-    if 0 < low < len(entries) and source.drain(until=entries[low - 1].pos + entries[low - 1].size):
+    if 0 < low < len(entries) and source.arrive(entries[low - 1].pos + entries[low - 1].size):
         raise PastLimit((entries[low].timestamp - first) * walk.tick)

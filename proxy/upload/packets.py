@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -127,11 +127,10 @@ def walk_packets(
     limit: float | None,
     *,
     stop_after: int | None = None,
-    can_try: Callable[[int, int], bool] | None = None,
 ) -> None:
     """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
-    it into `walks`, one for each of `streams`. May be called again, to go on. `can_try` says of a
-    packet (offset, size) whether its bytes are there to be decoded. Raises the exceptions above."""
+    it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
+    exceptions above."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     framed = family is MPEG
     past = None if limit is None else limit + GRACE
@@ -158,8 +157,7 @@ def walk_packets(
             if walk.tried < TRY_DECODE:
                 if walk.tried == 0 and family is WAV:
                     _refuse_foreign_samples(packet)
-                if can_try is None or can_try(packet.pos or 0, size):
-                    _try_decode(walk, packet)
+                _try_decode(walk, packet)
                 if walk.tried == stop_after:
                     break
             if past is not None and walk.total * walk.tick > past:

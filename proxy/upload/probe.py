@@ -4,44 +4,48 @@ A parent that has loaded FFmpeg and libmagic forks a process for each upload, on
 the upload no time, and every upload has limits, a sandbox and a death of its own. The parent never
 touches a byte of an upload.
 
-Control socket, FD (stream): `b"S" + 8-byte id` with the upload's socket attached hands it to a
-process, `b"K" + id` kills that; the parent says `b"R"` once, when it is ready, and leaves when the
-socket closes.
+Control socket, FD (stream): the parent sends `b"R"` when it is ready and whether processes can be
+confined (`b"1"` or `b"0"`). `b"S" + 8-byte id` with the upload's socket attached hands that to a
+process, `b"K" + id` kills it. When one has ended, the parent sends `b"D" + id + wait status` (4
+bytes). It leaves when the socket closes.
 
-Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, then the file in pieces
-(transfer.py), then shuts down its side. The process answers in lines of JSON: `{"label", "type"}`
-as soon as the type is known; `{"leave_out": [start, end]}`, any number of times, for bytes of the
-file that it can do without; and at last one of `{"duration"}`,
-`{"refused": "type"|"long"|"unknown"|"busy", ...}`.
+Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, with the descriptor of the
+spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the type
+is known; `{"want": size}` when it needs so many bytes of the file and waits until the proxy sends
+how many there are (8 bytes) and whether that is all (1); and at last one of `{"duration"}`,
+`{"refused": "type"|"long"|"unknown", ...}` and `{"trouble": ...}`, which is ours, not the file's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import selectors
 import signal
 import socket
+import struct
 import sys
-import tempfile
-from typing import IO, Any
+from typing import Any
 
+import av.error
 import av.logging
 
 from proxy.memory import keep_freed_memory
 from proxy.upload import measure, sandbox
-from proxy.upload.boxes import is_sequential
-from proxy.upload.families import BY_MEDIA_TYPE, HEAD, MP4, recognise
+from proxy.upload.families import BY_MEDIA_TYPE, HEAD, recognise
 from proxy.upload.packets import NotAudio, PastLimit, Undecodable
 from proxy.upload.sniff import Sniffer, load_sniffer
-from proxy.upload.source import Source
-from proxy.upload.spool import Spool
-from proxy.upload.transfer import Receiver, Sender
+from proxy.upload.source import InMemory, Source, SpoolUnreadable
 
 _ID = 8
 _MAX_JOB = 64 * 1024
+_GROWN = struct.Struct(">Q?")
+#: Text codecs that tags are written in; the interpreter imports each when it is first used.
+_CODECS = ("ascii", "utf-8", "latin-1", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "utf-32")
 
 
 def main() -> None:
@@ -49,17 +53,24 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the proxy's to handle
     sniffer = prepare()
-    control.sendall(b"R")
+    confined = sandbox.works()
+    control.sendall(b"R1" if confined else b"R0")
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 2)  # a hostile file must not write into the proxy's log
     os.close(quiet)
-    _Parent(control, sniffer).serve()
+    _Parent(control, sniffer, confined=confined).serve()
 
 
 def prepare() -> Sniffer:
-    """Everything that a child needs, once for all of them."""
+    """Everything that a child needs, once for all of them: it cannot load anything itself."""
     keep_freed_memory()
     av.logging.set_level(av.logging.PANIC)
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):  # a part that this build of PyAV lacks
+                importlib.import_module(module.name)
+    for codec in _CODECS:
+        "a".encode(codec).decode(codec)
     sniffer = load_sniffer()
     sniffer.from_buffer(b"warm")
     _rehearse(sniffer)
@@ -69,23 +80,21 @@ def prepare() -> Sniffer:
 
 
 def _rehearse(sniffer: Sniffer) -> None:
-    """Walk through one silent file, so that every lazy import has happened before the fork."""
+    """Walk through one silent file, so that what is made at its first use is there."""
     header = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        for piece in Sender().send(header + b"data\xff\xff\xff\xff" + bytes(4096)):
-            ours.sendall(piece)
-        ours.shutdown(socket.SHUT_WR)
-        _examine(theirs, sniffer, None, _no_spool())
-        json.loads(ours.recv(4096).splitlines()[0])
+    data = header + b"data\xff\xff\xff\xff" + bytes(4096)
+    verdict = judge(InMemory(data), sniffer, tuple(BY_MEDIA_TYPE), None, lambda **_: None)
+    if "duration" not in json.loads(_line(**verdict)):
+        raise RuntimeError(f"the upload probe cannot read a plain WAV: {verdict}")
 
 
 class _Parent:
     """Hands each upload to a process that has been forked ahead for it, and forks the next."""
 
-    def __init__(self, control: socket.socket, sniffer: Sniffer) -> None:
+    def __init__(self, control: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
         self._control = control
         self._sniffer = sniffer
+        self._confined = confined
         self._children: dict[int, bytes] = {}  # at work, by process ID
         self._spare: tuple[int, socket.socket] | None = None  # process ID, and where it waits
         self._woken, self._waker = socket.socketpair()
@@ -118,7 +127,7 @@ class _Parent:
         if command[:1] == b"S" and fds:
             with socket.socket(fileno=fds[0]) as upload:
                 if not self._hand_over(upload, command[1:]):
-                    _answer(upload, refused="busy")
+                    upload.sendall(_line(trouble="fork"))
             self._fork_ahead()
         elif command[:1] == b"K":
             for pid, name in self._children.items():
@@ -155,11 +164,12 @@ class _Parent:
             return True
         status = 1
         try:
+            sandbox.die_with_parent()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for parents_own in (self._control, self._woken, self._waker, ours):
                 parents_own.close()
-            _child(theirs, self._sniffer)
+            _child(theirs, self._sniffer, confined=self._confined)
             status = 0
         finally:
             os._exit(status)  # never back into the parent's loop
@@ -167,98 +177,120 @@ class _Parent:
     def _reap(self) -> None:
         while True:
             try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            self._children.pop(pid, None)
+            name = self._children.pop(pid, None)
+            if name is not None:
+                with contextlib.suppress(OSError):  # the proxy is gone: the next read will say so
+                    self._control.sendall(b"D" + name + status.to_bytes(4, "big"))
             if self._spare is not None and self._spare[0] == pid:
                 self._spare[1].close()
                 self._spare = None
 
 
-def _child(link: socket.socket, sniffer: Sniffer) -> None:
-    """Get everything ready, then wait for an upload and examine it."""
-    spool = _open_spool()
+def _child(link: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
+    """Wait for an upload and examine it."""
     with link:
         _, fds, _, _ = socket.recv_fds(link, 1, 1)
     if fds:
-        _examine_upload(socket.socket(fileno=fds[0]), sniffer, spool)
+        with socket.socket(fileno=fds[0]) as upload:
+            examine_upload(upload, sniffer, confined=confined)
 
 
-def _examine_upload(upload: socket.socket, sniffer: Sniffer, spool: IO[bytes]) -> None:
+def examine_upload(upload: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
+    """Read the job, give up every right that it does not need, do it. Raises `OSError` where this
+    process should be `confined` and is not: nothing of the file has been looked at by then."""
     upload.setblocking(True)
-    size = int.from_bytes(_exactly(upload, 4), "big")
-    job: dict[str, Any] = json.loads(_exactly(upload, min(size, _MAX_JOB)))
-    sandbox.limit_resources(job["memory"], job["cpu"], job["max_size"] + 1024 * 1024)
-    sandbox.forbid_system_calls()
-    _examine(upload, sniffer, job, spool)
-
-
-def _exactly(upload: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = upload.recv(size - len(data))
+    data, fds, _, _ = socket.recv_fds(upload, _MAX_JOB, 1)
+    while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+        piece = upload.recv(_MAX_JOB)
         if not piece:
-            os._exit(0)  # the proxy gave up before it began
+            return  # the proxy gave up before it began
         data += piece
-    return data
+    job: dict[str, Any] = json.loads(data[4:])
+    sandbox.limit_resources(job["memory"], job["cpu"])
+    if not sandbox.confine(upload.fileno()) and confined:
+        raise OSError("the sandbox cannot be closed")
+    link = _Link(upload.fileno())
+    source = Source(fds[0], job["received"], job["whole"], link.wait)
+    limit = job["max_duration"]
+    link.answer(**judge(source, sniffer, job["types"], limit, link.answer))
 
 
-def _open_spool() -> IO[bytes]:
-    """Made before the sandbox closes, whether needed or not: 20 µs. On disk if there is one."""
+class _Link:
+    """The upload's socket, with the two calls that the sandbox leaves."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def answer(self, **members: Any) -> None:
+        """One line to the proxy."""
+        line = _line(**members)
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def wait(self, size: int) -> tuple[int, bool]:
+        """Until so many bytes of the file are there, or all: how many, and whether that is all."""
+        self.answer(want=size)
+        data = b""
+        while len(data) < _GROWN.size:
+            piece = os.read(self._descriptor, _GROWN.size - len(data))
+            if not piece:
+                os._exit(0)  # the proxy has given up
+            data += piece
+        received, whole = _GROWN.unpack(data)
+        return received, whole
+
+
+def judge(
+    source: Source,
+    sniffer: Sniffer,
+    types: tuple[str, ...] | list[str],
+    limit: float | None,
+    answer: Any,
+) -> dict[str, Any]:
+    """Sniff, choose the family, walk: the last word on the file. `answer` gets the family before
+    that."""
     try:
-        return tempfile.TemporaryFile(prefix="upload-probe-")
-    except OSError:
-        return _no_spool()
-
-
-def _no_spool() -> IO[bytes]:
-    """In memory, outside the address-space limit but inside that of the file size."""
-    return os.fdopen(os.memfd_create("upload-probe"), "w+b")
-
-
-def _examine(
-    upload: socket.socket, sniffer: Sniffer, job: dict[str, Any] | None, spool: IO[bytes]
-) -> None:
-    """Sniff, choose the family, walk. Answers always, unless this process dies."""
-    accepted = set(job["types"]) if job else set(BY_MEDIA_TYPE)
-    limit = job["max_duration"] if job else None
-    try:
-        source = Source(
-            Receiver(upload.recv), HEAD, lambda *place: _answer(upload, leave_out=place)
-        )
-        label = sniffer.from_buffer(source.head)
-        family = recognise(source.head, label)
-        if family is None or family.media_type not in accepted:
+        head = source.peek(HEAD)
+        label = sniffer.from_buffer(head)
+        family = recognise(head, label)
+        if family is None or family.media_type not in types:
             known = any(label in other.labels for other in BY_MEDIA_TYPE.values())
             what = family.media_type if family else "unreadable data" if known else label
-            _answer(upload, refused="type", what=what)
-            return
-        _answer(upload, label=label, type=family.media_type)
-        copy = None
-        if family is MP4 and not is_sequential(source.head):
-            copy = Spool(spool)
-            copy.fill(source)
-        duration = measure.measure(source, family, limit, spool=copy)
-        measure.refuse_polyglot(source.head, source.tail)
+            return {"refused": "type", "what": what}
+        answer(label=label, type=family.media_type)
+        duration = measure.measure(source, head, family, limit)
+        measure.refuse_polyglot(head, source.tail)
     except NotAudio as error:
-        _answer(upload, refused="type", what=error.what)
+        return {"refused": "type", "what": error.what}
     except PastLimit as error:
-        _answer(upload, refused="long", duration=error.seconds)
+        return {"refused": "long", "duration": error.seconds}
     except Undecodable as error:
-        _answer(upload, refused="unknown", why=error.why)
+        return {"refused": "unknown", "why": error.why}
     except MemoryError:
-        _answer(upload, refused="unknown", why="memory")
-    except Exception:  # whatever hostile bytes did to a library: this upload is refused
-        _answer(upload, refused="unknown", why="broken")
-    else:
-        _answer(upload, duration=duration)
+        return {"refused": "unknown", "why": "memory"}
+    except SpoolUnreadable:
+        return {"trouble": "spool"}
+    except Exception as error:
+        return _unforeseen(error)
+    return {"duration": duration}
 
 
-def _answer(upload: socket.socket, **members: Any) -> None:
-    upload.sendall(json.dumps(members).encode() + b"\n")
+def _unforeseen(error: Exception) -> dict[str, Any]:
+    """Whatever hostile bytes did to a library refuses the upload. But a module that is loaded only
+    now, in vain, is a defect of ours (sandbox.py, rule 2)."""
+    ours = isinstance(error, (ImportError, PermissionError))
+    if ours and not isinstance(error, av.error.FFmpegError):
+        return {"trouble": "sandbox"}
+    return {"refused": "unknown", "why": "broken"}
+
+
+def _line(**members: Any) -> bytes:
+    return json.dumps(members).encode() + b"\n"
 
 
 if __name__ == "__main__":

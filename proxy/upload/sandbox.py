@@ -1,8 +1,17 @@
-"""What a probe process may do: compute, read its socket, write its spool.
+"""What a probe process may do: compute, read its descriptors, answer on one of them.
 
-Linux: a seccomp filter refuses (EPERM) to open files, make sockets, start programs or threads and
-touch other processes; `no_new_privs` makes that possible without privileges. Memory, CPU time and
-file size are limited everywhere. On other systems the limits are all there is.
+Linux, x86-64 and arm64:
+1. seccomp allows the calls that FFmpeg and the interpreter make once everything is loaded, some of
+   them with certain arguments only (`_ALLOWED`): no executable memory, no writes but to the answer
+   socket and to /dev/null, no signals but an abort of its own. Any other call kills the process.
+2. Looking up files gets EPERM instead: that is what a module asks for that was not imported before
+   the fork, which is a defect of ours and shows as an `ImportError`, not as a crash.
+3. Landlock, where the kernel has it, takes the whole file system, TCP, and signals to others away
+   as well. So does `no_new_privs` all privileges that a program could gain.
+4. `works` proves it on this very kernel, once for each parent, with a process that tries.
+
+Address space, CPU time, file size and core dumps are limited everywhere. On other systems these
+limits are all there is.
 """
 
 from __future__ import annotations
@@ -10,98 +19,220 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import platform
 import resource
+import signal
 import struct
 import sys
+from collections.abc import Iterator
+from typing import Final
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _FILTER = 38, 4, 22, 2
+_AUDIT_ARCH: Final = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # and our column
+_X32: Final = 0x40000000  # x86-64's second numbering
 
-# System calls refused, with their numbers on x86-64 and on arm64 (None: not there).
-_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # AUDIT_ARCH, column
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
+# Instructions of classic BPF, and offsets in `struct seccomp_data` (both machines little-endian).
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16
+_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
+_PROT_EXEC: Final = 4
+
+_Numbers = tuple[int | None, int | None]  # on x86-64 and on arm64; None: not there
+
+_ALLOWED: Final[dict[str, _Numbers]] = {
+    "read": (0, 63),
+    "pread64": (17, 67),
+    "futex": (202, 98),
+    "brk": (12, 214),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "close": (3, 57),
+    "getrandom": (318, 278),
+    "clock_gettime": (228, 113),
+    "gettimeofday": (96, 169),
+    "sched_yield": (24, 124),
+    "sysinfo": (99, 179),  # `qsort` of the C library asks how much memory there is
+    "rt_sigprocmask": (14, 135),  # `abort`, as the next three
+    "rt_sigreturn": (15, 139),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "restart_syscall": (219, 128),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+_NOT_EXECUTABLE: Final[dict[str, _Numbers]] = {"mmap": (9, 222), "mprotect": (10, 226)}
+_WRITE: Final[dict[str, _Numbers]] = {"write": (1, 64), "writev": (20, 66)}
+_TGKILL: Final[_Numbers] = (234, 131)
+_SCHED_GETAFFINITY: Final[_Numbers] = (204, 123)  # how many cores; of no other process
+_LOOK_UPS: Final[dict[str, _Numbers]] = {
     "open": (2, None),
-    "creat": (85, None),
     "openat": (257, 56),
     "openat2": (437, 437),
-    "socket": (41, 198),
-    "connect": (42, 203),
-    "bind": (49, 200),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "fork": (57, None),
-    "vfork": (58, None),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "kill": (62, 129),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "unlink": (87, None),
-    "unlinkat": (263, 35),
-    "rename": (82, None),
-    "renameat": (264, 38),
-    "renameat2": (316, 276),
-    "io_uring_setup": (425, 425),
-    "bpf": (321, 280),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getcwd": (79, 17),
 }
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
-_X32 = 0x40000000  # x86-64's second numbering
+
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
+_LANDLOCK_VERSION = 1
+#: By version: every access to files that it knows, to TCP ports, and whom it can keep apart.
+_LANDLOCK_ALL: Final = {
+    1: (0x1FFF, 0, 0),
+    2: (0x3FFF, 0, 0),
+    3: (0x7FFF, 0, 0),
+    4: (0x7FFF, 3, 0),
+    5: (0xFFFF, 3, 0),
+    6: (0xFFFF, 3, 3),
+}
 
 
-def limit_resources(memory: int, cpu_seconds: int, file_size: int) -> None:
-    """`memory`: bytes of address space beyond what is in use now."""
+def limit_resources(memory: int, cpu_seconds: int) -> None:
+    """`memory`: bytes of address space beyond what is in use now. A process that is past
+    `cpu_seconds` dies of SIGXCPU, so that its end can be told from a kill by others. Files cannot
+    be written at all."""
     with contextlib.suppress(OSError):  # no /proc: no base to add to
         with open("/proc/self/statm", "rb") as statm:
             pages = int(statm.read().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
-    _limit(resource.RLIMIT_CPU, cpu_seconds)
-    _limit(resource.RLIMIT_FSIZE, file_size)
+    _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 5)
+    _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def _limit(which: int, value: int) -> None:
-    hard = resource.getrlimit(which)[1]
-    if hard != resource.RLIM_INFINITY:
-        value = min(value, hard)
-    resource.setrlimit(which, (value, value))
+def _limit(which: int, soft: int, hard: int | None = None) -> None:
+    most = resource.getrlimit(which)[1]
+    if hard is None:
+        hard = soft
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(which, (soft, hard))
 
 
-def forbid_system_calls() -> bool:
-    """Install the filter on this process for good. False where the system has none."""
-    known = _ARCHITECTURES.get(platform.machine())
+def die_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def confine(answers: int) -> bool:
+    """Install the filter on this process for good; `answers` is the one descriptor that it may
+    write to. False where the system has no such filter. Raises `OSError` where the filter was taken
+    but is not in force."""
+    known = _AUDIT_ARCH.get(platform.machine())
     if sys.platform != "linux" or known is None:
         return False
-    architecture, column = known
-    numbers = tuple(
-        number for numbers in _REFUSED.values() if (number := numbers[column]) is not None
-    )
     libc = ctypes.CDLL(None, use_errno=True)
-    program = _program(architecture, numbers)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    _forbid_files(libc)
+    program = _program(*known, answers=answers, own=os.getpid())
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: count, then pointer, with the pointer's natural alignment
     header = ctypes.create_string_buffer(
         struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     )
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_SECCOMP, _FILTER, header, 0, 0) != 0:
         return False
-    installed: int = libc.prctl(_PR_SET_SECCOMP, _FILTER, header, 0, 0)
-    return installed == 0
+    try:
+        os.close(os.open("/", os.O_RDONLY))
+    except PermissionError:
+        return True
+    raise OSError("the system call filter is installed but not in force")
 
 
-def _program(architecture: int, numbers: tuple[int, ...]) -> bytes:
-    """Classic BPF: `struct sock_filter {u16 code; u8 jt, jf; u32 k}`. A foreign architecture and
-    x32 calls are refused as a whole."""
-    count = len(numbers)
+def works() -> bool:
+    """Whether a process that was confined is really ended by a call that is not allowed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if confine(2):
+                os.getppid()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGSYS
+
+
+def _forbid_files(libc: ctypes.CDLL) -> None:
+    """Landlock with no exception at all. Harmless where there is none: seccomp stands alone."""
+    version = libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
+    if version < 1:
+        return
+    members = _LANDLOCK_ALL[min(version, max(_LANDLOCK_ALL))]
+    used = 1 + bool(members[1]) + bool(members[2])
+    attributes = struct.pack(f"={used}Q", *members[:used])
+    ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, len(attributes), 0)
+    if ruleset >= 0:
+        libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
+        os.close(ruleset)
+
+
+def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes:
+    """`struct sock_filter {u16 code; u8 jt, jf; u32 k}`, one rule behind the other."""
     instructions = [
-        (_LOAD, 0, 0, 4),  # seccomp_data.arch
-        (_JUMP_EQUAL, 0, count + 3, architecture),
-        (_LOAD, 0, 0, 0),  # seccomp_data.nr
-        (_JUMP_AT_LEAST, count + 1, 0, _X32),
-        *((_JUMP_EQUAL, count - index, 0, number) for index, number in enumerate(numbers)),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _KILL),
     ]
+    for number in _present(_ALLOWED, column):
+        instructions += _rule(number, [(_RETURN, 0, 0, _ALLOW)])
+    for number in _present(_NOT_EXECUTABLE, column):
+        instructions += _rule(
+            number,
+            [
+                (_LOAD, 0, 0, _ARGUMENTS + 2 * 8),
+                (_ANY_BIT, 0, 1, _PROT_EXEC),
+                (_RETURN, 0, 0, _KILL),
+                (_RETURN, 0, 0, _ALLOW),
+            ],
+        )
+    for number in _present(_WRITE, column):
+        instructions += _rule(
+            number,
+            [
+                (_LOAD, 0, 0, _ARGUMENTS),
+                (_EQUAL, 2, 0, answers),
+                (_EQUAL, 1, 0, 2),  # /dev/null: last words of the C library
+                (_RETURN, 0, 0, _KILL),
+                (_RETURN, 0, 0, _ALLOW),
+            ],
+        )
+    conditions = ((_TGKILL, ((0, own), (2, signal.SIGABRT))), (_SCHED_GETAFFINITY, ((0, 0),)))
+    for numbers, arguments in conditions:
+        number_here = numbers[column]
+        assert number_here is not None
+        instructions += _rule(number_here, list(_only_with(arguments)))
+    for number in _present(_LOOK_UPS, column):
+        instructions += _rule(number, [(_RETURN, 0, 0, _REFUSE)])
+    instructions.append((_RETURN, 0, 0, _KILL))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
+
+
+def _present(calls: dict[str, _Numbers], column: int) -> Iterator[int]:
+    return (number for numbers in calls.values() if (number := numbers[column]) is not None)
+
+
+def _rule(number: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """`then`, which must return, if the call is `number`; the number stays loaded otherwise."""
+    return [(_EQUAL, 0, len(then), number), *then]
+
+
+def _only_with(arguments: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int, int, int]]:
+    for index, value in arguments:
+        yield (_LOAD, 0, 0, _ARGUMENTS + index * 8)
+        yield (_EQUAL, 1, 0, value)
+        yield (_RETURN, 0, 0, _KILL)
+    yield (_RETURN, 0, 0, _ALLOW)

@@ -1,10 +1,15 @@
-"""One file on its way to one probe process: what is sent, what is answered, what is late.
+"""One file and the probe process that examines it: what is asked, answered, late or lost.
 
 Rules:
-1. Nothing here blocks: the socket is written as far as it takes, the rest is kept (the caller stops
-   reading its client above `HIGH_WATER`) and written when the socket is ready.
-2. A process that takes nothing or has no type for `STALL_TIMEOUT`, or gives no verdict within
-   `VERDICT_TIMEOUT` of the end, is killed, and so is one whose upload was given up.
+1. The process reads the spool file itself. Here only sizes go out, and only when asked for.
+2. A process that waits for its client's bytes may be taken off for an upload that is whole
+   (`give_way`). The file is then examined from its beginning once it is whole, too.
+3. What ended a process without a verdict decides whose fault that is (`_CRASHES`): signals that
+   code raises on itself, or too much CPU time, are what the bytes did. Everything else is trouble
+   of ours: killed (by whom and why nobody knows: memory is short, or an operator), no process, no
+   reading of the spool, no answer in time though it had CPU time left. That gets one more try, and
+   `lost` then says what it was.
+4. A process is hostile as soon as it has read a byte: what it says is bounded and checked.
 """
 
 from __future__ import annotations
@@ -12,42 +17,58 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import math
+import os
+import signal
 import socket
-from collections import deque
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from proxy.upload.transfer import Sender
-
-HIGH_WATER = 256 * 1024  # bytes waiting for one process
-QUEUE_TIMEOUT = 10.0
-STALL_TIMEOUT = 5.0
-VERDICT_TIMEOUT = 5.0
+QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
+VERDICT_TIMEOUT = 20.0  # of computing without an answer: CPU time runs out before, if it gets any
+RETRY_DELAY = 0.3
+_CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
 MAX_ANSWER = 16 * 1024
-_SEND_BUFFER = 1024 * 1024
-_PIECES = 64  # of the backlog, for one system call
+_MAX_TEXT = 200
+_TRIES = 2
+_GROWN = struct.Struct(">Q?")
+
+#: Why there is no verdict, where the bytes are to blame: by the signal that ended the process.
+_CRASHES: Final[dict[int, str]] = {
+    signal.SIGSEGV: "crashed",
+    signal.SIGBUS: "crashed",
+    signal.SIGFPE: "crashed",
+    signal.SIGILL: "crashed",
+    signal.SIGABRT: "crashed",
+    signal.SIGTRAP: "crashed",
+    signal.SIGSYS: "crashed",  # a call that no probe makes
+    signal.SIGXCPU: "slow",
+}
 
 Answer = dict[str, Any]
+
+log = logging.getLogger("proxy.upload")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a probe process is told. `memory`: bytes beyond what it starts with; `cpu`: seconds.
+    """What a probe process is asked. `memory`: bytes beyond what it starts with; `cpu`: seconds.
 
-    192 MiB: FFmpeg's index of a three-hour MP4 takes 30. 30 s: a hundred times what 50 MB need.
+    64 MiB: FFmpeg's index of a three-hour MP4 takes 30. 8 s: forty times what 50 MB need.
     """
 
     types: tuple[str, ...]
-    max_size: int
     max_duration: float | None
-    memory: int = 192 * 1024 * 1024
-    cpu: int = 30
+    memory: int = 64 * 1024 * 1024
+    cpu: int = 8
 
-    def encode(self) -> bytes:
-        """As the process reads it: 4-byte length, JSON."""
-        body = json.dumps(self.__dict__).encode()
+    def encode(self, received: int, *, whole: bool) -> bytes:
+        """As the process reads it, of a file of which `received` bytes are there: 4-byte length,
+        JSON."""
+        body = json.dumps(self.__dict__ | {"received": received, "whole": whole}).encode()
         return len(body).to_bytes(4, "big") + body
 
 
@@ -58,16 +79,21 @@ class Owner(Protocol):
         """Give `session` a process now or when its turn comes."""
         ...
 
-    def leave(self, session: ProbeSession, *, kill: bool) -> None:
-        """`session` is done; its process is ended unless it has given its verdict."""
+    def leave(self, session: ProbeSession) -> None:
+        """`session` needs its process or its place in the queue no more."""
+        ...
+
+    def idle(self, session: ProbeSession) -> None:
+        """The process of `session` waits for its client."""
         ...
 
 
 class ProbeSession:
-    """One file on its way to one process. All methods are synchronous and cheap.
+    """One file. All methods are synchronous and cheap.
 
     `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost` says why there will
-    be no verdict: `crashed`, `stalled`, `busy`, `stopped`.
+    be no verdict, `to_blame` whether the file is the reason. `whole`: all of it is in the spool;
+    `waits_since`: when the process began to wait for its client, None while it computes.
     """
 
     def __init__(self, pool: Owner, job: Job, listener: Callable[[], None]) -> None:
@@ -75,141 +101,149 @@ class ProbeSession:
         self._job = job
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+        self._file: int | None = None  # descriptor, ours
         self._sock: socket.socket | None = None
-        self._sender = Sender()
-        self._backlog: deque[memoryview | bytes] = deque()
-        self._backlog_size = 0
-        self._ended = False
-        self._deaf = False  # the process reads no more; its answer may still be on the way
-        self._writing = False
+        self._received = 0
+        self._wanted: int | None = None
+        self._known, self._knows_all = 0, False  # what the process was told of the file's size
+        self._tries = 0
+        self._heard = b""
         self._timer: asyncio.TimerHandle | None = None
-        self._received = b""
+        self._closed = False
         self.name = b""
+        self.whole = False
+        self.waits_since: float | None = None
         self.kind: Answer | None = None
         self.verdict: Answer | None = None
         self.lost: str | None = None
-        self._opened = self._closed = False
+        self.to_blame = False
+
+    # --- what the upload's side calls ---------------------------------------------------------
 
     @property
     def opened(self) -> bool:
         """Whether a process was asked for."""
-        return self._opened
-
-    @property
-    def full(self) -> bool:
-        """Whether the caller should stop feeding."""
-        return self._backlog_size > HIGH_WATER
+        return self._file is not None
 
     @property
     def decided(self) -> bool:
         """Whether there is a verdict, or never will be."""
         return self.verdict is not None or self.lost is not None
 
-    def open(self) -> None:
-        """Ask for a process; what is sent meanwhile is kept."""
-        self._opened = True
-        self._set_timer(QUEUE_TIMEOUT, "busy")
-        self._pool.enqueue(self)
-
-    def attach(self, sock: socket.socket) -> None:
-        """The pool's answer to `open`: the socket of a process that is being forked."""
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._sock = sock
-        self._loop.add_reader(sock, self._on_readable)
-        self._backlog.appendleft(self._job.encode())
-        self._cancel_timer()
-        self._flush()
-
-    def send(self, data: bytes) -> None:
-        """The next bytes of the file."""
-        if self._closed or self._deaf or self.decided or not data:
+    def open(self, descriptor: int, received: int, *, whole: bool) -> None:
+        """Have the file behind `descriptor` examined, of which `received` bytes can be read."""
+        if self._closed or self._file is not None:
             return
-        out = self._sender.send(data)
-        if out:
-            self._queue(out)
-
-    def _queue(self, out: list[bytes | memoryview]) -> None:
-        self._backlog += out
-        self._backlog_size += sum(map(len, out))
-        if self._sock is not None and not self._writing:
-            self._flush()
-
-    def end(self) -> None:
-        """The file is complete."""
-        if self._ended:
+        try:
+            self._file = _read_only(descriptor)
+        except OSError:
+            self._give_up("descriptors")
             return
-        self._ended = True
-        self._queue([] if self._deaf else self._sender.go_on())
+        self._received, self.whole = received, whole
+        self._enqueue()
+
+    def grew(self, received: int, *, whole: bool) -> None:
+        """So many bytes can be read by now."""
+        if self._closed or self._file is None:
+            return
+        became_whole = whole and not self.whole
+        self._received, self.whole = received, whole
+        if self._sock is not None:
+            self._answer_want()
+        elif became_whole and self._timer is None:
+            self._enqueue()
 
     def close(self) -> None:
         """Free the process; kill it if it is still at work. May be called again."""
         if self._closed:
             return
         self._closed = True
+        self._detach()
+        if self._file is not None:
+            os.close(self._file)
+
+    # --- what the pool calls ------------------------------------------------------------------
+
+    def attach(self, sock: socket.socket) -> None:
+        """The socket of a process that is being forked."""
+        assert self._file is not None
+        self._heard, self._wanted, self.waits_since = b"", None, None
+        self._known, self._knows_all = self._received, self.whole
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop.add_reader(sock, self._on_readable)
+        with contextlib.suppress(OSError):  # it is dead already: the socket will say so
+            job = self._job.encode(self._received, whole=self.whole)
+            socket.send_fds(sock, [job], [self._file])
+        self._set_timer(VERDICT_TIMEOUT, self._ours, "stalled")
+
+    def give_way(self) -> None:
+        """Another upload needs the process more: back to the queue when the file is whole."""
+        self._detach()
+
+    def died(self, status: int | None) -> None:
+        """The process has ended; `status` as `os.waitpid` gives it, None where nobody knows."""
+        if self.decided or self._closed:
+            return
+        if self._sock is not None:
+            self._on_readable()  # its last words may not have been read yet
+            if self.decided:
+                return
+        if status is None:
+            self._ours("parent died")
+            return
+        blame = _CRASHES.get(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
+        if blame is None:
+            self._ours(_ending(status))
+            return
+        log.warning(
+            "upload probe ended by the file it read",
+            extra={"cause": _ending(status), "probe_reason": blame},
+        )
+        self.to_blame = True
+        self._lose(blame)
+
+    def stop(self, why: str) -> None:
+        """There will be no verdict."""
+        if not self.decided and not self._closed:
+            self._lose(why)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _enqueue(self) -> None:
         self._cancel_timer()
+        if self.whole:
+            self._set_timer(QUEUE_TIMEOUT, self._give_up, "busy")
+        self._pool.enqueue(self)
+
+    def _give_up(self, why: str) -> None:
+        log.warning("upload not examined", extra={"cause": why})
+        self._lose(why)
+
+    def _ours(self, why: str) -> None:
+        """Trouble of ours (rule 3): once more from the spool when the file is whole, or the end."""
+        self._detach()
+        self._tries += self.whole
+        again = self._tries < _TRIES
+        log.warning("upload probe lost", extra={"cause": why, "again": again})
+        if not again:
+            self._lose(why)
+        elif self.whole:
+            self._set_timer(RETRY_DELAY, self._enqueue)
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        self.close()
+        self._listener()
+
+    def _detach(self) -> None:
+        self._cancel_timer()
+        self.waits_since = None
         if self._sock is not None:
             self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
             self._sock.close()
             self._sock = None
-        self._backlog.clear()
-        self._backlog_size = 0
-        self._pool.leave(self, kill=self.verdict is None)
-
-    def lose(self, why: str) -> None:
-        """There will be no verdict."""
-        if not self.decided:
-            self.lost = why
-            self.close()
-            self._listener()
-
-    def _flush(self) -> None:
-        sock = self._sock
-        assert sock is not None
-        progress = False
-        try:
-            while self._backlog:
-                sent = sock.sendmsg(islice(self._backlog, _PIECES))
-                progress = True
-                self._take_off(sent)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._deaf = True
-            self._backlog.clear()
-        was_full = self.full
-        self._backlog_size = sum(map(len, self._backlog))
-        if self._backlog:
-            if not self._writing:
-                self._writing = True
-                self._loop.add_writer(sock, self._flush)
-            if progress or self._timer is None:
-                self._set_timer(STALL_TIMEOUT, "stalled")
-        else:
-            if self._writing:
-                self._writing = False
-                self._loop.remove_writer(sock)
-            if self._ended:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_WR)
-                self._set_timer(VERDICT_TIMEOUT, "stalled")
-            elif self.kind is not None:
-                self._cancel_timer()
-            elif self._timer is None:  # it has the head: the type is due
-                self._set_timer(STALL_TIMEOUT, "stalled")
-        if was_full and not self.full:
-            self._listener()
-
-    def _take_off(self, sent: int) -> None:
-        backlog = self._backlog
-        while sent:
-            piece = backlog.popleft()
-            if sent < len(piece):
-                backlog.appendleft(memoryview(piece)[sent:])
-                break
-            sent -= len(piece)
+        self._pool.leave(self)
 
     def _on_readable(self) -> None:
         assert self._sock is not None
@@ -219,35 +253,71 @@ class ProbeSession:
             return
         except OSError:
             data = b""
+        if not data:
+            # What ended it is the parent's to say; where that is gone as well, nobody will.
+            self._loop.remove_reader(self._sock)
+            self._set_timer(_CAUSE_TIMEOUT, self._ours, "ended")
+            return
         kind = self.kind
-        self._received += data
-        *lines, self._received = self._received.split(b"\n")
-        try:
-            answers = [json.loads(line) for line in lines]
-        except ValueError:
-            answers = [None]
-        for answer in answers:
-            if not _is_answer(answer) or len(self._received) > MAX_ANSWER:
-                self.lose("crashed")
-                return
-            if "leave_out" in answer:
-                self._sender.leave_out(*answer["leave_out"])
-            elif "type" in answer and self.kind is None:
-                self.kind = answer
-                if not self._backlog and not self._ended:
-                    self._cancel_timer()
-            else:
-                self.verdict = answer
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        if len(self._heard) > MAX_ANSWER or not all(map(self._take, lines)):
+            self.to_blame = True
+            self._lose("crashed")
+        elif self.decided:
+            if self.verdict is not None:
                 self.close()
-                break
-        if self.kind is not kind or self.decided:
             self._listener()
-        elif not data:
-            self.lose("crashed")
+        elif self.kind is not kind:
+            self._listener()
 
-    def _set_timer(self, delay: float, why: str) -> None:
+    def _take(self, line: bytes) -> bool:
+        """One answer; False where it is none that an honest process gives."""
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+        match answer:
+            case _ if self._sock is None or self.verdict is not None:
+                return True  # behind its last word, or ours
+            case {"want": int(size)} if self._wanted is None and not self._knows_all:
+                self._wanted = max(size, self._known + 1)
+                self._answer_want()
+            case {"want": _}:
+                return False
+            case {"trouble": str(what)}:
+                self._ours(what[:_MAX_TEXT])
+            case {"label": str(label), "type": str(media_type)}:
+                self.kind = {"label": _bounded(label), "type": _bounded(media_type)}
+            case {"duration": int() | float() as seconds} if not math.isfinite(seconds):
+                return False
+            case {"duration": _} | {"refused": _}:
+                self.verdict = {name: _bounded(value) for name, value in answer.items()}
+            case _:
+                return False
+        return True
+
+    def _answer_want(self) -> None:
+        if self._wanted is None or self._sock is None:
+            return
+        if self._received < self._wanted and not self.whole:
+            if self.waits_since is None:
+                self.waits_since = self._loop.time()
+                self._cancel_timer()
+                self._pool.idle(self)
+            return
+        self._wanted = self.waits_since = None
+        self._known, self._knows_all = self._received, self.whole
+        self._set_timer(VERDICT_TIMEOUT, self._ours, "stalled")
+        with contextlib.suppress(OSError):  # nine bytes have room, unless it is dead
+            self._sock.send(_GROWN.pack(self._received, self.whole))
+
+    def _set_timer(self, delay: float, then: Callable[..., None], *arguments: str) -> None:
         self._cancel_timer()
-        self._timer = self._loop.call_later(delay, self.lose, why)
+        self._timer = self._loop.call_later(delay, self._timed_out, then, arguments)
+
+    def _timed_out(self, then: Callable[..., None], arguments: tuple[str, ...]) -> None:
+        self._timer = None
+        then(*arguments)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -255,10 +325,29 @@ class ProbeSession:
             self._timer = None
 
 
-def _is_answer(answer: object) -> bool:
-    match answer:
-        case {"leave_out": [int(), int()]}:
-            return True
-        case {"leave_out": _}:
-            return False
-    return isinstance(answer, dict)
+def _bounded(value: object) -> object:
+    """Text that people will read, short and printable; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    return "".join(char for char in value[:_MAX_TEXT] if char.isprintable())
+
+
+def _read_only(descriptor: int) -> int:
+    """A descriptor of our own of that file, for reading only where the system lets us."""
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except (
+        FileNotFoundError,
+        PermissionError,
+    ):  # no /proc: the sandbox keeps it from being written all the same
+        return os.dup(descriptor)
+
+
+def _ending(status: int) -> str:
+    """For the log: `killed by SIGKILL`, `exit code 1`."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(number).name}"
+        return f"killed by signal {number}"
+    return f"exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,134 +1,136 @@
-"""The file inside the probe process: bytes from a socket as the file object that FFmpeg reads.
+"""The file inside the probe process: a descriptor of the proxy's spool, read as it grows.
 
 Rules:
-1. A read blocks until bytes come; that is how FFmpeg keeps pace with a slow sender.
-2. The head is read once, looked at, and given to FFmpeg again.
-3. Nothing is kept but the last 64 KiB (tags and foreign trailers sit there), unless FFmpeg has to
-   seek: then the file goes to the spool (spool.py), which keeps its structure and samples of its
-   sound.
-4. What is of no interest can be asked away (`leave_out`): those who ask `take`, and are told how
-   much did not come; those who `read` must not have asked.
+1. A read of bytes that are not there yet waits until the proxy says that they are; that is how
+   FFmpeg keeps pace with a slow sender. While a process waits it can be taken off (session.py).
+2. The descriptor's own position is never used: `pread` takes none from anybody.
+3. What only has to be there is not read (`skip_to`, `arrive`).
 """
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Callable
+from typing import Final
 
-from proxy.upload.transfer import KEEP
-
+TAIL: Final = 64 * 1024
 _READ = 256 * 1024
-#: Bytes below which it is not worth asking: they are on their way before the answer is.
-_WORTH_ASKING = 512 * 1024
+#: Bytes that are waited for at once: fewer turns between two processes.
+_STEP = 256 * 1024
+
+
+class SpoolUnreadable(Exception):
+    """The spool's trouble, none of the file's."""
 
 
 class Source:
-    """Sequential reader. `receive` gives the next bytes, up to so many, or the number of bytes that
-    were left out; `ask` asks for that, by start and end in the file. `received` counts the bytes of
-    the file so far, with those that were left out."""
+    """Sequential reader from `position` on. `wait(size)` returns when `size` bytes are there, or
+    all of them: (how many there are, whether that is all). `received` counts those known of."""
 
     def __init__(
-        self,
-        receive: Callable[[int], bytes | int],
-        head_size: int,
-        ask: Callable[[int, int], None] | None = None,
+        self, descriptor: int, received: int, whole: bool, wait: Callable[[int], tuple[int, bool]]
     ) -> None:
-        self._next = receive
-        self._ask = ask
-        self._asked = 0  # everything before that place
-        self.received = 0
-        self._tail: deque[bytes] = deque()
-        self._tail_size = 0
-        self._pending = b""
-        head = bytearray()
-        while len(head) < head_size and (piece := self._receive(head_size - len(head))):
-            head += piece
-        self.head = bytes(head)
-        self._pending = self.head
+        self._descriptor = descriptor
+        self._wait = wait
+        self._whole = whole
+        self.received = received
+        self.position = 0
 
-    @property
-    def position(self) -> int:
-        """Where in the file the next `read` begins."""
-        return self.received - len(self._pending)
+    def arrive(self, until: int) -> bool:
+        """Wait for so many bytes of the file. Whether it has them."""
+        while self.received < until and not self._whole:
+            self.received, self._whole = self._wait(max(until, self.received + _STEP))
+        return self.received >= until
 
-    def leave_out(self, start: int, end: int) -> None:
-        """The bytes from `start` to before `end` need not come. Asked once only, each behind the
-        one before."""
-        start = max(start, self._asked)
-        if self._ask is not None and end - max(start, self.received) >= _WORTH_ASKING:
-            self._asked = end
-            self._ask(start, end)
+    def drain(self) -> None:
+        """Wait for the end. (A walk may stop before trailing bytes that still count.)"""
+        self.arrive(1 << 62)
 
-    def take(self, size: int = _READ) -> bytes | int:
-        """Up to `size` bytes, or how many were left out at this place; empty at the end."""
-        if self._pending:
-            piece, self._pending = self._pending[:size], self._pending[size:]
-            return piece
-        return self._fetch(size)
+    def at(self, offset: int, size: int) -> bytes:
+        """The bytes there, fewer only at the end of the file; `position` stays."""
+        if not self.arrive(offset + size):
+            size = max(0, self.received - offset)
+        return self._read(offset, size)
 
-    def _fetch(self, size: int) -> bytes | int:
-        taken = self._next(min(size, _READ))
-        if isinstance(taken, int):
-            self.received += taken
-            self._tail.clear()
-            self._tail_size = 0
-        else:
-            self._remember(taken)
-        return taken
-
-    def _receive(self, size: int) -> bytes:
-        while isinstance(taken := self._fetch(size), int):
-            pass
-        return taken
-
-    def _remember(self, piece: bytes) -> None:
-        self.received += len(piece)
-        tail = self._tail
-        tail.append(piece)
-        self._tail_size += len(piece)
-        while self._tail_size - len(tail[0]) >= KEEP:
-            self._tail_size -= len(tail.popleft())
-
-    @property
-    def tail(self) -> bytes:
-        """The last bytes received, up to 64 KiB."""
-        return b"".join(self._tail)[-KEEP:]
+    def _read(self, offset: int, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                piece = os.pread(self._descriptor, size - len(data), offset + len(data))
+            except OSError as error:
+                raise SpoolUnreadable(str(error)) from error
+            if not piece:
+                raise SpoolUnreadable("the spool ends before the file")
+            data = data + piece if data else piece
+        return data
 
     def read(self, size: int = _READ) -> bytes:
         """Up to `size` bytes, empty at the end of the file."""
-        if self._pending:
-            piece, self._pending = self._pending[:size], self._pending[size:]
-            return piece
-        return self._receive(size)
+        self.arrive(self.position + 1)
+        data = self.at(self.position, max(0, min(size, _READ, self.received - self.position)))
+        self.position += len(data)
+        return data
 
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, less only at the end of the file; they will be read again."""
-        while len(self._pending) < size and (piece := self._receive(_READ)):
-            self._pending += piece
-        return self._pending[:size]
+        return self.at(self.position, size)
 
     def skip(self, size: int) -> None:
-        """Read over `size` bytes, or to the end of the file."""
-        while size > 0 and (piece := self.read(min(size, _READ))):
-            size -= len(piece)
+        """Pass over `size` bytes, or to the end of the file."""
+        self.skip_to(self.position + size)
 
     def skip_to(self, offset: int) -> bool:
-        """Go to that place of the file, or to its end; whether it has so many bytes. What lies
-        between is not asked for."""
-        self.leave_out(self.received, offset)
-        while self.position < offset:
-            if not self.take(min(offset - self.position, _READ)):
-                return False
-        return True
+        """Go to that place of the file, or to its end; whether it has so many bytes."""
+        there = self.arrive(offset)
+        self.position = min(offset, self.received)
+        return there
 
-    def unread(self, data: bytes) -> None:
-        """Let `data` be what is read next."""
-        self._pending = data + self._pending
+    def back(self, size: int) -> None:
+        """Let the last `size` bytes be read again."""
+        self.position -= size
 
-    def drain(self, until: int | None = None) -> bool:
-        """Read on: to the end, or until so many bytes of the file were received. Whether they
-        were. (The walk may stop before trailing bytes that still count.)"""
-        while until is None or self.received < until:
-            if not self.take():
-                return until is None
-        return True
+    @property
+    def tail(self) -> bytes:
+        """The last bytes of the file, up to 64 KiB; waits for them."""
+        self.drain()
+        start = max(0, self.received - TAIL)
+        return self.at(start, self.received - start)
+
+
+class WholeFile:
+    """A complete `source` as a file that FFmpeg may seek in."""
+
+    def __init__(self, source: Source) -> None:
+        source.drain()
+        self._source = source
+        self.position = 0
+
+    def read(self, size: int = _READ) -> bytes:
+        """Up to `size` bytes, empty at the end of the file."""
+        data = self._source.at(self.position, min(size, _READ)) if size > 0 else b""
+        self.position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file's. Raises `ValueError` for a place before the first byte."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self._source.received}
+        position = base[whence] + offset
+        if position < 0:
+            raise ValueError("a place before the file")
+        self.position = position
+        return position
+
+    def tell(self) -> int:
+        """Where the next `read` begins."""
+        return self.position
+
+
+class InMemory(Source):
+    """A complete file that is at hand."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(-1, len(data), True, lambda _: (len(data), True))
+        self._data = data
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]

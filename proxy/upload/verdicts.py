@@ -90,8 +90,9 @@ def malformed(why: str, field: str | None, *, reason: str = "multipart") -> erro
     return errors.UploadMalformed(f"Upload malformed: {why}", field=field, reason=reason)
 
 
-def overloaded() -> errors.Overloaded:
-    """Not the upload's fault: no probe process could take it in time."""
+def overloaded(reason: str) -> errors.Overloaded:
+    """Not the upload's fault: no probe process could judge it (`upload_probe`), or its bytes had
+    no room in the spool (`upload_spool`). The log names the cause."""
     return errors.Overloaded(
-        "No upload check is free, try again", retry_after=2, reason="upload_probe"
+        "The upload cannot be checked now, try again", retry_after=2, reason=reason
     )

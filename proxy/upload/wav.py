@@ -42,7 +42,7 @@ def find_samples(head: bytes) -> tuple[int, int] | None:
 def count_samples(walk: Walk, source: Source, start: int, end: int, limit: float | None) -> bool:
     """Replace what the trial gave by what the whole file has. False, and nothing is done, where it
     has to be demuxed. Raises `PastLimit` when the bytes up to the limit are there."""
-    if walk.end - walk.size != start or walk.total <= 0 or end - source.received < _ENOUGH:
+    if walk.end - walk.size != start or walk.total <= 0 or end - source.position < _ENOUGH:
         return False
     seconds = walk.total * walk.tick / walk.size  # of a byte
     most = _ENDLESS if limit is None else int((limit + GRACE) / seconds)

@@ -16,11 +16,11 @@ from pathlib import Path
 import av
 import av.error
 import av.logging
+from proxy.upload.spool import Spool
 
 from proxy.upload import families, measure
 from proxy.upload.boxes import is_sequential
 from proxy.upload.source import Source
-from proxy.upload.spool import Spool
 from tests.uploads.corpus import FILES, write
 
 

@@ -39,13 +39,15 @@ _SECONDS = 1.5
 
 
 def samples() -> dict[str, bytes]:
-    """Files of about 50 MB: PCM, MP3, and an MP4 whose index stands at its end."""
+    """Files of about 50 MB: PCM, MP3, an MP4 whose index stands at its end, and one that is demuxed
+    packet by packet."""
     wav = wav_header(SIZE - 44, 44_100) + os.urandom(SIZE - 44)
     minute = noise("mp3", "libmp3lame", 60, {"write_xing": "0", "id3v2_version": "0"})
     return {
         "WAV": wav,
         "MP3, 320 kbit/s": minute * (SIZE // len(minute)),
         "M4A (ALAC)": noise("ipod", "alac", 190, {}),
+        "Ogg (FLAC)": noise("ogg", "flac", 300, {}),
     }
 
 
@@ -168,7 +170,7 @@ def shown(values: list[float], digits: int = 0) -> str:
     return f"{summary.median:.{digits}f} ({summary.low:.{digits}f}-{summary.high:.{digits}f})"
 
 
-def main(rounds: int, seconds: float, only: str) -> None:
+def main(rounds: int, seconds: float, only: str, at_once: list[int]) -> None:
     """Print the table. The goal is a ratio of at least 0.5, and a verdict within 100 ms."""
     print(f"load average before: {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
     print(
@@ -181,7 +183,7 @@ def main(rounds: int, seconds: float, only: str) -> None:
                 continue
             body = form(part(audio))
             for name in UPSTREAMS:
-                for parallel in (1, 4):
+                for parallel in at_once:
                     row = compare(proxy, port, name, body, parallel, rounds, seconds)
                     print(f"| {title}, {len(body) / 1e6:.0f} MB | {name} | {parallel} | {row} |")
                     sys.stdout.flush()
@@ -222,6 +224,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 40])
     parser.add_argument("--only", default="", help="files with this in their title")
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.seconds, arguments.only)
+    main(arguments.rounds, arguments.seconds, arguments.only, arguments.at_once)

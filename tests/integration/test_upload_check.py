@@ -15,11 +15,19 @@ from proxy.config.listeners import Upload
 from proxy.errors import UploadRejected, UploadTooLong
 from proxy.upload.check import OTHER_FIELDS, UploadValidator
 from proxy.upload.families import NAMES
-from proxy.upload.holding import ALL_TOGETHER
 from proxy.upload.pool import ProbePool
 from tests.data.audio.generate import path_of
+from tests.http1 import PATIENCE
 from tests.uploads.audio import KINDS, encode, wav_header
-from tests.uploads.drive import CONTENT_TYPE, feed_until_refused, form, part, upload
+from tests.uploads.drive import (
+    CONTENT_TYPE,
+    feed_until_refused,
+    form,
+    new_spool,
+    part,
+    room,
+    upload,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ALL = tuple(NAMES)
@@ -39,7 +47,7 @@ async def pool() -> AsyncIterator[ProbePool]:
 @pytest.fixture
 def validator(pool: ProbePool) -> UploadValidator:
     """Every family, ten minutes, 50 MiB."""
-    return UploadValidator(Upload(types=ALL), pool, boundary=lambda: "ours")
+    return UploadValidator(Upload(types=ALL), pool, new_spool(), boundary=lambda: "ours")
 
 
 @pytest.mark.parametrize("chunk", [1, 777, 1 << 20])
@@ -65,7 +73,7 @@ async def test_the_app_gets_a_canonical_form(validator: UploadValidator) -> None
     )
     outcome = await upload(validator, body)
     assert outcome.content_type == b"multipart/form-data; boundary=ours"
-    assert outcome.forward_length is None
+    assert outcome.forward_length == len(outcome.sent)
     assert outcome.sent == (
         b'--ours\r\nContent-Disposition: form-data; name="max_shorts"\r\n\r\n5\r\n'
         b'--ours\r\nContent-Disposition: form-data; name="audio_file"; filename="x_y.m4a"\r\n'
@@ -86,7 +94,7 @@ async def test_a_refused_type_never_reaches_the_app(validator: UploadValidator) 
 
 async def test_an_unlisted_family_is_refused_by_its_name(pool: ProbePool) -> None:
     """FLAC, WebM and AAC are true audio, but only where the config says so."""
-    strict = UploadValidator(Upload(), pool)
+    strict = UploadValidator(Upload(), pool, new_spool())
     for kind, name in (("flac", "audio/flac"), ("webm", "audio/webm"), ("aac", "audio/aac")):
         outcome = await upload(strict, form(part(path_of(kind).read_bytes())))
         assert outcome.code == "upload_type_rejected"
@@ -161,7 +169,7 @@ async def test_a_length_that_cannot_fit_is_refused_before_the_body(
 @pytest.mark.parametrize("known", [True, False])
 async def test_bytes_are_counted_whatever_the_length_says(pool: ProbePool, known: bool) -> None:
     """Chunked bodies, and lengths that fit only because of the allowance."""
-    small = UploadValidator(Upload(max_size=100_000), pool)
+    small = UploadValidator(Upload(max_size=100_000), pool, new_spool())
     body = form(part(wav_header(100_000) + bytes(109_900)))
     outcome = await upload(small, body, length=len(body) if known else None)
     found = "107.4KB" if known else "over 97.7KB"
@@ -172,7 +180,7 @@ async def test_bytes_are_counted_whatever_the_length_says(pool: ProbePool, known
 async def test_the_largest_file_is_accepted(pool: ProbePool) -> None:
     """To the byte."""
     audio = wav_header(99_956) + bytes(99_956)
-    exact = UploadValidator(Upload(max_size=100_000), pool)
+    exact = UploadValidator(Upload(max_size=100_000), pool, new_spool())
     assert (await upload(exact, form(part(audio)))).code == "accepted"
 
 
@@ -227,7 +235,7 @@ async def test_heads_that_cannot_lead_to_an_upload(
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])
 async def test_raw_bodies(pool: ProbePool, chunk: int) -> None:
     """Unchanged, with their length, the last piece held back until the verdict."""
-    raw = UploadValidator(Upload(field=None), pool)
+    raw = UploadValidator(Upload(field=None), pool, new_spool())
     outcome = await upload(
         raw, AUDIO, chunk=chunk, content_type=b"audio/mpeg; x=y", length=len(AUDIO)
     )
@@ -239,7 +247,7 @@ async def test_raw_bodies(pool: ProbePool, chunk: int) -> None:
 
 async def test_raw_bodies_that_are_refused(pool: ProbePool) -> None:
     """Declared as something else, empty, or one byte too large."""
-    raw = UploadValidator(Upload(field=None, max_size=1000), pool)
+    raw = UploadValidator(Upload(field=None, max_size=1000), pool, new_spool())
     for content_type, length, code in (
         (b"text/html", 10, "upload_type_rejected"),
         (CONTENT_TYPE, 10, "upload_type_rejected"),
@@ -254,7 +262,7 @@ async def test_raw_bodies_that_are_refused(pool: ProbePool) -> None:
 
 async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
     """Every byte as it came; the facts say what would have been."""
-    report = UploadValidator(Upload(mode="report", max_size=1 * MIB), pool)
+    report = UploadValidator(Upload(mode="report", max_size=1 * MIB), pool, new_spool())
     bodies = {
         "accepted": form(part(AUDIO)),
         "upload_type_rejected": form(part(b"%PDF-1.7" + bytes(100_000))),
@@ -288,32 +296,10 @@ async def test_an_upload_that_is_given_up_frees_its_process(
     """The client left midway."""
     check = validator.begin(CONTENT_TYPE, None, None)
     check.feed(part(wav_header(10**6) + bytes(200_000)).removesuffix(b"\r\n"))
-    assert pool.running == 1
+    async with asyncio.timeout(PATIENCE):
+        while not pool.running:
+            await room(check)
     check.close()
     check.close()
     assert pool.running == 0
     assert check.facts["verdict"] == "unfinished"
-
-
-async def test_uploads_hold_back_a_bounded_amount_together(pool: ProbePool) -> None:
-    """Each up to its buffer; beyond the limit for all, only until its type is known; afterwards
-    nothing is counted any more."""
-    audio = wav_header(2 * MIB) + bytes(2 * MIB)
-    opening = form(part(audio))[: MIB // 2]
-    check = UploadValidator(Upload(), pool).begin(CONTENT_TYPE, None, None)
-    changed = asyncio.Event()
-    check.on_change = changed.set
-    try:
-        assert check.feed(opening) == []
-        assert pool.held.size > MIB // 2 - 1000
-        await check.drained()
-        while check.facts.get("type") is None:
-            await changed.wait()
-            changed.clear()
-        assert check.feed(bytes(1000)) == []
-        pool.held.size += ALL_TOGETHER
-        assert sum(map(len, check.feed(bytes(1000)))) > MIB // 2
-    finally:
-        check.close()
-    assert pool.held.size == ALL_TOGETHER
-    pool.held.size = 0

@@ -16,7 +16,7 @@ from proxy.upload.check import UploadValidator
 from proxy.upload.families import NAMES
 from proxy.upload.pool import ProbePool
 from tests.uploads.audio import samples, wav_header
-from tests.uploads.drive import form, part, upload
+from tests.uploads.drive import form, new_spool, part, upload
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -135,7 +135,7 @@ async def validator() -> AsyncIterator[UploadValidator]:
     """Every family."""
     pool = ProbePool()
     await pool.start()
-    yield UploadValidator(Upload(types=tuple(NAMES)), pool)
+    yield UploadValidator(Upload(types=tuple(NAMES)), pool, new_spool())
     await pool.stop()
 
 

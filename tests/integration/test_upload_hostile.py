@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import struct
-import threading
 import zipfile
 from typing import Any
 
@@ -18,9 +16,9 @@ from hypothesis import strategies as st
 from proxy.upload import probe
 from proxy.upload.families import BY_MEDIA_TYPE
 from proxy.upload.sniff import load_sniffer
+from proxy.upload.source import InMemory
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
-from tests.uploads.sending import send_file
 
 SNIFFER = load_sniffer()
 SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
@@ -34,21 +32,8 @@ def quiet() -> None:
 
 def examine(data: bytes, limit: float | None = 600.0) -> dict[str, Any]:
     """The probe's last word on `data`, from the code that runs in its processes."""
-    ours, theirs = socket.socketpair()
-    answers: list[dict[str, Any]] = []
-
-    def send() -> None:
-        with ours:  # whatever happens, the other side sees an end
-            answers.append(send_file(ours, data)[0])
-
-    with ours:
-        sender = threading.Thread(target=send)
-        sender.start()
-        with theirs, probe._no_spool() as spool:
-            job = {"types": list(BY_MEDIA_TYPE), "max_duration": limit}
-            probe._examine(theirs, SNIFFER, job, spool)
-        sender.join()
-    return answers[0]
+    types = tuple(BY_MEDIA_TYPE)
+    return probe.judge(InMemory(data), SNIFFER, types, limit, lambda **_: None)
 
 
 def zipped() -> bytes:

@@ -80,7 +80,7 @@ def names(cell: str) -> list[str]:
 
 def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
     """An accepted and a refused upload go through the stage's sink."""
-    stage = UploadCheckStage(cast(Any, None), registry)
+    stage = UploadCheckStage(cast(Any, None), cast(Any, None), registry)
     route = SimpleNamespace(upload=Upload())
     hooks = stage.bind(cast(Any, SimpleNamespace(route=route, route_name="r")))
     assert hooks is not None

@@ -1,19 +1,17 @@
-"""The probe's pure pieces: wording, trailing tags, foreign content, the source of bytes, layout."""
+"""The probe's pure pieces: wording, trailing tags, foreign content, layout."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import socket
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from proxy.upload import foreign, measure, mp3, packets, verdicts
 from proxy.upload.boxes import is_sequential
-from proxy.upload.holding import Holding, Total
-from proxy.upload.source import KEEP, Source
+from proxy.upload.fields import Fields
+from proxy.upload.pool import processes_within
 from tests.data.audio.generate import path_of
 
 MIB = 2**20
@@ -79,29 +77,6 @@ def test_a_zip_and_a_pdf_are_seen_through_what_is_around_them() -> None:
         measure.refuse_polyglot(b"ID3" + bytes(500) + b"%PDF-1.7", b"x%%EOF\n")
 
 
-def test_the_source_gives_the_head_twice_and_keeps_only_the_end() -> None:
-    """Memory stays flat while any amount passes."""
-    data = os.urandom(1_000_000)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        sent = ours.send(data[:50_000])
-        source = Source(theirs.recv, sent)
-        assert source.head == data[:sent]
-        passed = source.read(100) + source.read()
-        while sent < len(data):
-            sent += (piece := ours.send(data[sent : sent + 50_000]))
-            while piece > 0:
-                got = source.read(piece)
-                passed += got
-                piece -= len(got)
-        ours.shutdown(socket.SHUT_WR)
-        source.drain()
-    assert passed == data
-    assert source.received == len(data)
-    assert source.tail == data[-KEEP:]
-
-
 def test_only_an_index_in_front_is_read_on_the_way() -> None:
     """`moov` before `mdat`, and never where the order is unknown."""
     assert is_sequential(path_of("m4a-first").read_bytes())
@@ -113,18 +88,25 @@ def test_only_an_index_in_front_is_read_on_the_way() -> None:
     assert not is_sequential(huge + bytes(100))
 
 
-@given(
-    before=st.lists(st.binary(min_size=1, max_size=9000), max_size=9),
-    file=st.lists(st.binary(min_size=1, max_size=9000), max_size=9),
-)
-def test_what_is_held_back_comes_out_in_order(before: list[bytes], file: list[bytes]) -> None:
-    """With the file's head where it belongs, nothing lost, and the total as it was."""
-    total = Total()
-    held = Holding(1, total)
-    for pieces, is_before in ((before, True), (file, False)):
-        for piece in pieces:
-            held.add(piece, before_file=is_before)
-    assert held.size == total.size == len(b"".join(before + file))
-    assert held.enough == bool(before + file)
-    assert b"".join(held.take(b"HEAD")) == b"".join([*before, b"HEAD", *file])
-    assert held.size == total.size == 0
+def test_the_fields_keep_their_order_around_the_file() -> None:
+    """Written anew, and each known by its name and the digest of its value."""
+    fields = Fields(digest=True)
+    for name, value, behind in (("a", [b"1", b"2"], False), ("b", [], False), ("a", [b"3"], True)):
+        fields.begin(name, behind=behind, boundary=b"B")
+        for piece in value:
+            fields.add(piece)
+        fields.end()
+    line = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    assert fields.before == line % (b"a", b"12") + line % (b"b", b"")
+    assert fields.behind == line % (b"a", b"3")
+    values = [(b"a", b"12"), (b"b", b""), (b"a", b"3")]
+    assert fields.content == [(name, hashlib.sha256(value).digest()) for name, value in values]
+    assert (fields.clear(), fields.size, fields.before) == (3, 0, b"")
+
+
+def test_probe_processes_share_what_the_container_has() -> None:
+    """A quarter of it, 512 MiB at most, and never fewer than two."""
+    assert processes_within(None) == 8
+    assert processes_within(16 * 2**30) == 8
+    assert processes_within(2**30) == 4
+    assert processes_within(64 * MIB) == 2

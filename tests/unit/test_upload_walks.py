@@ -1,11 +1,9 @@
-"""Frames counted, boxes followed and sound left out, in pieces of any size; and FFmpeg's own count
-beside ours."""
+"""Frames counted, in pieces of any size, indexes followed, and FFmpeg's own count beside ours."""
 
 from __future__ import annotations
 
 import io
 import random
-import struct
 from collections.abc import Iterator
 
 import av.logging
@@ -14,12 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.upload import families, measure, mp3, mpeg, packets
-from proxy.upload.boxes import BoxWalk
 from proxy.upload.frames import CONTEXT, FrameCounter
-from proxy.upload.source import Source
-from proxy.upload.spool import Spool
 from tests.bench.uploads import noise
-from tests.uploads.audio import encode
+from tests.uploads.growing import Growing
 
 MIB = 2**20
 HEADERS = (0xFFFB9000, 0xFFFB9200, 0xFFFBE264, 0xFFFA5000)  # one kind, four lengths
@@ -96,92 +91,11 @@ def test_frames_begin_with_a_frame() -> None:
         FrameCounter(b"RIFF")
 
 
-def box(kind: bytes, content: bytes, *, long: bool = False) -> bytes:
-    """One box, with its 32-bit or its 64-bit size."""
-    if long:
-        return struct.pack(">I4sQ", 1, kind, len(content) + 16) + content
-    return struct.pack(">I4s", len(content) + 8, kind) + content
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([b"ftyp", b"mdat", b"moov"]), st.binary(max_size=40), st.booleans()
-        ),
-        max_size=6,
-    ),
-    st.lists(st.integers(1, 30), min_size=1, max_size=4),
-)
-def test_boxes_are_followed_whatever_the_pieces(
-    boxes: list[tuple[bytes, bytes, bool]], sizes: list[int]
-) -> None:
-    """Every byte comes out once and in order, and that of an `mdat` is known as such."""
-    data, media = b"", b""
-    for kind, content, long in boxes:
-        data += box(kind, content, long=long)
-        media += content if kind == b"mdat" else b""
-    walk = BoxWalk()
-    seen = [found for piece in pieces(data, sizes) for found in walk.feed(piece)]
-    assert b"".join(piece for _, piece, _ in seen) == data
-    assert b"".join(piece for _, piece, start in seen if start is not None) == media
-    assert all(data[at : at + len(piece)] == piece for at, piece, _ in seen)
-    assert not walk.lost
-
-
-@given(st.binary(max_size=300), st.lists(st.integers(1, 30), min_size=1, max_size=4))
-def test_no_bytes_lose_the_box_walk(data: bytes, sizes: list[int]) -> None:
-    """Whatever they are, all of them come out."""
-    walk = BoxWalk()
-    found = b"".join(piece for cut in pieces(data, sizes) for _, piece, _ in walk.feed(cut))
-    assert found == data
-
-
-def test_the_spool_leaves_out_sound_and_nothing_else() -> None:
-    """The structure and samples of the sound are there, the rest reads as zeros; it is known
-    which is which."""
-    sound = random.Random(5).randbytes(11 * MIB)
-    data = box(b"ftyp", b"M4A ") + box(b"mdat", sound) + box(b"moov", b"index" * 1000)
-    spool = Spool(io.BytesIO())
-    spool.fill(Source(io.BytesIO(data).read, families.HEAD))
-    kept = spool.file.read()
-    assert len(kept) == len(data)
-    media = data.index(sound)
-    end = media + len(sound)
-    assert kept[: media + MIB] == data[: media + MIB]
-    assert kept[end:] == data[end:]
-    for at in range(media, end - 4096, 4096):
-        whole = kept[at : at + 4096] == data[at : at + 4096]
-        assert whole == spool.has(at, 4096)
-        assert whole or not any(kept[at + 64 : at + 4032]) or at % MIB < 8192
-    share = sum(spool.has(at, 4096) for at in range(media, end, 4096)) * 4096 / len(sound)
-    assert 0.1 < share < 0.2
-
-
-def test_sound_that_is_not_among_the_kept_is_looked_for_elsewhere() -> None:
-    """Samples that begin where nothing is kept: those in the next window are tried."""
-    audio = encode("m4a-last", 40, 44_100)
-    hidden = 4 * MIB - 100_000
-    media = audio.index(b"mdat") + 4
-    size = int.from_bytes(audio[media - 8 : media - 4], "big") + hidden
-    moved = bytearray(audio[: media - 8] + struct.pack(">I4s", size, b"mdat") + bytes(hidden))
-    moved += audio[media:]
-    at = moved.index(b"stco") + 8
-    for number in range(int.from_bytes(moved[at : at + 4], "big")):
-        where = at + 4 + 4 * number
-        offset = int.from_bytes(moved[where : where + 4], "big") + hidden
-        moved[where : where + 4] = offset.to_bytes(4, "big")
-    source = Source(io.BytesIO(bytes(moved)).read, families.HEAD)
-    spool = Spool(io.BytesIO())
-    spool.fill(source)
-    assert not spool.has(media + hidden, 500)
-    assert measure.measure(source, families.MP4, None, spool=spool) == pytest.approx(40, abs=0.1)
-
-
 def measured(data: bytes) -> float | str:
     """Seconds, or why there are none."""
-    source = Source(io.BytesIO(data).read, families.HEAD)
+    source = Growing(data)
     try:
-        return measure.measure(source, families.MPEG, None)
+        return measure.measure(source, source.peek(families.HEAD), families.MPEG, None)
     except packets.NotAudio as error:
         return error.what
     except packets.Undecodable as error:
@@ -274,20 +188,16 @@ def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
         streams = packets.audio_streams(container, families.MP4)
         walk = packets.Walk(float(streams[0].time_base or 1))
         packets.walk_packets(container, streams, [walk], families.MP4, None)
-    source = Source(io.BytesIO(data).read, families.HEAD)
-    spool = None
-    if name == "last":
-        spool = Spool(io.BytesIO())
-        spool.fill(source)
-    found = measure.measure(source, families.MP4, None, spool=spool)
+    source = Growing(data)
+    found = measure.measure(source, source.peek(families.HEAD), families.MP4, None)
     assert found == pytest.approx(walk.seconds(), abs=0.12)
 
 
 @pytest.mark.parametrize("name", ["first", "fragments", "alac"])
 def test_too_long_is_known_before_the_end(name: str) -> None:
     """As soon as the samples up to the limit have come."""
-    source = Source(io.BytesIO(M4AS[name]).read, families.HEAD)
+    source = Growing(M4AS[name])
     with pytest.raises(packets.PastLimit) as refused:
-        measure.measure(source, families.MP4, 10.0)
+        measure.measure(source, source.peek(families.HEAD), families.MP4, 10.0)
     assert refused.value.seconds == pytest.approx(10.3, abs=0.2)
     assert source.received < len(M4AS[name])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from multipart import PushMultipartParser
 
+from proxy.clock import SystemClock
 from proxy.errors import ProxyError
+from proxy.memory_budget import MemoryBudget
+from proxy.spool import Spool, SpooledBody
 from proxy.upload.check import UploadCheck, UploadValidator
 
 BOUNDARY = b"------------------------d74496d66958873e"  # as curl makes them
@@ -36,12 +41,35 @@ async def feed_until_refused(check: UploadCheck, piece: bytes, times: int) -> Pr
     try:
         for _ in range(times):
             check.feed(piece)
-            await asyncio.sleep(0)  # a client's next bytes come with the next turn of the loop
-            if check.blocked:
-                await check.drained()
+            await room(check)
     except ProxyError as error:
         return error
     return None
+
+
+def new_spool(max_size: int = 2**31) -> Spool:
+    """One in the temporary directory, with a memory budget of its own."""
+    budget = MemoryBudget().account("spool")
+    return Spool(Path(tempfile.gettempdir()), max_size, budget, SystemClock())
+
+
+async def room(check: UploadCheck) -> None:
+    """Wait while the disk is behind, or for the next turn of the loop, as an engine does."""
+    await asyncio.sleep(0)
+    while check.blocked:  # noqa: ASYNC110 - the engine is told, but not we
+        await asyncio.sleep(0.001)
+
+
+async def read_back(body: list[bytes] | SpooledBody) -> bytes:
+    """What goes upstream."""
+    if isinstance(body, list):
+        return b"".join(body)
+    reader, out = body.reader(), bytearray()
+    while not reader.done:
+        for piece in reader.take():
+            out += piece
+        await asyncio.sleep(0)
+    return bytes(out)
 
 
 @dataclass
@@ -55,6 +83,7 @@ class Outcome:
     forward_length: int | None = None
     fed: int = 0
     slowest_feed: float = 0.0
+    content: list[tuple[bytes, ...]] | None = None
 
     @property
     def code(self) -> str:
@@ -96,17 +125,17 @@ async def upload(
         outcome.error = error
         return outcome
     try:
-        outcome.forward_length, outcome.content_type = check.forward_length, check.content_type
+        outcome.forward_length = check.forward_length
+        outcome.content_type = check.content_type
         for at in range(0, len(body), chunk):
             before = clock()
             outcome.sent += b"".join(check.feed(body[at : at + chunk]))
             outcome.slowest_feed = max(outcome.slowest_feed, clock() - before)
             outcome.fed += chunk
-            if check.blocked:
-                await check.drained()
-            elif at // chunk % 64 == 0:
-                await asyncio.sleep(0)  # a client's next bytes come with the next turn of the loop
-        outcome.sent += b"".join(await check.finish())
+            if check.blocked or at // chunk % 64 == 0:
+                await room(check)
+        outcome.sent += await read_back(await check.finish())
+        outcome.forward_length, outcome.content = check.forward_length, check.content
     except ProxyError as error:
         outcome.error = error
     finally:

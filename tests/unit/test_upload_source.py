@@ -1,22 +1,22 @@
-"""What crosses to a probe process and what need not; and samples counted beside FFmpeg's walk."""
+"""A file that comes while it is read: what is waited for and what is not; and samples counted
+beside FFmpeg's walk."""
 
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
-from collections.abc import Iterator
 
 import av.logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upload import families, measure, packets, session
-from proxy.upload.source import Source
-from proxy.upload.spool import Spool
-from proxy.upload.transfer import KEEP, MOST_ASKED, Receiver, Sender
+from proxy.upload import families, measure, packets
+from proxy.upload.source import Source, SpoolUnreadable, WholeFile
 from tests.uploads.audio import encode
+from tests.uploads.growing import Growing
 
 MIB = 2**20
 NOISE = random.Random(11).randbytes(6 * MIB)
@@ -28,102 +28,68 @@ def quiet() -> None:
     av.logging.set_level(av.logging.PANIC)
 
 
-class Link:
-    """A sender and a receiver of one file; `ahead` bytes are on their way before they are read.
-    `crossed` counts what was sent, headers and all."""
-
-    def __init__(self, data: bytes, piece: int = 65_536, ahead: int = 0) -> None:
-        self.sender = Sender()
-        self.asked: list[tuple[int, int]] = []
-        self.crossed = 0
-        self._ahead = ahead
-        self._pieces = iter([data[at : at + piece] for at in range(0, len(data), piece)])
-        self._under_way = bytearray()
-        self._ended = False
-
-    def receive(self, size: int) -> bytes:
-        """A socket's `recv`."""
-        while not self._ended and len(self._under_way) < max(size, self._ahead):
-            piece = next(self._pieces, None)
-            self._ended = piece is None
-            out = self.sender.go_on() if piece is None else self.sender.send(piece)
-            self._under_way += b"".join(out)
-        taken = bytes(self._under_way[:size])
-        del self._under_way[:size]
-        self.crossed += len(taken)
-        return taken
-
-    def ask(self, start: int, end: int) -> None:
-        """A request of the process."""
-        self.asked.append((start, end))
-        self.sender.leave_out(start, end)
-
-    def source(self) -> Source:
-        """The file as the process reads it."""
-        return Source(Receiver(self.receive), families.HEAD, self.ask)
-
-
-def received(link: Link) -> Iterator[tuple[int, bytes]]:
-    """What comes out: places in the file and their bytes."""
-    take, at = Receiver(link.receive), 0
-    while got := take(50_000):
-        if isinstance(got, int):
-            at += got
-        else:
-            yield at, got
-            at += len(got)
-
-
 @given(
     size=st.integers(0, 1_200_000),
-    piece=st.sampled_from([1_000, 65_536, 300_000, 2_000_000]),
-    asked=st.lists(
-        st.tuples(st.integers(0, 1_300_000), st.integers(0, 900_000), st.integers(0, 20)),
-        max_size=4,
+    steps=st.lists(
+        st.tuples(st.sampled_from(["read", "peek", "skip", "go", "back"]), st.integers(0, 400_000)),
+        max_size=12,
     ),
 )
 @settings(deadline=None)
-def test_only_what_was_asked_away_is_missing(
-    size: int, piece: int, asked: list[tuple[int, int, int]]
-) -> None:
-    """Whenever it is asked: every byte that comes is where it belongs, none is missing that was not
-    asked away, and the end of the file is there."""
+def test_a_growing_file_reads_like_a_whole_one(size: int, steps: list[tuple[str, int]]) -> None:
+    """The same bytes at the same places; nothing is read that is not there."""
     data = NOISE[:size]
-    link = Link(data, piece)
-    holes = sorted((start, start + length, turn) for start, length, turn in asked)
-    missing = bytearray(b"\1" * size)
-    for turn, (at, got) in enumerate(received(link)):
-        assert data[at : at + len(got)] == got
-        missing[at : at + len(got)] = bytes(len(got))
-        for start, end, when in holes:
-            if when == turn:
-                link.ask(start, end)
-    for start, end in link.asked:
-        missing[start:end] = bytes(len(missing[start:end]))
-    assert not any(missing)
-    tail = max(0, size - KEEP)
-    there = bytearray(size - tail)
-    for at, got in received(fresh := Link(data, piece)):
-        if not fresh.asked:
-            fresh.ask(0, 2 * size)
-        first = max(at, tail)
-        there[first - tail : at + len(got) - tail] = got[max(0, first - at) :]
-    assert bytes(there) == data[tail:]
+    source, plain = Growing(data), io.BytesIO(data)
+    for step, number in steps:
+        at = plain.tell()
+        match step:
+            case "read":
+                got = source.read(number)
+                assert got == plain.read(len(got))
+                assert got or not number or at == size
+            case "peek":
+                assert source.peek(number) == plain.read(number)
+                plain.seek(at)
+            case "skip":
+                source.skip(number)
+                plain.seek(min(at + number, size))
+            case "go":
+                assert source.skip_to(number) == (number <= size)
+                plain.seek(min(number, size))
+            case "back":
+                source.back(min(number, at))
+                plain.seek(at - min(number, at))
+        assert source.position == plain.tell()
+    assert source.tail == data[-65_536:]
 
 
-def test_requests_have_their_bounds() -> None:
-    """A process that has lost its mind fills no memory of the proxy's."""
-    sender = Sender()
-    for number in range(1000):
-        sender.leave_out(number * 10, number * 10 + 5)
-    assert len(sender._asked) == MOST_ASKED
-    assert not session._is_answer({"leave_out": "everything"})
-    assert not session._is_answer({"leave_out": [1]})
-    assert not session._is_answer({"leave_out": [1.5, "x"]})
-    assert session._is_answer({"leave_out": [1, 2**64]})
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-500, 2_000)), max_size=12))
+def test_a_whole_file_seeks_like_any_other(seeks: list[tuple[int, int]]) -> None:
+    """From each of the three places, also behind the end; never before the beginning."""
+    data = NOISE[:1000]
+    ours, plain = WholeFile(Growing(data)), io.BytesIO(data)
+    for whence, offset in seeks:
+        base = (0, plain.tell(), len(data))[whence]
+        if base + offset < 0:
+            with pytest.raises(ValueError, match="before"):
+                ours.seek(offset, whence)
+            continue
+        assert ours.seek(offset, whence) == plain.seek(base + offset)
+        assert ours.read(100) == plain.read(100)
+        assert ours.tell() == plain.tell()
 
 
-# --- samples ------------------------------------------------------------------------------------
+def test_a_spool_that_is_shorter_than_it_should_be_is_noticed() -> None:
+    """As one that cannot be read: that is no end of the file."""
+    file = os.memfd_create("spool")
+    os.write(file, b"abc")
+    source = Source(file, 5, True, lambda _: (5, True))
+    assert source.peek(3) == b"abc"
+    with pytest.raises(SpoolUnreadable):
+        source.peek(5)
+    os.close(file)
+    with pytest.raises(SpoolUnreadable):
+        source.peek(3)
 
 
 def chunk(name: bytes, content: bytes, claimed: int | None = None) -> bytes:
@@ -148,12 +114,12 @@ def rf64(samples: bytes, claimed: int | None = None) -> bytes:
 
 def measured(data: bytes, limit: float | None = None, *, demuxed: bool = False) -> float | str:
     """Seconds, or why there are none; with `demuxed`, by FFmpeg's packets alone."""
-    source = Link(data, ahead=300_000).source()
+    source = Growing(data)
     with pytest.MonkeyPatch.context() as patch:
         if demuxed:
             patch.setattr(measure, "find_samples", lambda head: None)
         try:
-            return measure.measure(source, families.WAV, limit)
+            return measure.measure(source, source.peek(families.HEAD), families.WAV, limit)
         except packets.NotAudio as error:
             return error.what
         except packets.Undecodable as error:
@@ -221,33 +187,11 @@ def test_damaged_headers_are_read_as_ffmpeg_does(
     )
 
 
-def test_most_of_a_long_file_never_crosses() -> None:
-    """PCM, and the sound before an MP4's index; the length is what it was."""
-    wav = header() + chunk(b"data", NOISE * 4)
-    link = Link(wav, ahead=500_000)
-    seconds = measure.measure(link.source(), families.WAV, None)
-    assert seconds == pytest.approx(len(NOISE) * 4 / 176_400)
-    assert link.crossed < len(wav) / 10
-    alac = encode("alac", 120, 44_100)
-    media = alac.index(b"mdat") - 4
-    assert media < 100
-    assert len(alac) > 5 * MIB
-    whole, part = io.BytesIO(alac), Link(alac, ahead=300_000)
-    spools = []
-    for source in (Source(whole.read, families.HEAD), part.source()):
-        spool = Spool(io.BytesIO())
-        spool.fill(source)
-        spools.append(spool.file.read())
-        assert measure.measure(source, families.MP4, None, spool=spool) == pytest.approx(120, 0.01)
-    assert spools[0] == spools[1]
-    assert part.crossed < len(alac) - MIB
-
-
 def test_too_long_is_known_before_the_end() -> None:
     """Though the bytes up to the limit are only counted."""
     wav = header() + chunk(b"data", NOISE * 4)
-    source = Link(wav, ahead=500_000).source()
+    source = Growing(wav)
     with pytest.raises(packets.PastLimit) as refused:
-        measure.measure(source, families.WAV, 30.0)
+        measure.measure(source, source.peek(families.HEAD), families.WAV, 30.0)
     assert refused.value.seconds == pytest.approx(30.3, abs=0.1)
     assert source.received < 8 * MIB
