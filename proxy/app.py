@@ -313,6 +313,14 @@ class Proxy:
                 problem = requeue_problem(requeue)
                 detail = problem or f"workers: {requeue['workers']}"
                 checks[f"mirror:{name}:workers"] = Check(ok=problem is None, detail=detail)
+        shared = self._breakers.redis_reachable
+        if shared is not None:
+            missing = self._breakers.missing_rights
+            detail = "; ".join(f"Redis refuses {right}" for right in missing)
+            checks["breakers:redis"] = Check(
+                ok=shared and not missing,
+                detail=detail or ("shared" if shared else "out of reach: decided locally"),
+            )
         for name, plan in self._plans.listeners.items():
             gateway = plan.shares.hint.gateway if plan.shares is not None else None
             if gateway is not None:

@@ -186,16 +186,16 @@ def address_of(settings: RedisSettings) -> RedisAddress:
 def connect(
     settings: RedisSettings,
     *,
-    client_name: str,
+    client_name: str | None,
     command_timeout: float | None = None,
     decode_responses: bool = False,
     protocol: int = 2,
 ) -> AnyRedis:
     """A client with its own pool; nothing is sent before the first command.
 
-    `client_name` is what `CLIENT LIST` shows. `command_timeout` (seconds) replaces the settings'
-    own; blocking commands need more than they block. `protocol` 2 or 3 is RESP2 or RESP3. The
-    owner awaits `aclose()`. Raises `ValueError` for a URL that is none.
+    `client_name` is what `CLIENT LIST` shows; None for none. `command_timeout` (seconds) replaces
+    the settings' own; blocking commands need more than they block. `protocol` 2 or 3 is RESP2 or
+    RESP3. The owner awaits `aclose()`. Raises `ValueError` for a URL that is none.
     """
     address = address_of(settings)
     common = _common(settings, address, client_name, command_timeout, protocol)
@@ -212,7 +212,7 @@ def connect(
 
 
 def connect_listener(
-    settings: RedisSettings, *, client_name: str, attempt: int = 0, protocol: int = 2
+    settings: RedisSettings, *, client_name: str | None, attempt: int = 0, protocol: int = 2
 ) -> Redis:
     """A client to open `pubsub()` or another long-lived connection on.
 
@@ -238,7 +238,7 @@ def connect_listener(
 def _common(
     settings: RedisSettings,
     address: RedisAddress,
-    client_name: str,
+    client_name: str | None,
     command_timeout: float | None,
     protocol: int,
 ) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class BreakerBoard:
         self._breakers: dict[str, CircuitBreaker] = {}
         self.metrics = BreakerMetrics(self._breakers, registry, shared=redis is not None)
         self._told = told
+        self._store: BreakerStore | None = None
         self._sync: FleetSync | None = None
         self.reload(upstreams)
 
@@ -102,6 +103,7 @@ class BreakerBoard:
         if self._redis is None:
             return
         store = BreakerStore(self._redis, owner=self.owner, key_prefix=self._redis.key_prefix)
+        self._store = store
         self._sync = FleetSync(
             self._breakers,
             store,
@@ -129,6 +131,11 @@ class BreakerBoard:
         if self._redis is None:
             return None
         return self._sync is not None and self._sync.reachable
+
+    @property
+    def missing_rights(self) -> list[str]:
+        """What Redis does not let us do, in words. Breakers are shared without it, less well."""
+        return sorted(self._store.missing_rights.values()) if self._store is not None else []
 
     def list(self) -> list[dict[str, Any]]:
         """One JSON-ready row per breaker, as `GET /api/breakers` answers."""

@@ -375,6 +375,12 @@ class CircuitBreaker:
         grown = min(rules.open_for * 2.0 ** min(opens - 1, 30), longest)
         return grown * self.jitter() if grown > rules.open_for else grown
 
+    @property
+    def longest_open(self) -> float:
+        """Seconds beyond which no open time goes, whatever anybody says."""
+        rules = self.rules
+        return max(rules.open_for, rules.max_open_for or 0.0) * (1.0 + rules.jitter)
+
     def jitter(self) -> float:
         """The factor for one grown open time, from 1 to 1 + `jitter`."""
         return 1.0 + self.rules.jitter * self._random.random()
@@ -489,11 +495,15 @@ class CircuitBreaker:
             self.recent.clear()
             self.recent.extend(news.recent[-RECENT:])
         self.generation = news.generation
+        remaining = news.remaining
+        if news.state is State.OPEN:
+            remaining = min(remaining, self.longest_open)
         if newer or news.state is not self.state:
-            self._enter(news.state, now, now + news.remaining, news.reason, news.by)
+            self._enter(news.state, now, now + remaining, news.reason, news.by)
             self.since = now - news.age
         elif self.state is not State.CLOSED:
-            self.until = now + news.remaining
+            # Never later than it was said before: Redis' clock may have stepped back.
+            self.until = min(self.until, now + remaining)
         self.opens = news.opens
         self.successes = news.successes
         self.fleet_failures = news.failures

@@ -103,3 +103,23 @@ class Snapshot:
     log: tuple[LogEntry, ...] = ()
     recent: tuple[Failure, ...] = ()
     granted: tuple[str, ...] = ()
+    unpublished: str = ""  # why the others were not notified
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What comes over the channel. `name` is a breaker that has changed, or empty for what only
+    shows that the channel works. It is a hint and nothing else: anybody may have sent it."""
+
+    name: str = ""
+    generation: int = 0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """The least that tells whether a breaker is worth a look. `ahead`: it began in the future."""
+
+    generation: int
+    failures: int
+    ahead: bool

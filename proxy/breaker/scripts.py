@@ -7,7 +7,8 @@ empty restart, where a counter would begin anew and let late outcomes pass for f
 
 Authority is the hash `meta`; `state`, `failures`, `last_failure` and `half_open_calls` repeat it
 for redis-cli and for readers of the sprint document's keys. KEYS are those of `KEYS` in order,
-ARGV[1] is a JSON object. The answer is a JSON object: `Snapshot` of messages.py.
+ARGV[1] is a JSON object. The answer is a JSON object: `Snapshot` of messages.py. What is published
+is no more than the name of a breaker that is worth a look: the channel is open to others.
 """
 
 from __future__ import annotations
@@ -32,13 +33,19 @@ local meta = {}
 local flat = redis.call('HGETALL', KEYS[5])
 for i = 1, #flat, 2 do meta[flat[i]] = flat[i + 1] end
 local exists = #flat > 0
-local gen = tonumber(meta.gen or '0')
+local function number(text, most)
+  local value = tonumber(text or '0') or 0
+  if value >= 0 and value <= most then return value end
+  return 0
+end
+local MOST = 4e15
+local gen = number(meta.gen, MOST)
 local state = meta.state or 'closed'
-local failures = tonumber(meta.failures or '0')
-local successes = tonumber(meta.successes or '0')
-local opens = tonumber(meta.opens or '0')
-local since = tonumber(meta.since or '0')
-local until_ms = tonumber(meta['until'] or '0')
+local failures = number(meta.failures, 1e9)
+local successes = number(meta.successes, 1e9)
+local opens = number(meta.opens, 1e9)
+local since = number(meta.since, MOST)
+local until_ms = number(meta['until'], MOST)
 local reason = meta.reason or ''
 local by = meta.by or ''
 local dirty_before = failures > 0
@@ -46,6 +53,17 @@ local last_failure = nil
 local made = false
 local changed = false
 local granted = {}
+local unpublished = nil
+
+-- The clock has stepped back, or this is another server's: what began in the future begins now, and
+-- lasts as long as was meant, an open time never longer than one can be.
+if since > now then
+  if until_ms > 0 then until_ms = now + math.max(0, until_ms - since) end
+  since, changed = now, true
+  redis.call('DEL', KEYS[6])
+end
+local longest = state == 'open' and A.longest_ms or A.forced_ms
+if until_ms > now + longest then until_ms, changed = now + longest, true end
 
 local function transition(to, why, over, restored)
   local from = state
@@ -85,7 +103,8 @@ local function snapshot(known, with_recent)
   end
   return cjson.encode({name = A.name, gen = gen, state = state, now = now, since = since,
     ['until'] = until_ms, failures = failures, successes = successes, opens = opens,
-    reason = reason, by = by, log = log, recent = recent, granted = granted})
+    reason = reason, by = by, log = log, recent = recent, granted = granted,
+    unpublished = unpublished})
 end
 
 local function finish()
@@ -102,7 +121,9 @@ local function finish()
     for i = 1, 8 do redis.call('PEXPIRE', KEYS[i], ttl) end
   end
   if made or (failures > 0) ~= dirty_before then
-    redis.pcall('PUBLISH', A.channel, snapshot(0, made))
+    local sent = redis.pcall('PUBLISH', A.channel,
+      cjson.encode({name = A.name, gen = string.format('%.0f', gen), by = A.owner}))
+    if type(sent) == 'table' and sent.err then unpublished = sent.err end
   end
   return snapshot(A.known, made or gen > A.known)
 end
@@ -166,6 +187,7 @@ elseif state == 'forced_closed' and now >= until_ms then
 end
 if state == 'half_open' and A.want > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], now + 2 * A.lease_ms, '+inf')  -- of another clock
   local free = A.max_calls - successes - redis.call('ZCARD', KEYS[6])
   for i = 1, math.min(free, A.want) do
     local lease = A.tid .. ':' .. i
@@ -182,6 +204,7 @@ return finish()
 FORCE = (
     _PREAMBLE
     + """
+gen = math.max(gen, math.min(A.known, MOST))  -- what is set by hand is news to everybody
 if A.to == 'closed' and state == 'closed' then
   gen, failures, changed, made = math.max(gen + 1, now), 0, true, true
 else
@@ -217,5 +240,19 @@ return finish()
 """
 )
 
-# The poll. Writes nothing.
-LOOK = _PREAMBLE + "\nreturn snapshot(A.known, gen > A.known)\n"
+# What is there. Writes nothing, unless the clock has gone wrong (see the preamble).
+LOOK = _PREAMBLE + "\nreturn finish()\n"
+
+# The poll, for all breakers at once: KEYS are their `meta`. Lists of {generation, failures, 1 if
+# the clock has stepped back}. Cheap enough to be all that an idle sidecar asks.
+PEEK = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local found = {}
+for i, key in ipairs(KEYS) do
+  local meta = redis.call('HMGET', key, 'gen', 'failures', 'since')
+  local ahead = (tonumber(meta[3] or '0') or 0) > now
+  found[i] = {meta[1] or '0', meta[2] or '0', ahead and 1 or 0}
+end
+return cjson.encode(found)
+"""

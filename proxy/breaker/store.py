@@ -9,22 +9,40 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from proxy.breaker import scripts
 from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Failure, LogEntry, Report, Snapshot
+from proxy.breaker.messages import Failure, Glance, LogEntry, Notice, Report, Snapshot
 from proxy.breaker.states import State
-from proxy.redis_client import RedisSettings, connect, connect_listener
+from proxy.redis_client import RedisSettings, address_of, connect, connect_listener
 from proxy.shortage import DETAILS, SHORTAGES
 
 #: Keys live this long after their last change (and after the end of an open time).
 KEY_TTL = 7 * 86400.0
-#: Seconds of silence on the channel after which the connection must prove that it lives.
-_SILENCE = 5.0
+#: Seconds of silence on the channel after which the connection must prove that it lives. Heartbeats
+#: come more often (sync.py), unless we may not publish.
+SILENCE = 20.0
+
+#: Longest time that a state set by hand lasts.
+FORCED_MOST = 366 * 86400.0
+
+#: No number of ours is beyond this: milliseconds since 1970, in a hundred thousand years.
+_MOST = 4e15
+
+#: A message on the channel has two short names; what is longer is not ours.
+_NOTICE_SIZE = 4096
+
+_META = scripts.KEYS.index("meta")
+
+_RIGHTS = {
+    "publish": "PUBLISH on {channel}: others learn of transitions by polling, up to a second later",
+    "subscribe": "SUBSCRIBE on {channel}: transitions are learned by polling, up to a second later",
+    "client": "CLIENT SETNAME: connections have no name in CLIENT LIST",
+}
 
 
 _log = logging.getLogger("proxy.breaker")
@@ -41,10 +59,13 @@ class BreakerStore:
         self._settings = settings
         self._owner = owner
         self._prefix = key_prefix
-        self._client_name = f"reliability-proxy-breakers-{owner}"
-        self._client = connect(settings, client_name=self._client_name)
+        self._named = True
+        self._clustered = address_of(settings).kind == "cluster"
+        self._client = connect(settings, client_name=self._name())
         self._channel = f"{key_prefix}cb:events"
         self._listens = 0
+        #: What Redis does not let us do, in words, by right.
+        self.missing_rights: dict[str, str] = {}
 
     async def report(self, breaker: CircuitBreaker, report: Report) -> Snapshot:
         """Send outcomes; what the breaker is after them."""
@@ -78,7 +99,7 @@ class BreakerStore:
             tid=tid,
             to=to.value,
             reason=reason,
-            for_ms=round(seconds * 1000),
+            for_ms=round(min(seconds, FORCED_MOST) * 1000),
         )
 
     async def merge(self, breaker: CircuitBreaker, now: float, tid: str) -> Snapshot:
@@ -102,13 +123,46 @@ class BreakerStore:
         """What Redis has, changing nothing."""
         return await self._run(scripts.LOOK, breaker)
 
-    async def listen(self) -> AsyncIterator[Snapshot | None]:
-        """Transitions of the fleet as they come; None once, when the subscription stands.
+    async def peek(self, breakers: Sequence[CircuitBreaker]) -> list[Glance]:
+        """A glance at each of `breakers`, in one command; in a Cluster, where each has its own
+        slot, in one for each."""
+        keys = [self.keys(breaker.name)[_META] for breaker in breakers]
+        if self._clustered:
+            return [glance for key in keys for glance in await self._peek([key])]
+        return await self._peek(keys)
+
+    async def _peek(self, keys: list[str]) -> list[Glance]:
+        if not keys:
+            return []
+        answer = await self._evaluate(scripts.PEEK, keys, "{}")
+        try:
+            return [
+                Glance(_whole(gen), _whole(failures), bool(ahead))
+                for gen, failures, ahead in json.loads(answer)
+            ]
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"not an answer of ours: {error}") from error
+
+    async def beat(self) -> None:
+        """Send something over the channel that everybody who listens will get, us included."""
+        client: Any = self._client
+        try:
+            await client.publish(self._channel, json.dumps({"by": self._owner}))
+        except NoPermissionError as error:
+            self._lacks("publish", error)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(_told(error)) from error
+
+    async def listen(self) -> AsyncIterator[Notice]:
+        """What comes over the channel; an empty notice when the subscription stands, and whenever
+        the connection has proved to be alive.
 
         Raises `StoreError` when the connection is lost; the caller begins again.
         """
         client = connect_listener(
-            self._settings, client_name=self._client_name + "-events", attempt=self._listens
+            self._settings,
+            client_name=self._name("-events"),
+            attempt=self._listens,
         )
         self._listens += 1
         channel = client.pubsub()
@@ -117,7 +171,7 @@ class BreakerStore:
                 await channel.subscribe(self._channel)
             asked = False
             while True:
-                message = await channel.get_message(timeout=_SILENCE)
+                message = await channel.get_message(timeout=SILENCE)
                 if message is None:
                     if asked:
                         raise StoreError("the subscription gives no sign of life")
@@ -126,15 +180,13 @@ class BreakerStore:
                         await channel.ping()
                     continue
                 asked = False
-                if message["type"] == "subscribe":
-                    yield None
-                elif message["type"] == "message":
-                    try:
-                        news = parse_snapshot(message["data"])
-                    except StoreError as error:
-                        _log.debug("not understood on %s: %s", self._channel, error)
-                        continue
-                    yield news
+                if message["type"] == "message":
+                    yield parse_notice(message["data"])
+                else:
+                    yield Notice()
+        except NoPermissionError as error:
+            self._lacks("subscribe", error)
+            raise StoreError(_told(error)) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(_told(error)) from error
         finally:
@@ -159,6 +211,8 @@ class BreakerStore:
             "threshold": rules.failure_threshold,
             "max_calls": rules.half_open_max_calls,
             "open_ms": round(rules.open_for * 1000),
+            "longest_ms": round(breaker.longest_open * 1000),
+            "forced_ms": round(FORCED_MOST * 1000),
             "max_open_ms": round(max(rules.open_for, rules.max_open_for or 0.0) * 1000),
             "jitter": round(breaker.jitter(), 4),
             "lease_ms": round(breaker.probe_lease * 1000),
@@ -169,17 +223,44 @@ class BreakerStore:
 
     async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
         packed = self._arguments(breaker, more)
-        keys = self.keys(breaker.name)
+        news = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
+        if news.unpublished:
+            self._lacks("publish", news.unpublished)
+        return news
+
+    async def _evaluate(self, script: str, keys: list[str], packed: str) -> Any:
         sha = _digest(script)
-        client: Any = self._client  # single or Cluster: the same two commands
-        try:
+        while True:
+            client: Any = self._client  # single or Cluster: the same two commands
             try:
-                answer = await client.evalsha(sha, len(keys), *keys, packed)
-            except NoScriptError:
-                answer = await client.eval(script, len(keys), *keys, packed)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(_told(error)) from error
-        return parse_snapshot(answer)
+                try:
+                    return await client.evalsha(sha, len(keys), *keys, packed)
+                except NoScriptError:
+                    return await client.eval(script, len(keys), *keys, packed)
+            except NoPermissionError as error:
+                if not self._named or "client" not in str(error).lower():
+                    raise StoreError(_told(error)) from error
+                # The name is for people who read CLIENT LIST: nothing depends on it.
+                self._lacks("client", error)
+                self._named = False
+                await _quietly_close(self._client)
+                self._client = connect(self._settings, client_name=None)
+            except (RedisError, OSError, TimeoutError) as error:
+                raise StoreError(_told(error)) from error
+
+    def _name(self, suffix: str = "") -> str | None:
+        return f"reliability-proxy-breakers-{self._owner}{suffix}" if self._named else None
+
+    def _lacks(self, right: str, error: object) -> None:
+        """A right is missing that is not worth doing without Redis for: one warning for each."""
+        if right in self.missing_rights:
+            return
+        self.missing_rights[right] = _RIGHTS[right].format(channel=self._channel)
+        _log.warning(
+            "Redis refuses %s",
+            self.missing_rights[right],
+            extra={"event": "breaker_rights", "right": right, "error": str(error)[:200]},
+        )
 
 
 _digests: dict[str, str] = {}
@@ -218,7 +299,7 @@ def parse_snapshot(text: bytes | str) -> Snapshot:
         now = raw["now"] / 1000
         return Snapshot(
             name=raw["name"],
-            generation=int(raw["gen"]),
+            generation=_whole(raw["gen"]),
             state=State(raw["state"]),
             server_time=now,
             remaining=max(0.0, raw["until"] / 1000 - now),
@@ -232,9 +313,30 @@ def parse_snapshot(text: bytes | str) -> Snapshot:
             log=tuple(_entry(entry) for entry in raw["log"] or ()),
             recent=tuple(_failure(failure) for failure in raw["recent"] or ()),
             granted=tuple(raw["granted"] or ()),
+            unpublished=str(raw.get("unpublished") or ""),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise StoreError(f"not an answer of ours: {error}") from error
+
+
+def parse_notice(data: bytes | str) -> Notice:
+    """A message on the channel. What is not ours is an empty notice: it shows that the channel
+    works, whoever sent it."""
+    if len(data) > _NOTICE_SIZE:
+        return Notice()
+    try:
+        raw = json.loads(data)
+        return Notice(str(raw.get("name") or ""), _whole(raw.get("gen") or 0), str(raw["by"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Notice()
+
+
+def _whole(value: Any) -> int:
+    """A count, or milliseconds. Raises `ValueError` for what no script of ours writes."""
+    number = int(value)
+    if not 0 <= number <= _MOST:
+        raise ValueError(f"{number} is out of range")
+    return number
 
 
 def _entry(raw: dict[str, Any]) -> LogEntry:

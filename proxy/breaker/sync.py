@@ -2,8 +2,14 @@
 
 Two tasks. `work` sends outcomes, asks for probe leases, polls, and merges when Redis comes back;
 it is woken by the breakers and by their timers, and sends everything of one round at once.
-`listen` takes over transitions as other processes publish them. The poll is the safety net for
-messages that were lost.
+`listen` learns which breakers others have changed. A message is a hint, because anybody may have
+sent it: what counts is what a look at Redis says then.
+
+The poll is the safety net for messages that were lost. How often it comes depends on whether the
+channel is known to work: something has come over it lately. In a fleet that is quiet, whoever has
+heard nothing for `BEAT` seconds sends a heartbeat that all hear, itself included. So ten thousand
+idle sidecars send one heartbeat between them and a poll each in `POLL_QUIET` seconds, and one whose
+channel is cut polls every second until it is whole again.
 
 Redis is `reachable` from a successful merge (which writes) until any command fails. A change is
 told once; while it is away, every breaker decides by itself.
@@ -14,19 +20,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from typing import Any
 
 from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Report, Snapshot
+from proxy.breaker.holding import NEVER
+from proxy.breaker.messages import Notice, Report, Snapshot
 from proxy.breaker.states import State
 from proxy.breaker.store import BreakerStore, StoreError
 from proxy.clock import Clock
 
 #: Seconds that ordinary outcomes are gathered before they are sent. Trips and probes go at once.
 GATHER = 0.05
-#: Seconds between two looks at Redis, give or take a quarter.
-POLL = 1.0
+#: Seconds between two polls, give or take a quarter: while the channel is not known to work; while
+#: it is and some circuit is not closed; while it is and all is well.
+POLL, POLL_TROUBLED, POLL_QUIET = 1.0, 5.0, 30.0
+#: Seconds of silence after which a heartbeat is sent, and by chance up to as many more, so that one
+#: sidecar of many is the first; seconds for which a message proves that the channel works.
+BEAT, ALIVE = 10.0, 25.0
+#: Seconds between two looks that messages ask for: a flood of them costs no more.
+LOOK_PAUSE = 0.02
+#: Seconds between two tries to subscribe where Redis does not let us.
+REFUSED = 30.0
 #: Seconds between two tries to reach a Redis that is away, and to subscribe anew.
 RETRY = 0.5
 #: Seconds after which a process that was refused a probe lease asks again.
@@ -65,7 +81,10 @@ class FleetSync:
         self._dirty: set[str] = set()
         self._ask_after: dict[str, float] = {}
         self._poll_at = 0.0
-        self._offset: float | None = None  # Redis' clock minus ours, in seconds
+        self._alive_until = 0.0  # the channel has proved to work
+        self._beat_at = NEVER
+        self._noticed: set[str] = set()  # breakers that others say they have changed
+        self._look_at = 0.0
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.first_try = asyncio.Event()
@@ -148,7 +167,7 @@ class FleetSync:
             timeout = RETRY * random.uniform(0.75, 1.25)  # noqa: S311 (spreads the fleet)
         else:
             now = self._clock.monotonic()
-            timeout = min(self._next_time(now) - now, POLL * 1.5)
+            timeout = min(self._next_time(now) - now, POLL_QUIET * 1.5)
         with suppress(TimeoutError):
             # Never without a pause: what is due again at once must not starve the requests.
             async with asyncio.timeout(max(timeout, 0.001)):
@@ -157,7 +176,10 @@ class FleetSync:
 
     def _next_time(self, now: float) -> float:
         due = (self._due(breaker, now) for breaker in self._breakers.values())
-        return min((self._poll_at, *(moment for moment in due if moment is not None)))
+        moments = [moment for moment in due if moment is not None]
+        if self._noticed:
+            moments.append(self._look_at)
+        return min((self._poll_at, self._beat_at, *moments))
 
     def _due(self, breaker: CircuitBreaker, now: float) -> float | None:
         """When `breaker` needs an exchange although nothing wakes us: a monotonic second."""
@@ -171,31 +193,55 @@ class FleetSync:
     async def _round(self) -> None:
         """One exchange with Redis about every breaker that needs one."""
         now = self._clock.monotonic()
-        polling = now >= self._poll_at
-        if polling:
-            self._poll_at = now + POLL * random.uniform(0.75, 1.25)  # noqa: S311
         dirty, self._dirty = self._dirty, set()
-        due = []
+        looks: set[str] = set()
+        if self._noticed and now >= self._look_at:
+            looks, self._noticed = self._noticed, set()
+            self._look_at = now + LOOK_PAUSE
+        due: list[Coroutine[Any, Any, None]] = []
+        if now >= self._poll_at:
+            due.append(self._poll(now))
+        if now >= self._beat_at:
+            self._beat_at = now + BEAT
+            due.append(self._store.beat())
         for breaker in self._breakers.values():
             if not breaker.shared:
                 due.append(self._merge(breaker))  # new since a reload
                 continue
             timed = self._due(breaker, now)
-            if polling or breaker.name in dirty or (timed is not None and timed <= now):
-                due.append(self._serve(breaker, polling))
+            noticed = breaker.name in looks
+            if noticed or breaker.name in dirty or (timed is not None and timed <= now):
+                due.append(self._serve(breaker, noticed))
         for outcome in await asyncio.gather(*due, return_exceptions=True):
             if isinstance(outcome, StoreError):
                 self._lost(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _serve(self, breaker: CircuitBreaker, polling: bool) -> None:
+    async def _poll(self, now: float) -> None:
+        """A glance at all breakers, and a look at those that are not as we know them."""
+        troubled = any(breaker.state is not State.CLOSED for breaker in self._breakers.values())
+        pause = POLL_TROUBLED if troubled else POLL_QUIET
+        if now >= self._alive_until or "publish" in self._store.missing_rights:
+            pause = POLL
+        self._poll_at = now + pause * random.uniform(0.75, 1.25)  # noqa: S311
+        shared = [breaker for breaker in self._breakers.values() if breaker.shared]
+        for breaker, seen in zip(shared, await self._store.peek(shared), strict=True):
+            known = (breaker.generation, breaker.fleet_failures)
+            changed = (seen.generation, seen.failures) != known and not breaker.has_report
+            if changed or seen.ahead or breaker.state is not State.CLOSED:
+                await self._take(breaker, await self._store.look(breaker))
+
+    async def _serve(self, breaker: CircuitBreaker, noticed: bool) -> None:
         breaker.give_back(self._clock.monotonic())
         report = breaker.take_report()
         if report is not None:
             await self._send(breaker, report)
-        elif polling:
-            await self._take(breaker, await self._store.look(breaker))
+        elif noticed:
+            news = await self._store.look(breaker)
+            if news.generation > breaker.generation:
+                self._told_delay(news.age)
+            await self._take(breaker, news)
         await self._ask(breaker)
 
     async def _send(self, breaker: CircuitBreaker, report: Report) -> None:
@@ -213,7 +259,7 @@ class FleetSync:
         now = self._clock.monotonic()
         half_open = breaker.state is State.HALF_OPEN
         if now < self._ask_after.get(breaker.name, 0.0) or self._stopping:
-            if half_open:
+            if half_open and not self._deciding(breaker):
                 breaker.callers.answer()  # all leases were taken a moment ago
             return
         over = breaker.state is not State.CLOSED and now >= breaker.until and not half_open
@@ -232,14 +278,19 @@ class FleetSync:
         if breaker.state is State.HALF_OPEN:
             if not want:
                 return
-            breaker.wanted = 0
-            breaker.callers.answer()
+            if not self._deciding(breaker):
+                breaker.wanted = 0
+                breaker.callers.answer()
         self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
+
+    def _deciding(self, breaker: CircuitBreaker) -> bool:
+        """Whether outcomes of our own are about to free a lease or to close the circuit: then a
+        caller who waits for one waits on (attempts.py says how long)."""
+        return breaker.has_report or breaker.probes_in_flight > 0
 
     async def _take(
         self, breaker: CircuitBreaker, news: Snapshot, answers: Report | None = None
     ) -> None:
-        self._offset = news.server_time - self._clock.time()
         if news.generation < breaker.generation:
             await self._merge(breaker)  # Redis has lost its memory, or part of it
         else:
@@ -268,6 +319,7 @@ class FleetSync:
             return
         self.reachable = True
         self._poll_at = self._clock.monotonic() + POLL
+        self._beat_at = NEVER if self._alive_until == 0.0 else self._next_beat()
         self._tell(True, "")
 
     def _lost(self, error: StoreError) -> None:
@@ -303,8 +355,8 @@ class FleetSync:
     async def _listen(self) -> None:
         while True:
             try:
-                async for news in self._store.listen():
-                    self._heard(news)
+                async for notice in self._store.listen():
+                    self._heard(notice)
             except StoreError as error:
                 # `work` tells of Redis' absence; without the channel alone, the poll carries on.
                 _log.debug("subscription to breaker transitions lost: %s", error)
@@ -312,21 +364,31 @@ class FleetSync:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 _log.exception("Listening to breaker states failed", extra={"event": "fault"})
-            await asyncio.sleep(RETRY * random.uniform(0.75, 1.25))  # noqa: S311
+            if self._alive_until:
+                self._poll_soon()  # perhaps Redis is gone as well
+            self._alive_until, self._beat_at = 0.0, NEVER
+            pause = REFUSED if "subscribe" in self._store.missing_rights else RETRY
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
-    def _heard(self, news: Snapshot | None) -> None:
-        if news is None:
-            self._poll_at = 0.0  # what was published while nobody listened
-            self._wake.set()
+    def _heard(self, notice: Notice) -> None:
+        now = self._clock.monotonic()
+        if now >= self._alive_until:
+            self._poll_soon()  # what was published while nobody listened
+        self._alive_until = now + ALIVE
+        self._beat_at = self._next_beat()
+        breaker = self._breakers.get(notice.name)
+        if breaker is None or not breaker.shared or notice.by == breaker.owner:
             return
-        breaker = self._breakers.get(news.name)
-        if breaker is None or not breaker.shared:
-            return
-        if news.generation > breaker.generation and self._offset is not None:
-            self._told_delay(max(0.0, self._clock.time() + self._offset - news.server_time))
-        breaker.adopt(news, self._clock.monotonic())
-        if breaker.has_report or breaker.leases_wanted:
+        if notice.generation >= breaker.generation:
+            self._noticed.add(breaker.name)
             self._wake.set()
+
+    def _next_beat(self) -> float:
+        return self._clock.monotonic() + BEAT * random.uniform(1.0, 2.0)  # noqa: S311
+
+    def _poll_soon(self) -> None:
+        self._poll_at = 0.0
+        self._wake.set()
 
 
 def _is_cancelled() -> bool:

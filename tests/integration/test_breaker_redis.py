@@ -10,8 +10,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,97 +18,19 @@ from unittest import mock
 import pytest
 import redis as blocking
 import trustme
-from prometheus_client import CollectorRegistry
 
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.states import State
-from proxy.config.schema import Redis
-from proxy.config.upstreams import Upstream
 from proxy.errors import BadRequest, CircuitOpen
 from proxy.redis_server import RedisServer, find_redis_server, free_port
+from tests.breaker_kit import HASTY, Sidecar, all_in, fleet, lines, now, until
 from tests.http1 import PATIENCE
 from tests.streams import conversing
-
-now = time.monotonic
-
-#: A silent Redis is given up soon. Not where its answer counts: a slow machine takes longer.
-HASTY = {"connect_timeout": "300ms", "command_timeout": "300ms"}
-
-
-class Sidecar:
-    """A board with its registry."""
-
-    def __init__(self, name: str, url: str, settings: dict[str, Any], **rules: Any) -> None:
-        self.registry = CollectorRegistry()
-        self.upstreams = {
-            "svc": Upstream.model_validate(
-                {
-                    "targets": ["http://h"],
-                    "breaker": {"open_for": "60s", "probe_lease": "1s", **rules},
-                }
-            )
-        }
-        redis = Redis.model_validate({"url": url, **settings})
-        self.board = BreakerBoard(self.upstreams, registry=self.registry, redis=redis, owner=name)
-
-    @property
-    def breaker(self) -> CircuitBreaker:
-        breaker = self.board.get("svc")
-        assert breaker is not None
-        return breaker
-
-    def fail(self, times: int) -> None:
-        for _ in range(times):
-            self.breaker.admit(now()).failure(now(), "503", "http://h", f"id-{times}")
-
-    def transitions(self) -> float:
-        return sum(
-            sample.value
-            for metric in self.registry.collect()
-            for sample in metric.samples
-            if sample.name == "circuit_breaker_transitions_total"
-        )
-
-
-@asynccontextmanager
-async def fleet(
-    url: str, count: int = 2, settings: dict[str, Any] | None = None, **rules: Any
-) -> AsyncIterator[list[Sidecar]]:
-    """`count` sidecars on one Redis, started."""
-    sidecars = [Sidecar("abcdefgh"[n], url, settings or {}, **rules) for n in range(count)]
-    for sidecar in sidecars:
-        await sidecar.board.start()
-    try:
-        yield sidecars
-    finally:
-        for sidecar in sidecars:
-            await sidecar.board.stop()
-
-
-async def until(true: Callable[[], bool], within: float = PATIENCE) -> None:
-    """Wait until `true()`; fails the test when that has not come to pass `within` seconds."""
-    began = now()
-    while not true():
-        if now() - began >= within:
-            for task in asyncio.all_tasks():
-                task.print_stack()  # who waits for what: the only trace that a hang leaves
-            pytest.fail("it did not come to pass")
-        await asyncio.sleep(0.002)
-
-
-async def all_in(sidecars: list[Sidecar], state: State) -> None:
-    await until(lambda: all(s.breaker.state is state for s in sidecars))
 
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody polls: what a sidecar hears of the others was pushed to it."""
     monkeypatch.setattr("proxy.breaker.sync.POLL", 3600.0)
-
-
-def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[Any]:
-    return [record for record in caplog.records if getattr(record, "event", "") == event]
 
 
 # --- together -------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class Misbehaving:
         self.merged = 0
         self.listened = 0
         self.later = asyncio.Event()
+        self.missing_rights: dict[str, str] = {}
 
     async def merge(self, *_: Any) -> None:
         self.merged += 1

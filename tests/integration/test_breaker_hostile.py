@@ -1,0 +1,229 @@
+"""Shared breakers beside a Redis in which others write, whose clock steps, or that lacks rights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as blocking
+
+from proxy.breaker.states import State
+from proxy.errors import CircuitOpen
+from proxy.redis_server import RedisServer, free_port
+from tests.breaker_kit import Sidecar, all_in, fleet, lines, now, until
+from tests.http1 import PATIENCE
+
+HOUR = 3600_000
+
+
+async def test_a_forged_message_is_a_hint_and_no_more(redis_server: RedisServer) -> None:
+    """Whoever may publish can make sidecars look; nothing that he says is believed, and what an
+    operator does afterwards counts."""
+    absurd = {"gen": 4_000_000_000_000_000, "state": "open", "now": 0, "since": 0, "failures": 5}
+    forged = [
+        json.dumps({**absurd, "name": "svc", "until": 1e15, "by": "x", "log": [], "recent": []}),
+        json.dumps({"name": "svc", "gen": 1e300, "by": "x"}),
+        json.dumps({"name": "svc", "gen": float("inf"), "by": "x"}),
+        json.dumps({"name": ["svc"], "gen": {}, "by": "x"}),
+        "[" * 3000,
+        "x" * 100_000,
+        "",
+    ]
+    async with fleet(redis_server.url) as sidecars:
+        await until(lambda: all(s.breaker.shared for s in sidecars))
+        with blocking.Redis.from_url(redis_server.url) as redis:
+            for text in forged * 20:
+                redis.publish("cb:events", text)
+        sidecars[0].fail(5)  # the channel still works
+        await all_in(sidecars, State.OPEN)
+        row = await sidecars[1].board.force("svc", "reset", "")
+        assert (row["state"], row["shared"]) == ("closed", True)
+        await all_in(sidecars, State.CLOSED)
+        assert all(s.breaker.generation < 4e15 for s in sidecars)
+
+
+async def test_reset_wins_over_what_was_written_into_the_keys(redis_server: RedisServer) -> None:
+    """A generation and times from the far future, written into Redis itself: no sidecar is open
+    for longer than `open_for`, and `reset` closes all of them."""
+    async with fleet(redis_server.url, open_for="60s") as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        with blocking.Redis.from_url(redis_server.url) as redis:
+            redis.hset("cb:{svc}:meta", mapping={"gen": 3_900_000_000_000_000, "until": 4e15})
+            redis.publish("cb:events", json.dumps({"name": "svc", "gen": 3.9e15, "by": "x"}))
+        await until(lambda: all(s.breaker.generation > 3e15 for s in sidecars))
+        assert all(s.breaker.until - now() <= 66.0 for s in sidecars)
+        await sidecars[1].board.force("svc", "reset", "")
+        await all_in(sidecars, State.CLOSED)
+
+
+@pytest.mark.parametrize("garbage", ["", "nan", "-1", "1e308", "inf", "x"])
+async def test_garbage_in_the_keys_harms_nobody(redis_server: RedisServer, garbage: str) -> None:
+    """A field that no script of ours wrote is read as zero; the next trip puts it right."""
+    with blocking.Redis.from_url(redis_server.url) as redis:
+        fields = ("gen", "failures", "successes", "opens", "since", "until")
+        redis.hset("cb:{svc}:meta", mapping=dict.fromkeys(fields, garbage) | {"state": "closed"})
+    async with fleet(redis_server.url) as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        await sidecars[1].board.force("svc", "reset", "")
+        await all_in(sidecars, State.CLOSED)
+
+
+async def test_a_clock_that_steps_back_does_not_keep_it_open(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The opening lies an hour ahead by Redis' clock: it opens for `open_for` from when that is
+    seen, here and in Redis."""
+    monkeypatch.setattr("proxy.breaker.sync.POLL_TROUBLED", 0.05)
+    async with fleet(redis_server.url, open_for="1s") as sidecars:
+        sidecars[0].fail(5)
+        await all_in(sidecars, State.OPEN)
+        with blocking.Redis.from_url(redis_server.url) as redis:
+            for field in ("since", "until"):
+                redis.hincrby("cb:{svc}:meta", field, HOUR)
+
+            def rebased() -> bool:
+                seconds, micro = redis.time()
+                return float(redis.hget("cb:{svc}:meta", "since")) <= seconds * 1000 + micro / 1000
+
+            await until(rebased)
+        assert all(s.breaker.until - now() <= 1.1 for s in sidecars)
+        await until(lambda: sidecars[0].breaker.try_admit(now()) is not None or _ask(sidecars[0]))
+
+
+def _ask(sidecar: Sidecar) -> bool:
+    with suppress(CircuitOpen):
+        sidecar.breaker.admit(now())
+    return False
+
+
+async def test_probe_leases_of_another_clock_are_free(redis_server: RedisServer) -> None:
+    """Leases that run out in an hour, by a clock that has stepped back, block nobody."""
+    async with fleet(redis_server.url, 1, open_for="50ms") as (one,):
+        one.fail(5)
+        with blocking.Redis.from_url(redis_server.url) as redis:
+            await until(lambda: redis.get("cb:{svc}:state") == b"open")
+            for lease in "abc":
+                redis.zadd("cb:{svc}:probes", {lease: now_ms(redis) + HOUR})
+
+            def probing() -> bool:
+                _ask(one)
+                return one.breaker.state is State.HALF_OPEN and bool(one.breaker._grants)
+
+            await until(probing)
+
+
+def now_ms(redis: Any) -> int:
+    """Redis' own clock."""
+    seconds, micro = redis.time()
+    return int(seconds) * 1000 + int(micro) // 1000
+
+
+async def test_a_lone_client_that_calls_back_to_back_is_never_refused(
+    redis_server: RedisServer,
+) -> None:
+    """Its own successes are about to close the circuit: it waits the moment that this takes."""
+    chance = random.Random(7)
+    async with fleet(redis_server.url, 1, open_for="20ms") as (one,):
+        for _ in range(40):
+            one.fail(5)
+            await until(lambda: one.breaker._provisional is None and now() > one.breaker.until)
+            while one.breaker.state is not State.CLOSED:
+                permit = await waiting_call(one)
+                await asyncio.sleep(chance.choice((0, 0, 0.0005, 0.002)))
+                permit.success(now(), 0.001)
+
+
+async def waiting_call(sidecar: Sidecar) -> Any:
+    """What a request does: wait for the fleet's word, then ask. Patience as wide as the tests'."""
+    answered = asyncio.Event()
+    caller = sidecar.breaker.ask(now(), answered.set)
+    if caller is not None:
+        async with asyncio.timeout(PATIENCE):
+            await answered.wait()
+        sidecar.breaker.callers.leave(caller)
+    return sidecar.breaker.admit(now())
+
+
+@pytest.mark.parametrize(
+    ("rights", "missing"),
+    [
+        (("&cb:events", "+@scripting", "+eval", "+evalsha", "+subscribe", "-client"), "CLIENT"),
+        (("+@scripting", "+subscribe", "+client"), "SUBSCRIBE"),
+    ],
+    ids=["client", "channel"],
+)
+async def test_a_missing_right_is_one_warning_and_breakers_are_shared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rights: tuple[str, ...], missing: str
+) -> None:
+    """Names in CLIENT LIST are cosmetic; without the channel the poll carries transitions."""
+    port = free_port()
+    server = RedisServer(
+        tmp_path / "redis",
+        port,
+        *("--user", "proxy", "on", ">secret", "~cb:*", "resetchannels"),
+        *("+@read", "+@write", "+time", "+ping", "+publish", "+evalsha", "+eval", *rights),
+    )
+    await asyncio.to_thread(server.start)
+    try:
+        async with fleet(f"redis://proxy:secret@127.0.0.1:{port}/0") as sidecars:
+            await until(lambda: all(s.breaker.shared for s in sidecars))
+            sidecars[0].fail(5)
+            await all_in(sidecars, State.OPEN)
+            await until(lambda: all(s.board.missing_rights for s in sidecars))
+            assert any(missing in text for text in sidecars[0].board.missing_rights)
+            warned = [(record.right, record.name) for record in lines(caplog, "breaker_rights")]
+            assert len(warned) == sum(len(s.board.missing_rights) for s in sidecars)
+    finally:
+        await asyncio.to_thread(server.kill)
+
+
+async def test_an_idle_sidecar_hardly_asks(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the channel is known to work, nothing is sent but a poll for all breakers together and
+    a heartbeat now and then; when it is not, the poll is quick again."""
+    monkeypatch.setattr("proxy.breaker.sync.POLL_QUIET", 3600.0)
+    monkeypatch.setattr("proxy.breaker.sync.BEAT", 3600.0)
+    async with fleet(redis_server.url) as sidecars:
+        await until(lambda: all(s.breaker.shared for s in sidecars))
+        with blocking.Redis.from_url(redis_server.url) as redis:
+
+            def asked() -> int:
+                stats = redis.info("commandstats")
+                return sum(
+                    stats.get(f"cmdstat_{name}", {}).get("calls", 0)
+                    for name in ("evalsha", "eval", "publish", "ping")
+                )
+
+            syncs = [s.board._sync for s in sidecars]
+            await until(lambda: all(sync and sync._poll_at > now() + 100 for sync in syncs))
+            before = asked()
+            await asyncio.sleep(2.5)
+            assert asked() == before
+            redis.client_kill_filter(_type="pubsub")
+            await until(lambda: asked() > before)
+            sidecars[0].fail(5)
+            await all_in(sidecars, State.OPEN)
+
+
+async def test_heartbeats_prove_the_channel_for_all(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has heard nothing for a while sends one, and every sidecar hears it."""
+    monkeypatch.setattr("proxy.breaker.sync.BEAT", 0.05)
+    async with fleet(redis_server.url) as sidecars:
+        syncs = [s.board._sync for s in sidecars]
+        first = [sync._alive_until for sync in syncs if sync]
+        await until(
+            lambda: all(
+                sync is not None and sync._alive_until > alive + 0.2
+                for sync, alive in zip(syncs, first, strict=True)
+            )
+        )
