@@ -115,6 +115,11 @@ class Client:
         raise AdminError(f"{self._shown}{path} answers {status}: {one_line(body)}")
 
 
+def segment(text: str) -> str:
+    """`text` as one segment of a URL's path; two dots would be the way up."""
+    return quote(text, safe="") if text not in (".", "..") else text.replace(".", "%2E")
+
+
 def one_line(body: bytes) -> str:
     """The beginning of an answer, safe for a terminal."""
     return printable(" ".join(body.decode(errors="replace").split())[:200]) or "nothing"
@@ -158,7 +163,7 @@ def _warn(mirrors: Any) -> None:
 
 def _jobs_show(client: Client, options: argparse.Namespace) -> Any:
     mirror = options.mirror or _only_mirror(client)
-    return client.call("GET", f"/api/jobs/{quote(mirror, safe='')}/{quote(options.id, safe='')}")
+    return client.call("GET", f"/api/jobs/{segment(mirror)}/{segment(options.id)}")
 
 
 def _only_mirror(client: Client) -> str:
@@ -177,7 +182,7 @@ def _jobs_change(client: Client, options: argparse.Namespace) -> Any:
 
 def _jobs_requeue(client: Client, options: argparse.Namespace) -> Any:
     mirror = options.mirror or _only_mirror(client)
-    path = f"/api/jobs/{quote(mirror, safe='')}/{quote(options.id, safe='')}/requeue"
+    path = f"/api/jobs/{segment(mirror)}/{segment(options.id)}/requeue"
     return client.call("POST", path, {"reason": options.reason, "force": options.force})
 
 
@@ -194,7 +199,7 @@ def _breakers_change(client: Client, options: argparse.Namespace) -> Any:
     document = {"reason": options.reason}
     if getattr(options, "for_", None):
         document["for"] = options.for_
-    name = quote(options.name, safe="")
+    name = segment(options.name)
     return client.call("POST", f"/api/breakers/{name}/{options.action}", document)
 
 

@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
-from proxy.cli_admin import DEFAULT_ADMIN, AdminError, Client, positive
+from proxy.cli_admin import DEFAULT_ADMIN, AdminError, Client, positive, segment
 from proxy.config.problems import printable
 
 _COLOURS = {"ok": "", "warning": "yellow", "error": "bold red"}
@@ -91,9 +91,9 @@ def _trace(options: argparse.Namespace) -> int:
 
 def _story(client: Client, wanted: str) -> Any:
     """The story; None, with hints printed, where nothing is known."""
-    status, body = client.send("GET", f"/api/trace/{quote(wanted, safe='')}")
+    status, body = client.send("GET", f"/api/trace/{segment(wanted)}")
     if status != 404:
-        return client.call("GET", f"/api/trace/{quote(wanted, safe='')}")
+        return client.call("GET", f"/api/trace/{segment(wanted)}")
     try:
         problem = json.loads(body)
     except (ValueError, RecursionError):

@@ -53,11 +53,13 @@ FORWARDED = READDRESSING | frozenset(
 #: Fields by which some frameworks let a POST stand for another method.
 METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 
-#: Fields that must not come in a trailer section (RFC 9110 §6.5.1): framing, routing, request
-#: modifiers, authentication, content description, and what this proxy itself decides.
+#: Fields that must not come in a trailer section, nor with `_` for `-` (RFC 9110 §6.5.1): framing,
+#: routing, request modifiers, authentication, content description, and what this proxy itself
+#: decides.
 NOT_IN_TRAILERS = (
     HOP_BY_HOP
     | FORWARDED
+    | {name.replace(b"_", b"-") for name in READDRESSING}
     | METHOD_OVERRIDES
     | {
         b"content-length",

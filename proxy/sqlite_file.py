@@ -277,3 +277,4 @@ def _rename(path: Path, kept: Path) -> None:
         source = Path(f"{path}{tail}")
         if source.exists():
             source.rename(f"{kept}{tail}")
+    close_to_others(kept)

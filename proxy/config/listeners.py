@@ -225,6 +225,11 @@ class Route(Model):
     trace: bool = True
     """Whether exchanges on this route may be kept in the trace."""
 
+    @property
+    def guards(self) -> bool:
+        """Whether the route checks what others do not: no spelling of its path gets around it."""
+        return bool(self.upload or self.job or self.limits)
+
 
 class Listener(Model):
     """One address that callers connect to."""

@@ -150,6 +150,7 @@ def _listener(key: Key, listener: Listener, found: Findings) -> None:
         _upload(at, route, found)
         _job(at, route, found)
         _shadow(at, route, listener.routes[:index], found)
+        _spelled(at, route, listener.routes, found)
     if listener.tls:
         _server_certificate((*key, "tls"), listener.tls.cert, listener.tls.key, found)
 
@@ -204,6 +205,23 @@ def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings)
         if other.methods is None or (left is not None and not (left := left - {*other.methods})):
             found.notice(key, f"never reached: {other.name!r} comes first and matches the same")
             return
+
+
+def _spelled(key: Key, route: Route, routes: tuple[Route, ...], found: Findings) -> None:
+    """A route whose path is another spelling of a checked route's, which takes them all."""
+    if route.guards:
+        return
+    for other in routes:
+        spelled = other.path != route.path and _folded(other.path) == _folded(route.path)
+        apart = other.methods and route.methods and not {*other.methods} & {*route.methods}
+        if other.guards and spelled and not apart:
+            text = f"never reached: {other.name!r} is checked and takes every spelling of its path"
+            found.notice(key, text)
+            return
+
+
+def _folded(path: str) -> str:
+    return path.casefold().rstrip("/")
 
 
 # --- upstreams ----------------------------------------------------------------------------------

@@ -272,18 +272,13 @@ class Compiler:
             filter=filters[0] if filters else None,
             checks=tuple(checks),
             rescuers=tuple(rescuers),
-            guards=bool(filters) or (route is not None and _guards(route)),
+            guards=bool(filters) or (route is not None and route.guards),
             reads_answers=any(rescuer.needs_body for rescuer in rescuers),
             finished=tuple(finished),
             max_body=_max_body(binding),
             body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
             repeatable=route is not None and route.repeatable,
         )
-
-
-def _guards(route: Route) -> bool:
-    """Whether the route checks what others do not: no spelling of its path may get around it."""
-    return bool(route.upload or route.job or route.limits)
 
 
 def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:

@@ -193,6 +193,16 @@ class Guard:
             return ""
         return None if self._segments[0].parameter else self._segments[0].text
 
+    def overlaps(self, other: Guard) -> bool:
+        """Whether some path without odd characters may be the route's and `other`'s as well, if
+        case and a slash at the end make no difference."""
+        for one, two in zip(self._segments, other._segments, strict=False):
+            if one.rest or two.rest:
+                return True
+            if not (one.parameter or two.parameter or one.text == two.text):
+                return False
+        return len(self._segments) == len(other._segments)
+
     def takes(self, method: str) -> bool:
         """Whether the route guards requests of that method."""
         return self._methods is None or method in self._methods

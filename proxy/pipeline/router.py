@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
-from proxy.pipeline.readings import Guard, canonical, needs_care, spellings, with_head
+from proxy.pipeline.readings import Guard, Spelling, canonical, needs_care, spellings, with_head
 
 _SEGMENT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
 
@@ -88,6 +88,12 @@ class RouteTable(Generic[T]):
             group += 1 + len(pattern.parameters)
         self._match = re.compile("|".join(alternatives), re.DOTALL).fullmatch
         self._guards = [route for route in self._routes if route.guard is not None]
+        #: Guarding routes that share no ordinary path with another one: nothing is to be compared.
+        self._alone = frozenset(
+            one.position
+            for one in self._guards
+            if not any(_rivals(one, other) for other in self._guards)
+        )
         self._starts = frozenset(one.guard.start for one in self._guards if one.guard is not None)
 
     def match(
@@ -100,10 +106,11 @@ class RouteTable(Generic[T]):
         allowed.
         """
         raw = target.partition("?")[0]
-        path = canonical(raw) if needs_care(raw) else raw
-        route = self._choose(method, raw, path)
+        odd = needs_care(raw) is not None
+        path = canonical(raw) if odd else raw
+        route = self._choose(method, raw, path, odd)
         if self._guards and (overrides or not method.isupper()):
-            self._refuse_others(method, (*(overrides or ()), method.encode()), raw, path)
+            self._refuse_others(method, (*(overrides or ()), method.encode()), raw, path, odd)
         if route is None:
             raise self._refusal(raw, path)
         found, parameters = route
@@ -113,7 +120,9 @@ class RouteTable(Generic[T]):
         """Whether some route matches exactly, e.g. `OPTIONS *`."""
         return self._match(method_and_path) is not None
 
-    def _choose(self, method: str, raw: str, path: str) -> tuple[_Route[T], dict[str, str]] | None:
+    def _choose(
+        self, method: str, raw: str, path: str, odd: bool
+    ) -> tuple[_Route[T], dict[str, str]] | None:
         """The route, and the path's parameters."""
         found = self._match(f"{method} {path}")
         exact: _Route[T] | None = None
@@ -122,7 +131,7 @@ class RouteTable(Generic[T]):
             assert found.lastindex is not None
             exact = self._routes[self._by_group[found.lastindex]]
         if self._guards:
-            guarding = self._guarding(method, raw, path, exact)
+            guarding = self._guarding(method, raw, path, odd, exact)
             if guarding is not None:
                 return guarding
         if exact is None:
@@ -132,18 +141,22 @@ class RouteTable(Generic[T]):
         return exact, {name: found[group + i] or "" for i, name in enumerate(exact.parameters)}
 
     def _guarding(
-        self, method: str, raw: str, path: str, exact: _Route[T] | None
+        self, method: str, raw: str, path: str, odd: bool, exact: _Route[T] | None
     ) -> tuple[_Route[T], dict[str, str]] | None:
         """The guarding route that comes before `exact`, if there is one (rules 1 and 2)."""
-        start = raw[1:].partition("/")[0].casefold()
-        if not needs_care(raw) and start not in self._starts and None not in self._starts:
-            return None
-        paths = spellings(raw)
+        if not odd:
+            if exact is not None and exact.position in self._alone:
+                return None
+            start = raw[1:].partition("/")[0].casefold()
+            if start not in self._starts and None not in self._starts:
+                return None
+        paths: list[Spelling] = []
         taken: list[tuple[_Route[T], dict[str, str]]] = []
         for route in self._guards:
             assert route.guard is not None
             if not route.guard.takes(method):
                 continue
+            paths = paths or spellings(raw)
             parameters = route.guard.match(paths)
             if parameters is None:
                 continue
@@ -156,11 +169,13 @@ class RouteTable(Generic[T]):
                 raise BadRequest("Bad request: the path can be read in several ways")
         return taken[0] if taken and taken[0][0] is not exact else None
 
-    def _refuse_others(self, method: str, others: Sequence[bytes], raw: str, path: str) -> None:
+    def _refuse_others(
+        self, method: str, others: Sequence[bytes], raw: str, path: str, odd: bool
+    ) -> None:
         """Rule 4."""
         for value in others:
             other = value.decode("latin-1").upper()
-            instead = self._choose(other, raw, path) if other != method else None
+            instead = self._choose(other, raw, path, odd) if other != method else None
             if instead is not None and instead[0].guard is not None:
                 raise BadRequest("Bad request: some read the method as another one; send that")
 
@@ -193,3 +208,10 @@ class _Route(Generic[T]):
     parameters: tuple[str, ...]
     group: int
     guard: Guard | None
+
+
+def _rivals(one: _Route[T], other: _Route[T]) -> bool:
+    if one is other or one.guard is None or other.guard is None:
+        return False
+    apart = one.methods and other.methods and not set(one.methods) & set(other.methods)
+    return not apart and one.guard.overlaps(other.guard)

@@ -395,7 +395,8 @@ def parse_trailers(data: bytes, max_fields: int) -> list[bytes]:
     """
     section = b"\r\n" + data
     fields = _fields(section, 0, len(section) - 2, max_fields)
-    return [line for line, name, _ in fields if name.lower() not in NOT_IN_TRAILERS]
+    dashed = ((line, name.lower().replace(b"_", b"-")) for line, name, _ in fields)  # rule 7
+    return [line for line, name in dashed if name not in NOT_IN_TRAILERS]
 
 
 def _fields(data: bytes, start: int, end: int, most: int) -> list[tuple[bytes, bytes, bytes]]:

@@ -117,7 +117,7 @@ def test_forbidden_trailers_are_dropped() -> None:
     body = ChunkedBody()
     body.feed(
         b"0\r\nContent-Length: 5\r\nHost: x\r\nX-Checksum: 1\r\nTransfer-Encoding: chunked\r\n"
-        b"X-Forwarded-For: 1\r\nX-Correlation-ID: y\r\n\r\n"
+        b"X-Forwarded-For: 1\r\nX-Correlation-ID: y\r\nx_forwarded_for: 1\r\nPath_Info: /\r\n\r\n"
     )
     assert body.trailers == [b"X-Checksum: 1"]
 

@@ -337,6 +337,20 @@ def test_a_problem_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "told"), [("/make-video/", True), ("/Make-Video", True), ("/make-videos", False)]
+)
+def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, told: bool) -> None:
+    """A route whose path only spells a checked one's is never reached, and `check` says so."""
+    file = tmp_path / "c.yaml"
+    routes = (
+        "      - {name: up, path: /make-video, methods: [POST], upstream: app, upload: {}}\n"
+        f"      - {{name: b, path: {path}, upstream: app, methods: [GET, POST]}}\n"
+    )
+    file.write_text(MINIMAL.replace("    routes:\n", "    routes:\n" + routes))
+    assert ("takes every spelling" in " ".join(map(str, load(file, {}).notices))) is told
+
+
+@pytest.mark.parametrize(
     "route",
     [
         "{name: b, path: /b, upstream: app}",

@@ -188,6 +188,7 @@ PURE = (
     "proxy.pipeline.fair_shares",
     "proxy.pipeline.gateway_hint",
     "proxy.pipeline.messages",
+    "proxy.pipeline.readings",
     "proxy.pipeline.router",
 )
 
