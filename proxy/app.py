@@ -40,6 +40,7 @@ from proxy.pipeline.compile import Compiler, Plans, descriptors_needed
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
+from proxy.shortage import DETAILS, SHORTAGES
 from proxy.spool import Spool
 from proxy.stages import all_stages
 from proxy.telemetry.app_side import AppSide
@@ -321,6 +322,8 @@ class Proxy:
                 ok=shared and not missing,
                 detail=detail or ("shared" if shared else "out of reach: decided locally"),
             )
+        for reason in SHORTAGES.current():
+            checks[f"shortage:{reason}"] = Check(ok=False, detail=DETAILS[reason])
         for name, plan in self._plans.listeners.items():
             gateway = plan.shares.hint.gateway if plan.shares is not None else None
             if gateway is not None:

@@ -48,14 +48,15 @@ class ProcessLimits:
 
 @dataclass(frozen=True)
 class Need:
-    """What a config can need: client connections by listener, and connections to upstreams."""
+    """What a config can need: client connections by listener, and what else goes with its requests:
+    connections to upstreams, files of the spool."""
 
     clients: Mapping[str, int]
-    upstreams: int
+    others: int
 
     @property
     def total(self) -> int:
-        return sum(self.clients.values()) + self.upstreams + OTHERS
+        return sum(self.clients.values()) + self.others + OTHERS
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def fit(need: Need, limits: Limits | None = None) -> Fit:
         soft = new_soft
         break
     asked = sum(need.clients.values())
-    room = asked if soft == resource.RLIM_INFINITY else soft - need.upstreams - OTHERS
+    room = asked if soft == resource.RLIM_INFINITY else soft - need.others - OTHERS
     if room >= asked:
         return Fit(soft, before, dict(need.clients))
     # So few descriptors that the rest alone would take them all: half of them are for clients.

@@ -52,8 +52,8 @@ class Schema:
     """What a file of one kind looks like. `application_id` tells our files from others';
     `migrations` are numbered from 1; `settings` are run at every opening, before them, and `birth`
     before those when the file is new. `readers` connections share the reads that somebody waits
-    for, one more has the surveys, which may take longer: neither waits for the other. A read that
-    takes longer than its limit, in seconds, is interrupted, and counts as silence."""
+    for; `surveyors` have the surveys, which may take longer: neither waits for the other. A read
+    that takes longer than its limit, in seconds, is interrupted, and counts as silence."""
 
     application_id: int
     migrations: Sequence[Sequence[str]]
@@ -61,6 +61,7 @@ class Schema:
     birth: Sequence[str] = ()
     readers: int = 2
     read_timeout: float = 1.0
+    surveyors: int = 1
     survey_timeout: float = 10.0
 
 
@@ -122,7 +123,8 @@ class SqliteFile:
         self._identity, size = (found.st_dev, found.st_ino), found.st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
             raise Unfit("damaged")
-        for readers in (*[self._readers] * schema.readers, self._surveys):
+        pools = [self._readers] * schema.readers + [self._surveys] * schema.surveyors
+        for readers in pools:
             await readers.add(await aiosqlite.connect(self.path, isolation_level=None))
         if size > CHECK_AT_START:
             self._check = asyncio.create_task(

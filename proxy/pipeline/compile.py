@@ -299,15 +299,24 @@ def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
 
 
 def descriptors_needed(config: Config) -> Need:
-    """What `config` can need at most: every client, every connection of a pool, and one for each
-    health check."""
-    return Need(
-        {name: listener.limits.connections for name, listener in config.listeners.items()},
-        sum(
-            len(upstream.targets) * (upstream.pool.max_connections + (upstream.health is not None))
-            for upstream in config.upstreams.values()
-        ),
+    """What `config` can need at most: every client, every connection of a pool, one for each health
+    check, and a spool file for each client of an upstream that has its bodies buffered."""
+    clients = {name: listener.limits.connections for name, listener in config.listeners.items()}
+    upstreams = sum(
+        len(upstream.targets) * (upstream.pool.max_connections + (upstream.health is not None))
+        for upstream in config.upstreams.values()
     )
+    buffered = {
+        name
+        for name, upstream in config.upstreams.items()
+        if upstream.buffering.request or upstream.buffering.response
+    }
+    spooled = sum(
+        clients[name]
+        for name, listener in config.listeners.items()
+        if any(route.upstream in buffered for route in listener.routes)
+    )
+    return Need(clients, upstreams + spooled)
 
 
 def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPlan | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from proxy.clock import Clock
+from proxy.shortage import SHORTAGES
 from proxy.spool.body import IN_MEMORY, SpooledBody
 from proxy.spool.file import READ, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue
@@ -130,6 +131,7 @@ class Spool:
     def failed(self, error: OSError) -> Reason:
         """The disk has refused: it is left alone for a moment."""
         self._retry_at = self._clock.monotonic() + _PAUSE
+        SHORTAGES.check(error, "a file of the spool")
         reason: Reason = "disk_error"
         if error.errno in _NO_SPACE:
             reason = "no_space"

@@ -55,6 +55,7 @@ SCHEMA = Schema(
         "PRAGMA temp_store=MEMORY",
     ),
     readers=1,
+    surveyors=0,
     read_timeout=5.0,  # people wait for it, no request does
 )
 

@@ -130,7 +130,11 @@ class Shedding:
     def _look(self) -> None:
         self._later("look", _LOOK, self._look)
         accounted = self._memory.used - self._unaccounted.size
-        beyond = self._resident() - self._base - accounted - _GROWTH
+        try:
+            resident = self._resident()
+        except OSError:
+            return  # no descriptor to ask with: what was seen last still holds
+        beyond = resident - self._base - accounted - _GROWTH
         self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
         self._looks_beyond = self._looks_beyond + 1 if beyond > 0 else 0
         if self._looks_beyond >= _PATIENCE:

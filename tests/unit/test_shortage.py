@@ -178,7 +178,7 @@ class Kernel:
         self.soft, self.hard = soft, hard
 
 
-NEED = Need({"a": 3000, "b": 1000}, upstreams=100)  # 4612 in all
+NEED = Need({"a": 3000, "b": 1000}, others=100)  # 4612 in all
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_limit_is_raised_or_clients_are_fewer(
     assert (found.limit, found.before, found.clients) == (limit, before, clients)
     assert kernel.soft == limit
     if limit >= NEED.total:
-        assert sum(found.clients.values()) + NEED.upstreams + OTHERS <= limit
+        assert sum(found.clients.values()) + NEED.others + OTHERS <= limit
     caplog.set_level(logging.INFO, "proxy.descriptors")
     report(NEED, found)
     (record,) = caplog.records
