@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from proxy.config.values import (
     Bind,
+    ByteRate,
     Duration,
     FilePath,
     HeaderName,
@@ -101,6 +102,10 @@ class ClientTimeouts(Model):
     """Between two pieces of a request or response body."""
     idle: Annotated[Duration, Field(gt=0)] = 75.0
     """Between two requests on one connection, which is then closed."""
+    min_rate: ByteRate | None = None
+    """The least that a client must send of a head or body, or take of an answer, on average, once
+    it has had ten seconds; time in which we wait for somebody else does not count. Slower: 408, or
+    an answer cut short. Absent: any."""
 
 
 AudioType = Literal[

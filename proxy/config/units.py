@@ -117,6 +117,26 @@ def parse_rate(value: object) -> Rate:
     return Rate(int(match[1]), _SECONDS[match[2]])
 
 
+def parse_byte_rate(value: object) -> int:
+    """`1KiB/s` in bytes a second."""
+    size, slash, second = value.rpartition("/") if isinstance(value, str) else ("", "", "")
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if slash and second.strip() == "s":
+        try:
+            rate = parse_size(size.strip())
+        except ValueError:
+            rate = 0
+        if rate > 0:
+            return rate
+    raise ValueError(f"expected a rate such as 1KiB/s or 500B/s, found {value!r}")
+
+
+def format_byte_rate(rate: int) -> str:
+    """Bytes a second as `1KiB/s`."""
+    return f"{format_size(rate)}/s"
+
+
 def parse_time_of_day(value: object) -> tuple[int, int]:
     """`03:00` as (hour, minute)."""
     if isinstance(value, str) and (match := re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", value)):

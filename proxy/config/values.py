@@ -59,6 +59,12 @@ Rate = Annotated[
     PlainSerializer(str, str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,9}\s*/\s*(s|m|h)$"}),
 ]
+ByteRate = Annotated[
+    int,
+    BeforeValidator(units.parse_byte_rate),
+    PlainSerializer(units.format_byte_rate, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^[0-9.]+\s*([KMG]i?)?B?\s*/\s*s$"}),
+]
 TimeOfDay = Annotated[
     tuple[int, int],
     BeforeValidator(units.parse_time_of_day),

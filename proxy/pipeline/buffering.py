@@ -19,7 +19,9 @@ from proxy.errors import Overloaded, RequestTimeout
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import UpstreamPlan
 from proxy.pipeline.request_body import (
+    body_deadline,
     drop_ending,
+    others_turn,
     read_body,
     read_checked,
     send_continue,
@@ -101,6 +103,8 @@ def _end(x: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody) -> Non
 
 def _deadline(x: Exchange, body: SpooledBody, moved: float, now: float) -> float:
     """Until when something must move, and whose fault it is if nothing does."""
+    if body.blocked or (x.filter is not None and x.filter.blocked):
+        others_turn(x, now)
     if body.blocked:
         deadline = moved + DISK_PATIENCE
         if now >= deadline:
@@ -111,7 +115,9 @@ def _deadline(x: Exchange, body: SpooledBody, moved: float, now: float) -> float
                 reason="spool_stalled",
             )
         return deadline
-    deadline = moved + x.plan.body_timeout
-    if now >= deadline:
-        raise RequestTimeout("The request body did not come in time", close=True)
-    return deadline
+    if x.filter is not None and x.filter.blocked:
+        deadline = moved + x.plan.body_timeout
+        if now >= deadline:
+            raise RequestTimeout("The request body did not come in time", close=True)
+        return deadline
+    return body_deadline(x, moved, now)

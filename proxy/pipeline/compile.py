@@ -232,7 +232,10 @@ class Compiler:
             table=RouteTable(routes, guards=attrgetter("guards")),
             unrouted=self._route(Binding(name, config, None, None), None),
             limits=Limits(
-                config.limits.request_line, config.limits.header, config.limits.header_count
+                config.limits.request_line,
+                config.limits.header,
+                config.limits.header_count,
+                config.timeouts.min_rate,
             ),
             header_timeout=config.timeouts.header,
             body_timeout=config.timeouts.body,
@@ -278,6 +281,7 @@ class Compiler:
             max_body=_max_body(binding),
             body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
             repeatable=route is not None and route.repeatable,
+            min_rate=binding.listener.timeouts.min_rate,
         )
 
 

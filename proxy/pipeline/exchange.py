@@ -16,6 +16,7 @@ from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.deadlines import NEVER
+from proxy.wire.pace import Pace
 
 if TYPE_CHECKING:
     from proxy.errors import ProxyError
@@ -149,6 +150,7 @@ class Exchange:
     place: Place | None = None  # at the upstream's bulkhead
     ends_by_close = False  # the response's end is that of its connection
     held: bytes | None = None  # the upstream's answer, where somebody must read it first
+    pace: Pace | None = None  # how fast its body comes, where there is a minimum
     holding: Holding | None = None  # what that takes of the memory budget
     added = b""  # field lines for the client beside the upstream's, a CRLF before each
     asked_again = False  # a rescuer has used its one `AskAgain`

@@ -130,6 +130,7 @@ class RoutePlan:
     body_timeout: float  # between two pieces of a body, in seconds
     finished: tuple[Observer, ...]
     repeatable: bool = False  # whatever the method
+    min_rate: int | None = None  # bytes a second, of a client
 
 
 @dataclass(frozen=True, slots=True)

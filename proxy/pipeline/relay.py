@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamReset
+from proxy.errors import Overloaded, ProxyError, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.pipeline.buffering import DISK_PATIENCE
 from proxy.pipeline.exchange import Exchange
@@ -18,7 +18,9 @@ from proxy.pipeline.messages import interim_head, request_length
 from proxy.pipeline.outcome import own_shortage
 from proxy.pipeline.plan import UpstreamPlan
 from proxy.pipeline.request_body import (
+    body_deadline,
     drop_ending,
+    others_turn,
     read_body,
     read_checked,
     send_continue,
@@ -282,23 +284,25 @@ class Relay:
         """Until when the request body must move on, and whose fault it is if it does not."""
         if self._ending is not None:
             return NEVER  # a filter bounds its own time
+        if not self.upstream.write_paused and self._reader is None:
+            return body_deadline(self._x, self.moved, now)
+        others_turn(self._x, now)
         if self.upstream.write_paused:
+            if self.upstream.takes():
+                self.moved = now
             deadline = self.moved + self._plan.idle_timeout
             error: ProxyError = Timeout(
                 f"Upstream {self._x.upstream} does not take the request body",
                 upstream=self._x.upstream,
                 reason="write_stalled",
             )
-        elif self._reader is not None:
+        else:
             deadline = self.moved + DISK_PATIENCE
             error = Overloaded(
                 "The disk that the request body waits on does not answer",
                 retry_after=DISK_PATIENCE,
                 reason="spool_stalled",
             )
-        else:
-            deadline = self.moved + self._x.plan.body_timeout
-            error = RequestTimeout("The request body did not come in time", close=True)
         if now >= deadline:
             raise error
         return deadline

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.errors import BadRequest, BodyTooLarge
+from proxy.errors import BadRequest, BodyTooLarge, RequestTimeout
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import CONTINUE
 from proxy.spool import SpooledBody
 from proxy.wire.codec import ProtocolError
+from proxy.wire.pace import Pace
 
 #: Pieces of a body that are joined before a filter sees them: small chunks come by the thousand.
 _MANY = 8
@@ -71,3 +72,24 @@ async def drop_ending(ending: asyncio.Task[list[bytes] | SpooledBody]) -> None:
     await asyncio.wait([ending])
     if not ending.cancelled():
         ending.exception()  # a refusal that came too late to be the answer
+
+
+def body_deadline(x: Exchange, moved: float, now: float) -> float:
+    """Until when more of the body must come, of which the last came at `moved`. Raises
+    `RequestTimeout`."""
+    deadline = moved + x.plan.body_timeout
+    if x.plan.min_rate is not None:
+        if x.pace is None:
+            x.pace = Pace(x.plan.min_rate)
+        deadline = min(deadline, x.pace.waits(x.bytes_in, now))
+    if now >= deadline:
+        raise RequestTimeout(
+            "The request body did not come in time, or not fast enough", close=True
+        )
+    return deadline
+
+
+def others_turn(x: Exchange, now: float) -> None:
+    """From now on it is not the client's body that is waited for."""
+    if x.pace is not None:
+        x.pace.rests(x.bytes_in, now)

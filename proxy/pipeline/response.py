@@ -37,6 +37,7 @@ from proxy.wire.bodies import (
 )
 from proxy.wire.codec import ProtocolError, ResponseHead
 from proxy.wire.deadlines import NEVER
+from proxy.wire.pace import Pace
 from proxy.wire.pool import UpstreamStream
 
 
@@ -52,11 +53,13 @@ class Response:
         "_finished",
         "_framing",
         "_held",
+        "_pace",
         "_plan",
         "_queue",
         "_read_ahead",
         "_relay",
         "_taken",
+        "_unsent",
         "_x",
         "head",
     )
@@ -74,6 +77,8 @@ class Response:
         self._read_ahead: bool | None = None  # whether there may be such a queue
         self._cut: ProxyError | None = None  # why there will be no more of it
         self._finished = False  # the upstream's part is over
+        self._pace: Pace | None = None  # how fast the client takes it, where there is a minimum
+        self._unsent = 0  # bytes that it had not taken when last looked at
         self._taken = 0.0  # monotonic: when the client last took something
 
     @property
@@ -259,7 +264,10 @@ class Response:
         if client.eof and (client.lost or client.secure):
             raise ClientLeft("Client left before its response could be sent")
         client.write(out)
-        self._taken = self._clock.monotonic()
+        self._taken = now = self._clock.monotonic()
+        self._unsent = 0
+        if self._pace is not None:
+            self._pace.rests(self._x.bytes_out - self._waiting - client.to_send(), now)
 
     def _may_read(self) -> bool:
         """Whether there is room for more of the body (rules 1 and 3)."""
@@ -281,9 +289,7 @@ class Response:
         now, relay = self._clock.monotonic(), self._relay
         deadline = NEVER
         if self._client.write_paused and self._x.replied:
-            deadline = self._taken + self._x.plan.body_timeout
-            if now >= deadline:
-                raise ClientLeft("Client does not take its response", reason="client_stalled")
+            deadline = self._taking_deadline(now)
         elif self._waiting:
             deadline = self._taken + DISK_PATIENCE
             if now >= deadline:
@@ -303,6 +309,24 @@ class Response:
                 relay.moved = now  # it waits for us
         moved = max(relay.moved, self._taken)
         await self._client.wait(until_left(self._x, deadline, now, moved))
+
+    def _taking_deadline(self, now: float) -> float:
+        """Until when the client must take more. Raises `ClientLeft`."""
+        x, unsent = self._x, self._client.to_send()
+        if unsent < self._unsent:
+            self._taken = now
+        self._unsent = unsent
+        deadline = self._taken + x.plan.body_timeout
+        if x.plan.min_rate is not None:
+            if self._pace is None:
+                self._pace = Pace(x.plan.min_rate)
+            taken = x.bytes_out - self._waiting - unsent
+            deadline = min(deadline, self._pace.waits(taken, now))
+        if now >= deadline:
+            raise ClientLeft(
+                "Client does not take its response, or too slowly", reason="client_stalled"
+            )
+        return deadline
 
 
 def _framing(x: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:

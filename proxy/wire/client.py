@@ -26,6 +26,7 @@ from proxy.clock import Clock
 from proxy.memory_budget import MemoryBudget
 from proxy.wire.codec import HeadMemo, RequestHead, parse_request, refuse_no_http
 from proxy.wire.deadlines import NEVER, Sweeper
+from proxy.wire.pace import GRACE
 from proxy.wire.stream import Stream
 from proxy.wire.turns import HEADS_PER_TURN
 
@@ -44,11 +45,13 @@ _CHUNKED = 64 * 1024
 
 
 class Limits:
-    """What a client may send, in bytes and fields (config `limits`)."""
+    """What a client may send, in bytes and fields (config `limits`), and the least that it must
+    send of a head, in bytes a second."""
 
-    __slots__ = ("fields", "head", "line", "memo")
+    __slots__ = ("fields", "head", "line", "memo", "min_rate")
 
-    def __init__(self, line: int, head: int, fields: int) -> None:
+    def __init__(self, line: int, head: int, fields: int, min_rate: int | None = None) -> None:
+        self.min_rate = min_rate
         self.line = line
         self.head = head
         self.fields = fields
@@ -193,7 +196,7 @@ class ClientStream(Stream):
         """Whether the client has yet to take something, and took some of it in the last `patience`
         seconds."""
         now = self.clock.monotonic()
-        unacknowledged = self._to_send()
+        unacknowledged = self.to_send()
         if unacknowledged < self._unacknowledged:
             self._progress = now
         self._unacknowledged = unacknowledged
@@ -217,7 +220,7 @@ class ClientStream(Stream):
             await self.wait(self.clock.monotonic() + _UNDER_WAY)
         self.reset()
 
-    def _to_send(self) -> int:
+    def to_send(self) -> int:
         """Bytes that the client has not acknowledged, here and in the kernel."""
         raw = self.transport.get_extra_info("socket")
         if raw is None:
@@ -288,7 +291,8 @@ class ClientStream(Stream):
         """
         deadline = idle_until
         begun = judged = False
-        while True:
+        began = latest = 0.0
+        while not self.lost:
             if self.inbox:
                 self._forgive_empty_line()
                 found = self.find_head(limits.line, limits.head) if self.inbox else None
@@ -303,7 +307,10 @@ class ClientStream(Stream):
                     judged = refuse_no_http(self.inbox[0], limits.line)
                 if self.inbox and not begun:
                     begun = True
-                    deadline = self.clock.monotonic() + header_time
+                    began = self.clock.monotonic()
+                    deadline = latest = began + header_time
+                if begun and limits.min_rate is not None:
+                    deadline = min(latest, began + GRACE + self._inbox_size / limits.min_rate)
             if self.eof or self.cut or self.shed:
                 return None
             if self.draining and not begun:
@@ -313,6 +320,7 @@ class ClientStream(Stream):
                     raise TimeoutError
                 return None
             await self.wait(deadline)
+        return None
 
     def _forgive_empty_line(self) -> None:
         """One before a request, RFC 9112 §2.2."""

@@ -38,7 +38,8 @@ _PATIENCE = 20
 #: A connection that holds less is never ended.
 _SPARED = 2 * LEAST
 
-#: Bytes that a process may grow by without being asked what for.
+#: Bytes that a process may grow by without being asked what for: an eighth of the limit, at most
+#: this.
 _GROWTH = 24 * 1024 * 1024
 
 #: The share of the limit to which shedding goes on.
@@ -134,7 +135,8 @@ class Shedding:
             resident = self._resident()
         except OSError:
             return  # no descriptor to ask with: what was seen last still holds
-        beyond = resident - self._base - accounted - _GROWTH
+        growth = min(_GROWTH, self._memory.limit // 8)
+        beyond = resident - self._base - accounted - growth
         self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
         self._looks_beyond = self._looks_beyond + 1 if beyond > 0 else 0
         if self._looks_beyond >= _PATIENCE:

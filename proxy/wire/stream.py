@@ -240,6 +240,13 @@ class Stream(asyncio.Protocol):
         if self.write_paused:
             self._count_unsent(self.transport.get_write_buffer_size())
 
+    def takes(self) -> bool:
+        """Whether the peer has taken some of what waited for it since this was last asked."""
+        before = self._unsent
+        if self.write_paused:
+            self._count_unsent(self.transport.get_write_buffer_size())
+        return self._unsent < before
+
     def _count(self, size: int) -> None:
         """The inbox has grown by `size` bytes, or shrunk."""
         self._inbox_size += size

@@ -1,0 +1,280 @@
+"""No connection stops the loop: heads and time per turn, order of the queue, reading and output."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from unittest.mock import patch
+
+import pytest
+
+from proxy.clock import ManualClock
+from proxy.memory_budget import MemoryBudget
+from proxy.wire import stream as stream_module
+from proxy.wire.codec import find_head_end
+from proxy.wire.pace import GRACE, Pace
+from proxy.wire.shedding import Shedding
+from proxy.wire.stream import _CUT, Stream
+from proxy.wire.turns import HEADS_PER_TURN, SHARE, Turns
+from tests.plain_kit import Rig
+
+TRACE = b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"
+EMPTY_POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+
+
+@contextmanager
+def rig(**upstream: object) -> Iterator[Rig]:
+    """A proxy without sockets whose turns are measured."""
+    made = Rig(**upstream)
+    made.sweeper.turns.start()
+    yield made
+    made.close()
+
+
+async def turns_of_the_loop(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def answers(of: Rig) -> int:
+    return of.answer.written.count(b"HTTP/1.1 ")
+
+
+@pytest.mark.parametrize("request_", [TRACE, b"\r\n" + TRACE])
+async def test_pipelined_requests_take_turns(request_: bytes) -> None:
+    """However many lie ready, so many are answered in one turn of the loop, and all in the end."""
+    with rig() as flooded:
+        flooded.client.data_received(request_ * 10 * HEADS_PER_TURN)
+        seen = [answers(flooded)]
+        for _ in range(25):
+            await asyncio.sleep(0)
+            seen.append(answers(flooded))
+        steps = [after - before for before, after in pairwise(seen)]
+        assert seen[0] == HEADS_PER_TURN
+        assert max(steps) <= HEADS_PER_TURN
+        assert seen[-1] == 10 * HEADS_PER_TURN
+        assert flooded.memory.used == 0
+
+
+async def test_a_slice_ends_by_time_too() -> None:
+    """Answers that take long end a turn before their number does."""
+    with rig() as flooded:
+        write = flooded.answer.write
+
+        def slow_write(data: bytes) -> None:
+            flooded.clock.advance(0.0015)
+            write(data)
+
+        with patch.object(flooded.answer, "write", slow_write):
+            flooded.client.data_received(TRACE * 20)
+            assert answers(flooded) == 1
+            await turns_of_the_loop(100)
+        assert answers(flooded) == 20
+
+
+async def test_what_comes_meanwhile_does_not_jump_the_queue() -> None:
+    """A connection that queues is not carried on by more bytes, nor by its deadline."""
+    with rig() as flooded:
+        flooded.client.data_received(TRACE * (HEADS_PER_TURN + 5))
+        for _ in range(3):
+            flooded.client.data_received(TRACE)
+            flooded.client.on_deadline()
+        assert answers(flooded) == HEADS_PER_TURN
+        await turns_of_the_loop(5)
+        assert answers(flooded) == HEADS_PER_TURN + 8
+
+
+async def test_the_queue_is_served_in_order_and_within_its_share() -> None:
+    """Each turn of the loop serves as many as its share allows, first come, first served; one that
+    fails stops nobody."""
+    clock, served = ManualClock(), list[int]()
+    turns = Turns(clock)
+    turns.start()
+    failures = list[dict[str, object]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, facts: failures.append(facts))
+
+    def serve(number: int) -> None:
+        clock.advance(SHARE / 4)
+        served.append(number)
+        if number == 2:
+            raise RuntimeError("broken on purpose")
+
+    for number in range(20):
+        turns.later(lambda number=number: serve(number))  # type: ignore[misc]
+    seen = []
+    while len(turns):
+        before = len(served)
+        await asyncio.sleep(0)
+        seen.append(len(served) - before)
+    assert served == list(range(20))
+    assert max(seen) == 4
+    assert len(failures) == 1
+
+
+async def test_a_turn_that_is_used_up_lets_nobody_begin() -> None:
+    """Who has news after the share is spent goes on in a later turn."""
+    clock = ManualClock()
+    turns = Turns(clock)
+    assert turns.begin(), "nothing is measured before the start"
+    turns.start()
+    assert turns.begin()
+    clock.advance(SHARE / 2)
+    assert turns.begin()
+    clock.advance(SHARE)
+    assert not turns.begin()
+    await turns_of_the_loop(2)
+    assert turns.begin()
+
+
+@pytest.mark.parametrize("request_", [TRACE, EMPTY_POST, b"\r\n" + TRACE])
+async def test_taking_a_head_does_not_copy_the_rest(request_: bytes) -> None:
+    """A read of 256 KB of heads is cut once, not copied for each of them."""
+    with rig() as flooded:
+        flooded.client.data_received(request_ * (250_000 // len(request_)))
+        assert max(map(len, flooded.client.inbox)) <= _CUT
+        flooded.client.abort()
+
+
+async def test_a_body_behind_its_head_stays_whole() -> None:
+    """Cutting is for heads: the body that came in the same read is one piece."""
+
+    class Quiet(Stream):
+        def notify(self) -> None:
+            """Nobody waits."""
+
+    quiet = Quiet(MemoryBudget(), Turns(ManualClock()))
+    quiet.data_received(b"x" * 10 + b"\r\n\r\n" + b"b" * 100_000 + b"n" * 40_000)
+    quiet.take_head(10, 100_000)
+    assert [len(piece) for piece in quiet.inbox] == [100_000, _CUT, _CUT, 40_000 - 2 * _CUT]
+    quiet.drop()
+    assert quiet.memory.used == 0
+
+
+async def test_an_unfinished_head_is_searched_once() -> None:
+    """A head that comes byte by byte costs its length, not its square."""
+    searched = 0
+
+    def counted(data: bytes, line: int, head: int, scanned: int = 0) -> int:
+        nonlocal searched
+        searched += len(data) - scanned
+        return find_head_end(data, line, head, scanned)
+
+    head = b"TRACE / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 4_000 + b"\r\n\r\n"
+    with rig() as flooded, patch.object(stream_module, "find_head_end", counted):
+        for byte in head:
+            flooded.client.data_received(bytes([byte]))
+            await asyncio.sleep(0)
+        await turns_of_the_loop(3)
+        assert answers(flooded) == 1
+    assert searched < 3 * len(head)
+
+
+async def test_nothing_is_answered_to_a_client_that_takes_nothing() -> None:
+    """Its next request waits until the answers before have been taken."""
+    with rig() as flooded:
+        flooded.client.pause_writing()
+        flooded.client.data_received(TRACE * 3)
+        await turns_of_the_loop(3)
+        assert answers(flooded) == 0
+        flooded.client.resume_writing()
+        await turns_of_the_loop(3)
+        assert answers(flooded) == 3
+
+
+async def test_reading_stops_at_the_allowance() -> None:
+    """The fuller the budget, the sooner a connection is no longer read."""
+    with rig() as flooded:
+        flooded.client.pause_writing()
+        flooded.client.data_received(b"x" * 20_000)
+        assert not flooded.client._read_paused
+        flooded.memory.reserve(int(flooded.memory.limit * 0.99))
+        flooded.client.data_received(b"x" * 100)
+        assert flooded.client._read_paused
+
+
+UPLOAD = b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n"
+
+
+async def test_the_greediest_is_shed_with_503() -> None:
+    """Where memory is short, who holds the most gets 503 `overloaded`, and gives it back."""
+    with rig() as flooded:
+        shedding = Shedding(flooded.memory, flooded.sweeper)
+        flooded.memory.resize(2 * 1024 * 1024)
+        flooded.client.data_received(UPLOAD)
+        await turns_of_the_loop(3)
+        stream, _ = flooded.connections[0]
+        stream.pause_writing()
+        for _ in range(9):
+            flooded.client.data_received(b"x" * 200_000)
+        assert answers(flooded) == 0
+        assert flooded.memory.used > 1_700_000
+        assert shedding.round() == 1
+        assert shedding.round() == 0, "once"
+        await turns_of_the_loop(5)
+        assert flooded.answer.written.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"overloaded"' in flooded.answer.written
+        flooded.client.connection_lost(None)
+        await turns_of_the_loop(5)
+        assert flooded.memory.used == 0
+        assert shedding.shed == 1
+        shedding.stop()
+
+
+async def test_who_holds_little_is_spared() -> None:
+    """A full budget is no reason to end a connection that holds what a request needs."""
+    with rig() as flooded:
+        shedding = Shedding(flooded.memory, flooded.sweeper)
+        flooded.client.data_received(b"GET / HTTP/1.1\r\nX: ")
+        flooded.memory.reserve(flooded.memory.limit)
+        await turns_of_the_loop(3)
+        assert shedding.round() == 0
+        assert not flooded.client.shed
+        shedding.stop()
+
+
+async def test_what_nobody_accounts_for_counts_as_well() -> None:
+    """Resident memory beyond the accounts and a margin fills the budget, up to its half."""
+    resident = 50_000_000
+    with rig() as flooded:
+        shedding = Shedding(flooded.memory, flooded.sweeper, lambda: resident)
+        shedding.start()
+        for now, unaccounted in (
+            (60_000_000, 0),
+            (50_000_000 + 24 * 1024 * 1024 + 5_000, 5_000),
+            (10**10, flooded.memory.limit // 2),
+            (50_000_000, 0),
+        ):
+            resident = now
+            shedding._look()
+            assert flooded.memory.accounts()["unaccounted"] == unaccounted
+        shedding.stop()
+
+
+def test_a_client_is_given_a_grace_and_then_a_rate() -> None:
+    """Waiting uses the credit up, bytes earn more, and waiting for others is free."""
+    pace = Pace(1000.0)
+    assert pace.waits(0, 100.0) == 100.0 + GRACE
+    assert pace.waits(3_000, 105.0) == pytest.approx(105.0 + GRACE - 5 + 3)
+    pace.rests(3_000, 105.0)
+    assert pace.waits(3_000, 500.0) == pytest.approx(500.0 + GRACE - 2)
+    assert pace.waits(3_100, 507.0) == pytest.approx(507.0 + GRACE - 2 - 7 + 0.1)
+    assert pace.waits(3_100, 520.0) == 520.0
+    fast = Pace(1000.0)
+    assert fast.waits(10**9, 0.0) == 60.0
+
+
+@pytest.mark.parametrize(("every", "status"), [(0.5, b"408"), (0.05, b"")])
+async def test_a_body_must_come_fast_enough(every: float, status: bytes) -> None:
+    """A client that sends a byte now and then is never silent for long, and yet too slow."""
+    with rig() as slow:
+        plan = slow.listener.table.match("POST", "/up")[0]
+        object.__setattr__(plan, "min_rate", 10)
+        slow.client.data_received(UPLOAD)
+        await turns_of_the_loop(3)
+        for _ in range(int(30 / every)):
+            slow.client.data_received(b"x")
+            await turns_of_the_loop(2)
+            slow.pass_time(every)
+        assert slow.answer.written[9:12] == status
