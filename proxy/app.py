@@ -43,6 +43,7 @@ from proxy.redis_client import AnyRedis, connect
 from proxy.shortage import DETAILS, SHORTAGES
 from proxy.spool import Spool
 from proxy.stages import all_stages
+from proxy.stages.idempotency import IdempotencyStage
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
@@ -101,6 +102,9 @@ class Proxy:
             clock=self._clock,
             told=self._trace.breaker if self._trace else None,
         )
+        self._idempotency = IdempotencyStage(
+            self._mirrors.by_name, self.metrics.registry, self._clock
+        )
         random = Random()  # noqa: S311 (spreads load, guards nothing)
         self._compiler = Compiler(
             all_stages(
@@ -111,6 +115,7 @@ class Proxy:
                 self._mirrors.by_name,
                 self._trace,
                 random.random,
+                self._idempotency,
                 self._memory,
             ),
             self._clock,
@@ -163,6 +168,7 @@ class Proxy:
                 await self._trace.start()
             await self._breakers.start()
             await self._mirrors.start()
+            await self._idempotency.start()
             await self._watch.follow(self._config.upstreams, self._plans.upstreams)
             listeners, plans = self._config.listeners, self._plans.listeners
             self._sockets.make(await self._sockets.prepare(listeners, plans), listeners, plans)
@@ -189,6 +195,7 @@ class Proxy:
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
+        await self._idempotency.stop()
         await self._mirrors.stop()
         await self._breakers.stop()
         await self._probes.stop()

@@ -161,6 +161,18 @@ class JobRole(Model):
     fallback_after: Annotated[Duration, Field(gt=0)] = 2.0
 
 
+class Idempotency(Model):
+    """One job of a creation, however often it is sent (draft-ietf-httpapi-idempotency-key-header).
+
+    `keep`: for how long the first answer to an `Idempotency-Key` is repeated; 24 h, as long as a
+    job lives. `same_upload_within`: an identical upload of the same caller within this time is a
+    repetition even without a key; 0 turns it off.
+    """
+
+    keep: Annotated[Duration, Field(ge=60, le=30 * 86400)] = 86400.0
+    same_upload_within: Annotated[Duration, Field(ge=0, le=86400)] = 0.0
+
+
 class StaticAnswer(Model):
     """An answer from the config instead of the upstream's."""
 
@@ -221,6 +233,8 @@ class Route(Model):
     repeatable: bool = False
     """Its requests do no harm when they are repeated, whatever their method: a query in POST's
     clothes. They are retried as a GET would be."""
+    idempotency: Idempotency | None = None
+    """One job of a creation, however often it is sent."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
     limits: RouteLimits | None = None

@@ -171,6 +171,8 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 def _job(key: Key, route: Route, found: Findings) -> None:
     job = route.job
+    if route.idempotency is not None and (job is None or not job.creates):
+        found.problem((*key, "idempotency"), "job: {creates: true} beside it", "none")
     if job is None:
         return
     at: Key = (*key, "job")

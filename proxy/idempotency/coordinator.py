@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -85,12 +86,13 @@ class Storage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A key that this exchange works on. `fields` are the form's, to recognise its job by."""
+    """A key that this exchange works on. `fields` has SHA-256 of each field of the form, by which
+    its job is recognised."""
 
     record_id: str
     record: Record
     keep: float
-    fields: Mapping[str, str]
+    fields: Mapping[str, bytes]
 
 
 class Coordinator:
@@ -117,7 +119,7 @@ class Coordinator:
         self._appear_within = appear_within
         self._claims: dict[str, Claim] = {}
         self._changed: dict[str, asyncio.Event] = {}
-        self._settling: set[asyncio.Task[StoredAnswer | None]] = set()
+        self._settling: set[asyncio.Task[Any]] = set()
         self._at_app: dict[object, float] = {}
 
     def sent(self, exchange: object) -> None:
@@ -129,13 +131,7 @@ class Coordinator:
         self._at_app.pop(exchange, None)
 
     async def renew(self) -> None:
-        """Keep the claims of this process alive; run until cancelled."""
-        while True:
-            await asyncio.sleep(RENEW_EVERY)
-            await self.renew_once()
-
-    async def renew_once(self) -> None:
-        """Extend every lease of this process."""
+        """Extend every lease of this process; to be called every `RENEW_EVERY` seconds."""
         claims = {one.record_id: encode(one.record) for one in self._claims.values()}
         if claims:
             with suppress(ConnectionError):  # logged by who owns the connection
@@ -150,7 +146,7 @@ class Coordinator:
     # --- before the app -------------------------------------------------------------------------
 
     async def begin(
-        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, str]
+        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, bytes]
     ) -> Claim | StoredAnswer:
         """A claim to go on with, or the answer to repeat.
 
@@ -196,7 +192,7 @@ class Coordinator:
             await self._wait(record_id, here is not None)
 
     async def _claim(
-        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, str]
+        self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, bytes]
     ) -> tuple[Claim | None, Record | None, bool]:
         """A claim of ours, or the record that stands in its way and whether its owner lives."""
         record = Record(fingerprint, "running", self._owner, self._clock.time())
@@ -295,13 +291,18 @@ class Coordinator:
         finally:
             self._forget(claim.record_id)
 
-    def settle_later(self, claim: Claim) -> None:
-        """The same behind an exchange that has ended."""
-        task = asyncio.get_running_loop().create_task(self.settle(claim), name="idempotency:settle")
+    def close(self, claim: Claim, *, sent: bool) -> None:
+        """The exchange has ended without an answer to keep. `sent`: the app may have executed it;
+        then that is settled behind the exchange's back."""
+        work = self.settle(claim) if sent else self._free(claim)
+        task = asyncio.get_running_loop().create_task(work, name="idempotency:settle")
         self._settling.add(task)
         task.add_done_callback(self._settled)
 
-    def _settled(self, task: asyncio.Task[StoredAnswer | None]) -> None:
+    async def _free(self, claim: Claim) -> None:
+        await self.release(claim)
+
+    def _settled(self, task: asyncio.Task[Any]) -> None:
         self._settling.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("settling failed", exc_info=error)
@@ -351,12 +352,16 @@ class Coordinator:
             event.set()
 
 
-def _fits(document: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
-    """Whether a job's document contradicts none of the form's fields."""
-    return all(
-        name not in document or document[name] is None or str(document[name]) == value
-        for name, value in fields.items()
-    )
+def _fits(document: Mapping[str, Any], fields: Mapping[str, bytes]) -> bool:
+    """Whether a job's document contradicts none of the form's fields, given as SHA-256."""
+    return all(_same(document.get(name), digest) for name, digest in fields.items())
+
+
+def _same(value: object, digest: bytes) -> bool:
+    if value is None or isinstance(value, list | dict | float):
+        return True  # not there, or written in a way that a form does not tell
+    texts = {str(value), str(value).lower(), str(int(value)) if isinstance(value, bool) else ""}
+    return any(hashlib.sha256(text.encode()).digest() == digest for text in texts)
 
 
 def accepted_answer(job_id: str) -> StoredAnswer:

@@ -1,7 +1,8 @@
 """From a request to an answer of its upstream: which target, how often, and when not.
 
 Each step stands where it does for a reason. A body that is buffered or checked is read first: as
-long as nothing of it may pass, it needs neither place nor connection. Then comes the bulkhead: who
+long as nothing of it may pass, it needs neither place nor connection. What is known without the
+upstream is answered next (`Hooks.admit`). Then comes the bulkhead: who
 waits there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries
 stand outside the breaker, so that the breaker sees single attempts. A circuit that opens ends the
 retrying, unless it holds its calls: then the next attempt waits for it. All of it together is over
@@ -23,6 +24,7 @@ from proxy.pipeline.admission import enter, permitted, until_not_open
 from proxy.pipeline.buffering import buffer_request, wants_buffering
 from proxy.pipeline.connect import connection, idle_connection
 from proxy.pipeline.exchange import Exchange
+from proxy.pipeline.known_answer import answered_already
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
 from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
@@ -47,6 +49,8 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
     if wants_buffering(x, plan):
         await until_not_open(x, plan)
         await buffer_request(x, plan)
+    if x.plan.admissions and await answered_already(x):
+        return
     if plan.bulkhead is None:
         if plan.retry is None and plan.overload is None and not x.plan.rescuers:
             await _attempt(x, listener, plan, None)  # nothing here would ask for another

@@ -1,9 +1,10 @@
 """A request's body, read before its upstream is asked for anything (nginx's request buffering).
 
 Rules
-1. Where the upstream's `buffering.request` is on, all of the body is read first, into the spool: a
-   slow sender holds none of the upstream's connections, and the upstream gets a `Content-Length`.
-   Of a body that is refused on the way it sees nothing.
+1. Where the upstream's `buffering.request` is on, or a stage wants to know the whole request before
+   the upstream does (`Hooks.admit`), all of the body is read first, into the spool: a slow sender
+   holds none of the upstream's connections, and the upstream gets a `Content-Length`. Of a body
+   that is refused on the way it sees nothing.
 2. Where it is off, but a filter checks the body, as much is read as the filter wants to see before
    it gives anything.
 3. A body that the spool cannot take (its bound, the disk) is a stream from there on: what was read
@@ -39,7 +40,7 @@ def wants_buffering(x: Exchange, plan: UpstreamPlan) -> bool:
     """Whether something of the body is to be read first (rules 1 to 3)."""
     if x.filter is not None:
         return True
-    if not plan.buffer_request or x.body.done:
+    if x.body.done or not (plan.buffer_request or x.plan.admissions):
         return False
     assert x.head is not None
     return x.head.content_length is None or plan.spool.admits(x.head.content_length)
@@ -50,7 +51,8 @@ async def buffer_request(x: Exchange, plan: UpstreamPlan) -> None:
     `read_body` and `until_left` raise, and `Overloaded` when the disk does not answer."""
     client = x.stream
     send_continue(x)
-    body = x.buffered = plan.spool.body(client.wake)
+    whole = plan.buffer_request or bool(x.plan.admissions)
+    body = x.buffered = plan.spool.body(client.wake, sha256=bool(x.plan.admissions))
     ending: asyncio.Task[list[bytes] | SpooledBody] | None = None
     moved = client.clock.monotonic()
     try:
@@ -64,7 +66,7 @@ async def buffer_request(x: Exchange, plan: UpstreamPlan) -> None:
             if x.body.done and x.filter is None:
                 body.end()
                 return
-            if body.full is not None or (body.size and not plan.buffer_request):
+            if body.full is not None or (body.size and not whole):
                 return
             deadline = NEVER  # a filter bounds its own time
             if not x.body.done:

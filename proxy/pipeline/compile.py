@@ -27,6 +27,7 @@ from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.fair_shares import FairShares
 from proxy.pipeline.plan import (
     FAILING,
+    Admission,
     FilterFactory,
     Hooks,
     ListenerPlan,
@@ -250,6 +251,7 @@ class Compiler:
         started: list[Observer] = []
         checks: list[Observer] = []
         filters: list[FilterFactory] = []
+        admissions: list[Admission] = []
         rescuers: list[Rescuer] = []
         finished: list[Observer] = []
         for stage in self._stages:
@@ -262,6 +264,8 @@ class Compiler:
                 checks.append(hooks.check)
             if hooks.filter is not None:
                 filters.append(hooks.filter)
+            if hooks.admit is not None:
+                admissions.append(hooks.admit)
             if hooks.rescuer is not None:
                 rescuers.append(hooks.rescuer)
             if hooks.finished is not None:
@@ -274,6 +278,7 @@ class Compiler:
             started=tuple(started),
             filter=filters[0] if filters else None,
             checks=tuple(checks),
+            admissions=tuple(admissions),
             rescuers=tuple(rescuers),
             guards=bool(filters) or (route is not None and route.guards),
             reads_answers=any(rescuer.needs_body for rescuer in rescuers),

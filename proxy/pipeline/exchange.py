@@ -156,6 +156,7 @@ class Exchange:
     asked_again = False  # a rescuer has used its one `AskAgain`
     away: ProxyError | None = None  # why rescuers are to be asked before the upstream
     on_refused: Callable[[Exchange], None] | None = None  # all targets refuse connections
+    see_through = False  # goes on without its client, who will ask for the answer again
     instead: Reply | None = None  # an answer that was found while we wait for another
     deadline = NEVER  # monotonic: when there must be a response head, whatever it takes
     avoid: tuple[str, ...] = ()  # targets that failed an earlier attempt

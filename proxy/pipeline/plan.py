@@ -5,7 +5,7 @@ A plan is immutable once built. A reload builds new ones; exchanges in progress 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
@@ -30,6 +30,7 @@ FAILING = frozenset({500, 502, 503, 504})
 
 Observer = Callable[[Exchange], None]
 FilterFactory = Callable[[Exchange], BodyFilter | None]
+Admission = Callable[[Exchange], Awaitable["Reply | None"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,16 @@ class Hooks:
 
     `started`: the route is known. `check`: raises the `ProxyError` that refuses the request before
     anything of its body is read. `filter`: makes what checks the request's body, or raises the
-    `ProxyError` that refuses the request unread. `rescuer`: is asked when the upstream has no good
+    `ProxyError` that refuses the request unread. `admit`: is awaited when all of the body is there
+    and the upstream knows nothing of it; gives the answer that makes asking unnecessary, or raises
+    the `ProxyError` that refuses the request. `rescuer`: is asked when the upstream has no good
     answer. `finished`: the record is complete.
     """
 
     started: Observer | None = None
     check: Observer | None = None
     filter: FilterFactory | None = None
+    admit: Admission | None = None
     rescuer: Rescuer | None = None
     finished: Observer | None = None
 
@@ -123,6 +127,7 @@ class RoutePlan:
     started: tuple[Observer, ...]
     checks: tuple[Observer, ...]
     filter: FilterFactory | None
+    admissions: tuple[Admission, ...]  # with one, the body is read whole first
     rescuers: tuple[Rescuer, ...]
     guards: bool  # no spelling of its path may get around it
     reads_answers: bool  # some rescuer needs the body of some answers

@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 async def rescue(x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
     """The first better answer. Raises the `ProxyError` that a rescuer wants to be the answer; any
     other failure of a rescuer leaves things as they were."""
-    if isinstance(trouble, ClientLeft) or x.replied or x.stream.lost or x.stream.shed:
+    client = x.stream
+    gone = client.shed or (client.lost and not x.see_through)
+    if isinstance(trouble, ClientLeft) or x.replied or gone:
         return None
     for rescuer in x.plan.rescuers:
         if not rescuer.wants(x, trouble):

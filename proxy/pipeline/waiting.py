@@ -38,7 +38,7 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
         raise Draining("The proxy is stopping", retry_after=1)
     if client.shed:
         raise memory_is_short()
-    if not client.eof:
+    if not client.eof or x.see_through:
         return deadline
     # Over TLS there is no closed half: whatever would be sent is thrown away.
     gone = client.lost or client.secure

@@ -16,6 +16,7 @@ from proxy.pipeline.compile import Stage
 from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
 from proxy.stages.fallback import FallbackStage
+from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.job_context import JobContext
 from proxy.stages.job_roles import JobRoles
 from proxy.stages.route_metrics import RouteMetrics
@@ -36,6 +37,7 @@ def all_stages(
     mirrors: Mapping[str, Mirror],
     trace: Trace | None,
     random: Callable[[], float],
+    idempotency: IdempotencyStage,
     memory: MemoryBudget,
 ) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
@@ -45,6 +47,7 @@ def all_stages(
         UploadShares(),
         UploadCheckStage(probes, spool, metrics.registry),
         JobRoles(mirrors.__getitem__),
+        idempotency,
         FallbackStage(memory),
         TraceRecord(trace, random),
         AccessLine(access_log),

@@ -60,7 +60,12 @@ class UploadCheckStage:
         """A route without `upload:` has nothing of this."""
         if binding.route is None or binding.route.upload is None:
             return None
-        validator = UploadValidator(binding.route.upload, self._pool, self._spool)
+        validator = UploadValidator(
+            binding.route.upload,
+            self._pool,
+            self._spool,
+            digest=binding.route.idempotency is not None,
+        )
         endpoint = binding.route_name
         received = self._bytes.labels(endpoint)
         delay = self._delay.labels(endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,7 +46,8 @@ async def sidecar(
 
 async def first(one: Coordinator, key: str = KEY, **fields: str) -> Claim:
     """A claim that must be granted."""
-    claim = await one.begin(key, PRINT, DAY, fields)
+    digests = {name: hashlib.sha256(value.encode()).digest() for name, value in fields.items()}
+    claim = await one.begin(key, PRINT, DAY, digests)
     assert isinstance(claim, Claim)
     return claim
 
@@ -130,10 +132,10 @@ async def test_a_lost_answer_is_found_by_its_job(redis_server: RedisServer, tmp_
         sidecar(redis_server, tmp_path / "a.db") as (one, mirror, counted),
         connected(redis_server) as app,
     ):
-        claim = await first(one, max_shorts="10")
+        claim = await first(one, max_shorts="10", burn_subtitles="true")
         await write(app, "mv_told", created(max_shorts=10))
         await write(app, "mv_other", created(max_shorts=20))
-        raw = await write(app, "mv_lost", created(max_shorts=10))
+        raw = await write(app, "mv_lost", created(max_shorts=10, burn_subtitles=True))
         await eventually(holds(mirror, "mv_lost", raw), "the job in the mirror")
         await one.answered("mv_told")
         answer = await one.settle(claim)
@@ -218,7 +220,7 @@ async def test_claims_are_renewed(redis_server: RedisServer, tmp_path: Path) -> 
         claim = await first(one)
         await app.flushall()
         await followed(mirror, None)
-        await one.renew_once()
+        await one.renew()
         assert await app.pttl(f"idempotency:make_video:job:{KEY}") > 0
         await one.release(claim)
         assert not await app.exists(f"idempotency:make_video:job:{KEY}")

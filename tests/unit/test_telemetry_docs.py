@@ -39,6 +39,7 @@ from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Compiler
 from proxy.pipeline.watch import Watch
 from proxy.spool import Spool
+from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.upload_check import UploadCheckStage
 from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
@@ -81,7 +82,7 @@ def names(cell: str) -> list[str]:
 def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
     """An accepted and a refused upload go through the stage's sink."""
     stage = UploadCheckStage(cast(Any, None), cast(Any, None), registry)
-    route = SimpleNamespace(upload=Upload())
+    route = SimpleNamespace(upload=Upload(), idempotency=None)
     hooks = stage.bind(cast(Any, SimpleNamespace(route=route, route_name="r")))
     assert hooks is not None
     assert hooks.finished is not None
@@ -140,6 +141,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
     TraceMetrics(metrics.registry)
+    IdempotencyStage({}, metrics.registry, SystemClock()).count("m", "first")
     everything_about_the_app(metrics, tmp_path)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2])))
