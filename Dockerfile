@@ -33,6 +33,7 @@ COPY config/make-video.yaml /etc/reliability-proxy/config.yaml
 ENV PROXY_CONFIG=/etc/reliability-proxy/config.yaml \
     JOBS_DB=/data/jobs.db \
     TRACE_DB=/data/trace.db \
+    SPOOL_DIR=/data \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # Numbers, so that Kubernetes' runAsNonRoot can tell that it is not root.
