@@ -261,7 +261,7 @@ class Response:
 
     def _write(self, out: list[bytes]) -> None:
         client = self._client
-        if client.eof and (client.lost or client.secure):
+        if client.transport.is_closing() or (client.eof and (client.lost or client.secure)):
             raise ClientLeft("Client left before its response could be sent")
         client.write(out)
         self._taken = now = self._clock.monotonic()

@@ -323,7 +323,7 @@ def test_a_reader_that_leaves_lets_go_of_what_waits(site: Site) -> None:
         site.upstream.wait(lambda: site.upstream.concurrent == 0, "all to be sent")
         client.reset()
     line = site.proxy.access_line("reader-left")
-    assert line["status"] == 499
+    assert line["status"] == 499, line
     assert line["bytes_out"] < 9 * MB
 
 
