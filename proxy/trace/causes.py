@@ -102,32 +102,47 @@ def trouble_of(event: Event) -> str | None:
 
 
 def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, Event] | None:
-    """Kind, words and the first sign of trouble with a service; None where there was none."""
-    failed = [(e, t) for e in case.calls(service) if (t := trouble_of(e)) is not None]
+    """Kind, words and the first sign of trouble with a service; None where there was none.
+
+    What the circuit refused says nothing about the service, so it is counted by itself.
+    """
+    troubled = [(e, t) for e in case.calls(service) if (t := trouble_of(e)) is not None]
+    failed = [(e, t) for e, t in troubled if t != "circuit_open"]
     opened = case.opening(service, until)
-    if not failed and opened is None:
+    first = troubled[0][0] if troubled else opened
+    if first is None:
         return None
-    troubles = Counter(trouble for _, trouble in failed)
-    real = Counter({t: n for t, n in troubles.items() if t != "circuit_open"})
-    if not real and opened is not None:
-        for failure in opened.facts.get("failures") or ():
-            kind = str(failure.get("kind")) if isinstance(failure, dict) else "?"
-            real[kind if kind in _TROUBLE else "status" if kind.isdigit() else "timeout"] += 1
-    worst = (real or troubles).most_common(1)
-    name = worst[0][0] if worst else "circuit_open"
+    name = _worst(failed, opened)
     kind, words = _TROUBLE[name]
     if name == "status":
-        statuses = {e.facts.get("status") for e, t in failed if t == "status"}
-        words = f"answered {', '.join(map(str, sorted(statuses, key=str)))}" if statuses else words
+        statuses = sorted({str(e.facts.get("status")) for e, t in failed if t == "status"})
+        words = f"answered {', '.join(statuses)}" if statuses else words
     said = f"{service} {words}"
     if failed:
-        calls = "call" if len(failed) == 1 else "calls"
-        said += f" ({len(failed)} failed {calls} from {iso_utc(failed[0][0].at)})"
+        said += f" ({_count(len(failed), 'failed call')} from {iso_utc(failed[0][0].at)})"
     if opened is not None:
-        said += f"; its circuit opened at {iso_utc(opened.at)}: {opened.facts.get('reason')}"
-    event = failed[0][0] if failed else opened
-    assert event is not None
-    return kind, said, event
+        said += f"; its circuit opened at {iso_utc(opened.at)}"
+        if not failed:  # else the reason is what has just been said
+            said += f": {opened.facts.get('reason')}"
+    refused = len(troubled) - len(failed)
+    if refused:
+        said += f"; {_count(refused, 'call')} met the open circuit"
+    return kind, said, first
+
+
+def _worst(failed: list[tuple[Event, str]], opened: Event | None) -> str:
+    """The most frequent trouble: of the calls, else of those for which the circuit opened."""
+    troubles = Counter(trouble for _, trouble in failed)
+    if not troubles and opened is not None:
+        for failure in opened.facts.get("failures") or ():
+            kind = str(failure.get("kind")) if isinstance(failure, dict) else "?"
+            troubles[kind if kind in _TROUBLE else "status" if kind.isdigit() else "timeout"] += 1
+    worst = troubles.most_common(1)
+    return worst[0][0] if worst else "circuit_open"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def service_failed_job(case: Case) -> Cause | None:

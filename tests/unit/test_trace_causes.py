@@ -108,7 +108,8 @@ def test_a_service_made_a_job_fail(status: int, code: str | None, kind: str, wor
     cause = found(*calls, lives=[failing_life()])
     assert cause.kind == kind
     assert words in cause.summary
-    assert "3 failed calls" in cause.summary
+    counted = "3 calls met the open circuit" if code == "circuit_open" else "3 failed calls"
+    assert counted in cause.summary
     assert "failed in generate_subtitles" in cause.summary
     assert cause.event is calls[0]
 
@@ -121,6 +122,17 @@ def test_an_open_circuit_made_a_job_fail() -> None:
     assert cause.kind == "service_down"
     assert "its circuit opened at 2026-11-23T16:14:17.000Z: 5 x" in cause.summary
     assert cause.event is refused
+
+
+def test_refusals_of_the_circuit_are_no_failures_of_the_service() -> None:
+    """They are counted apart, and the reason of the opening is not said twice."""
+    calls = [call(t, 503, job_id="mv_1") for t in (3, 4)]
+    refused = [call(t, 503, code="circuit_open", job_id="mv_1") for t in (6, 7, 8)]
+    cause = found(*calls, breaker(5, "open"), *refused, lives=[failing_life()])
+    assert cause.kind == "service_errors"
+    assert cause.summary.startswith("audio-transcriber answered 503 (2 failed calls from")
+    assert "; 3 calls met the open circuit. So job mv_1" in cause.summary
+    assert "5 x" not in cause.summary
 
 
 def test_a_circuit_that_closed_again_is_not_blamed() -> None:
