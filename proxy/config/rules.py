@@ -153,6 +153,13 @@ def _listener(key: Key, listener: Listener, found: Findings) -> None:
         _spelled(at, route, listener.routes, found)
     if listener.tls:
         _server_certificate((*key, "tls"), listener.tls.cert, listener.tls.key, found)
+    for index, network in enumerate(listener.trusted_proxies):
+        if network.prefixlen == 0:
+            found.notice((*key, "trusted_proxies", index), "any client can pose as any other")
+    limits = listener.limits
+    own = limits.per_client.connections if limits.per_client else None
+    if own is not None and own > limits.connections:
+        found.notice((*key, "limits", "per_client", "connections"), "more than all may have")
 
 
 def _reference(key: Key, name: str, known: Collection[str], kind: str, found: Findings) -> None:

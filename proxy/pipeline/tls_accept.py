@@ -14,6 +14,7 @@ get so far are nobody's, and a few thousand of them are all descriptors of the p
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -85,26 +86,15 @@ class TlsAcceptor:
         """Sockets at that address, of IPv4 and IPv6 where it is every one. Raises `OSError`."""
         hosts = [bind.host] if bind.host else ["0.0.0.0", "::"]  # noqa: S104 (what the config says)
         found: list[socket.socket] = []
-        try:
-            for host in hosts:
-                six = ":" in host
-                try:
-                    one = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
-                except OSError:
-                    if len(hosts) > 1 and six and found:
-                        continue  # this host has no IPv6
-                    raise
-                found.append(one)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if reuse_port:
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if six:
-                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                one.bind((host, bind.port))
-        except OSError:
-            for one in found:
-                one.close()
-            raise
+        for host in hosts:
+            try:
+                found.append(_bound(host, bind.port, reuse_port))
+            except OSError as error:
+                if found and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue  # this host has no IPv6
+                for one in found:
+                    one.close()
+                raise
         return found
 
     def close(self) -> None:
@@ -175,3 +165,19 @@ class TlsAcceptor:
         finally:
             self.done(client)
             self._connections.vanish(client)
+
+
+def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
+    six = ":" in host
+    one = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if six:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind((host, port))
+    except OSError:
+        one.close()
+        raise
+    return one

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterator
 
 import pytest
 import trustme
 
-from tests.http1 import RawClient, Site, assert_problem, get, wait_until
+from proxy.config.units import Bind
+from proxy.pipeline.tls_accept import TlsAcceptor
+from tests.http1 import PATIENCE, RawClient, Site, assert_problem, get, wait_until
 
 FEW = 8
 
@@ -113,4 +116,46 @@ def test_handshakes_that_fail_are_counted_out(
             one.assert_closed()
     assert ask(site, "brief", client) == 200
     wait_until(lambda: site.proxy.descriptors() <= before + 1, "their descriptors to be closed")
+    site.check()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", ""])
+def test_addresses_of_a_tls_listener(host: str) -> None:
+    """One socket for an address; for every address one of each family, apart from each other."""
+    sockets = TlsAcceptor.bound(Bind(host, 0), reuse_port=False)
+    try:
+        families = [one.family for one in sockets]
+        if host:
+            assert families == [socket.AF_INET6 if ":" in host else socket.AF_INET]
+        else:
+            assert families in (
+                [socket.AF_INET, socket.AF_INET6],
+                [socket.AF_INET],  # where there is no IPv6
+            )
+        taken = Bind(host, sockets[0].getsockname()[1])
+        sockets[0].listen()
+        with pytest.raises(OSError, match="in use"):
+            TlsAcceptor.bound(taken, reuse_port=False)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def test_a_shortage_of_descriptors_is_waited_for(site: Site, client: ssl.SSLContext) -> None:
+    """A connection that cannot be accepted waits in the kernel, and is served when it can be."""
+
+    def shortages() -> list[object]:
+        return [line for line in site.proxy.log() if line.get("event") == "shortage"]
+
+    limits = site.proxy.take_descriptors()
+    try:
+        with socket.create_connection(site.addresses["few"], timeout=PATIENCE) as raw:
+            wait_until(lambda: bool(shortages()), "a line about the shortage")
+            site.proxy.give_descriptors(limits)
+            with client.wrap_socket(raw, server_hostname="localhost") as secure:
+                secure.sendall(get("/", "Connection: close"))
+                assert secure.recv(12) == b"HTTP/1.1 200"
+    finally:
+        site.proxy.give_descriptors(limits)
+    assert len(shortages()) == 1
     site.check()

@@ -383,6 +383,31 @@ def test_several_routes_can_shadow_one_together(tmp_path: Path) -> None:
         assert len(load(file, {}).notices) == count
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]", "any client can pose as any other"),
+        ("trusted_proxies: ['::/0']", "any client can pose as any other"),
+        ("trusted_proxies: [10.0.0.0/8]", None),
+        ("limits: {connections: 5, per_client: {connections: 6}}", "more than all may have"),
+        ("limits: {connections: 5, per_client: {connections: 5}}", None),
+    ],
+)
+def test_limits_that_limit_nobody_are_warnings(tmp_path: Path, more: str, said: str | None) -> None:
+    """Trust in everybody, and a share that is larger than the whole."""
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "listeners:\n"
+        "  in:\n"
+        "    bind: 127.0.0.1:1\n"
+        f"    {more}\n"
+        "    routes: [{name: all, path: /, upstream: app}]\n"
+        "upstreams: {app: {targets: ['http://127.0.0.1:2']}}\n"
+    )
+    notices = [str(notice) for notice in load(file, {}).notices]
+    assert [said in notice for notice in notices] == ([True] if said else [])
+
+
 def test_unused_parts_are_warnings(tmp_path: Path) -> None:
     """An upstream without a route, TLS without https and verification off are worth a word."""
     file = tmp_path / "c.yaml"
