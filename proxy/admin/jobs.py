@@ -13,7 +13,7 @@ from proxy.admin.exchange import answer, flag, number, read_object, read_query, 
 from proxy.errors import BadRequest
 
 DEFAULT_LIMIT = 100
-HIGHEST_LIMIT = 10_000
+HIGHEST_LIMIT = 1_000
 
 
 class Jobs(Protocol):

@@ -12,6 +12,7 @@ from proxy.jobs.model import sql_time, valid_job_id
 from proxy.jobs.records import Overview, Row, Tombstone
 
 LIST_LIMIT = (50, 1000)  # the default and the most
+LIST_SIZE = 4 * 1024 * 1024  # bytes of a list for clients; its values are whole documents
 LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 

@@ -57,6 +57,10 @@ class _Op:
     done: Done | None
 
 
+#: Jobs of a long list that are read from the file at a time.
+_LIST_PAGE = 64
+
+
 class Ledger:
     """See the rules at the top of the file. Use: `await start()`, work, `await stop()`."""
 
@@ -390,18 +394,35 @@ class Ledger:
 
     async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
         """Live jobs, the newest creation first; what waits to be written among them."""
+        return (await self.listing_within(status, now, limit, None))[0]
+
+    async def listing_within(
+        self, status: str | None, now: float, limit: int, size: int | None
+    ) -> tuple[list[Row], bool]:
+        """The same, up to about `size` bytes of values; and whether that has cut it short."""
         waiting = dict(self._newest)
         most = limit + len(waiting)  # a row may be in both, in its old version and its new one
-        if status is None:
-            found = await self._rows(sql.LIST, (now, most))
-        else:
-            found = await self._rows(sql.LIST_STATUS, (status, now, most))
-        rows = [read_row(row) for row in found]
+        by_id: dict[str, Row] = {}
+        read, whole = 0, 0
+        full = False
+        while read < most and not full:
+            page = min(most - read, _LIST_PAGE) if size is not None else most
+            wanted = (now, page, read) if status is None else (status, now, page, read)
+            found = await self._rows(sql.LIST if status is None else sql.LIST_STATUS, wanted)
+            for row in map(read_row, found):
+                full = full or (size is not None and whole + len(row.raw) > size)
+                if not full:
+                    whole += len(row.raw)
+                    by_id[row.job_id] = row
+            read += len(found)
+            if len(found) < page:
+                break
+        rows = list(by_id.values())
         if waiting:
             rows = [row for row in rows if row.job_id not in waiting]
             rows += [row for row in waiting.values() if _listed(row, status, now)]
             rows.sort(key=lambda row: row.created_at, reverse=True)
-        return rows[:limit]
+        return rows[:limit], full
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
         """Live unfinished jobs without a change since then, the longest first."""

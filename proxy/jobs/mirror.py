@@ -23,7 +23,7 @@ from proxy.jobs.answers import AnswerStore
 from proxy.jobs.claims import lease_key
 from proxy.jobs.counting import Counting
 from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.inspection import Inspection, at_most
+from proxy.jobs.inspection import LIST_SIZE, Inspection, at_most
 from proxy.jobs.keeper import Keeper
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
@@ -63,6 +63,10 @@ class Creation(StrEnum):
     NOT_STORED = "not_stored"  # not in Redis, or Redis is gone: lost, whatever the app said
     UNCONFIRMED = "unconfirmed"  # Redis lives, but is too slow to say: the app's word stands
     DEGRADED = "degraded"  # in Redis; SQLite could not confirm it in time
+
+
+#: Lists for clients that are read at a time: each takes some MB until it is sent.
+_LISTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ class Mirror:
         self._tell = tell
         self.settings = settings
         self._clock = clock
+        self._lists = asyncio.Semaphore(_LISTS)
         self._metrics = metrics.for_mirror(name)
         self._ledger = Ledger(
             settings.sqlite,
@@ -427,12 +432,17 @@ class Mirror:
         return Answer(404, fields, not_found_body(self._keeper.capture.shape))
 
     async def listing(self, status: str | None, limit: int | None) -> Answer | None:
-        """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent."""
+        """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent. One
+        that is shorter than was asked for, because it would be too large, says so in a field."""
         most = at_most(limit)
         try:
-            rows = await self._ledger.listing(status, self._clock.time(), most)
+            async with self._lists:
+                rows, cut = await self._ledger.listing_within(
+                    status, self._clock.time(), most, LIST_SIZE
+                )
         except LedgerSilent:
             return None
+        cut = cut or (limit is not None and limit > most == len(rows))
         shape = self._keeper.capture.shape
         values = []
         for row in rows:
@@ -446,7 +456,10 @@ class Mirror:
             as_of = self._clock.time()
         elif as_of is None:  # this process has not seen Redis yet
             as_of = max((row.captured_at for row in rows), default=0.0)
-        return Answer(200, self.headers("sqlite", as_of), list_body(shape, values))
+        fields = self.headers("sqlite", as_of)
+        if cut:
+            fields = (*fields, ("X-Job-List-Capped", "true"))
+        return Answer(200, fields, list_body(shape, values))
 
     # --- deleting --------------------------------------------------------------------------------
 

@@ -247,11 +247,11 @@ LIVE_IDS = """SELECT job_id FROM jobs
 
 LIST = f"""SELECT {_ROW} FROM jobs
             WHERE (deadline IS NULL OR deadline > ?)
-            ORDER BY created_at DESC LIMIT ?"""  # noqa: S608
+            ORDER BY created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
 
 LIST_STATUS = f"""SELECT {_ROW} FROM jobs
                    WHERE status = ? AND (deadline IS NULL OR deadline > ?)
-                   ORDER BY created_at DESC LIMIT ?"""  # noqa: S608
+                   ORDER BY created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
 
 STRANDED = f"""SELECT {_ROW} FROM jobs
                 WHERE status NOT IN ('completed', 'failed', 'cancelled')

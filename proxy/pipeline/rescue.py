@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from proxy.errors import ClientLeft, ProxyError
+from proxy.errors import ClientLeft, Overloaded, ProxyError
+from proxy.memory_budget import Holding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.messages import made_reply
 from proxy.pipeline.plan import AskAgain, Reply, Trouble
 
 logger = logging.getLogger(__name__)
+
+#: Bytes of an answer that are sent however full the memory budget is.
+_SMALL = 64 * 1024
 
 
 async def rescue(x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
@@ -43,7 +47,14 @@ def needs_body(x: Exchange, trouble: Trouble) -> bool:
 
 
 def send(x: Exchange, reply: Reply) -> None:
-    """Answer the client with `reply`."""
+    """Answer the client with `reply`. Raises `Overloaded` where there is no memory for it."""
+    if len(reply.body) > _SMALL:
+        holding = Holding(x.stream.memory.account("own_answers"), x.stream)
+        if not holding.try_grow(len(reply.body)):
+            raise Overloaded(
+                "The proxy is short of memory for its answer", retry_after=1, reason="memory"
+            )
+        holding.clear()  # from here on it is counted where it is written
     x.status = reply.status
     if x.stream.draining or not x.body.done:
         x.keep_alive = False

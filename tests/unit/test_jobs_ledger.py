@@ -351,3 +351,22 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
             blocker.close()
         assert await ledger.flushed(10.0)
         assert await ids("queued", 3) == ["mv_5", "mv_3", "mv_2"]
+
+
+async def test_a_long_list_is_cut_by_its_size(tmp_path: Path) -> None:
+    """Values are read a page at a time, until they are as many bytes as may be; the rest is known
+    to be missing, and a list that fits is whole."""
+    async with opened(tmp_path / "j.db") as ledger:
+        for number in range(200):
+            put(ledger, f"mv_{number}", job(f"mv_{number}", padding="x" * 2_000))
+        assert await ledger.flushed(5.0)
+        one = len(job("mv_100", padding="x" * 2_000))
+        rows, cut = await ledger.listing_within(None, NOW, 1000, 150 * one)
+        assert cut
+        assert 145 <= len(rows) <= 151
+        assert sum(len(row.raw) for row in rows) <= 150 * one
+        assert len({row.job_id for row in rows}) == len(rows)
+        rows, cut = await ledger.listing_within("queued", NOW, 1000, 1000 * one)
+        assert (len(rows), cut) == (len(await ledger.listing("queued", NOW, 1000)), False)
+        rows, cut = await ledger.listing_within(None, NOW, 100, 1000 * one)
+        assert (len(rows), cut) == (100, False)
