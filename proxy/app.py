@@ -52,7 +52,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
-from proxy.upload.pool import ProbePool, processes_within
+from proxy.upload.pool import ProbePool, memory_within
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.shedding import Shedding
 
@@ -83,7 +83,7 @@ class Proxy:
         self._lag = LoopLag(self.metrics.loop_lag)
         self._shortages = ShortageWatch()
         self._app_side = AppSide(config, self.metrics, self._clock)
-        self._probes = ProbePool(processes=processes_within(memory_limit()))
+        self._probes = ProbePool(memory=memory_within(memory_limit()))
         self._trace = (
             Trace(config.trace, self._clock, self.metrics.registry) if config.trace else None
         )

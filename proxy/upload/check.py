@@ -72,7 +72,8 @@ class UploadValidator:
         self.clock: Clock = clock or SystemClock()
         self.new_boundary = boundary
         families = compile_types(rules.types)
-        self.job = Job(tuple(family.media_type for family in families), rules.max_duration)
+        types = tuple(family.media_type for family in families)
+        self.job = Job.of(types, rules.max_duration, rules.max_size)
 
     def begin(
         self,

@@ -21,7 +21,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,37 +29,40 @@ from proxy.upload.session import Job, ProbeSession
 
 START_TIMEOUT = 20.0
 MEMORY = 512 * 1024 * 1024  # bytes beyond the parent's that all processes together may take
-_DEATH = 13  # bytes of such a message
+ANSWER_TIMEOUT = 10.0  # seconds that the parent may take for a command
+_MESSAGE = 13  # bytes of the parent's
 _RESTART_DELAYS = (0.0, 0.2, 1.0, 5.0)  # seconds, the last one again and again
 
 log = logging.getLogger("proxy.upload")
 
 
-def processes_within(allowed: int | None) -> int:
-    """How many processes may run at a time; `allowed`: bytes that the cgroup lets all of us have,
-    of which they get a quarter. Two at least, so that one large file does not stop all others."""
-    memory = MEMORY if allowed is None else min(MEMORY, allowed // 4)
-    return max(2, memory // Job.memory)
+def memory_within(allowed: int | None) -> int:
+    """Bytes for all processes together; `allowed`: what the cgroup lets all of us have, of which
+    they get a quarter. Room for two at least, so that one file does not stop all others."""
+    return MEMORY if allowed is None else max(2 * Job.memory, min(MEMORY, allowed // 4))
 
 
 class ProbePool:
     """Start it once per proxy process; sessions are made for each upload.
 
-    `processes`: how many uploads may be examined at the same time; each costs about 5 MB, and may
-    cost `Job.memory`. `confined`: whether the system keeps them in a sandbox.
+    `memory`: bytes that the limits of all processes together may add up to. `confined`: whether the
+    system keeps them in a sandbox.
     """
 
-    def __init__(self, *, processes: int = processes_within(None)) -> None:
-        self._limit = processes
+    def __init__(self, *, memory: int = MEMORY) -> None:
+        self._memory = memory
         self._running: dict[bytes, ProbeSession] = {}
-        self._alive: set[bytes] = set()  # processes, also those that are being killed
-        self._waiting: deque[ProbeSession] = deque()
+        self._alive: dict[bytes, int] = {}  # what processes may take, also those being killed
+        self._whole: dict[ProbeSession, None] = {}  # who waits for one, in order; before all others
+        self._growing: dict[ProbeSession, None] = {}
         self._control: socket.socket | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = False
         self._next_id = 0
-        self._ended = asyncio.Event()  # of the parent; made anew with it
+        self._ended = asyncio.Event()  # of the parent
         self._heard = b""
+        self._unanswered = 0  # commands
+        self._overdue: asyncio.TimerHandle | None = None
         self.confined = False
 
     @property
@@ -73,6 +75,11 @@ class ProbePool:
         """Uploads that hold a process now."""
         return len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """Uploads that wait for a process."""
+        return len(self._whole) + len(self._growing)
+
     async def start(self) -> None:
         """Start the parent; returns when it is ready. Raises `RuntimeError` where it does not get
         so far in 20 s: FFmpeg or libmagic cannot be loaded."""
@@ -82,7 +89,7 @@ class ProbePool:
     async def stop(self) -> None:
         """End the parent and every process. Sessions still open are told that they are lost."""
         self._stopping = True
-        for session in [*self._running.values(), *self._waiting]:
+        for session in [*self._running.values(), *self._whole, *self._growing]:
             session.stop("stopped")
         if self._keeper is not None:
             self._keeper.cancel()
@@ -154,13 +161,24 @@ class ProbePool:
             process.wait()
 
     def _close_control(self) -> None:
+        self._unanswered = 0
+        self._watch_parent()
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
             self._control = None
 
+    def _watch_parent(self) -> None:
+        """It answers each command at once. One that is stopped or stuck would hold up all."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if self._unanswered:
+            loop = asyncio.get_running_loop()
+            self._overdue = loop.call_later(ANSWER_TIMEOUT, self._ended.set)
+
     def _hear(self) -> None:
-        """The parent says which processes have ended, and how."""
+        """The parent has taken a command, or says which process has ended, and how."""
         assert self._control is not None
         try:
             data = self._control.recv(4096)
@@ -173,12 +191,16 @@ class ProbePool:
             self._ended.set()
             return
         self._heard += data
-        while len(self._heard) >= _DEATH:
-            death, self._heard = self._heard[:_DEATH], self._heard[_DEATH:]
-            session = self._running.get(death[1:9])
-            self._alive.discard(death[1:9])
-            if session is not None:
-                session.died(int.from_bytes(death[9:], "big"))
+        while len(self._heard) >= _MESSAGE:
+            message, self._heard = self._heard[:_MESSAGE], self._heard[_MESSAGE:]
+            name = message[1:9]
+            if message[:1] == b"A":
+                self._unanswered -= 1
+                self._watch_parent()
+                continue
+            self._alive.pop(name, None)
+            if (session := self._running.get(name)) is not None:
+                session.died(int.from_bytes(message[9:], "big"))
         self._admit()
 
     async def _respawn(self) -> subprocess.Popen[bytes]:
@@ -195,8 +217,11 @@ class ProbePool:
 
     def enqueue(self, session: ProbeSession) -> None:
         """Give `session` a process now or when its turn comes."""
-        if session not in self._waiting:
-            self._waiting.append(session)
+        if session.whole:
+            self._growing.pop(session, None)
+            self._whole[session] = None
+        else:
+            self._growing[session] = None
         self._admit()
 
     def leave(self, session: ProbeSession) -> None:
@@ -206,12 +231,12 @@ class ProbePool:
             del self._running[session.name]
             self._command(b"K" + session.name)
         else:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(session)
+            self._whole.pop(session, None)
+            self._growing.pop(session, None)
 
     def idle(self, session: ProbeSession) -> None:
         """The process of `session` waits for its client."""
-        if self._waiting and self._waiting_whole() is not None:
+        if self._whole:
             self._admit()
 
     def _admit(self) -> None:
@@ -226,24 +251,24 @@ class ProbePool:
                 if not self._command(b"S" + session.name, theirs.fileno()):
                     ours.close()
                     return
-            self._waiting.remove(session)
+            self._whole.pop(session, None)
+            self._growing.pop(session, None)
             self._running[session.name] = session
-            self._alive.add(session.name)
+            self._alive[session.name] = session.memory
             session.attach(ours)
 
     def _next(self) -> ProbeSession | None:
         """Who gets a process now (rule 3); None for nobody yet."""
-        whole = self._waiting_whole()
-        if len(self._alive) < self._limit:
-            return whole or (self._waiting[0] if self._waiting else None)
-        if whole is not None and len(self._alive) == len(self._running):  # nobody is on the way out
+        first = next(iter(self._whole or self._growing), None)
+        if first is None:
+            return None
+        if not self._alive or sum(self._alive.values()) + first.memory <= self._memory:
+            return first
+        if first.whole and len(self._alive) == len(self._running):  # nobody is on the way out
             idle = [session for session in self._running.values() if session.waits_since]
             if idle:
                 min(idle, key=lambda session: session.waits_since or 0.0).give_way()
         return None
-
-    def _waiting_whole(self) -> ProbeSession | None:
-        return next((session for session in self._waiting if session.whole), None)
 
     def _command(self, command: bytes, fd: int | None = None) -> bool:
         """False when the parent does not take it: it is dead, or a thousand commands behind."""
@@ -256,4 +281,7 @@ class ProbePool:
                 socket.send_fds(self._control, [command], [fd])
         except OSError:
             return False
+        self._unanswered += 1
+        if self._overdue is None:
+            self._watch_parent()
         return True

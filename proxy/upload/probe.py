@@ -6,8 +6,8 @@ touches a byte of an upload.
 
 Control socket, FD (stream): the parent sends `b"R"` when it is ready and whether processes can be
 confined (`b"1"` or `b"0"`). `b"S" + 8-byte id` with the upload's socket attached hands that to a
-process, `b"K" + id` kills it. When one has ended, the parent sends `b"D" + id + wait status` (4
-bytes). It leaves when the socket closes.
+process, `b"K" + id` kills it; the parent answers `b"A" + id + 4 bytes` to both. When a process has
+ended it sends `b"D" + id + wait status` (4 bytes). It leaves when the socket closes.
 
 Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, with the descriptor of the
 spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the type
@@ -133,7 +133,12 @@ class _Parent:
             for pid, name in self._children.items():
                 if name == command[1:]:
                     os.kill(pid, signal.SIGKILL)
+        self._tell(b"A" + command[1:] + bytes(4))
         return True
+
+    def _tell(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # the proxy is gone: the next read will say so
+            self._control.sendall(message)
 
     def _hand_over(self, upload: socket.socket, name: bytes) -> bool:
         """To the process that waits, or to a new one where that has died. False: none to be had."""
@@ -184,8 +189,7 @@ class _Parent:
                 return
             name = self._children.pop(pid, None)
             if name is not None:
-                with contextlib.suppress(OSError):  # the proxy is gone: the next read will say so
-                    self._control.sendall(b"D" + name + status.to_bytes(4, "big"))
+                self._tell(b"D" + name + status.to_bytes(4, "big"))
             if self._spare is not None and self._spare[0] == pid:
                 self._spare[1].close()
                 self._spare = None

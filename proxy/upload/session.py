@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
-VERDICT_TIMEOUT = 20.0  # of computing without an answer: CPU time runs out before, if it gets any
+PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
 RETRY_DELAY = 0.3
 _CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
 MAX_ANSWER = 16 * 1024
@@ -57,13 +57,19 @@ log = logging.getLogger("proxy.upload")
 class Job:
     """What a probe process is asked. `memory`: bytes beyond what it starts with; `cpu`: seconds.
 
-    64 MiB: FFmpeg's index of a three-hour MP4 takes 30. 8 s: forty times what 50 MB need.
+    64 MiB: FFmpeg's index of a three-hour MP4 takes 30. 8 s: a hundred times what 50 MB need.
     """
 
     types: tuple[str, ...]
     max_duration: float | None
     memory: int = 64 * 1024 * 1024
     cpu: int = 8
+
+    @classmethod
+    def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> Job:
+        """Limits that suit files of up to `max_size` bytes."""
+        memory = max(cls.memory, max_size // 8)  # an index entry of 24 bytes for a packet of 200
+        return cls(types, max_duration, memory, cls.cpu + max_size // 100_000_000)
 
     def encode(self, received: int, *, whole: bool) -> bytes:
         """As the process reads it, of a file of which `received` bytes are there: 4-byte length,
@@ -101,7 +107,7 @@ class ProbeSession:
         self._job = job
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._file: int | None = None  # descriptor, ours
+        self._file: int | None = None  # descriptor, of the spool
         self._sock: socket.socket | None = None
         self._received = 0
         self._wanted: int | None = None
@@ -118,6 +124,11 @@ class ProbeSession:
         self.lost: str | None = None
         self.to_blame = False
 
+    @property
+    def memory(self) -> int:
+        """Bytes that its process may take."""
+        return self._job.memory
+
     # --- what the upload's side calls ---------------------------------------------------------
 
     @property
@@ -131,14 +142,11 @@ class ProbeSession:
         return self.verdict is not None or self.lost is not None
 
     def open(self, descriptor: int, received: int, *, whole: bool) -> None:
-        """Have the file behind `descriptor` examined, of which `received` bytes can be read."""
+        """Have the file behind `descriptor` examined, of which `received` bytes can be read. The
+        descriptor must stay open until `close`."""
         if self._closed or self._file is not None:
             return
-        try:
-            self._file = _read_only(descriptor)
-        except OSError:
-            self._give_up("descriptors")
-            return
+        self._file = descriptor
         self._received, self.whole = received, whole
         self._enqueue()
 
@@ -159,8 +167,6 @@ class ProbeSession:
             return
         self._closed = True
         self._detach()
-        if self._file is not None:
-            os.close(self._file)
 
     # --- what the pool calls ------------------------------------------------------------------
 
@@ -172,10 +178,16 @@ class ProbeSession:
         sock.setblocking(False)
         self._sock = sock
         self._loop.add_reader(sock, self._on_readable)
+        job = self._job.encode(self._received, whole=self.whole)
+        try:
+            descriptor = _read_only(self._file)
+        except OSError:
+            self._ours("descriptors")
+            return
         with contextlib.suppress(OSError):  # it is dead already: the socket will say so
-            job = self._job.encode(self._received, whole=self.whole)
-            socket.send_fds(sock, [job], [self._file])
-        self._set_timer(VERDICT_TIMEOUT, self._ours, "stalled")
+            socket.send_fds(sock, [job], [descriptor])
+        os.close(descriptor)
+        self._set_timer(self._job.cpu * PATIENCE, self._ours, "stalled")
 
     def give_way(self) -> None:
         """Another upload needs the process more: back to the queue when the file is whole."""
@@ -307,7 +319,7 @@ class ProbeSession:
             return
         self._wanted = self.waits_since = None
         self._known, self._knows_all = self._received, self.whole
-        self._set_timer(VERDICT_TIMEOUT, self._ours, "stalled")
+        self._set_timer(self._job.cpu * PATIENCE, self._ours, "stalled")
         with contextlib.suppress(OSError):  # nine bytes have room, unless it is dead
             self._sock.send(_GROWN.pack(self._received, self.whole))
 

@@ -22,7 +22,7 @@ from proxy.upload import pool as pool_module
 from proxy.upload import session as session_module
 from proxy.upload.check import UploadCheck, UploadValidator
 from proxy.upload.pool import ProbePool
-from proxy.upload.session import ProbeSession
+from proxy.upload.session import Job, ProbeSession
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header
@@ -35,7 +35,7 @@ GOOD = form(part(path_of("mp3").read_bytes()))
 @pytest.fixture
 async def pool() -> AsyncIterator[ProbePool]:
     """Two processes at a time."""
-    pool = ProbePool(processes=2)
+    pool = ProbePool(memory=2 * Job.memory)
     await pool.start()
     yield pool
     await pool.stop()
@@ -170,6 +170,17 @@ async def test_the_parent_is_started_again(pool: ProbePool, validator: UploadVal
         assert check.facts["verdict"] == "accepted"
 
 
+async def test_a_parent_that_hangs_is_replaced(
+    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes commands and does not answer: whoever waits for it gets the next one."""
+    monkeypatch.setattr(pool_module, "ANSWER_TIMEOUT", 0.2)
+    stuck = parent()
+    stuck.suspend()
+    assert (await upload(validator, GOOD)).code == "accepted"
+    assert not stuck.is_running()
+
+
 async def test_the_process_that_waits_may_die(pool: ProbePool, validator: UploadValidator) -> None:
     """One is always ready ahead; without it, the next upload is examined all the same."""
     for _ in range(3):
@@ -184,7 +195,7 @@ async def test_a_hang_is_ended(
     pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that neither answers nor waits for more is killed, and the file examined again."""
-    monkeypatch.setattr(session_module, "VERDICT_TIMEOUT", 0.2)
+    monkeypatch.setattr(session_module, "PATIENCE", 0.05)
     with half_an_upload(validator) as check:
         await until(lambda: check.facts.get("type"))
         (stopped,) = probes()
@@ -243,7 +254,7 @@ async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadValida
     with two_at_work(pool, validator) as second:
         await until(lambda: pool.running == 2)
         third = asyncio.create_task(upload(validator, GOOD), name="third")
-        await until(lambda: bool(pool._waiting))
+        await until(lambda: pool.waiting)
         assert not third.done()
         second.close()
         parent().resume()

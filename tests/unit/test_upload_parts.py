@@ -11,7 +11,8 @@ import pytest
 from proxy.upload import foreign, measure, mp3, packets, verdicts
 from proxy.upload.boxes import is_sequential
 from proxy.upload.fields import Fields
-from proxy.upload.pool import processes_within
+from proxy.upload.pool import memory_within
+from proxy.upload.session import Job
 from tests.data.audio.generate import path_of
 
 MIB = 2**20
@@ -105,8 +106,10 @@ def test_the_fields_keep_their_order_around_the_file() -> None:
 
 
 def test_probe_processes_share_what_the_container_has() -> None:
-    """A quarter of it, 512 MiB at most, and never fewer than two."""
-    assert processes_within(None) == 8
-    assert processes_within(16 * 2**30) == 8
-    assert processes_within(2**30) == 4
-    assert processes_within(64 * MIB) == 2
+    """A quarter of it, 512 MiB at most, and never less than two take; large files get more each."""
+    assert memory_within(None) == memory_within(16 * 2**30) == 512 * MIB
+    assert memory_within(2**30) == 256 * MIB
+    assert memory_within(64 * MIB) == 128 * MIB
+    assert Job.of((), None, 50 * MIB).memory == 64 * MIB
+    large = Job.of((), None, 2**30)
+    assert (large.memory, large.cpu) == (128 * MIB, 18)
