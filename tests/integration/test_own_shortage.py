@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
+from proxy.redis_server import RedisServer
 from tests.http1 import (
     Connection,
     Request,
@@ -134,3 +136,44 @@ def test_no_local_port(tmp_path: Path) -> None:
     script = [sys.executable, "-m", "tests.integration.port_exhaustion", str(tmp_path)]
     ended = subprocess.run(["unshare", "-rn", *script], check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
+
+
+def test_the_fleet_does_not_hear_of_a_shortage_here(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """One sidecar without descriptors, whose connections to Redis are killed as well: the circuit
+    that it shares stays closed for all, and it shares again when it can."""
+    shared = {"redis": {"url": redis_server.url}}
+    breaker = {"breaker": {"failure_threshold": 1, "open_for": "60s"}}
+    for name in ("short", "well"):
+        (tmp_path / name).mkdir()
+    with (
+        Site(tmp_path / "short", app=breaker, **shared) as short,
+        Site(tmp_path / "well", app=breaker, upstream=short.upstream, **shared) as well,
+        short.connect() as client,
+    ):
+        short.upstream.handler = closes
+        client.send(get("/"))
+        assert client.response().status == 200
+        limits = short.proxy.take_descriptors()
+        with Redis.from_url(redis_server.url) as redis:
+            redis.client_kill_filter(_type="normal", skipme=True)
+            redis.client_kill_filter(_type="pubsub")
+        wait_until(
+            lambda: any(line["reachable"] is False for line in events(short, "breaker_redis")),
+            "Redis to be missed",
+        )
+        for _ in range(3):
+            client.send(get("/"))
+            assert_problem(client.response(), 503, "overloaded")
+            assert well.ask(get("/")).status == 200
+        short.proxy.give_descriptors(limits)
+        wait_until(
+            lambda: events(short, "breaker_redis")[-1]["reachable"] is True, "Redis to be found"
+        )
+        missed = next(line for line in events(short, "breaker_redis") if not line["reachable"])
+        assert "no file descriptor" in str(missed["error"])
+        for site in (short, well):
+            assert site.proxy.breaker("app")["state"] == "closed"
+            assert events(site, "breaker_transition") == []
+            site.check()
