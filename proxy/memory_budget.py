@@ -79,6 +79,11 @@ class Account:
         self.name = name
         self.used = 0
 
+    @property
+    def allowance(self) -> int:
+        """What one holder may have now, in bytes (rule 3)."""
+        return self._budget.allowance
+
     def reserve(self, size: int) -> None:
         """Count `size` bytes that are here already."""
         self.used += size

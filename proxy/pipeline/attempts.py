@@ -81,7 +81,7 @@ async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> 
         x.deadline = retry.deadline
     unread = not x.body.done and x.filter is None and x.buffered is None
     if unread and (retry is not None or plan.overload is not None):
-        x.buffered = plan.spool.body(x.stream.wake, limit=plan.replay_limit)
+        x.buffered = plan.spool.body(x.stream.wake, owner=x.stream, limit=plan.replay_limit)
     while (wait := await _attempt(x, listener, plan, retry)) is not None:
         await pause(x, x.stream.clock.monotonic() + wait)
 

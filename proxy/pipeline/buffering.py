@@ -52,7 +52,7 @@ async def buffer_request(x: Exchange, plan: UpstreamPlan) -> None:
     client = x.stream
     send_continue(x)
     whole = plan.buffer_request or bool(x.plan.admissions)
-    body = x.buffered = plan.spool.body(client.wake, sha256=bool(x.plan.admissions))
+    body = x.buffered = plan.spool.body(client.wake, owner=client, sha256=bool(x.plan.admissions))
     ending: asyncio.Task[list[bytes] | SpooledBody] | None = None
     moved = client.clock.monotonic()
     try:

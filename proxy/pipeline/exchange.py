@@ -240,9 +240,9 @@ def finish(x: Exchange) -> None:
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
     x.drop_body()
+    if x.holding is not None:
+        x.holding.clear()
     if x.filter is not None:
         x.filter.close()
     if x.tee is not None:
         x.tee.close()
-    if x.holding is not None:
-        x.holding.clear()

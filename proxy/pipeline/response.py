@@ -278,7 +278,7 @@ class Response:
         if self._read_ahead is None:
             self._read_ahead = self._plan.buffer_response and _has_an_end(self.head, self._body)
         if self._read_ahead:
-            self._queue = self._plan.spool.queue(self._client.wake)
+            self._queue = self._plan.spool.queue(self._client.wake, owner=self._client)
         return self._read_ahead
 
     # --- waiting --------------------------------------------------------------------------------

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy.memory_budget import Account, Holding, Owner
+
 if TYPE_CHECKING:
     from proxy.spool.file import Block
-    from proxy.spool.spool import Memory
 
 #: Pieces smaller than this are joined, into blocks of up to `_JOINED`: chunks come by the thousand.
 _SMALL, _JOINED = 4 * 1024, 64 * 1024
 
 
 class Blocks:
-    """A growing list of blocks; `size` is counted in the process' memory budget."""
+    """A growing list of blocks. What they hold, and what was moved out of them and not released, is
+    counted in the process' memory budget; `owner` answers for it."""
 
-    __slots__ = ("_memory", "blocks", "size")
+    __slots__ = ("_held", "blocks", "size")
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, memory: Account, owner: Owner | None) -> None:
+        self._held = Holding(memory, owner)
         self.blocks: list[Block] = []
         self.size = 0
 
@@ -40,7 +42,7 @@ class Blocks:
             else:
                 blocks.append(bytearray(piece))
         self.size += added
-        self._memory.reserve(added)
+        self._held.grow(added)
         return added
 
     def put_back(self, blocks: list[Block], skip: int) -> None:
@@ -63,11 +65,11 @@ class Blocks:
 
     def release(self, size: int) -> None:
         """So many bytes that were moved out are gone."""
-        self._memory.release(size)
+        self._held.shrink(size)
 
     def clear(self) -> None:
         """Drop everything."""
-        self._memory.release(self.size)
+        self._held.shrink(self.size)
         self.blocks, self.size = [], 0
 
 

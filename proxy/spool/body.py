@@ -1,11 +1,12 @@
 """A body that is kept whole: written once, read any number of times, also while it grows.
 
 Rules
-1. Up to `IN_MEMORY` bytes stay in memory; what is larger, or asked for by `to_file`, goes to a
-   nameless file. The content is always the file's first `written` bytes and then what memory has.
+1. As much stays in memory as the process' budget allows a holder (256 KiB, less when memory is
+   short); what is larger, or asked for by `to_file`, goes to a nameless file. The content is always
+   the file's first `written` bytes and then what memory has.
 2. What the disk did not take stays in memory. `full` is then set for good, and the owner should
    append no more; all that it has appended can be read.
-3. `blocked` is the disk's back-pressure: more than `AHEAD` bytes wait for it.
+3. `blocked` is the disk's back-pressure: too many bytes wait for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.memory_budget import Owner
 from proxy.spool.blocks import Blocks, cut
 from proxy.spool.file import READ, Block, SpoolError
 
@@ -21,11 +23,9 @@ if TYPE_CHECKING:
     from proxy.spool.file import SpoolFile
     from proxy.spool.spool import Reason, Spool
 
-#: Bytes of a body that never touch a disk: a request or answer of the usual size.
-IN_MEMORY = 256 * 1024
-
-#: Bytes that may wait for the disk before the sender is held up, beside those being written.
-AHEAD = 1024 * 1024
+#: How many times its allowance in memory a body may have waiting for the disk, beside what is being
+#: written, before its sender is held up.
+AHEAD = 4
 
 
 class SpooledBody:
@@ -57,12 +57,13 @@ class SpooledBody:
         spool: Spool,
         on_change: Callable[[], None],
         *,
+        owner: Owner | None = None,
         sha256: bool = False,
         limit: int | None = None,
     ) -> None:
         self._spool = spool
         self._on_change = on_change
-        self._memory = Blocks(spool.memory)  # what is not yet being written
+        self._memory = Blocks(spool.memory, owner)  # what is not yet being written
         self._writing: list[Block] = []
         self._file: SpoolFile | None = None
         self._in_file = False
@@ -86,7 +87,7 @@ class SpooledBody:
         self.size += self._memory.add(pieces)
         if self._limit is not None and self.size > self._limit and self.full is None:
             self.full = "limit"
-        if self._in_file or self._memory.size > IN_MEMORY:
+        if self._in_file or self._memory.size > self._spool.memory.allowance:
             self.to_file()
 
     def end(self) -> None:
@@ -119,7 +120,7 @@ class SpooledBody:
     @property
     def blocked(self) -> bool:
         """Whether the owner should append no more until `on_change`."""
-        return bool(self._writing) and self._memory.size > AHEAD
+        return bool(self._writing) and self._memory.size > AHEAD * self._spool.memory.allowance
 
     def _wrote(self, size: int, refusal: Reason | None) -> None:
         blocks, self._writing = self._writing, []

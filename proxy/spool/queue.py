@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from proxy.memory_budget import Owner
 from proxy.spool.blocks import Blocks, cut
-from proxy.spool.body import AHEAD, IN_MEMORY
+from proxy.spool.body import AHEAD
 from proxy.spool.file import READ, Block, SpoolError
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class SpooledQueue:
         "size",
     )
 
-    def __init__(self, spool: Spool, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, spool: Spool, on_change: Callable[[], None], owner: Owner | None = None
+    ) -> None:
         self._spool = spool
         self._on_change = on_change
-        self._memory = Blocks(spool.memory)
+        self._memory = Blocks(spool.memory, owner)
         self._writing: list[Block] = []
         self._taken = 0  # bytes of these that were read meanwhile
         self._file: SpoolFile | None = None
@@ -61,13 +64,14 @@ class SpooledQueue:
     def put(self, pieces: list[bytes]) -> None:
         """The next bytes; all of them are taken, whatever `blocked` says then."""
         self.size += self._memory.add(pieces)
-        if self._memory.size > IN_MEMORY:
+        if self._memory.size > self._spool.memory.allowance:
             self._spill()
 
     @property
     def blocked(self) -> bool:
         """Whether there is no room for more."""
-        return self._memory.size > (IN_MEMORY if self._full else AHEAD)
+        allowance = self._spool.memory.allowance
+        return self._memory.size > (allowance if self._full else AHEAD * allowance)
 
     def take(self) -> list[bytes]:
         """The next bytes, about 256 KiB at most; none where there are none yet: then `on_change`
@@ -164,7 +168,7 @@ class SpooledQueue:
         if refusal is not None:
             self._full = True
             self._memory.put_back(blocks, kept)
-        elif self._memory.size > IN_MEMORY:
+        elif self._memory.size > self._spool.memory.allowance:
             self._spill()
         self._rewind()
         self._on_change()

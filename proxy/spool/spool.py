@@ -7,11 +7,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from proxy.clock import Clock
+from proxy.memory_budget import MOST, Account, Owner
 from proxy.shortage import SHORTAGES
-from proxy.spool.body import IN_MEMORY, SpooledBody
+from proxy.spool.body import SpooledBody
 from proxy.spool.file import READ, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue
 from proxy.spool.threads import DiskThreads
@@ -33,24 +34,12 @@ _PAUSE = 1.0
 _ROOM_AGAIN = 0.8
 
 
-class Memory(Protocol):
-    """Where bytes held in memory are counted: an account of the process' budget."""
-
-    def reserve(self, size: int) -> None:
-        """Count `size` bytes that are here already."""
-        ...
-
-    def release(self, size: int) -> None:
-        """Give them back."""
-        ...
-
-
 class Spool:
     """`used` and `files` are what nameless files hold now, in bytes and by number; `refused` counts
     by reason how often a body found no room. `full` is the reason why there is none now."""
 
     def __init__(
-        self, directory: Path, max_size: int, memory: Memory, clock: Clock, *, threads: int = 0
+        self, directory: Path, max_size: int, memory: Account, clock: Clock, *, threads: int = 0
     ) -> None:
         self._clock = clock
         self._retry_at = 0.0
@@ -74,15 +63,17 @@ class Spool:
         self,
         on_change: Callable[[], None],
         *,
+        owner: Owner | None = None,
         sha256: bool = False,
         limit: int | None = None,
     ) -> SpooledBody:
-        """A body to be kept whole. `limit`: bytes beyond which it is not worth keeping."""
-        return SpooledBody(self, on_change, sha256=sha256, limit=limit)
+        """A body to be kept whole. `owner` (a client connection) answers for its memory; `limit`:
+        bytes beyond which it is not worth keeping."""
+        return SpooledBody(self, on_change, owner=owner, sha256=sha256, limit=limit)
 
-    def queue(self, on_change: Callable[[], None]) -> SpooledQueue:
+    def queue(self, on_change: Callable[[], None], *, owner: Owner | None = None) -> SpooledQueue:
         """A body to be read once, while it is written."""
-        return SpooledQueue(self, on_change)
+        return SpooledQueue(self, on_change, owner)
 
     def check(self) -> OSError | None:
         """Whether a file can be opened in the directory. Blocks: for the start of a process."""
@@ -95,7 +86,7 @@ class Spool:
 
     def admits(self, size: int) -> bool:
         """Whether a body of `size` bytes is worth beginning with; a refusal is counted."""
-        if size <= IN_MEMORY:
+        if size <= MOST:
             return True
         if self.reserve(size) is not None:
             return False

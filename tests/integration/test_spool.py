@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from proxy.clock import SystemClock
+from proxy.memory_budget import MemoryBudget
 from proxy.spool import BodyReader, Spool, SpooledBody, SpooledQueue, SpoolError
 from proxy.spool import file as spool_file
 from tests.http1 import PATIENCE
@@ -21,26 +22,12 @@ from tests.http1 import PATIENCE
 KIB, MIB = 1024, 1024 * 1024
 
 
-class Memory:
-    """Counts, and knows its peak."""
-
-    def __init__(self) -> None:
-        self.used = self.peak = 0
-
-    def reserve(self, size: int) -> None:
-        self.used += size
-        self.peak = max(self.peak, self.used)
-
-    def release(self, size: int) -> None:
-        self.used -= size
-        assert self.used >= 0
-
-
 class Site:
     """A spool and what wakes its owner."""
 
     def __init__(self, directory: Path, max_size: int = 64 * MIB) -> None:
-        self.memory = Memory()
+        self.budget = MemoryBudget()
+        self.memory = self.budget.account("spool")
         self.clock = SystemClock()
         self.spool = Spool(directory, max_size, self.memory, self.clock)
         self.changed = asyncio.Event()
@@ -139,11 +126,31 @@ async def test_what_is_framed_is_read_but_not_in_the_file(site: Site) -> None:
 
 async def test_memory_is_bounded_by_the_disk_s_pace(site: Site) -> None:
     """An owner that heeds `blocked` never has more than a few MiB in memory."""
-    body = site.body()
+    body, peak = site.body(), 0
     for seed in range(160):
         body.append([noise(256 * KIB, seed)])
+        peak = max(peak, site.memory.used)
         await site.until(lambda: not body.blocked)
-    assert site.memory.peak <= 3 * MIB
+    assert peak <= 3 * MIB
+    body.close()
+
+
+async def test_less_memory_for_each_when_it_is_short(site: Site) -> None:
+    """With the budget nearly used up, a body of 40 KiB goes to the disk; its owner answers for what
+    is in memory until then."""
+
+    class Owner:
+        held = 0
+
+    owner = Owner()
+    others = site.budget.account("others")
+    others.reserve(site.budget.limit * 95 // 100)
+    body = site.spool.body(site.changed.set, owner=owner)
+    body.append([noise(40 * KIB)])
+    assert owner.held == 40 * KIB
+    await site.until(lambda: body.in_file)
+    assert owner.held == 0
+    others.release(others.used)
     body.close()
 
 
