@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from proxy.clock import iso_utc
+from proxy.shortage import DETAILS
 from proxy.trace.attribution import services_of
 from proxy.trace.case import Case, Cause
 from proxy.trace.events import Event, Severity, text
@@ -310,6 +311,7 @@ _CODES = {
     "upstream_timeout": "{service} did not answer in time",
     "upstream_reset": "{service} broke off, or sent what is no HTTP",
     "overloaded": "There was no free connection or place for {service}",
+    "too_many_requests": "The caller had used up its share (limits.per_client)",
     "draining": "The proxy was being stopped",
     "client_left": "The client went away before it had its answer",
     "request_timeout": "The client did not send its request in time",
@@ -342,6 +344,8 @@ def exchange_failed(case: Case) -> Cause | None:
                 said = f"{_CODES[code]}; the last config was refused and the old one is in force"
                 return Cause("reload_refused", f"{said}: {why}", case.shown(refused[-1], event))
         words = _CODES.get(code, "The proxy refused the request").format(service=service)
+        if event.facts.get("reason") in DETAILS:
+            words = f"The proxy or its host ran short, and {service} is not to blame"
         detail = event.facts.get("detail")
         return Cause(code, f"{words}: {detail}" if detail else words, event)
     return None

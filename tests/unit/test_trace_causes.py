@@ -225,6 +225,7 @@ def test_redis_was_lost() -> None:
         (502, "upstream_unreachable", "make-video could not be reached"),
         (504, "upstream_timeout", "make-video did not answer in time"),
         (503, "overloaded", "no free connection"),
+        (429, "too_many_requests", "The caller had used up its share (limits.per_client): why"),
         (499, "client_left", "The client went away"),
         (404, "no_route", "No route has this path"),
         (400, "bad_request", "The proxy refused the request: why"),
@@ -235,6 +236,14 @@ def test_an_answer_of_the_proxy_s_own(status: int, code: str, words: str) -> Non
     cause = found(exchange(0, status, code=code, detail="why"))
     assert cause.kind == code
     assert words in cause.summary
+
+
+@pytest.mark.parametrize("reason", ["no_descriptors", "no_local_ports"])
+def test_a_shortage_of_the_proxy_is_not_the_service_s(reason: str) -> None:
+    """Who looks for the cause is not sent to a service that is well."""
+    cause = found(exchange(0, 503, code="overloaded", reason=reason, detail="why"))
+    assert cause.kind == "overloaded"
+    assert cause.summary == "The proxy or its host ran short, and make-video is not to blame: why"
 
 
 def test_an_open_circuit_refused_a_request() -> None:
