@@ -87,14 +87,18 @@ _TROUBLE = {
     "timeout": ("service_slow", "did not answer in time"),
     "status": ("service_errors", "answered with errors"),
     "circuit_open": ("circuit_open", "was not called, because its circuit was open"),
+    "overloaded": ("overloaded", "was not called, because the proxy had no connection or place"),
 }
+
+#: Calls that the proxy refused: they say nothing about the service.
+_REFUSED = ("circuit_open", "overloaded")
 
 
 def trouble_of(event: Event) -> str | None:
     """What was wrong with a call: a key of `_TROUBLE`; None for nothing."""
     code = event.facts.get("code")
-    if code == "circuit_open":
-        return "circuit_open"
+    if code in _REFUSED:
+        return str(code)
     if code in ("upstream_unreachable", "upstream_reset", "upstream_timeout"):
         return {"upstream_unreachable": "connect", "upstream_reset": "reset"}.get(code, "timeout")
     if isinstance(event.facts.get("status"), int) and event.facts["status"] >= 500:
@@ -105,15 +109,16 @@ def trouble_of(event: Event) -> str | None:
 def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, Event] | None:
     """Kind, words and the first sign of trouble with a service; None where there was none.
 
-    What the circuit refused says nothing about the service, so it is counted by itself.
+    What the proxy refused says nothing about the service, so it is counted by itself.
     """
     troubled = [(e, t) for e in case.calls(service) if (t := trouble_of(e)) is not None]
-    failed = [(e, t) for e, t in troubled if t != "circuit_open"]
+    failed = [(e, t) for e, t in troubled if t not in _REFUSED]
+    refused = Counter(t for _, t in troubled if t in _REFUSED)
     opened = case.opening(service, until)
     first = troubled[0][0] if troubled else opened
     if first is None:
         return None
-    name = _worst(failed, opened)
+    name = _worst(failed, opened) or ("overloaded" if refused["overloaded"] else "circuit_open")
     kind, words = _TROUBLE[name]
     if name == "status":
         statuses = sorted({str(e.facts.get("status")) for e, t in failed if t == "status"})
@@ -125,13 +130,14 @@ def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, 
         said += f"; its circuit opened at {iso_utc(opened.at)}"
         if not failed:  # else the reason is what has just been said
             said += f": {opened.facts.get('reason')}"
-    refused = len(troubled) - len(failed)
-    if refused:
-        said += f"; {_count(refused, 'call')} met the open circuit"
+    if refused["circuit_open"]:
+        said += f"; {_count(refused['circuit_open'], 'call')} met the open circuit"
+    if refused["overloaded"]:
+        said += f"; {_count(refused['overloaded'], 'call')} found no connection or place"
     return kind, said, first
 
 
-def _worst(failed: list[tuple[Event, str]], opened: Event | None) -> str:
+def _worst(failed: list[tuple[Event, str]], opened: Event | None) -> str | None:
     """The most frequent trouble: of the calls, else of those for which the circuit opened."""
     troubles = Counter(trouble for _, trouble in failed)
     if not troubles and opened is not None:
@@ -139,7 +145,7 @@ def _worst(failed: list[tuple[Event, str]], opened: Event | None) -> str:
             kind = str(failure.get("kind")) if isinstance(failure, dict) else "?"
             troubles[kind if kind in _TROUBLE else "status" if kind.isdigit() else "timeout"] += 1
     worst = troubles.most_common(1)
-    return worst[0][0] if worst else "circuit_open"
+    return worst[0][0] if worst else None
 
 
 def _count(number: int, noun: str) -> str:

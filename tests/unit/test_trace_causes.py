@@ -100,6 +100,7 @@ def test_deleted_before_it_was_done() -> None:
         (502, "upstream_reset", "service_breaks_off", "audio-transcriber broke off"),
         (503, None, "service_errors", "audio-transcriber answered 503"),
         (503, "circuit_open", "circuit_open", "its circuit was open"),
+        (503, "overloaded", "overloaded", "the proxy had no connection or place"),
     ],
 )
 def test_a_service_made_a_job_fail(status: int, code: str | None, kind: str, words: str) -> None:
@@ -108,7 +109,11 @@ def test_a_service_made_a_job_fail(status: int, code: str | None, kind: str, wor
     cause = found(*calls, lives=[failing_life()])
     assert cause.kind == kind
     assert words in cause.summary
-    counted = "3 calls met the open circuit" if code == "circuit_open" else "3 failed calls"
+    refused = {
+        "circuit_open": "3 calls met the open circuit",
+        "overloaded": "3 calls found no connection or place",
+    }
+    counted = refused.get(code or "", "3 failed calls")
     assert counted in cause.summary
     assert "failed in generate_subtitles" in cause.summary
     assert cause.event is calls[0]
