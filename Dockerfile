@@ -22,7 +22,7 @@ FROM ${BASE}
 RUN groupadd --gid 10001 proxy \
     && useradd --uid 10001 --gid proxy --home-dir /data --no-create-home \
        --shell /usr/sbin/nologin proxy \
-    && install -d -o proxy -g proxy -m 0750 /data
+    && install -d -o proxy -g proxy -m 0750 /data /spool
 # From the wheels alone, whose versions constraints.txt has chosen, and which are not copied: no
 # index, no compiler, no second layer of them.
 # hadolint ignore=DL3013
@@ -33,14 +33,15 @@ COPY config/make-video.yaml /etc/reliability-proxy/config.yaml
 ENV PROXY_CONFIG=/etc/reliability-proxy/config.yaml \
     JOBS_DB=/data/jobs.db \
     TRACE_DB=/data/trace.db \
-    SPOOL_DIR=/data \
+    SPOOL_DIR=/spool \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 # Numbers, so that Kubernetes' runAsNonRoot can tell that it is not root.
 USER 10001:10001
 WORKDIR /data
-# The only place that is written: `--read-only` needs nothing else.
-VOLUME ["/data"]
+# The only places that are written: `--read-only` needs nothing else. Apart, because bodies that wait
+# must not fill the disk of the jobs.
+VOLUME ["/data", "/spool"]
 # Callers; Prometheus and probes. Egress ports and the admin API are not for other machines.
 EXPOSE 8000 9464
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \

@@ -164,6 +164,7 @@ class Proxy:
             self._shortages.start()
             self._app_side.start()
             await self._start_probes(self._config)
+            self._check_spool(self._config)
             if self._trace is not None:
                 await self._trace.start()
             await self._breakers.start()
@@ -269,6 +270,7 @@ class Proxy:
         self._compiler.settle(config, plans)
         self._memory.resize(_budget(config))
         self._spool.configure(config.spool.dir, config.spool.max_size)
+        self._check_spool(config)
         self._logs.set_level(config.logging.level)
         await self._watch.follow(config.upstreams, plans.upstreams)
 
@@ -278,6 +280,14 @@ class Proxy:
         found = fit(need)
         report(need, found)
         return found.clients
+
+    def _check_spool(self, config: Config) -> None:
+        """A directory that cannot be written to is worth a line in the log before the first body
+        needs it, where bodies are to wait at all."""
+        buffers = (upstream.buffering for upstream in config.upstreams.values())
+        routes = (route for listener in config.listeners.values() for route in listener.routes)
+        if any(b.request or b.response for b in buffers) or any(route.upload for route in routes):
+            self._spool.check()
 
     async def _start_probes(self, config: Config) -> None:
         """Probe processes exist only where some route checks uploads. Raises `RuntimeError`."""

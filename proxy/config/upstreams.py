@@ -149,7 +149,8 @@ class Retry(Model):
     idempotency_key: bool = False
     """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream heeds it."""
     buffer: Size = 64 * 1024
-    """Request bodies up to this are kept for replay; with a longer one there is no retry."""
+    """Request bodies up to this are kept for replay; with a longer one there is no retry, unless
+    `buffering.request` keeps all of it."""
 
 
 class Bulkhead(Model):

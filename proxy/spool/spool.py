@@ -75,14 +75,23 @@ class Spool:
         """A body to be read once, while it is written."""
         return SpooledQueue(self, on_change, owner)
 
-    def check(self) -> OSError | None:
-        """Whether a file can be opened in the directory. Blocks: for the start of a process."""
-        try:
-            os.close(open_nameless(self.directory))
-        except OSError as error:
-            self.failed(error)
-            return error
-        return None
+    def check(self) -> None:
+        """See whether a file can be opened in the directory; the log and the counters have it where
+        that fails. Called from the event loop, which does not wait for the disk."""
+        directory = self.directory
+
+        def work() -> OSError | None:
+            try:
+                os.close(open_nameless(directory))
+            except OSError as error:
+                return error
+            return None
+
+        def done(error: OSError | None) -> None:
+            if error is not None:
+                self.failed(error)
+
+        self.disk.submit(work, done)
 
     def admits(self, size: int) -> bool:
         """Whether a body of `size` bytes is worth beginning with; a refusal is counted."""

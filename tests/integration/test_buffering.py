@@ -250,6 +250,19 @@ def test_without_a_directory_bodies_are_streams(tmp_path: Path) -> None:
         assert [line for line in site.proxy.log() if line["message"].startswith("spool full")]
 
 
+def test_a_directory_that_is_missing_is_logged_at_the_start(tmp_path: Path) -> None:
+    """Before anybody needs it; the proxy serves all the same."""
+    with site_of(tmp_path) as site:
+        assert site.ask(get()).status == 200
+        (tmp_path / "spool").rmdir()
+        site.proxy.signal(signal.SIGHUP)
+        wait_until(
+            lambda: any(line["message"].startswith("spool full") for line in site.proxy.log()),
+            "a line about the spool",
+        )
+        assert site.ask(get()).status == 200
+
+
 def test_a_killed_proxy_leaves_nothing(tmp_path: Path) -> None:
     """The files have no names."""
     site = site_of(tmp_path)
