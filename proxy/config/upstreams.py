@@ -207,6 +207,10 @@ class Upstream(Model):
     """How long refused connections are retried before 502."""
     overload_answer: OverloadAnswer | None = None
     """An answer that means "full, not executed": wait and ask again."""
+    resend_unread: bool = False
+    """Send a request again, whatever its method, when its connection is reset before any answer:
+    then the server had not read it to its end (RFC 9293 §3.6.1). For servers that act on complete
+    requests only, such as make-video, which restarts itself."""
     host: Literal["preserve", "upstream"] = "preserve"
     """The `Host` sent: the client's own, or the target's."""
     tls: UpstreamTls = UpstreamTls()

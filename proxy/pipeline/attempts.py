@@ -22,13 +22,13 @@ from proxy.errors import ProxyError, UpstreamFailure, UpstreamReset
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.admission import enter, permitted, until_not_open
 from proxy.pipeline.buffering import buffer_request, wants_buffering
-from proxy.pipeline.connect import connection, idle_connection
+from proxy.pipeline.connect import connection, idle_connection, was_reset
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.known_answer import answered_already
 from proxy.pipeline.messages import request_head, upgrade_head, wants_websocket
 from proxy.pipeline.outcome import Unwatched, begin, refuses
 from proxy.pipeline.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
-from proxy.pipeline.relay import Relay, StaleConnection
+from proxy.pipeline.relay import Relay, Unanswered
 from proxy.pipeline.rescue import needs_body, rescue, send
 from proxy.pipeline.response import Response
 from proxy.pipeline.waiting import pause
@@ -38,6 +38,10 @@ from proxy.wire.tunnel import tunnel
 
 #: Bytes of an answer that may be read before it is passed on.
 _HELD = 1024 * 1024
+
+#: How often a request goes again that a server has not read to its end: what kills a server each
+#: time must not do so for ever.
+_RESENT = 2
 
 #: Seconds before a server that is full is asked again: the first time, and at most.
 _FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
@@ -217,7 +221,7 @@ async def _response(
     assert x.head is not None
     repeatable = x.method in IDEMPOTENT or x.plan.repeatable
     fresh = not plan.reuse_for_all and not (repeatable and _can_replay(x))
-    stale = False
+    resent = 0
     while True:
         upstream, x.sent_on = x.sent_on, None
         sent = upstream is not None  # by the plain path, as the attempt that it has counted
@@ -225,26 +229,39 @@ async def _response(
             upstream = None if fresh else idle_connection(x, plan)
             if upstream is None:
                 upstream = await connection(x, plan, fresh=fresh)
-            x.attempts += not stale
+            x.attempts += not resent
             x.target = upstream.pool.label
         relay = Relay(x, upstream, plan)
         try:
             if not sent:
                 relay.send(request_head(x, listener, plan, upstream.pool))
             return relay, await relay.converse()
-        except StaleConnection:
-            await relay.release(reusable=False)
-            if not repeatable or stale or not x.body_whole:
-                raise UpstreamReset(
-                    f"Upstream {plan.name} closed a kept connection as the request was sent",
-                    upstream=plan.name,
-                    reason="stale_connection",
-                ) from None
-            stale = fresh = True
+        except Unanswered:
+            try:
+                again = x.body_whole and await _goes_again(x, plan, upstream, repeatable, resent)
+            finally:
+                await relay.release(reusable=False)
+            if not again:
+                raise
+            fresh = True
+            resent += 1
             x.retries += 1
         except BaseException:
             await relay.release(reusable=False)
             raise
+
+
+async def _goes_again(
+    x: Exchange, plan: UpstreamPlan, upstream: UpstreamStream, repeatable: bool, resent: int
+) -> bool:
+    """Whether a request without an answer is sent again as if nothing had been sent: once after a
+    kept connection, if it may be repeated; after a reset, where `resend_unread` says what one
+    proves, and there also if it may be repeated, since such a server restarts itself."""
+    if repeatable and not resent and upstream.reused:
+        return True
+    if not plan.resend_unread or resent >= _RESENT:
+        return False
+    return repeatable or await was_reset(x, upstream)
 
 
 def _again(x: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:

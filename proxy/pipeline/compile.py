@@ -202,6 +202,7 @@ class Compiler:
             ),
             reuse_for_all=config.pool.reuse == "always",
             overload=config.overload_answer,
+            resend_unread=config.resend_unread,
             replay_limit=(config.retry or RetryRules()).buffer,
         )
 

@@ -16,6 +16,9 @@ from proxy.pipeline.waiting import pause, until_left
 from proxy.wire.client import ClientStream
 from proxy.wire.pool import TargetPool, UpstreamStream
 
+#: Seconds for which a reset is waited for after an end, and between two looks.
+_RESET_PATIENCE, _RESET_TICK = 0.2, 0.02
+
 #: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
 _REFUSED_PAUSE = 0.1
 
@@ -121,3 +124,19 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "connecting timed out"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+async def was_reset(x: Exchange, upstream: UpstreamStream) -> bool:
+    """Whether a connection that has ended was reset.
+
+    A server that closes a socket while bytes wait in it, or to which bytes come after that, resets
+    the connection (RFC 9293 §3.6.1); one that has read all of the request only ends it. The reset
+    may follow the end by a round trip, so it is waited for a moment.
+    """
+    until = x.stream.clock.monotonic() + _RESET_PATIENCE
+    while not upstream.saw_reset():
+        now = x.stream.clock.monotonic()
+        if now >= until:
+            return False
+        await x.stream.wait(until_left(x, min(until, now + _RESET_TICK), now))
+    return True

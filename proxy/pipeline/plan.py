@@ -58,6 +58,7 @@ class UpstreamPlan:
     reuse_for_all: bool = True
     """Whether requests that may not be repeated use kept connections as well."""
     overload: OverloadAnswer | None = None
+    resend_unread: bool = False
     replay_limit: int = 64 * 1024
     """Bytes of a request body that are kept for a second sending."""
 

@@ -40,8 +40,9 @@ _MAX_INTERIM = 32
 PIECES_PER_TURN = 4
 
 
-class StaleConnection(Exception):
-    """A kept connection ended before the response began: it had been closed under us."""
+class Unanswered(UpstreamReset):
+    """The connection ended before a byte of a response. On a kept one that mostly means that it had
+    been closed under us."""
 
 
 class Relay:
@@ -92,7 +93,7 @@ class Relay:
     async def converse(self) -> ResponseHead:
         """Send the request's body until the head of the final response has come.
 
-        Raises `StaleConnection` when a reused connection ended without a byte of response, else
+        Raises `Unanswered` when the connection ended without a byte of response, else
         the `ProxyError` that tells what went wrong.
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
@@ -272,8 +273,15 @@ class Relay:
         if ours is not None:
             return ours
         upstream = self.upstream
-        if upstream.reused and not upstream.inbox:
-            return StaleConnection()
+        if not upstream.inbox:
+            detail = "closed the connection without an answer"
+            if upstream.reused:
+                detail = "closed a kept connection as the request was sent"
+            return Unanswered(
+                f"Upstream {self._x.upstream} {detail}",
+                upstream=self._x.upstream,
+                reason="stale_connection" if upstream.reused else "no_response",
+            )
         return UpstreamReset(
             f"Upstream {self._x.upstream} closed the connection before its response was complete",
             upstream=self._x.upstream,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -40,6 +41,9 @@ from proxy.wire.stream import Stream
 _STATUS_LINE_LIMIT = 8 * 1024
 _HEAD_LIMIT = 64 * 1024
 MAX_FIELDS = 256
+
+#: Errors that a peer's reset leaves: the second where we have written since.
+_RESET = (errno.ECONNRESET, errno.EPIPE)
 
 
 class UpstreamStream(Stream):
@@ -104,6 +108,18 @@ class UpstreamStream(Stream):
         head = self.pool.memo.read(data, end, MAX_FIELDS)
         self.take_head(end, None)
         return head
+
+    def saw_reset(self) -> bool:
+        """Whether the peer has reset this connection; asks the kernel where the loop does not know.
+        Over TLS nobody can say."""
+        if isinstance(self.error, (ConnectionResetError, BrokenPipeError)):
+            return True
+        if self.lost:
+            return False
+        raw = self.transport.get_extra_info("socket")
+        if raw is None or self.transport.get_extra_info("ssl_object") is not None:
+            return False
+        return raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _RESET
 
     def has_news(self) -> bool:
         """Whether the kernel already has an end, or bytes, that the event loop has yet to tell.
