@@ -44,6 +44,7 @@ from proxy.shortage import DETAILS, SHORTAGES
 from proxy.spool import Spool
 from proxy.stages import all_stages
 from proxy.stages.idempotency import IdempotencyStage
+from proxy.tasks import TASKS
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
@@ -311,6 +312,12 @@ class Proxy:
         state = "draining" if self._draining else "serving" if self._started else "starting"
         listening = Check(ok=state == "serving", detail=state)
         checks = {"listeners": listening}
+        dying = [task for task in TASKS.reports() if task.troubled]
+        checks["tasks"] = Check(
+            ok=not dying,
+            detail="; ".join(f"{task.name} keeps dying ({task.error})" for task in dying)
+            or "all run",
+        )
         # These inform: callers are better off here, even with Redis away, than anywhere else.
         for name, mirror in self._mirrors.by_name.items():
             told = mirror.state()

@@ -14,14 +14,23 @@ from proxy.app import CannotStart, Proxy
 from proxy.config.load import load_config
 from proxy.config.schema import Config
 from proxy.memory import collect_rarely, keep_freed_memory
+from proxy.tasks import TASKS
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.outputs import fill_standard_descriptors
 
 logger = logging.getLogger(__name__)
 
 
+_FATAL = "fatal: "
+
+
+class CannotGoOn(Exception):
+    """A part that the proxy cannot work without does not stay alive."""
+
+
 def run(file: Path) -> int:
-    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 when it could not start.
+    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 when it could not start
+    or go on.
 
     Raises `ConfigError`.
     """
@@ -35,7 +44,7 @@ def run(file: Path) -> int:
         return 1
     try:
         uvloop.run(_run(file, config, logs))
-    except CannotStart as error:
+    except (CannotStart, CannotGoOn) as error:
         print(error, file=sys.stderr)
         return 1
     finally:
@@ -53,10 +62,14 @@ async def _run(file: Path, config: Config, logs: Logs) -> None:
         loop.add_signal_handler(number, asked.put_nowait, "stop")
     loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
+    TASKS.fatal = lambda name: asked.put_nowait(f"{_FATAL}{name}")
     await proxy.start()
     collect_rarely()
-    while await asked.get() != "stop":
+    while (what := await asked.get()) == "reload":
         await proxy.reload()
+    if what.startswith(_FATAL):
+        await proxy.stop()
+        raise CannotGoOn(f"background task {what.removeprefix(_FATAL)} cannot be kept alive")
     draining = asyncio.create_task(proxy.drain(), name="drain")
     again = asyncio.create_task(_second_stop(asked), name="second signal")
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)

@@ -12,12 +12,14 @@ import random
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from proxy.breaker.ejection import TargetHealth
 from proxy.clock import Clock, SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Health as HealthRules
 from proxy.shortage import SHORTAGES
+from proxy.tasks import Supervised
 
 _log = logging.getLogger("proxy.health")
 
@@ -53,20 +55,19 @@ class HealthProber:
         self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = [
+            Supervised(f"health-{name}-{label}", partial(self._watch, label, address))
+            for label, address in targets.items()
+        ]
 
     def start(self) -> None:
         """Begin to ask, every target at its own random phase."""
-        self._tasks = [
-            asyncio.create_task(self._watch(label, address), name=f"health-{self._name}-{label}")
-            for label, address in self._targets.items()
-        ]
+        for task in self._tasks:
+            task.start()
 
     async def stop(self) -> None:
         """Stop asking; returns when all questions are given up."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(task.stop() for task in self._tasks))
 
     async def _watch(self, label: str, address: TargetAddress) -> None:
         await asyncio.sleep(random.uniform(0.0, self._rules.every))  # noqa: S311

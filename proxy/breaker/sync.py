@@ -30,6 +30,7 @@ from proxy.breaker.messages import Notice, Report, Snapshot
 from proxy.breaker.states import State
 from proxy.breaker.store import BreakerStore, StoreError
 from proxy.clock import Clock
+from proxy.tasks import Supervised
 
 #: Seconds that ordinary outcomes are gathered before they are sent. Trips and probes go at once.
 GATHER = 0.05
@@ -86,28 +87,21 @@ class FleetSync:
         self._noticed: set[str] = set()  # breakers that others say they have changed
         self._look_at = 0.0
         self._stopping = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._worker = Supervised("breaker-sync", self._work, ends=True)
+        self._listener = Supervised("breaker-listen", self._listen)
         self.first_try = asyncio.Event()
 
     def start(self) -> None:
         """Begin; returns at once. `first_try` is set when Redis answered or did not."""
-        self._tasks = [
-            asyncio.create_task(self._work(), name="breaker-sync"),
-            asyncio.create_task(self._listen(), name="breaker-listen"),
-        ]
+        self._worker.start()
+        self._listener.start()
 
     async def stop(self) -> None:
         """Send what is left (probe leases above all) within a second, and end both tasks."""
         self._stopping = True
         self._wake.set()
-        if self._tasks:
-            self._tasks[1].cancel()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await asyncio.wait(self._tasks)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._listener.stop()
+        await self._worker.stop(patience=1.0)
         if self._gather_timer is not None:
             self._gather_timer.cancel()
         await self._store.close()

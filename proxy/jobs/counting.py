@@ -22,7 +22,7 @@ import logging
 import math
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -160,11 +160,10 @@ class Counting:
 
     # --- life ------------------------------------------------------------------------------------
 
-    async def begin(self) -> Coroutine[Any, Any, None]:
-        """What to run as a task; a ledger that is silent now is read later."""
+    async def begin(self) -> None:
+        """Read what there is, before `run`; a ledger that is silent now is read later."""
         with suppress(LedgerSilent):
             await self.load()
-        return self.run()
 
     async def load(self) -> None:
         """Take up what the ledger has; raises `LedgerSilent`."""

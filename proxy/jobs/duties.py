@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
@@ -19,6 +18,7 @@ from proxy.jobs.model import WAITING
 from proxy.jobs.news import Tell, silence
 from proxy.jobs.records import Row
 from proxy.jobs.schedule import Daily
+from proxy.tasks import Work
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Gone:
 
 
 class Duties:
-    """The duties of one mirror; `coroutines` are to be run as tasks until cancelled."""
+    """The duties of one mirror; `loops` are to be run as tasks until cancelled."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Duties:
             return float(meta["cleaned_up"])
         return None
 
-    def coroutines(self, last_clean_up: float | None) -> dict[str, Coroutine[Any, Any, None]]:
+    def loops(self, last_clean_up: float | None) -> dict[str, Work]:
         """What to run, by the name of the duty."""
         daily = Daily(
             "clean-up",
@@ -109,9 +109,9 @@ class Duties:
             last=last_clean_up,
         )
         return {
-            "clean-up": daily.run(),
-            "measure": self._measure(),
-            "pass-on": self._pass_deletions_on(),
+            "clean-up": daily.run,
+            "measure": self._measure,
+            "pass-on": self._pass_deletions_on,
         }
 
     # --- deletions that the app does not know of -------------------------------------------------

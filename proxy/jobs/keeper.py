@@ -44,6 +44,7 @@ from proxy.jobs.restore import Continuity, Life, Tally, continuity, same_history
 from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
 from proxy.jobs.rights import PROBE_ID, MissingRight, missing, needed, write_probe
 from proxy.jobs.waiting import happened
+from proxy.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ class Keeper:
         except Exception as unexpected:
             # A fault of ours must not end the mirror for good: say it, and begin anew.
             log.exception("mirror session failed", extra={"mirror": self._name})
+            TASKS.died(f"mirror:{self._name}:session")
             return f"internal error: {unexpected!r}"
         finally:
             if self.link is not None:

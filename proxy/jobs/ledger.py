@@ -36,6 +36,7 @@ from proxy.jobs.pipeline_events import MOST_EVENTS
 from proxy.jobs.records import Head, Row, Tombstone, read_row
 from proxy.jobs.waiting import happened, settled
 from proxy.sqlite_upkeep import LOOK, Upkeep
+from proxy.tasks import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -97,24 +98,21 @@ class Ledger:
         self._gap = False
         self._wake = asyncio.Event()
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
+        self._writer = Supervised(f"ledger-writer:{path.name}", self._run, ends=True)
 
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
         await self._upkeep.open()
-        self._task = asyncio.create_task(self._run(), name=f"ledger-writer:{self._file.path.name}")
+        self._writer.start()
 
     async def stop(self, patience: float = 5.0) -> None:
         """Write what is queued, for at most `patience` seconds, and close."""
         self._stopping = True
         self._wake.set()
-        if self._task is not None:
-            if not await settled(self._task, patience):
-                log.error("ledger stopped with unwritten operations", extra=self._where())
-                self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if not await self._writer.stop(patience):
+            log.error("ledger stopped with unwritten operations", extra=self._where())
         await self._file.close()
         for op in self._queue:
             _tell(op, False)
@@ -262,7 +260,13 @@ class Ledger:
                     await self._pause()
                     continue
                 group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
-                if not await self._commit(group):
+                try:
+                    committed = await self._commit(group)
+                except BaseException:
+                    # A fault of ours, or the end: whatever came of it, writing again does no harm.
+                    self._queue[:0] = [op for op in group if op not in self._queue]
+                    raise
+                if not committed:
                     if self._stopping:
                         return
                     if self.degraded:
@@ -466,8 +470,12 @@ def _rounds(group: Sequence[_Op]) -> Iterable[tuple[tuple[str, ...], list[Params
 
 
 def _tell(op: _Op, ok: bool) -> None:
-    if op.done is not None:
+    if op.done is None:
+        return
+    try:
         op.done(ok)
+    except Exception:  # whoever waited; the others' operations are none of its business
+        log.exception("ledger callback failed", extra={"job_id": op.key})
 
 
 def _settle(future: asyncio.Future[bool], ok: bool) -> None:

@@ -46,6 +46,7 @@ from proxy.jobs.requeue.evidence import Judgement
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
+from proxy.tasks import Supervised
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +184,7 @@ class Mirror:
                 metrics.pipeline,
                 key_prefix=key_prefix,
             )
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[Supervised] = []
         self._refuse_until = float("-inf")
         self.commits = 0  #: groups of changes that are in SQLite, since the start
 
@@ -196,15 +197,15 @@ class Mirror:
     async def start(self) -> None:
         """Open the ledger and begin to follow Redis; returns without waiting for Redis."""
         await self._ledger.start()
-        coroutines = self._duties.coroutines(await self._duties.recall())
-        coroutines["keeper"] = self._keeper.run()
-        coroutines["active"] = self.active.run()
+        loops = self._duties.loops(await self._duties.recall())
+        loops["keeper"] = self._keeper.run
+        loops["active"] = self.active.run
         await self._recall_active()
         if self._counting is not None:
-            coroutines["counting"] = await self._counting.begin()
-        for duty, coroutine in coroutines.items():
-            task = asyncio.create_task(coroutine, name=f"mirror:{self.name}:{duty}")
-            self._tasks.append(task)
+            await self._counting.begin()
+            loops["counting"] = self._counting.run
+        for duty, work in loops.items():
+            self._tasks.append(Supervised(f"mirror:{self.name}:{duty}", work).start())
 
     async def _recall_active(self) -> None:
         since = self._clock.time() - self.settings.stranded_after
@@ -226,11 +227,7 @@ class Mirror:
 
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
-        for task in self._tasks:
-            task.cancel()
-        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                log.error("mirror task failed", extra={"mirror": self.name}, exc_info=outcome)
+        await asyncio.gather(*(task.stop() for task in self._tasks))
         self._tasks.clear()
         await self._ledger.stop()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
+from proxy.tasks import Supervised
 from proxy.telemetry.tally import Distribution
 
 INTERVAL = 0.5  # seconds between two samples: 2 wake-ups a second, unnoticeable
@@ -17,19 +17,15 @@ class LoopLag:
     def __init__(self, distribution: Distribution, *, interval: float = INTERVAL) -> None:
         self._distribution = distribution
         self._interval = interval
-        self._task: asyncio.Task[None] | None = None
+        self._sampling = Supervised("loop-lag", self._sample)
 
     def start(self) -> None:
         """Begin to sample; needs a running loop."""
-        self._task = asyncio.create_task(self._sample(), name="loop-lag")
+        self._sampling.start()
 
     async def stop(self) -> None:
         """End the sampling and wait for its end."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._sampling.stop()
 
     async def _sample(self) -> None:
         loop = asyncio.get_running_loop()

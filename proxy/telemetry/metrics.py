@@ -29,6 +29,7 @@ from prometheus_client.samples import Sample
 
 from proxy.config.metric_names import claims
 from proxy.shortage import DETAILS, SHORTAGES
+from proxy.tasks import TASKS
 from proxy.telemetry.tally import (
     BUCKETS,
     Distribution,
@@ -185,6 +186,12 @@ class Metrics:
             "Log lines lost because the output was too slow or broken",
             (),
             [((), self.log_lines_dropped())],
+        )
+        yield _counter(
+            "proxy_task_deaths",
+            "Deaths of background tasks, each of which was begun anew",
+            ("task",),
+            [((name,), TASKS.deaths[name]) for name in TASKS.names()],
         )
         yield _counter(
             "proxy_shortages",

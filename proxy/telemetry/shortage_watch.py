@@ -7,9 +7,9 @@ descriptor be had at this moment?
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from proxy.shortage import DESCRIPTORS, SHORTAGES, Shortages, descriptors_left
+from proxy.tasks import Supervised
 
 #: Seconds between two looks, of some microseconds each.
 INTERVAL = 0.25
@@ -21,19 +21,15 @@ class ShortageWatch:
     def __init__(self, shortages: Shortages = SHORTAGES, *, interval: float = INTERVAL) -> None:
         self._shortages = shortages
         self._interval = interval
-        self._task: asyncio.Task[None] | None = None
+        self._looking = Supervised("shortage-watch", self._watch)
 
     def start(self) -> None:
         """Begin; needs a running loop."""
-        self._task = asyncio.create_task(self._watch(), name="shortage-watch")
+        self._looking.start()
 
     async def stop(self) -> None:
         """End it."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._looking.stop()
 
     def look(self) -> None:
         """One look."""

@@ -27,6 +27,7 @@ from typing import Any
 from proxy.clock import Clock
 from proxy.sqlite_file import REFUSED
 from proxy.sqlite_upkeep import LOOK, Upkeep
+from proxy.tasks import Supervised
 from proxy.trace import sql
 from proxy.trace.events import Event, encode_facts
 from proxy.trace.metrics import TraceMetrics
@@ -82,24 +83,21 @@ class TraceStore:
         self._stopping = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._writer = Supervised("trace-writer", self._run, ends=True)
 
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
         await self._upkeep.open()
-        self._task = asyncio.create_task(self._run(), name="trace-writer")
+        self._writer.start()
 
     async def stop(self, patience: float = 2.0) -> None:
         """Write what is queued, for at most `patience` seconds, and close."""
         self._stopping = True
         self._stop.set()
         self._wake.set()
-        if self._task is not None:
-            await asyncio.wait((self._task,), timeout=patience)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._writer.stop(patience)
         await self._file.close()
         if self.unwritten:
             log.warning("trace stopped with unwritten events", extra={"events": self.unwritten})

@@ -15,7 +15,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import proxy
+from proxy.tasks import Supervised
 from proxy.upload.session import Job, ProbeSession
 
 START_TIMEOUT = 20.0
@@ -56,7 +56,8 @@ class ProbePool:
         self._whole: dict[ProbeSession, None] = {}  # who waits for one, in order; before all others
         self._growing: dict[ProbeSession, None] = {}
         self._control: socket.socket | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeping = Supervised("upload-probes", self._keep)
+        self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._next_id = 0
         self._ended = asyncio.Event()  # of the parent
@@ -83,18 +84,15 @@ class ProbePool:
     async def start(self) -> None:
         """Start the parent; returns when it is ready. Raises `RuntimeError` where it does not get
         so far in 20 s: FFmpeg or libmagic cannot be loaded."""
-        process = await self._spawn()
-        self._keeper = asyncio.create_task(self._keep(process), name="upload-probe-keeper")
+        self._process = await self._spawn()
+        self._keeping.start()
 
     async def stop(self) -> None:
         """End the parent and every process. Sessions still open are told that they are lost."""
         self._stopping = True
         for session in [*self._running.values(), *self._whole, *self._growing]:
             session.stop("stopped")
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await self._keeping.stop()
 
     def session(self, job: Job, listener: Callable[[], None]) -> ProbeSession:
         """A session for one file. `listener` is called, from the event loop, whenever there is
@@ -142,8 +140,10 @@ class ProbePool:
         self._admit()
         return process
 
-    async def _keep(self, process: subprocess.Popen[bytes]) -> None:
+    async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
+        process = self._process or await self._respawn()
+        self._process = None
         try:
             while True:
                 await self._ended.wait()

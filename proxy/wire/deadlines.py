@@ -7,11 +7,15 @@ an attribute costs nothing. The price is precision: a deadline fires up to one t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Protocol
 
 from proxy.clock import Clock
+from proxy.tasks import Supervised
 from proxy.wire.turns import Turns
+
+_log = logging.getLogger(__name__)
 
 NEVER = float("inf")
 
@@ -37,7 +41,7 @@ class Sweeper:
         self.turns = Turns(clock)
         self._clock = clock
         self._members: set[HasDeadline] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._sweeping: Supervised | None = None
 
     def add(self, member: HasDeadline) -> None:
         self._members.add(member)
@@ -53,12 +57,12 @@ class Sweeper:
     def start(self) -> None:
         """Begin to tick on the running loop."""
         self.turns.start()
-        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._sweeping = Supervised("deadlines", self._sweep_on, vital=True).start()
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
 
     def sweep(self) -> None:
         """One pass: what is due now is called now."""
@@ -66,8 +70,12 @@ class Sweeper:
         due = [member for member in self._members if member.deadline <= now]
         for member in due:
             member.deadline = NEVER
-            member.on_deadline()
+            try:
+                member.on_deadline()
+            except Exception:  # one member's fault must not cost the others their time limits
+                _log.exception("time limit not applied")
 
-    def _tick(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
-        self.sweep()
+    async def _sweep_on(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            self.sweep()

@@ -54,6 +54,7 @@ RANKS: dict[str, int] = {
     "proxy.memory_budget": 0,
     "proxy.redis_client": 0,
     "proxy.shortage": 0,
+    "proxy.tasks": 0,
     "proxy.descriptors": 0,
     "proxy.rate_limit": 0,
     "proxy.redis_server": 0,

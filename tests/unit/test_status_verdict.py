@@ -31,13 +31,19 @@ def route(errors: int = 0, share: float = 0.0, name: str = "r") -> dict[str, Any
 def mirror(**changes: Any) -> dict[str, Any]:
     """One that is well."""
     well = {"redis": "live", "reason": None, "sqlite": "ok", "sqlite_reason": None}
-    return {"mirror": "make_video", **well, "obstacle": None, **changes}
+    rights = {"writes": "ok", "missing_rights": [], "obstacle": None}
+    return {"mirror": "make_video", **well, **rights, **changes}
 
 
 def job(status: str = "completed", age: float = 1.0, **changes: Any) -> dict[str, Any]:
     """One that changed `age` seconds ago."""
     about = {"mirror": "make_video", "job_id": "mv_1", "error": None, "stranded": False}
     return {**about, "status": status, "changed_at": NOW - age, **changes}
+
+
+def process(**changes: Any) -> dict[str, Any]:
+    """One that is well."""
+    return {"loop_lag_p99": 0.002, "log_lines_dropped": 0, "tasks_dying": [], **changes}
 
 
 def snapshot(**changes: Any) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "mirrors": [mirror()],
         "redis": {"breakers": True},
         "jobs": {"problem": None, "list": jobs},
-        "process": {"loop_lag_p99": 0.002, "log_lines_dropped": 0},
+        "process": process(),
         **changes,
     }
 
@@ -71,6 +77,12 @@ def test_all_is_well() -> None:
          "error", "sqlite_degraded", "mirror:make_video"),
         ({"mirrors": [mirror(obstacle="read only")]}, "error", "restore_blocked",
          "mirror:make_video"),
+        ({"mirrors": [mirror(writes="OOM command not allowed")]}, "error", "redis_refuses_writes",
+         "mirror:make_video"),
+        ({"mirrors": [mirror(missing_rights=["info (no proof)"])]}, "warning", "rights_missing",
+         "mirror:make_video"),
+        ({"process": process(tasks_dying=[{"task": "a", "deaths": 3, "error": "ValueError: x"}])},
+         "error", "task_dying", "process"),
         ({"redis": {"breakers": False}}, "warning", "breakers_not_shared", "redis"),
         ({"upstreams": [upstream(breaker=breaker("open", "5 failures in a row"))]},
          "error", "circuit_open", "upstream:search"),
@@ -93,9 +105,9 @@ def test_all_is_well() -> None:
          "warning", "jobs_stranded", "job:make_video/mv_1"),
         ({"job_list": [job("failed")]}, "warning", "jobs_failed", "job:make_video/mv_1"),
         ({"jobs": {"problem": "silent", "list": []}}, "warning", "jobs_unknown", "jobs"),
-        ({"process": {"loop_lag_p99": 0.3, "log_lines_dropped": 0}},
+        ({"process": process(loop_lag_p99=0.3, log_lines_dropped=0)},
          "warning", "loop_lag", "process"),
-        ({"process": {"loop_lag_p99": None, "log_lines_dropped": 7}},
+        ({"process": process(loop_lag_p99=None, log_lines_dropped=7)},
          "warning", "log_lines_dropped", "process"),
     ],
 )  # fmt: skip
@@ -114,7 +126,7 @@ def test_each_trouble_is_found(changes: dict[str, Any], level: str, kind: str, a
         {"routes": [route(2, 1.0)]},  # two errors in a quiet night
         {"routes": [route(100, 0.01)]},
         {"job_list": [job("failed", age=RECENT_FAILURE + 1)]},
-        {"process": {"loop_lag_p99": 0.05, "log_lines_dropped": 0}},
+        {"process": process(loop_lag_p99=0.05, log_lines_dropped=0)},
     ],
 )
 def test_what_is_no_trouble(changes: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ from proxy.pipeline.watch import Watch
 from proxy.spool import Spool
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.upload_check import UploadCheckStage
+from proxy.tasks import TASKS
 from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.memory import MemoryMetrics
@@ -129,7 +130,9 @@ def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
         side.resources.sample(part, Pace(1.0, threading.Event()))
 
 
-def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
+def test_every_metric_with_its_type_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
     metrics.upstream("u")
@@ -182,6 +185,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
         [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, memory, spool
     )
     watch.show(compiler.compile(config).upstreams)
+    monkeypatch.setitem(TASKS.deaths, "a-loop", 1)
     for family in metrics.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert family.samples, name

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
@@ -23,6 +22,7 @@ from proxy.admin.status.jobs import JobWatch
 from proxy.admin.status.snapshot import Snapshots, Sources
 from proxy.clock import Clock
 from proxy.errors import Draining, Overloaded
+from proxy.tasks import Supervised
 from proxy.telemetry.history import STEP
 
 TICK = 1.0  # seconds between two snapshots
@@ -53,8 +53,8 @@ class StatusBoard:
         self._tick, self._step = tick, step
         self._viewers: set[Viewer] = set()
         self._frame = b""
-        self._recorder: asyncio.Task[None] | None = None
-        self._sampler: list[asyncio.Task[None]] = []
+        self._recorder: Supervised | None = None
+        self._sampler: list[Supervised] = []
         self._stopping = False
 
     @property
@@ -65,12 +65,12 @@ class StatusBoard:
     @property
     def sampling(self) -> bool:
         """Whether snapshots are being made by themselves."""
-        return bool(self._sampler) and not any(task.done() for task in self._sampler)
+        return bool(self._sampler)
 
     async def start(self) -> None:
         """Begin to record."""
         self._snapshots.record()
-        self._recorder = _task(self._record(), "status-recorder")
+        self._recorder = Supervised("status-recorder", self._record).start()
 
     async def stop(self) -> None:
         """End every stream and both tasks."""
@@ -79,11 +79,7 @@ class StatusBoard:
             viewer.news.set()
         tasks = [*self._sampler, *([self._recorder] if self._recorder else [])]
         self._sampler, self._recorder = [], None
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*(task.stop() for task in tasks))
 
     def has_traces(self, kept: bool) -> None:
         """Whether the page may ask for traces."""
@@ -132,11 +128,11 @@ class StatusBoard:
                 self._end()
 
     def _begin(self) -> None:
-        """The first viewer has come, or a sampler has died of a mistake and one comes again."""
+        """The first viewer has come."""
         self._end()
         self._sampler = [
-            _task(self._jobs.run(), "status-jobs"),
-            _task(self._sample(), "status-sampler"),
+            Supervised("status-jobs", self._jobs.run).start(),
+            Supervised("status-sampler", self._sample).start(),
         ]
 
     def _end(self) -> None:
@@ -167,15 +163,3 @@ class StatusBoard:
 def _event(kind: str, data: bytes) -> bytes:
     """JSON has no line breaks, so one `data` line is enough."""
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
-
-
-def _task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """A task that says so when it dies of a mistake of ours."""
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_told)
-    return task
-
-
-def _told(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("status page fault", exc_info=error)

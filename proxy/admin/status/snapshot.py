@@ -18,6 +18,7 @@ from proxy.breaker.board import BreakerBoard
 from proxy.clock import Clock, iso_utc
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
+from proxy.tasks import TASKS
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.rates import (
@@ -204,6 +205,11 @@ class Snapshots:
         return {
             "loop_lag_p99": _rounded(lag.p99),
             "log_lines_dropped": self._sources.metrics.log_lines_dropped(),
+            "tasks_dying": [
+                {"task": task.name, "deaths": task.deaths, "error": task.error}
+                for task in TASKS.reports()
+                if task.troubled
+            ],
         }
 
     def points(self, since: int = 0) -> dict[str, Any]:

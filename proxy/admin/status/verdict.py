@@ -1,7 +1,7 @@
 """How the proxy and what it stands before are, in one sentence: the most important trouble first.
 
 Rules, in order of importance
-1. The proxy itself is not taking requests.
+1. The proxy itself is not taking requests; a part of it keeps failing.
 2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
 3. Circuits that refuse; targets that are down.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
@@ -97,6 +97,12 @@ def _stores(snapshot: Mapping[str, Any]) -> Iterator[Finding]:
         if mirror["sqlite"] != "ok":
             summary = f"SQLite cannot keep the jobs of {name}: {mirror['sqlite_reason']}"
             yield Finding("error", "sqlite_degraded", summary, about)
+        if mirror["redis"] == "live" and mirror["writes"] != "ok":
+            summary = f"Redis takes no jobs of {name}: {mirror['writes']}"
+            yield Finding("error", "redis_refuses_writes", summary, about)
+        if mirror["missing_rights"]:
+            summary = f"Redis withholds rights from {name}: {mirror['missing_rights'][0]}"
+            yield Finding("warning", "rights_missing", summary, about)
         if mirror["obstacle"]:
             summary = f"Jobs of {name} cannot be put back: {mirror['obstacle']}"
             yield Finding("error", "restore_blocked", summary, about)
@@ -176,6 +182,9 @@ def _about(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _process(process: Mapping[str, Any]) -> Iterator[Finding]:
+    for task in process["tasks_dying"]:
+        summary = f"A part of the proxy keeps failing: {task['task']} ({task['error']})"
+        yield Finding("error", "task_dying", summary, "process")
     lag = process["loop_lag_p99"]
     if lag is not None and lag >= LATE_LOOP:
         summary = f"The proxy itself is late: its event loop lags by {lag * 1000:.0f} ms"

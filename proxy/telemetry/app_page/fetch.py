@@ -8,7 +8,6 @@ compressed answer, which was not asked for, is malformed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -18,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from proxy import __version__
 from proxy.config.telemetry import AppMetrics
 from proxy.shortage import DETAILS, SHORTAGES
+from proxy.tasks import Supervised
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
 from proxy.telemetry.app_page.page import BadPage, TooMany, read_page
 
@@ -53,20 +53,16 @@ class AppPage:
             if value is not None
         }
         self._headers = {**_HEADERS, **ours}
-        self._task: asyncio.Task[None] | None = None
+        self._fetching = Supervised("app-metrics", self._keep_fetching)
         self._told: Fetched | None = None
 
     def start(self) -> None:
         """Begin to fetch; needs a running loop."""
-        self._task = asyncio.create_task(self._keep_fetching(), name="app-metrics")
+        self._fetching.start()
 
     async def stop(self) -> None:
         """End the fetching and wait for its end."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._fetching.stop()
 
     async def _keep_fetching(self) -> None:
         while True:
