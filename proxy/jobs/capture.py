@@ -353,10 +353,7 @@ class Capture:
             raise RedisLost("it became a replica")
         overall, lately = _between(link, life, facts)
         mark = life.mark
-        if facts.evicted is not None and (mark is None or mark.facts.evicted != facts.evicted):
-            # A reply to a later question: what happened before `facts` has been pushed by then.
-            await link.call(("PING",))
-            life.mark = Mark(facts, time.monotonic())
+        await renew_mark(link, life, facts)
         if life.lost:
             return
         for job_id in known:
@@ -379,6 +376,15 @@ class Capture:
         if self._ledger.unwritten(job_id) is not None:
             return True
         return heads.get(job_id, NO_HEAD).digest is not None
+
+
+async def renew_mark(link: Link, life: Life, facts: Facts) -> None:
+    """Have a mark at `facts`, if keys were evicted since the last one."""
+    if facts.evicted is None or (life.mark and life.mark.facts.evicted == facts.evicted):
+        return
+    # A reply to a later question: what happened before `facts` has been pushed by then.
+    await link.call(("PING",))
+    life.mark = Mark(facts, time.monotonic())
 
 
 def _between(link: Link, life: Life, now: Facts) -> tuple[Continuity, Continuity]:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from proxy.clock import Clock
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
-from proxy.jobs.capture import Capture
+from proxy.jobs.capture import Capture, renew_mark
 from proxy.jobs.comparison import name_keys, name_missing
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
@@ -359,6 +359,8 @@ class Keeper:
         if facts.replica:
             raise RedisLost("READONLY: it became a replica")
         flushes = facts.flushes
+        # So that a deletion can be told from the evictions before it.
+        await renew_mark(link, life, facts)
         if life.lost or life.facts is not before or None in (flushes, before.flushes):
             return  # known already, looked at anew meanwhile, or the server keeps silent about it
         if flushes != before.flushes:
