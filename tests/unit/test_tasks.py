@@ -147,6 +147,7 @@ SHORT = {
     "proxy.idempotency.coordinator",  # the settling of one answer
     "proxy.jobs.keeper",  # parts of one session, which ends with any of them and begins anew
     "proxy.jobs.redis_side",  # the reader of one connection, which is lost with it
+    "proxy.pipeline.known_answer",  # one question whether the answer is known
     "proxy.pipeline.request_body",  # the verdict on one upload
     "proxy.pipeline.rescue",  # one rescue
     "proxy.pipeline.sockets",  # a listener that leaves
@@ -155,6 +156,7 @@ SHORT = {
     "proxy.redis_client",  # one question to all Sentinels
     "proxy.sqlite_file",  # one check of a file
     "proxy.sqlite_readers",  # one query
+    "proxy.stages.idempotency",  # the keeping of one answer
     "proxy.stages.job_roles",  # one read of the mirror
     "proxy.tasks",
     "proxy.wire.pool",  # one dial
