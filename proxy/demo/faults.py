@@ -26,6 +26,10 @@ class Faults:
     breaker_open_for: float = 60.0
     """How long the app's breaker stays open."""
 
+    eating_worker: bool = True
+    """The worker's own Redis breaker opens, too: meanwhile it takes messages, finds no job, and
+    ends the task as succeeded. Off: its writes are lost one by one."""
+
     deaf_queue: bool = True
     """The producer declares its queue once per process, so an emptied Redis swallows messages."""
 
@@ -36,10 +40,18 @@ class Faults:
     """One try of one Redis call. Reads are tried twice and writes three times: 20 s and 30 s."""
 
     connection_limit: int = 10
-    """Open connections at which every request gets 503: nine work. 0: no limit."""
+    """Open connections, or tasks, at which every request gets 503: nine work. 0: no limit."""
+
+    task_linger: float = 0.02
+    """How long a request's task may outlive its answer and count for the limit, at most one on each
+    connection. 0: not at all."""
 
     exit_every: int = 1000
     """Requests after which the app ends itself. 0: never."""
+
+    drops_at_exit: float = 0.05
+    """How long, before it ends itself, the app drops what comes on open connections: the connection
+    is closed without an answer, and nothing was done. 0: not at all."""
 
     resurrecting_worker: bool = True
     """The worker writes its own copy of a job, so a deleted one rises again."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -26,9 +28,16 @@ from proxy.demo.shapes import Document, Shape
 QUEUE = "make_video_queue"
 INDEX = "make_video:jobs:list"
 LIFETIME = 86_400
+TASKS = {
+    "make_video": "app.infrastructure.celery_tasks.process_make_video",
+    "download_shorts": "app.infrastructure.celery_tasks.process_download_pipeline",
+}
 _BINDING = f"_kombu.binding.{QUEUE}"
 _SEPARATOR = "\x06\x16"  # kombu: routing key, pattern, queue
-_UNACKED, _UNACKED_INDEX = "unacked", "unacked_index"
+_UNACKED, _UNACKED_INDEX, _RESULT = "unacked", "unacked_index", "celery-task-meta-"
+_CONTROL = "/0.celery.pidbox"
+NODE = "celery@demo"
+_SOLO = {"pool": {"implementation": "celery.concurrency.solo:TaskPool"}}
 
 StoreError = redis.RedisError
 
@@ -164,42 +173,83 @@ class Producer:
             self._redis.lpush(binding.split(_SEPARATOR)[-1], message)
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A message that a worker has taken: its delivery tag, its own id, what is to be done."""
+
+    tag: str
+    task_id: str
+    job_id: str
+    task: str
+
+
 class Consumer:
     """The worker's end: one message at a time, in `unacked` while it is worked on."""
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         self._redis = connect(url, 5.0)
         self._clock = clock or SystemClock()
+        self._control: Any = None
 
     def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
         self._redis.close()
 
     def declare(self) -> None:
-        """Bind the queue, and the two that Celery's remote control uses."""
+        """Bind the queue, and the two that Celery's remote control uses; listen to the latter."""
         _declare(self._redis)
+        if self._control is not None:
+            self._control.close()
+        self._control = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._control.psubscribe(_CONTROL)  # by pattern, as kombu does
         self._redis.sadd(
-            "_kombu.binding.celery.pidbox", f"{_SEPARATOR}{_SEPARATOR}celery@demo.celery.pidbox"
+            "_kombu.binding.celery.pidbox", f"{_SEPARATOR}{_SEPARATOR}{NODE}.celery.pidbox"
         )
         self._redis.sadd(
             "_kombu.binding.celeryev", f"worker.#{_SEPARATOR}{_SEPARATOR}celeryev.demo"
         )
 
-    def take(self, timeout: float) -> tuple[str, str, str] | None:
-        """Wait up to `timeout` seconds; (delivery tag, job id, task) or None."""
+    def answer_control(self) -> None:
+        """Answer what was asked over remote control: this worker has nothing in its hands now."""
+        while (message := self._control.get_message()) is not None:
+            asked = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
+            if asked.get("destination") or "reply_to" not in asked:
+                continue
+            told: Any = _SOLO if asked["method"] == "stats" else []
+            reply = {
+                "body": base64.b64encode(json.dumps({NODE: told}).encode()).decode(),
+                "headers": {"ticket": asked["ticket"]},
+                "properties": {"body_encoding": "base64", "delivery_tag": str(uuid.uuid4())},
+            }
+            exchange = asked["reply_to"]["exchange"]
+            for binding in self._redis.smembers(f"_kombu.binding.{exchange}"):
+                self._redis.lpush(binding.split(_SEPARATOR)[-1], json.dumps(reply))
+
+    def take(self, timeout: float) -> Taken | None:
+        """Wait up to `timeout` seconds for the next message."""
         popped = self._redis.brpop([QUEUE], timeout)
         if popped is None:
             return None
         message = json.loads(popped[1])
         tag = str(message["properties"]["delivery_tag"])
+        task_id = str(message["headers"]["id"])
+        started = {"status": "STARTED", "result": {"pid": os.getpid(), "hostname": NODE}}
         with self._redis.pipeline() as pipe:
             pipe.zadd(_UNACKED_INDEX, {tag: self._clock.time()})
             pipe.hset(_UNACKED, tag, json.dumps([message, "", QUEUE]))
+            pipe.set(_RESULT + task_id, json.dumps(started), ex=LIFETIME)
             pipe.execute()
-        arguments = json.loads(base64.b64decode(message["body"]))[0]
-        return tag, str(arguments[0]), str(message["headers"]["task"])
+        arguments = json.loads(base64.b64decode(message["body"]))[1]
+        return Taken(tag, task_id, str(arguments["job_id"]), str(message["headers"]["task"]))
 
-    def acknowledge(self, tag: str) -> None:
-        """The message is done with."""
+    def acknowledge(self, taken: Taken) -> None:
+        """The message is done with, and the task has succeeded: it always does."""
+        self._remove(taken.tag)
+        result = json.dumps({"status": "SUCCESS", "result": None})
+        self._redis.set(_RESULT + taken.task_id, result, ex=LIFETIME)
+
+    def _remove(self, tag: str) -> None:
         with self._redis.pipeline() as pipe:
             pipe.zrem(_UNACKED_INDEX, tag)
             pipe.hdel(_UNACKED, tag)
@@ -213,7 +263,7 @@ class Consumer:
         taken = self._redis.hgetall(_UNACKED)
         for tag, entry in taken.items():
             self._redis.rpush(QUEUE, json.dumps(json.loads(entry)[0]))
-            self.acknowledge(tag)
+            self._remove(tag)
         return len(taken)
 
 
@@ -225,20 +275,27 @@ def _message(job_id: str, task: str) -> Document:
     """A Celery message, protocol 2. The task id is random: it is not the job id."""
     task_id = str(uuid.uuid4())
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    body = json.dumps([[job_id], {}, embed]).encode()
+    body = json.dumps([[], {"job_id": job_id}, embed]).encode()
     return {
         "body": base64.b64encode(body).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": {
             "lang": "py",
-            "task": task,
+            "task": TASKS[task],
             "id": task_id,
+            "shadow": None,
+            "eta": None,
+            "expires": None,
+            "group": None,
+            "group_index": None,
+            "retries": 0,
+            "timelimit": [None, None],
             "root_id": task_id,
             "parent_id": None,
-            "retries": 0,
-            "argsrepr": repr((job_id,)),
-            "kwargsrepr": "{}",
+            "argsrepr": "()",
+            "kwargsrepr": repr({"job_id": job_id}),
+            "origin": "gen1@demo",
         },
         "properties": {
             "correlation_id": task_id,

@@ -72,6 +72,8 @@ class MakeVideo:
         self._store = JobStore(settings.redis_url, self._shape, self._faults, clock)
         self._producer = Producer(settings.redis_url, self._faults)
         self._served = 0
+        self._tasks = 0  # requests being handled
+        self._lingering: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         about = About(
             self._shape,
             self._clock,
@@ -109,17 +111,36 @@ class MakeVideo:
     @web.middleware
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         limit = self._faults.connection_limit
-        if limit and self.site.open_connections >= limit:
-            # uvicorn's `limit_concurrency` counts open connections, at the time of a request.
+        if self.exiting.is_set() and self._faults.drops_at_exit and request.transport is not None:
+            request.transport.abort()
+            return web.Response(status=503)  # nobody gets it
+        # uvicorn's `limit_concurrency` counts open connections and tasks, at the time of a request.
+        tasks = self._tasks + len(self._lingering)
+        if limit and max(self.site.open_connections, tasks) >= limit:
             response: web.StreamResponse = web.Response(status=503, text="Service Unavailable")
             response.force_close()
         else:
-            response = await self._answer(request, handler)
+            self._tasks += 1
+            try:
+                response = await self._answer(request, handler)
+            finally:
+                self._tasks -= 1
+                self._linger(request.transport)
         self._served += 1
         if self._served == self._faults.exit_every:
             self.exiting.set()
         response.headers["Server"] = "uvicorn"
         return response
+
+    def _linger(self, transport: asyncio.Transport | None) -> None:
+        """The request's task goes on for a moment; the one before on this connection is over."""
+        linger = self._faults.task_linger
+        if transport is None or not linger:
+            return
+        if (before := self._lingering.pop(transport, None)) is not None:
+            before.cancel()
+        loop = asyncio.get_running_loop()
+        self._lingering[transport] = loop.call_later(linger, self._lingering.pop, transport, None)
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -282,6 +303,8 @@ async def _run(settings: Settings) -> None:
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in pending:
         wait.cancel()
+    if app.exiting.is_set():
+        await asyncio.sleep(settings.faults.drops_at_exit)
     await app.stop()
 
 

@@ -25,6 +25,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Download the finished video", steps.fetch_video),
     ("Refuse what is no such audio file", steps.refuse_uploads),
     ("Kill Redis: no job is lost", steps.survive_redis),
+    ("Kill the worker: its job is given to the next", steps.kill_worker),
     ("Kill a microservice: its circuit opens, and closes by itself", steps.trip_breaker),
     ("What happened, by its ID", steps.tell_stories),
     ("One correlation ID in header and log", steps.show_log),

@@ -1,6 +1,7 @@
 """Stand-in Celery worker of the make-video service: pool solo, one job at a time.
 
-1. A message is taken from the queue into `unacked`, worked on, then acknowledged.
+1. A message is taken from the queue into `unacked`, worked on, then acknowledged, whatever became
+   of the job: one that is not found, or not now, ends the task as succeeded.
 2. The worker keeps its own copy of the job and writes all of it at every step; so a job deleted
    meanwhile comes back, and a write that Redis refuses is lost but the work goes on.
 3. What the microservices do to a job is in `calls`.
@@ -12,7 +13,7 @@ import argparse
 import asyncio
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -22,7 +23,7 @@ from proxy.demo import faults as switches
 from proxy.demo import media
 from proxy.demo.calls import Calls, Services, StageFailed, log
 from proxy.demo.faults import Faults
-from proxy.demo.job_store import Consumer, JobStore, StoreError
+from proxy.demo.job_store import TASKS, Consumer, JobStore, StoreError
 from proxy.demo.make_video import APPROVED, AUDIO, OUTPUT
 from proxy.demo.reports import Receiver, Reports, receiver_from
 from proxy.demo.serving import stop_on_signals
@@ -61,9 +62,7 @@ class Worker:
         self._settings = settings
         self._shape = settings.shape
         self._clock = clock or SystemClock()
-        self._store = JobStore(
-            settings.redis_url, self._shape, _without_breaker(settings.faults), clock
-        )
+        self._store = JobStore(settings.redis_url, self._shape, _breaker(settings.faults), clock)
         self._queue = Consumer(settings.redis_url, clock)
         self._reports = Reports(settings.statsd)
         self._stopping = False
@@ -83,11 +82,12 @@ class Worker:
                     if not declared:
                         self._declare()
                         declared = True
+                    # Between two tasks only, as the solo pool: who works does not answer.
+                    self._queue.answer_control()
                     taken = await asyncio.to_thread(self._queue.take, 0.2)
                     if taken is not None:
-                        tag, job_id, task = taken
-                        await self._work(calls, job_id, task)
-                        self._queue.acknowledge(tag)
+                        await self._work(calls, taken.job_id, taken.task)
+                        self._queue.acknowledge(taken)
                 except StoreError as error:
                     log(f"Redis: {error}; declaring the queue again later")
                     declared = False
@@ -107,7 +107,7 @@ class Worker:
             log(f"{job_id}: no such job, message dropped")
             return
         log(f"{job_id}: {task}")
-        pipeline = self._download_shorts if task == "download_shorts" else self._make_video
+        pipeline = self._download_shorts if task == TASKS["download_shorts"] else self._make_video
         try:
             await pipeline(calls, job_id, job)
         except Exception as error:
@@ -272,9 +272,9 @@ def _result(job_id: str, job: Document, run: _Run, took: float) -> Document:
     }
 
 
-def _without_breaker(faults: Faults) -> Faults:
-    """The worker's store raises at every failure: its writes are lost one by one, not for 60 s."""
-    return Faults(lying_breaker=False, redis_timeout=faults.redis_timeout)
+def _breaker(faults: Faults) -> Faults:
+    """The worker's store has the app's breaker, unless its writes are to be lost one by one."""
+    return replace(faults, lying_breaker=faults.eating_worker)
 
 
 async def _run(settings: Settings) -> None:

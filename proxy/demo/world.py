@@ -21,6 +21,7 @@ from proxy.redis_server import RedisServer, free_port
 
 CONFIG = Path(proxy.__file__).parent.parent / "config" / "demo.yaml"
 SPEED = 10.0
+BREAKER_OPEN_FOR = 3.0  # seconds; `app_breaker` in config/demo.yaml
 
 _PREFERRED = {
     # name: port if it is free; also DEMO_<NAME>_PORT in config/demo.yaml
@@ -154,6 +155,8 @@ class World:
         python = [sys.executable, "-m"]
         data = self.folder / "make-video"
         app = ["--redis-url", self.redis.url, "--data", str(data)]
+        # The minute that the real breakers stay open would be a minute of the tour.
+        app += ["--breaker-open-for", str(BREAKER_OPEN_FOR)]
         ports = self.at.ports
         children = [
             self._child(

@@ -408,6 +408,32 @@ async def test_silent_connections_count(serve: Serve, limit: int, status: int) -
             await link.close()
 
 
+@pytest.mark.parametrize(("linger", "status"), [(3600.0, 503), (0.0, 200)])
+async def test_tasks_count_beyond_their_answers(serve: Serve, linger: float, status: int) -> None:
+    """Pain 12: a task outlives its answer, one on each connection, and counts for the limit."""
+    async with serve(connection_limit=4, task_linger=linger) as client:
+        links = [await Link.open(client.app.site.port) for _ in range(3)]
+        for _ in range(2):
+            for link in links:
+                assert (await link.get("/health")).startswith("HTTP/1.1 200")
+        client.app._tasks += 1  # one that is still being handled
+        assert (await links[0].get("/health")).startswith(f"HTTP/1.1 {status}")
+        client.app._tasks -= 1
+        for link in links:
+            await link.close()
+
+
+async def test_a_request_that_meets_the_exit_is_dropped(serve: Serve) -> None:
+    """Pain 13: the connection closes without an answer, and no job was made."""
+    async with serve(exit_every=1) as client:
+        link = await Link.open(client.app.site.port)
+        assert (await link.get("/health")).startswith("HTTP/1.1 200")
+        assert client.app.exiting.is_set()
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await link.get("/health")
+        await link.close()
+
+
 async def test_idle_connections_are_closed() -> None:
     """Pain 5: a connection is closed some time after its answer; a silent one stays open."""
 

@@ -299,6 +299,59 @@ async def test_the_transcriber_is_tried_again(shops: Any) -> None:
     assert job["stages"]["generate_subtitles"]["status"] == "failed"
 
 
+async def test_an_open_breaker_eats_the_queue(
+    shops: Any, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Pain 11: five writes failed, and for a minute the worker takes messages, finds no job, and
+    ends each task as succeeded: the job stays queued and its message is gone."""
+    shop = await shops(breaker_open_for=3600.0)
+    shop.approve_clip()
+    running = await shop.post_video()
+    shop.transcriber.trouble = Trouble(delay=1.0)
+    shop.start_worker()
+    await until(lambda: shop.job(running)["stages"]["generate_subtitles"]["status"] == "processing")
+    await asyncio.to_thread(redis_server.kill)
+    shop.transcriber.trouble = Trouble()
+    worker = shop._worker[0]
+    await until(lambda: worker._store._open_until > 0)
+    await asyncio.to_thread(redis_server.start)
+    await until(lambda: shop.store.scard("_kombu.binding.make_video_queue") == 1)
+    eaten = await shop.post_download()
+    await until(lambda: shop.store.llen("make_video_queue") == 0)
+    await until(lambda: shop.store.hlen("unacked") == 0)
+    assert shop.job(eaten)["status"] == "queued"
+    (result,) = [json.loads(shop.store.get(key)) for key in shop.store.keys("celery-task-meta-*")]
+    assert result["status"] == "SUCCESS"
+
+
+async def test_a_worker_answers_between_two_tasks(shops: Any) -> None:
+    """Pain 15: who works is silent; who does not says that it has nothing in its hands."""
+    shop = await shops()
+    shop.approve_clip()
+    shop.transcriber.trouble = Trouble(delay=60)
+    shop.start_worker()
+    channel = "/0.celery.pidbox"
+
+    def ask() -> int:
+        shop.store.sadd("_kombu.binding.reply.celery.pidbox", "me\x06\x16\x06\x16replies")
+        reply_to = {"exchange": "reply.celery.pidbox", "routing_key": "me"}
+        body = {"method": "active", "destination": None, "ticket": "t", "reply_to": reply_to}
+        encoded = base64.b64encode(json.dumps(body).encode()).decode()
+        return int(shop.store.publish(channel, json.dumps({"body": encoded})))
+
+    await until(lambda: ask() == 1)
+    assert shop.store.pubsub_numsub(channel) == [(channel, 0)]  # subscribed by pattern
+    await until(lambda: shop.store.llen("replies") > 0)
+    reply = json.loads(shop.store.rpop("replies"))
+    assert json.loads(base64.b64decode(reply["body"])) == {"celery@demo": []}
+    await shop.reaches(await shop.post_video(), "processing")
+    shop.store.delete("replies")
+    assert ask() == 1
+    assert shop.store.llen("replies") == 0
+    with pytest.raises(asyncio.CancelledError):
+        await shop.kill_worker()
+
+
 @pytest.mark.parametrize("resurrecting", [True, False])
 async def test_deletion_is_not_final(shops: Any, resurrecting: bool) -> None:
     """Pain 7: a job deleted while it runs is gone, then comes back and completes."""
@@ -332,7 +385,7 @@ async def test_a_killed_worker_strands_its_job(shops: Any, stranding: bool) -> N
         await task
     (entry,) = shop.store.hvals("unacked")
     body = json.loads(entry)[0]["body"]
-    assert json.loads(base64.b64decode(body))[0] == [job_id]
+    assert json.loads(base64.b64decode(body))[1] == {"job_id": job_id}
     shop.transcriber.trouble = Trouble()
     shop.start_worker()
     await shop.reaches(await shop.post_download(), "completed")
