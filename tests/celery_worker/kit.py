@@ -40,6 +40,11 @@ class CeleryWorker:
         }
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process while it runs."""
+        return None if self._process is None else self._process.pid
+
     def start(self) -> None:
         """Start; returns at once."""
         with self._log.open("ab") as log:

@@ -95,6 +95,16 @@ def note(what: str, job_id: str) -> None:
 
 
 @app.task(
+    name="app.infrastructure.celery_tasks.process_download_pipeline",
+    acks_late=True,
+    reject_on_worker_lost=True,
+)
+def process_download_pipeline(job_id: str) -> None:
+    """Here as good as the other."""
+    process_make_video(job_id)
+
+
+@app.task(
     name="app.infrastructure.celery_tasks.process_make_video",
     acks_late=True,
     reject_on_worker_lost=True,
