@@ -64,7 +64,14 @@ class MirroredJobs:
             seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
             story = read_story(job["data"].encode(), job["status"], seen)
         stages = stage_documents(story.stages)
-        return {"mirror": mirror, **job, "error": story.error, "stages": stages}
+        found = self._mirrors.by_name[mirror].judgement(job_id)
+        return {
+            "mirror": mirror,
+            **job,
+            "error": story.error,
+            "stages": stages,
+            "work": None if found is None else {**asdict(found), "unattended": found.unattended},
+        }
 
     async def requeue(
         self, mirror: str, job_id: str, reason: str, force: bool

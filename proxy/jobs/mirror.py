@@ -516,9 +516,9 @@ class Mirror:
         except BrokerRefused as refused:
             raise Refused(f"refuses to read or write the broker: {refused}") from refused
 
-    def unattended(self) -> dict[str, Judgement]:
-        """Jobs that nobody is seen to work on, with what shows it; {} without `requeue`."""
-        return {} if self._keeper.requeue is None else dict(self._keeper.requeue.unattended)
+    def judgement(self, job_id: str) -> Judgement | None:
+        """Who works on an unfinished job, as far as can be seen; None without `requeue`."""
+        return None if self._keeper.requeue is None else self._keeper.requeue.judgement(job_id)
 
     def state(self) -> dict[str, Any]:
         """How the mirror is, for `/api/jobs` and `/readyz`."""

@@ -118,15 +118,21 @@ def test_changes_are_posts_with_reason_and_token(
     """Operators' reasons and durations reach the API; the token comes from either place."""
     for path in ("/api/breakers/yt/open", "/api/breakers/yt/reset", "/api/jobs/sync"):
         admin.answer(path, {"ok": True})
+    admin.answer("/api/jobs/m/mv%2F1/requeue", {"ok": True})
     to = ["--admin", admin.url]
     assert cli.main(["breakers", "open", "yt", "--reason=q", "--for=5m", "--token=t", *to]) == 0
     monkeypatch.setenv("ADMIN_TOKEN", "secret")
     assert cli.main(["breakers", "reset", "yt", *to]) == 0
     assert cli.main(["jobs", "sync", "--mirror=m", *to]) == 0
+    assert cli.main(["jobs", "requeue", "mv/1", "--mirror=m", "--reason=lost", *to]) == 0
+    assert cli.main(["jobs", "requeue", "mv/1", "--mirror=m", "--force", *to]) == 0
+    requeue = ("POST", "/api/jobs/m/mv%2F1/requeue")
     assert admin.asked == [
         ("POST", "/api/breakers/yt/open", {"reason": "q", "for": "5m"}, "Bearer t"),
         ("POST", "/api/breakers/yt/reset", {"reason": "by hand"}, "Bearer secret"),
         ("POST", "/api/jobs/sync", {"mirror": "m"}, "Bearer secret"),
+        (*requeue, {"reason": "lost", "force": False}, "Bearer secret"),
+        (*requeue, {"reason": "by hand", "force": True}, "Bearer secret"),
     ]
 
 

@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from proxy.admin.breakers import Action, BreakerControl
 from proxy.admin.jobs import JobControl
 from proxy.admin.operated import Check, Readiness, ReloadResult
+from proxy.admin.problems import RequeueRefused
 from proxy.admin.server import AdminServers
 from proxy.config.schema import Config
 from proxy.config.units import Bind
@@ -107,6 +108,15 @@ class FakeJobs:
         if mirror != "make_video":
             raise KeyError(mirror)
         return {"job_id": job_id} if job_id == "mv_1" else None
+
+    async def requeue(
+        self, mirror: str, job_id: str, reason: str, force: bool
+    ) -> dict[str, Any] | None:
+        if mirror != "make_video":
+            raise KeyError(mirror)
+        if not force:
+            raise RequeueRefused("it may be worked on", evidence="a worker is busy")
+        return {"job_id": job_id, "reason": reason} if job_id == "mv_1" else None
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
         self.asked.append(("sync", mirror))
@@ -437,6 +447,24 @@ async def test_jobs(site: Site) -> None:
     for bad in ("limit=0", "limit=x", "limit=99999", "limit=²", "stranded=maybe", "a=1"):
         assert (await site.ask("GET", f"/api/jobs?{bad}"))[0] == 400
     assert (await site.ask("GET", "/api/jobs?limit=1&limit=2"))[0] == 400
+
+
+async def test_a_job_is_started_again_by_hand() -> None:
+    """With a reason; refused with the evidence unless forced; 404 for what is not known."""
+    async with Site() as site:
+        path = "/api/jobs/make_video/mv_1/requeue"
+        forced = {"reason": "worker lost", "force": True}
+        assert (await site.ask("POST", path, forced))[1] == {
+            "job_id": "mv_1", "reason": "worker lost"
+        }  # fmt: skip
+        status, problem = (await site.ask("POST", path, {"reason": "r"}))[:2]
+        assert (status, problem["code"]) == (409, "requeue_refused")
+        assert problem["evidence"] == "a worker is busy"
+        for wrong in ({}, {"reason": ""}, {"reason": "r", "force": "yes"}, {"reason": "r", "x": 1}):
+            assert (await site.ask("POST", path, wrong))[0] == 400
+        for unknown in ("make_video/mv_2", "x/mv_1"):
+            assert (await site.ask("POST", f"/api/jobs/{unknown}/requeue", forced))[0] == 404
+        assert (await site.ask("GET", path))[0] == 405
 
 
 async def test_a_port_in_use_is_the_callers_to_tell() -> None:

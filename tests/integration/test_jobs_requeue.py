@@ -15,6 +15,7 @@ from proxy.jobs.mirror import Mirror
 from proxy.jobs.requeue.starter import CannotRequeue
 from proxy.redis_server import RedisServer
 from tests.celery_worker.kit import QUEUE, CeleryWorker, Producer, producing, runs
+from tests.integration.test_jobs_redis_trouble import as_user, documented_acl
 from tests.jobs_kit import PREFIX, connected, eventually, followed, holds, job, running, write
 
 REQUEUE = {"queues": [QUEUE], "settle": "500ms", "spacing": "1s"}
@@ -158,3 +159,154 @@ async def test_an_operator_needs_proof_or_force(redis_server: RedisServer, tmp_p
                 await mirror.requeue(job_id, reason="test", force=True)
         with pytest.raises(CannotRequeue, match="no message of this job"):
             await mirror.requeue("mv_1", reason="test", force=True)
+
+
+async def test_the_documented_rights_are_enough(
+    redis_server: RedisServer, tmp_path: Path, worker: CeleryWorker, producer: Producer
+) -> None:
+    """A killed worker's job is put back by a user who has what the docs grant, and no more."""
+    rules = [rule for rule in documented_acl("proxy-requeue") if not rule.startswith(">")]
+    async with (
+        as_user(redis_server, *rules) as server,
+        connected(redis_server) as app,
+        running(server, tmp_path / "j.db", **FAST) as mirror,
+    ):
+        await followed(mirror)
+        await queued(app, mirror, "mv_1")
+        worker.start()
+        await asyncio.to_thread(producer.send, "mv_1")
+        await eventually(status(app, "mv_1", "processing"), "begun", LONG)
+        worker.kill()
+        await eventually(requeued(mirror, app), "put back", LONG)
+        assert mirror.state()["requeue"]["refused"] == []
+        assert mirror.state()["requeue"]["error"] is None
+        denied = await app.execute_command("ACL", "LOG")
+        assert not denied, "nothing was asked for that is not granted"
+
+
+def requeued(mirror: Mirror, app: Redis) -> Any:
+    """Whether one message is in the queue."""
+
+    async def check() -> bool:
+        return bool(await app.llen(QUEUE) == 1)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("missing", "part"), [("-llen", "error"), ("-publish", "refused"), ("-hgetall", "error")]
+)
+async def test_a_missing_right_is_no_emptiness(
+    redis_server: RedisServer, tmp_path: Path, missing: str, part: str
+) -> None:
+    """An error reply is an error in the log and in the state, and nothing is pushed for it."""
+    rules = [rule for rule in documented_acl("proxy-requeue") if not rule.startswith(">")]
+    async with (
+        as_user(redis_server, *rules, missing) as server,
+        connected(redis_server) as app,
+        running(server, tmp_path / "j.db", **FAST) as mirror,
+    ):
+        await followed(mirror)
+        await app.hset("unacked", "x", "no message")
+        await queued(app, mirror, "mv_1")
+
+        def said() -> bool:
+            found = mirror.state()["requeue"][part]
+            return missing[1:].upper() in str(found).upper() or "EVAL" in str(found)
+
+        await eventually(said, "the missing right")
+        assert await app.llen(QUEUE) == 0
+
+
+async def test_many_sidecars_push_one_message(
+    redis_server: RedisServer, tmp_path: Path, producer: Producer
+) -> None:
+    """The claim is taken by the script that pushes; attempts are bounded and spaced."""
+    requeue = {**REQUEUE, "attempts": 2}
+    async with (
+        running(redis_server, tmp_path / "a.db", requeue=requeue, app_breaker="500ms") as one,
+        running(redis_server, tmp_path / "b.db", requeue=requeue, app_breaker="500ms") as other,
+        connected(redis_server) as app,
+    ):
+        await followed(one)
+        await followed(other)
+        raw = await write(app, "mv_1", new("mv_1"))
+        for mirror in (one, other):
+            await eventually(holds(mirror, "mv_1", raw), "captured")
+        await asyncio.to_thread(producer.send, "mv_1")
+        for mirror in (one, other):
+
+            async def seen(mirror: Mirror = mirror) -> bool:
+                return bool(await mirror._ledger.table("SELECT 1 FROM job_messages"))
+
+            await eventually(seen, "message seen")
+        for _ in range(2):
+            await app.delete(QUEUE)
+            await eventually(requeued(one, app), "pushed", LONG)
+        await app.delete(QUEUE)
+
+        def given_up() -> bool:
+            found = [mirror.judgement("mv_1") for mirror in (one, other)]
+            return all(one is not None and one.unattended for one in found)
+
+        await eventually(given_up, "unattended", LONG)
+        (claim,) = [key async for key in app.scan_iter("requeue:*mv_1")]
+        assert await app.hget(claim, "attempts") == b"2"
+        assert await app.llen(QUEUE) == 0
+
+
+async def test_a_prefix_of_kombu_and_one_of_ours(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`global_keyprefix` is before every key of the broker's, and before the workers' channel."""
+    requeue = {**REQUEUE, "global_keyprefix": "app:"}
+    worker = CeleryWorker(
+        tmp_path, redis_server, BREAKER_OPEN_FOR="1", STEP="0.3", GLOBAL_KEYPREFIX="app:"
+    )
+    with producing(redis_server, "app:") as producer:
+        async with (
+            running(redis_server, tmp_path / "j.db", requeue=requeue, app_breaker="1s") as mirror,
+            connected(redis_server) as app,
+        ):
+            await followed(mirror)
+            await queued(app, mirror, "mv_1")
+            try:
+                worker.start()
+                await asyncio.to_thread(producer.send, "mv_1")
+                await eventually(status(app, "mv_1", "processing"), "begun", LONG)
+                worker.kill()
+                worker.start()
+                await eventually(status(app, "mv_1", "completed"), "completed", LONG)
+                assert not [key async for key in app.scan_iter("unacked*")]
+            finally:
+                worker.kill()
+
+
+async def test_old_data_does_not_run_a_job_again(
+    redis_server: RedisServer, tmp_path: Path, producer: Producer
+) -> None:
+    """Messages of jobs that went on meanwhile are taken out of queue and `unacked`."""
+    async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
+        since = await followed(mirror)
+        async with connected(redis_server) as app:
+            await queued(app, mirror, "mv_done", "mv_runs", "mv_waits", "mv_taken")
+            for job_id in ("mv_taken", "mv_done", "mv_runs", "mv_waits"):
+                await asyncio.to_thread(producer.send, job_id)
+            (raw,) = await app.lrange(QUEUE, -1, -1)
+            await app.rpop(QUEUE)
+            await app.hset("unacked", "tag", json.dumps([json.loads(raw), "", QUEUE]))
+            await app.zadd("unacked_index", {"tag": 1.0})
+            await app.save()
+            for job_id, state in (
+                ("mv_taken", "completed"),
+                ("mv_done", "completed"),
+                ("mv_runs", "processing"),
+            ):
+                raw = await write(app, job_id, new(job_id, status=state))
+                await eventually(holds(mirror, job_id, raw), "captured")
+        await asyncio.to_thread(redis_server.kill)
+        await asyncio.to_thread(redis_server.start)
+        await followed(mirror, since)
+        async with connected(redis_server) as app:
+            assert await app.llen(QUEUE) == 1
+            assert await app.hlen("unacked") == await app.zcard("unacked_index") == 0
+            assert b"mv_waits" in (await app.lrange(QUEUE, 0, -1))[0]
+            await eventually(status(app, "mv_done", "completed"), "the newer version")

@@ -545,3 +545,24 @@ def test_no_bytes_raise_anything_but_a_config_error(tmp_path: Path, data: bytes 
     text = data if isinstance(data, bytes) else data.encode(errors="surrogatepass")
     with pytest.raises(ConfigError):
         read(tmp_path, text)
+
+
+def test_rescue_is_the_former_name_of_requeue(tmp_path: Path) -> None:
+    """It still works, with a warning; both are too many; `enabled: false` turns requeue off."""
+    head = f"{MINIMAL}redis: {{url: 'redis://h'}}\nmirrors:\n  m:\n    key: k:{{job_id}}\n"
+    head += "    sqlite: j.db\n"
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{head}    rescue: {{queues: [q], unacked_after: 1m}}\n")
+    loaded = load(file, {})
+    assert [str(one) for one in loaded.notices] == [
+        f"{file}:14: mirrors.m.rescue: warning: the former name of requeue: rename it"
+    ]
+    requeued = loaded.config.mirrors["m"].requeued
+    assert requeued is not None
+    assert requeued.queues == ("q",)
+    (both,) = problems(tmp_path, f"{head}    rescue: {{}}\n    requeue: {{}}\n")
+    assert "is the former name of requeue" in both
+    for given_, on in (("${REQUEUE:-true}", True), ("false", False)):
+        config = read(tmp_path, f'{head}    requeue: {{enabled: "{given_}"}}\n')
+        assert (config.mirrors["m"].requeued is not None) == on
+    assert read(tmp_path, head).mirrors["m"].requeued is None

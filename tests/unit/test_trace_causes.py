@@ -192,6 +192,36 @@ def test_a_job_that_the_mirror_reports_stranded() -> None:
     assert found(told, lives=[waits], now=6).event is told
 
 
+def test_a_job_that_nobody_works_on() -> None:
+    """By the evidence, at once; over when it was given a message again, or went on."""
+    runs = life((0, {"status": "processing"}))
+    news_of = {"job_id": "mv_1", "evidence": "worker a answers and does not work on it"}
+    gone = news(5, "mirror", "unattended", **news_of)
+    cause = found(gone, lives=[runs], now=6)
+    assert cause.kind == "unattended"
+    assert "does not work on it" in cause.summary
+    assert cause.event is gone
+    again = news(7, "restore", "requeued", **news_of)
+    assert suspect(case(gone, again, lives=[runs], now=8)) is None
+    went_on = life((0, {"status": "queued"}), (6, {"status": "processing"}))
+    assert suspect(case(gone, lives=[went_on], now=8)) is None
+    assert suspect(case(gone, lives=[done()], now=30)) is None
+    other = news(5, "mirror", "unattended", job_id="mv_2", evidence="x")
+    assert suspect(case(other, lives=[runs], now=6)) is None
+
+
+def test_no_worker_is_connected() -> None:
+    """It concerns every unfinished job, until a worker is back."""
+    waits = life((0, {"status": "queued"}))
+    nobody = news(-100, "mirror", "no_workers", since="2026-11-30T16:00:00Z")
+    cause = found(lives=[waits], before=[nobody], now=6)
+    assert cause.kind == "no_workers"
+    assert "since 2026-11-30T16:00:00Z" in cause.summary
+    back = news(2, "mirror", "workers_back")
+    assert suspect(case(back, lives=[waits], before=[nobody], now=6)) is None
+    assert suspect(case(lives=[done()], before=[nobody], now=30)) is None
+
+
 def test_a_stage_that_does_not_end() -> None:
     """How long nothing has changed, in which stage."""
     at_it = life((0, {"status": "processing", "stages": stages(trim_video="processing")}))

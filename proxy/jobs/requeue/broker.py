@@ -80,6 +80,7 @@ class Broker:
         self._own = f"{key_prefix}requeue:{{{family}}}:"
         self._parsed: dict[bytes, Message] = {}
         self._refused: dict[str, str] = {}
+        self._replies = pidbox.MIN_REPLIES
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -227,10 +228,11 @@ class Broker:
         if replies is None:
             return None
         receivers = int(replies[1])
+        self._replies = min(pidbox.MAX_REPLIES, max(pidbox.MIN_REPLIES, 9 * receivers))
         found: dict[str, pidbox.Answer] = {}
         for pause in REPLY_WAIT if receivers else ():
             await asyncio.sleep(pause)
-            values = await self._allowed(link, ("LRANGE", mailbox, 0, pidbox.MAX_REPLIES - 1))
+            values = await self._allowed(link, ("LRANGE", mailbox, 0, self._replies - 1))
             if values is None:
                 return None
             found = pidbox.answers(bytes(value) for value in values[0])
@@ -238,7 +240,7 @@ class Broker:
                 break
         await self._allowed(
             link,
-            ("LTRIM", mailbox, 0, pidbox.MAX_REPLIES - 1),
+            ("LTRIM", mailbox, 0, self._replies - 1),
             ("EXPIRE", mailbox, MAILBOX_LIFE),
         )
         return receivers, found
@@ -246,7 +248,7 @@ class Broker:
     async def late_answers(self, link: Link) -> dict[str, pidbox.Answer]:
         """What has come since, to questions of any sidecar."""
         mailbox = f"{self._prefix}{pidbox.REPLY_LIST}"
-        values = await self._allowed(link, ("LRANGE", mailbox, 0, pidbox.MAX_REPLIES - 1))
+        values = await self._allowed(link, ("LRANGE", mailbox, 0, self._replies - 1))
         return pidbox.answers(bytes(value) for value in values[0]) if values is not None else {}
 
     async def close_mailbox(self, link: Link) -> None:

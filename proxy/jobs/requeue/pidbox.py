@@ -4,7 +4,8 @@
    `PUBLISH` returns is how many there are. A request addressed to nobody costs a worker nothing
    and counts them.
 2. `active` and `reserved` are answered with the tasks that a worker has in its hands. A worker of
-   the solo pool answers between two tasks only: silence is no evidence, an answer is.
+   the solo pool (`stats`) answers between two tasks only: silence is no evidence, an answer is.
+   What it then lists as active is left over from a connection that broke.
 3. All sidecars share one mailbox, a list that is read without taking anything out. A ticket
    carries the time of the question, so that a late answer still says from when on it holds.
 """
@@ -26,11 +27,13 @@ REPLY_EXCHANGE = "reply.celery.pidbox"
 REPLY_BINDING = f"_kombu.binding.{REPLY_EXCHANGE}"
 REPLY_LIST = f"{MAILBOX}.{REPLY_EXCHANGE}"
 REPLY_MEMBER = f"{MAILBOX}\x06\x16\x06\x16{REPLY_LIST}"
-METHODS = ("active", "reserved")
-MAX_REPLIES = 400  # entries of the mailbox that are kept
-MAX_NODES = 1000  # workers known at a time
+METHODS = ("active", "reserved", "stats")
+MAX_NODES = 500  # workers known at a time
+MIN_REPLIES = 120  # newest entries of the mailbox that are read and kept; 9 for each worker if more
+MAX_REPLIES = 9 * MAX_NODES
+_SOLO = "celery.concurrency.solo:TaskPool"
 _NOBODY = "reliability-proxy@counts-workers"
-_TICKET = re.compile(r"(active|reserved)-(\d{1,16})-[a-f0-9]{1,32}")
+_TICKET = re.compile(r"(active|reserved|stats)-(\d{1,16})-[a-f0-9]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def head_count(new_id: Callable[[], str], now: float) -> bytes:
 
 
 def question(method: str, new_id: Callable[[], str], now: float) -> bytes:
-    """`active` or `reserved`, to all workers. `now` is Unix seconds."""
+    """One of `METHODS`, to all workers. `now` is Unix seconds."""
     ticket = f"{method}-{int(now * 1000)}-{new_id().replace('-', '')}"
     body = {
         "method": method,
@@ -86,8 +89,8 @@ def _envelope(body: dict[str, Any], new_id: Callable[[], str], now: float) -> by
 
 
 def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
-    """The newest whole answer (both methods) of each worker, by its node name."""
-    found: dict[str, dict[str, dict[float, frozenset[str]]]] = {}
+    """The newest whole answer (to all methods) of each worker, by its node name."""
+    found: dict[str, dict[float, dict[str, frozenset[str]]]] = {}
     for raw in replies:
         envelope = load_object(raw)
         if envelope is None:
@@ -98,18 +101,24 @@ def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
         if match is None:
             continue
         at = int(match[2]) / 1000
-        for node, tasks in _reply(envelope).items():
-            if len(found) < MAX_NODES and isinstance(tasks, list):
-                found.setdefault(node, {}).setdefault(match[1], {})[at] = _held(tasks)
+        for node, told in _reply(envelope).items():
+            if node in found or len(found) < MAX_NODES:
+                said = _pool(told) if match[1] == "stats" else _held(told)
+                found.setdefault(node, {}).setdefault(at, {})[match[1]] = said
     whole: dict[str, Answer] = {}
-    for node, by_method in found.items():
-        times = set.intersection(*(set(by_method.get(one, ())) for one in METHODS))
+    for node, rounds in found.items():
+        times = [at for at, said in rounds.items() if said.keys() >= set(METHODS)]
         if times:
-            newest = max(times)
-            whole[node] = Answer(
-                newest, frozenset().union(*(by_method[one][newest] for one in METHODS))
-            )
+            newest = rounds[max(times)]
+            active = frozenset[str]() if _SOLO in newest["stats"] else newest["active"]
+            whole[node] = Answer(max(times), active | newest["reserved"])
     return whole
+
+
+def _pool(stats: Any) -> frozenset[str]:
+    pool = stats.get("pool") if isinstance(stats, dict) else None
+    name = pool.get("implementation") if isinstance(pool, dict) else None
+    return frozenset({_SOLO}) if name == _SOLO else frozenset()
 
 
 def _reply(envelope: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +130,10 @@ def _reply(envelope: dict[str, Any]) -> dict[str, Any]:
     return load_object(decoded) or {}
 
 
-def _held(tasks: list[Any]) -> frozenset[str]:
+def _held(tasks: Any) -> frozenset[str]:
     """Task ids, and whatever in the arguments may be a job's id."""
     ids: set[str] = set()
-    for task in tasks[:1000]:
+    for task in tasks[:1000] if isinstance(tasks, list) else ():
         if not isinstance(task, dict):
             continue
         nodes: list[Any] = [task.get("id"), task.get("args"), task.get("kwargs")]

@@ -418,6 +418,11 @@ class Requeuer:
         self._news.set()
         return done
 
+    def judgement(self, job_id: str) -> Judgement | None:
+        """What was found at the last look at an unfinished job."""
+        track = self._tracks.get(job_id)
+        return None if track is None else track.judged
+
     def state(self) -> dict[str, Any]:
         """For `/api/jobs` and `/readyz`."""
         nobody = self._workers.nobody_since

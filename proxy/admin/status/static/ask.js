@@ -1,4 +1,4 @@
-// The question before a circuit is changed by hand, and what became of it.
+// The question before something is changed by hand (a circuit, a job), and what became of it.
 import { post, Refused } from "./api.js";
 import { h, render } from "./dom.js";
 import { time } from "./format.js";
@@ -17,6 +17,12 @@ const ACTIONS = {
     title: "Reset the circuit of", verb: "Reset circuit", tone: "", lasts: false,
     meaning: "The circuit is closed, its failures are forgotten, and it is watched as usual from now on.",
   },
+  requeue: {
+    title: "Start again: job", verb: "Start again", tone: "", lasts: false, forced: true,
+    meaning: "The job is given a Celery message again, so that the next free worker takes it. Refused while it may be worked on, as two workers would be at it.",
+    path: (name) => `/api/jobs/${name.split("/").map(encodeURIComponent).join("/")}/requeue`,
+    done: (answer) => `Job ${answer.job_id} is in the queue again (${answer.evidence}).`,
+  },
 };
 const DURATIONS = { "1m": "1 minute", "5m": "5 minutes", "10m": "10 minutes", "30m": "30 minutes", "1h": "1 hour", "4h": "4 hours" };
 const SAID_FOR = 10_000; // ms
@@ -31,7 +37,7 @@ export function say(text, tone = "ok") {
   hush = setTimeout(() => render(box, []), SAID_FOR);
 }
 
-/** Ask about `action` on the breaker `name`; do it when told to. */
+/** Ask about `action` on the breaker, or on the job MIRROR/ID, `name`; do it when told to. */
 export function ask(name, action) {
   const dialog = document.getElementById("ask");
   let working = false;
@@ -48,6 +54,8 @@ export function ask(name, action) {
       about.lasts && h("label", { for: "ask-for" }, "For"),
       about.lasts && h("select", { id: "ask-for", name: "for" },
         Object.entries(DURATIONS).map(([value, label]) => h("option", { value, selected: value === "10m" }, label))),
+      about.forced && h("label", { class: "check", for: "ask-force" },
+        h("input", { id: "ask-force", name: "force", type: "checkbox" }), " Even without proof: I have seen that no worker is at it"),
       problem && h("p", { class: "problem", role: "alert" }, mark("error", "error"), h("span", null, problem)),
       h("div", { class: "buttons" },
         h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
@@ -56,15 +64,18 @@ export function ask(name, action) {
 
   async function submit(event) {
     event.preventDefault();
-    const { reason, for: lasts } = event.target.elements;
+    const { reason, for: lasts, force } = event.target.elements;
+    const about = ACTIONS[action];
     working = true;
     problem = null;
     draw();
     try {
-      const body = { ...(reason.value.trim() && { reason: reason.value.trim() }), ...(lasts && { for: lasts.value }) };
-      const breaker = await post(`/api/breakers/${encodeURIComponent(name)}/${action}`, body);
+      const why = reason.value.trim() || (about.forced ? "by hand" : "");
+      const body = { ...(why && { reason: why }), ...(lasts && { for: lasts.value }), ...(force && { force: force.checked }) };
+      const path = about.path?.(name) ?? `/api/breakers/${encodeURIComponent(name)}/${action}`;
+      const answer = await post(path, body);
       dialog.close();
-      say(done(breaker));
+      say((about.done ?? done)(answer));
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       working = false;

@@ -1,4 +1,5 @@
 // Jobs: those that need somebody first, each with its stages; and one job in full.
+import { ask } from "./ask.js";
 import { h } from "./dom.js";
 import { ago, DASH, plural, span, time, words } from "./format.js";
 import { badge, empty, facts, link, notice, page, section, table } from "./parts.js";
@@ -133,9 +134,10 @@ export function jobPage(state, name) {
   return page(h("span", { class: "code" }, id), badge(shape, tone, word),
     job.error && notice("error", h("p", { class: "wrap" }, job.error)),
     live?.stranded && notice("warning", "Nobody works on this job: it is unfinished, and has not changed since ",
-      h("b", null, ago(live.changed, state.now)), "."),
+      h("b", null, ago(live.changed, state.now)), job.work ? `; ${job.work.evidence}.` : "."),
     job.deleted && notice("plain", `Deleted ${time(job.deleted)}. It will not come back.`),
-    h("p", { class: "actions" }, link({ trace: id }, "What happened around this job →")),
+    h("p", { class: "actions" }, link({ trace: id }, "What happened around this job →"),
+      !job.deleted && !FINISHED.has(job.status) && h("button", { type: "button", onclick: () => ask(name, "requeue") }, "Start again …")),
     facts([
       ["Mirror", mirror],
       ["Created", job.created_at && `${time(`${job.created_at.replace(" ", "T")}Z`)}`],
