@@ -30,6 +30,9 @@ _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPER
 #: Seconds for which the disk is left alone after an error.
 _PAUSE = 1.0
 
+#: Seconds for which a spool that fills again and again is not logged again.
+_QUIET = 10.0
+
 #: Share of the bound below which a spool that was full has room again.
 _ROOM_AGAIN = 0.8
 
@@ -43,6 +46,8 @@ class Spool:
     ) -> None:
         self._clock = clock
         self._retry_at = 0.0
+        self._logged_at = float("-inf")  # when it was last logged as full
+        self._logged = False  # whether this time was
         self.directory = directory
         self.max_size = max_size
         self.memory = memory
@@ -148,7 +153,12 @@ class Spool:
         self.refused[reason] += 1
         if self.full == reason:
             return
+        now = self._clock.monotonic()
         self.full = reason
+        self._logged = now >= self._logged_at + _QUIET
+        if not self._logged:
+            return
+        self._logged_at = now
         logger.warning(
             "spool full: bodies are passed on as they come",
             extra={"reason": reason, "detail": detail, "directory": str(self.directory)},
@@ -156,4 +166,5 @@ class Spool:
 
     def _room_again(self) -> None:
         self.full = None
-        logger.info("spool has room again", extra={"directory": str(self.directory)})
+        if self._logged:
+            logger.info("spool has room again", extra={"directory": str(self.directory)})

@@ -199,6 +199,20 @@ def test_a_spooled_body_is_sent_again(site: Site) -> None:
     assert [request.body == BODY for request in site.upstream.requests] == [True] * 3
 
 
+def test_pipelined_requests_behind_a_buffered_one(site: Site) -> None:
+    """Each gets its own body and its answer in turn, on one connection, large answers included."""
+    site.upstream.handler = lambda connection, request: connection.send(
+        respond(connection.body(request))
+    )
+    bodies = [b"one", BODY, b"", b"three"]
+    raws = [post(body) for body in bodies]
+    raws[3] = get("/", CHUNKED, method="POST") + chunks(bodies[3], 2) + b"0\r\n\r\n"
+    with site.connect(receive_buffer=4096) as client, client.sending(b"".join(raws)):
+        site.upstream.wait_requests(2)
+        hurry(client)
+        assert [client.response("POST").body for _ in bodies] == bodies
+
+
 def test_an_early_answer_to_a_large_request(site: Site) -> None:
     """An upstream that refuses by the head alone is heard, however much is still to be sent."""
 

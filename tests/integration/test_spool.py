@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import resource
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -256,6 +257,53 @@ async def test_a_disk_that_cannot_be_read(
     with pytest.raises(SpoolError, match="Input/output"):
         await site.read(body.reader())
     body.close()
+
+
+async def test_a_disk_that_hangs_holds_up_nobody_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop goes on, the body tells its sender to wait, and goes on when the disk does."""
+    gate, real = threading.Event(), os.pwritev
+
+    def hanging(fd: int, blocks: list[memoryview], offset: int) -> int:
+        gate.wait(PATIENCE)
+        return real(fd, blocks, offset)
+
+    monkeypatch.setattr(os, "pwritev", hanging)
+    body = site.body()
+    data = noise(4 * MIB)
+    put = 0
+    while not body.blocked:
+        body.append([data[put : put + 256 * KIB]])
+        put += 256 * KIB
+        await asyncio.sleep(0)
+    assert put < 2 * MIB
+    small = site.body()
+    small.append([b"small"])
+    small.end()
+    assert await site.read(small.reader()) == b"small"
+    assert body.reader().take() == [data[: 256 * KIB]], "what is being written can be read"
+    gate.set()
+    await site.until(lambda: body.in_file)
+    assert await site.read(body.reader()) == data[:put]
+    small.close()
+    body.close()
+
+
+async def test_a_spool_that_fills_again_and_again_is_logged_once(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every refusal is counted, not every one logged."""
+    site.spool.max_size = MIB
+    for _ in range(5):
+        body = site.body()
+        while body.full is None:
+            body.append([bytes(300 * KIB)])
+            await site.until(lambda: not body._writing)  # noqa: B023 (asked at once)
+        body.close()
+        await site.settled()
+    assert site.spool.refused["max_size"] == 5
+    assert sum(r.message.startswith("spool full") for r in caplog.records) == 1
 
 
 async def test_closing_while_the_disk_works_gives_all_back(site: Site) -> None:
