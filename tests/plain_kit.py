@@ -182,6 +182,14 @@ class Rig:
         self.connections.append((stream, recorder))
         self.pool.adopt(stream)
 
+    def another_client(self) -> ClientStream:
+        """One more that has connected; what it is told is written down as `another`."""
+        client = ClientStream(
+            self.clock, self.sweeper, self.memory, Service(self.listener), lambda _: None
+        )
+        client.connection_made(Recorder("another", self.said, self._sockets[1]))
+        return client
+
     def _dial(self) -> None:
         while self.pool._waiting and self.pool._has_room():
             if not self.refused:

@@ -7,10 +7,12 @@ nothing of a large answer.
  1. At level `shed`, connections are ended in the order of what they hold, both their directions and
     their upstream connection's included, until enough is free. A request without an answer gets
     503 `overloaded`, an answer that has begun is cut.
- 2. Whoever holds less than a request needs is never ended.
+ 2. Whoever holds less than a request needs is never ended, nor, where there are very many, less
+    than a fair share.
  3. What the process has beside its accounts counts too, as `unaccounted`: what is resident, less
-    what was at the start, less what is accounted for, and up to half of the budget. So a kind of
-    holder that nobody thought of makes the allowances smaller instead of the process too large.
+    what is accounted for and what a program of this kind takes anyway, up to half of the budget. So
+    a kind of holder that nobody thought of makes the allowances smaller instead of the process too
+    large.
 """
 
 from __future__ import annotations
@@ -32,15 +34,21 @@ logger = logging.getLogger(__name__)
 #: Seconds between two rounds of shedding, and between two looks at the resident memory.
 _ROUND, _LOOK = 0.05, 0.25
 
+#: Bytes of freed memory that are worth asking for.
+_FREE = 16 * 1024 * 1024
+
+#: Connections that are ended in one round: each costs as much as a request.
+_AT_ONCE = 100
+
 #: Looks that freed memory is waited for before the allocator is asked for it.
 _PATIENCE = 20
 
-#: A connection that holds less is never ended.
-_SPARED = 2 * LEAST
+#: A connection that holds less is never ended; where there are very many, the fair share of each
+#: counts, but never less than this.
+_SPARED, _LEAST_SPARED = 2 * LEAST, 4 * 1024
 
-#: Bytes that a process may grow by without being asked what for: an eighth of the limit, at most
-#: this.
-_GROWTH = 24 * 1024 * 1024
+#: Bytes that the interpreter and the program may take without being asked what for.
+_OWN = 48 * 1024 * 1024
 
 #: The share of the limit to which shedding goes on.
 _ENOUGH = SHED_AT - 0.10
@@ -59,14 +67,13 @@ class Shedding:
         self._sweeper = sweeper
         self._resident = resident or resident_bytes
         self._unaccounted = Holding(memory.account("unaccounted"))
-        self._base = 0
-        self._looks_beyond = 0  # in a row
+        self._looks_beyond = 0  # in a row,
+        self._lowest_beyond = 1 << 60  # above the lowest seen
         self._timers: dict[str, asyncio.Handle] = {}
         memory.changed.append(self._changed)
 
     def start(self) -> None:
-        """What is resident now is the program's own."""
-        self._base = self._resident()
+        """Begin to look."""
         self._later("look", _LOOK, self._look)
 
     def stop(self) -> None:
@@ -76,9 +83,10 @@ class Shedding:
 
     def round(self) -> int:
         """End the greediest until enough is free; how many."""
-        excess = self._memory.used - int(self._memory.limit * _ENOUGH)
+        holders, going = self._holders()
+        excess = self._memory.used - going - int(self._memory.limit * _ENOUGH)
         ended = 0
-        for size, _, client in heapq.nlargest(1000, self._holders()):
+        for size, _, client in heapq.nlargest(_AT_ONCE, holders):
             if excess <= 0:
                 break
             client.end_for_memory()
@@ -87,19 +95,22 @@ class Shedding:
         self.shed += ended
         return ended
 
-    def _holders(self) -> list[tuple[int, int, ClientStream]]:
-        """Who holds more than is spared, and how much."""
+    def _holders(self) -> tuple[list[tuple[int, int, ClientStream]], int]:
+        """Who holds more than is spared, and how much; and what those hold that are going."""
         held: dict[ClientStream, int] = {}
         for member in self._sweeper.members:
             if isinstance(member, ClientStream):
                 held[member] = held.get(member, 0) + member.buffered + member.held
             elif isinstance(member, UpstreamStream) and member.owner is not None:
                 held[member.owner] = held.get(member.owner, 0) + member.buffered
+        fair = int(self._memory.limit * _ENOUGH / 2 / max(1, len(held)))
+        spared = max(_LEAST_SPARED, min(_SPARED, fair))
+        going = sum(size for client, size in held.items() if client.shed)
         return [
             (size, id(client), client)
             for client, size in held.items()
-            if size > _SPARED and not client.shed
-        ]
+            if size > spared and not client.shed
+        ], going
 
     def _changed(self, level: Level, before: Level) -> None:
         facts = {
@@ -135,12 +146,14 @@ class Shedding:
             resident = self._resident()
         except OSError:
             return  # no descriptor to ask with: what was seen last still holds
-        growth = min(_GROWTH, self._memory.limit // 8)
-        beyond = resident - self._base - accounted - growth
+        beyond = resident - accounted - _OWN
         self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
-        self._looks_beyond = self._looks_beyond + 1 if beyond > 0 else 0
+        free = beyond > self._lowest_beyond + _FREE
+        self._lowest_beyond = min(self._lowest_beyond, beyond)
+        self._looks_beyond = self._looks_beyond + 1 if free else 0
         if self._looks_beyond >= _PATIENCE:
             self._looks_beyond = 0
+            self._lowest_beyond = beyond  # if nothing comes of it, it is in use
             asyncio.get_running_loop().run_in_executor(None, give_back_freed_memory)
 
     def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:

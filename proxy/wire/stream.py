@@ -155,6 +155,7 @@ class Stream(asyncio.Protocol):
         while end < 0:
             self._scanned = len(front)
             if len(inbox) == 1:
+                self._resume()  # a head has limits of its own, and must be able to end
                 return None
             count, size = 1, len(front)
             while count < len(inbox) and (count == 1 or size < _CUT):
@@ -266,6 +267,10 @@ class Stream(asyncio.Protocol):
 
     def _read_on(self) -> None:
         if self._read_paused and self._inbox_size <= self.memory.allowance:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._read_paused:
             self._read_paused = False
             if not self.lost:
                 self.transport.resume_reading()

@@ -93,7 +93,7 @@ FLOODS: dict[str, Flood] = {
     ),
     "uploads-not-taken": Flood(
         "100 fast uploads into an upstream that hardly reads",
-        first=_request("POST /hardly", "Content-Length: 1000000000"),
+        first=_request("POST /hardly", "Content-Length: 100000000"),
         again=b"\0" * 256 * 1024,
         connections=100,
     ),

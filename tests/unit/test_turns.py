@@ -241,15 +241,45 @@ async def test_what_nobody_accounts_for_counts_as_well() -> None:
         shedding = Shedding(flooded.memory, flooded.sweeper, lambda: resident)
         shedding.start()
         for now, unaccounted in (
-            (60_000_000, 0),
-            (50_000_000 + 24 * 1024 * 1024 + 5_000, 5_000),
+            (40_000_000, 0),
+            (48 * 1024 * 1024 + 5_000, 5_000),
             (10**10, flooded.memory.limit // 2),
-            (50_000_000, 0),
+            (40_000_000, 0),
         ):
             resident = now
             shedding._look()
             assert flooded.memory.accounts()["unaccounted"] == unaccounted
         shedding.stop()
+
+
+async def test_a_head_may_end_however_full_the_budget_is() -> None:
+    """An unfinished head is read on beyond the allowance: its own limits bound it."""
+    with rig() as flooded:
+        flooded.memory.reserve(flooded.memory.limit)
+        flooded.client.data_received(TRACE[:-2] + b"X: " + b"y" * 20_000)
+        assert not flooded.client._read_paused
+        flooded.client.data_received(b"y" * 5_000 + b"\r\n\r\n")
+        await turns_of_the_loop(3)
+        assert answers(flooded) == 1
+
+
+async def test_very_many_who_hold_little_are_shed_too() -> None:
+    """A fair share of the budget is what counts when thousands hold the beginning of a head."""
+    with rig() as flooded:
+        shedding = Shedding(flooded.memory, flooded.sweeper)
+        flooded.memory.resize(16 * 1024 * 1024)
+        others = [flooded.another_client() for _ in range(1_000)]
+        for other in others:
+            other.data_received(TRACE[:-2] + b"X: " + b"y" * 15_000)
+        flooded.client.data_received(TRACE[:-2])
+        assert flooded.memory.used > 14_000_000
+        assert [shedding.round() for _ in range(3)] == [100, 67, 0], "what goes already counts"
+        assert not flooded.client.shed
+        shedding.stop()
+        for other in others:
+            other.connection_lost(None)
+        await turns_of_the_loop(20)
+        assert flooded.memory.used < 1_000
 
 
 def test_a_client_is_given_a_grace_and_then_a_rate() -> None:
