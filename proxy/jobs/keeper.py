@@ -333,6 +333,7 @@ class Keeper:
         before, self.refusing = self.refusing, refusal
         if (before is None) is (refusal is None):
             return
+        self._metrics.degraded("redis", refusal is not None)
         if refusal is not None:
             log.error("redis refuses writes", extra={"mirror": self._name, "reason": refusal})
             self._tell("obstacle", {"reason": f"Redis refuses writes: {refusal}"})

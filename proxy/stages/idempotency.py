@@ -28,6 +28,7 @@ from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.fair_shares import Networks, client_key, forwarded_client, trusted
 from proxy.pipeline.plan import Hooks, Reply, Trouble
+from proxy.tasks import Supervised
 from proxy.upload.check import UploadCheck
 
 REPLAYED = b"Idempotency-Replayed: true"
@@ -62,7 +63,7 @@ class IdempotencyStage:
             ["mirror", "outcome"],
             registry=registry,
         )
-        self._renewing: asyncio.Task[None] | None = None
+        self._renewing = Supervised("idempotency:renew", self._renew)
 
     def bind(self, binding: Binding) -> Hooks | None:
         """A route without `idempotency:` has nothing of this."""
@@ -89,7 +90,7 @@ class IdempotencyStage:
 
     async def start(self) -> None:
         """Begin to renew claims."""
-        self._renewing = asyncio.create_task(self._renew(), name="idempotency:renew")
+        self._renewing.start()
 
     async def _renew(self) -> None:
         while True:
@@ -99,9 +100,7 @@ class IdempotencyStage:
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is found by the next life."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        await self._renewing.stop()
         for coordinator in self._coordinators.values():
             await coordinator.stop()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
@@ -265,16 +266,23 @@ async def test_a_full_redis_is_known_before_the_upload(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """OOM under noeviction: the job could be read, but none can be made."""
-    async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
+    registry = CollectorRegistry()
+    async with (
+        connected(redis_server) as app,
+        running(redis_server, tmp_path / "j.db", registry=registry) as mirror,
+    ):
         await followed(mirror)
         await app.config_set("maxmemory", "100kb")
         await refuses(mirror, "redis_refuses_writes")
+        labels = {"mirror": "make_video", "part": "redis"}
+        assert registry.get_sample_value("proxy_mirror_degraded", labels) == 1
         state = mirror.state()
         assert state["redis"] == "live"
         assert state["writes"].startswith("OOM")
         await app.config_set("maxmemory", 0)
         await eventually(lambda: mirror.creation_refusal() is None, "creations are taken again")
         assert mirror.state()["writes"] == "ok"
+        assert registry.get_sample_value("proxy_mirror_degraded", labels) == 0
 
 
 async def test_a_redis_that_cannot_save_is_known(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ LOOPS = {
     "breaker-sync",
     "deadlines",
     "health-app-http://127.0.0.1:PORT",
+    "idempotency:renew",
     "ledger-writer:jobs.db",
     "loop-lag",
     "mirror:make_video:active",
