@@ -237,6 +237,32 @@ async def test_a_balloon_is_refused(
     assert outcome.facts["reason"] in reason.split()
 
 
+async def test_many_balloons_share_one_budget(pool: ProbePool, validator: UploadValidator) -> None:
+    """Sixteen crafted indexes at once take what two processes may, whatever their number."""
+    body = form(part(balloon(1_500_000)))
+    peaks = [0]
+    done = asyncio.Event()
+
+    async def watch() -> None:
+        while not done.is_set():
+            peaks.append(sum(map(own_memory, descendants())))
+            await asyncio.sleep(0.005)
+
+    watcher = asyncio.create_task(watch(), name="watch")
+    outcomes = await asyncio.gather(*(upload(validator, body) for _ in range(16)))
+    done.set()
+    await watcher
+    assert {outcome.facts["reason"] for outcome in outcomes} == {"undecodable"}
+    assert max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent, and one that is forked ahead
+
+
+def own_memory(process: psutil.Process) -> int:
+    """Bytes that nobody else has; 0 once it has ended."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return int(process.memory_full_info().uss)
+    return 0
+
+
 @contextmanager
 def two_at_work(pool: ProbePool, validator: UploadValidator) -> Iterator[UploadCheck]:
     """Both processes have an upload and do not wait for its client: they do not get so far."""
@@ -274,9 +300,9 @@ async def test_who_waits_too_long_is_told_to_come_back(
 
 
 async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadValidator) -> None:
-    """Twenty clients that stop in the middle hold up nobody, and each may still go on."""
+    """Sixty-four clients that stop in the middle hold up nobody, and each may still go on."""
     with contextlib.ExitStack() as stack:
-        idlers = [stack.enter_context(half_an_upload(validator)) for _ in range(20)]
+        idlers = [stack.enter_context(half_an_upload(validator)) for _ in range(64)]
         await until(lambda: pool.running == 2)
         for _ in range(3):
             assert (await upload(validator, GOOD)).code == "accepted"
