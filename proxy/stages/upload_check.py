@@ -1,4 +1,4 @@
-"""Uploads: only real audio of the right size and length passes, checked while it streams."""
+"""Uploads: only real audio of the right size and length passes, and the app gets it whole."""
 
 from __future__ import annotations
 

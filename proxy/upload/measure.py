@@ -32,7 +32,7 @@ from proxy.upload.packets import (
     refuse_video,
     walk_packets,
 )
-from proxy.upload.source import Source, WholeFile
+from proxy.upload.source import Source
 from proxy.upload.wav import count_samples, find_samples
 
 # Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
@@ -49,8 +49,9 @@ def measure(source: Source, head: bytes, family: Family, limit: float | None) ->
         walks = [measure_mp3(source, limit)]
     else:
         seeking = family is MP4 and not is_sequential(head)
-        file = WholeFile(source) if seeking else source
-        with open_container(file, family) as container:
+        if seeking:
+            source.rewind()
+        with open_container(source, family) as container:
             walks = _walk(container, source, head, family, limit, whole=seeking)
             refuse_video(container, family)
         source.drain()

@@ -8,7 +8,9 @@ Rules:
 3. A process is asked for when the head of a file is whole (64 KiB or its end). Files that are whole
    come first, and take the place of the upload that has been waiting longest for its client. So who
    stands still in the middle of an upload holds a process only while nobody needs it.
-4. The parent is started again when it dies, and its processes die with it. Uploads in progress are
+4. An examination takes a tenth of a second. One that takes more than `TURN` goes to the end of the
+   queue when others wait, and begins anew: files made to be slow cost their own time only.
+5. The parent is started again when it dies, and its processes die with it. Uploads in progress are
    examined anew.
 """
 
@@ -29,6 +31,7 @@ from proxy.upload.session import Job, ProbeSession
 
 START_TIMEOUT = 20.0
 MEMORY = 512 * 1024 * 1024  # bytes beyond the parent's that all processes together may take
+TURN = 1.0  # seconds
 ANSWER_TIMEOUT = 10.0  # seconds that the parent may take for a command
 _MESSAGE = 13  # bytes of the parent's
 _RESTART_DELAYS = (0.0, 0.2, 1.0, 5.0)  # seconds, the last one again and again
@@ -53,8 +56,11 @@ class ProbePool:
         self._memory = memory
         self._running: dict[bytes, ProbeSession] = {}
         self._alive: dict[bytes, int] = {}  # what processes may take, also those being killed
-        self._whole: dict[ProbeSession, None] = {}  # who waits for one, in order; before all others
+        # Who waits for one, in order: whole files, those that have had a turn, those that grow.
+        self._whole: dict[ProbeSession, None] = {}
+        self._slow: dict[ProbeSession, None] = {}
         self._growing: dict[ProbeSession, None] = {}
+        self._look_again: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
         self._keeping = Supervised("upload-probes", self._keep)
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,7 +85,7 @@ class ProbePool:
     @property
     def waiting(self) -> int:
         """Uploads that wait for a process."""
-        return len(self._whole) + len(self._growing)
+        return len(self._whole) + len(self._slow) + len(self._growing)
 
     async def start(self) -> None:
         """Start the parent; returns when it is ready. Raises `RuntimeError` where it does not get
@@ -90,7 +96,9 @@ class ProbePool:
     async def stop(self) -> None:
         """End the parent and every process. Sessions still open are told that they are lost."""
         self._stopping = True
-        for session in [*self._running.values(), *self._whole, *self._growing]:
+        if self._look_again is not None:
+            self._look_again.cancel()
+        for session in [*self._running.values(), *self._whole, *self._slow, *self._growing]:
             session.stop("stopped")
         await self._keeping.stop()
 
@@ -217,11 +225,13 @@ class ProbePool:
 
     def enqueue(self, session: ProbeSession) -> None:
         """Give `session` a process now or when its turn comes."""
-        if session.whole:
-            self._growing.pop(session, None)
-            self._whole[session] = None
-        else:
+        self._forget(session)
+        if not session.whole:
             self._growing[session] = None
+        elif session.had_a_turn:
+            self._slow[session] = None
+        else:
+            self._whole[session] = None
         self._admit()
 
     def leave(self, session: ProbeSession) -> None:
@@ -231,12 +241,15 @@ class ProbePool:
             del self._running[session.name]
             self._command(b"K" + session.name)
         else:
-            self._whole.pop(session, None)
-            self._growing.pop(session, None)
+            self._forget(session)
+
+    def _forget(self, session: ProbeSession) -> None:
+        for queue in (self._whole, self._slow, self._growing):
+            queue.pop(session, None)
 
     def idle(self, session: ProbeSession) -> None:
         """The process of `session` waits for its client."""
-        if self._whole:
+        if self._whole or self._slow:
             self._admit()
 
     def _admit(self) -> None:
@@ -251,24 +264,38 @@ class ProbePool:
                 if not self._command(b"S" + session.name, theirs.fileno()):
                     ours.close()
                     return
-            self._whole.pop(session, None)
-            self._growing.pop(session, None)
+            self._forget(session)
             self._running[session.name] = session
             self._alive[session.name] = session.memory
             session.attach(ours)
 
     def _next(self) -> ProbeSession | None:
-        """Who gets a process now (rule 3); None for nobody yet."""
-        first = next(iter(self._whole or self._growing), None)
+        """Who gets a process now (rules 3 and 4); None for nobody yet."""
+        first = next(iter(self._whole or self._slow or self._growing), None)
         if first is None:
             return None
         if not self._alive or sum(self._alive.values()) + first.memory <= self._memory:
             return first
         if first.whole and len(self._alive) == len(self._running):  # nobody is on the way out
-            idle = [session for session in self._running.values() if session.waits_since]
-            if idle:
-                min(idle, key=lambda session: session.waits_since or 0.0).give_way()
+            self._make_room(first)
         return None
+
+    def _make_room(self, first: ProbeSession) -> None:
+        running = self._running.values()
+        idle = [session for session in running if session.waits_since is not None]
+        if idle:
+            min(idle, key=lambda session: session.waits_since or 0.0).give_way()
+            return
+        oldest = min(running, key=lambda session: session.attached_at)
+        left = oldest.attached_at + TURN - asyncio.get_running_loop().time()
+        if left <= 0 and not first.had_a_turn:
+            oldest.give_way()
+        elif self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(max(left, 0.1), self._look)
+
+    def _look(self) -> None:
+        self._look_again = None
+        self._admit()
 
     def _command(self, command: bytes, fd: int | None = None) -> bool:
         """False when the parent does not take it: it is dead, or a thousand commands behind."""

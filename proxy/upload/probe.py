@@ -39,7 +39,7 @@ from proxy.upload import measure, sandbox
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, recognise
 from proxy.upload.packets import NotAudio, PastLimit, Undecodable
 from proxy.upload.sniff import Sniffer, load_sniffer
-from proxy.upload.source import InMemory, Source, SpoolUnreadable
+from proxy.upload.source import Source, SpoolUnreadable
 
 _ID = 8
 _MAX_JOB = 64 * 1024
@@ -83,7 +83,10 @@ def _rehearse(sniffer: Sniffer) -> None:
     """Walk through one silent file, so that what is made at its first use is there."""
     header = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
     data = header + b"data\xff\xff\xff\xff" + bytes(4096)
-    verdict = judge(InMemory(data), sniffer, tuple(BY_MEDIA_TYPE), None, lambda **_: None)
+    with open(os.memfd_create("rehearsal"), "w+b", buffering=0) as file:
+        file.write(data)
+        source = Source(file.fileno(), len(data), True, lambda _: (len(data), True))
+        verdict = judge(source, sniffer, tuple(BY_MEDIA_TYPE), None, lambda **_: None)
     if "duration" not in json.loads(_line(**verdict)):
         raise RuntimeError(f"the upload probe cannot read a plain WAV: {verdict}")
 

@@ -25,7 +25,10 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from proxy.upload.pool import ProbePool
 
 QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
 PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
@@ -78,31 +81,16 @@ class Job:
         return len(body).to_bytes(4, "big") + body
 
 
-class Owner(Protocol):
-    """What a session needs of the pool."""
-
-    def enqueue(self, session: ProbeSession) -> None:
-        """Give `session` a process now or when its turn comes."""
-        ...
-
-    def leave(self, session: ProbeSession) -> None:
-        """`session` needs its process or its place in the queue no more."""
-        ...
-
-    def idle(self, session: ProbeSession) -> None:
-        """The process of `session` waits for its client."""
-        ...
-
-
 class ProbeSession:
     """One file. All methods are synchronous and cheap.
 
     `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost` says why there will
     be no verdict, `to_blame` whether the file is the reason. `whole`: all of it is in the spool;
     `waits_since`: when the process began to wait for its client, None while it computes.
+    `had_a_turn`: it was taken off while it computed.
     """
 
-    def __init__(self, pool: Owner, job: Job, listener: Callable[[], None]) -> None:
+    def __init__(self, pool: ProbePool, job: Job, listener: Callable[[], None]) -> None:
         self._pool = pool
         self._job = job
         self._listener = listener
@@ -119,6 +107,8 @@ class ProbeSession:
         self.name = b""
         self.whole = False
         self.waits_since: float | None = None
+        self.attached_at = 0.0
+        self.had_a_turn = False
         self.kind: Answer | None = None
         self.verdict: Answer | None = None
         self.lost: str | None = None
@@ -174,6 +164,7 @@ class ProbeSession:
         """The socket of a process that is being forked."""
         assert self._file is not None
         self._heard, self._wanted, self.waits_since = b"", None, None
+        self.attached_at = self._loop.time()
         self._known, self._knows_all = self._received, self.whole
         sock.setblocking(False)
         self._sock = sock
@@ -191,7 +182,10 @@ class ProbeSession:
 
     def give_way(self) -> None:
         """Another upload needs the process more: back to the queue when the file is whole."""
+        self.had_a_turn = self.whole
         self._detach()
+        if self.whole:
+            self._enqueue()
 
     def died(self, status: int | None) -> None:
         """The process has ended; `status` as `os.waitpid` gives it, None where nobody knows."""

@@ -33,6 +33,7 @@ class Source:
         self._descriptor = descriptor
         self._wait = wait
         self._whole = whole
+        self._seeks = False
         self.received = received
         self.position = 0
 
@@ -89,31 +90,19 @@ class Source:
         """Let the last `size` bytes be read again."""
         self.position -= size
 
-    @property
-    def tail(self) -> bytes:
-        """The last bytes of the file, up to 64 KiB; waits for them."""
+    def rewind(self) -> None:
+        """Wait for the end and go to the beginning; from now on FFmpeg may `seek`."""
         self.drain()
-        start = max(0, self.received - TAIL)
-        return self.at(start, self.received - start)
-
-
-class WholeFile:
-    """A complete `source` as a file that FFmpeg may seek in."""
-
-    def __init__(self, source: Source) -> None:
-        source.drain()
-        self._source = source
         self.position = 0
+        self._seeks = True
 
-    def read(self, size: int = _READ) -> bytes:
-        """Up to `size` bytes, empty at the end of the file."""
-        data = self._source.at(self.position, min(size, _READ)) if size > 0 else b""
-        self.position += len(data)
-        return data
+    def seekable(self) -> bool:
+        """Whether `rewind` was called. Before, FFmpeg must take the bytes as they come."""
+        return self._seeks
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As a file's. Raises `ValueError` for a place before the first byte."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self._source.received}
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.received}
         position = base[whence] + offset
         if position < 0:
             raise ValueError("a place before the file")
@@ -124,13 +113,9 @@ class WholeFile:
         """Where the next `read` begins."""
         return self.position
 
-
-class InMemory(Source):
-    """A complete file that is at hand."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(-1, len(data), True, lambda _: (len(data), True))
-        self._data = data
-
-    def _read(self, offset: int, size: int) -> bytes:
-        return self._data[offset : offset + size]
+    @property
+    def tail(self) -> bytes:
+        """The last bytes of the file, up to 64 KiB; waits for them."""
+        self.drain()
+        start = max(0, self.received - TAIL)
+        return self.at(start, self.received - start)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from proxy.upload import probe
 from proxy.upload.families import BY_MEDIA_TYPE
 from proxy.upload.sniff import load_sniffer
-from proxy.upload.source import InMemory
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
+from tests.uploads.growing import Growing
 
 SNIFFER = load_sniffer()
 SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
@@ -33,7 +33,7 @@ def quiet() -> None:
 def examine(data: bytes, limit: float | None = 600.0) -> dict[str, Any]:
     """The probe's last word on `data`, from the code that runs in its processes."""
     types = tuple(BY_MEDIA_TYPE)
-    return probe.judge(InMemory(data), SNIFFER, types, limit, lambda **_: None)
+    return probe.judge(Growing(data), SNIFFER, types, limit, lambda **_: None)
 
 
 def zipped() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -12,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import psutil
 import pytest
 import uvloop
+from av.audio.stream import AudioStream
 
 from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, UploadDurationUnknown
@@ -237,8 +240,12 @@ async def test_a_balloon_is_refused(
     assert outcome.facts["reason"] in reason.split()
 
 
-async def test_many_balloons_share_one_budget(pool: ProbePool, validator: UploadValidator) -> None:
-    """Sixteen crafted indexes at once take what two processes may, whatever their number."""
+async def test_many_balloons_share_one_budget(
+    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight crafted indexes at once take what two processes may, whatever their number."""
+    monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(pool_module, "TURN", PATIENCE)
     body = form(part(balloon(1_500_000)))
     peaks = [0]
     done = asyncio.Event()
@@ -249,7 +256,7 @@ async def test_many_balloons_share_one_budget(pool: ProbePool, validator: Upload
             await asyncio.sleep(0.005)
 
     watcher = asyncio.create_task(watch(), name="watch")
-    outcomes = await asyncio.gather(*(upload(validator, body) for _ in range(16)))
+    outcomes = await asyncio.gather(*(upload(validator, body) for _ in range(8)))
     done.set()
     await watcher
     assert {outcome.facts["reason"] for outcome in outcomes} == {"undecodable"}
@@ -310,6 +317,35 @@ async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadVali
             idler.feed(b"\r\n" + form())
             await idler.finish()
             assert idler.facts["verdict"] == "accepted"
+
+
+def slow_to_read(comments: int) -> bytes:
+    """A second of Opus whose comments cost FFmpeg time that grows with their square."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="ogg") as container:
+        container.metadata.update({f"k{number}": "v" for number in range(comments)})
+        stream = container.add_stream("libopus", rate=48_000)
+        assert isinstance(stream, AudioStream)
+        frame = av.AudioFrame(format="s16", layout="mono", samples=48_000)
+        frame.sample_rate = 48_000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return file.getvalue()
+
+
+async def test_slow_files_cost_their_own_time_only(
+    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of them keep both processes busy; one that is not slow does not wait for their end, and
+    they come to theirs."""
+    monkeypatch.setattr(pool_module, "TURN", 0.05)
+    monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
+    body = form(part(slow_to_read(8_000)))
+    slow = [asyncio.create_task(upload(validator, body), name="slow") for _ in range(5)]
+    await until(lambda: pool.running == 2 and pool.waiting == 3)
+    assert (await upload(validator, GOOD)).code == "accepted"
+    assert sum(task.done() for task in slow) <= 3
+    assert {outcome.code for outcome in await asyncio.gather(*slow)} == {"accepted"}
 
 
 async def test_a_full_spool_is_no_fault_of_the_file(

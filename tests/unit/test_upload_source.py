@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.upload import families, measure, packets
-from proxy.upload.source import Source, SpoolUnreadable, WholeFile
+from proxy.upload.source import Source, SpoolUnreadable
 from tests.uploads.audio import encode
 from tests.uploads.growing import Growing
 
@@ -67,7 +67,10 @@ def test_a_growing_file_reads_like_a_whole_one(size: int, steps: list[tuple[str,
 def test_a_whole_file_seeks_like_any_other(seeks: list[tuple[int, int]]) -> None:
     """From each of the three places, also behind the end; never before the beginning."""
     data = NOISE[:1000]
-    ours, plain = WholeFile(Growing(data)), io.BytesIO(data)
+    ours, plain = Growing(data), io.BytesIO(data)
+    assert not ours.seekable()
+    ours.rewind()
+    assert ours.seekable()
     for whence, offset in seeks:
         base = (0, plain.tell(), len(data))[whence]
         if base + offset < 0:
