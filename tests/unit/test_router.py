@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
 from proxy.pipeline.readings import canonical
@@ -17,6 +21,12 @@ TABLE = RouteTable(
         (["GET"], "/a.b/{x}/c/{y}", "two"),
     ]
 )
+GUARDED = [
+    (["POST"], "/make-video", "create"),
+    (["GET"], "/jobs/{job_id}", "status"),
+    (["POST"], "/jobs/{job_id}/parts/{part}", "part"),
+    (["GET"], "/jobs", "list"),
+]
 CATCH_ALL = RouteTable([(["POST"], "/make-video", "create"), (None, "/{rest:*}", "other")])
 
 
@@ -100,3 +110,14 @@ def test_refused(path: str, table: RouteTable[str]) -> None:
 def test_not_refused(path: str) -> None:
     """Dots in names, and anything in a query, are nobody's trouble."""
     assert CATCH_ALL.match("GET", path)[0] == "other"
+
+
+WITH_GUARDS = RouteTable([*GUARDED, (None, "/{rest:*}", "other")], guards=lambda name: True)
+SEGMENT = st.text(st.sampled_from("abcXYZ019-_~:@!$&'()*+,= é☃"), min_size=1, max_size=8)
+
+
+@given(st.lists(SEGMENT, max_size=5), st.booleans())
+def test_ordinary_paths_are_nobodys_spelling(segments: list[str], slash: bool) -> None:
+    """Whatever an application may name its other resources, encoded as it has to be, passes."""
+    path = "/x" + "".join(f"/{quote(one, safe=':@!$&()*+,=~')}" for one in segments)
+    assert WITH_GUARDS.match("POST", path + "/" * slash)[0] == "other"
