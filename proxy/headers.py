@@ -33,8 +33,20 @@ NOT_NOMINABLE = frozenset(
 )
 
 #: Fields by which a client would ask for another path than the one in its request line, with those
-#: who heed them: Symfony, Zend and IIS; gunicorn (which by default believes any peer on loopback).
-READDRESSING = frozenset({b"x-original-url", b"x-rewrite-url", b"script_name", b"path_info"})
+#: who heed them: Symfony, Zend and IIS; gunicorn (which by default believes any peer on loopback);
+#: a well-known snippet for Flask; what stands behind Traefik.
+READDRESSING = frozenset(
+    {
+        b"x-original-url",
+        b"x-rewrite-url",
+        b"script_name",
+        b"path_info",
+        b"x-script-name",
+        b"x-forwarded-uri",
+        b"x-forwarded-path",
+        b"x-forwarded-method",
+    }
+)
 
 #: What a client may say about who it forwards for and what was asked there, believed only from
 #: `trusted_proxies`.

@@ -43,7 +43,7 @@ GATHER = 0.2  # seconds for which events are gathered before they are written
 RETRY = 1.0  # seconds between two attempts while degraded
 TIDY_EVERY = 60.0  # seconds between two looks for what is too old
 TRIM_TO = 0.9  # of the largest size, when it is exceeded
-TRIM_STEP, TRIM_LEAST = 2000, 200  # events deleted at one time: most, and fewest
+TRIM_STEP = 2000  # events deleted at one time
 _OVERHEAD = 400  # bytes of one event in memory beside its facts
 
 
@@ -232,7 +232,7 @@ class TraceStore:
                 (lane, most), *others = lanes.most_common(2)
                 level = others[0][1] if others else 0
                 # Where lanes are level they take turns, in steps that are worth a commit.
-                number = min(number, max(most - level, TRIM_LEAST))
+                number = min(number, max(most - level, most // 10, 20))
                 await self._file.transaction([(sql.OLDEST, [{"lane": lane, "number": number}])])
                 used = await self._used()
             await self._give_back()
