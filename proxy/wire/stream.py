@@ -220,7 +220,8 @@ class Stream(asyncio.Protocol):
 
     def _go_on_reading(self) -> None:
         self._later = False
-        self.notify()
+        if self.inbox:  # else somebody was faster, and may have handed the connection on
+            self.notify()
 
     def drop(self) -> None:
         """The connection is over: nothing of what it sent is wanted any more."""

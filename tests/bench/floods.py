@@ -266,10 +266,6 @@ class Neighbour:
         """The longest."""
         return max(self.took)
 
-    def p99(self) -> float:
-        """Of a hundred, the second longest."""
-        return sorted(self.took)[int(len(self.took) * 0.99)]
-
 
 def neighbours(ports: tuple[int, int], seconds: float) -> list[Neighbour]:
     """Two who ask in turns: one the proxy, one the upstream."""
@@ -290,12 +286,11 @@ class Found:
     """Of one contender under one flood: milliseconds more than past it, and mebibytes."""
 
     worst: float
-    p99: float
     memory: float
     asked: int
 
     def __str__(self) -> str:
-        return f"{self.worst:.0f} ms (p99 {self.p99:.0f}, n {self.asked}), {self.memory:.0f} MB"
+        return f"{self.worst:.0f} ms ({self.asked} asked), {self.memory:.0f} MB"
 
 
 def measure(contender: Contender, name: str, seconds: float, cores: Cores, workdir: Path) -> Found:
@@ -315,7 +310,6 @@ def measure(contender: Contender, name: str, seconds: float, cores: Cores, workd
                 flooder.stop(grace=0.5)
             return Found(
                 worst=max(0.0, through.worst() - direct.worst()) * 1000,
-                p99=max(0.0, through.p99() - direct.p99()) * 1000,
                 memory=proxy.rss_peak() / _MIB,
                 asked=len(through.took),
             )
