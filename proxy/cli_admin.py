@@ -156,6 +156,9 @@ def _warn(mirrors: Any) -> None:
             for part, good, why in (("redis", "live", "reason"), ("sqlite", "ok", "sqlite_reason"))
             if mirror.get(part) != good
         ]
+        if mirror.get("writes", "ok") != "ok":
+            wrong.append(f"redis refuses writes: {mirror.get('writes')}")
+        wrong += [f"redis right missing: {right}" for right in mirror.get("missing_rights") or ()]
         if wrong:
             told = f"mirror {mirror.get('mirror')}: {'; '.join(wrong)}"
             print(f"reliability-proxy: {printable(told)}", file=sys.stderr)

@@ -604,16 +604,22 @@ async def test_a_server_without_hello(tmp_path: Path) -> None:
         server.kill()
 
 
-def documented_acl(user: str) -> list[str]:
-    """The rules of the ACL line for this user that the docs tell operators to copy."""
+def documented_acl(user: str) -> list[list[str]]:
+    """The rules of the ACL lines for this user that the docs tell operators to copy, but for the
+    password."""
     text = MIRROR_ACL.read_text(encoding="utf-8")
-    (line,) = [one for one in text.splitlines() if one.startswith(f"ACL SETUSER {user} ")]
-    return line.split()[3:]
+    lines = [one for one in text.splitlines() if one.startswith(f"ACL SETUSER {user} ")]
+    return [[rule for rule in line.split()[3:] if not rule.startswith(">")] for line in lines]
 
 
-async def test_the_documented_rights_are_enough(redis_server: RedisServer, tmp_path: Path) -> None:
-    """The ACL line of the docs: nothing is missing, everything that a mirror does is allowed."""
-    rules = [rule for rule in documented_acl("proxy-mirror") if not rule.startswith(">")]
+@pytest.mark.parametrize("breakers", [False, True])
+async def test_the_documented_rights_are_enough(
+    breakers: bool, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The ACL line of the docs: nothing is missing, everything that a mirror does is allowed; and
+    what breakers need can be added to it."""
+    alone, added = documented_acl("proxy-mirror")
+    rules = [*alone, *added] if breakers else alone
     async with (
         as_user(redis_server, *rules) as server,
         connected(redis_server) as app,

@@ -50,10 +50,11 @@ function storesSection(state) {
 function mirrorCard(state, mirror) {
   const redis = mirror.redis === "live";
   const sqlite = mirror.sqlite === "ok";
+  const well = redis && sqlite && mirror.writes === "ok";
   const { last_restore: restore } = mirror;
-  return h("article", { class: `card ${redis && sqlite ? "" : "error"}`, key: mirror.mirror },
+  return h("article", { class: `card ${well ? "" : "error"}`, key: mirror.mirror },
     h("div", { class: "card-head" }, h("h3", null, `Jobs of ${mirror.mirror}`),
-      redis && sqlite ? badge("ok", "ok", "Mirrored") : badge("error", "error", "Degraded")),
+      well ? badge("ok", "ok", "Mirrored") : badge("error", "error", "Degraded")),
     facts([
       ["Redis", h("span", null, redis ? badge("ok", "ok", "Live") : badge("error", "error", words(mirror.redis)),
         mirror.reason && h("span", { class: "note" }, ` ${mirror.reason}`))],
@@ -62,6 +63,8 @@ function mirrorCard(state, mirror) {
       ["Waiting to be written", mirror.backlog ? plural(mirror.backlog, "change") : null],
       ["Last compared in full", mirror.last_sync ? ago(mirror.last_sync, state.now) : "not yet"],
       ["Last restore", restore && `${plural(restore.restored, "job")} put back (${words(restore.cause).toLowerCase()})`],
+      ["Redis refuses writes", mirror.writes === "ok" ? null : mirror.writes],
+      ["Missing rights", mirror.missing_rights.length ? mirror.missing_rights.join("; ") : null],
       ["Obstacle", mirror.obstacle],
       ["Changes seen", mirror.captured.toLocaleString("en")],
     ]));
