@@ -80,6 +80,8 @@ def check(config: Config, found: Findings) -> None:
     _loops(config, found)
     _unused(config, found)
     _redis(config, found)
+    if found.given("spool", "dir") and not config.spool.dir.is_dir():
+        found.notice(("spool", "dir"), "no such directory here: bodies would not wait, but stream")
     telemetry_rules.check(config, found)
 
 

@@ -136,6 +136,8 @@ class Response:
                     break
                 if not self._finished and not self._relay.sent:
                     self._relay.send_body()
+                elif self._finished:
+                    self._discard_request()
                 await self._wait()
                 out, pieces = [], self._read()
         finally:
@@ -190,6 +192,17 @@ class Response:
         if x.place is not None and self._plan.bulkhead is not None:
             self._plan.bulkhead.leave(x.place)
         x.drop_body()
+
+    def _discard_request(self) -> None:
+        """The upstream has answered without the rest of the request: many clients read nothing
+        before they have sent it."""
+        x = self._x
+        if x.body.done or not self._client.inbox:
+            return
+        try:
+            self._client.read_body(x.body)
+        except ProtocolError:
+            x.keep_alive = False  # where it ends is not known, and nobody needs it
 
     @property
     def _reusable(self) -> bool:

@@ -60,7 +60,7 @@ def site_of(directory: Path, **spool: Any) -> Site:
             "limits": {"body": "4MB"},
         },
     }
-    for name in ("retry", "narrow"):
+    for name in ("retry", "narrow", "answers"):
         listeners[name] = {"routes": [{"name": "all", "path": rest, "upstream": name}]}
     upstream = Upstream()
     target = {"targets": [upstream.url]}
@@ -75,6 +75,7 @@ def site_of(directory: Path, **spool: Any) -> Site:
                 "buffering": buffering,
                 "retry": {"backoff": "1ms", "on": ["connect", "reset", 503]},
             },
+            "answers": target | {"buffering": {"response": True}},
             "narrow": target
             | {"buffering": buffering, "bulkhead": {"max_concurrent": 1, "queue_timeout": "60s"}},
         },
@@ -222,6 +223,23 @@ def test_an_early_answer_to_a_large_request(site: Site) -> None:
 
     site.upstream.handler = refuse
     assert site.ask(post(BODY * 3)).status == 413
+
+
+def test_an_early_answer_to_a_client_that_sends_first_and_reads_later(site: Site) -> None:
+    """The answer waits, and the rest of the request is read over, so that it can be sent."""
+
+    def at_once(connection: Connection, request: Request) -> None:
+        connection.send(respond(BODY * 3, "200 OK", "Connection: close"))
+        done.wait(PATIENCE)  # closing at once, the rest unread, would destroy what is under way
+        connection.close()
+
+    done = threading.Event()
+    site.upstream.handler = at_once
+    with site.connect("answers", receive_buffer=4096) as client:
+        client.send(post(bytes(80 * MB)))  # more than all buffers on the way
+        done.set()
+        hurry(client)
+        assert client.response("POST").body == BODY * 3
 
 
 # --- no room ---

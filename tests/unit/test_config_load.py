@@ -408,6 +408,14 @@ def test_limits_that_limit_nobody_are_warnings(tmp_path: Path, more: str, said: 
     assert [said in notice for notice in notices] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(("name", "count"), [("", 0), ("missing", 1), ("c.yaml", 1)])
+def test_a_spool_without_a_directory_is_a_warning(tmp_path: Path, name: str, count: int) -> None:
+    """The proxy runs without one, but large bodies are streams then."""
+    file = tmp_path / "c.yaml"
+    file.write_text(MINIMAL + f"spool: {{dir: {tmp_path / name}}}\n")
+    assert [notice.key for notice in load(file, {}).notices] == ["spool.dir"] * count
+
+
 def test_unused_parts_are_warnings(tmp_path: Path) -> None:
     """An upstream without a route, TLS without https and verification off are worth a word."""
     file = tmp_path / "c.yaml"
