@@ -50,6 +50,7 @@ from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.outputs import Output, open_output
 from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
@@ -59,9 +60,19 @@ from proxy.wire.shedding import Shedding
 
 logger = logging.getLogger(__name__)
 
+#: Sections that a reload cannot change: stores and doors that outlive the plans.
+_FIXED = ("redis", "mirrors", "trace", "admin", "metrics")
+
+#: What is told about the app; started and stopped as a whole.
+_APP_SIDE = ("statsd", "app_metrics", "resources")
+
 
 class CannotStart(Exception):
     """The config is right but the machine refuses: a port in use, a file that cannot be opened."""
+
+
+class Stopping(Exception):
+    """The proxy takes no orders any more."""
 
 
 class Proxy:
@@ -130,7 +141,7 @@ class Proxy:
         self._watch = Watch(self._clock)
         self.metrics.registry.register(self._watch)
         self.metrics.registry.register(ClientMetrics(self._compiler.shares))
-        self._plans = Plans({}, {})
+        self._plans = Plans({}, {}, {}, ())
         self._shedding = Shedding(self._memory, self._sweeper)
         self.metrics.registry.register(MemoryMetrics(self._memory, lambda: self._shedding.shed))
         self._sockets = Sockets(self._clock, self._sweeper, self._memory, self.metrics.listener)
@@ -221,8 +232,12 @@ class Proxy:
         """
         async with self._reloading:
             try:
+                self._refuse_while_stopping()
                 config = await asyncio.to_thread(load_config, self._file)
+                self._refuse_while_stopping()
                 await self._swap(config)
+            except Stopping as error:
+                return ReloadResult(ok=False, problems=[str(error)], stopping=True)
             except ConfigError as error:
                 problems = [str(problem) for problem in error.problems]
             except (OSError, RuntimeError) as error:
@@ -242,15 +257,19 @@ class Proxy:
                 logger.info("reloaded", extra={"config": str(self._file)})
             return ReloadResult(ok=not problems, problems=problems)
 
+    def _refuse_while_stopping(self) -> None:
+        """A reload now would open listeners whose requests are cut in a moment."""
+        if self._draining:
+            raise Stopping("the proxy is stopping: nothing is loaded any more")
+
     async def _swap(self, config: Config) -> None:
         """Raises `OSError` before anything has changed when a socket or certificate is refused."""
-        if (config.redis, config.mirrors) != (self._config.redis, self._config.mirrors):
-            raise OSError("redis and mirrors cannot be changed by a reload: restart the proxy")
-        for section in ("trace", "statsd", "app_metrics", "resources", "admin", "metrics"):
+        for section in _FIXED:
             if getattr(config, section) != getattr(self._config, section):
-                raise OSError(f"{section} cannot be changed by a reload: restart the proxy")
-        if config.logging.output != self._config.logging.output:
-            raise OSError("logging.output cannot be changed by a reload: restart the proxy")
+                raise OSError(
+                    f"{section} cannot be changed by a reload: what depends on it holds data that"
+                    " must be written first. Restart the proxy"
+                )
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:
@@ -259,6 +278,13 @@ class Proxy:
             await self._start_probes(config)
             change = await self._sockets.prepare(config.listeners, plans.listeners)
         except (OSError, RuntimeError):
+            self._breakers.reload(self._config.upstreams)
+            raise
+        try:
+            output = self._new_output(config)
+            await self._renew_app_side(config)
+        except OSError:
+            self._sockets.discard(change)
             self._breakers.reload(self._config.upstreams)
             raise
         # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
@@ -273,7 +299,32 @@ class Proxy:
         self._spool.configure(config.spool.dir, config.spool.max_size)
         self._check_spool(config)
         self._logs.set_level(config.logging.level)
+        if output is not None:
+            self._logs.redirect(output)
         await self._watch.follow(config.upstreams, plans.upstreams)
+
+    def _new_output(self, config: Config) -> Output | None:
+        """Where the log goes from now on; None: where it went. Raises `OSError`."""
+        if config.logging.output == self._config.logging.output:
+            return None
+        return open_output(config.logging.output)
+
+    async def _renew_app_side(self, config: Config) -> None:
+        """Stop what is told about the app, and start it with its new settings. Raises `OSError`,
+        and goes on with the old ones then."""
+        if all(getattr(config, one) == getattr(self._config, one) for one in _APP_SIDE):
+            return
+        await self._app_side.stop()
+        self._app_side.forget()
+        self._app_side = AppSide(config, self.metrics, self._clock)
+        try:
+            self._app_side.start()
+        except OSError:
+            await self._app_side.stop()
+            self._app_side.forget()
+            self._app_side = AppSide(self._config, self.metrics, self._clock)
+            self._app_side.start()
+            raise
 
     def _fit_descriptors(self, config: Config) -> Mapping[str, int]:
         """How many connections each listener may have; raises the process' limit as needed."""

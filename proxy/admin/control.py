@@ -33,6 +33,8 @@ class Control:
     async def reload(self, request: web.Request) -> web.Response:
         await read_object(request)
         result = await self._operated.reload()
+        if result.stopping:
+            raise problems.IsStopping(result.problems[0])
         if not result.ok:
             problem = list(result.problems)
             raise problems.ConfigRefused(

@@ -30,6 +30,8 @@ class ReloadResult:
 
     ok: bool
     problems: Sequence[str] = ()
+    stopping: bool = False
+    """Refused because the proxy is draining, whatever the file says."""
 
 
 class Exposed(Protocol):

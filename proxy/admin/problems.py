@@ -45,6 +45,12 @@ class ConfigRefused(ProxyError):
     status, code, title = 422, "config_refused", "Config refused"
 
 
+class IsStopping(ProxyError):
+    """The proxy is draining: nothing is loaded any more."""
+
+    status, code, title = 409, "stopping", "Proxy is stopping"
+
+
 def from_aiohttp(error: web.HTTPException) -> ProxyError:
     """The router's and the body reader's refusals, in our words."""
     if isinstance(error, web.HTTPMethodNotAllowed):

@@ -104,11 +104,14 @@ class CircuitBreaker:
         self._permit = Permit(self, 0)
 
     def configure(self, rules: BreakerRules, probe_lease: float) -> None:
-        """Take new rules, also at a reload; state and counts stay."""
+        """Take new rules, also at a reload; state and counts stay. A window of another length is
+        another window: it begins empty."""
         self.rules = rules
         self.probe_lease = rules.probe_lease or probe_lease
-        watched = rules.failure_ratio is not None or rules.slow_ratio is not None
-        self._window = SlidingWindow(rules.window) if watched else None
+        if rules.failure_ratio is None and rules.slow_ratio is None:
+            self._window = None
+        elif self._window is None or self._window.span != rules.window:
+            self._window = SlidingWindow(rules.window)
 
     # --- the request path -----------------------------------------------------------------------
 

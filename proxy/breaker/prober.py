@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
 from proxy.breaker.ejection import TargetHealth
 from proxy.clock import Clock, SystemClock
@@ -24,12 +25,21 @@ from proxy.tasks import Supervised
 _log = logging.getLogger("proxy.health")
 
 
+class Target(Protocol):
+    """Where to ask, and with which TLS context: a reload may give it another."""
+
+    @property
+    def address(self) -> TargetAddress: ...
+    @property
+    def tls(self) -> ssl.SSLContext | None: ...
+
+
 class NotAsked(Exception):
     """For want of something of ours the target was not asked: its health is not known."""
 
 
 class HealthProber:
-    """Asks the `targets` (by label) of the upstream `name`; `tls` and `server_name` for https.
+    """Asks the `targets` (by label) of the upstream `name`; `server_name` is for https.
 
     `on_answer(label, status, asked_at)` is told every answer: `status` is None where there was
     none, `asked_at` the monotonic second at which the question began.
@@ -39,10 +49,9 @@ class HealthProber:
         self,
         name: str,
         rules: HealthRules,
-        targets: Mapping[str, TargetAddress],
+        targets: Mapping[str, Target],
         health: TargetHealth,
         *,
-        tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         clock: Clock | None = None,
         on_answer: Callable[[str, int | None, float], None] | None = None,
@@ -51,13 +60,12 @@ class HealthProber:
         self._rules = rules
         self._targets = targets
         self._health = health
-        self._tls = tls
         self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
         self._tasks = [
-            Supervised(f"health-{name}-{label}", partial(self._watch, label, address))
-            for label, address in targets.items()
+            Supervised(f"health-{name}-{label}", partial(self._watch, label, target))
+            for label, target in targets.items()
         ]
 
     def start(self) -> None:
@@ -69,12 +77,12 @@ class HealthProber:
         """Stop asking; returns when all questions are given up."""
         await asyncio.gather(*(task.stop() for task in self._tasks))
 
-    async def _watch(self, label: str, address: TargetAddress) -> None:
+    async def _watch(self, label: str, target: Target) -> None:
         await asyncio.sleep(random.uniform(0.0, self._rules.every))  # noqa: S311
         while True:
             with suppress(NotAsked):
                 asked_at = self._clock.monotonic()
-                status, why = await self._question(address)
+                status, why = await self._question(target)
                 if self._on_answer is not None:
                     self._on_answer(label, status, asked_at)
                 self._record(label, why)
@@ -96,24 +104,24 @@ class HealthProber:
         else:
             _log.warning("%s of %s is unwell: %s", label, self._name, why, extra=facts)
 
-    async def ask(self, address: TargetAddress) -> str | None:
+    async def ask(self, target: Target) -> str | None:
         """One question: None for a good answer, else what was wrong. Raises `NotAsked`."""
-        return (await self._question(address))[1]
+        return (await self._question(target))[1]
 
-    async def _question(self, address: TargetAddress) -> tuple[int | None, str | None]:
+    async def _question(self, target: Target) -> tuple[int | None, str | None]:
         """The status of the answer, and what was wrong with it. Raises `NotAsked`."""
         try:
             async with asyncio.timeout(self._rules.timeout):
-                status = await self._status(address)
+                status = await self._status(target.address, target.tls)
         except TimeoutError:
             return None, f"no answer within {self._rules.timeout:g}s"
         except (OSError, ValueError) as error:
-            if SHORTAGES.check(error, f"a health check of {address}") is not None:
+            if SHORTAGES.check(error, f"a health check of {target.address}") is not None:
                 raise NotAsked from error
             return None, f"{type(error).__name__}: {error}".rstrip(": ")[:200]
         return status, None if 200 <= status < 400 else f"status {status}"
 
-    async def _status(self, address: TargetAddress) -> int:
+    async def _status(self, address: TargetAddress, tls: ssl.SSLContext | None) -> int:
         if address.path is not None:
             reader, writer = await asyncio.open_unix_connection(address.path, limit=4096)
         elif address.scheme == "https":
@@ -121,7 +129,7 @@ class HealthProber:
                 address.host,
                 address.port,
                 limit=4096,
-                ssl=self._tls or True,
+                ssl=tls or True,
                 server_hostname=self._server_name or address.host,
             )
         else:

@@ -11,9 +11,10 @@ _BUCKETS = 10
 class SlidingWindow:
     """Counts of the last `span` seconds; `add` and `expire` cost the same however many calls."""
 
-    __slots__ = ("_buckets", "_slot", "_width", "calls", "failed", "slow")
+    __slots__ = ("_buckets", "_slot", "_width", "calls", "failed", "slow", "span")
 
     def __init__(self, span: float) -> None:
+        self.span = span
         self._width = span / _BUCKETS
         self.clear()
 

@@ -73,6 +73,10 @@ class Plans:
 
     listeners: dict[str, ListenerPlan]
     upstreams: dict[str, UpstreamPlan]
+    #: Contexts of https upstreams, from the files as they are now, also where the plan stays.
+    tls: dict[str, ssl.SSLContext]
+    #: What stages do when these plans come into force (`Hooks.adopted`).
+    adopted: tuple[Callable[[], None], ...]
 
 
 class Compiler:
@@ -113,7 +117,12 @@ class Compiler:
         Raises `OSError` (`ssl.SSLError` is one) when a certificate file cannot be loaded.
         """
         upstreams: dict[str, UpstreamPlan] = {}
+        tls: dict[str, ssl.SSLContext] = {}
+        adopted: list[Callable[[], None]] = []
         for name, wanted in config.upstreams.items():
+            context = client_tls(wanted)
+            if context is not None:
+                tls[name] = context
             if before is not None and before[0].upstreams.get(name) == wanted:
                 upstreams[name] = before[1].upstreams[name]
             else:
@@ -122,7 +131,7 @@ class Compiler:
                     if before is not None and name in before[0].upstreams
                     else None
                 )
-                upstreams[name] = self._upstream(name, wanted, old)
+                upstreams[name] = self._upstream(name, wanted, old, context)
         listeners = {
             name: self._listener(
                 name,
@@ -130,10 +139,11 @@ class Compiler:
                 config.upstreams,
                 upstreams,
                 (connections or {}).get(name, listener.limits.connections),
+                adopted,
             )
             for name, listener in config.listeners.items()
         }
-        return Plans(listeners, upstreams)
+        return Plans(listeners, upstreams, tls, tuple(adopted))
 
     def settle(self, config: Config, plans: Plans) -> None:
         """The plans are in force: what lives on from earlier ones takes its new rules."""
@@ -142,7 +152,11 @@ class Compiler:
             if listener.shares is not None and per_client is not None:
                 self.shares[name] = listener.shares
                 listener.shares.configure(per_client, listener.trusted_proxies)
+        for adopt in plans.adopted:
+            adopt()
         for name, plan in plans.upstreams.items():
+            for pool in plan.upstream.pools:
+                pool.tls = plans.tls.get(name)
             rules = config.upstreams[name]
             if plan.bulkhead is not None and rules.bulkhead is not None:
                 plan.bulkhead.configure(rules.bulkhead)
@@ -154,10 +168,10 @@ class Compiler:
         name: str,
         config: UpstreamConfig,
         old: tuple[UpstreamConfig, UpstreamPlan] | None,
+        tls: ssl.SSLContext | None,
     ) -> UpstreamPlan:
         """A new plan. What counts requests under way, or what they have spent, is the `old` one's:
         a reload must not hand out the same places and retries a second time."""
-        tls = client_tls(config)
         retry = old[1].retry if old is not None else None
         bulkhead = old[1].bulkhead if old is not None else None
         health = None
@@ -213,6 +227,7 @@ class Compiler:
         configs: dict[str, UpstreamConfig],
         upstreams: dict[str, UpstreamPlan],
         connections: int,
+        adopted: list[Callable[[], None]],
     ) -> ListenerPlan:
         routes = [
             (
@@ -221,6 +236,7 @@ class Compiler:
                 self._route(
                     Binding(name, config, route, configs[route.upstream]),
                     upstreams[route.upstream],
+                    adopted,
                 ),
             )
             for route in config.routes
@@ -232,7 +248,7 @@ class Compiler:
         return ListenerPlan(
             name=name,
             table=RouteTable(routes, guards=attrgetter("guards")),
-            unrouted=self._route(Binding(name, config, None, None), None),
+            unrouted=self._route(Binding(name, config, None, None), None, adopted),
             limits=Limits(
                 config.limits.request_line,
                 config.limits.header,
@@ -247,7 +263,12 @@ class Compiler:
             shares=shares,
         )
 
-    def _route(self, binding: Binding, upstream: UpstreamPlan | None) -> RoutePlan:
+    def _route(
+        self,
+        binding: Binding,
+        upstream: UpstreamPlan | None,
+        adopted: list[Callable[[], None]],
+    ) -> RoutePlan:
         route = binding.route
         started: list[Observer] = []
         checks: list[Observer] = []
@@ -271,6 +292,8 @@ class Compiler:
                 rescuers.append(hooks.rescuer)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
+            if hooks.adopted is not None:
+                adopted.append(hooks.adopted)
         if len(filters) > 1:
             raise ValueError("two stages filter the body of one route")
         return RoutePlan(

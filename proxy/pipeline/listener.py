@@ -88,6 +88,11 @@ class ListenerRuntime:
             if listening.family != socket.AF_UNIX:
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Take new certificates. Handshakes under way and connections keep theirs."""
+        if isinstance(self._server, TlsAcceptor):
+            self._server.context = context
+
     def _stream(self) -> ClientStream:
         return ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone)
 

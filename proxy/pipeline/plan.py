@@ -108,7 +108,8 @@ class Hooks:
     `ProxyError` that refuses the request unread. `admit`: is awaited when all of the body is there
     and the upstream knows nothing of it; gives the answer that makes asking unnecessary, or raises
     the `ProxyError` that refuses the request. `rescuer`: is asked when the upstream has no good
-    answer. `finished`: the record is complete.
+    answer. `finished`: the record is complete. `adopted`: the plan is in force; binding changes
+    nothing outside the plan, as the config may yet be refused: what is to change changes here.
     """
 
     started: Observer | None = None
@@ -117,6 +118,7 @@ class Hooks:
     admit: Admission | None = None
     rescuer: Rescuer | None = None
     finished: Observer | None = None
+    adopted: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ class OpenListener:
 
     runtime: ListenerRuntime
     config: Listener
-    tls: ssl.SSLContext | None
 
     def serves(self, wanted: Listener) -> bool:
         """Whether the socket can stay as it is for `wanted`."""
@@ -43,6 +42,8 @@ class Change:
 
     kept: Mapping[str, OpenListener]
     fresh: Mapping[str, OpenListener]
+    #: Of TLS listeners that stay: their certificates as the files are now.
+    tls: Mapping[str, ssl.SSLContext]
 
 
 class Sockets:
@@ -78,13 +79,16 @@ class Sockets:
             for name, wanted in listeners.items():
                 if name not in kept:
                     fresh[name] = await self._listen(name, wanted, plans[name])
-            for name in kept:
-                _server_tls(listeners[name])
+            tls = {name: made for name in kept if (made := _server_tls(listeners[name]))}
         except OSError:
-            for opened in fresh.values():
-                opened.runtime.drain()
+            self.discard(Change({}, fresh, {}))
             raise
-        return Change(kept, fresh)
+        return Change(kept, fresh, tls)
+
+    def discard(self, change: Change) -> None:
+        """It is not made after all: close what was opened for it."""
+        for opened in change.fresh.values():
+            opened.runtime.drain()
 
     def _kept(self, listeners: Mapping[str, Listener]) -> dict[str, OpenListener]:
         """The sockets that stay: those of the same name first, then those that have another one
@@ -111,8 +115,8 @@ class Sockets:
         """From now on the sockets serve these plans. Nothing waits: atomic for every exchange."""
         for name, one in change.kept.items():
             wanted = listeners[name]
-            if one.tls is not None and wanted.tls is not None:
-                one.tls.load_cert_chain(wanted.tls.cert, wanted.tls.key)
+            if name in change.tls:
+                one.runtime.use_tls(change.tls[name])
             one.config = wanted
             one.runtime.service.plan = plans[name]
             one.runtime.count_at(self._tally(name))
@@ -124,12 +128,11 @@ class Sockets:
 
     async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
         runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._memory, self._tally(name))
-        tls = _server_tls(wanted)
         try:
-            await runtime.open(wanted.bind, tls, wanted.reuse_port)
+            await runtime.open(wanted.bind, _server_tls(wanted), wanted.reuse_port)
         except OSError as error:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
-        return OpenListener(runtime, wanted, tls)
+        return OpenListener(runtime, wanted)
 
     def _let_go(self, runtime: ListenerRuntime) -> None:
         """Drain a listener that is no longer wanted."""

@@ -62,7 +62,7 @@ class TlsAcceptor:
         handshake_timeout: Callable[[], float],
     ) -> None:
         self.sockets = tuple(sockets)
-        self._context = context
+        self.context = context
         self._connections = connections
         self._handshake_timeout = handshake_timeout
         self._loop = asyncio.get_running_loop()
@@ -156,7 +156,7 @@ class TlsAcceptor:
             await self._loop.connect_accepted_socket(
                 lambda: client,
                 connection,
-                ssl=self._context,
+                ssl=self.context,
                 ssl_handshake_timeout=self._handshake_timeout(),
                 ssl_shutdown_timeout=_TLS_SHUTDOWN,
             )

@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 from proxy.breaker.prober import HealthProber
 from proxy.clock import Clock
 from proxy.config.upstreams import Upstream
-from proxy.pipeline.compile import client_tls
 from proxy.pipeline.plan import UpstreamPlan
 
 
@@ -46,9 +45,8 @@ class Watch(Collector):
             prober = HealthProber(
                 name,
                 rules,
-                {pool.label: pool.address for pool in plan.upstream.pools},
+                {pool.label: pool for pool in plan.upstream.pools},
                 plan.health,
-                tls=client_tls(upstreams[name]),
                 server_name=upstreams[name].tls.server_name,
                 clock=self._clock,
                 on_answer=self._recovery(plan),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 
 from proxy.breaker.stale import StaleCache
 from proxy.config.listeners import Fallback, StaticAnswer
@@ -19,20 +20,33 @@ class FallbackStage:
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory.account("stale_answers")
         self._copies = memory.account("answers_being_copied")
+        # What plans in force or in use remember. A reload that leaves a route's memory as it was
+        # goes on with it; the rest ends with the last exchange of its plan.
+        self._remembered: weakref.WeakValueDictionary[Hashable, _Stale] = (
+            weakref.WeakValueDictionary()
+        )
 
     def bind(self, binding: Binding) -> Hooks | None:
         """Stale answers are remembered per route."""
         if binding.route is None or binding.route.fallback is None:
             return None
         rules = binding.route.fallback
-        stale = (
-            _Stale(rules, Holding(self._memory), self._copies) if rules.stale is not None else None
-        )
+        stale = self._stale(binding, rules) if rules.stale is not None else None
         return Hooks(
             started=stale.listen if stale else None,
             rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
             finished=stale.remember if stale else None,
         )
+
+    def _stale(self, binding: Binding, rules: Fallback) -> _Stale:
+        route = binding.route
+        assert route is not None
+        place = (binding.listener_name, route.name, route.path, route.upstream)
+        key = (*place, rules.stale, rules.stale_memory, rules.stale_max_body)
+        stale = self._remembered.get(key)
+        if stale is None:
+            stale = self._remembered[key] = _Stale(rules, Holding(self._memory), self._copies)
+        return stale
 
 
 class _Stale:
@@ -40,7 +54,7 @@ class _Stale:
 
     def __init__(self, rules: Fallback, memory: Holding, copies: Account) -> None:
         assert rules.stale is not None
-        weakref.finalize(self, memory.clear)  # a reload makes a new one
+        weakref.finalize(self, memory.clear)
         self._copies = copies
         self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
 

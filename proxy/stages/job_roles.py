@@ -23,6 +23,7 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from urllib.parse import parse_qs
 
 from proxy.clock import iso_utc
@@ -80,8 +81,10 @@ class JobRoles:
                 role.deletes,
                 api_key,
             )
-            mirror.pass_deletions_to(late)
-            return Hooks(rescuer=_Deletes(mirror, door, role.deletes))
+            return Hooks(
+                rescuer=_Deletes(mirror, door, role.deletes),
+                adopted=partial(mirror.pass_deletions_to, late),
+            )
         rescuer = (
             _Reads(mirror, door, role.reads) if role.reads is not None else _Lists(mirror, door)
         )

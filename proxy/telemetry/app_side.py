@@ -14,9 +14,11 @@ from proxy.telemetry.statsd.series import StatsdSeries
 
 class AppSide:
     """The statsd listener, the app's page and the resources of `config`; what it does not name is
-    absent. A reload changes none of them."""
+    absent. A reload that changes any of them stops all and starts them as a whole."""
 
     def __init__(self, config: Config, metrics: Metrics, clock: Clock) -> None:
+        self._metrics = metrics
+        self._guest: AppGuest | None = None
         self.series: StatsdSeries | None = None
         self.resources: ResourceSampler | None = None
         self._statsd: StatsdListener | None = None
@@ -26,7 +28,7 @@ class AppSide:
             metrics.registry.register(self.series)
             self._statsd = StatsdListener(config.statsd, self.series)
         if config.app_metrics is not None:
-            guest = AppGuest(clock, config.app_metrics.stale_after)
+            guest = self._guest = AppGuest(clock, config.app_metrics.stale_after)
             metrics.guests.append(guest.families)
             self._page = AppPage(config.app_metrics, guest)
         if config.resources is not None:
@@ -50,3 +52,11 @@ class AppSide:
             await self._page.stop()
         if self.resources is not None:
             await self.resources.stop()
+
+    def forget(self) -> None:
+        """Take its metrics off ours, so that another one may take their names."""
+        for collector in (self.series, self.resources):
+            if collector is not None:
+                self._metrics.registry.unregister(collector)
+        if self._guest is not None:
+            self._metrics.guests.remove(self._guest.families)

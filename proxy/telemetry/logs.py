@@ -24,7 +24,7 @@ from proxy.clock import iso_utc
 from proxy.headers import new_correlation_id
 from proxy.telemetry import access
 from proxy.telemetry.access import AccessLog
-from proxy.telemetry.outputs import open_output
+from proxy.telemetry.outputs import Output, open_output
 from proxy.telemetry.writer import LogWriter
 
 FIELDS = (
@@ -157,6 +157,10 @@ class Logs:
     def reopen(self) -> None:
         """Open the log file anew before the next line (SIGUSR1); nothing for standard output."""
         self.writer.reopen()
+
+    def redirect(self, output: Output) -> None:
+        """Write to another output from the next line on (`outputs.open_output` makes them)."""
+        self.writer.redirect(output)
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Write what is left, within `timeout` seconds, and give the root logger back as it was;

@@ -62,6 +62,7 @@ class LogWriter:
         self._hurry = threading.Event()  # do not let lines gather
         self._give_up = threading.Event()  # stop trying again
         self._reopen = False
+        self._next_output: Output | None = None
         self._closing = False
         self._closed = False
         self._torn = False
@@ -104,6 +105,14 @@ class LogWriter:
         self._hurry.set()
         self._work.set()
 
+    def redirect(self, output: Output) -> None:
+        """Write to `output` from the next line on; what is queued goes there, too."""
+        with self._lock:
+            unused, self._next_output = self._next_output, output
+        if unused is not None:
+            unused.close()
+        self.reopen()
+
     def flush(self, timeout: float) -> bool:
         """Wait until everything queued so far is written; False after `timeout` seconds."""
         self._hurry.set()
@@ -144,10 +153,15 @@ class LogWriter:
                 lines = self._pieces + self._lines
                 self._pieces, self._lines = [], []
                 reopen, self._reopen = self._reopen, False
+                redirected, self._next_output = self._next_output, None
                 if self._closing and not lines:
                     self._closed = True
                     return
-            if self._output.refresh(force=reopen):
+            if redirected is not None:
+                self._output.close()
+                self._output = redirected
+                self._torn = False
+            elif self._output.refresh(force=reopen):
                 self._torn = False
             if lines:
                 self._write(lines)

@@ -176,7 +176,7 @@ class TargetPool:
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._on_connect = on_connect
-        self._tls = tls
+        self.tls = tls  # what a reload replaces: certificate files may have changed
         self._server_name = server_name
         self._idle: list[UpstreamStream] = []
         self._waiting: deque[Ticket] = deque()
@@ -333,7 +333,7 @@ class TargetPool:
         loop = asyncio.get_running_loop()
         started = self._clock.monotonic()
         address = self.address
-        tls = self._tls
+        tls = self.tls
         server_name = (self._server_name or address.host) if tls is not None else None
         try:
             async with asyncio.timeout(self._connect_timeout):

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,18 @@ async def target(
         yield port
 
 
-def prober(
-    *addresses: TargetAddress, tls: ssl.SSLContext | None = None, rules: Health = PATIENT
-) -> HealthProber:
+@dataclass
+class Place:
+    """What a prober knows of a target."""
+
+    address: TargetAddress
+    tls: ssl.SSLContext | None = None
+
+
+def prober(*addresses: TargetAddress, rules: Health = PATIENT) -> HealthProber:
     """A prober that was not started."""
-    targets = {str(address): address for address in addresses}
-    return HealthProber("svc", rules, targets, TargetHealth(targets, None, rules), tls=tls)
+    targets = {str(address): Place(address) for address in addresses}
+    return HealthProber("svc", rules, targets, TargetHealth(list(targets), None, rules))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +73,7 @@ async def test_what_counts_as_well(answer: bytes | None, why: str | None) -> Non
     async with target(lambda: answer) as port:
         address = parse_target(f"http://127.0.0.1:{port}")
         rules = PATIENT if answer is not None else RULES
-        found = await prober(address, rules=rules).ask(address)
+        found = await prober(address, rules=rules).ask(Place(address))
     assert (found is None) if why is None else (found or "").startswith(why)
 
 
@@ -75,7 +82,7 @@ async def test_a_closed_port_is_unwell() -> None:
     async with target(lambda: b"") as port:
         pass
     address = parse_target(f"http://127.0.0.1:{port}")
-    assert "Refused" in (await prober(address).ask(address) or "")
+    assert "Refused" in (await prober(address).ask(Place(address)) or "")
 
 
 async def test_a_unix_socket_is_asked(tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ async def test_a_unix_socket_is_asked(tmp_path: Path) -> None:
 
     async with conversing(serve, path=tmp_path / "s"):
         address = parse_target(f"unix:{tmp_path / 's'}")
-        assert await prober(address).ask(address) is None
+        assert await prober(address).ask(Place(address)) is None
 
 
 async def test_tls_targets_are_verified() -> None:
@@ -98,8 +105,8 @@ async def test_tls_targets_are_verified() -> None:
     authority.configure_trust(ours)
     async with target(lambda: b"HTTP/1.1 200 OK\r\n\r\n", theirs) as port:
         address = parse_target(f"https://127.0.0.1:{port}")
-        assert await prober(address, tls=ours).ask(address) is None
-        assert "CERTIFICATE_VERIFY_FAILED" in (await prober(address).ask(address) or "")
+        assert await prober(address).ask(Place(address, ours)) is None
+        assert "CERTIFICATE_VERIFY_FAILED" in (await prober(address).ask(Place(address)) or "")
 
 
 async def test_a_target_falls_and_rises() -> None:
@@ -110,8 +117,8 @@ async def test_a_target_falls_and_rises() -> None:
         target(lambda: b"HTTP/1.1 200 OK\r\n\r\n") as two,
     ):
         addresses = [parse_target(f"http://127.0.0.1:{port}") for port in (one, two)]
-        targets = {str(address): address for address in addresses}
-        health = TargetHealth(targets, None, RULES)
+        targets = {str(address): Place(address) for address in addresses}
+        health = TargetHealth(list(targets), None, RULES)
         watcher = HealthProber("svc", RULES, targets, health)
         watcher.start()
         try:
