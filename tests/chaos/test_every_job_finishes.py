@@ -29,8 +29,8 @@ from tests.jobs_site import JobSite, StandIn, client_of, routes
 
 pytest.importorskip("celery")
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "18"))
-SEEDS = [int(one) for one in os.environ.get("CHAOS_SEEDS", "3,8").split(",")]
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
+SEEDS = [int(one) for one in os.environ.get("CHAOS_SEEDS", "3,34").split(",")]
 BREAKER = 2
 FINISH_WITHIN = 90.0  # seconds after the last kill, on a busy machine
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -148,7 +148,7 @@ class Chaos:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             for kill in self.random.sample(every, len(every)):
-                time.sleep(self.random.uniform(0.5, 3))
+                time.sleep(self.random.uniform(0.3, 2))
                 kill()
                 self.kills.append(kill.__name__)
         self.stopping.set()

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.requeue import evidence, workers
+from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.requeue.starter import CannotRequeue
 from proxy.redis_server import RedisServer
 from tests.celery_worker.kit import QUEUE, CeleryWorker, Producer, producing, runs
@@ -310,3 +313,50 @@ async def test_old_data_does_not_run_a_job_again(
             assert await app.hlen("unacked") == await app.zcard("unacked_index") == 0
             assert b"mv_waits" in (await app.lrange(QUEUE, 0, -1))[0]
             await eventually(status(app, "mv_done", "completed"), "the newer version")
+
+
+async def test_that_nobody_works_is_known_at_once(
+    redis_server: RedisServer,
+    tmp_path: Path,
+    producer: Producer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No worker, or one that is deaf to the queue: in the state, the metrics, the log, the list."""
+    monkeypatch.setattr(workers, "COUNT_EVERY", 0.1)
+    monkeypatch.setattr(workers, "NOBODY_AFTER", 0.2)
+    monkeypatch.setattr(evidence, "STALLED_AFTER", 0.5)
+    registry = CollectorRegistry()
+    told: list[str] = []
+
+    def value(name: str) -> float | None:
+        return registry.get_sample_value(name, {"mirror": "make_video"})
+
+    def found(reason: str) -> bool:
+        judged = mirror.judgement("mv_1")
+        return judged is not None and judged.unattended and judged.reason == reason
+
+    async with (
+        running(redis_server, tmp_path / "j.db", registry=registry, **FAST) as mirror,
+        connected(redis_server) as app,
+    ):
+        mirror._keeper.requeue._workers._tell = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
+        await followed(mirror)
+        worker = app.pubsub()
+        await worker.psubscribe("/0.celery.pidbox")
+        await eventually(lambda: value("proxy_queue_workers") == 1, "a worker")
+        await worker.aclose()
+        await queued(app, mirror, "mv_1")
+        await asyncio.to_thread(producer.send, "mv_1")
+        await eventually(lambda: found("no_worker"), "no worker")
+        await eventually(lambda: told == ["no_workers"], "reported")
+        await eventually(lambda: value("proxy_jobs_unattended") == 1, "counted")
+        assert value("proxy_queue_workers") == 0
+        assert "nobody works on the queue since" in str(requeue_problem(mirror.state()["requeue"]))
+        assert [one["job_id"] for one in await mirror.inspection.jobs(stranded=True)] == ["mv_1"]
+        assert "nobody works on the queue" in caplog.messages
+        deaf = app.pubsub()
+        await deaf.psubscribe("/0.celery.pidbox")
+        await eventually(lambda: told == ["no_workers", "workers_back"], "back")
+        await eventually(lambda: found("not_taken"), "deaf")
+        await deaf.aclose()

@@ -60,6 +60,15 @@ def test_a_message_in_the_queue_is_enough() -> None:
     assert judged(there, Workers()).action is Action.NOTHING
 
 
+def test_a_queue_from_which_nobody_takes() -> None:
+    """Workers are connected, but deaf to this queue; a busy one explains that it stands still."""
+    there = replace(LOST, place="queue")
+    assert judged(there, workers(), stalled_for=16).reason == "not_taken"
+    assert judged(there, workers(), stalled_for=16).action is Action.WAIT
+    assert judged(there, workers(), stalled_for=14).action is Action.NOTHING
+    assert judged(there, workers(), stalled_for=999, others=1).action is Action.NOTHING
+
+
 @pytest.mark.parametrize(
     ("job", "who", "reason"),
     [

@@ -22,6 +22,7 @@ from typing import Literal
 from proxy.jobs.requeue.pidbox import Answer, Consumers, Result
 
 CLOCK_SLACK = 1.0  # seconds by which the clocks of proxies may differ
+STALLED_AFTER = 15.0  # seconds; an idle worker takes a message within milliseconds
 ANSWER_HOLDS = 60.0  # seconds for which an answer says something about now
 
 Place = Literal["queue", "taken"]
@@ -139,14 +140,17 @@ def judge(
     readable: bool,
     others: int,
     limits: Limits,
+    stalled_for: float = 0.0,
 ) -> Judgement:
     """`calm_for`: seconds since the last trouble with Redis. `readable`: every message of the
-    broker was read and understood. `others`: other jobs that busy workers may be at."""
+    broker was read and understood. `others`: other jobs that busy workers may be at.
+    `stalled_for`: seconds for which the next message of the queue has been the same one, while no
+    worker has any in its hands."""
     holder = _holder(job, workers, now)
     if holder is not None:
         return Judgement(Action.NOTHING, "running", f"worker {holder} says that it works on it")
     if job.place == "queue":
-        return _in_queue(workers)
+        return _in_queue(workers, others, stalled_for)
     if job.place is None and not readable:
         said = "the broker has messages that cannot be read, one of them may be this job's"
         return Judgement(Action.WAIT, "unreadable_messages", said)
@@ -173,10 +177,15 @@ def _holder(job: Work, workers: Workers, now: float) -> str | None:
     return None
 
 
-def _in_queue(workers: Workers) -> Judgement:
+def _in_queue(workers: Workers, others: int, stalled_for: float) -> Judgement:
     if workers.connected == 0:
         said = "its message is in the queue, but no worker is connected to take it"
         return Judgement(Action.WAIT, "no_worker", said)
+    if stalled_for >= STALLED_AFTER and others == 0:
+        said = (
+            f"its message is in the queue, from which nobody has taken one for {stalled_for:.0f} s"
+        )
+        return Judgement(Action.WAIT, "not_taken", said)
     return Judgement(Action.NOTHING, "in_queue", "its message is in the queue")
 
 

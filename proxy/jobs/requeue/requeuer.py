@@ -113,6 +113,7 @@ class Requeuer:
         # while we watched over this connection.
         self._taken: dict[tuple[str, float], tuple[float, bool]] = {}
         self._looked = False
+        self._next: tuple[bytes, float] | None = None  # the next message, and since when it is
         self._server_started: float | None = None
 
     @property
@@ -131,6 +132,7 @@ class Requeuer:
         async with self._lock:
             self._taken.clear()
             self._looked = False
+            self._next = None
             self._workers.reconnected()
             self._server_started = await self._started(link)
         while True:
@@ -205,6 +207,7 @@ class Requeuer:
         view.results = await self._broker.results(link, self._tasks(jobs, places))
         self._workers.running(view)
         self._notice_taken(view, now)
+        self._notice_next(view, now)
         work = {
             job_id: await self._work(job_id, status, changed, places.get(job_id), view, now)
             for job_id, (status, changed) in jobs.items()
@@ -244,6 +247,14 @@ class Requeuer:
         present = {(tag, one.score) for tag, one in view.taken.items()}
         self._taken = {key: self._taken.get(key, (now, self._looked)) for key in present}
         self._looked = True
+
+    def _notice_next(self, view: View, now: float) -> None:
+        """Whether messages wait though no worker has one in its hands."""
+        following = view.queued[0].raw if view.queued and not view.taken else None
+        if following is None:
+            self._next = None
+        elif self._next is None or self._next[0] != following:
+            self._next = following, now
 
     async def _work(
         self, job_id: str, status: str, changed: float, place: _Found | None, view: View, now: float
@@ -308,6 +319,7 @@ class Requeuer:
                 readable=readable,
                 others=len(busy) - (job.job_id in busy),
                 limits=self._limits,
+                stalled_for=0.0 if self._next is None else now - self._next[1],
             )
             track = self._tracks[job.job_id]
             track.judged = found
