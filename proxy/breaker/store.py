@@ -62,6 +62,7 @@ class BreakerStore:
         self._named = True
         self._clustered = address_of(settings).kind == "cluster"
         self._client = connect(settings, client_name=self._name())
+        self._client_named = True  # the name is set on each of its connections
         self._channel = f"{key_prefix}cb:events"
         self._listens = 0
         #: What Redis does not let us do, in words, by right.
@@ -185,7 +186,11 @@ class BreakerStore:
                 else:
                     yield Notice()
         except NoPermissionError as error:
-            self._lacks("subscribe", error)
+            if self._is_about_name(error):
+                self._lacks("client", error)
+                self._named = False
+            else:
+                self._lacks("subscribe", error)
             raise StoreError(_told(error)) from error
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(_told(error)) from error
@@ -238,15 +243,20 @@ class BreakerStore:
                 except NoScriptError:
                     return await client.eval(script, len(keys), *keys, packed)
             except NoPermissionError as error:
-                if not self._named or "client" not in str(error).lower():
+                if not self._is_about_name(error):
                     raise StoreError(_told(error)) from error
-                # The name is for people who read CLIENT LIST: nothing depends on it.
                 self._lacks("client", error)
                 self._named = False
                 await _quietly_close(self._client)
                 self._client = connect(self._settings, client_name=None)
+                self._client_named = False
             except (RedisError, OSError, TimeoutError) as error:
                 raise StoreError(_told(error)) from error
+
+    def _is_about_name(self, error: NoPermissionError) -> bool:
+        """Whether it was CLIENT SETNAME that was refused. The name is for people who read CLIENT
+        LIST: nothing depends on it, so the connection is made again without."""
+        return (self._named or self._client_named) and "client" in str(error).lower()
 
     def _name(self, suffix: str = "") -> str | None:
         return f"reliability-proxy-breakers-{self._owner}{suffix}" if self._named else None
