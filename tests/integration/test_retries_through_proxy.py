@@ -51,7 +51,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     gone = f"http://127.0.0.1:{free_port()}"
     here = {"targets": [upstream.url]}
     upstreams: dict[str, dict[str, Any]] = {
-        "retry": {**here, "retry": RETRY, "timeouts": {"response": "300ms"}},
+        "retry": {**here, "retry": RETRY, "timeouts": {"response": "1s"}},
         "keyed": {**here, "retry": {**RETRY, "idempotency_key": True}},
         "slow": {**here, "retry": {**RETRY, "backoff": "60s", "max_backoff": "60s"}},
         "poor": {**here, "retry": {**RETRY, "min_per_second": 0, "budget": 0}},
