@@ -317,7 +317,8 @@ async def test_full_disk(operator: Operator) -> None:
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
     try:
-        status, answer, correlation_id = await operator.upload()
+        assert (await operator.upload())[0] == 503  # it has nowhere to wait for its verdict
+        status, answer, correlation_id = await operator.search()
         assert status == 202
         await operator.named(correlation_id, "ledger_cannot_write", "cannot write jobs")
     finally:
