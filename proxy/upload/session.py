@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
 PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
+PROBE_MEMORY = 64 * 1024 * 1024  # bytes: FFmpeg's index of a three-hour MP4 takes 30 MiB
+PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
 RETRY_DELAY = 0.3
 _CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
 MAX_ANSWER = 16 * 1024
@@ -58,15 +60,12 @@ log = logging.getLogger("proxy.upload")
 
 @dataclass(frozen=True)
 class Job:
-    """What a probe process is asked. `memory`: bytes beyond what it starts with; `cpu`: seconds.
-
-    64 MiB: FFmpeg's index of a three-hour MP4 takes 30. 8 s: a hundred times what 50 MB need.
-    """
+    """What a probe process is asked. `memory`: bytes beyond what it starts with; `cpu`: seconds."""
 
     types: tuple[str, ...]
     max_duration: float | None
-    memory: int = 64 * 1024 * 1024
-    cpu: int = 8
+    memory: int = PROBE_MEMORY
+    cpu: int = PROBE_CPU
 
     @classmethod
     def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> Job:
