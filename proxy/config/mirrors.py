@@ -19,7 +19,8 @@ class Requeue(Model):
     `queues` are the lists that workers pop from; bindings, `unacked` and `unacked_index` are found
     by kombu's naming, behind `global_keyprefix` where the broker has one. `attempts`: messages
     pushed for one job at most; `spacing`: between the first two of them, then twice as long each
-    time. `settle`: how long a job must be unchanged before it can be found abandoned.
+    time, up to eight times: outages kill the same job again, and it must still finish in minutes.
+    `settle`: how long a job must be unchanged before it can be found abandoned.
     `max_messages`: a longer queue is not read to its end, and then nothing is concluded from what
     was not found in it. `enabled: false` turns it off.
     """
@@ -31,8 +32,8 @@ class Requeue(Model):
     global_keyprefix: Annotated[str, Field(max_length=200)] | None = None
     unacked: QueueName = "unacked"
     unacked_index: QueueName = "unacked_index"
-    attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    spacing: Annotated[Duration, Field(ge=1)] = 60.0
+    attempts: Annotated[int, Field(ge=1, le=100)] = 10
+    spacing: Annotated[Duration, Field(ge=1)] = 20.0
     settle: Annotated[Duration, Field(gt=0)] = 10.0
     max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 

@@ -168,7 +168,7 @@ async def test_the_documented_rights_are_enough(
     redis_server: RedisServer, tmp_path: Path, worker: CeleryWorker, producer: Producer
 ) -> None:
     """A killed worker's job is put back by a user who has what the docs grant, and no more."""
-    rules = [rule for rule in documented_acl("proxy-requeue") if not rule.startswith(">")]
+    (rules,) = documented_acl("proxy-requeue")
     async with (
         as_user(redis_server, *rules) as server,
         connected(redis_server) as app,
@@ -203,7 +203,7 @@ async def test_a_missing_right_is_no_emptiness(
     redis_server: RedisServer, tmp_path: Path, missing: str, part: str
 ) -> None:
     """An error reply is an error in the log and in the state, and nothing is pushed for it."""
-    rules = [rule for rule in documented_acl("proxy-requeue") if not rule.startswith(">")]
+    (rules,) = documented_acl("proxy-requeue")
     async with (
         as_user(redis_server, *rules, missing) as server,
         connected(redis_server) as app,
@@ -360,3 +360,26 @@ async def test_that_nobody_works_is_known_at_once(
         await eventually(lambda: told == ["no_workers", "workers_back"], "back")
         await eventually(lambda: found("not_taken"), "deaf")
         await deaf.aclose()
+
+
+async def test_workers_stay_known_across_a_restart_of_the_proxy(
+    redis_server: RedisServer, tmp_path: Path, worker: CeleryWorker, producer: Producer
+) -> None:
+    """A worker that is not connected now may work on: it must not be forgotten with the process."""
+    path = tmp_path / "j.db"
+    async with running(redis_server, path, **FAST) as mirror, connected(redis_server) as app:
+        await followed(mirror)
+        await queued(app, mirror, "mv_1")
+        worker.start()
+
+        async def known() -> bool:
+            rows = dict(await mirror._ledger.table("SELECT name, value FROM meta"))
+            return "one@test" in rows.get("workers", "")
+
+        await eventually(known, "known", LONG)
+    worker.kill()
+    async with running(redis_server, path, **FAST) as mirror:
+        await followed(mirror)
+        requeuer = mirror._keeper.requeue
+        assert requeuer is not None
+        await eventually(lambda: "one@test" in requeuer._workers.state.known, "remembered")

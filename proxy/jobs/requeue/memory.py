@@ -108,7 +108,7 @@ class MessageMemory:
             fresh = delivered_anew(own.message, new_id)
             if fresh is not None:
                 return fresh, own.queue, "captured"
-        kind = kind_of(document)
+        kind = await self._kind(job_id) or kind_of(document)
         if not kind:
             return None
         shapes = [_record(row) for row in await self._ledger.table(sql.SHAPES, (kind,))]

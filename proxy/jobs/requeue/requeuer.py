@@ -16,6 +16,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,13 @@ class Requeuer:
             name, requeue, pattern, self._broker, self._memory, ledger, metrics, tell
         )
         self._workers = WorkerWatch(
-            name, self._broker, clock, metrics, tell, remember=settings.stranded_after
+            name,
+            self._broker,
+            clock,
+            metrics,
+            tell,
+            remember=settings.stranded_after,
+            store=lambda nodes: ledger.set_meta("workers", nodes),
         )
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -130,6 +137,8 @@ class Requeuer:
     async def follow(self, link: Link, life: Life) -> None:
         """Look and act until the link is lost (`RedisLost`)."""
         async with self._lock:
+            with suppress(LedgerSilent):
+                self._workers.recall(dict(await self._ledger.table(sql.META)).get("workers", ""))
             self._taken.clear()
             self._looked = False
             self._next = None

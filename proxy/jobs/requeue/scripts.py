@@ -24,7 +24,7 @@ if ARGV[6] ~= '1' then
   if attempts >= tonumber(ARGV[3]) then return {'exhausted', attempts} end
   local at = tonumber(redis.call('HGET', KEYS[1], 'at') or '0')
   local since = now - at
-  if attempts > 0 and since >= 0 and since < tonumber(ARGV[4]) * 2 ^ (attempts - 1) then
+  if attempts > 0 and since >= 0 and since < tonumber(ARGV[4]) * 2 ^ math.min(attempts - 1, 3) then
     return {'spaced', attempts}
   end
 end
@@ -77,7 +77,7 @@ class Pushed:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a push must find. `document` is the job's value as it was judged; `spacing` seconds
-    between the first two messages, doubling."""
+    between the first two messages, then twice as long each time, up to eight times."""
 
     key: str
     job_key: str

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from proxy.clock import Clock, iso_utc
 from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.model import finite
 from proxy.jobs.news import Tell
 from proxy.jobs.redis_side import Link
 from proxy.jobs.requeue.broker import Broker, View
 from proxy.jobs.requeue.evidence import Workers
+from proxy.jobs.requeue.messages import load_object
 from proxy.jobs.requeue.pidbox import Answer
 from proxy.jobs.requeue.scripts import WORKERS_FRESH
 
@@ -36,6 +40,7 @@ class WorkerWatch:
         tell: Tell,
         *,
         remember: float,
+        store: Callable[[str], None],
     ) -> None:
         self.state = Workers()
         self.connected: int | None = None
@@ -46,10 +51,20 @@ class WorkerWatch:
         self._metrics = metrics
         self._tell = tell
         self._remember = remember
+        self._store = store
         self._seen: dict[str, float] = {}  # node: when it last answered, Unix seconds
         self._counted_at = self._asked_at = -math.inf  # monotonic
         self._mailbox_open = False
         self._reported = False
+
+    def recall(self, stored: str) -> None:
+        """Nodes that were known when the process last ran, as `store` was given them."""
+        now = self._clock.time()
+        for node, seen in (load_object(stored) or {}).items():
+            at = finite(seen)
+            if at is not None and now - self._remember < at <= now:
+                self._seen.setdefault(node, at)
+        self.state = replace(self.state, known=frozenset(self._seen))
 
     def reconnected(self) -> None:
         """Over a new connection all is asked anew; who is known stays known."""
@@ -140,8 +155,11 @@ class WorkerWatch:
 
     def _learn(self, found: dict[str, Answer]) -> None:
         now = self._clock.time()
+        before = {node: at for node, at in self._seen.items() if now - at < self._remember / 2}
         for node, answer in found.items():
             self._seen[node] = max(answer.asked_at, self._seen.get(node, 0.0))
+        if not found.keys() <= before.keys():
+            self._store(json.dumps(self._seen))
         self._seen = {
             node: seen for node, seen in self._seen.items() if now - seen < self._remember
         }
