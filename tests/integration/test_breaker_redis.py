@@ -552,3 +552,26 @@ async def test_sentinel_fails_over(tmp_path: Path) -> None:
         sentinel.wait()
         await asyncio.to_thread(replica.kill)
         await asyncio.to_thread(master.kill)
+
+
+async def test_a_good_health_answer_ends_the_open_time_for_all(
+    redis_server: RedisServer, pushed: None
+) -> None:
+    """Once in the fleet, and only of the opening that it was asked after: an answer from before is
+    worth nothing, and neither is one about a state set by hand."""
+    async with fleet(redis_server.url) as sidecars:
+        one, other = sidecars
+        asked_before = now()
+        one.fail(5)
+        await all_in(sidecars, State.OPEN)
+        one.breaker.proven_well(now(), asked_before, "asked too early")
+        held = other.breaker.hold(lambda: None)
+        one.breaker.proven_well(now(), now(), "the health check is good")
+        await all_in(sidecars, State.HALF_OPEN)
+        assert {s.breaker.reason for s in sidecars} == {"the health check is good"}
+        await until(lambda: held.turn == 0.0)  # a lease has come for the call that is held there
+        assert other.breaker.try_admit(now()) is not None
+        await one.board.force("svc", "open", "", 60.0)
+        await all_in(sidecars, State.FORCED_OPEN)
+        one.breaker.proven_well(now(), now(), "well")
+        assert one.breaker.take_proof() == ""
