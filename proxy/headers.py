@@ -113,6 +113,31 @@ _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 _random: list[str] = []
 
 
+#: Fields that belong to the message's framing, to the connection, or to the proxy itself: editing
+#: them would break what they say, so `check` refuses it. `Host` is `upstreams.NAME.host`.
+NOT_EDITABLE = frozenset(
+    {
+        "connection",
+        "content-length",
+        "date",
+        "expect",
+        "host",
+        "keep-alive",
+        "max-forwards",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "via",
+        "x-correlation-id",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    }
+)
+
+
 def new_correlation_id() -> str:
     """A random UUIDv4 (RFC 9562 §5.4) in its usual form, a fifth of the price of `uuid.uuid4`:
     the kernel is asked for randomness once for many."""

@@ -79,6 +79,24 @@ class RouteLimits(Model):
     """Longest request body; beyond it 413."""
 
 
+class FieldRules(Model):
+    """What happens to the header fields of a message; values are fixed texts."""
+
+    set: dict[HeaderName, Annotated[str, Field(pattern=r"^[\t\x20-\x7e\x80-\xff]*$")]] = {}
+    """Fields to add, each instead of all of that name."""
+    remove: tuple[HeaderName, ...] = ()
+    """Fields to leave out."""
+
+
+class RouteHeaders(Model):
+    """Header fields that a route changes."""
+
+    request: FieldRules = FieldRules()
+    """Of requests, on their way to the upstream."""
+    response: FieldRules = FieldRules()
+    """Of answers, on their way to the client; `set` also on those of the proxy's own making."""
+
+
 class RouteTimeouts(Model):
     """Instead of the listener's and the upstream's, on one route. Absent: theirs."""
 
@@ -241,6 +259,8 @@ class Route(Model):
     """What this route takes, instead of the listener's limit."""
     timeouts: RouteTimeouts = RouteTimeouts()
     """How long things may take on this route, instead of the listener's and upstream's times."""
+    headers: RouteHeaders | None = None
+    """Header fields to set and to remove."""
     trace: bool = True
     """Whether exchanges on this route may be kept in the trace."""
 

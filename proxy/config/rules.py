@@ -21,6 +21,7 @@ from proxy.config.problems import Key, Notice, Problem, dotted
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.config.upstreams import Upstream
+from proxy.headers import NOT_EDITABLE
 from proxy.redis_url import parse_redis_url
 
 
@@ -151,6 +152,7 @@ def _listener(key: Key, listener: Listener, found: Findings) -> None:
         _reference((*at, "upstream"), route.upstream, found.names("upstreams"), "upstreams", found)
         _upload(at, route, found)
         _job(at, route, found)
+        _headers(at, route, found)
         _shadow(at, route, listener.routes[:index], found)
         _spelled(at, route, listener.routes, found)
     if listener.tls:
@@ -204,6 +206,22 @@ def _upload(key: Key, route: Route, found: Findings) -> None:
             (*key, "upload", "buffer"),
             "not used: the whole upload waits in the spool (see `spool`)",
         )
+
+
+def _headers(key: Key, route: Route, found: Findings) -> None:
+    if route.headers is None:
+        return
+    for side in ("request", "response"):
+        rules = getattr(route.headers, side)
+        for action, names in (("set", tuple(rules.set)), ("remove", rules.remove)):
+            for index, name in enumerate(names):
+                if name.lower() in NOT_EDITABLE:
+                    at = name if action == "set" else index
+                    found.problem(
+                        (*key, "headers", side, action, at),
+                        "a field that the proxy does not set itself",
+                        repr(name),
+                    )
 
 
 def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings) -> None:

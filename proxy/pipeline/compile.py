@@ -18,13 +18,14 @@ from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.ejection import TargetHealth
 from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
-from proxy.config.listeners import Listener, Route
+from proxy.config.listeners import FieldRules, Listener, Route
 from proxy.config.schema import Config
 from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.descriptors import Need
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.fair_shares import FairShares
+from proxy.pipeline.field_edits import FieldEdits
 from proxy.pipeline.plan import (
     FAILING,
     Admission,
@@ -309,9 +310,17 @@ class Compiler:
             finished=tuple(finished),
             max_body=_max_body(binding),
             body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
+            request_edits=_edits(route.headers.request if route and route.headers else None),
+            response_edits=_edits(route.headers.response if route and route.headers else None),
             repeatable=route is not None and route.repeatable,
             min_rate=binding.listener.timeouts.min_rate,
         )
+
+
+def _edits(rules: FieldRules | None) -> FieldEdits | None:
+    if rules is None or not (rules.set or rules.remove):
+        return None
+    return FieldEdits(rules.set, rules.remove)
 
 
 def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:

@@ -92,7 +92,8 @@ def request_length(x: Exchange) -> int | None:
 def _passing(x: Exchange, head: RequestHead) -> bytes:
     """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
     ours when we repeat, and an answer that we must read is asked for uncompressed."""
-    if x.filter is None and not x.retries and not x.plan.reads_answers:
+    edits = x.plan.request_edits
+    if x.filter is None and not x.retries and not x.plan.reads_answers and edits is None:
         return head.passing
     ours: dict[bytes, bytes] = {}
     if x.filter is not None and x.filter.content_type is not None:
@@ -101,7 +102,8 @@ def _passing(x: Exchange, head: RequestHead) -> bytes:
         ours[b"x-retry-count"] = b"%d" % x.retries
     if x.plan.reads_answers:
         ours[b"accept-encoding"] = b"identity"
-    return head.passing_with(ours) if ours else head.passing
+    passing = head.passing_with(ours) if ours else head.passing
+    return passing if edits is None else edits.of_request(passing)
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:
@@ -145,8 +147,9 @@ def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) 
 
 def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
+    edits = x.plan.response_edits
     return b"%bX-Correlation-ID: %b%b%b%b\r\n\r\n" % (
-        head.passing,
+        head.passing if edits is None else edits.of_response(head.passing),
         x.correlation_id.encode(),
         b"" if head.dated else date_field(x.stream.clock),
         framing + x.added,
@@ -198,7 +201,13 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
         f"{content}{length}\r\nX-Correlation-ID: {x.correlation_id}{fields}"
     )
     return b"".join(
-        (head.encode(), connection_field(x), b"\r\n\r\n", b"" if x.method == "HEAD" else body)
+        (
+            head.encode(),
+            b"" if x.plan.response_edits is None else x.plan.response_edits.added,
+            connection_field(x),
+            b"\r\n\r\n",
+            b"" if x.method == "HEAD" else body,
+        )
     )
 
 
@@ -210,8 +219,11 @@ def made_reply(x: Exchange, reply: Reply) -> bytes:
     lines = reply.lines
     if not any(line[:5].lower() == b"date:" for line in lines):
         lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
+    edits = x.plan.response_edits
     return b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n%b" % (
-        b"\r\n".join((status, *lines)),
+        b"\r\n".join((status, *lines))
+        if edits is None
+        else b"\r\n".join((status, *edits.keep(lines))) + edits.added,
         x.correlation_id.encode(),
         framing,
         connection_field(x),

@@ -232,7 +232,9 @@ def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
     """Rule 2, as far as the config can say. Where targets have names of their own, there is one."""
     refusing = route.checks or route.filter
     one_host = plan.preserve_host or len(plan.upstream.pools) == 1
-    return one_host and not refusing and not route.reads_answers and plan.bulkhead is None
+    edited = route.request_edits or route.response_edits
+    simple = not (refusing or edited or route.reads_answers)
+    return one_host and simple and plan.bulkhead is None
 
 
 def _is_plain(head: RequestHead) -> bool:

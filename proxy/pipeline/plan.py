@@ -18,6 +18,7 @@ from proxy.config.upstreams import OverloadAnswer
 from proxy.errors import ProxyError
 from proxy.pipeline.exchange import BodyFilter, Exchange
 from proxy.pipeline.fair_shares import FairShares, trusted
+from proxy.pipeline.field_edits import FieldEdits
 from proxy.pipeline.router import RouteTable
 from proxy.spool import Spool
 from proxy.wire.client import Limits
@@ -137,6 +138,8 @@ class RoutePlan:
     max_body: int | None  # bytes
     body_timeout: float  # between two pieces of a body, in seconds
     finished: tuple[Observer, ...]
+    request_edits: FieldEdits | None = None
+    response_edits: FieldEdits | None = None
     repeatable: bool = False  # whatever the method
     min_rate: int | None = None  # bytes a second, of a client
 

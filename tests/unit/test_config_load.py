@@ -252,6 +252,18 @@ ROUTES: list[tuple[str, list[str]]] = [
         ["expected exactly one of creates, reads, deletes and lists"],
     ),
     ("{name: a, path: '/', upstream: app, job: {mirror: m}}", ["expected exactly one of creates"]),
+    (
+        "{name: a, path: '/', upstream: app, headers: {request: {set: {Host: x}}}}",
+        ["headers.request.set.Host: expected a field that the proxy does not set itself"],
+    ),
+    (
+        "{name: a, path: '/', upstream: app, headers: {response: {remove: [Date]}}}",
+        ["headers.response.remove[0]: expected a field that the proxy does not set itself"],
+    ),
+    (
+        "{name: a, path: '/', upstream: app, idempotency: {}}",
+        ["idempotency: expected job: {creates: true} beside it"],
+    ),
 ]
 
 
