@@ -42,6 +42,8 @@ POLL, POLL_TROUBLED, POLL_QUIET = 1.0, 5.0, 30.0
 BEAT, ALIVE = 10.0, 25.0
 #: Seconds between two looks that messages ask for: a flood of them costs no more.
 LOOK_PAUSE = 0.02
+#: Messages that are taken before others get their turn.
+TURN = 20
 #: Seconds between two tries to subscribe where Redis does not let us.
 REFUSED = 30.0
 #: Seconds between two tries to reach a Redis that is away, and to subscribe anew.
@@ -349,8 +351,12 @@ class FleetSync:
     async def _listen(self) -> None:
         while True:
             try:
+                heard = 0
                 async for notice in self._store.listen():
                     self._heard(notice)
+                    heard += 1
+                    if heard % TURN == 0:
+                        await asyncio.sleep(0)  # a flood must not hold up the requests
             except StoreError as error:
                 # `work` tells of Redis' absence; without the channel alone, the poll carries on.
                 _log.debug("subscription to breaker transitions lost: %s", error)
