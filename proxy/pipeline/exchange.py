@@ -138,6 +138,7 @@ class Exchange:
     bytes_in = 0
     bytes_out = 0
     extra: dict[str, object] | None = None
+    job_id: str | None = None  # for which a worker makes this call, where that is certain
     client_correlation_id: str | None = None
     route = "-"
     continue_sent = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy.pipeline.compile import Binding
+from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import Hooks
 from proxy.telemetry.access import AccessLog
 
@@ -15,4 +16,13 @@ class AccessLine:
 
     def bind(self, binding: Binding) -> Hooks:
         """The line's constant part is encoded here, once."""
-        return Hooks(finished=self._log.bind(binding.listener_name, binding.route_name))
+        log = self._log.bind(binding.listener_name, binding.route_name)
+        if binding.listener.direction != "egress":
+            return Hooks(finished=log)
+
+        def finished(x: Exchange) -> None:
+            if x.job_id is not None:
+                x.note(job_id=x.job_id)
+            log(x)
+
+        return Hooks(finished=finished)

@@ -35,7 +35,7 @@ class JobContext:
                 found = one or found
             if found is None:
                 return
-            x.note(job_id=found.job_id)
+            x.job_id = found.job_id
             assert x.head is not None
             if found.correlation_id is not None and x.head.correlation is None:
                 x.correlation_id = found.correlation_id

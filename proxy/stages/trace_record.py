@@ -164,7 +164,7 @@ class _Keep:
         return Severity.WARNING if troubled else Severity.OK
 
     def _job_id(self, x: Exchange, extra: dict[str, Any]) -> str | None:
-        job_id = extra.get("job_id")
+        job_id = extra.get("job_id") or x.job_id
         if job_id is None and self._parameter is not None:
             job_id = x.parameters.get(self._parameter)
         if job_id is None and x.head is not None and self._direction == "egress":

@@ -207,7 +207,7 @@ async def test_no_fault_no_suspect(operator: Operator) -> None:
         f"POST /make-video: 202, {job_id} accepted, and stored",
         "upload accepted: audio/mpeg",
         "stage generate_subtitles completed",
-        "call of audio-transcriber: POST /jobs: 200 (inferred)",
+        "call of audio-transcriber: POST /jobs: 200",
         "job completed",
     ):
         assert words in said
