@@ -120,30 +120,6 @@ async def test_a_killed_worker_gives_its_job_back(
         await eventually(acknowledged, "acknowledged", LONG)
 
 
-async def test_a_job_that_runs_unconnected_is_left_alone(
-    redis_server: RedisServer, tmp_path: Path, producer: Producer
-) -> None:
-    """A solo worker goes on while Redis restarts empty, and no second run begins."""
-    worker = CeleryWorker(tmp_path, redis_server, BREAKER_OPEN_FOR="1", STEP="3", STEPS="2")
-    async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
-        since = await followed(mirror)
-        async with connected(redis_server) as app:
-            await queued(app, mirror, "mv_1")
-            worker.start()
-            await asyncio.to_thread(producer.send, "mv_1")
-            await eventually(status(app, "mv_1", "processing"), "begun", LONG)
-        try:
-            await asyncio.to_thread(redis_server.kill)
-            await asyncio.to_thread(redis_server.start)
-            await followed(mirror, since)
-            async with connected(redis_server) as app:
-                await eventually(status(app, "mv_1", "completed"), "completed", LONG)
-                assert await app.llen(QUEUE) == 0
-            assert began(worker, "mv_1") == 1
-        finally:
-            worker.kill()
-
-
 async def test_an_operator_needs_proof_or_force(redis_server: RedisServer, tmp_path: Path) -> None:
     """Without proof the request is refused with the evidence; a finished job never starts."""
     async with (
@@ -383,3 +359,42 @@ async def test_workers_stay_known_across_a_restart_of_the_proxy(
         requeuer = mirror._keeper.requeue
         assert requeuer is not None
         await eventually(lambda: "one@test" in requeuer._workers.state.known, "remembered")
+
+
+@pytest.mark.parametrize("trouble", ["redis", "frozen"])
+async def test_an_idle_worker_does_not_get_what_another_is_at(
+    redis_server: RedisServer, tmp_path: Path, producer: Producer, trouble: str
+) -> None:
+    """Redis restarts empty, or the busy worker hangs for a while: its job is not begun again."""
+    busy = CeleryWorker(tmp_path, redis_server, "busy", BREAKER_OPEN_FOR="1", STEP="3", STEPS="2")
+    idle = CeleryWorker(tmp_path, redis_server, "idle", BREAKER_OPEN_FOR="1", STEP="0.1")
+    async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
+        since = await followed(mirror)
+        requeuer = mirror._keeper.requeue
+        assert requeuer is not None
+        try:
+            async with connected(redis_server) as app:
+                await queued(app, mirror, "mv_1")
+                busy.start()
+                await eventually(
+                    lambda: "busy@test" in requeuer._workers.state.known, "known", LONG
+                )
+                await asyncio.to_thread(producer.send, "mv_1")
+                await eventually(status(app, "mv_1", "processing"), "begun", LONG)
+            idle.start()
+            if trouble == "redis":
+                await asyncio.to_thread(redis_server.kill)
+                await asyncio.to_thread(redis_server.start)
+                await followed(mirror, since)
+            else:
+                busy.freeze()
+            await eventually(
+                lambda: "idle@test" in requeuer._workers.state.answers, "the other answers", LONG
+            )
+            busy.thaw()
+            async with connected(redis_server) as app:
+                await eventually(status(app, "mv_1", "completed"), "completed", LONG)
+            assert began(busy, "mv_1") == 1
+        finally:
+            busy.kill()
+            idle.kill()
