@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -366,7 +367,7 @@ async def test_an_idle_worker_does_not_get_what_another_is_at(
     redis_server: RedisServer, tmp_path: Path, producer: Producer, trouble: str
 ) -> None:
     """Redis restarts empty, or the busy worker hangs for a while: its job is not begun again."""
-    busy = CeleryWorker(tmp_path, redis_server, "busy", BREAKER_OPEN_FOR="1", STEP="3", STEPS="2")
+    busy = CeleryWorker(tmp_path, redis_server, "busy", BREAKER_OPEN_FOR="1", STEP="6", STEPS="2")
     idle = CeleryWorker(tmp_path, redis_server, "idle", BREAKER_OPEN_FOR="1", STEP="0.1")
     async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
         since = await followed(mirror)
@@ -382,15 +383,21 @@ async def test_an_idle_worker_does_not_get_what_another_is_at(
                 await asyncio.to_thread(producer.send, "mv_1")
                 await eventually(status(app, "mv_1", "processing"), "begun", LONG)
             idle.start()
+
+            def answers(later_than: float) -> bool:
+                answer = requeuer._workers.state.answers.get("idle@test")
+                return answer is not None and answer.asked_at > later_than
+
+            # A worker that loses Redis while it starts may end itself: let it start first.
+            await eventually(lambda: answers(0.0), "started", LONG)
             if trouble == "redis":
                 await asyncio.to_thread(redis_server.kill)
                 await asyncio.to_thread(redis_server.start)
                 await followed(mirror, since)
             else:
                 busy.freeze()
-            await eventually(
-                lambda: "idle@test" in requeuer._workers.state.answers, "the other answers", LONG
-            )
+            after = time.time()
+            await eventually(lambda: answers(after), "the other answers", LONG)
             busy.thaw()
             async with connected(redis_server) as app:
                 await eventually(status(app, "mv_1", "completed"), "completed", LONG)
