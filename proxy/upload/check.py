@@ -26,7 +26,7 @@ from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.spool import Spool, SpooledBody
 from proxy.upload import disposition, verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
-from proxy.upload.fields import Fields
+from proxy.upload.fields import Fields, Place
 from proxy.upload.findings import refusal
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
 from proxy.upload.pool import ProbePool
@@ -112,6 +112,7 @@ class UploadCheck:
         self._part: Part | None = None  # the part we are in
         self._file_part: Part | None = None
         self._in_file = False
+        self._nameless = False  # in a file part that has no name, and no byte yet
         self._file_seen = False
         self._body = 0
         self._error: ProxyError | None = None
@@ -119,6 +120,7 @@ class UploadCheck:
         self._waiter: asyncio.Future[None] | None = None
         self._content_length = content_length
         self._form: FormReader | None = None
+        self._charset: str | None = None  # of the form, where the client names one
         self._boundary = b""
         self.on_change: Callable[[], None] | None = None
         self.content_type: bytes | None = None
@@ -127,6 +129,8 @@ class UploadCheck:
             if not self._report and self._form is not None:
                 self._boundary = validator.new_boundary().encode()
                 self.content_type = b"multipart/form-data; boundary=" + self._boundary
+                if self._charset is not None:
+                    self.content_type += b"; charset=" + self._charset.encode()
         except UploadRejected as error:
             self._fail(error)
 
@@ -238,9 +242,10 @@ class UploadCheck:
         if not text and not length:
             raise verdicts.missing(field)
         try:
-            self._form = FormReader(disposition.parse_boundary(text))
+            form_type = disposition.parse_form_type(text)
         except ValueError as error:
             raise verdicts.malformed(str(error), field, reason="content_type") from error
+        self._form, self._charset = FormReader(form_type.boundary), form_type.charset
 
     # --- the body -------------------------------------------------------------------------------
 
@@ -253,6 +258,8 @@ class UploadCheck:
         try:
             for event in self._form.feed(data):
                 if isinstance(event, bytes):
+                    if self._nameless:
+                        self._begin_file()
                     if self._in_file:
                         file.append(event)
                     else:
@@ -271,13 +278,28 @@ class UploadCheck:
 
     def _begin_part(self, part: Part) -> None:
         self._part = part
+        if part.filename is None and part.name != self._field:
+            self._fields.begin(part, **self._place())
+        elif part.filename == "":  # a file, or an input that was left empty: the next byte says
+            self._nameless = True
+        else:
+            self._begin_file()
+
+    def _place(self) -> Place:
+        """Where a part goes that is not the file, and how its name is written."""
+        return {
+            "behind": self._file_seen,
+            "boundary": self._boundary,
+            "raw": self._charset is not None,
+        }
+
+    def _begin_file(self) -> None:
+        part, self._nameless = self._part, False
+        assert part is not None
         if part.name != self._field:
-            if part.filename is not None:
-                raise verdicts.malformed(
-                    f"a file in a field other than {self._field}", self._field, reason="other_file"
-                )
-            self._fields.begin(part.name, behind=self._file_seen, boundary=self._boundary)
-            return
+            raise verdicts.malformed(
+                f"a file in a field other than {self._field}", self._field, reason="other_file"
+            )
         if self._file_seen:
             raise verdicts.malformed(
                 f"field {self._field} is there twice", self._field, reason="duplicate"
@@ -314,6 +336,10 @@ class UploadCheck:
         if self._in_file:
             self._in_file = False
             self._end_of_file()
+        elif self._nameless:
+            self._nameless = False
+            if self._part is not None and self._part.name != self._field:
+                self._fields.unfilled(self._part, **self._place())
         elif self._part is not None:
             self._fields.end()
         self._part = None
@@ -348,7 +374,7 @@ class UploadCheck:
             name = disposition.safe_file_name(self._file_part.filename or "", family)
             head = b"--%b\r\n%bContent-Type: %b\r\n\r\n" % (
                 self._boundary,
-                disposition.write_disposition(self._file_part.name, name),
+                disposition.write_disposition(self._file_part.name.encode(), name),
                 family.media_type.encode(),
             )
             before = bytes(self._fields.before) + head

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TypedDict, Unpack
 
 from proxy.upload import disposition
+from proxy.upload.form import Part
+
+
+class Place(TypedDict):
+    """Where a part goes: `behind` the file or before it, after which `boundary`. `raw`: its name
+    goes as it came, whatever its charset; else it is written in UTF-8."""
+
+    behind: bool
+    boundary: bytes
+    raw: bool
 
 
 class Fields:
@@ -21,12 +32,14 @@ class Fields:
         self._name = b""
         self._value = hashlib.sha256(usedforsecurity=False)
 
-    def begin(self, name: str, *, behind: bool, boundary: bytes) -> None:
-        """A field, `behind` the file or before it."""
-        self._out = self.behind if behind else self.before
-        self._out += b"--" + boundary + b"\r\n" + disposition.write_disposition(name) + b"\r\n"
+    def begin(self, part: Part, **place: Unpack[Place]) -> None:
+        """A field."""
+        self._open(part, place)
+        if part.text_type is not None:
+            self._out += b"Content-Type: " + part.text_type + b"\r\n"
+        self._out += b"\r\n"
         if self._digest:
-            self._name = name.encode()
+            self._name = part.name.encode()
             self._value = hashlib.sha256(usedforsecurity=False)
 
     def add(self, data: bytes) -> None:
@@ -41,6 +54,19 @@ class Fields:
         self._out += b"\r\n"
         if self._digest:
             self.content.append((self._name, self._value.digest()))
+
+    def unfilled(self, part: Part, **place: Unpack[Place]) -> None:
+        """A file input that was left empty, as browsers send it."""
+        self._open(part, place, filename="")
+        self._out += b"Content-Type: application/octet-stream\r\n\r\n\r\n"
+
+    def _open(self, part: Part, place: Place, filename: str | None = None) -> None:
+        self._out = self.behind if place["behind"] else self.before
+        name = part.raw_name
+        if not place["raw"]:
+            name = disposition.decode(name.decode("latin-1")).encode()
+        line = disposition.write_disposition(name, filename)
+        self._out += b"--" + place["boundary"] + b"\r\n" + line
 
     def clear(self) -> int:
         """Forget the values; how many bytes they were."""

@@ -1,11 +1,12 @@
 """A strict reader of multipart/form-data that yields events while the bytes come.
 
 The parser is defnull's `multipart` in strict mode; docs/uploads.md compares it with
-`python-multipart`. Beyond it:
-1. Nothing before the first boundary and nothing behind the last one, an empty line aside
-   (RFC 2046 §5.1.1 allows text there, that is "to be ignored": room to hide in).
-2. One `Content-Disposition` per part, at most one `Content-Type`, no `Content-Transfer-Encoding`
-   (RFC 7578 §4.7), no multipart within (RFC 7578 §4.3).
+`python-multipart`. Around and beyond it:
+1. What stands before the first boundary and behind the last one is dropped, as RFC 2046 §5.1.1
+   wants it, up to 4 KiB each; but the boundary must not come again behind the last one.
+2. One `Content-Disposition` per part, one `Content-Type` (or the same twice), no multipart within
+   (RFC 7578 §4.3). `Content-Transfer-Encoding` may say that there is none (`binary`, `8bit`,
+   `7bit`: RFC 2045 §6.2); any other is refused (RFC 7578 §4.7).
 3. Names are decoded by us: UTF-8, else ISO-8859-1, never refused for their charset.
 """
 
@@ -25,11 +26,13 @@ from multipart import (  # type: ignore[import-untyped]
 from proxy.upload import disposition
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NO_ENCODING = frozenset({"binary", "8bit", "7bit"})
 
 MAX_PARTS = 200
 MAX_HEADER_LINE = 8 * 1024
 MAX_HEADERS = 16
 MAX_NAME = 1000  # characters, field and file names
+MAX_AROUND = 4 * 1024  # bytes of preamble, and of epilogue
 
 
 class FormError(ValueError):
@@ -38,10 +41,14 @@ class FormError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """The head of one part. `filename`: as the client gave it; None for a plain field."""
+    """The head of one part. `filename`: as the client gave it; None for a plain field.
+    `raw_name`: the name as it came between its quotes. `text_type`: the `Content-Type` that a text
+    part keeps."""
 
     name: str
     filename: str | None
+    raw_name: bytes
+    text_type: bytes | None = None
 
 
 class PartEnd:
@@ -67,8 +74,7 @@ class FormReader:
             header_charset="latin-1",
             strict=True,
         )
-        opening = b"--" + boundary
-        self._openings = (opening, b"\r\n" + opening)
+        self._opening = b"--" + boundary
         self._closing = b"\r\n--" + boundary + b"--"
         self._before = b""  # until the first boundary is whole
         self._started = False
@@ -78,14 +84,12 @@ class FormReader:
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Parse on. Raises `FormError`. Consume the iterator before the next call."""
+        if not self._started and not self.complete:
+            data = self._after_preamble(data)
         if self.complete:
-            self._check_epilogue(data)
+            self._drop_epilogue(data)
+        if self.complete or not data:
             return
-        if not self._started:
-            data = self._before = self._before + data
-            if not self._begins(data):
-                return
-            self._before = b""
         ended = False
         try:
             for event in self._parser.parse(data):
@@ -104,18 +108,28 @@ class FormReader:
 
     def close(self) -> None:
         """The body is over. Raises `FormError` where it stopped before the last boundary."""
-        try:
-            self._parser.close()
-        except MultipartError as error:
-            raise FormError("the body ends before the last boundary") from error
+        if not self.complete:
+            raise FormError("the body ends before the last boundary")
 
-    def _begins(self, data: bytes) -> bool:
-        """Rule 1: whether the first boundary is whole; raises where it cannot come any more."""
-        if not any(opening.startswith(data[: len(opening)]) for opening in self._openings):
-            raise FormError("the body does not begin with the boundary")
-        opening = self._openings[data[:1] == b"\r"]
-        self._started = len(data) >= len(opening) + 2
-        return self._started
+    def _after_preamble(self, data: bytes) -> bytes:
+        """Rule 1: from the first boundary on; nothing where that is not whole yet."""
+        data = self._before + data
+        opening = self._opening
+        at = data.find(opening)
+        if at > MAX_AROUND or (at < 0 and len(data) > MAX_AROUND + len(opening)):
+            raise FormError("there is no boundary in the first 4KB of the body")
+        if at > 0 and data[:at][-2:] != b"\r\n":  # some parsers would begin here, others later
+            raise FormError("the first boundary does not begin a line")
+        behind = at + len(opening)
+        if at < 0 or len(data) < behind + 2:
+            self._before = data
+            return b""
+        self._before = b""
+        if data.startswith(b"--", behind):  # a form of no parts
+            self.complete = True
+            return data[behind + 2 :]
+        self._started = True
+        return data[at:]
 
     def _note_end(self, data: bytes, ended: bool) -> None:
         """The parser does not say that a part was the last one, nor where. A part that ended last
@@ -126,45 +140,54 @@ class FormReader:
             at = window.find(self._closing)
             if at >= 0:
                 self.complete = True
-                self._check_epilogue(window[at + len(self._closing) :])
+                self._drop_epilogue(window[at + len(self._closing) :])
         self._recent = data[-keep:] if len(data) >= keep else (self._recent + data)[-keep:]
 
-    def _check_epilogue(self, data: bytes) -> None:
-        self._epilogue += data
-        if not b"\r\n".startswith(self._epilogue):
-            raise FormError("there is more behind the last boundary")
+    def _drop_epilogue(self, data: bytes) -> None:
+        self._epilogue += data[: MAX_AROUND + 1]
+        if self._epilogue[:1] not in (b"", b"\r", b"\n", b" ", b"\t"):
+            raise FormError("the last boundary does not end its line")
+        if len(self._epilogue) > MAX_AROUND:
+            raise FormError("there are more than 4KB behind the last boundary")
+        if self._opening in self._epilogue:
+            raise FormError("there is another boundary behind the last one")
 
 
 def _part(segment: MultipartSegment) -> Part:
-    seen: set[str] = set()
-    parameters: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for name, value in segment.headerlist:
-        if name == "Content-Transfer-Encoding":
-            raise FormError("a part has a Content-Transfer-Encoding")
-        if name in seen and name in ("Content-Disposition", "Content-Type"):
-            raise FormError(f"a part has two {name} fields")
-        seen.add(name)
         if _CONTROL.search(value):
             raise FormError("a part header has control characters")
-        try:
-            if name == "Content-Disposition":
-                parameters = disposition.parse_value(value)[1]
-            elif name == "Content-Type" and value.lower().startswith("multipart/"):
-                raise FormError("a part is itself multipart")
-        except ValueError as error:
-            raise FormError(str(error)) from error
+        _check_header(name, value.strip(" \t").lower(), fields)
+        fields[name] = value
     try:
-        filename = disposition.file_name(parameters)
+        _, parameters = disposition.parse_value(fields["Content-Disposition"])
+        raw = disposition.field_name(parameters)
     except ValueError as error:
         raise FormError(str(error)) from error
-    name = disposition.decode(parameters.get("name", ""))
-    if not name:
-        raise FormError("a part has no name")
-    if len(name) > MAX_NAME or len(filename or "") > MAX_NAME:
+    filename = disposition.file_name(parameters)
+    if len(raw) > MAX_NAME or len(filename or "") > MAX_NAME:
         raise FormError("a name is too long")
-    if filename is not None and "filename*" not in parameters:
-        filename = disposition.decode(filename)
-    return Part(name, filename)
+    content_type = fields.get("Content-Type")
+    return Part(
+        disposition.decode(disposition.unescape(raw)),
+        filename,
+        raw.encode("latin-1"),
+        None if content_type is None else disposition.text_type(content_type),
+    )
+
+
+def _check_header(name: str, value: str, earlier: dict[str, str]) -> None:
+    """Rule 2 of a header in lower case; `earlier` are those before it. Raises `FormError`."""
+    if name == "Content-Transfer-Encoding" and value not in _NO_ENCODING:
+        raise FormError("a part has a Content-Transfer-Encoding other than binary, 8bit and 7bit")
+    if name == "Content-Type" and value.startswith("multipart/"):
+        raise FormError("a part is itself multipart")
+    if name in earlier and (
+        name == "Content-Disposition"
+        or (name == "Content-Type" and value != earlier[name].strip(" \t").lower())
+    ):
+        raise FormError(f"a part has two {name} fields")
 
 
 def _sentence(error: MultipartError) -> str:

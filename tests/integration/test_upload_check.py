@@ -67,7 +67,7 @@ async def test_the_app_gets_a_canonical_form(validator: UploadValidator) -> None
     fields in their order."""
     audio = path_of("m4a-last").read_bytes()
     body = form(
-        part(b"5", b"max_shorts", None, b"Content-Type: text/plain"),
+        part(b"5", b"max_shorts", None, b"Content-Type: text/plain; format=x; charset=Latin1"),
         part(audio, b"audio_file", b"../x<y>.php", b"Content-Type: text/html", b"X-Odd: 1"),
         part("olá".encode(), b"note", None),
     )
@@ -75,11 +75,37 @@ async def test_the_app_gets_a_canonical_form(validator: UploadValidator) -> None
     assert outcome.content_type == b"multipart/form-data; boundary=ours"
     assert outcome.forward_length == len(outcome.sent)
     assert outcome.sent == (
-        b'--ours\r\nContent-Disposition: form-data; name="max_shorts"\r\n\r\n5\r\n'
+        b'--ours\r\nContent-Disposition: form-data; name="max_shorts"\r\n'
+        b"Content-Type: text/plain; charset=Latin1\r\n\r\n5\r\n"
         b'--ours\r\nContent-Disposition: form-data; name="audio_file"; filename="x_y.m4a"\r\n'
         b"Content-Type: audio/mp4\r\n\r\n" + audio + b"\r\n"
         b'--ours\r\nContent-Disposition: form-data; name="note"\r\n\r\nol\xc3\xa1\r\n--ours--\r\n'
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+async def test_inputs_that_were_left_empty_are_no_files(
+    validator: UploadValidator, chunk: int
+) -> None:
+    """Browsers send them with an empty name and no byte: the app gets them so, the audio once."""
+    unfilled = part(b"", b"cover", b"", b"Content-Type: application/octet-stream")
+    nothing = part(b"", b"audio_file", b"")
+    body = form(unfilled, nothing, part(AUDIO, filename=b""), nothing, unfilled)
+    outcome = await upload(validator, body, chunk=chunk)
+    assert outcome.parts() == [
+        ("cover", "", "application/octet-stream", b""),
+        ("audio_file", "audio.mp3", "audio/mpeg", AUDIO),
+        ("cover", "", "application/octet-stream", b""),
+    ]
+
+
+async def test_names_and_charset_go_as_they_came(validator: UploadValidator) -> None:
+    """In the charset that the client names; without one, names are UTF-8."""
+    body = form(part(b"\xe7", "a\xe7\xe3o".encode("latin-1"), None), part(AUDIO))
+    for charset, name in ((b"", "a\xe7\xe3o".encode()), (b"; charset=ISO-8859-1", b"a\xe7\xe3o")):
+        outcome = await upload(validator, body, content_type=CONTENT_TYPE + charset)
+        assert outcome.content_type == b"multipart/form-data; boundary=ours" + charset
+        assert b'name="' + name + b'"\r\n\r\n\xe7\r\n' in outcome.sent
 
 
 async def test_a_refused_type_never_reaches_the_app(validator: UploadValidator) -> None:
@@ -191,13 +217,14 @@ REFUSED = {
     "no body": (b"", "upload_missing"),
     "a text field": (form(part(b"x", b"audio_file", None)), "upload_missing"),
     "empty": (form(part(b"")), "upload_empty"),
-    "empty, no name": (form(part(b"", b"audio_file", b"")), "upload_empty"),
+    "empty, no name": (form(part(b"", b"audio_file", b"")), "upload_missing"),
+    "another file without a name": (form(part(AUDIO), part(b"x", b"a", b"")), "upload_malformed"),
     "two files": (form(part(AUDIO), part(AUDIO)), "upload_malformed"),
     "file and field": (form(part(AUDIO), part(b"x", b"audio_file", None)), "upload_malformed"),
     "another file": (form(part(AUDIO), part(AUDIO, b"cover")), "upload_malformed"),
     "cut short": (form(part(AUDIO))[:-10], "upload_malformed"),
     "cut in the file": (form(part(AUDIO))[:2000], "upload_malformed"),
-    "junk behind": (form(part(AUDIO)) + b"junk", "upload_malformed"),
+    "junk behind": (form(part(AUDIO)) + b"junk" * 2000, "upload_malformed"),
     "large fields": (form(part(AUDIO), part(b"x" * OTHER_FIELDS, b"a", None)), "upload_malformed"),
     "not a form": (b'{"audio_file": 1}', "upload_malformed"),
 }

@@ -190,7 +190,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "empty": (form(part(b"")), "upload_empty"),
     "no file": (form(part(b"x", b"other", None)), "upload_missing"),
     "twice": (form(part(MP3), part(MP3)), "upload_malformed"),
-    "junk behind": (GOOD + b"junk", "upload_malformed"),
+    "junk behind": (GOOD + b"junk" * 2000, "upload_malformed"),
     "cut in the form": (GOOD[:-6], "upload_malformed"),
     "cut in the audio": (form(part(path_of("m4a-last").read_bytes()[:4000])),
                          "upload_duration_unknown"),
