@@ -1,7 +1,7 @@
 """The running proxy: the one place where its parts are built, started, reloaded, drained, stopped.
 
-Order of a start: config, telemetry, plans, listeners, admin. A stop goes the other way, except that
-the admin stays up through the drain, so that `/readyz` can say 503.
+Order of a start: config, plans, admin, stores, listeners. A stop goes the other way: the admin is
+up while anything else is, so that `/readyz` can say 503 during a start and a drain.
 """
 
 from __future__ import annotations
@@ -158,41 +158,59 @@ class Proxy:
             ],
         )
         self.metrics.registry.register(ConnectionMetrics(self._admin.connections))
-        self._started = False
+        self._starting = "plans"  # what is being started; empty when all is
         self._draining = False
         self._reloading = asyncio.Lock()
 
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open everything. Raises `CannotStart`; nothing is left open then."""
+        """Open everything: the admin's doors first, which answer "starting" until the rest is open.
+        Raises `CannotStart`; nothing is left open then, nor when it is cancelled."""
         try:
-            connections = self._fit_descriptors(self._config)
-            self._plans = self._compiler.compile(self._config, connections=connections)
-            self._compiler.settle(self._config, self._plans)
-            self._sweeper.start()
-            self._lag.start()
-            self._shedding.start()
-            self._shortages.start()
-            self._app_side.start()
-            await self._start_probes(self._config)
-            self._check_spool(self._config)
-            if self._trace is not None:
-                await self._trace.start()
-            await self._breakers.start()
-            await self._mirrors.start()
-            await self._idempotency.start()
-            await self._watch.follow(self._config.upstreams, self._plans.upstreams)
-            listeners, plans = self._config.listeners, self._plans.listeners
-            self._sockets.make(await self._sockets.prepare(listeners, plans), listeners, plans)
-            await self._status.start()
-            await self._admin.start(self._config)
+            await self._start()
         except (OSError, RuntimeError) as error:
             await self.stop()
-            raise CannotStart(str(error)) from error
-        self._started = True
+            said = str(error) or type(error).__name__
+            if isinstance(error, TimeoutError):
+                said = f"{self._starting} did not start in time: {said}"
+            raise CannotStart(said) from error
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+        self._starting = ""
         for name, addresses in self._sockets.addresses().items():
             logger.info("listening", extra={"listener": name, "addresses": addresses})
+
+    async def _start(self) -> None:
+        """Raises `OSError`, `RuntimeError`; `_starting` says at what."""
+        connections = self._fit_descriptors(self._config)
+        self._plans = self._compiler.compile(self._config, connections=connections)
+        self._compiler.settle(self._config, self._plans)
+        self._sweeper.start()
+        self._lag.start()
+        self._shedding.start()
+        self._shortages.start()
+        self._starting = "admin"
+        await self._admin.start(self._config)
+        self._starting = "statsd, app metrics and resources"
+        self._app_side.start()
+        self._starting = "upload probes"
+        await self._start_probes(self._config)
+        self._check_spool(self._config)
+        self._starting = "trace"
+        if self._trace is not None:
+            await self._trace.start()
+        self._starting = "breakers"
+        await self._breakers.start()
+        self._starting = "mirrors"
+        await self._mirrors.start()
+        await self._idempotency.start()
+        await self._watch.follow(self._config.upstreams, self._plans.upstreams)
+        self._starting = "listeners"
+        listeners, plans = self._config.listeners, self._plans.listeners
+        self._sockets.make(await self._sockets.prepare(listeners, plans), listeners, plans)
+        await self._status.start()
 
     async def drain(self) -> None:
         """Take nothing new and let exchanges in progress end, for `drain_timeout` at most."""
@@ -358,9 +376,17 @@ class Proxy:
         """While this can be asked, the loop runs."""
         return True
 
+    @property
+    def starting(self) -> bool:
+        """Whether some part cannot be asked yet."""
+        return bool(self._starting)
+
     def readiness(self) -> Readiness:
         """Ready while started and not draining."""
-        state = "draining" if self._draining else "serving" if self._started else "starting"
+        if self._starting:  # some parts have no state yet
+            detail = "draining" if self._draining else f"starting: {self._starting}"
+            return Readiness(ready=False, checks={"listeners": Check(ok=False, detail=detail)})
+        state = "draining" if self._draining else "serving"
         listening = Check(ok=state == "serving", detail=state)
         checks = {"listeners": listening}
         dying = [task for task in TASKS.reports() if task.troubled]

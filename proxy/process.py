@@ -63,10 +63,12 @@ async def _run(file: Path, config: Config, logs: Logs) -> None:
     loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
     TASKS.fatal = lambda name: asked.put_nowait(f"{_FATAL}{name}")
-    await proxy.start()
+    what = await _started(proxy, asked)
     collect_rarely()
-    while (what := await asked.get()) == "reload":
-        await proxy.reload()
+    while what is None or what == "reload":
+        if what == "reload":
+            await proxy.reload()
+        what = await asked.get()
     if what.startswith(_FATAL):
         await proxy.stop()
         raise CannotGoOn(f"background task {what.removeprefix(_FATAL)} cannot be kept alive")
@@ -78,6 +80,30 @@ async def _run(file: Path, config: Config, logs: Logs) -> None:
     await asyncio.gather(draining, again, return_exceptions=True)
     await proxy.stop()
     logger.info("stopped")
+
+
+async def _started(proxy: Proxy, asked: asyncio.Queue[str]) -> str | None:
+    """Start, unless something is asked before the end that cannot wait for it; returns that. A
+    reload can. Raises `CannotStart`."""
+    start = asyncio.create_task(proxy.start(), name="start")
+    reload = None
+    while True:
+        asking = asyncio.create_task(asked.get(), name="signals during the start")
+        await asyncio.wait({start, asking}, return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            if asking.done():
+                asked.put_nowait(asking.result())
+            asking.cancel()
+            await start
+            return reload
+        what = asking.result()
+        if what == "reload":
+            reload = what
+            continue
+        logger.info("asked to stop during the start")
+        start.cancel()
+        await asyncio.wait({start})
+        return what
 
 
 async def _second_stop(asked: asyncio.Queue[str]) -> None:

@@ -46,6 +46,8 @@ class FakeProxy:
         self.metrics = metrics
         self.state = "serving"
 
+    starting = False
+
     def live(self) -> bool:
         return True
 

@@ -29,18 +29,22 @@ def admin_app(config: Admin, operated: Operated, parts: Sequence[Part] = ()) -> 
     """The operator's door: everything, behind the token if there is one."""
     token = None if config.token is None else config.token.get_secret_value()
     mounted: list[Part] = [Probes(operated), Control(operated), *parts]
-    return _app(token, config.bind, config.hosts, mounted)
+    return _app(token, config.bind, config.hosts, mounted, operated)
 
 
 def metrics_app(bind: Bind, operated: Operated) -> web.Application:
     """The read-only door, for Prometheus and probes; needs no token."""
-    return _app(None, bind, (), [Probes(operated)])
+    return _app(None, bind, (), [Probes(operated)], operated)
 
 
 def _app(
-    token: str | None, bind: Bind, hosts: Collection[str], parts: Sequence[Part]
+    token: str | None,
+    bind: Bind,
+    hosts: Collection[str],
+    parts: Sequence[Part],
+    operated: Operated,
 ) -> web.Application:
-    guard = Guard(token, hosts if _is_loopback(bind) else None)
+    guard = Guard(token, hosts if _is_loopback(bind) else None, lambda: operated.starting)
     app = web.Application(middlewares=[guard.middleware()], client_max_size=BODY_LIMIT)
     for part in parts:
         part.mount(app.router)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -36,9 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """The one middleware. `hosts` are names allowed in `Host`, None: any name."""
+    """The one middleware. `hosts` are names allowed in `Host`, None: any name. While `starting`,
+    the API is closed."""
 
-    def __init__(self, token: str | None, hosts: Collection[str] | None) -> None:
+    def __init__(
+        self, token: str | None, hosts: Collection[str] | None, starting: Callable[[], bool]
+    ) -> None:
+        self._starting = starting
         self._token = None if token is None else _digest(token)
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
@@ -73,6 +77,10 @@ class Guard:
             self._check_token(request)
         if request.method not in _READING:
             _check_origin(request)
+        if request.path.startswith("/api/") and self._starting():
+            raise problems.IsStarting(
+                "The proxy is starting; `/readyz` says how far it is", retry_after=1.0
+            )
 
     def _check_host(self, request: web.Request) -> None:
         if self._hosts is None:

@@ -50,6 +50,11 @@ class Operated(Protocol):
         """What `/metrics` shows."""
         ...
 
+    @property
+    def starting(self) -> bool:
+        """Whether it is not yet up: then it answers for nothing but its probes and metrics."""
+        ...
+
     def live(self) -> bool:
         """Whether the process works at all; False asks for its end."""
         ...

@@ -15,6 +15,12 @@ from proxy.errors import (
 )
 
 
+class IsStarting(ProxyError):
+    """Parts of the proxy that an answer would be about are not up yet."""
+
+    status, code, title = 503, "starting", "Starting"
+
+
 class Forbidden(ProxyError):
     """A browser was led here by a page of somebody else."""
 

@@ -1,19 +1,18 @@
-"""A listening socket and the connections that came through it: open, drain, close."""
+"""The sockets of one listener and the connections that came through them: open, drain, close."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from proxy.clock import Clock
-from proxy.config.units import Bind
 from proxy.errors import ProxyError
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.fair_shares import FairShares
+from proxy.pipeline.listening import duplicate, stop_taking, waiting
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
 from proxy.pipeline.tls_accept import TlsAcceptor
@@ -27,6 +26,13 @@ _BACKLOG = 4096
 #: Descriptors of each listening socket: the event loop accepts one connection from each in a turn,
 #: and who comes behind a hundred others should not wait for a hundred turns.
 _ACCEPTS = 8
+
+#: Seconds after the start of a drain within which a connection that the kernel has begun must be
+#: confirmed by its client (the time of a round trip, twice), and those for the queue to be empty.
+_CONFIRMED, _LAST_CALL = 0.2, 5.0
+
+#: Seconds that handshakes under way have after that: as long as a first request over plain TCP.
+_HANDSHAKES = 1.0
 
 
 class ListenerRuntime:
@@ -46,52 +52,62 @@ class ListenerRuntime:
         self._clock = clock
         self._sweeper = sweeper
         self._memory = memory
-        self._server: asyncio.Server | TlsAcceptor | None = None
-        self._accepting: list[asyncio.Server] = []  # on more descriptors of its sockets
+        self.sockets: tuple[socket.socket, ...] = ()
+        self._tls: ssl.SSLContext | None = None
+        self._acceptor: TlsAcceptor | None = None
+        self._servers: list[asyncio.Server] = []  # without TLS
         self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
         self._draining = False
+        self._emptying: asyncio.Task[None] | None = None
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
 
     @property
     def addresses(self) -> list[str]:
         """`host:port` of every socket, with the real port where the config said 0."""
-        names = [s.getsockname() for s in self._server.sockets] if self._server else []
+        names = [s.getsockname() for s in self.sockets]
         return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
 
-    async def open(self, bind: Bind, tls: ssl.SSLContext | None, reuse_port: bool) -> None:
-        """Begin to listen. Raises `OSError` when the address cannot be had.
+    async def open(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
+        """Begin to listen on `sockets`, which are ours from now on, also if this fails. Raises
+        `OSError`.
 
         A TLS client has as long for its handshake as for the head of its first request.
         """
-        if tls is not None:
-            sockets = TlsAcceptor.bound(bind, reuse_port)
-            acceptor = TlsAcceptor(sockets, tls, self, lambda: self.service.plan.header_timeout)
-            self._server = acceptor
-            acceptor.start(_BACKLOG)
+        self.sockets = tuple(sockets)
+        self._tls = tls
+        try:
+            await self._accept()
+        except OSError:
+            self.close()
+            raise
+
+    async def _accept(self) -> None:
+        """Accept connections: on descriptors of their own, as servers close theirs."""
+        if self._tls is not None:
+            self._acceptor = TlsAcceptor(
+                [duplicate(one) for one in self.sockets],
+                self._tls,
+                self,
+                lambda: self.service.plan.header_timeout,
+            )
+            self._acceptor.start(_BACKLOG)
             return
         loop = asyncio.get_running_loop()
-        server = self._server = await loop.create_server(
-            self._stream,
-            bind.host or None,
-            bind.port,
-            reuse_address=True,
-            reuse_port=reuse_port or None,
-            backlog=_BACKLOG,
-        )
-        for listening in server.sockets:
-            for _ in range(_ACCEPTS - 1):
-                again = socket.socket(fileno=os.dup(listening.fileno()))
-                self._accepting.append(
-                    await loop.create_server(self._stream, sock=again, backlog=_BACKLOG)
-                )
+        for listening in self.sockets:
             # An answer must not wait for the client's delayed acknowledgement of the head.
-            if listening.family != socket.AF_UNIX:
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(_ACCEPTS):
+                self._servers.append(
+                    await loop.create_server(
+                        self._stream, sock=duplicate(listening), backlog=_BACKLOG
+                    )
+                )
 
     def use_tls(self, context: ssl.SSLContext) -> None:
         """Take new certificates. Handshakes under way and connections keep theirs."""
-        if isinstance(self._server, TlsAcceptor):
-            self._server.context = context
+        self._tls = context
+        if self._acceptor is not None:
+            self._acceptor.context = context
 
     def _stream(self) -> ClientStream:
         return ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone)
@@ -124,9 +140,9 @@ class ListenerRuntime:
     def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
         """Count a connection in, and say what serves it."""
         plan = self.service.plan
-        if isinstance(self._server, TlsAcceptor):
+        if self._acceptor is not None:
             self._arrived.discard(client)
-            self._server.done(client)
+            self._acceptor.done(client)
         refusal: ProxyError | None = None
         if plan.shares is not None:
             refusal = plan.shares.connect(client, self._clock.monotonic())
@@ -154,13 +170,44 @@ class ListenerRuntime:
         self._tally = tally
 
     def drain(self) -> None:
-        """Take no new connections; end each one we have after its current exchange."""
-        self._draining = True
-        for server in (self._server, *self._accepting):
-            if server is not None:
-                server.close()
+        """Take no new connections; end each one we have after its current exchange, and those that
+        the kernel has for us after their first."""
+        if not self._draining:
+            self._draining = True
+            for listening in self.sockets:
+                stop_taking(listening)
+            self._emptying = asyncio.get_running_loop().create_task(
+                self._empty_queues(), name="last connections"
+            )
         for client in list(self.clients):
             client.drain()
+
+    async def _empty_queues(self) -> None:
+        """Accept what the kernel has, and close. A connection whose client has not been seen to
+        confirm it is not in the queue yet: `_CONFIRMED` is waited for it."""
+        end = self._clock.monotonic() + _LAST_CALL
+        empty_since = self._clock.monotonic()
+        try:
+            while (now := self._clock.monotonic()) < min(end, empty_since + _CONFIRMED):
+                await asyncio.sleep(_CONFIRMED / 4)
+                if any(waiting(listening) for listening in self.sockets):
+                    empty_since = now
+        finally:
+            self.close()
+        end = min(end, self._clock.monotonic() + _HANDSHAKES)
+        while self._arrived and self._clock.monotonic() < end:  # noqa: ASYNC110 (each ends in its way)
+            await asyncio.sleep(_CONFIRMED / 4)
+
+    def close(self) -> None:
+        """Close the sockets now; the kernel resets what waits in their queues."""
+        self._draining = True
+        for server in (self._acceptor, *self._servers):
+            if server is not None:
+                server.close()
+        self._servers.clear()
+        for listening in self.sockets:
+            listening.close()
+        self.sockets = ()
 
     def cut(self) -> None:
         """End every exchange in progress: with a 503 where no answer has begun."""
@@ -170,15 +217,20 @@ class ListenerRuntime:
 
     async def drained(self) -> None:
         """Until the last connection is gone and its coroutine has ended."""
+        if self._emptying is not None:
+            await asyncio.wait({self._emptying})
         while self.clients:
             if self._empty is None or self._empty.done():
                 self._empty = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._empty)
 
     async def abort(self) -> None:
-        """End every connection now."""
-        if isinstance(self._server, TlsAcceptor):
-            await self._server.abort()
+        """End everything now."""
+        self.close()
+        if self._emptying is not None:
+            self._emptying.cancel()
+        if self._acceptor is not None:
+            await self._acceptor.abort()
         for client in list(self.clients):
             client.abort()
         await self.drained()

@@ -13,6 +13,7 @@ from proxy.config.listeners import Listener
 from proxy.errors import cannot_listen
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.listener import ListenerRuntime
+from proxy.pipeline.listening import bound
 from proxy.pipeline.plan import ListenerPlan
 from proxy.telemetry.tally import ListenerTally
 from proxy.wire.deadlines import Sweeper
@@ -88,7 +89,7 @@ class Sockets:
     def discard(self, change: Change) -> None:
         """It is not made after all: close what was opened for it."""
         for opened in change.fresh.values():
-            opened.runtime.drain()
+            opened.runtime.close()
 
     def _kept(self, listeners: Mapping[str, Listener]) -> dict[str, OpenListener]:
         """The sockets that stay: those of the same name first, then those that have another one
@@ -129,7 +130,8 @@ class Sockets:
     async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
         runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._memory, self._tally(name))
         try:
-            await runtime.open(wanted.bind, _server_tls(wanted), wanted.reuse_port)
+            tls = _server_tls(wanted)
+            await runtime.open(bound(wanted.bind, reuse_port=wanted.reuse_port), tls)
         except OSError as error:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
         return OpenListener(runtime, wanted)
@@ -149,7 +151,8 @@ class Sockets:
             return
         _, late = await asyncio.wait(self._leaving, timeout=limit)
         if late:
-            logger.warning("drain limit reached", extra={"limit_s": limit})
+            if any(runtime.clients for runtime in self._leaving.values()):
+                logger.warning("drain limit reached", extra={"limit_s": limit})
             for runtime in self._leaving.values():
                 runtime.cut()
             await asyncio.wait(late, timeout=_LAST_WORDS)
@@ -157,7 +160,6 @@ class Sockets:
     async def stop(self) -> None:
         """Close everything at once."""
         for one in self._open.values():
-            one.runtime.drain()
             await one.runtime.abort()
         leaving = dict(self._leaving)
         for runtime in leaving.values():

@@ -14,13 +14,11 @@ get so far are nobody's, and a few thousand of them are all descriptors of the p
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from proxy.config.units import Bind
 from proxy.shortage import SHORTAGES
 from proxy.wire.client import ClientStream
 
@@ -80,22 +78,6 @@ class TlsAcceptor:
             one.setblocking(False)
             one.listen(backlog)
             self._loop.add_reader(one, self._accept, one)
-
-    @classmethod
-    def bound(cls, bind: Bind, reuse_port: bool) -> list[socket.socket]:
-        """Sockets at that address, of IPv4 and IPv6 where it is every one. Raises `OSError`."""
-        hosts = [bind.host] if bind.host else ["0.0.0.0", "::"]  # noqa: S104 (what the config says)
-        found: list[socket.socket] = []
-        for host in hosts:
-            try:
-                found.append(_bound(host, bind.port, reuse_port))
-            except OSError as error:
-                if found and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    continue  # this host has no IPv6
-                for one in found:
-                    one.close()
-                raise
-        return found
 
     def close(self) -> None:
         """Take no new connections; handshakes under way go on."""
@@ -165,19 +147,3 @@ class TlsAcceptor:
         finally:
             self.done(client)
             self._connections.vanish(client)
-
-
-def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
-    six = ":" in host
-    one = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if six:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind((host, port))
-    except OSError:
-        one.close()
-        raise
-    return one

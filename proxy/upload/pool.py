@@ -129,10 +129,15 @@ class ProbePool:
         try:
             async with asyncio.timeout(START_TIMEOUT):
                 ready = await loop.sock_recv(ours, 2)
-        except BaseException:
+        except BaseException as error:
             ours.close()
             process.kill()
             await asyncio.shield(loop.run_in_executor(None, process.wait))
+            if isinstance(error, TimeoutError):
+                raise RuntimeError(
+                    f"the upload probe is not ready after {START_TIMEOUT:g} s: loading FFmpeg or"
+                    " libmagic hangs, or this machine is too busy"
+                ) from None
             raise
         if ready[:1] != b"R":
             ours.close()
@@ -217,7 +222,7 @@ class ProbePool:
             await asyncio.sleep(_RESTART_DELAYS[min(failures, len(_RESTART_DELAYS) - 1)])
             try:
                 return await self._spawn()
-            except (OSError, RuntimeError, TimeoutError):
+            except (OSError, RuntimeError):
                 failures += 1
                 log.exception("upload probe does not start")
 

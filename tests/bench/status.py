@@ -30,6 +30,8 @@ from tests.telemetry_facts import Facts
 class Operated:
     """A proxy with so many routes, ten to an upstream."""
 
+    starting = False
+
     def __init__(self, routes: int) -> None:
         self.upstreams = [f"upstream-{number}" for number in range(-(-routes // 10))]
         self._routes = [

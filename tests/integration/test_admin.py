@@ -37,6 +37,8 @@ class FakeProxy:
         self.level = "INFO"
         self.reloads = 0
 
+    starting = False
+
     def live(self) -> bool:
         return True
 

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from proxy.config.units import Bind
-from proxy.pipeline.tls_accept import TlsAcceptor
+from proxy.pipeline.listening import bound
 from tests.http1 import PATIENCE, RawClient, Site, assert_problem, get, wait_until
 
 FEW = 8
@@ -122,7 +122,7 @@ def test_handshakes_that_fail_are_counted_out(
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", ""])
 def test_addresses_of_a_tls_listener(host: str) -> None:
     """One socket for an address; for every address one of each family, apart from each other."""
-    sockets = TlsAcceptor.bound(Bind(host, 0), reuse_port=False)
+    sockets = bound(Bind(host, 0))
     try:
         families = [one.family for one in sockets]
         if host:
@@ -135,7 +135,7 @@ def test_addresses_of_a_tls_listener(host: str) -> None:
         taken = Bind(host, sockets[0].getsockname()[1])
         sockets[0].listen()
         with pytest.raises(OSError, match="in use"):
-            TlsAcceptor.bound(taken, reuse_port=False)
+            bound(taken)
     finally:
         for one in sockets:
             one.close()

@@ -148,11 +148,12 @@ SHORT = {
     "proxy.jobs.keeper",  # parts of one session, which ends with any of them and begins anew
     "proxy.jobs.redis_side",  # the reader of one connection, which is lost with it
     "proxy.pipeline.known_answer",  # one question whether the answer is known
+    "proxy.pipeline.listener",  # the last connections of one that closes
     "proxy.pipeline.request_body",  # the verdict on one upload
     "proxy.pipeline.rescue",  # one rescue
     "proxy.pipeline.sockets",  # a listener that leaves
     "proxy.pipeline.tls_accept",  # one handshake
-    "proxy.process",  # the end
+    "proxy.process",  # the start, and the end
     "proxy.redis_client",  # one question to all Sentinels
     "proxy.sqlite_file",  # one check of a file
     "proxy.sqlite_readers",  # one query

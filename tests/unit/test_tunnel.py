@@ -17,7 +17,8 @@ class End(SimpleNamespace):
     """One end of a tunnel, silent."""
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(inbox=[], eof=False, lost=False, write_paused=False, closed=False, **more)
+        still = {"eof": False, "lost": False, "shed": False, "write_paused": False, "closed": False}
+        super().__init__(inbox=[], **still, **more)
 
     def close(self) -> None:
         """Closed in an orderly way."""
