@@ -98,6 +98,11 @@ def _end(x: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody) -> Non
     if isinstance(rest, SpooledBody):  # it has kept the body itself
         body.close()
         x.buffered = rest
+        if x.filter is not None and x.filter.content_type is not None and x.body.trailers:
+            stale = x.filter.stale
+            x.body.trailers = [
+                line for line in x.body.trailers if line.partition(b":")[0].lower() not in stale
+            ]
     else:
         body.append(rest)
         body.end()

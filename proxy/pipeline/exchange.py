@@ -4,7 +4,7 @@ that the sinks (access log, metrics) read when it is over."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,7 +33,8 @@ _NO_BODY = NoBody()
 class BodyFilter(Protocol):
     """What stands between a request's body and the upstream, and has the last word on it.
 
-    `content_type` replaces the client's upstream; None leaves it. `forward_length` is the length of
+    `content_type` replaces the client's upstream; None leaves it. `stale` are the fields, in lower
+    case, that are not true of the body any more where it does. `forward_length` is the length of
     what `feed` and `finish` will give in all; None makes us chunk. When something changes without
     the engine's doing (not `blocked` any more, an early refusal), the filter notifies the client's
     stream.
@@ -41,6 +42,9 @@ class BodyFilter(Protocol):
 
     @property
     def content_type(self) -> bytes | None: ...
+
+    @property
+    def stale(self) -> Collection[bytes]: ...
 
     @property
     def forward_length(self) -> int | None: ...

@@ -90,13 +90,15 @@ def request_length(x: Exchange) -> int | None:
 
 
 def _passing(x: Exchange, head: RequestHead) -> bytes:
-    """The client's fields; `Content-Type` is the filter's if it has an opinion, `X-Retry-Count`
-    ours when we repeat, and an answer that we must read is asked for uncompressed."""
+    """The client's fields. Of a body that the filter has rewritten: `Content-Type` is its own, and
+    what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, and an
+    answer that we must read is asked for uncompressed."""
     edits = x.plan.request_edits
     if x.filter is None and not x.retries and not x.plan.reads_answers and edits is None:
         return head.passing
-    ours: dict[bytes, bytes] = {}
+    ours: dict[bytes, bytes | None] = {}
     if x.filter is not None and x.filter.content_type is not None:
+        ours = dict.fromkeys(x.filter.stale)
         ours[b"content-type"] = x.filter.content_type
     if x.retries:
         ours[b"x-retry-count"] = b"%d" % x.retries

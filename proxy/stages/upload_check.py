@@ -10,6 +10,7 @@ from proxy.pipeline.plan import Hooks
 from proxy.spool import Spool
 from proxy.upload import verdicts
 from proxy.upload.check import UploadCheck, UploadValidator
+from proxy.upload.digests import DIGEST_FIELDS
 from proxy.upload.pool import ProbePool
 
 _VERDICT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -77,10 +78,10 @@ class UploadCheckStage:
             if not head.has_body and x.method not in _BODY_METHODS:
                 return None
             kinds, encodings = head.values(b"content-type"), head.values(b"content-encoding")
-            twice = len(kinds) > 1 or len(encodings) > 1
+            twice = len(set(kinds)) > 1 or len(set(encodings)) > 1
             if twice and validator.rules.mode == "enforce":
                 raise verdicts.malformed(
-                    "Content-Type or Content-Encoding comes more than once",
+                    "Content-Type or Content-Encoding comes more than once, and not the same",
                     validator.rules.field,
                     reason="content_type",
                 )
@@ -88,6 +89,7 @@ class UploadCheckStage:
                 kinds[0] if kinds else None,
                 head.content_length,
                 encodings[0] if encodings else None,
+                [(name, value) for name in DIGEST_FIELDS for value in head.values(name)],
             )
             check.on_change = x.stream.wake
             return check

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.clock import Clock, SystemClock
@@ -25,6 +25,7 @@ from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.spool import Spool, SpooledBody
 from proxy.upload import disposition, verdicts
+from proxy.upload.digests import DIGEST_FIELDS, Digests
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
 from proxy.upload.fields import Fields, Place
 from proxy.upload.findings import refusal
@@ -80,10 +81,12 @@ class UploadValidator:
         content_type: bytes | None,
         content_length: int | None,
         content_encoding: bytes | None,
+        digests: Sequence[tuple[bytes, bytes]] = (),
     ) -> UploadCheck:
-        """Look at the request's head, before any 100 (Continue). Raises an `UploadRejected` where
-        no body could make it good; in report mode never."""
-        return UploadCheck(self, content_type, content_length, content_encoding)
+        """Look at the request's head, before any 100 (Continue); `digests`: names and values of its
+        `DIGEST_FIELDS`. Raises an `UploadRejected` where no body could make it good; in report mode
+        never."""
+        return UploadCheck(self, content_type, content_length, content_encoding, digests)
 
 
 class UploadCheck:
@@ -99,12 +102,14 @@ class UploadCheck:
         content_type: bytes | None,
         content_length: int | None,
         content_encoding: bytes | None,
+        digests: Sequence[tuple[bytes, bytes]],
     ) -> None:
         self._rules = validator.rules
         self._accepted = validator.job.types
         self._field = validator.rules.field
         self._clock = validator.clock
         self._report = validator.rules.mode == "report"
+        self._digests = Digests(digests) if digests and self._field is not None else None
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
         self._file = validator.spool.body(self._spool_changed, sha256=validator.digest)
         self._memory = validator.spool.memory
@@ -135,6 +140,8 @@ class UploadCheck:
             self._fail(error)
 
     # --- what the engine calls ---------------------------------------------------------------
+
+    stale = DIGEST_FIELDS
 
     @property
     def forward_length(self) -> int | None:
@@ -254,6 +261,8 @@ class UploadCheck:
         if self._form is None:
             self._take_file([data])
             return
+        if self._digests is not None:
+            self._digests.update(data)
         file: list[bytes] = []
         try:
             for event in self._form.feed(data):
@@ -364,6 +373,11 @@ class UploadCheck:
             raise verdicts.malformed(str(error), self._field, reason="cut_short") from error
         if not self._file_seen:
             raise verdicts.missing(self._field)
+        wrong = self._digests.mismatch() if self._digests is not None else None
+        if wrong is not None:
+            raise verdicts.malformed(
+                f"the body is not the one that its {wrong} is of", self._field, reason="digest"
+            )
 
     def _frame(self) -> None:
         """Rule 2: what stands around the file."""

@@ -172,10 +172,10 @@ class RequestHead:
         parts = (line.partition(b":") for line in self.lines)
         return [value.strip(b" \t") for found, _, value in parts if found.lower() == name]
 
-    def passing_with(self, ours: Mapping[bytes, bytes]) -> bytes:
-        """`passing` with the fields of these lower-case names replaced by one each."""
+    def passing_with(self, ours: Mapping[bytes, bytes | None]) -> bytes:
+        """`passing` with the fields of these lower-case names replaced by one each, or none."""
         kept = [line for line in self.lines if line.partition(b":")[0].lower() not in ours]
-        kept += [name.title() + b": " + value for name, value in ours.items()]
+        kept += [name.title() + b": " + value for name, value in ours.items() if value is not None]
         return b"\r\n" + b"\r\n".join(kept)
 
 

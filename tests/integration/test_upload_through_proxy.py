@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import signal
 import threading
@@ -27,7 +29,7 @@ from tests.http1 import (
 )
 from tests.http1.process import free_port
 from tests.uploads.audio import wav_header
-from tests.uploads.drive import form, part
+from tests.uploads.drive import CONTENT_TYPE, form, part
 from tests.uploads.site import SMALL, UploadSite, answered, chunked, head
 
 MIB = 2**20
@@ -181,6 +183,45 @@ def test_raw_bodies(site: UploadSite, size: int) -> None:
 def test_methods_without_a_body_pass(site: UploadSite) -> None:
     """A GET on a route with `upload:` is no upload."""
     assert site.ask(get("/small")).status == 202
+
+
+MD5 = base64.b64encode(hashlib.md5(GOOD).digest()).decode()
+SHA256 = base64.b64encode(hashlib.sha256(GOOD).digest()).decode()
+
+
+def test_digests_of_a_form_are_checked_and_dropped(site: UploadSite) -> None:
+    """The app gets other bytes than those; also where they come in a trailer."""
+    fields = (
+        f"Content-MD5: {MD5}",
+        f"Digest: SHA-256={SHA256}",
+        f"repr-digest: sha-256=:{SHA256}:",
+    )
+    assert site.ask(head(len(GOOD), *fields) + GOOD).status == 202
+    trailer = f"Content-Digest: sha-256=:{SHA256}:\r\nX-Kept: 1\r\n\r\n".encode()
+    raw = head(None, "Trailer: X-Kept") + chunked(GOOD).removesuffix(b"\r\n") + trailer
+    assert site.ask(raw).status == 202
+    for arrived in site.keeper.arrived:
+        names = {name.lower() for name, _ in arrived.request.fields}
+        assert not names & {b"content-md5", b"digest", b"repr-digest", b"content-digest"}
+    assert len(site.keeper.arrived) == 2
+
+
+@pytest.mark.parametrize("field", ["Content-MD5: {}", "Digest: md5={}", "Content-Digest: md5=:{}:"])
+def test_a_form_that_its_digest_does_not_fit_is_refused(site: UploadSite, field: str) -> None:
+    """It came damaged; the message names the field."""
+    other = base64.b64encode(hashlib.md5(GOOD + b"x").digest()).decode()
+    answer = site.ask(head(len(GOOD), field.format(other)) + GOOD)
+    problem = assert_problem(answer, 400, "upload_malformed")
+    assert field.partition(":")[0] in problem["detail"]
+    site.assert_nothing_arrived()
+
+
+def test_content_type_may_come_twice_if_it_is_the_same(site: UploadSite) -> None:
+    """The app gets one."""
+    line = f"Content-Type: {CONTENT_TYPE.decode()}"
+    assert site.ask(head(len(GOOD), line, line) + GOOD).status == 202
+    kinds = [v for n, v in site.only_arrival().request.fields if n.lower() == b"content-type"]
+    assert len(kinds) == 1
 
 
 # --- bad ones -----------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_passing_fields_keep_their_lines_and_order() -> None:
     assert (head.method, head.target, head.minor, head.host) == ("GET", "/x?y", 1, b"a:80")
     assert head.lines == [b"B:  2", b"a: 1", b"B: 3", b"Empty:"]
     assert head.values(b"b") == [b"2", b"3"]
+    assert head.passing_with({b"b": b"9", b"a": None}) == b"\r\nEmpty:\r\nB: 9"
     assert head.passing_with({b"b": b"9"}) == b"\r\na: 1\r\nEmpty:\r\nB: 9"
     assert head.keep_alive
     assert not head.has_body

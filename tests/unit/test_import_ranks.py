@@ -136,6 +136,7 @@ PURE = (
     "proxy.breaker.stale",
     "proxy.breaker.states",
     "proxy.breaker.window",
+    "proxy.upload.digests",
     "proxy.upload.disposition",
     "proxy.upload.families",
     "proxy.upload.foreign",
