@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from proxy.clock import Clock
+from proxy.jobs.activity import Activity
 from proxy.jobs.redis_side import Command, CommandError, Link, RedisLost, Refused
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 LEASE = 10.0  # seconds that a lease lasts without being renewed
 RENEW = 3.0  # seconds between two renewals
 LOOK = 1.0  # seconds between two looks at the lease of another
+IDLE_LEASE = 90.0  # a lease, while there is nothing to count
+IDLE_RENEW = 30.0  # between two renewals of that, and two looks at that of another
 CLAIM_LIFE = 48 * 3600.0  # seconds; twice as long as an event is news
 
 NOBODY, OURS, ANOTHERS = 0, 1, 2
@@ -74,7 +77,9 @@ class Claims:
         clock: Clock,
         *,
         key_prefix: str = "",
+        activity: Activity | None = None,
     ) -> None:
+        self._activity = activity
         self.owner = ""
         self.holds = False
         self.newcomer = False
@@ -97,14 +102,17 @@ class Claims:
 
         `able`: whether we could commit what we count; if not, the lease is left to others.
         """
-        now = self._clock.monotonic()
-        if now - self._asked_at < (RENEW if self.holds else LOOK):
+        now, pace = self._clock.monotonic(), RENEW if self.holds else LOOK
+        activity = self._activity
+        due = activity.due(self._asked_at, pace, IDLE_RENEW) if activity is not None else None
+        if not (now - self._asked_at >= pace if due is None else due):
             return
+        lease = self._lease
         waited = self._free_since is not None and now - self._free_since >= LEASE
         may_take = able and (self._was_holder or self.newcomer or waited)
         told = await self._call(
             "EVAL", LEASE_SCRIPT, 1, self._lease_key,
-            self.owner, int(LEASE * 1000), int(may_take), int(able),
+            self.owner, int(lease * 1000), int(may_take), int(able),
         )  # fmt: skip
         self._asked_at = now
         self._learn(bytes(told).decode("ascii", "replace"), now)
@@ -127,6 +135,11 @@ class Claims:
         if holder != self._other:
             self._other, self._other_since = holder, now
 
+    @property
+    def _lease(self) -> float:
+        idle = self._activity is not None and self._activity.idle
+        return IDLE_LEASE if idle else LEASE
+
     def stand_down(self) -> None:
         """We do not count, or cannot know."""
         if self.holds:
@@ -135,7 +148,7 @@ class Claims:
 
     def silent(self) -> None:
         """Redis did not answer: who could not renew a lease has none."""
-        if self._clock.monotonic() - self._asked_at > LEASE:
+        if self._clock.monotonic() - self._asked_at > self._lease:
             self.stand_down()
 
     def other_since(self) -> float | None:

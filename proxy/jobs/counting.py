@@ -31,6 +31,7 @@ from proxy.clock import Clock
 from proxy.config.mirrors import JobFields
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
+from proxy.jobs.activity import Activity
 from proxy.jobs.claims import ANOTHERS, OURS, Claims
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
@@ -92,6 +93,7 @@ class Counting:
         metrics: PipelineMetrics,
         *,
         key_prefix: str = "",
+        activity: Activity | None = None,
     ) -> None:
         self.since = math.inf  # Unix seconds: what happened before is history
         self._name = name
@@ -102,7 +104,8 @@ class Counting:
         self._shown = Counted(self._totals)
         metrics.show(name, self._shown)
         family = settings.key.replace("{job_id}", "")
-        self._claims = Claims(name, family, link, clock, key_prefix=key_prefix)
+        self._activity = activity
+        self._claims = Claims(name, family, link, clock, key_prefix=key_prefix, activity=activity)
         self._remembered: OrderedDict[str, dict[str, bool]] = OrderedDict()
         self._wake = asyncio.Event()
         self._loaded = False
@@ -227,6 +230,8 @@ class Counting:
         while True:
             now = self._clock.time()
             rows = await self._ledger.table(sql.PENDING, (now, BATCH))
+            if rows and self._activity is not None:
+                self._activity.stir()
             if not rows or not await self._settle([_read(row) for row in rows], now):
                 break
             await self._ask_for_lease()

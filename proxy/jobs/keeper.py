@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Coroutine, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from proxy.clock import Clock
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
+from proxy.jobs.activity import Activity
 from proxy.jobs.capture import Capture, renew_mark
 from proxy.jobs.comparison import name_keys, name_missing
 from proxy.jobs.ledger import Ledger
@@ -52,9 +54,11 @@ _T = TypeVar("_T")
 State = Literal["starting", "live", "down", "stopped"]
 
 HEARTBEAT = 0.5  # seconds between two signs of life
+IDLE_HEARTBEAT = 20.0  # the same while nothing happens
 HEARTBEAT_PATIENCE = 1.5  # seconds without one: the server is hung
 MASTER_LOOK = 5.0  # seconds between two questions to the Sentinels, who announce a switch as well
 FLUSH_LOOK = 5.0  # seconds between two looks for a flush that nobody told
+IDLE_FLUSH_LOOK = 120.0  # the same while nothing happens
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
 ALL_GONE = 3  # jobs that are missing at least where a flush is guessed at
@@ -97,6 +101,7 @@ class Keeper:
         self._clock = clock
         self._metrics = metrics
         self._mode: CaptureMode = mode
+        self.activity = Activity(clock, random.random)
         self._counting_key = counting_key
         self._probe_key = self.pattern.key(PROBE_ID)
         self._tell = tell
@@ -118,6 +123,7 @@ class Keeper:
                 tell,
                 key_prefix=key_prefix,
                 back_at=lambda: self.back_at,
+                activity=self.activity,
             )
             if requeued is not None
             else None
@@ -140,6 +146,10 @@ class Keeper:
     def whole(self) -> bool:
         """Whether Redis answers, and has all that we know of."""
         return self.state == "live" and self._life is not None and not self._life.lost
+
+    def _changed(self, keys: list[bytes]) -> None:
+        self.activity.stir()
+        self.capture.changed(keys)
 
     # --- asked from outside ----------------------------------------------------------------------
 
@@ -203,7 +213,7 @@ class Keeper:
         link = Link(
             self._factory,
             prefixes,
-            on_changed=self.capture.changed,
+            on_changed=self._changed,
             on_flushed=flushed,
             mode=self._mode,
             on_event=self.capture.happened,
@@ -311,10 +321,16 @@ class Keeper:
         self._kick.set()
 
     async def _heartbeat(self, link: Link, life: Life) -> None:
-        looked_at = time.monotonic()
+        looked_at, beat_at = self._clock.monotonic(), -math.inf
         # A write that does nothing is a sign of life as good as a PING, and of more than life.
         beat: Command = write_probe(self._probe_key)
         while True:
+            now = self._clock.monotonic()
+            if not self.activity.due(beat_at, HEARTBEAT, IDLE_HEARTBEAT):
+                if await happened(link.lost, HEARTBEAT):
+                    raise RedisLost(link.why_lost)
+                continue
+            beat_at = now
             (reply,) = await link.call(beat, patience=link.at_least(HEARTBEAT_PATIENCE))
             if no_permission(reply):
                 beat = ("PING",)
@@ -323,9 +339,9 @@ class Keeper:
                 raise RedisLost("READONLY: it became a replica")
             self._takes_writes(refusal)
             self.capture.evictions.report(time.monotonic())
-            if time.monotonic() - looked_at >= FLUSH_LOOK:
+            if self.activity.due(looked_at, FLUSH_LOOK, IDLE_FLUSH_LOOK):
                 await self._look_for_flush(link, life)
-                looked_at = time.monotonic()
+                looked_at = self._clock.monotonic()
             if await happened(link.lost, HEARTBEAT):
                 raise RedisLost(link.why_lost)
 

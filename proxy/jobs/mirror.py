@@ -183,6 +183,7 @@ class Mirror:
                 clock,
                 metrics.pipeline,
                 key_prefix=key_prefix,
+                activity=self._keeper.activity,
             )
         self._tasks: list[Supervised] = []
         self._refuse_until = float("-inf")
@@ -260,6 +261,7 @@ class Mirror:
     def creation_refusal(self) -> JobNotStored | None:
         """Why no job can be accepted now; None when one can. Costs nothing."""
         keeper = self._keeper
+        keeper.activity.stir()
         if keeper.state != "live":
             self._metrics.creation("refused")
             return JobNotStored(
@@ -362,6 +364,7 @@ class Mirror:
 
     async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | Silent | None:
         """What the mirror knows; None: nothing."""
+        self._keeper.activity.stir()
         if not valid_job_id(job_id):
             return None
         found: Row | Tombstone | None

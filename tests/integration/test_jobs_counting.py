@@ -69,9 +69,7 @@ class Sidecar:
     async def kill(self) -> None:
         """The lease stays as it is, and so does what is not committed."""
         tasks, self.mirror._tasks = self.mirror._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(task.stop() for task in tasks))
         self.mirror._ledger._queue.clear()
         await self.mirror._ledger.stop()
 

@@ -148,6 +148,7 @@ PURE = (
     "proxy.idempotency.decide",
     "proxy.idempotency.key",
     "proxy.idempotency.record",
+    "proxy.jobs.activity",
     "proxy.jobs.model",
     "proxy.jobs.news",
     "proxy.jobs.pipeline_events",

@@ -24,6 +24,7 @@ from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.jobs import sql
+from proxy.jobs.activity import Activity
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
@@ -42,6 +43,7 @@ from proxy.jobs.waiting import happened
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0  # seconds between two looks
+IDLE_LOOK = 120.0  # the same while there is no unfinished job and nothing happens
 PAUSE = (0.25, 10.0)  # after a look: at least so long, and so many times the look's duration
 MAX_UNFINISHED = 5000  # jobs judged at a time, the longest unchanged first
 LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
@@ -87,6 +89,7 @@ class Requeuer:
         *,
         key_prefix: str = "",
         back_at: Callable[[], float | None] = lambda: None,
+        activity: Activity,
     ) -> None:
         self.served: frozenset[str] = frozenset()
         self.unattended: dict[str, Judgement] = {}
@@ -113,6 +116,7 @@ class Requeuer:
             remember=settings.stranded_after,
             store=lambda nodes: ledger.set_meta("workers", nodes),
         )
+        self._activity = activity
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._tracks: dict[str, _Track] = {}
@@ -144,14 +148,20 @@ class Requeuer:
             self._next = None
             self._workers.reconnected()
             self._server_started = await self._started(link)
+        looked_at = -math.inf
         while True:
             began = self._clock.monotonic()
-            if not life.lost:
-                await self._turn(link)
+            # Without unfinished jobs there is nothing to give back; the broker's bindings and the
+            # workers are looked at now and then, to know them when there is.
+            asked = self._news.is_set() or bool(self._tracks)
+            if asked or self._activity.due(looked_at, 0.0, IDLE_LOOK):
+                looked_at = began
+                self._news.clear()
+                if not life.lost:
+                    await self._turn(link)
             took = self._clock.monotonic() - began
             await asyncio.sleep(max(PAUSE[0], PAUSE[1] * took))
             await happened(self._news, LOOK_EVERY)
-            self._news.clear()
 
     async def _turn(self, link: Link) -> None:
         try:
