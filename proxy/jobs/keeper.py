@@ -265,6 +265,8 @@ class Keeper:
         ):
             same_server = before is not None and before.run_id == facts.run_id
             life.lose("start" if before is None else "flush" if same_server else "restart")
+            if self.state == "starting" and before is not None and not same_server:
+                self._note_return()  # it restarted while this process did not run
         elif before is not None:
             # What was evicted since then must still count as evicted, not as deleted.
             life.facts = before
@@ -296,10 +298,16 @@ class Keeper:
         self.state, self.why, self.since = "live", "", self._clock.time()
         self.first_word.set()
         if came_back:
-            self.back_at = self._clock.monotonic()
+            self._note_return()
             self._tell("redis_back", {"capture": link.mode})
         self._metrics.degraded("redis", False)
         log.info("mirror follows redis", extra={"mirror": self._name, "capture": link.mode})
+
+    def _note_return(self) -> None:
+        """Redis is back: the breakers of the app and its workers may be open still, also when this
+        process is killed and started again meanwhile."""
+        self.back_at = self._clock.monotonic()
+        self._ledger.set_meta("redis_back_at", f"{self._clock.time():.3f}")
 
     def _gone(self, why: str) -> None:
         self._give_up_waiting(why)
@@ -354,7 +362,7 @@ class Keeper:
             log.error("redis refuses writes", extra={"mirror": self._name, "reason": refusal})
             self._tell("obstacle", {"reason": f"Redis refuses writes: {refusal}"})
         else:
-            self.back_at = self._clock.monotonic()  # the app's own breaker may be open still
+            self._note_return()
             log.info("redis takes writes again", extra={"mirror": self._name})
             self._tell("obstacle_gone", {})
 
@@ -487,6 +495,9 @@ class Keeper:
         """What was known of the server when the process last ran."""
         try:
             known = dict(await self._ledger.table(sql.META))
+            if "redis_back_at" in known:
+                ago = self._clock.time() - float(known["redis_back_at"])
+                self.back_at = self._clock.monotonic() - max(0.0, ago)
             self._facts = Facts(**json.loads(known["facts"]))
             self._compared = known.get("compared", "1") == "1"
         except (LedgerSilent, KeyError, TypeError, ValueError):

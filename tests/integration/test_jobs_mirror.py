@@ -433,6 +433,28 @@ async def test_after_a_return_a_lost_job_closes_creation(
         assert 40 < refusal.retry_after <= 60
 
 
+async def test_a_killed_proxy_knows_that_redis_has_just_come_back(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Whether this process or the one before it saw Redis return, one lost job closes creation."""
+    ledger = tmp_path / "j.db"
+    async with running(redis_server, ledger, app_breaker="60s") as mirror:
+        since = await followed(mirror)
+        await restart_empty(redis_server)
+        await followed(mirror, since)
+    for again in ("seen by an earlier process", "while no process ran"):
+        async with running(redis_server, ledger, app_breaker="60s") as mirror:
+            await followed(mirror)
+            assert mirror.creation_refusal() is None
+            assert await mirror.confirm_created("mv_1", timeout=0.05) is Creation.NOT_STORED
+            refusal = mirror.creation_refusal()
+            assert refusal is not None, again
+            assert refusal.reason == "app_breaker_open"
+        with sqlite3.connect(ledger) as direct:
+            direct.execute("DELETE FROM meta WHERE name = 'redis_back_at'")
+        await restart_empty(redis_server)
+
+
 async def test_a_missing_job_is_revived_for_a_read(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
