@@ -49,7 +49,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import unquote
 
 from proxy.config.patterns import Segment, parse_pattern
 from proxy.errors import BadRequest
@@ -68,11 +67,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:;[^/\\]*)?(?:[/\\]|$)")
 _CUT = re.compile(r"[;?#]")
 _SLASHES, _BOTH_SLASHES = re.compile("/+"), re.compile(r"[/\\]+")
-# An ASCII character in two, three or four bytes of UTF-8, which has it in one.
+#: A percent sign that encodes nothing stands for itself.
+_STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+#: An ASCII character in two, three or four bytes of UTF-8, which has it in one; and what it is in
+#: one, by the last four characters.
 _OVERLONG = re.compile(
-    r"%c([01])%([89ab][0-9a-f])|%e0%8([01])%([89ab][0-9a-f])|%f0%80%8([01])%([89ab][0-9a-f])",
-    re.IGNORECASE,
+    r"%c[01]%[89ab][0-9a-f]|%e0%8[01]%[89ab][0-9a-f]|%f0%80%8[01]%[89ab][0-9a-f]", re.IGNORECASE
 )
+_SHORTEST = {
+    f"{high}%{0x80 | low:02x}": f"%{high << 6 | low:02x}" for high in (0, 1) for low in range(64)
+}
 
 
 def canonical(path: str) -> str:
@@ -99,21 +104,20 @@ def _refuse_unfit(path: str) -> None:
 
 
 def _decode(path: str) -> str:
-    return unquote(path, errors="replace") if "%" in path else path
+    """As `urllib.parse.unquote`, at C's speed, since a path of 8 KB that is nothing but escapes is
+    decoded some twenty times. Escapes of bytes are what Python writes as `\\xNN`."""
+    if "%" not in path:
+        return path
+    escaped = _STRAY.sub("%25", path).encode().replace(b"\\", b"\\\\").replace(b"%", b"\\x")
+    return escaped.decode("unicode_escape").encode("latin-1").decode(errors="replace")
 
 
 def _respelled(path: str) -> tuple[str, ...]:
     """The path, and the one that decoders of old make of overlong UTF-8 in it."""
     if "%" not in path:
         return (path,)
-    shorter = _OVERLONG.sub(_shortest, path)
+    shorter = _OVERLONG.sub(lambda match: _SHORTEST[match[0][-4:].lower()], path)
     return (path,) if shorter == path else (path, shorter)
-
-
-def _shortest(match: re.Match[str]) -> str:
-    """The ASCII character that an overlong sequence spells, encoded."""
-    high, low = (group for group in match.groups() if group)
-    return f"%{(int(high) << 6) | (int(low, 16) & 0x3F):02x}"
 
 
 def spellings(path: str) -> list[Spelling]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
-from proxy.pipeline.readings import canonical
+from proxy.pipeline.readings import _decode, canonical
 from proxy.pipeline.router import RouteTable
 
 TABLE = RouteTable(
@@ -121,3 +121,37 @@ def test_ordinary_paths_are_nobodys_spelling(segments: list[str], slash: bool) -
     """Whatever an application may name its other resources, encoded as it has to be, passes."""
     path = "/x" + "".join(f"/{quote(one, safe=':@!$&()*+,=~')}" for one in segments)
     assert WITH_GUARDS.match("POST", path + "/" * slash)[0] == "other"
+
+
+ESCAPES = st.sampled_from(
+    [
+        "%",
+        "%4",
+        "41",
+        "%41",
+        "%25",
+        "%5c",
+        "%00",
+        "%fF",
+        "%c3",
+        "%a9",
+        "\\",
+        "\\x",
+        "\\N",
+        "é",
+        "日",
+    ]
+)
+
+
+@given(st.lists(ESCAPES, max_size=10).map("".join))
+def test_decoding_is_that_of_urllib(path: str) -> None:
+    """The faster decoder says what urllib's says: of broken escapes, backslashes and non-ASCII."""
+    assert _decode(path) == unquote(path, errors="replace")
+
+
+@pytest.mark.parametrize("high", ["%c0", "%E0%80", "%f0%80%80", "%F0%80%80"])
+def test_overlong_bytes_are_the_character_they_spell(high: str) -> None:
+    """`m` in two to four bytes of UTF-8 leads to the guarding route."""
+    high = high[:-1] + "1" if len(high) > 3 else "%c1"
+    assert WITH_GUARDS.match("POST", f"/{high}%aDake-video")[0] == "create"
