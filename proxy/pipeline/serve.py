@@ -257,13 +257,14 @@ async def _linger(client: ClientStream, x: Exchange) -> None:
         return
     if client.transport.can_write_eof():
         client.transport.write_eof()
-    end = client.clock.monotonic() + _LINGER
-    while not client.eof:
-        client.take()
-        now = client.clock.monotonic()
+    client.drop()
+    now = client.clock.monotonic()
+    end, seen = now + _LINGER, client.discarded
+    while not client.eof and now < end:
         silent_until = min(end, now + _LINGER_SILENCE)
-        await client.wait(silent_until)
-        if client.clock.monotonic() >= silent_until and not client.inbox:
+        while not client.eof and now < silent_until:
+            await client.wait(silent_until)
+            now = client.clock.monotonic()
+        if client.discarded == seen:
             break
-        if client.clock.monotonic() >= end:
-            break
+        seen = client.discarded

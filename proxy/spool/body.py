@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.memory_budget import Owner
+from proxy.memory_budget import Holding, Owner
 from proxy.spool.blocks import Blocks, cut
 from proxy.spool.file import READ, Block, SpoolError
 
@@ -36,6 +36,7 @@ class SpooledBody:
         "_closed",
         "_digest",
         "_file",
+        "_frame",
         "_hashed",
         "_hasher",
         "_in_file",
@@ -64,6 +65,7 @@ class SpooledBody:
         self._spool = spool
         self._on_change = on_change
         self._memory = Blocks(spool.memory, owner)  # what is not yet being written
+        self._frame = Holding(spool.memory, owner)
         self._writing: list[Block] = []
         self._file: SpoolFile | None = None
         self._in_file = False
@@ -96,7 +98,7 @@ class SpooledBody:
 
     def frame(self, before: bytes, after: bytes) -> None:
         """What is read back before and after the content; not part of file, `size` and digest."""
-        self._spool.memory.reserve(len(before) + len(after) - len(self.before) - len(self.after))
+        self._frame.set(len(before) + len(after))
         self.before, self.after = before, after
 
     def to_file(self) -> None:

@@ -90,6 +90,7 @@ class UploadCheckStage:
                 head.content_length,
                 encodings[0] if encodings else None,
                 [(name, value) for name in DIGEST_FIELDS for value in head.values(name)],
+                owner=x.stream,
             )
             check.on_change = x.stream.wake
             return check

@@ -23,6 +23,7 @@ from typing import Any, Final
 from proxy.clock import Clock, SystemClock
 from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
+from proxy.memory_budget import Holding, Owner
 from proxy.spool import Spool, SpooledBody
 from proxy.upload import disposition, verdicts
 from proxy.upload.digests import DIGEST_FIELDS, Digests
@@ -82,11 +83,14 @@ class UploadValidator:
         content_length: int | None,
         content_encoding: bytes | None,
         digests: Sequence[tuple[bytes, bytes]] = (),
+        owner: Owner | None = None,
     ) -> UploadCheck:
         """Look at the request's head, before any 100 (Continue); `digests`: names and values of its
-        `DIGEST_FIELDS`. Raises an `UploadRejected` where no body could make it good; in report mode
-        never."""
-        return UploadCheck(self, content_type, content_length, content_encoding, digests)
+        `DIGEST_FIELDS`; `owner` answers for the memory. Raises an `UploadRejected` where no body
+        could make it good; in report mode never."""
+        return UploadCheck(
+            self, content_type, content_length, content_encoding, digests=digests, owner=owner
+        )
 
 
 class UploadCheck:
@@ -102,7 +106,9 @@ class UploadCheck:
         content_type: bytes | None,
         content_length: int | None,
         content_encoding: bytes | None,
+        *,
         digests: Sequence[tuple[bytes, bytes]],
+        owner: Owner | None,
     ) -> None:
         self._rules = validator.rules
         self._accepted = validator.job.types
@@ -111,9 +117,8 @@ class UploadCheck:
         self._report = validator.rules.mode == "report"
         self._digests = Digests(digests) if digests and self._field is not None else None
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
-        self._file = validator.spool.body(self._spool_changed, sha256=validator.digest)
-        self._memory = validator.spool.memory
-        self._fields = Fields(digest=validator.digest)
+        self._file = validator.spool.body(self._spool_changed, owner=owner, sha256=validator.digest)
+        self._fields = Fields(Holding(validator.spool.memory, owner), digest=validator.digest)
         self._part: Part | None = None  # the part we are in
         self._file_part: Part | None = None
         self._in_file = False
@@ -190,7 +195,7 @@ class UploadCheck:
         """Free the probe process and the spool. Always call it; a second call does nothing."""
         self._session.close()
         self._file.close()
-        self._memory.release(self._fields.clear())
+        self._fields.clear()
 
     @property
     def content(self) -> list[tuple[bytes, ...]] | None:
@@ -319,7 +324,6 @@ class UploadCheck:
         self._file_seen = self._in_file = True
 
     def _take_field(self, data: bytes) -> None:
-        self._memory.reserve(len(data))
         self._fields.add(data)
 
     def _take_file(self, pieces: list[bytes]) -> None:
@@ -393,7 +397,7 @@ class UploadCheck:
             )
             before = bytes(self._fields.before) + head
             behind = b"\r\n" + bytes(self._fields.behind) + b"--" + self._boundary + b"--\r\n"
-            self._memory.release(self._fields.clear())
+            self._fields.clear()
             self._file.frame(before, behind)
 
     # --- the verdict ----------------------------------------------------------------------------

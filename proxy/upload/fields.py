@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TypedDict, Unpack
 
+from proxy.memory_budget import Holding
 from proxy.upload import disposition
 from proxy.upload.form import Part
 
@@ -20,13 +21,13 @@ class Place(TypedDict):
 
 class Fields:
     """`before` and `behind` are those before and behind the file, written anew; `content` has name
-    and SHA-256 of the value of each, where that is wanted. `size`: bytes of all values."""
+    and SHA-256 of the value of each, where that is wanted. `held` counts their bytes."""
 
-    def __init__(self, *, digest: bool) -> None:
+    def __init__(self, held: Holding, *, digest: bool) -> None:
         self.before = bytearray()
         self.behind = bytearray()
         self.content: list[tuple[bytes, bytes]] = []
-        self.size = 0
+        self._held = held
         self._out = self.before
         self._digest = digest
         self._name = b""
@@ -45,7 +46,7 @@ class Fields:
     def add(self, data: bytes) -> None:
         """The next bytes of its value."""
         self._out += data
-        self.size += len(data)
+        self._held.grow(len(data))
         if self._digest:
             self._value.update(data)
 
@@ -68,9 +69,8 @@ class Fields:
         line = disposition.write_disposition(name, filename)
         self._out += b"--" + place["boundary"] + b"\r\n" + line
 
-    def clear(self) -> int:
-        """Forget the values; how many bytes they were."""
+    def clear(self) -> None:
+        """Forget the values."""
         self._out = self.before = bytearray()
         self.behind = bytearray()
-        size, self.size = self.size, 0
-        return size
+        self._held.clear()

@@ -63,6 +63,7 @@ class ClientStream(Stream):
 
     __slots__ = (
         "_coroutine",
+        "_greedy_until",
         "_heads",
         "_last_until",
         "_loop",
@@ -107,6 +108,7 @@ class ClientStream(Stream):
         self._woken = False  # something happened while it did not wait
         self._queued = False  # it goes on when its turn comes
         self._heads = 0  # read since it last went on
+        self._greedy_until = 0.0  # it lately had more than one slice's work
         #: Bytes held elsewhere on this connection's account (`Holding`).
         self.held = 0
         self.ended = False  # the coroutine has
@@ -162,7 +164,10 @@ class ClientStream(Stream):
 
     def _queue(self) -> None:
         self._queued = True
-        self.turns.later(self._go_on)
+        self.turns.later(self._go_on, greedy=self.turns.before(self._greedy_until))
+
+    def mark_greedy(self) -> None:
+        self._greedy_until = self.turns.greedy_until()
 
     def _go_on(self) -> None:
         self._queued = False
@@ -260,6 +265,7 @@ class ClientStream(Stream):
         if self._heads < HEADS_PER_TURN and not self.turns.over():
             return
         self._parked = True
+        self.mark_greedy()
         self._queue()
         yield
 

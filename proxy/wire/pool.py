@@ -93,6 +93,10 @@ class UpstreamStream(Stream):
         else:
             self.pool.retire(self)
 
+    def mark_greedy(self) -> None:
+        if self.owner is not None:
+            self.owner.mark_greedy()
+
     def on_deadline(self) -> None:
         if self.owner is None:
             self.pool.retire(self)

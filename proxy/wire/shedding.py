@@ -40,7 +40,9 @@ _FREE = 16 * 1024 * 1024
 #: Connections that are ended in one round: each costs as much as a request.
 _AT_ONCE = 100
 
-#: Looks that freed memory is waited for before the allocator is asked for it.
+#: Looks that freed memory is waited for before the allocator is asked for it, since that takes
+#: milliseconds and memory that is used again at once is cheap; none while the process grows beyond
+#: its limit. One that stays there is looked through every so many looks.
 _PATIENCE = 20
 
 #: A connection that holds less is never ended; where there are very many, the fair share of each
@@ -148,10 +150,11 @@ class Shedding:
             return  # no descriptor to ask with: what was seen last still holds
         beyond = resident - accounted - _OWN
         self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
-        free = beyond > self._lowest_beyond + _FREE
+        grown = beyond > self._lowest_beyond + _FREE
+        over = resident > self._memory.limit and beyond > 2 * _FREE
         self._lowest_beyond = min(self._lowest_beyond, beyond)
-        self._looks_beyond = self._looks_beyond + 1 if free else 0
-        if self._looks_beyond >= _PATIENCE:
+        self._looks_beyond = self._looks_beyond + 1 if grown or over else 0
+        if self._looks_beyond >= (1 if grown and over else _PATIENCE):
             self._looks_beyond = 0
             self._lowest_beyond = beyond  # if nothing comes of it, it is in use
             asyncio.get_running_loop().run_in_executor(None, give_back_freed_memory)

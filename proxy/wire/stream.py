@@ -35,11 +35,6 @@ _CUT = 16 * 1024
 _MANY = 8
 
 
-def _discard(data: bytes) -> bool:
-    """The taker of a connection that is over."""
-    return True
-
-
 class Stream(asyncio.Protocol):
     """A connection with a bounded inbox."""
 
@@ -50,6 +45,7 @@ class Stream(asyncio.Protocol):
         "_scanned",
         "_unsent",
         "deadline",
+        "discarded",
         "eof",
         "error",
         "inbox",
@@ -77,6 +73,7 @@ class Stream(asyncio.Protocol):
         self._unsent = 0  # and for what has been written and not been taken
         self._scanned = 0  # bytes of the inbox in which no head ends
         self._read_paused = False
+        self.discarded = 0  # bytes that came when nobody wanted any more
         self._later = False  # `notify` comes when its turn does
 
     @property
@@ -133,6 +130,9 @@ class Stream(asyncio.Protocol):
     def on_deadline(self) -> None:
         """`deadline` is past."""
         raise NotImplementedError
+
+    def mark_greedy(self) -> None:
+        """There is more work on this connection than a turn allows."""
 
     def take(self) -> bytes:
         """All that has arrived, `b""` if nothing; reading goes on."""
@@ -202,7 +202,9 @@ class Stream(asyncio.Protocol):
             content += more
             taken += len(piece) - len(rest)
             if rest:
-                pieces[used] = rest
+                # What is left for later turns is copied once, not in each of them anew.
+                pieces[used : used + 1] = [rest[i : i + _CUT] for i in range(0, len(rest), _CUT)]
+                self._count(_PIECE_COST * (-(-len(rest) // _CUT) - 1))
                 break
             used += 1
             if body.done or len(content) >= PIECES_PER_TURN:
@@ -213,6 +215,7 @@ class Stream(asyncio.Protocol):
         self._read_on()
         if pieces and not body.done and not self._later:
             self._later = True
+            self.mark_greedy()
             self.turns.later(self._go_on_reading)
         if len(content) > _MANY and taken < _MANY * _SMALL:
             return [b"".join(content)]
@@ -224,11 +227,17 @@ class Stream(asyncio.Protocol):
             self.notify()
 
     def drop(self) -> None:
-        """The connection is over: nothing of what it sent is wanted any more."""
+        """The connection is over: nothing of what it sent is wanted any more. `discarded` counts
+        what still comes; nobody is notified of it."""
         self.inbox.clear()
         self._scanned = 0
         self._count(-self._inbox_size)
-        self.taker = _discard
+        self.taker = self._discard
+        self._resume()
+
+    def _discard(self, data: bytes) -> bool:
+        self.discarded += len(data)
+        return True
 
     def write(self, pieces: list[bytes]) -> None:
         """Write `pieces` in one go: small ones joined, because a copy of a few KB costs less than
@@ -273,7 +282,7 @@ class Stream(asyncio.Protocol):
     def _resume(self) -> None:
         if self._read_paused:
             self._read_paused = False
-            if not self.lost:
+            if not self.lost and not self.transport.is_closing():
                 self.transport.resume_reading()
 
     def close(self) -> None:

@@ -7,7 +7,11 @@ the connections have sent:
  2. All of them together get `SHARE` seconds in one turn of the loop. Whoever comes later queues.
 
 The queue is served in order, with slices that shrink as it grows: a thousand floods get one request
-each, and somebody who asks for little waits for no more than that.
+each.
+
+ 3. Whoever asks now and then does not wait for those who always have more: connections that have
+    not been `GREEDY` lately are served first, as the new flows of FQ-CoDel (RFC 8290 §4.2) are. One
+    of the others goes on in every turn all the same.
 """
 
 from __future__ import annotations
@@ -24,15 +28,28 @@ SHARE, _SLICE = 0.004, 0.001
 #: Requests that one connection may have answered in one slice.
 HEADS_PER_TURN = 32
 
+#: Seconds for which a connection that had more than one slice's work waits behind others.
+GREEDY = 0.25
+
 
 class Turns:
     """The queue of those who go on later. All times are monotonic seconds."""
 
-    __slots__ = ("_clock", "_loop", "_measuring", "_queue", "_serving", "_slice_until", "_until")
+    __slots__ = (
+        "_clock",
+        "_first",
+        "_loop",
+        "_measuring",
+        "_queue",
+        "_serving",
+        "_slice_until",
+        "_until",
+    )
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._queue: deque[Callable[[], None]] = deque()
+        self._first: deque[Callable[[], None]] = deque()  # of those who ask for little,
+        self._queue: deque[Callable[[], None]] = deque()  # and of the others
         self._loop: asyncio.AbstractEventLoop | None = None
         self._measuring = False  # within a turn of the loop
         self._serving = False  # the queue will be served in the next turn of the loop
@@ -41,7 +58,7 @@ class Turns:
 
     def __len__(self) -> int:
         """How many queue."""
-        return len(self._queue)
+        return len(self._first) + len(self._queue)
 
     def start(self) -> None:
         """Begin to share out the running loop; before that, everybody goes on at once."""
@@ -58,17 +75,25 @@ class Turns:
             self._loop.call_soon(self._turn_over)
         elif now >= self._until:
             return False
-        self._slice_until = now + _SLICE / (1 + len(self._queue))
+        self._slice_until = now + _SLICE / (1 + len(self))
         return True
 
     def over(self) -> bool:
         """Whether the present slice is."""
         return self._clock.monotonic() >= self._slice_until
 
-    def later(self, go_on: Callable[[], None]) -> None:
+    def later(self, go_on: Callable[[], None], *, greedy: bool = True) -> None:
         """Call `go_on` when its turn comes, in a later turn of the loop."""
-        self._queue.append(go_on)
+        (self._queue if greedy else self._first).append(go_on)
         self._serve_soon()
+
+    def greedy_until(self) -> float:
+        """Until when somebody whose slice is used up is greedy."""
+        return self._clock.monotonic() + GREEDY
+
+    def before(self, until: float) -> bool:
+        """Whether it is before `until`."""
+        return self._clock.monotonic() < until
 
     def _serve_soon(self) -> None:
         if not self._serving:
@@ -79,14 +104,15 @@ class Turns:
         self._measuring = False
 
     def _serve(self) -> None:
-        """Those who queue now, as far as the turn goes."""
+        """Those who queue now, as far as the turn goes: one of the greedy, then all others."""
         self._serving = False
-        queue = self._queue
+        first, queue = self._first, self._queue
+        turns = [queue] * min(1, len(queue)) + [first] * len(first) + [queue] * (len(queue) - 1)
         try:
-            for _ in range(len(queue)):
+            for one in turns:
                 if not self.begin():
                     break
-                queue.popleft()()
+                one.popleft()()
         finally:
-            if queue:
+            if first or queue:
                 self._serve_soon()

@@ -330,3 +330,19 @@ async def test_an_upload_that_is_given_up_frees_its_process(
     check.close()
     assert pool.running == 0
     assert check.facts["verdict"] == "unfinished"
+
+
+async def test_the_client_answers_for_what_an_upload_holds(validator: UploadValidator) -> None:
+    """Fields, file and what is written around it count as the connection's, until it is closed."""
+
+    class Client:
+        held = 0
+
+    client = Client()
+    check = validator.begin(CONTENT_TYPE, None, None, owner=client)
+    check.feed(part(bytes(50_000), b"style", None).removesuffix(b"\r\n"))
+    assert client.held == 50_000
+    check.feed(b"\r\n" + part(wav_header(10**6) + bytes(9_000)).removesuffix(b"\r\n"))
+    assert client.held > 59_000
+    check.close()
+    assert client.held == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from unittest.mock import patch
@@ -12,12 +12,14 @@ import pytest
 
 from proxy.clock import ManualClock
 from proxy.memory_budget import MemoryBudget
+from proxy.wire import shedding
 from proxy.wire import stream as stream_module
+from proxy.wire.bodies import ChunkedBody
 from proxy.wire.codec import find_head_end
 from proxy.wire.pace import GRACE, Pace
 from proxy.wire.shedding import Shedding
 from proxy.wire.stream import _CUT, Stream
-from proxy.wire.turns import HEADS_PER_TURN, SHARE, Turns
+from proxy.wire.turns import GREEDY, HEADS_PER_TURN, SHARE, Turns
 from tests.plain_kit import Rig
 
 TRACE = b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -113,6 +115,49 @@ async def test_the_queue_is_served_in_order_and_within_its_share() -> None:
     assert len(failures) == 1
 
 
+async def test_who_asks_for_little_comes_before_the_greedy() -> None:
+    """New arrivals pass a queue of floods, of which one goes on in each turn all the same."""
+    clock, served = ManualClock(), list[str]()
+    turns = Turns(clock)
+    turns.start()
+
+    def serve(name: str) -> None:
+        clock.advance(SHARE / 2)
+        served.append(name)
+
+    for name in ("flood 1", "flood 2", "flood 3"):
+        turns.later(lambda name=name: serve(name))  # type: ignore[misc]
+    for name in ("guest 1", "guest 2"):
+        turns.later(lambda name=name: serve(name), greedy=False)  # type: ignore[misc]
+    await turns_of_the_loop(10)
+    assert served == ["flood 1", "guest 1", "flood 2", "guest 2", "flood 3"]
+
+
+async def test_a_flood_stays_greedy_for_a_while() -> None:
+    """One that has been cut short waits behind others with its next bytes, and no longer later."""
+    with rig() as flooded:
+        queued = list[bool]()
+        turns, later = flooded.sweeper.turns, flooded.sweeper.turns.later
+
+        def noted(go_on: Callable[[], None], *, greedy: bool = True) -> None:
+            queued.append(greedy)
+            later(go_on, greedy=greedy)
+
+        with patch.object(
+            Turns, "later", lambda _, go_on, greedy=True: noted(go_on, greedy=greedy)
+        ):
+            flooded.client.data_received(TRACE * (HEADS_PER_TURN + 1))
+            await turns_of_the_loop(5)
+            for wait in (GREEDY / 2, GREEDY):
+                flooded.clock.advance(wait)
+                turns.begin()
+                flooded.clock.advance(2 * SHARE)
+                flooded.client.data_received(TRACE)
+                await turns_of_the_loop(5)
+        assert queued == [True, True, False]
+        assert answers(flooded) == HEADS_PER_TURN + 3
+
+
 async def test_a_turn_that_is_used_up_lets_nobody_begin() -> None:
     """Who has news after the share is spent goes on in a later turn."""
     clock = ManualClock()
@@ -150,6 +195,40 @@ async def test_a_body_behind_its_head_stays_whole() -> None:
     assert [len(piece) for piece in quiet.inbox] == [100_000, _CUT, _CUT, 40_000 - 2 * _CUT]
     quiet.drop()
     assert quiet.memory.used == 0
+
+
+async def test_tiny_chunks_do_not_copy_the_rest() -> None:
+    """A read of 150 KB of one-byte chunks is cut once, and given back when it is read."""
+
+    class Quiet(Stream):
+        def notify(self) -> None:
+            """Nobody waits."""
+
+    quiet = Quiet(MemoryBudget(), Turns(ManualClock()))
+    body = ChunkedBody()
+    quiet.data_received(b"1\r\nx\r\n" * 25_000)
+    content = b"".join(quiet.read_body(body))
+    assert max(map(len, quiet.inbox)) <= _CUT
+    while quiet.inbox:
+        content += b"".join(quiet.read_body(body))
+    assert content == b"x" * 25_000
+    assert quiet.memory.used == 0
+
+
+async def test_what_comes_behind_a_refusal_is_not_kept() -> None:
+    """A client that sends on after its 400 costs no memory, and has its time to read the answer."""
+    with rig() as flooded:
+        flooded.client.data_received(b"NO\r\n\r\n")
+        assert answers(flooded) == 1
+        for _ in range(5):
+            flooded.client.data_received(b"x" * 100_000)
+            assert flooded.memory.used == 0
+        assert not flooded.answer.closing
+        for _ in range(3):
+            flooded.clock.advance(5.1)
+            flooded.client.on_deadline()
+            await turns_of_the_loop(3)
+        assert flooded.answer.closing
 
 
 async def test_an_unfinished_head_is_searched_once() -> None:
@@ -250,6 +329,38 @@ async def test_what_nobody_accounts_for_counts_as_well() -> None:
             shedding._look()
             assert flooded.memory.accounts()["unaccounted"] == unaccounted
         shedding.stop()
+
+
+async def test_freed_memory_is_given_back_at_once_beyond_the_limit() -> None:
+    """The allocator is asked at the next look where the process grows beyond its limit, and every
+    so often while it stays there; below the limit only after a while."""
+    asked = list[int]()
+    with (
+        rig() as flooded,
+        patch.object(shedding, "give_back_freed_memory", lambda: asked.append(1)),
+    ):
+        resident = 0
+        memory = MemoryBudget(128 * 1024 * 1024)
+        shed = Shedding(memory, flooded.sweeper, lambda: resident)
+
+        async def looks(count: int) -> int:
+            asked.clear()
+            for _ in range(count):
+                shed._look()
+            await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+            return len(asked)
+
+        for size, count, expected in (
+            (60, 1, 0),  # the lowest that is seen
+            (100, 19, 0),
+            (100, 1, 1),
+            (130, 1, 1),
+            (130, 20, 1),
+            (60, 30, 0),
+        ):
+            resident = size * 1024 * 1024
+            assert await looks(count) == expected, (size, count)
+        shed.stop()
 
 
 async def test_a_head_may_end_however_full_the_budget_is() -> None:

@@ -8,9 +8,11 @@ import struct
 
 import pytest
 
+from proxy.memory_budget import Holding, MemoryBudget
 from proxy.upload import foreign, measure, mp3, packets, verdicts
 from proxy.upload.boxes import is_sequential
 from proxy.upload.fields import Fields
+from proxy.upload.form import Part
 from proxy.upload.pool import memory_within
 from proxy.upload.session import Job
 from tests.data.audio.generate import path_of
@@ -91,9 +93,11 @@ def test_only_an_index_in_front_is_read_on_the_way() -> None:
 
 def test_the_fields_keep_their_order_around_the_file() -> None:
     """Written anew, and each known by its name and the digest of its value."""
-    fields = Fields(digest=True)
+    memory = MemoryBudget()
+    fields = Fields(Holding(memory.account("spool")), digest=True)
     for name, value, behind in (("a", [b"1", b"2"], False), ("b", [], False), ("a", [b"3"], True)):
-        fields.begin(name, behind=behind, boundary=b"B")
+        part = Part(name, None, name.encode())
+        fields.begin(part, behind=behind, boundary=b"B", raw=False)
         for piece in value:
             fields.add(piece)
         fields.end()
@@ -102,7 +106,9 @@ def test_the_fields_keep_their_order_around_the_file() -> None:
     assert fields.behind == line % (b"a", b"3")
     values = [(b"a", b"12"), (b"b", b""), (b"a", b"3")]
     assert fields.content == [(name, hashlib.sha256(value).digest()) for name, value in values]
-    assert (fields.clear(), fields.size, fields.before) == (3, 0, b"")
+    assert memory.used == 3
+    fields.clear()
+    assert (memory.used, fields.before) == (0, b"")
 
 
 def test_probe_processes_share_what_the_container_has() -> None:
