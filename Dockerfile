@@ -1,30 +1,41 @@
 # Built with BuildKit (Docker 23 or later, Podman 4 or later) from the top of the repository:
 #
-#   docker build -t reliability-proxy .
+#   docker build -t reliability-proxy:0.2.0 .
 #
 # Where packages come from is the builder's business. A pip configuration of one's own is lent to
 # the build, and neither it nor the credentials in it end up in a layer:
 #
-#   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf -t reliability-proxy .
+#   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf -t reliability-proxy:0.2.0 .
 #
-# The base must have glibc (memory.py tunes its allocator) and the Python that the tests ran with.
+# The base must have glibc (memory.py tunes its allocator) and the Python that the tests ran with. It
+# is named by its tag, which moves with Debian's security updates. `make pin-base` writes the digest
+# of today and the date here, for builds that must come out the same.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS wheels
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# Each wheel by version and hash, no compiler: a version without a wheel fails the build.
+COPY image-requirements.txt ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python -m pip download --no-cache-dir --require-hashes --only-binary=:all: \
+      --requirement image-requirements.txt --dest /wheels
+COPY pyproject.toml README.md LICENSE ./
 COPY config ./config
 COPY proxy ./proxy
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python -m pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels .
+# setuptools is one of the wheels, so that building needs no index either; the base's own is too old.
+# hadolint ignore=DL3013
+RUN python -m pip install --no-cache-dir --no-index --find-links=/wheels --upgrade setuptools \
+    && python -m pip wheel --no-cache-dir --no-index --no-build-isolation --no-deps \
+      --wheel-dir /wheels .
 
 FROM ${BASE}
-RUN groupadd --gid 10001 proxy \
-    && useradd --uid 10001 --gid proxy --home-dir /data --no-create-home \
-       --shell /usr/sbin/nologin proxy \
-    && install -d -o proxy -g proxy -m 0750 /data /spool
-# From the wheels alone, whose versions constraints.txt has chosen, and which are not copied: no
-# index, no compiler, no second layer of them.
+# Not named `proxy`: Debian has a user and a group of that name.
+RUN groupadd --gid 10001 reliability \
+    && useradd --uid 10001 --gid reliability --home-dir /data --no-create-home \
+       --shell /usr/sbin/nologin reliability \
+    && install -d -o reliability -g reliability -m 0750 /data /spool
+# From the wheels alone, whose hashes were checked, and which are not copied: no index, no compiler,
+# no second layer of them.
 # hadolint ignore=DL3013
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     python -m pip install --no-cache-dir --no-index --find-links=/wheels reliability-proxy

@@ -8,10 +8,11 @@ RUN := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup run test lint types check generated bench clean
+.PHONY: help setup run test lint types check generated image-requirements pin-base image-test bench \
+  clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 setup: $(DEV)  ## make the virtual environment with everything that developers need
 
@@ -47,6 +48,15 @@ generated: $(DEV)  ## write anew what is generated: config schema, Grafana dashb
 	$(BIN)/reliability-proxy schema > config/schema.json
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python deploy/kubernetes/generate.py
+
+image-requirements: $(DEV)  ## write anew the hashes of what the image installs (asks the package index)
+	$(BIN)/python scripts/image_requirements.py
+
+pin-base:  ## write today's digest of the image's base into the Dockerfile (docker, with its registry)
+	scripts/pin_base.sh
+
+image-test: $(DEV)  ## build and run the image's steps on a bare Debian (root and debootstrap)
+	IMAGE_TEST=1 $(BIN)/pytest tests/acceptance/test_image.py $(ARGS)
 
 bench: $(DEV)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; writes a table
 	$(INSTALL) --quiet --editable '.[bench]'

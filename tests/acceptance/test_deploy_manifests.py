@@ -22,6 +22,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import proxy
 from proxy.config.load import load
 from proxy.config.schema import Config
 from tests.deployment import DEPLOY, ROOT, rules
@@ -188,7 +189,13 @@ def test_prometheus_and_grafana_find_one_another() -> None:
 
 # --- Kubernetes ---------------------------------------------------------------------------------
 
-MANIFESTS = ("namespace.yaml", "app.yaml", "worker.yaml", "network-policies.yaml")
+MANIFESTS = (
+    "namespace.yaml",
+    "app.yaml",
+    "worker.yaml",
+    "network-policies.yaml",
+    "disruption-budgets.yaml",
+)
 OBJECTS = [document for name in MANIFESTS for document in documents(BASE / name)]
 PLACES = yaml.safe_load((BASE / "kustomization.yaml").read_text())
 
@@ -280,6 +287,7 @@ def test_kustomize_builds(folder: Path) -> None:
             assert ("annotations" in template) == (folder == BASE)
             reference = template["labels"]["app.kubernetes.io/part-of"]
             assert reference == thing["metadata"]["namespace"] == "make-video"
+    assert "includeTemplates:" not in (folder / "kustomization.yaml").read_text()  # kustomize 5
 
 
 @pytest.mark.parametrize("name", ["make-video", "make-video-worker"])
@@ -342,6 +350,26 @@ def test_pods_refer_to_nothing_that_is_missing(name: str) -> None:
     assert mounted == volumes
     labels = workloads()[name]["spec"]["template"]["metadata"]["labels"]
     assert workloads()[name]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_a_drained_node_takes_one_pod_of_each_at_a_time() -> None:
+    """Every workload has a budget that selects its pods, and that lets a single replica go."""
+    budgets = {
+        budget["metadata"]["name"]: budget["spec"] for budget in objects("PodDisruptionBudget")
+    }
+    assert set(budgets) == set(workloads())
+    for name, workload in workloads().items():
+        assert budgets[name]["selector"] == workload["spec"]["selector"]
+        assert budgets[name]["maxUnavailable"] == 1
+
+
+def test_images_are_named_by_version() -> None:
+    """Ours by the version of this repository, in Compose and for Kubernetes; none is `latest`."""
+    tags = {image["name"]: image["newTag"] for image in PLACES["images"]}
+    assert tags["reliability-proxy"] == proxy.__version__
+    assert example_values()["PROXY_IMAGE"] == f"reliability-proxy:{proxy.__version__}"
+    assert f"reliability-proxy:{proxy.__version__}" in SERVICES["proxy"]["image"]
+    assert "latest" not in {*tags.values(), example_values()["MAKE_VIDEO_IMAGE"].partition(":")[2]}
 
 
 def test_the_mirror_has_a_volume_of_its_own_in_every_pod(monkeypatch: pytest.MonkeyPatch) -> None:

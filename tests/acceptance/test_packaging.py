@@ -87,6 +87,49 @@ def test_the_image_stops_as_asked_and_is_nobody() -> None:
     assert '"reliability-proxy", "healthcheck"' in final
 
 
+def test_the_image_requires_what_is_pinned_each_by_its_hash() -> None:
+    """Versions of constraints.txt, nothing missing; else: make image-requirements."""
+    text = (ROOT / "image-requirements.txt").read_text(encoding="utf-8")
+    entry = r"^([\w.\-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$"
+    entries = re.findall(entry, text, re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^\w", text, re.MULTILINE))
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pinned = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines)}
+    listed = {canonicalize_name(name): version for name, version, _ in entries}
+    assert listed.items() <= pinned.items()
+    build = ["setuptools", "async-timeout"]  # the latter is redis' on Python before 3.11.3
+    assert set(listed) == needed([*PROJECT["dependencies"], *build])
+
+
+def test_pinning_the_base_writes_its_digest_and_the_date(tmp_path: Path) -> None:
+    """`make pin-base` asks the registry by docker, and changes nothing when it has no answer."""
+    recipe = tmp_path / "Dockerfile"
+    shutil.copy(ROOT / "Dockerfile", recipe)
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    docker.chmod(0o755)
+    command = [ROOT / "scripts" / "pin_base.sh", recipe]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for attempt in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+        assert done.returncode == 1
+        assert recipe.read_text() == DOCKERFILE
+        docker.write_text(f"#!/bin/sh\n[ {attempt} = 1 ] || echo none\n")
+    digest = "sha256:" + "5" * 64
+    for _ in range(2):
+        docker.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\necho {digest}\n')
+        run(*command, cwd=tmp_path, PATH=environment["PATH"])
+    written = r"^# Pinned on \d{4}-\d\d-\d\d\.\nARG BASE=(.+)$"
+    pinned = re.search(written, recipe.read_text(), re.MULTILINE)
+    assert pinned is not None
+    tag = re.search(r"^ARG BASE=([^@\n]+)", DOCKERFILE, re.MULTILINE)
+    assert tag is not None
+    assert pinned[1] == f"{tag[1]}@{digest}"
+    assert recipe.read_text().count("# Pinned on") == 1
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[-1] for line in asked] == [tag[1]] * 2
+
+
 # --- the wheel ----------------------------------------------------------------------------------
 
 
@@ -219,6 +262,7 @@ def test_every_variable_is_in_the_deployment_guide() -> None:
     """What the ready config takes from the environment is told; else only what Compose knows."""
     guide = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", guide))
+    told |= VARIABLES & set(re.findall(r"`([A-Z]+)`", guide))
     example = (ROOT / "deploy" / "example.env").read_text(encoding="utf-8")
     compose = (ROOT / "deploy" / "docker-compose.yaml").read_text(encoding="utf-8")
     theirs = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
@@ -240,6 +284,31 @@ def test_systemd_unit_is_valid(tmp_path: Path) -> None:
     if "Operation not permitted" in done.stderr or "Failed to" in done.stderr.partition("\n")[0]:
         pytest.skip(f"systemd-analyze does not work here: {done.stderr.strip()}")
     assert [line for line in done.stderr.splitlines() if copy.name in line] == []
+
+
+def test_the_shorthand_of_the_runbooks_reads_what_the_unit_reads(tmp_path: Path) -> None:
+    """`rp` with systemd: the config, and the token from the environment file, quotes and all."""
+    page = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `rp` |"))
+    function = row.split(" | ")[2].strip("`")
+    assert "sudo " in function
+    stand_in = tmp_path / "reliability-proxy"
+    stand_in.write_text('#!/bin/sh\necho "$PROXY_CONFIG $ADMIN_TOKEN $MAKE_VIDEO_DIR"; echo "$@"\n')
+    stand_in.chmod(0o755)
+    settings = tmp_path / "environment"
+    settings.write_text("ADMIN_TOKEN=abc123\nMAKE_VIDEO_DIR='/srv/make video'\n")
+    for here, there in (
+        (stand_in, "/opt/reliability-proxy/bin/reliability-proxy"),
+        (settings, "/etc/reliability-proxy/environment"),
+    ):
+        assert there in function
+        function = function.replace(there, str(here))
+    script = f'sudo() {{ "$@"; }}\n{function}\nrp trace "a b" --limit 5'
+    printed = run("sh", "-c", script, cwd=tmp_path)
+    assert (
+        printed
+        == "/etc/reliability-proxy/config.yaml abc123 /srv/make video\ntrace a b --limit 5\n"
+    )
 
 
 @pytest.mark.parametrize("missing", [False, True])
