@@ -126,6 +126,8 @@ class ClientTimeouts(Model):
     an answer cut short. Absent: any."""
 
 
+FormField = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")]
+
 AudioType = Literal[
     "audio/mpeg",
     "audio/wav",
@@ -139,6 +141,31 @@ AudioType = Literal[
 ]
 
 
+AlsoType = Literal[
+    "image/jpeg",
+    "image/png",
+    "image/gif",
+    "image/webp",
+    "image/avif",
+    "image/heic",
+    "application/pdf",
+    "application/json",
+    "application/x-subrip",
+    "text/vtt",
+    "text/plain",
+]
+
+
+class AlsoFile(Model):
+    """A file that a form may bring beside the audio: of one of `types`, as its own bytes say, of
+    `max_size` at most, and up to `max_count` times. It is not decoded. 5 MiB: a cover."""
+
+    field: FormField
+    types: Annotated[tuple[AlsoType, ...], Field(min_length=1)]
+    max_size: Annotated[Size, Field(ge=1, le=1024**3)] = 5 * 1024 * 1024
+    max_count: Annotated[int, Field(ge=1, le=100)] = 1
+
+
 class Upload(Model):
     """What an upload must be. `field` names the one file part of the form; `null` means that the
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
@@ -147,7 +174,7 @@ class Upload(Model):
     `buffer` is what older files set; it has no effect, since the whole upload waits in the spool
     for its verdict."""
 
-    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\[\]-]{1,100}$")] | None = "audio_file"
+    field: FormField | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
     max_duration: Annotated[Duration, Field(gt=0)] | None = 600.0
     types: Annotated[tuple[AudioType, ...], Field(min_length=1)] = (
@@ -158,6 +185,8 @@ class Upload(Model):
         "audio/m4a",
         "audio/ogg",
     )
+    also: Annotated[tuple[AlsoFile, ...], Field(max_length=20)] = ()
+    """Files in other fields, which are let through beside the audio; all others are refused."""
     mode: Literal["enforce", "report"] = "enforce"
     buffer: Annotated[Size, Field(ge=0)] | Literal["stream"] | None = None
 

@@ -201,7 +201,17 @@ def _job(key: Key, route: Route, found: Findings) -> None:
 
 
 def _upload(key: Key, route: Route, found: Findings) -> None:
-    if route.upload is not None and route.upload.buffer is not None:
+    if route.upload is None:
+        return
+    also = (*key, "upload", "also")
+    if route.upload.also and route.upload.field is None:
+        found.problem(also, "nothing, where `field` is null: the body is the file", "fields")
+    names = {route.upload.field}
+    for index, rule in enumerate(route.upload.also):
+        if rule.field in names:
+            found.problem((*also, index, "field"), "a field named once", repr(rule.field))
+        names.add(rule.field)
+    if route.upload.buffer is not None:
         found.notice(
             (*key, "upload", "buffer"),
             "not used: the whole upload waits in the spool (see `spool`)",

@@ -28,9 +28,9 @@ A disk that is full, gone or broken loses nothing: what was not written stays in
 why, and the owner goes on without a spool. That is counted, and logged when it begins and ends.
 """
 
-from proxy.spool.body import BodyReader, SpooledBody
+from proxy.spool.body import BodyReader, Framing, SpooledBody
 from proxy.spool.file import SpoolError
 from proxy.spool.queue import SpooledQueue
 from proxy.spool.spool import Spool
 
-__all__ = ["BodyReader", "Spool", "SpoolError", "SpooledBody", "SpooledQueue"]
+__all__ = ["BodyReader", "Framing", "Spool", "SpoolError", "SpooledBody", "SpooledQueue"]

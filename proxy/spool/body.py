@@ -12,8 +12,8 @@ Rules
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from proxy.memory_budget import Holding, Owner
 from proxy.spool.blocks import Blocks, cut
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 #: How many times its allowance in memory a body may have waiting for the disk, beside what is being
 #: written, before its sender is held up.
 AHEAD = 4
+
+
+#: What may stand around a body: bytes, or another body.
+Framing: TypeAlias = "bytes | SpooledBody"
+
+
+def length_of(parts: Iterable[Framing]) -> int:
+    """Bytes of all of them."""
+    return sum(len(part) if isinstance(part, bytes) else part.length for part in parts)
 
 
 class SpooledBody:
@@ -74,7 +83,8 @@ class SpooledBody:
         self._hashed = 0
         self._digest: bytes | None = None
         self._closed = False
-        self.before = self.after = b""
+        self.before: tuple[Framing, ...] = ()
+        self.after: tuple[Framing, ...] = ()
         self.complete = False
         self.full: Reason | str | None = None
         self.size = 0
@@ -96,10 +106,12 @@ class SpooledBody:
         """The content is complete."""
         self.complete = True
 
-    def frame(self, before: bytes, after: bytes) -> None:
-        """What is read back before and after the content; not part of file, `size` and digest."""
-        self._frame.set(len(before) + len(after))
-        self.before, self.after = before, after
+    def frame(self, before: Iterable[Framing], after: Iterable[Framing]) -> None:
+        """What is read back before and after the content; not part of file, `size` and digest.
+        Other bodies in it must be complete, and are closed by who made them."""
+        self.before, self.after = tuple(before), tuple(after)
+        parts = (*self.before, *self.after)
+        self._frame.set(sum(len(part) for part in parts if isinstance(part, bytes)))
 
     def to_file(self) -> None:
         """Let the content be in a file, now and from now on. `fd` and `written` follow."""
@@ -147,7 +159,12 @@ class SpooledBody:
     @property
     def length(self) -> int:
         """Bytes that a reader gives, of what is there by now."""
-        return len(self.before) + self.size + len(self.after)
+        return length_of(self.before) + self.size + length_of(self.after)
+
+    @property
+    def writing(self) -> bool:
+        """Whether some of it is on its way to the file."""
+        return bool(self._writing)
 
     @property
     def fd(self) -> int | None:
@@ -198,7 +215,7 @@ class SpooledBody:
             return
         self._closed = True
         self._memory.clear()
-        self.frame(b"", b"")
+        self.frame((), ())
         if self._file is not None:
             self._file.close()
 
@@ -206,7 +223,7 @@ class SpooledBody:
 class BodyReader:
     """Reads a body from its beginning; `at` bytes of `body.length` have been given."""
 
-    __slots__ = ("_body", "_error", "_ready", "_spool", "_waiting", "at")
+    __slots__ = ("_body", "_error", "_inner", "_ready", "_spool", "_waiting", "at")
 
     def __init__(self, body: SpooledBody, spool: Spool) -> None:
         self._body = body
@@ -214,6 +231,7 @@ class BodyReader:
         self._ready: bytes | None = None
         self._error: OSError | None = None
         self._waiting = False
+        self._inner: BodyReader | None = None  # of a body in the frame
         self.at = 0
 
     @property
@@ -225,7 +243,7 @@ class BodyReader:
     def caught_up(self) -> bool:
         """Whether all that was appended so far has been given."""
         body = self._body
-        return self.at == (body.length if body.complete else len(body.before) + body.size)
+        return self.at == (body.length if body.complete else length_of(body.before) + body.size)
 
     def take(self, limit: int = READ) -> list[bytes]:
         """The next bytes, about `limit` at most; none where there are none, or none yet. Raises
@@ -236,12 +254,11 @@ class BodyReader:
 
     def _take(self, limit: int) -> list[bytes]:
         body = self._body
-        start = self.at - len(body.before)
+        start = self.at - length_of(body.before)
         if start < 0:
-            return [body.before[start:]]
+            return self._take_frame(body.before, self.at, limit)
         if start >= body.size:
-            after = body.after[start - body.size :] if body.complete else b""
-            return [after] if after else []
+            return self._take_frame(body.after, start - body.size, limit) if body.complete else []
         if start >= body.written:
             return body.in_memory(start, limit)
         if self._error is not None:
@@ -254,6 +271,20 @@ class BodyReader:
             if found is not None:
                 return [found]
             self._waiting = True
+        return []
+
+    def _take_frame(self, parts: Sequence[Framing], start: int, limit: int) -> list[bytes]:
+        for part in parts:
+            size = length_of((part,))
+            if start >= size:
+                start -= size
+            elif isinstance(part, bytes):
+                return [part[start:]]
+            else:
+                inner = self._inner
+                if inner is None or inner._body is not part or inner.at != start:
+                    inner = self._inner = part.reader()
+                return inner.take(limit)
         return []
 
     def _came(self, result: bytes | OSError) -> None:

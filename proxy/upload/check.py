@@ -7,7 +7,8 @@ Rules:
 2. What goes upstream is written anew around the spooled file: our own boundary, which no client can
    know (so no parser, be it as lenient as it likes, finds a boundary within the file), one
    `Content-Disposition` per part, a safe file name, the detected type, and the length of it all.
-3. A file of the configured field once; no other file; the other fields together 1 MiB at most.
+3. A file of the configured field once; others only where `also` names them (attachments.py); the
+   other fields together 1 MiB at most.
 4. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
 5. No room in the spool, no probe process in time: that is 503, and the log says why (session.py).
 """
@@ -24,8 +25,9 @@ from proxy.clock import Clock, SystemClock
 from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, ProxyError, UploadRejected
 from proxy.memory_budget import Holding, Owner
-from proxy.spool import Spool, SpooledBody
+from proxy.spool import Framing, Spool, SpooledBody
 from proxy.upload import disposition, verdicts
+from proxy.upload.attachments import Attachment, Attachments
 from proxy.upload.digests import DIGEST_FIELDS, Digests
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, compile_types
 from proxy.upload.fields import Fields, Place
@@ -119,6 +121,11 @@ class UploadCheck:
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
         self._file = validator.spool.body(self._spool_changed, owner=owner, sha256=validator.digest)
         self._fields = Fields(Holding(validator.spool.memory, owner), digest=validator.digest)
+        self._also = Attachments(
+            validator.rules.also,
+            lambda: validator.spool.body(self._spool_changed, owner=owner, sha256=validator.digest),
+        )
+        self._attachment: Attachment | None = None  # the one we are in
         self._part: Part | None = None  # the part we are in
         self._file_part: Part | None = None
         self._in_file = False
@@ -171,7 +178,10 @@ class UploadCheck:
     @property
     def blocked(self) -> bool:
         """Whether the engine should stop reading the client until `on_change`: the disk is slow."""
-        return self._file.blocked and self._error is None and not self._session.decided
+        if self._error is not None:
+            return False
+        file = self._file.blocked and not self._session.decided
+        return file or any(body.blocked for body in self._also.bodies)
 
     async def finish(self) -> list[bytes] | SpooledBody:
         """The body is complete: wait for the verdict. Raises it, or returns the body that goes
@@ -195,19 +205,20 @@ class UploadCheck:
         """Free the probe process and the spool. Always call it; a second call does nothing."""
         self._session.close()
         self._file.close()
+        self._also.close()
         self._fields.clear()
 
     @property
     def content(self) -> list[tuple[bytes, ...]] | None:
-        """What makes two uploads the same: SHA-256 of each field's value and of the file, with
+        """What makes two uploads the same: SHA-256 of each field's value and of each file, with
         their names. None before the verdict is good, and where it is not wanted (`digest`)."""
         if self._validation_ms is None or self._error is not None:
             return None
-        file = self._file.digest()
-        if file is None:
+        file, others = self._file.digest(), self._also.content()
+        if file is None or others is None:
             return None
         fields = [(b"field", *field) for field in self._fields.content]
-        return [*fields, (b"file", (self._field or "").encode(), file)]
+        return [*fields, *others, (b"file", (self._field or "").encode(), file)]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -240,7 +251,9 @@ class UploadCheck:
             raise verdicts.malformed(
                 "an encoded body (Content-Encoding) is not accepted", field, reason="encoding"
             )
-        if length is not None and length > limit + (OTHER_FIELDS if field else 0):
+        if length is not None and length > limit + (
+            OTHER_FIELDS + self._also.limit if field else 0
+        ):
             raise verdicts.too_large(length, limit, field)
         text = (content_type or b"").decode("latin-1").strip()
         if field is None:
@@ -276,6 +289,8 @@ class UploadCheck:
                         self._begin_file()
                     if self._in_file:
                         file.append(event)
+                    elif self._attachment is not None:
+                        self._attachment.append(event)
                     else:
                         self._take_field(event)
                 elif isinstance(event, PartEnd):
@@ -287,7 +302,7 @@ class UploadCheck:
         except FormError as error:
             raise verdicts.malformed(str(error), self._field) from error
         self._take_file(file)
-        if self._body - self._file.size > OTHER_FIELDS:
+        if self._body - self._file.size - self._also.size > OTHER_FIELDS:
             raise verdicts.malformed("the other fields are over 1MB", self._field, reason="fields")
 
     def _begin_part(self, part: Part) -> None:
@@ -311,9 +326,12 @@ class UploadCheck:
         part, self._nameless = self._part, False
         assert part is not None
         if part.name != self._field:
-            raise verdicts.malformed(
-                f"a file in a field other than {self._field}", self._field, reason="other_file"
-            )
+            self._attachment = self._also.begin(part)
+            if self._attachment is None:
+                raise verdicts.malformed(
+                    f"a file in a field other than {self._field}", self._field, reason="other_file"
+                )
+            return
         if self._file_seen:
             raise verdicts.malformed(
                 f"field {self._field} is there twice", self._field, reason="duplicate"
@@ -339,7 +357,7 @@ class UploadCheck:
 
     def _raise_too_large(self) -> None:
         limit, length, size = self._rules.max_size, self._content_length, self._file.size
-        if length is None:
+        if length is None or self._rules.also:
             raise verdicts.too_large(size, limit, self._field, at_least=True)
         # The file is what the rest of the body is, the last boundary aside.
         expected = size + length - self._body if self._form else length
@@ -349,6 +367,10 @@ class UploadCheck:
         if self._in_file:
             self._in_file = False
             self._end_of_file()
+        elif self._attachment is not None:
+            attachment, self._attachment = self._attachment, None
+            attachment.end()
+            self._fields.file(attachment.part, attachment.body, *attachment.head(), **self._place())
         elif self._nameless:
             self._nameless = False
             if self._part is not None and self._part.name != self._field:
@@ -389,16 +411,17 @@ class UploadCheck:
             assert self._file_part is not None
             assert self._session.kind is not None
             family = BY_MEDIA_TYPE[self._session.kind["type"]]
-            name = disposition.safe_file_name(self._file_part.filename or "", family)
+            given = self._file_part.filename or ""
+            name = disposition.safe_file_name(given, family.extensions)
             head = b"--%b\r\n%bContent-Type: %b\r\n\r\n" % (
                 self._boundary,
                 disposition.write_disposition(self._file_part.name.encode(), name),
                 family.media_type.encode(),
             )
-            before = bytes(self._fields.before) + head
-            behind = b"\r\n" + bytes(self._fields.behind) + b"--" + self._boundary + b"--\r\n"
+            before, behind = map(_frozen, (self._fields.before, self._fields.behind))
+            last = b"--" + self._boundary + b"--\r\n"
             self._fields.clear()
-            self._file.frame(before, behind)
+            self._file.frame([*before, head], [b"\r\n", *behind, last])
 
     # --- the verdict ----------------------------------------------------------------------------
 
@@ -415,7 +438,7 @@ class UploadCheck:
         """Wait for it. Raises `Overloaded` where the disk does not take the file in time."""
         try:
             async with asyncio.timeout(SPOOL_TIMEOUT):
-                while not (self._session.decided or self._file.in_file):
+                while not (self._session.decided or self._file.in_file) or self._attaching:
                     self._consult()
                     await self._next_change()
         except TimeoutError:
@@ -424,13 +447,19 @@ class UploadCheck:
         while not self._session.decided:
             await self._next_change()
 
+    @property
+    def _attaching(self) -> bool:
+        return any(body.writing for body in self._also.bodies)
+
     def _consult(self) -> None:
         """Raise what the probe has found so far, or that there is no room."""
         error = refusal(self._session, self._accepted, self._rules.max_duration, self._field)
         if error is not None:
             raise error
-        if self._file.full is not None and not self._session.decided:
-            log.warning("upload not examined", extra={"cause": f"spool: {self._file.full}"})
+        full = None if self._session.decided else self._file.full
+        full = next((body.full for body in self._also.bodies if body.full is not None), full)
+        if full is not None:
+            log.warning("upload not examined", extra={"cause": f"spool: {full}"})
             raise verdicts.overloaded("upload_spool")
 
     def _fail(self, error: ProxyError) -> None:
@@ -472,3 +501,7 @@ class UploadCheck:
             await self._waiter
         finally:
             self._waiter = None
+
+
+def _frozen(parts: list[bytearray | SpooledBody]) -> list[Framing]:
+    return [bytes(part) if isinstance(part, bytearray) else part for part in parts]

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
-
-from proxy.upload.families import Family
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[ -\x7e])*)"'
@@ -157,8 +156,9 @@ def file_name(parameters: dict[str, str]) -> str | None:
     return None if plain is None else decode(unescape(plain))
 
 
-def safe_file_name(given: str, family: Family) -> str:
-    """A name that no shell, path, header or log takes amiss: rule 4."""
+def safe_file_name(given: str, extensions: Sequence[str], *, without: str = "audio") -> str:
+    """A name that no shell, path, header or log takes amiss: rule 4. Of the `extensions` the first
+    one replaces any other; `without` a name it is called so."""
     base = unicodedata.normalize("NFC", given.replace("\\", "/").rsplit("/", 1)[-1])
     base = base.replace("%22", "_").replace("%0D", "_").replace("%0A", "_")
     clean = "".join(char if _kept(char) else "_" for char in base)
@@ -166,8 +166,8 @@ def safe_file_name(given: str, family: Family) -> str:
     suffix = (dot + extension).lower()
     if not dot or len(suffix) > 6:
         stem = clean
-    stem = stem.strip(". -_")[:_MAX_STEM].strip() or "audio"
-    return stem + (suffix if suffix in family.extensions else family.extensions[0])
+    stem = stem.strip(". -_")[:_MAX_STEM].strip() or without
+    return stem + (suffix if suffix in extensions else extensions[0])
 
 
 def _kept(char: str) -> bool:

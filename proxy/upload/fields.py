@@ -6,6 +6,7 @@ import hashlib
 from typing import TypedDict, Unpack
 
 from proxy.memory_budget import Holding
+from proxy.spool import SpooledBody
 from proxy.upload import disposition
 from proxy.upload.form import Part
 
@@ -24,11 +25,11 @@ class Fields:
     and SHA-256 of the value of each, where that is wanted. `held` counts their bytes."""
 
     def __init__(self, held: Holding, *, digest: bool) -> None:
-        self.before = bytearray()
-        self.behind = bytearray()
+        self.before: list[bytearray | SpooledBody] = []
+        self.behind: list[bytearray | SpooledBody] = []
         self.content: list[tuple[bytes, bytes]] = []
         self._held = held
-        self._out = self.before
+        self._out = bytearray()
         self._digest = digest
         self._name = b""
         self._value = hashlib.sha256(usedforsecurity=False)
@@ -61,8 +62,18 @@ class Fields:
         self._open(part, place, filename="")
         self._out += b"Content-Type: application/octet-stream\r\n\r\n\r\n"
 
+    def file(
+        self, part: Part, body: SpooledBody, name: str, kind: bytes, **place: Unpack[Place]
+    ) -> None:
+        """A file of that name and type, which `body` holds."""
+        self._open(part, place, name)
+        self._out += b"Content-Type: " + kind + b"\r\n\r\n"
+        self._out = bytearray(b"\r\n")
+        (self.behind if place["behind"] else self.before).extend((body, self._out))
+
     def _open(self, part: Part, place: Place, filename: str | None = None) -> None:
-        self._out = self.behind if place["behind"] else self.before
+        self._out = bytearray()
+        (self.behind if place["behind"] else self.before).append(self._out)
         name = part.raw_name
         if not place["raw"]:
             name = disposition.decode(name.decode("latin-1")).encode()
@@ -71,6 +82,5 @@ class Fields:
 
     def clear(self) -> None:
         """Forget the values."""
-        self._out = self.before = bytearray()
-        self.behind = bytearray()
+        self.before, self.behind, self._out = [], [], bytearray()
         self._held.clear()

@@ -90,6 +90,29 @@ def malformed(why: str, field: str | None, *, reason: str = "multipart") -> erro
     return errors.UploadMalformed(f"Upload malformed: {why}", field=field, reason=reason)
 
 
+def attachment_too_large(limit: int, field: str) -> errors.UploadTooLarge:
+    """A file beside the audio; how much more there is nobody knows."""
+    most = size_text(limit)
+    return errors.UploadTooLarge(
+        f"File in field {field} too large: over {most} (max: {most})", limit=limit, field=field
+    )
+
+
+def attachment_rejected(accepted: Iterable[str], field: str) -> errors.UploadTypeRejected:
+    """A file beside the audio whose bytes are none of the `accepted` types."""
+    names = list(accepted)
+    return errors.UploadTypeRejected(
+        f"File in field {field} is not of an accepted type (accepted: {', '.join(names)})",
+        limit=names,
+        field=field,
+    )
+
+
+def attachment_empty(field: str) -> errors.UploadEmpty:
+    """A named file beside the audio, of no bytes."""
+    return errors.UploadEmpty(f"File in field {field} empty: 0 bytes", measured=0, field=field)
+
+
 def overloaded(reason: str) -> errors.Overloaded:
     """Not the upload's fault: no probe process could judge it (`upload_probe`), or its bytes had
     no room in the spool (`upload_spool`). The log names the cause."""

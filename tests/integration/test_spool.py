@@ -119,10 +119,29 @@ async def test_what_is_framed_is_read_but_not_in_the_file(site: Site) -> None:
     data = noise(MIB)
     body.append([data])
     body.end()
-    body.frame(b"head", b"tail")
+    body.frame([b"head"], [b"tail"])
     assert await site.read(body.reader()) == b"head" + data + b"tail"
     assert (body.length, body.size) == (MIB + 8, MIB)
     body.close()
+
+
+async def test_other_bodies_may_stand_around_one(site: Site) -> None:
+    """In the file or in memory, or empty; each reader reads all of them in their order."""
+    body, large, small, empty = (site.body() for _ in range(4))
+    body.append([noise(MIB, 1)])
+    large.append([noise(MIB, 2)])
+    small.append([b"small"])
+    for one in (body, large, small, empty):
+        one.end()
+    body.frame([b"a", large, b"b", empty, small], [small, b"", b"c", large])
+    whole = b"".join(
+        (b"a", noise(MIB, 2), b"b", b"small", noise(MIB, 1), b"small", b"c", noise(MIB, 2))
+    )
+    assert body.length == len(whole)
+    for _ in range(2):
+        assert await site.read(body.reader()) == whole
+    for one in (body, large, small, empty):
+        one.close()
 
 
 async def test_memory_is_bounded_by_the_disk_s_pace(site: Site) -> None:

@@ -264,6 +264,20 @@ ROUTES: list[tuple[str, list[str]]] = [
         "{name: a, path: '/', upstream: app, idempotency: {}}",
         ["idempotency: expected job: {creates: true} beside it"],
     ),
+    (
+        "{name: b, path: /b, upstream: app,"
+        " upload: {also: [{field: audio_file, types: [image/png]}]}}",
+        ["upload.also[0].field: expected a field named once", "'audio_file'"],
+    ),
+    (
+        "{name: b, path: /b, upstream: app, upload: {field: null,"
+        " also: [{field: c, types: [image/png]}]}}",
+        ["upload.also: expected nothing", "the body is the file"],
+    ),
+    (
+        "{name: b, path: /b, upstream: app, upload: {also: [{field: c, types: [image/bmp]}]}}",
+        ["upload.also[0].types[0]: expected", "image/jpeg"],
+    ),
 ]
 
 

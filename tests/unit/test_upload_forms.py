@@ -313,13 +313,13 @@ def test_file_names_as_clients_write_them(header: bytes, name: str) -> None:
 )
 def test_safe_names(given_name: str, safe: str) -> None:
     """Letters of any script stay; paths, quotes, control and direction marks do not."""
-    assert disposition.safe_file_name(given_name, MPEG) == safe
+    assert disposition.safe_file_name(given_name, MPEG.extensions) == safe
 
 
 @given(st.text(max_size=300))
 def test_safe_names_are_safe(given_name: str) -> None:
     """Whatever the client calls its file."""
-    name = disposition.safe_file_name(given_name, MP4)
+    name = disposition.safe_file_name(given_name, MP4.extensions)
     assert not set(name) & set('/\\"\0\r\n\t;%<>|&$`')
     assert name[0] not in ".-"
     assert name.endswith(MP4.extensions)
