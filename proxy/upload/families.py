@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from proxy.upload import mpeg
 from proxy.upload.foreign import starts_foreign
+from proxy.upload.source import Source
 
 HEAD = 64 * 1024  # bytes that signature and libmagic see; FFmpeg skips as much leading junk
 UNKNOWN_LABEL = "application/octet-stream"
@@ -115,40 +116,46 @@ def compile_types(types: Iterable[str]) -> tuple[Family, ...]:
     return tuple(dict.fromkeys(NAMES[name] for name in types))
 
 
-def recognise(head: bytes, label: str) -> Family | None:
-    """The family of a file that starts with `head` and that libmagic calls `label`, or None."""
-    family, certain = _by_signature(head)
+def recognise(head: bytes, label: str, *, tagged: bool = False) -> Family | None:
+    """The family of a file that starts with `head`, if it is `tagged` behind its ID3v2 tags, and
+    that libmagic calls `label`. None where there is none."""
+    family, certain = _by_signature(head, tagged=tagged)
     if family is None:
         return None
     if certain or label == UNKNOWN_LABEL or label in family.labels:
         return family
-    return None
+    return family if tagged and label in MPEG.labels else None  # what libmagic calls a tag
 
 
-def _by_signature(head: bytes) -> tuple[Family | None, bool]:
+def _by_signature(head: bytes, *, tagged: bool) -> tuple[Family | None, bool]:
     """The family whose signature `head` carries, and whether that outweighs libmagic (rule 3)."""
-    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV, False
     if head[:4] == b"OggS":
         return OGG, False
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return WEBM, False
-    if head[4:8] in _MP4_FIRST_BOXES:
-        return MP4, False
-    start = after_id3(head)
-    if head[start : start + 4] == b"fLaC":
+    if head[:4] == b"fLaC":
         return FLAC, False
-    if mpeg.chain(head, start)[0] >= 8:
+    if not tagged:  # their places count from the first byte
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return WEBM, False
+        if head[4:8] in _MP4_FIRST_BOXES:
+            return MP4, False
+    whole = len(head) < HEAD
+    sound = head[: len(head) - mpeg.trailing_tags(head)] if whole else head
+    frames, unbroken = mpeg.chain(sound, 0)
+    if frames >= 8:
         return MPEG, True
-    if mpeg.chain(head, start, adts=True)[0] >= 2:
+    if mpeg.chain(sound, 0, adts=True)[0] >= 2:
         return AAC, False
-    if start:  # a tag: what follows may lie beyond `head`, the walk will tell
+    if whole and unbroken and frames:
         return MPEG, False
     # Leading junk: the earlier chain of the two wins, unless the junk is something.
-    chains = ((mpeg.find_chain(head), MPEG), (mpeg.find_chain(head, adts=True), AAC))
+    chains = ((mpeg.find_chain(sound), MPEG), (mpeg.find_chain(sound, adts=True), AAC))
     at, family = min(chains, key=lambda chain: chain[0] if chain[0] >= 0 else len(head))
-    if at < 0 or starts_foreign(head[:at]):
+    if starts_foreign(head if at < 0 else head[:at]):
         return None, False
+    if at < 0:  # a tag may claim less than it has: the walk will tell
+        return (MPEG if tagged and head else None), False
     return family, False
 
 
@@ -165,3 +172,12 @@ def after_id3(head: bytes) -> int:
             length = length << 7 | byte & 0x7F
         at += 10 + length + (10 if flags & 0x10 else 0)
     return at
+
+
+def skip_tags(source: Source) -> bool:
+    """Go to where the audio starts behind any ID3v2 tags. Whether there were some."""
+    tagged = False
+    while (size := after_id3(source.peek(HEAD))) > 0:
+        source.skip(size)
+        tagged = True
+    return tagged

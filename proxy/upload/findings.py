@@ -12,7 +12,9 @@ from proxy.upload import verdicts
 from proxy.upload.session import ProbeSession
 
 _REASONS = {
-    "broken": "its packets cannot be read",
+    "broken": "its packets cannot be read. Was it cut short?",
+    "cut_short": "its index is missing, or its sound. Was it cut short?",
+    "entries": "it has too many comments, boxes or parts",
     "no_audio": "it has no audio in it",
     "undecodable": "its packets do not decode",
     "junk": "too much of it is no audio",

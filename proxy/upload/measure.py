@@ -5,113 +5,92 @@ Rules:
    (packets.py). The largest of several measures wins.
 2. The walk ends as soon as it is past the limit.
 3. Where frames, an index or plain samples can be followed without FFmpeg's demuxer, they are
-   (mp3.py, mp4_index.py, wav.py): exactly as far as that gives the same result.
-4. A quarter of the first packets must decode.
-5. PCM is any bytes at all. So samples that start like another file format, or that read as text,
-   are no PCM; nor is a file that is at the same time a ZIP archive or a PDF document, whose readers
-   look at the end and at the first KiB.
+   (mp3.py, mp4.py, wav.py): exactly as far as that gives the same result.
+4. What no decoder reads is searched for other content (foreign.py).
 """
 
 from __future__ import annotations
 
-from av.container import InputContainer
-
-from proxy.upload.boxes import is_sequential
-from proxy.upload.families import MP4, MPEG, WAV, Family
+from proxy.upload.families import FLAC, MP4, MPEG, OGG, WAV, WEBM, Family
+from proxy.upload.foreign import refuse_foreign
 from proxy.upload.mp3 import measure_mp3
-from proxy.upload.mp4_index import follow_index
+from proxy.upload.mp4 import measure_mp4
+from proxy.upload.ogg import measure_ogg
 from proxy.upload.packets import (
     GRACE,
-    TRY_DECODE,
-    NotAudio,
-    PastLimit,
-    Undecodable,
+    MAX_ENTRIES,
     Walk,
     audio_streams,
     open_container,
     refuse_video,
     walk_packets,
 )
+from proxy.upload.refused import PastLimit, Undecodable
 from proxy.upload.source import Source
-from proxy.upload.wav import count_samples, find_samples
+from proxy.upload.view import ENDLESS, View
+from proxy.upload.wav import measure_wav
 
-# Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
-# does.
-_MUST_DECODE = 4
-_TRY_PCM = 4  # packets, of 64 KiB: one would do, all bytes decode
-_METADATA = 128 * 1024  # bytes that may stand behind a WAV's samples
+_STREAM_INFO = 38  # bytes of FLAC's first block, with its header
 
 
-def measure(source: Source, head: bytes, family: Family, limit: float | None) -> float:
-    """Seconds that the file plays, which begins with `head`. Raises `NotAudio`, `Undecodable` or
-    `PastLimit`."""
-    if family is MPEG:
-        walks = [measure_mp3(source, limit)]
+def measure(source: Source, family: Family, limit: float | None) -> float:
+    """Seconds that the file plays, from the source's position on, where its tags end. Raises
+    `NotAudio`, `Undecodable` or `PastLimit`."""
+    if family is OGG:
+        seconds = sum(walk.seconds() for walk in measure_ogg(source, limit))
     else:
-        seeking = family is MP4 and not is_sequential(head)
-        if seeking:
-            source.rewind()
-        with open_container(source, family) as container:
-            walks = _walk(container, source, head, family, limit, whole=seeking)
-            refuse_video(container, family)
-        source.drain()
-    if family is WAV:
-        _count_unclaimed(walks[0], source.received)
-    longest = max(walk.seconds() for walk in walks)
-    if limit is not None and longest > limit + GRACE:
-        raise PastLimit(longest)
-    if longest <= 0:
-        raise Undecodable("no_audio")
-    if not any(walk.decoded and walk.decoded * _MUST_DECODE >= walk.tried for walk in walks):
-        raise Undecodable("undecodable")
-    return longest
+        if family is MPEG:
+            walks = [measure_mp3(source, limit)]
+        elif family is WAV:
+            walks = [measure_wav(source, limit)]
+        elif family is MP4:
+            walks = measure_mp4(source, limit)
+        else:
+            walks = _measure_frames(source, family, limit)
+        seconds = max(walk.seconds() for walk in walks)
+        if limit is not None and seconds > limit + GRACE:
+            raise PastLimit(seconds)
+        best = max(walks, key=lambda walk: (walk.decodes, walk.seconds()))
+        best.require_sound()
+    source.drain()
+    if limit is not None and seconds > limit + GRACE:
+        raise PastLimit(seconds)
+    return seconds
 
 
-def _walk(
-    container: InputContainer,
-    source: Source,
-    head: bytes,
-    family: Family,
-    limit: float | None,
-    *,
-    whole: bool,
-) -> list[Walk]:
-    streams = audio_streams(container, family)
-    walks = [Walk(float(stream.time_base or 1)) for stream in streams]
-    # Fragments have their index among the sound: there the packets tell first when it is too much.
-    late = not whole and b"mvex" in head
-    indexed = family is MP4 and len(streams) == 1 and not late
-    context = streams[0].codec_context
-    pcm = family is WAV and context is not None and context.name.startswith("pcm_")
-    samples = find_samples(head) if pcm else None
-    walk_packets(
-        container,
-        streams,
-        walks,
-        family,
-        limit,
-        stop_after=TRY_DECODE if indexed else _TRY_PCM if samples else None,
-    )
-    if indexed and walks[0].tried == TRY_DECODE:
-        follow_index(walks[0], container, streams[0], source, limit)
-    elif samples and not count_samples(walks[0], source, *samples, limit):
+def _measure_frames(source: Source, family: Family, limit: float | None) -> list[Walk]:
+    """FLAC, AAC and WebM: all that there is goes through the demuxer."""
+    start = source.position
+    before = _flac_head(source) if family is FLAC else b""
+    sound = source.position
+    view = View(source, before, iter([(sound, ENDLESS)]))
+    with open_container(view, family) as container:
+        streams = audio_streams(container, family)
+        walks = [Walk(float(stream.time_base or 1)) for stream in streams]
         walk_packets(container, streams, walks, family, limit)
+        refuse_video(container, family)
+    source.drain()
+    if family is WEBM:
+        covered = sum(walk.size for walk in walks)
+        if source.received - start > covered + covered // 8 + 4096:
+            refuse_foreign(source, [(start, source.received)])
+    else:
+        shift = sound - len(before)
+        gaps = [*walks[0].gaps, (walks[0].end - walks[0].last_size, ENDLESS)]
+        refuse_foreign(source, [(start + shift, end + shift) for start, end in gaps])
     return walks
 
 
-def _count_unclaimed(walk: Walk, file_size: int) -> None:
-    """A WAV header may claim one second of an hour. What lies behind the claimed samples is small
-    where it is metadata; more than half as much again is counted as if it were played."""
-    behind = file_size - walk.end
-    if walk.size and behind > max(_METADATA, walk.size // 2):
-        walk.total += walk.total * behind // walk.size
-
-
-def refuse_polyglot(head: bytes, tail: bytes) -> None:
-    """Raise `NotAudio` where the same bytes are also a ZIP archive (its directory ends the file,
-    APPNOTE §4.3.16) or a PDF document (header in the first KiB, as its readers accept)."""
-    at = tail.rfind(b"PK\x05\x06")
-    if at >= 0 and at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail):
-        raise NotAudio("application/zip")
-    if b"%PDF-" in head[:1024] and b"%%EOF" in tail:
-        raise NotAudio("application/pdf")
+def _flac_head(source: Source) -> bytes:
+    """The one block of metadata that a decoder needs; `source` goes to the first frame."""
+    magic = source.peek(4 + _STREAM_INFO)
+    if magic[4] & 0x7F != 0:
+        return b""  # FFmpeg's to judge
+    at = source.position + 4
+    for _ in range(MAX_ENTRIES):
+        header = source.at(at, 4)
+        at += 4 + int.from_bytes(header[1:], "big")
+        if len(header) < 4 or header[0] & 0x80:
+            source.skip_to(at)
+            return magic[:4] + bytes((0x80,)) + magic[5:]
+    raise Undecodable("entries")

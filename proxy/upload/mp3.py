@@ -14,32 +14,30 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from proxy.upload.families import HEAD, MPEG, after_id3
-from proxy.upload.foreign import contains_foreign
+from proxy.upload.families import HEAD, MPEG
+from proxy.upload.foreign import refuse_foreign
 from proxy.upload.frames import FrameCounter
-from proxy.upload.mpeg import chain, frame_length
+from proxy.upload.mpeg import chain, frame_length, trailing_tags
 from proxy.upload.packets import (
     GRACE,
-    NotAudio,
-    PastLimit,
-    Undecodable,
     Walk,
     audio_streams,
     open_container,
     walk_packets,
 )
+from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 from proxy.upload.source import Source
 
 _LEAD = 64  # frames that FFmpeg sees
 _LONGEST = 1729  # bytes of a frame: layer II, 384 kbit/s at 32 kHz, padded
 _TAIL = 64 * 1024  # bytes behind the last frame that are looked at here
+_SEARCHED = 4096  # bytes of junk; where there is more, the whole file is searched
 _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
 
 
 def measure_mp3(source: Source, limit: float | None) -> Walk:
     """The walk through the whole file. Raises the exceptions of packets.py."""
-    while (tags := after_id3(source.peek(HEAD))) > 0:
-        source.skip(tags)
+    start = source.position
     lead = _lead(source)
     walk = _try_lead(lead, limit)
     if walk is None:
@@ -49,7 +47,7 @@ def measure_mp3(source: Source, limit: float | None) -> Walk:
     else:
         _count_on(walk, lead, source, limit)
     source.drain()
-    _refuse_junk(walk, source.tail)
+    _refuse_junk(walk, source, start)
     return walk
 
 
@@ -125,27 +123,14 @@ def _walk_on(walk: Walk, file: Any, limit: float | None) -> None:
         walk_packets(container, streams, [walk], MPEG, limit)
 
 
-def _refuse_junk(walk: Walk, tail: bytes) -> None:
+def _refuse_junk(walk: Walk, source: Source, start: int) -> None:
     """Rule 4. ID3v2 and leading junk are not in the walk, tags at the end are."""
-    tags = trailing_tags(tail)
+    tags = trailing_tags(source.tail)
     junk = walk.size - walk.framed - tags
-    after = walk.unframed - tags
-    if after > 2048 and contains_foreign(tail[-walk.unframed : len(tail) - tags]):
-        raise NotAudio("audio before other content")
+    last = source.received - walk.unframed
+    if junk > _SEARCHED:
+        refuse_foreign(source, [(start, source.received - tags)])
+    else:
+        refuse_foreign(source, [(start, start + HEAD), (last, source.received - tags)])
     if junk > walk.framed or junk > max(_JUNK_FLOOR, walk.size // 20):
         raise Undecodable("junk")
-
-
-def trailing_tags(tail: bytes) -> int:
-    """Bytes of the tags that end an MP3: ID3v1 (128), Lyrics3v2 and APEv2 before it."""
-    size = 0
-    if tail[-128:-125] == b"TAG":
-        size = 128
-    rest = tail[: len(tail) - size]
-    if rest.endswith(b"LYRICS200") and rest[-15:-9].isdigit():
-        size += int(rest[-15:-9]) + 15
-        rest = tail[: max(0, len(tail) - size)]
-    if rest[-32:-24] == b"APETAGEX":  # APEv2 footer: size with footer, without header
-        has_header = rest[-9] & 0x80
-        size += int.from_bytes(rest[-20:-16], "little") + (32 if has_header else 0)
-    return size

@@ -106,3 +106,18 @@ def find_chain(head: bytes, *, adts: bool = False, start: int = 0) -> int:
             return at
         at = head.find(b"\xff", at + 1)
     return -1
+
+
+def trailing_tags(tail: bytes) -> int:
+    """Bytes of the tags that end an MP3: ID3v1 (128), Lyrics3v2 and APEv2 before it."""
+    size = 0
+    if tail[-128:-125] == b"TAG":
+        size = 128
+    rest = tail[: len(tail) - size]
+    if rest.endswith(b"LYRICS200") and rest[-15:-9].isdigit():
+        size += int(rest[-15:-9]) + 15
+        rest = tail[: max(0, len(tail) - size)]
+    if rest[-32:-24] == b"APETAGEX":  # APEv2 footer: size with footer, without header
+        has_header = rest[-9] & 0x80
+        size += int.from_bytes(rest[-20:-16], "little") + (32 if has_header else 0)
+    return size

@@ -2,64 +2,62 @@
 
 Rules:
 1. The demuxer is named, never guessed, and reads from our file object only.
-2. Three measures, the largest counts: the sum of packet durations; the span of their time stamps;
-   and, for codecs whose packets all play equally long, packets times the length of a decoded one.
-   A header that lies about one does not change the others.
-3. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
-   when it is one whole frame of the kind of the one before; and of the first packets it is tried
-   whether they decode.
+2. What the file claims is compared with what comes out of a decoder: the first packets are
+   decoded, and after them some all over the file, at random, the largest ones always. Where more
+   comes out than was claimed, that counts.
+3. Three more measures, the largest counts: the sum of packet durations; the span of their time
+   stamps (not in Ogg); and, for codecs whose packets all play equally long, packets times the
+   length of a decoded one. Opus says in its first byte how long a packet plays.
+4. Packets that an edit list or a pre-skip takes away are decoded all the same, so that it is seen
+   that they do; but they play nothing.
+5. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
+   when it is one whole frame of the kind of the one before; and a quarter of the first packets must
+   decode.
 """
 
 from __future__ import annotations
 
+import random
+import statistics
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import av
 import av.error
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.stream import AudioStream
+from av.codec.context import Flags2
 from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.upload import mpeg
-from proxy.upload.families import MPEG, WAV, Family
-from proxy.upload.foreign import starts_foreign
+from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, Family
+from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
 # Seconds: an MP3 or AAC of exactly ten minutes comes out longer by its encoder's delay and padding,
 # up to 2300 samples, at 8 kHz.
 GRACE = 0.3
 TRY_DECODE = 32  # packets: the first of a cut MP3 lack their bit reservoir
+MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, less than hurts
+# Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
+# does.
+_MUST_DECODE = 4
 # Codecs with the same number of samples in every packet (the last one aside).
 CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
 _HEADER = struct.Struct(">I").unpack_from
-
-
-class NotAudio(Exception):
-    """The bytes are something else, or more: `what` is a media type or half a sentence."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
-
-
-class Undecodable(Exception):
-    """No sane walk through the packets; `why` is a key of the proxy's list of reasons."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-
-class PastLimit(Exception):
-    """The walk went past the limit after `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
+_SKIP = struct.Struct("<I").unpack_from
+_UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
+# A packet's claim may differ from what it decodes to by so much: the last ones are often cut.
+_TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
+_LIES = 3  # packets: one may be odd, so many stand for others
+_MAX_LENGTHS = 1024
+_SPREAD = 32 * 1024  # bytes between two packets that are decoded, growing with their number
+#: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
+#: §3.1).
+_OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 
 
 @dataclass(slots=True)
@@ -70,22 +68,56 @@ class Walk:
     total: int = 0
     first: int | None = None
     last: int = 0
-    packets: int = 0
+    packets: int = 0  # that play
     size: int = 0  # bytes of all packets
     end: int = 0  # where in the file the last packet ended
+    last_size: int = 0  # bytes of the last packet
     framed: int = 0  # bytes of whole MPEG frames of one kind
     unframed: int = 0  # bytes since the last of them
     kind: int | None = None
     tried: int = 0
     decoded: int = 0
-    packet_seconds: float = 0.0  # of the longest decoded packet; 0: not of a constant codec
+    lengths: list[float] = field(default_factory=list)  # of decoded packets, for constant codecs
+    claimed: float = 0.0  # seconds that the decoded packets claim to play
+    heard: float = 0.0  # seconds that came out of them
+    lies: int = 0  # decoded packets that play longer than they claim
+    inner: float = 0.0  # seconds that the packets say themselves (Opus)
+    skipped: float = 0.0  # seconds at the beginning that are decoded, but not played
+    next_try: int = 0  # when `size` is there
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # that no packet covers
 
     def seconds(self) -> float:
+        """How long it plays; the largest of the measures, if it is larger by more than padding."""
         span = self.last - self.first if self.first is not None else 0
         longest = max(self.total, span) * self.tick
-        implied = self.packets * self.packet_seconds
-        # Half as much again: below that it is encoder delay, padding or a short last packet.
-        return implied if implied > longest * 1.5 + 1.0 else longest
+        excess = self.heard - self.claimed
+        spread = self.heard / self.claimed if self.lies >= _LIES and self.claimed > 0 else 1.0
+        implied = max(
+            self.packets * self.packet_seconds,
+            self.inner,
+            longest + excess,
+            longest * spread,
+        )
+        if implied <= longest * _TOLERANCE + _PADDING:
+            implied = longest
+        return max(implied - self.skipped, min(implied, self.tick))
+
+    @property
+    def packet_seconds(self) -> float:
+        """What each packet plays, 0 where the codec does not make them all alike."""
+        return statistics.median(self.lengths) if self.lengths else 0.0
+
+    def require_sound(self) -> None:
+        """Raise `Undecodable` where there is none."""
+        if self.seconds() <= 0:
+            raise Undecodable("no_audio")
+        if not self.decodes:
+            raise Undecodable("undecodable")
+
+    @property
+    def decodes(self) -> bool:
+        """Rule 5."""
+        return bool(self.decoded) and self.decoded * _MUST_DECODE >= self.tried
 
 
 def open_container(file: IO[bytes] | Any, family: Family) -> InputContainer:
@@ -113,9 +145,11 @@ def audio_streams(container: InputContainer, family: Family) -> list[AudioStream
 
 
 def refuse_video(container: InputContainer, family: Family) -> None:
-    """Cover art is no video. Streams may come up late, in fragments and chained files."""
+    """Cover art is no video, nor are the pictures of chapters, of which there are few. Streams may
+    come up late, in fragments and chained files."""
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
+        picture = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
+        if not picture or len(stream.index_entries) > MAX_ENTRIES:
             raise NotAudio(f"{family.media_type} with a video track")
 
 
@@ -130,9 +164,14 @@ def walk_packets(
 ) -> None:
     """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
-    exceptions above."""
+    exceptions of refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    framed = family is MPEG
+    framed, gapless, stamped = family is MPEG, family in (AAC, FLAC), family is not OGG
+    opus = {
+        stream.index
+        for stream in streams
+        if stream.codec_context is not None and stream.codec_context.name in ("opus", "libopus")
+    }
     past = None if limit is None else limit + GRACE
     try:
         for packet in container.demux(list(streams)):
@@ -143,29 +182,56 @@ def walk_packets(
             if walk is None:
                 continue
             duration, stamp = packet.duration or 0, packet.pts
-            walk.packets += 1
+            if duration >= _UNDERFLOW:
+                duration = 0
             walk.size += size
-            walk.end = (packet.pos or 0) + size
+            if gapless:
+                _note_gap(walk, packet.pos or 0)
+            walk.end, walk.last_size = (packet.pos or 0) + size, size
+            if walk.size > walk.next_try or walk.tried < TRY_DECODE:
+                if not walk.tried and family is not MP4:
+                    walk.skipped = _skipped(packet)
+                claim = None if framed or gapless else duration * walk.tick
+                _try_decode(walk, packet, claim)
+            if packet.is_discard and duration:
+                continue
+            walk.packets += 1
             walk.total += duration
-            if stamp is not None:
+            if stamp is not None and stamped:
                 if walk.first is None:
                     walk.first = stamp
                 if stamp + duration > walk.last:  # `max()` costs more than all of this
                     walk.last = stamp + duration
             if framed:
                 _check_frame(walk, packet, size)
-            if walk.tried < TRY_DECODE:
-                if walk.tried == 0 and family is WAV:
-                    _refuse_foreign_samples(packet)
-                _try_decode(walk, packet)
-                if walk.tried == stop_after:
-                    break
+            elif packet.stream_index in opus:
+                walk.inner += opus_seconds(packet)
+            if walk.tried == stop_after:
+                break
             if past is not None and walk.total * walk.tick > past:
                 raise PastLimit(walk.total * walk.tick)
     except av.error.FFmpegError as error:
         # A file cut short ends in an error; what came before it is what plays.
         if not any(walk.packets for walk in walks):
             raise Undecodable("broken") from error
+
+
+def _note_gap(walk: Walk, position: int) -> None:
+    if position == walk.end:
+        return
+    if len(walk.gaps) < MAX_ENTRIES:
+        walk.gaps.append((walk.end, position))
+    else:
+        walk.gaps[-1] = (walk.gaps[-1][0], position)
+
+
+def _skipped(packet: Any) -> float:
+    """Seconds that a decoder is to throw away from here on (Opus: the pre-skip)."""
+    if not packet.has_sidedata("skip_samples"):
+        return 0.0
+    samples = _SKIP(packet.get_sidedata("skip_samples"))[0]
+    rate = packet.stream.codec_context.sample_rate
+    return samples / rate if rate else 0.0
 
 
 def _check_frame(walk: Walk, packet: Any, size: int) -> None:
@@ -179,27 +245,46 @@ def _check_frame(walk: Walk, packet: Any, size: int) -> None:
         walk.unframed += size
 
 
-def _try_decode(walk: Walk, packet: Any) -> None:
-    walk.tried += 1
+def opus_seconds(packet: Any) -> float:
+    """What an Opus packet plays: frames of one length, one, two or counted in the second byte."""
+    view = memoryview(packet)
+    first = view[0]
+    frames = (1, 2, 2, view[1] & 63 if len(view) > 1 else 0)[first & 3]
+    return frames * _OPUS_FRAME[first >> 3] / 48_000
+
+
+def _try_decode(walk: Walk, packet: Any, claim: float | None) -> None:
+    walk.next_try = walk.size + int(_SPREAD * (0.5 + random.random()) * (1 + walk.tried / 64))  # noqa: S311
     context: AudioCodecContext | None = packet.stream.codec_context
-    if context is None:
-        return
+    if context is not None:
+        decode(walk, context, packet, claim)
+
+
+def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float | None) -> None:
+    """Decode `packet`, which claims to play `claim` seconds (None: it
+    claims nothing), and note what came of it (rule 2)."""
+    walk.tried += 1
     if not context.is_open:
         context.thread_count = 1  # the sandbox has no threads
+        context.flags2 |= Flags2.skip_manual  # rule 4
     try:
         frames = context.decode(packet)
     except (av.error.FFmpegError, ValueError):
         return
+    heard = 0.0
     for frame in frames:
         if frame.samples and frame.sample_rate:
-            walk.decoded += 1
-            if context.name in CONSTANT:
-                walk.packet_seconds = max(walk.packet_seconds, frame.samples / frame.sample_rate)
-
-
-def _refuse_foreign_samples(packet: Any) -> None:
-    name = packet.stream.codec_context.name if packet.stream.codec_context else ""
-    if not name.startswith("pcm_"):
+            heard += frame.samples / frame.sample_rate
+    if not heard:
         return
-    if starts_foreign(bytes(memoryview(packet)[:4096])):
-        raise NotAudio("a wav header before other content")
+    walk.decoded += 1
+    if context.name in CONSTANT and len(walk.lengths) < _MAX_LENGTHS:
+        walk.lengths.append(heard)
+    if claim is None:
+        return
+    if heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):  # rounded to ticks
+        walk.lies += 1
+        walk.heard += heard
+    else:
+        walk.heard += claim
+    walk.claimed += claim

@@ -36,8 +36,9 @@ import av.logging
 
 from proxy.memory import keep_freed_memory
 from proxy.upload import measure, sandbox
-from proxy.upload.families import BY_MEDIA_TYPE, HEAD, recognise
-from proxy.upload.packets import NotAudio, PastLimit, Undecodable
+from proxy.upload.families import BY_MEDIA_TYPE, HEAD, recognise, skip_tags
+from proxy.upload.foreign import refuse_polyglot
+from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 from proxy.upload.sniff import Sniffer, load_sniffer
 from proxy.upload.source import Source, SpoolUnreadable
 
@@ -264,14 +265,15 @@ def judge(
     try:
         head = source.peek(HEAD)
         label = sniffer.from_buffer(head)
-        family = recognise(head, label)
+        tagged = skip_tags(source)
+        family = recognise(source.peek(HEAD), label, tagged=tagged)
         if family is None or family.media_type not in types:
             known = any(label in other.labels for other in BY_MEDIA_TYPE.values())
             what = family.media_type if family else "unreadable data" if known else label
             return {"refused": "type", "what": what}
         answer(label=label, type=family.media_type)
-        duration = measure.measure(source, head, family, limit)
-        measure.refuse_polyglot(head, source.tail)
+        duration = measure.measure(source, family, limit)
+        refuse_polyglot(source, head)
     except NotAudio as error:
         return {"refused": "type", "what": error.what}
     except PastLimit as error:

@@ -37,6 +37,11 @@ class Source:
         self.received = received
         self.position = 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the file is known to be there."""
+        return self._whole
+
     def arrive(self, until: int) -> bool:
         """Wait for so many bytes of the file. Whether it has them."""
         while self.received < until and not self._whole:
@@ -65,10 +70,14 @@ class Source:
             data = data + piece if data else piece
         return data
 
+    def some(self, offset: int, size: int) -> bytes:
+        """Of the bytes there up to `size`, at least one but at the end of the file."""
+        self.arrive(offset + 1)
+        return self.at(offset, max(0, min(size, _READ, self.received - offset)))
+
     def read(self, size: int = _READ) -> bytes:
         """Up to `size` bytes, empty at the end of the file."""
-        self.arrive(self.position + 1)
-        data = self.at(self.position, max(0, min(size, _READ, self.received - self.position)))
+        data = self.some(self.position, size)
         self.position += len(data)
         return data
 

@@ -12,6 +12,7 @@ from proxy.config.listeners import AudioType, Upload
 from proxy.upload import families, mpeg
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, id3
+from tests.uploads.growing import Growing
 
 FAMILY_OF = {
     "mp3": families.MPEG,
@@ -79,13 +80,17 @@ def test_frames_from_the_first_byte_outweigh_libmagic() -> None:
     assert families.recognise(path_of("mp3-bare").read_bytes(), "image/x-tga") is families.MPEG
 
 
-def test_a_tag_is_followed_to_what_it_is_before() -> None:
-    """ID3v2 also stands before FLAC and AAC; a tag longer than the head is an MP3's until proven
-    otherwise."""
-    unknown = families.UNKNOWN_LABEL
-    assert families.recognise(id3() + path_of("flac").read_bytes(), unknown) is families.FLAC
-    assert families.recognise(id3() + path_of("aac").read_bytes(), unknown) is families.AAC
-    assert families.recognise(id3(b"x" * 99_000)[: families.HEAD], unknown) is families.MPEG
+@pytest.mark.parametrize("kind", ["mp3", "flac", "aac", "wav", "opus"])
+@pytest.mark.parametrize("size", [0, 300, 200_000])
+def test_a_tag_is_followed_to_what_it_is_before(kind: str, size: int) -> None:
+    """ID3v2 stands before other formats, too, however long it is."""
+    source = Growing(id3(b"x" * size) * 2 + path_of(kind).read_bytes())
+    assert families.skip_tags(source)
+    head = source.peek(families.HEAD)
+    family = FAMILY_OF.get(kind, families.WAV)
+    for label in (families.UNKNOWN_LABEL, "audio/mpeg"):
+        assert families.recognise(head, label, tagged=True) is family
+    assert families.recognise(head, "image/png", tagged=True) in (None, families.MPEG)
 
 
 @pytest.mark.parametrize("junk", [b"<html><body>", b"%PDF-1.4\n", b"PK\x03\x04", b"hello " * 200])

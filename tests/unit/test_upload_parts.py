@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
+import zipfile
 
 import pytest
 
 from proxy.memory_budget import Holding, MemoryBudget
-from proxy.upload import foreign, measure, mp3, packets, verdicts
-from proxy.upload.boxes import is_sequential
+from proxy.upload import foreign, mpeg, refused, verdicts
 from proxy.upload.fields import Fields
 from proxy.upload.form import Part
 from proxy.upload.pool import memory_within
 from proxy.upload.session import Job
-from tests.data.audio.generate import path_of
+from tests.uploads.growing import Growing
 
 MIB = 2**20
 
@@ -56,11 +57,11 @@ def test_tags_at_the_end_of_an_mp3_are_no_junk() -> None:
     footer = b"APETAGEX" + struct.pack("<III", 2000, 532, 1)
     lyrics = b"LYRICSBEGIN" + b"x" * 50 + b"000061LYRICS200"
     audio = b"\xff\xfb" * 4000
-    assert mp3.trailing_tags(audio) == 0
-    assert mp3.trailing_tags(audio + id3v1) == 128
-    assert mp3.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
-    assert mp3.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
-    assert mp3.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
+    assert mpeg.trailing_tags(audio) == 0
+    assert mpeg.trailing_tags(audio + id3v1) == 128
+    assert mpeg.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
+    assert mpeg.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
+    assert mpeg.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
 
 
 def test_noise_is_not_foreign() -> None:
@@ -70,25 +71,61 @@ def test_noise_is_not_foreign() -> None:
         assert not foreign.starts_foreign(noise)
 
 
-def test_a_zip_and_a_pdf_are_seen_through_what_is_around_them() -> None:
-    """Their readers look at the end and at the first KiB, and so do we."""
-    directory = b"PK\x05\x06" + bytes(16) + struct.pack("<H", 3) + b"end"
-    with pytest.raises(packets.NotAudio, match="zip"):
-        measure.refuse_polyglot(b"RIFF", b"samples" + directory)
-    measure.refuse_polyglot(b"RIFF", directory + b"samples")
-    with pytest.raises(packets.NotAudio, match="pdf"):
-        measure.refuse_polyglot(b"ID3" + bytes(500) + b"%PDF-1.7", b"x%%EOF\n")
+def zipped(comment: bytes = b"") -> bytes:
+    """A small archive, as Python writes them."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a.txt", b"hello")
+        archive.comment = comment
+    return out.getvalue()
 
 
-def test_only_an_index_in_front_is_read_on_the_way() -> None:
-    """`moov` before `mdat`, and never where the order is unknown."""
-    assert is_sequential(path_of("m4a-first").read_bytes())
-    assert is_sequential(path_of("m4a-fragmented").read_bytes())
-    assert not is_sequential(path_of("m4a-last").read_bytes())
-    assert not is_sequential(b"")
-    assert not is_sequential(bytes(100))
-    huge = struct.pack(">I4sQ", 1, b"free", 2**40)
-    assert not is_sequential(huge + bytes(100))
+ARCHIVE = zipped()
+ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0"
+EXE = b"MZ" + bytes(58) + b"\x40\0\0\0PE\0\0\x64\x86" + bytes(18) + b"\x0b\x02"
+FOREIGN = {
+    "application/zip": ARCHIVE,
+    "application/x-executable": ELF,
+    "application/x-dosexec": EXE,
+    "application/pdf": b"%PDF-1.7\n",
+    "application/x-rar": b"Rar!\x1a\x07\x01\0",
+    "application/x-7z-compressed": b"7z\xbc\xaf\x27\x1c\0\4",
+    "application/x-mach-binary": b"\xcf\xfa\xed\xfe\x07\0\0\x01",
+    "text/html": b"<!DOCTYPE html>",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("before", [0, 1, 2**20 - 3, 2**20 + 100])
+def test_other_content_is_found_wherever_it_begins(what: str, before: int) -> None:
+    """Also where one piece that is searched ends and the next begins."""
+    data = bytes(before) + FOREIGN[what] + bytes(100)
+    with pytest.raises(refused.NotAudio) as error:
+        foreign.refuse_foreign(Growing(data).whole_one(), [(0, len(data))])
+    assert error.value.what == what
+
+
+def test_noise_holds_nothing_foreign() -> None:
+    """Nor do signatures without what belongs behind them."""
+    noise = os.urandom(2**21) + b"PK\x03\x04PK\x05\x06\x7fELFPE\0\0%PDF-<html" + bytes(100)
+    assert foreign.find_foreign(noise) is None
+
+
+@pytest.mark.parametrize("behind", [b"", b"x", b"TAG" + bytes(125), bytes(60_000)])
+@pytest.mark.parametrize("comment", [b"", b"long" * 1000])
+def test_a_zip_is_seen_whatever_stands_behind_it(behind: bytes, comment: bytes) -> None:
+    """Its readers look for its directory from the end."""
+    for archive in (zipped(comment), zipped(comment) * 2):
+        source = Growing(bytes(3000) + archive + behind).whole_one()
+        with pytest.raises(refused.NotAudio, match="zip"):
+            foreign.refuse_polyglot(source, b"RIFF")
+    foreign.refuse_polyglot(Growing(bytes(900) + b"PK\x05\x06" + bytes(50)).whole_one(), b"RIFF")
+
+
+def test_a_pdf_is_seen_in_the_first_kilobyte() -> None:
+    """Its readers accept it there."""
+    with pytest.raises(refused.NotAudio, match="pdf"):
+        foreign.refuse_polyglot(Growing(b"x%%EOF\n").whole_one(), b"ID3" + bytes(500) + b"%PDF-1.7")
 
 
 def test_the_fields_keep_their_order_around_the_file() -> None:

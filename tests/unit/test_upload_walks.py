@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upload import families, measure, mp3, mpeg, packets
+from proxy.upload import families, measure, mp3, mpeg, packets, refused
 from proxy.upload.frames import CONTEXT, FrameCounter
 from tests.bench.uploads import noise
 from tests.uploads.growing import Growing
@@ -95,10 +95,10 @@ def measured(data: bytes) -> float | str:
     """Seconds, or why there are none."""
     source = Growing(data)
     try:
-        return measure.measure(source, source.peek(families.HEAD), families.MPEG, None)
-    except packets.NotAudio as error:
+        return measure.measure(source, families.MPEG, None)
+    except refused.NotAudio as error:
         return error.what
-    except packets.Undecodable as error:
+    except refused.Undecodable as error:
         return error.why
 
 
@@ -189,7 +189,7 @@ def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
         walk = packets.Walk(float(streams[0].time_base or 1))
         packets.walk_packets(container, streams, [walk], families.MP4, None)
     source = Growing(data)
-    found = measure.measure(source, source.peek(families.HEAD), families.MP4, None)
+    found = measure.measure(source, families.MP4, None)
     assert found == pytest.approx(walk.seconds(), abs=0.12)
 
 
@@ -197,7 +197,7 @@ def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
 def test_too_long_is_known_before_the_end(name: str) -> None:
     """As soon as the samples up to the limit have come."""
     source = Growing(M4AS[name])
-    with pytest.raises(packets.PastLimit) as refused:
-        measure.measure(source, source.peek(families.HEAD), families.MP4, 10.0)
-    assert refused.value.seconds == pytest.approx(10.3, abs=0.2)
+    with pytest.raises(refused.PastLimit) as past:
+        measure.measure(source, families.MP4, 10.0)
+    assert past.value.seconds == pytest.approx(10.3, abs=0.2)
     assert source.received < len(M4AS[name])

@@ -13,6 +13,11 @@ class Growing(Source):
         self._data = data
         self.waits = 0
 
+    def whole_one(self) -> Growing:
+        """The same, all of it there."""
+        self.drain()
+        return self
+
     def _come(self, size: int) -> tuple[int, bool]:
         self.waits += 1
         return min(size, len(self._data)), size >= len(self._data)
