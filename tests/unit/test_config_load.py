@@ -596,7 +596,7 @@ def test_rescue_is_the_former_name_of_requeue(tmp_path: Path) -> None:
     assert requeued.queues == ("q",)
     (both,) = problems(tmp_path, f"{head}    rescue: {{}}\n    requeue: {{}}\n")
     assert "is the former name of requeue" in both
-    for given_, on in (("${REQUEUE:-true}", True), ("false", False)):
+    for given_, on in (("${REQUEUE_JOBS:-true}", True), ("false", False)):
         config = read(tmp_path, f'{head}    requeue: {{enabled: "{given_}"}}\n')
         assert (config.mirrors["m"].requeued is not None) == on
     assert read(tmp_path, head).mirrors["m"].requeued is None
