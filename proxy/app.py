@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -31,6 +31,7 @@ from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config
+from proxy.config.units import Bind
 from proxy.descriptors import fit, report
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.service import Mirrors
@@ -47,7 +48,7 @@ from proxy.stages.idempotency import IdempotencyStage
 from proxy.tasks import TASKS
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
-from proxy.telemetry.logs import Logs
+from proxy.telemetry.logs import LogControl
 from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.outputs import Output, open_output
@@ -76,10 +77,18 @@ class Stopping(Exception):
 
 
 class Proxy:
-    """A proxy built from `config`, which was read from `file`; a reload reads that file again."""
+    """A proxy built from `config`, which was read from `file`; a reload reads that file again, or
+    asks `load` for it."""
 
-    def __init__(self, file: Path, config: Config, logs: Logs) -> None:
+    def __init__(
+        self,
+        file: Path,
+        config: Config,
+        logs: LogControl,
+        load: Callable[[Path], Config] = load_config,
+    ) -> None:
         self._file = file
+        self._load = load
         self._config = config
         self._logs = logs
         self._clock = SystemClock()
@@ -251,7 +260,7 @@ class Proxy:
         async with self._reloading:
             try:
                 self._refuse_while_stopping()
-                config = await asyncio.to_thread(load_config, self._file)
+                config = await asyncio.to_thread(self._load, self._file)
                 self._refuse_while_stopping()
                 await self._swap(config)
             except Stopping as error:
@@ -369,6 +378,21 @@ class Proxy:
         """A connection for a mirror: RESP3, because Redis tells of changes over it."""
         assert self._config.redis is not None, "the loader has seen to that"
         return connect(self._config.redis, client_name="mirror", protocol=3)
+
+    # --- what an embedding program sees --------------------------------------------------------
+
+    @property
+    def admin_addresses(self) -> list[Bind]:
+        """Where the admin listens, and the metrics port behind it where there is one."""
+        return self._admin.addresses
+
+    def listener_urls(self) -> dict[str, str]:
+        """Where each listener can be reached: `http://HOST:PORT`, or `https`."""
+        listeners = self._config.listeners
+        return {
+            name: f"{'https' if listeners[name].tls else 'http'}://{addresses[0]}"
+            for name, addresses in self._sockets.addresses().items()
+        }
 
     # --- what the admin sees (`Operated`) ----------------------------------------------------
 

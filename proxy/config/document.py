@@ -106,6 +106,37 @@ def read_document(file: Path, environ: Mapping[str, str]) -> tuple[Element, list
     return tree, reading.problems
 
 
+def read_mapping(
+    name: Path, mapping: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[Element, list[Problem]]:
+    """As `read_document`, of a config that is in memory; `name` stands for the file in problems.
+    Raises `ConfigError` also where JSON cannot say what is in it."""
+    try:
+        text = json.dumps(mapping, default=str, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _fail(name, 1, "what can be written as JSON", str(error)) from None
+    root = _compose(name, text)
+    reading = _Reading(name, environ)
+    try:
+        tree = reading.element(root, (), 1, 0)
+    except _TooMuch as error:
+        raise ConfigError([*reading.problems, error.problem]) from None
+    return tree, reading.problems
+
+
+def merge(tree: Element, overrides: Element) -> Element:
+    """`tree` with the values of `overrides` instead of its own: mappings key by key, all else as a
+    whole. What is new gets the line of what it is put into."""
+    if not (isinstance(tree.value, dict) and isinstance(overrides.value, dict)):
+        for element in overrides.walk():
+            element.line = tree.line
+        return overrides
+    merged = dict(tree.value)
+    for name, value in overrides.value.items():
+        merged[name] = merge(merged.get(name, Element(value.key, tree.line, None)), value)
+    return Element(tree.key, tree.line, merged)
+
+
 def _fail(file: Path, line: int, expected: str, found: str) -> ConfigError:
     return ConfigError([Problem(file, line, "", expected, found)])
 

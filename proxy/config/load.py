@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from proxy.config import rules, shape
-from proxy.config.document import Element, read_document
+from proxy.config.document import Element, merge, read_document, read_mapping
 from proxy.config.problems import ConfigError, Key, Notice, Problem, dotted
 from proxy.config.schema import Config
 from proxy.config.units import without_userinfo
@@ -90,7 +90,30 @@ def load_config(file: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
 def load(file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     """As `load_config`, with the notices."""
-    tree, problems = read_document(file, environ)
+    return _loaded(file, *read_document(file, environ))
+
+
+def load_source(
+    source: Path | Mapping[str, object],
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The config in a file or a mapping, with `overrides` merged into it: mappings key by key, all
+    else as a whole. Raises `ConfigError` with every problem there is."""
+    name = source if isinstance(source, Path) else Path("<config>")
+    if isinstance(source, Path):
+        tree, problems = read_document(source, environ)
+    else:
+        tree, problems = read_mapping(name, source, environ)
+    if overrides:
+        more, found = read_mapping(Path("<overrides>"), overrides, environ)
+        tree = merge(tree, more)
+        problems += found
+    return _loaded(name, tree, problems).config
+
+
+def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
+    """Raises `ConfigError` with `problems` and all further ones."""
     trimmed = copy.deepcopy(tree)
     config = _validate(file, trimmed, problems)
     if config is None:

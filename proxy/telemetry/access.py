@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from proxy.telemetry.facts import ExchangeFacts
 from proxy.telemetry.redact import clean_target, clean_text, is_plain
-from proxy.telemetry.writer import LogWriter
 
 LOGGER = "access"
 
@@ -71,10 +71,17 @@ OPTIONAL_FIELDS = ("reason", "detail", "client_correlation_id")
 _FIXED = frozenset(FIELDS + OPTIONAL_FIELDS)
 
 
+class LineSink(Protocol):
+    """What takes finished lines: a `LogWriter`, or what stands in for one."""
+
+    def put(self, line: bytes) -> None: ...
+    def count_drop(self) -> None: ...
+
+
 class AccessLog:
     """Makes access lines and puts them to the writer. `enabled` follows the log level."""
 
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: LineSink) -> None:
         self.enabled = True
         self._put = writer.put
         self._count_drop = writer.count_drop

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -107,6 +107,19 @@ class WriterHandler(logging.Handler):
             self._writer.count_drop()
             return
         self._writer.put(line.encode("ascii", "backslashreplace") + b"\n")
+
+
+class LogControl(Protocol):
+    """What a proxy needs of its log."""
+
+    access: AccessLog
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def lines_dropped(self) -> int: ...
+    def set_level(self, level: str) -> None: ...
+    def redirect(self, output: Output) -> None: ...
 
 
 class Logs:

@@ -17,7 +17,10 @@ import proxy
 ROOT = Path(proxy.__file__).parent
 
 RANKS: dict[str, int] = {
-    # what the user types
+    # what the user types, or imports
+    "proxy.embed": 6,
+    "proxy.embed_client": 5,
+    "proxy.pytest_plugin": 7,
     "proxy.__main__": 6,
     "proxy.cli": 6,
     "proxy.cli_admin": 6,
@@ -29,6 +32,7 @@ RANKS: dict[str, int] = {
     "proxy.demo": 5,
     # what a route can be asked to do
     "proxy.stages": 4,
+    "proxy.app_host": 4,
     # one request, top to bottom
     "proxy.pipeline": 3,
     # seven rooms that know nothing of each other

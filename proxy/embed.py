@@ -1,0 +1,255 @@
+"""The proxy inside another program or a test: `async with ReliabilityProxy(config) as proxy`.
+
+It is the whole proxy, on the event loop that is running. It installs no signal handlers and leaves
+the program's logging alone, so that several can live side by side in one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from proxy.app import CannotStart, Proxy
+from proxy.app_host import HostedApp, SocketDirectory, host
+from proxy.config.listeners import Listener
+from proxy.config.load import load_source
+from proxy.config.mirrors import Mirror
+from proxy.config.problems import ConfigError
+from proxy.config.schema import Admin, Config, Metrics, Trace
+from proxy.config.units import Bind, parse_target
+from proxy.telemetry.embedded_logs import EmbeddedLogs
+
+if TYPE_CHECKING:
+    from aiohttp.test_utils import BaseTestServer
+
+__all__ = ["CannotReload", "CannotStart", "ConfigError", "ReliabilityProxy"]
+
+Source = Config | Mapping[str, object] | str | os.PathLike[str]
+
+#: Addresses that stand for all of the machine's, and one of these.
+_LOOPBACK = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//:": "//127.0.0.1:"}
+
+
+Bound = TypeVar("Bound", Listener, Admin, Metrics)
+Stored = TypeVar("Stored", Mirror, Trace)
+
+
+class CannotReload(Exception):
+    """The new config was refused; the proxy goes on with the one before."""
+
+
+class ReliabilityProxy:
+    """A proxy, started by `async with` or `start`, ended by `stop`.
+
+    `config` is a `Config`, a mapping with the keys of the config file, or the path of one.
+    `overrides` are merged into a mapping or file: mappings key by key, all else as a whole, so that
+    a test can start from the config of production. `apps` are served on private unix sockets and
+    take the place of the targets of the upstreams they are given for: an `aiohttp.web.Application`,
+    an ASGI application (uvicorn is needed), or the URL of something that runs elsewhere.
+    `free_ports`: listeners, admin and metrics get free ports, whatever the config says. A port 0 is
+    always a free one, and so is the admin's where the config does not mention it. `directory` is
+    where relative names of SQLite files begin; absent: the current directory. `environ` fills in
+    `${NAME}`; absent: `os.environ`.
+    """
+
+    def __init__(
+        self,
+        config: Source,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        apps: Mapping[str, object] | None = None,
+        free_ports: bool = False,
+        directory: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = config
+        self._overrides = overrides
+        self._apps = dict(apps or {})
+        self._free_ports = free_ports
+        self._environ = environ
+        self._proxy: Proxy | None = None
+        self._hosted: list[HostedApp] = []
+        self._directory = directory
+        self._sockets: SocketDirectory | None = None
+        self._targets: dict[str, str] = {}
+
+    async def __aenter__(self) -> ReliabilityProxy:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop(drain=error is None)
+
+    async def start(self) -> None:
+        """Start the `apps`, then the proxy. Raises `ConfigError` with every problem of the config,
+        `CannotStart` when the machine refuses, and what the start-up of an app raises. Nothing is
+        left open then."""
+        if self._proxy is not None:
+            raise RuntimeError("it has been started already")
+        try:
+            await self._start_apps()
+            config = self._load()
+            logs = EmbeddedLogs(config.logging.level)
+            proxy = Proxy(_name(self._source), config, logs, load=lambda _: self._load())
+            await proxy.start()
+        except BaseException:
+            await self._stop_apps()
+            raise
+        self._proxy = proxy
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """End it, its apps behind it. `drain`: requests in progress get `drain_timeout` to end."""
+        proxy, self._proxy = self._proxy, None
+        if proxy is None:
+            return
+        try:
+            if drain:
+                await proxy.drain()
+        finally:
+            try:
+                await proxy.stop()
+            finally:
+                await self._stop_apps()
+
+    async def reload(
+        self, config: Source | None = None, overrides: Mapping[str, object] | None = None
+    ) -> None:
+        """Swap the config as SIGHUP does: all of it, or nothing. Without arguments, what was given
+        before is read anew. Raises `CannotReload` with the reason."""
+        proxy, before = self._running, (self._source, self._overrides)
+        if config is not None:
+            self._source, self._overrides = config, overrides
+        elif overrides is not None:
+            self._overrides = overrides
+        result = await proxy.reload()
+        if not result.ok:
+            self._source, self._overrides = before
+            raise CannotReload("\n".join(result.problems))
+
+    def url(self, listener: str, path: str = "") -> str:
+        """Where a client on this machine reaches a listener: `http://127.0.0.1:PORT` and `path`.
+        Raises `KeyError` with the listeners that there are."""
+        urls = self._running.listener_urls()
+        if listener not in urls:
+            raise KeyError(f"no listener {listener!r}; there are {', '.join(urls)}")
+        return _reachable(urls[listener]) + path
+
+    @property
+    def admin_url(self) -> str:
+        """Where the admin API is: `/readyz`, `/metrics`, `/api/breakers`."""
+        return _reachable(f"http://{self._running.admin_addresses[0]}")
+
+    def test_server(self, listener: str) -> BaseTestServer:
+        """A listener as aiohttp's test client wants it: `TestClient(proxy.test_server("ingress"))`,
+        or `await aiohttp_client(proxy.test_server("ingress"))` with pytest-aiohttp."""
+        from proxy.embed_client import ListenerServer
+
+        return ListenerServer(self.url(listener))
+
+    @property
+    def _running(self) -> Proxy:
+        if self._proxy is None:
+            raise RuntimeError("it is not running: use `async with`, or `await start()`")
+        return self._proxy
+
+    # --- config -------------------------------------------------------------------------------
+
+    def _load(self) -> Config:
+        """Raises `ConfigError`."""
+        if isinstance(self._source, Config):
+            if self._overrides:
+                raise TypeError("overrides go with a mapping or a file, not with a Config")
+            return self._placed(_with_targets(self._source, self._targets))
+        environ = os.environ if self._environ is None else self._environ
+        source = self._source if isinstance(self._source, Mapping) else Path(self._source)
+        overrides = dict(self._overrides or {})
+        if self._targets:
+            overrides["upstreams"] = _upstreams(overrides.get("upstreams"), self._targets)
+        return self._placed(load_source(source, overrides, environ))
+
+    def _placed(self, config: Config) -> Config:
+        """With free ports and in the directory, where that is wanted."""
+        changes: dict[str, object] = {}
+        if self._free_ports or "admin" not in config.model_fields_set:
+            changes["admin"] = _freed(config.admin)
+        if self._free_ports:
+            changes["listeners"] = {name: _freed(one) for name, one in config.listeners.items()}
+            if config.metrics is not None:
+                changes["metrics"] = _freed(config.metrics)
+        if self._directory is not None:
+            changes["mirrors"] = {
+                name: _moved(mirror, self._directory) for name, mirror in config.mirrors.items()
+            }
+            if config.trace is not None:
+                changes["trace"] = _moved(config.trace, self._directory)
+        return config.model_copy(update=changes)
+
+    # --- apps ---------------------------------------------------------------------------------
+
+    async def _start_apps(self) -> None:
+        self._targets = {}
+        for upstream, app in self._apps.items():
+            if isinstance(app, str):
+                self._targets[upstream] = app
+                continue
+            if self._sockets is None:
+                self._sockets = SocketDirectory()
+            path = self._sockets.new()
+            self._hosted.append(await host(app, path))
+            self._targets[upstream] = f"unix:{path}"
+
+    async def _stop_apps(self) -> None:
+        while self._hosted:
+            await self._hosted.pop().stop()
+        if self._sockets is not None:
+            self._sockets.remove()
+            self._sockets = None
+
+
+def _name(source: Source) -> Path:
+    """What messages call the config."""
+    return Path("<config>") if isinstance(source, Config | Mapping) else Path(source)
+
+
+def _reachable(url: str) -> str:
+    """The URL for a client on this machine."""
+    for anywhere, here in _LOOPBACK.items():
+        url = url.replace(anywhere, here)
+    return url
+
+
+def _freed(section: Bound) -> Bound:
+    """On the same host, at a port that the kernel chooses."""
+    return section.model_copy(update={"bind": Bind(section.bind.host, 0)})
+
+
+def _moved(section: Stored, directory: Path) -> Stored:
+    """With its SQLite file in `directory`, unless its name is absolute."""
+    return section.model_copy(update={"sqlite": directory / section.sqlite})
+
+
+def _with_targets(config: Config, targets: Mapping[str, str]) -> Config:
+    upstreams = dict(config.upstreams)
+    for name, target in targets.items():
+        if name not in upstreams:
+            raise KeyError(f"no upstream {name!r}; there are {', '.join(upstreams)}")
+        upstreams[name] = upstreams[name].model_copy(update={"targets": (parse_target(target),)})
+    return config.model_copy(update={"upstreams": upstreams})
+
+
+def _upstreams(given: object, targets: Mapping[str, str]) -> dict[str, object]:
+    """Overrides of upstreams, with `targets` among them."""
+    upstreams: dict[str, object] = dict(given) if isinstance(given, Mapping) else {}
+    for name, target in targets.items():
+        settings = upstreams.get(name)
+        known = dict(settings) if isinstance(settings, Mapping) else {}
+        upstreams[name] = {**known, "targets": [target]}
+    return upstreams

@@ -1,0 +1,63 @@
+"""Fixtures for the tests of an app that stands behind the proxy. See docs/testing.md.
+
+They are plain functions and work with every plugin for asynchronous tests. Nothing of the proxy is
+imported before a test asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.embed import ReliabilityProxy, Source
+    from proxy.redis_server import RedisServer
+
+
+@pytest.fixture
+def reliability_proxy(tmp_path: Path) -> Callable[..., ReliabilityProxy]:
+    """Makes a proxy: `async with reliability_proxy(config, apps={"app": app}) as proxy:`.
+
+    Takes what `proxy.embed.ReliabilityProxy` takes. Ports are free ones unless `free_ports=False`;
+    its SQLite files are in the test's `tmp_path`.
+    """
+    from proxy.embed import ReliabilityProxy
+
+    def make(
+        config: Source,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        apps: Mapping[str, object] | None = None,
+        free_ports: bool = True,
+        environ: Mapping[str, str] | None = None,
+    ) -> ReliabilityProxy:
+        return ReliabilityProxy(
+            config,
+            overrides,
+            apps=apps,
+            free_ports=free_ports,
+            directory=tmp_path,
+            environ=environ,
+        )
+
+    return make
+
+
+@pytest.fixture
+def reliability_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A real redis-server of this test's own, started and empty: `url`, and `kill()` and `start()`
+    for a restart in which everything in it is lost. Needs one on the PATH, or
+    `pip install "reliability-proxy[test]"`; the test is skipped where there is neither."""
+    from proxy.redis_server import RedisNotFound, RedisServer
+
+    server = RedisServer(tmp_path / "redis")
+    try:
+        server.start()
+    except RedisNotFound as error:
+        pytest.skip(str(error))
+    yield server
+    server.kill()
