@@ -29,10 +29,11 @@ class Ticket:
 
 
 class Bulkhead:
-    """The slots of the upstream `name`."""
+    """The slots of the upstream `name`; `what` occupies them, as its errors say."""
 
-    def __init__(self, name: str, rules: BulkheadRules) -> None:
+    def __init__(self, name: str, rules: BulkheadRules, what: str = "requests") -> None:
         self.name = name
+        self._what = what
         self.rules = rules
         self.running = 0
         self._queue: deque[Ticket] = deque()
@@ -87,7 +88,7 @@ class Bulkhead:
         self.rejections += 1
         limit = self.rules.max_concurrent
         return Overloaded(
-            f"{limit} requests to {self.name} are under way, the most allowed, {why}",
+            f"{limit} {self._what} to {self.name} are under way, the most allowed, {why}",
             retry_after=1.0,
             reason=reason,
             upstream=self.name,

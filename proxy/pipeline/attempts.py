@@ -55,6 +55,20 @@ async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> No
         await buffer_request(x, plan)
     if x.plan.admissions and await answered_already(x):
         return
+    if plan.unbuffered is None or x.body.done:
+        await _placed(x, listener, plan)
+        return
+    # The spool does not take this body. Such requests share half of the connections: a client that
+    # sends slowly must not shut the service, whoever has filled the spool.
+    place = await enter(x, plan.unbuffered)
+    try:
+        await _placed(x, listener, plan)
+    finally:
+        plan.unbuffered.leave(place)
+
+
+async def _placed(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+    """The same once there is a place in the bulkhead."""
     if plan.bulkhead is None:
         if plan.retry is None and plan.overload is None and not x.plan.rescuers:
             await _attempt(x, listener, plan, None)  # nothing here would ask for another

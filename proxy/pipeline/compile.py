@@ -20,6 +20,7 @@ from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
 from proxy.config.listeners import FieldRules, Listener, Route
 from proxy.config.schema import Config
+from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.descriptors import Need
@@ -161,6 +162,8 @@ class Compiler:
             rules = config.upstreams[name]
             if plan.bulkhead is not None and rules.bulkhead is not None:
                 plan.bulkhead.configure(rules.bulkhead)
+            if plan.unbuffered is not None:
+                plan.unbuffered.configure(_half(rules))
             if plan.retry is not None and rules.retry is not None:
                 plan.retry.configure(rules.retry)
 
@@ -175,6 +178,7 @@ class Compiler:
         a reload must not hand out the same places and retries a second time."""
         retry = old[1].retry if old is not None else None
         bulkhead = old[1].bulkhead if old is not None else None
+        unbuffered = old[1].unbuffered if old is not None else None
         health = None
         if old is not None and _same_targets(old[0], config):
             health = old[1].health
@@ -210,6 +214,9 @@ class Compiler:
             breaker=self._breaker_of(name) if config.breaker else None,
             retry=(retry or RetryPolicy(config.retry, self._random)) if config.retry else None,
             bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
+            unbuffered=(unbuffered or Bulkhead(name, _half(config), "unbuffered requests"))
+            if config.buffering.request
+            else None,
             health=health,
             failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
             answer_timeout=min(
@@ -321,6 +328,15 @@ def _edits(rules: FieldRules | None) -> FieldEdits | None:
     if rules is None or not (rules.set or rules.remove):
         return None
     return FieldEdits(rules.set, rules.remove)
+
+
+def _half(config: UpstreamConfig) -> BulkheadRules:
+    """Places for bodies that are not buffered although they should be: half of the connections."""
+    pool = config.pool
+    most = max(1, pool.max_connections * len(config.targets) // 2)
+    return BulkheadRules.model_construct(
+        max_concurrent=most, queue=pool.queue, queue_timeout=pool.queue_timeout
+    )
 
 
 def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:

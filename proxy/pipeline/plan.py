@@ -52,6 +52,8 @@ class UpstreamPlan:
     breaker: CircuitBreaker | None = None
     retry: RetryPolicy | None = None
     bulkhead: Bulkhead | None = None
+    unbuffered: Bulkhead | None = None
+    """Where bodies are buffered: half of the connections, for those that the spool refuses."""
     health: TargetHealth | None = None
     failing: frozenset[int] = FAILING
     answer_timeout: float = NEVER

@@ -100,6 +100,16 @@ class Watch(Collector):
         rejections = CounterMetricFamily(
             "proxy_bulkhead_rejections", "Requests that got no place", labels=["upstream"]
         )
+        unbuffered = GaugeMetricFamily(
+            "proxy_unbuffered_in_flight",
+            "Requests that the spool did not take and that have a connection",
+            labels=["upstream"],
+        )
+        queued = GaugeMetricFamily(
+            "proxy_unbuffered_waiting",
+            "Requests that the spool did not take and that wait for one",
+            labels=["upstream"],
+        )
         now = self._clock.monotonic()
         for name, plan in self._plans.items():
             if plan.health is not None:
@@ -111,4 +121,7 @@ class Watch(Collector):
                 running.add_metric([name], plan.bulkhead.running)
                 waiting.add_metric([name], plan.bulkhead.waiting)
                 rejections.add_metric([name], plan.bulkhead.rejections)
-        return healthy, ejected, running, waiting, rejections
+            if plan.unbuffered is not None:
+                unbuffered.add_metric([name], plan.unbuffered.running)
+                queued.add_metric([name], plan.unbuffered.waiting)
+        return healthy, ejected, running, waiting, rejections, unbuffered, queued

@@ -264,6 +264,27 @@ def test_without_room_a_request_is_a_stream(full: Site, framing: str) -> None:
     assert full.upstream.only.body == small
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_without_room_slow_senders_hold_half_of_the_connections(full: Site, framing: str) -> None:
+    """One of two; the others wait for that one, and quick requests for nobody."""
+    with ExitStack() as stack:
+        slow = [stack.enter_context(full.connect()) for _ in range(4)]
+        for client in slow:
+            if framing == "length":
+                client.send(get("/slow", f"Content-Length: {len(BODY)}", method="POST") + b"s")
+            else:
+                client.send(get("/slow", CHUNKED, method="POST") + chunks(BODY[:1_200_000]))
+        for _ in range(3):
+            assert full.ask(get("/quick")).status == 200
+            assert full.ask(post(b"done", "/quick")).status == 200
+        waiting = range(3, 4) if framing == "length" else range(1, 4)
+        wait_until(
+            lambda: full.proxy.metric("proxy_unbuffered_waiting", upstream="app") in waiting,
+            "the others to wait",
+        )
+        assert full.proxy.metric("proxy_unbuffered_in_flight", upstream="app") == 1
+
+
 def test_without_a_directory_bodies_are_streams(tmp_path: Path) -> None:
     """Both ways, from the moment it is gone."""
     with site_of(tmp_path) as site:

@@ -157,6 +157,7 @@ def test_every_metric_with_its_type_and_labels(
         "health": {"path": "/"},
     }
     upstream["bulkhead"] = {"max_concurrent": 1}
+    upstream["buffering"] = {"request": True}
     config = Config.model_validate(
         {
             "listeners": {
