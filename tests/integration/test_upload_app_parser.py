@@ -6,78 +6,32 @@ parser that the real service uses (python-multipart, inside Starlette) read what
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from tests.data.audio.generate import path_of
-from tests.http1 import PATIENCE, Site, assert_problem, free_port, wait_until
+from tests.http1 import Site, assert_problem
+from tests.uploads.apps import Form, StarletteApp
 from tests.uploads.audio import wav_header
 from tests.uploads.drive import form, part
 from tests.uploads.site import chunked, head
 
 MP3 = path_of("mp3").read_bytes()
-Field = tuple[str, str | None, str | None, bytes]
-
-
-class App:
-    """The service's side: what its parser found, and how many requests began."""
-
-    def __init__(self) -> None:
-        self.forms: list[list[Field]] = []
-        self.started = 0
-        self.port = free_port()
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                Starlette(routes=[Route("/{path:path}", self._create, methods=["POST"])]),
-                host="127.0.0.1",
-                port=self.port,
-                log_config=None,
-                ws="none",
-            )
-        )
-        self._thread = threading.Thread(target=self._server.run, name="uvicorn")
-        self._thread.start()
-        wait_until(lambda: self._server.started, "uvicorn")
-
-    async def _create(self, request: Request) -> Response:
-        self.started += 1
-        found: list[Field] = []
-        async with request.form() as fields:
-            for name, value in fields.multi_items():
-                if isinstance(value, UploadFile):
-                    data = await value.read()
-                    found.append((name, value.filename, value.content_type, data))
-                else:
-                    found.append((name, None, None, value.encode()))
-        self.forms.append(found)
-        return JSONResponse({"status": "accepted"}, 202)
-
-    def stop(self) -> None:
-        """End the server and its thread."""
-        self._server.should_exit = True
-        self._thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
-def app() -> Iterator[App]:
+def app() -> Iterator[StarletteApp]:
     """One app for the file."""
-    app = App()
+    app = StarletteApp()
     yield app
     app.stop()
 
 
 @pytest.fixture(scope="module")
-def site(app: App, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(app: StarletteApp, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A proxy before it."""
     routes = [{"name": "create", "path": "/{rest:*}", "upstream": "app", "upload": {}}]
     target = {"targets": [f"http://127.0.0.1:{app.port}"]}
@@ -86,7 +40,7 @@ def site(app: App, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.check()
 
 
-def accepted(app: App, site: Site, body: bytes) -> list[Field]:
+def accepted(app: StarletteApp, site: Site, body: bytes) -> Form:
     """Upload `body`; what the app's parser found."""
     before = len(app.forms)
     response = site.ask(head(len(body)) + body)
@@ -95,7 +49,7 @@ def accepted(app: App, site: Site, body: bytes) -> list[Field]:
     return app.forms[-1]
 
 
-def test_the_same_file_and_the_same_fields(app: App, site: Site) -> None:
+def test_the_same_file_and_the_same_fields(app: StarletteApp, site: Site) -> None:
     """In their order, repeated names included, with a safe name and the true type."""
     body = form(
         part(b"5", b"max_shorts", None, b"Content-Type: text/plain; charset=utf-8"),
@@ -104,16 +58,13 @@ def test_the_same_file_and_the_same_fields(app: App, site: Site) -> None:
         part(b"a\r\n--b\r\n\r\nc", b"tag", None),
         part(b"", b"tag", None),
     )
-    assert accepted(app, site, body) == [
-        ("max_shorts", None, None, b"5"),
-        ("note", None, None, "olá, ção".encode()),
-        ("audio_file", "voz.mp3", "audio/mpeg", MP3),
-        ("tag", None, None, b"a\r\n--b\r\n\r\nc"),
-        ("tag", None, None, b""),
-    ]
+    assert accepted(app, site, body) == Form(
+        [("max_shorts", "5"), ("note", "olá, ção"), ("tag", "a\r\n--b\r\n\r\nc"), ("tag", "")],
+        [("audio_file", "voz.mp3", "audio/mpeg", MP3)],
+    )
 
 
-def test_every_kind_of_audio(app: App, site: Site) -> None:
+def test_every_kind_of_audio(app: StarletteApp, site: Site) -> None:
     """Byte for byte, whichever container, under the type that it really has."""
     for kind, media_type in (
         ("mp3", "audio/mpeg"),
@@ -123,8 +74,8 @@ def test_every_kind_of_audio(app: App, site: Site) -> None:
         ("opus", "audio/ogg"),
     ):
         audio = path_of(kind).read_bytes()
-        (field,) = accepted(app, site, form(part(audio, filename=b"x.bin")))
-        assert (field[2], field[3]) == (media_type, audio)
+        (file,) = accepted(app, site, form(part(audio, filename=b"x.bin"))).files
+        assert (file[2], file[3]) == (media_type, audio)
 
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=30)
@@ -140,23 +91,21 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_siz
     at=st.integers(0, 4),
 )
 def test_any_fields_and_any_file_name(
-    app: App, site: Site, fields: list[tuple[str, str]], filename: str, at: int
+    app: StarletteApp, site: Site, fields: list[tuple[str, str]], filename: str, at: int
 ) -> None:
     """Whatever stands around the file, the app reads exactly that, and a harmless name."""
     parts = [part(value.encode(), name.encode(), None) for name, value in fields]
-    expected: list[Field] = [(name, None, None, value.encode()) for name, value in fields]
     at = min(at, len(parts))
     parts.insert(at, part(MP3, b"audio_file", filename.encode()))
     found = accepted(app, site, form(*parts))
-    file = found.pop(at)
-    assert found == expected
+    (file,) = found.files
+    assert found.fields == fields
     assert (file[0], file[2], file[3]) == ("audio_file", "audio/mpeg", MP3)
-    assert file[1] is not None
     assert file[1].endswith(".mp3")
     assert not set(file[1]) & set('/\\"\r\n;%')
 
 
-def test_a_bad_upload_costs_the_app_nothing(app: App, site: Site) -> None:
+def test_a_bad_upload_costs_the_app_nothing(app: StarletteApp, site: Site) -> None:
     """Neither a form nor a request; whatever is wrong with it, and wherever it comes."""
     before = len(app.forms), app.started
     audio = wav_header(10_560_000) + bytes(10_560_000)
