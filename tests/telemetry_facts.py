@@ -30,3 +30,6 @@ class Facts:
     bytes_in: int = 3
     bytes_out: int = 512
     extra: dict[str, object] | None = None
+    silence: float | None = None
+    gone_in: str | None = None
+    head_after: float | None = None

@@ -90,8 +90,14 @@ class Breaker(Model):
     """Each failed probe doubles the open time up to this; absent: it stays `open_for`."""
     jitter: Share = 0.1
     """At most this share is added to a grown open time, so that fleets do not probe in step."""
-    failure_on: tuple[Annotated[int, Field(ge=400, le=599)], ...] = (500, 502, 503, 504)
-    """Statuses that count as failures, besides connect errors, resets and time-outs."""
+    failure_on: tuple[Literal["abandoned"] | Annotated[int, Field(ge=400, le=599)], ...] = (
+        500,
+        502,
+        503,
+        504,
+    )
+    """Statuses that count as failures, besides connect errors, resets and time-outs; `abandoned`: a
+    client left after the upstream had said nothing for `slow_call`."""
     failure_ratio: Annotated[Share, Field(gt=0)] | None = None
     """Also open when this share of the calls in `window` failed."""
     slow_call: Annotated[Duration, Field(gt=0)] | None = None
@@ -115,7 +121,12 @@ class Breaker(Model):
     def _consistent(self) -> Breaker:
         if self.max_open_for is not None and self.max_open_for < self.open_for:
             raise ValueError("expected max_open_for of at least open_for, found a shorter one")
-        if (self.slow_ratio is None) != (self.slow_call is None):
+        if "abandoned" in self.failure_on:
+            if self.slow_call is None:
+                raise ValueError("expected slow_call beside failure_on: [abandoned], found none")
+        elif self.slow_call is not None and self.slow_ratio is None:
+            raise ValueError("expected slow_call and slow_ratio together, found one of them")
+        if self.slow_ratio is not None and self.slow_call is None:
             raise ValueError("expected slow_call and slow_ratio together, found one of them")
         return self
 

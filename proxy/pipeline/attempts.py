@@ -18,7 +18,7 @@ from __future__ import annotations
 from proxy.breaker.permits import ProbePermit
 from proxy.breaker.retry import Ended, RetryPlan, parse_retry_after
 from proxy.breaker.states import State
-from proxy.errors import ProxyError, UpstreamFailure, UpstreamReset
+from proxy.errors import ClientLeft, ProxyError, UpstreamFailure, UpstreamReset
 from proxy.headers import IDEMPOTENT
 from proxy.pipeline.admission import enter, permitted, until_not_open
 from proxy.pipeline.buffering import buffer_request, wants_buffering
@@ -132,6 +132,11 @@ async def _attempt(
         if wait is None:
             raise
         return wait
+    except ClientLeft:
+        limit = plan.abandoned_after
+        if limit is not None and x.silence is not None and x.silence >= limit:
+            outcome.failed("abandoned")
+        raise
     finally:
         outcome.close()
         if relay is not None:
@@ -340,6 +345,7 @@ async def _tunnel(
             reason="unasked_upgrade",
         )
     outcome.succeeded()
+    x.head_after = x.stream.clock.monotonic() - x.started
     x.status = 101
     x.replied = True
     x.keep_alive = False

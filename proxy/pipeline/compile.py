@@ -218,7 +218,8 @@ class Compiler:
             if config.buffering.request
             else None,
             health=health,
-            failing=frozenset(config.breaker.failure_on) if config.breaker else FAILING,
+            failing=_failing(config),
+            abandoned_after=_abandoned_after(config),
             answer_timeout=min(
                 config.timeouts.response, config.retry.deadline if config.retry else NEVER
             ),
@@ -401,3 +402,17 @@ def _max_body(binding: Binding) -> int | None:
     if route is not None and route.upload is not None and route.upload.mode == "enforce":
         return None
     return binding.listener.limits.body
+
+
+def _failing(config: UpstreamConfig) -> frozenset[int]:
+    """The statuses that count as failures."""
+    if config.breaker is None:
+        return FAILING
+    return frozenset(kind for kind in config.breaker.failure_on if kind != "abandoned")
+
+
+def _abandoned_after(config: UpstreamConfig) -> float | None:
+    """After how many seconds of silence a client that leaves is a failure; None: never."""
+    if config.breaker is None or "abandoned" not in config.breaker.failure_on:
+        return None
+    return config.breaker.slow_call

@@ -62,6 +62,8 @@ class UpstreamPlan:
     """Whether requests that may not be repeated use kept connections as well."""
     overload: OverloadAnswer | None = None
     resend_unread: bool = False
+    abandoned_after: float | None = None
+    """Seconds of silence after which a client that leaves counts as a failure; None: never."""
     replay_limit: int = 64 * 1024
     """Bytes of a request body that are kept for a second sending."""
 

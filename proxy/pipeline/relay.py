@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.errors import Overloaded, ProxyError, UpstreamReset
+from proxy.errors import ClientLeft, Overloaded, ProxyError, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.pipeline.buffering import DISK_PATIENCE
 from proxy.pipeline.exchange import Exchange
@@ -129,7 +129,13 @@ class Relay:
                     )
             else:
                 deadline = self._body_deadline(now)
-            await client.wait(until_left(x, deadline, now, self.moved))
+            try:
+                deadline = until_left(x, deadline, now, self.moved)
+            except ClientLeft:
+                if self.sent:
+                    x.silence = max(0.0, (client.eof_at if client.eof else now) - sent)
+                raise
+            await client.wait(deadline)
 
     async def release(self, *, reusable: bool) -> None:
         """Give the connection back and end what the attempt may have left running. May be called

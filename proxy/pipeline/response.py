@@ -231,6 +231,8 @@ class Response:
         x.status = head.status
         x.response = head
         x.replied = True
+        if head.content_length is None and _is_event_stream(head):
+            x.head_after = self._clock.monotonic() - x.started
         if self._relay.sent:
             x.drop_body()
         self._relay.moved = self._taken = self._clock.monotonic()
@@ -364,15 +366,22 @@ def _framing(x: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
     return body, b"", False
 
 
+def _is_event_stream(head: ResponseHead) -> bool:
+    """Whether the response lasts as long as somebody listens."""
+    for line in head.lines:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-type":
+            return value.strip().lower().startswith(b"text/event-stream")
+    return False
+
+
 def _has_an_end(head: ResponseHead, body: Decoder) -> bool:
     """Whether the response may be read faster than the client takes it (rule 3)."""
-    if isinstance(body, UntilClose):
+    if isinstance(body, UntilClose) or _is_event_stream(head):
         return False
     for line in head.lines:
         name, _, value = line.partition(b":")
         name = name.lower()
-        if name == b"content-type" and value.strip().lower().startswith(b"text/event-stream"):
-            return False
         if name == b"x-accel-buffering" and value.strip().lower() == b"no":
             return False
     return True

@@ -215,6 +215,9 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
     x.code, x.reason, x.detail = error.code, error.reason, error.detail
     if isinstance(error, ClientLeft):
         x.status = error.status
+        x.gone_in = _phase(x)
+        if x.silence is not None:
+            x.note(silent_ms=round(x.silence * 1000, 1))
         x.keep_alive = False
         client.abort()
     elif x.replied:
@@ -231,6 +234,15 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         if not client.lost:
             reply = problem_reply(x, error)
             client.transport.write(reply)
+
+
+def _phase(x: Exchange) -> str:
+    """What was under way when the client left."""
+    if x.silence is not None:
+        return "upstream"
+    if x.replied:
+        return "response"
+    return "queue" if x.body.done else "request"
 
 
 async def _discard_rest(client: ClientStream, x: Exchange) -> bool:

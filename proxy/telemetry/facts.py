@@ -30,6 +30,9 @@ class ExchangeFacts(Protocol):
     connect_time: float | None
     upstream_time: float | None
     attempts: int
+    silence: float | None  #: for which the upstream had said nothing when the client left
+    gone_in: str | None  #: what was under way when the client left, one of `tally.PHASES`
+    head_after: float | None  #: to the head of a WebSocket or event stream; None for others
     bytes_in: int  #: content, not framing
     bytes_out: int
     extra: dict[str, object] | None  #: facts that stages add

@@ -173,6 +173,12 @@ class Metrics:
             ("upstream",),
             [((tally.name,), tally.responses) for tally in upstreams],
         )
+        yield _histogram(
+            "proxy_upstream_abandoned_seconds",
+            "Silence of an upstream, from its request sent, that ended as the client left",
+            ("upstream",),
+            [((tally.name,), tally.abandoned) for tally in upstreams],
+        )
 
     def _process(self) -> Iterator[Metric]:
         yield _histogram(
@@ -282,7 +288,9 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
     bytes_in: dict[tuple[str, ...], int] = defaultdict(int)
     bytes_out: dict[tuple[str, ...], int] = defaultdict(int)
     errors: dict[tuple[str, ...], int] = defaultdict(int)
+    gone: dict[tuple[str, ...], int] = defaultdict(int)
     added: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
+    streams: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
     for tally in routes:
         key = (tally.listener, tally.endpoint)
         in_flight[key] += tally.in_flight
@@ -291,6 +299,10 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
         added[key].append(tally.added)
         for code, count in list(tally.errors.items()):
             errors[*key, code] += count
+        for phase, count in list(tally.gone.items()):
+            gone[*key, phase] += count
+        if any(tally.streams.counts):
+            streams[key].append(tally.streams)
     labels = ("listener", "endpoint")
     yield _gauge("proxy_requests_in_flight", "Exchanges in progress", labels, in_flight.items())
     yield _counter("proxy_request_body_bytes", "Bytes of request content", labels, bytes_in.items())
@@ -309,6 +321,18 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
         "Exchanges that ended with an error of the proxy's own, or without their client",
         ("listener", "endpoint", "code"),
         errors.items(),
+    )
+    yield _counter(
+        "proxy_client_gone",
+        "Exchanges whose client left, by what was under way",
+        ("listener", "endpoint", "phase"),
+        gone.items(),
+    )
+    yield _histogram(
+        "proxy_stream_seconds",
+        "How long WebSockets and event streams lasted",
+        labels,
+        _merged(streams),
     )
 
 

@@ -24,6 +24,7 @@ class Reading:
     counts: tuple[int, ...]
     errors: int = 0
     refused: int = 0
+    total: float = 0.0  # sum of the durations, where it is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class Summary:
     p50: float | None
     p95: float | None
     p99: float | None
+    total: float = 0.0
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None
 
     @property
     def rate(self) -> float:
@@ -61,7 +67,7 @@ def nothing(bounds: Sequence[float] = BUCKETS) -> Reading:
 
 def read_distribution(distribution: Distribution) -> Reading:
     """A histogram without statuses."""
-    return Reading(tuple(distribution.counts))
+    return Reading(tuple(distribution.counts), total=distribution.total)
 
 
 def read_routes(tallies: Sequence[RouteTally]) -> Reading:
@@ -105,6 +111,7 @@ def between(
         quantile(bounds, counts, 0.5),
         quantile(bounds, counts, 0.95),
         quantile(bounds, counts, 0.99),
+        after.total - before.total,
     )
 
 

@@ -23,6 +23,13 @@ KNOWN_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
 
+#: What is under way when a client leaves: its request is being read; it waits for its turn or for
+#: another attempt; the upstream has all of it and says nothing; the response is being sent.
+PHASES = ("request", "queue", "upstream", "response")
+
+#: Seconds that WebSockets and event streams last.
+STREAM_BUCKETS = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
+
 
 class Distribution:
     """A histogram. `counts` has one place per bound and one for what is above the last."""
@@ -68,14 +75,16 @@ class MethodTally(Distribution):
 
 
 class UpstreamTally:
-    """What an upstream took: to connect, and from request head sent to response head seen."""
+    """What an upstream took: to connect, from request head sent to response head seen, and, of
+    clients that left before there was one, from their request sent to their leaving."""
 
-    __slots__ = ("connects", "name", "responses")
+    __slots__ = ("abandoned", "connects", "name", "responses")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.connects = Distribution(FINE_BUCKETS)
         self.responses = Distribution(FINE_BUCKETS)
+        self.abandoned = Distribution(FINE_BUCKETS)
 
     def connected(self, seconds: float) -> None:
         """One connection was opened, in that time."""
@@ -115,11 +124,13 @@ class RouteTally:
         "egress",
         "endpoint",
         "errors",
+        "gone",
         "in_flight",
         "listener",
         "methods",
         "retries",
         "service",
+        "streams",
         "upstreams",
     )
 
@@ -144,6 +155,8 @@ class RouteTally:
         self.methods: dict[str, MethodTally] = {}
         self.errors: dict[str, int] = {}
         self.added = Distribution(FINE_BUCKETS)
+        self.gone: dict[str, int] = {}
+        self.streams = Distribution(STREAM_BUCKETS)
 
     def begin(self, _facts: object = None) -> None:
         """An exchange was given to this route."""
@@ -162,6 +175,9 @@ class RouteTally:
         except KeyError:
             statuses[status] = 1
         duration = facts.duration
+        if facts.head_after is not None:  # how long it lasts says nothing about the service
+            self.streams.observe(duration)
+            duration = facts.head_after
         method.counts[bisect_left(BUCKETS, duration)] += 1
         method.total += duration
         self.bytes_in += facts.bytes_in
@@ -181,6 +197,15 @@ class RouteTally:
             self.retries += facts.attempts - 1
         if facts.code is not None:
             self.errors[facts.code] = self.errors.get(facts.code, 0) + 1
+            if facts.gone_in is not None:
+                self._left(facts.gone_in, facts)
+
+    def _left(self, phase: str, facts: ExchangeFacts) -> None:
+        """The client has left."""
+        self.gone[phase] = self.gone.get(phase, 0) + 1
+        upstream = self.upstreams.get(facts.upstream or "")
+        if facts.silence is not None and upstream is not None:
+            upstream.abandoned.observe(facts.silence)
 
     def _method(self, name: str) -> MethodTally:
         """The tally of a method that is new here; every unknown one shares `OTHER`, so that clients

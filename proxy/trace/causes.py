@@ -352,6 +352,10 @@ def exchange_failed(case: Case) -> Cause | None:
         words = _CODES.get(code, "The proxy refused the request").format(service=service)
         if event.facts.get("reason") in DETAILS:
             words = f"The proxy or its host ran short, and {service} is not to blame"
+        silent = event.facts.get("silent_ms")
+        if isinstance(silent, int | float):
+            words = f"{words}: {service} had been silent for {duration(silent / 1000)}"
+            return Cause(code, words, event)
         detail = event.facts.get("detail")
         return Cause(code, f"{words}: {detail}" if detail else words, event)
     return None

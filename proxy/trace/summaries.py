@@ -52,8 +52,15 @@ def _exchange(event: Event) -> str:
 def _status(facts: dict[str, Any]) -> str:
     status = str(facts.get("status"))
     if facts.get("status") == 499:
-        return "the client left"
+        return _left(facts)
     return f"{status} {facts['code']}" if facts.get("code") else status
+
+
+def _left(facts: dict[str, Any]) -> str:
+    silent = facts.get("silent_ms")
+    if not isinstance(silent, int | float):
+        return "the client left"
+    return f"the client left; the service had been silent for {duration(silent / 1000)}"
 
 
 def _creation(event: Event) -> str:

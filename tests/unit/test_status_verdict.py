@@ -20,7 +20,8 @@ def breaker(state: str, reason: str = "") -> dict[str, Any]:
 def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
     """One that is well."""
     target = {"target": "http://127.0.0.1:1", "healthy": True, "ejected": False}
-    return {"name": name, "breaker": breaker("closed"), "targets": [target], **changes}
+    calls = {"requests": 10, "abandoned": 0, "silence": None}
+    return {"name": name, "breaker": breaker("closed"), "targets": [target], **calls, **changes}
 
 
 def route(errors: int = 0, share: float = 0.0, name: str = "r") -> dict[str, Any]:
@@ -165,3 +166,32 @@ def test_the_text_of_a_job_is_bounded() -> None:
     verdict = judge(snapshot(job_list=[job("failed", error="x" * 10_000)]), NOW)
     assert len(verdict.sentence) < 300
     json.dumps(verdict.document())
+
+
+@pytest.mark.parametrize(
+    ("abandoned", "silence", "requests", "level"),
+    [
+        (40, 5.0, 40, "error"),
+        (3, 5.0, 40, "warning"),
+        (2, 5.0, 2, None),  # somebody closed a tab, twice
+        (40, 0.2, 40, None),  # clients that look away quickly
+        (3, 5.0, 4000, None),
+    ],
+)
+def test_a_service_that_is_silent_until_its_callers_give_up(
+    abandoned: int, silence: float, requests: int, level: str | None
+) -> None:
+    """Nothing failed and nothing was answered: that is trouble, if it is more than a few."""
+    calls = {"abandoned": abandoned, "silence": silence, "requests": requests}
+    verdict = judge(snapshot(upstreams=[upstream(**calls)]), NOW)
+    if level is None:
+        assert verdict.level == "ok"
+        return
+    (finding,) = verdict.findings
+    assert (finding.level, finding.kind, finding.about) == (
+        level,
+        "service_silent",
+        "upstream:search",
+    )
+    assert f"{abandoned} callers left" in finding.summary
+    assert "had been silent for 5.0 s" in finding.summary

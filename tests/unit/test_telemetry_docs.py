@@ -139,7 +139,8 @@ def test_every_metric_with_its_type_and_labels(
     metrics.listener("l")
     metrics.upstream_connections = lambda: [("u", 0, 0)]
     for direction in ("ingress", "egress"):
-        facts = Facts(upstream="u", code="upstream_reset")
+        facts = Facts(upstream="u", code="client_left", silence=5.0, gone_in="upstream")
+        facts.head_after = 0.1
         metrics.route("l", "r", cast(Any, direction), "u").record(facts)
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)

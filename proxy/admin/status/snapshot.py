@@ -33,6 +33,7 @@ from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP = "process:loop_lag"
+_FINE = ("upstream:", "abandoned:")
 
 
 class Watched(Protocol):
@@ -76,7 +77,7 @@ class Snapshots:
         """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
         routes = self._routes()
         readings = self._read(routes, self._tallies(routes))
-        fine = {name: FINE_BUCKETS for name in readings if name.startswith("upstream:")}
+        fine = {name: FINE_BUCKETS for name in readings if name.startswith(_FINE)}
         self.history.record(self._clock.monotonic(), readings, fine)
 
     def _routes(self) -> list[dict[str, Any]]:
@@ -110,7 +111,8 @@ class Snapshots:
     def _read(
         self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
     ) -> dict[str, Reading]:
-        """By route; by upstream, as `service:NAME` its calls and as `upstream:NAME` its times."""
+        """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, and as
+        `abandoned:NAME` its silences that clients did not see the end of."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
         names = self._sources.proxy.upstream_names()
@@ -123,6 +125,7 @@ class Snapshots:
         for upstream in metrics.upstream_tallies():
             if upstream.name in services:
                 readings[f"upstream:{upstream.name}"] = read_distribution(upstream.responses)
+                readings[f"abandoned:{upstream.name}"] = read_distribution(upstream.abandoned)
         readings[_LOOP] = read_distribution(metrics.loop_lag)
         return readings
 
@@ -184,9 +187,15 @@ class Snapshots:
             answers = self.history.summary(
                 times, moment, readings.get(times, nothing(FINE_BUCKETS))
             )
+            given_up = f"abandoned:{name}"
+            silences = self.history.summary(
+                given_up, moment, readings.get(given_up, nothing(FINE_BUCKETS))
+            )
             found.append(
                 {
                     "name": name,
+                    "abandoned": silences.count,
+                    "silence": _rounded(silences.mean),
                     **_figures(figures),
                     # Its own times, without our queues and retries.
                     **_percentiles(answers),

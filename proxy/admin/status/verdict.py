@@ -3,7 +3,7 @@
 Rules, in order of importance
 1. The proxy itself is not taking requests; a part of it keeps failing.
 2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
-3. Circuits that refuse; targets that are down.
+3. Circuits that refuse; targets that are down; services that are silent until callers give up.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
    One error in a quiet night is none.
 5. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
@@ -25,6 +25,7 @@ ERROR_SHARE = 0.05
 GRAVE_SHARE = 0.5
 FEWEST_ERRORS = 3
 RECENT_FAILURE = 900.0  # seconds
+LONG_SILENCE = 1.0  # seconds, on average
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
 Level = Literal["ok", "warning", "error"]
@@ -136,6 +137,24 @@ def _upstreams(upstreams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             verb = "is well" if all_of_them else "out of use"
             level: Literal["warning", "error"] = "error" if all_of_them else "warning"
             yield Finding(level, "targets_down", f"{name}: {which} {verb}", about)
+        yield from _silence(upstream)
+
+
+def _silence(upstream: Mapping[str, Any]) -> Iterator[Finding]:
+    """Calls without an answer are no errors to anybody else: their callers left first."""
+    count, silence = upstream["abandoned"], upstream["silence"]
+    if count < FEWEST_ERRORS or silence < LONG_SILENCE:
+        return
+    share = count / max(count, upstream["requests"])
+    if share < ERROR_SHARE:
+        return
+    name = upstream["name"]
+    summary = (
+        f"{name} is silent: {count} callers left in the last minute, "
+        f"and it had been silent for {silence:.1f} s"
+    )
+    level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
+    yield Finding(level, "service_silent", summary, f"upstream:{name}")
 
 
 def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
