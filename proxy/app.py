@@ -24,6 +24,7 @@ from proxy.admin.status.page import StatusPage
 from proxy.admin.status.snapshot import Sources
 from proxy.admin.trace import TraceControl
 from proxy.admin.traced import TracedStories
+from proxy.app_targets import AppTargets
 from proxy.breaker.board import BreakerBoard
 from proxy.cgroup import memory_limit
 from proxy.clock import SystemClock
@@ -89,7 +90,8 @@ class Proxy:
     ) -> None:
         self._file = file
         self._load = load
-        self._config = config
+        self._apps = AppTargets()
+        self._config = config = self._apps.place(config)
         self._logs = logs
         self._clock = SystemClock()
         self._sweeper = Sweeper(self._clock)
@@ -215,6 +217,8 @@ class Proxy:
         self._starting = "mirrors"
         await self._mirrors.start()
         await self._idempotency.start()
+        self._starting = "applications"
+        await self._apps.start(self._config)
         await self._watch.follow(self._config.upstreams, self._plans.upstreams)
         self._starting = "listeners"
         listeners, plans = self._config.listeners, self._plans.listeners
@@ -240,6 +244,7 @@ class Proxy:
         await self._breakers.stop()
         await self._probes.stop()
         await self._watch.stop()
+        await self._apps.stop()
         await self._status.stop()
         await self._admin.stop()
         if self._trace is not None:
@@ -297,21 +302,25 @@ class Proxy:
                     f"{section} cannot be changed by a reload: what depends on it holds data that"
                     " must be written first. Restart the proxy"
                 )
+        config = self._apps.place(config)
         before = {n: u for n, u in self._config.upstreams.items() if u.breaker is not None}
         self._breakers.reload({**config.upstreams, **before})  # so far it only adds
         try:
             connections = self._fit_descriptors(config)
             plans = self._compiler.compile(config, (self._config, self._plans), connections)
             await self._start_probes(config)
+            await self._apps.start(config)
             change = await self._sockets.prepare(config.listeners, plans.listeners)
         except (OSError, RuntimeError):
             self._breakers.reload(self._config.upstreams)
+            self._apps.keep(self._config)
             raise
         try:
             output = self._new_output(config)
             await self._renew_app_side(config)
         except OSError:
             self._sockets.discard(change)
+            self._apps.keep(self._config)
             self._breakers.reload(self._config.upstreams)
             raise
         # From here on nothing can fail and nothing waits: the swap is atomic for every exchange.
@@ -320,6 +329,7 @@ class Proxy:
             if plans.upstreams.get(upstream) is not plan:
                 plan.upstream.close()
         self._config, self._plans = config, plans
+        self._apps.keep(config)
         self._breakers.reload(config.upstreams)
         self._compiler.settle(config, plans)
         self._memory.resize(_budget(config))

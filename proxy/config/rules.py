@@ -16,6 +16,7 @@ from pathlib import Path
 
 from proxy.config import patterns, telemetry_rules
 from proxy.config.document import Element
+from proxy.config.imports import CannotImport, load_object
 from proxy.config.listeners import Listener, Route
 from proxy.config.problems import Key, Notice, Problem, dotted
 from proxy.config.schema import Config
@@ -108,7 +109,7 @@ def _loops(config: Config, found: Findings) -> None:
     for name, upstream in config.upstreams.items():
         for index, target in enumerate(upstream.targets):
             for listener, settings in config.listeners.items():
-                if target.path is None and _reaches(target.host, target.port, settings.bind):
+                if target.host and _reaches(target.host, target.port, settings.bind):
                     found.problem(
                         ("upstreams", name, "targets", index),
                         "an address of the service itself",
@@ -263,6 +264,14 @@ def _folded(path: str) -> str:
     return path.casefold().rstrip("/")
 
 
+def _importable(key: Key, name: str, found: Findings) -> None:
+    """What the file names is there: better known now than at the start."""
+    try:
+        load_object(name)
+    except CannotImport as error:
+        found.problem(key, "PACKAGE.MODULE:NAME that can be imported", str(error))
+
+
 # --- upstreams ----------------------------------------------------------------------------------
 
 
@@ -275,6 +284,8 @@ def _upstream(key: Key, upstream: Upstream, found: Findings) -> None:
         if str(target) in seen:
             found.problem((*key, "targets", index), "each target once", f"{target} again")
         seen.add(str(target))
+        if target.app is not None:
+            _importable((*key, "targets", index), target.app, found)
     if upstream.tls.ca:
         _authorities((*key, "tls", "ca"), upstream.tls.ca, found)
     if found.given(*map(str, key), "tls") and True not in secure:

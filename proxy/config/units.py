@@ -226,28 +226,36 @@ def mask(secret: str) -> str:
 
 @dataclass(frozen=True)
 class TargetAddress:
-    """One place to connect to. `path` is set for a unix socket, else `host` and `port`."""
+    """One place to connect to. `path` is set for a unix socket, else `host` and `port`. `app` is
+    the `MODULE:NAME` of an application in our own process; its `path` is known once the proxy is
+    made."""
 
     scheme: str
     host: str
     port: int
     path: str | None = None
+    app: str | None = None
 
     @property
     def authority(self) -> str:
         """What stands in `Host` when the route does not preserve the client's."""
-        if self.path is not None:
+        if self.path is not None or self.app is not None:
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
         return host if self.port == default else f"{host}:{self.port}"
 
     def __str__(self) -> str:
+        if self.app is not None:
+            return f"aiohttp:{self.app}"
         if self.path is not None:
             return f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
+
+#: What names a class or function: `package.module:Name`.
+OBJECT_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 _TARGET = re.compile(
     r"(https?)://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::([0-9]{1,5}))?/?", re.IGNORECASE
@@ -255,16 +263,22 @@ _TARGET = re.compile(
 
 
 def parse_target(value: object) -> TargetAddress:
-    """`http://host:port`, `https://host`, `http://[::1]:8005` or `unix:/run/app.sock`."""
+    """`http://host:port`, `https://host`, `http://[::1]:8005`, `unix:/run/app.sock` or
+    `aiohttp:package.module:make_app`."""
     if isinstance(value, TargetAddress):
         return value
+    if isinstance(value, str) and value.startswith("aiohttp:"):
+        name = value.removeprefix("aiohttp:")
+        if not OBJECT_NAME.fullmatch(name):
+            raise ValueError(f"expected aiohttp:PACKAGE.MODULE:NAME, found {value!r}")
+        return TargetAddress("http", "", 0, app=name)
     if isinstance(value, str) and value.startswith("unix:/") and "\0" not in value:
         return TargetAddress("http", "", 0, value.removeprefix("unix:"))
     match = _TARGET.fullmatch(value) if isinstance(value, str) else None
     if match is None or not 0 < int(match[4] or 80) <= 65535:
         raise ValueError(
-            "expected http://HOST:PORT, https://HOST or unix:/PATH without a path behind it, "
-            f"found {value!r}"
+            "expected http://HOST:PORT, https://HOST or unix:/PATH without a path behind it, or "
+            f"aiohttp:PACKAGE.MODULE:NAME, found {value!r}"
         )
     scheme = match[1].lower()
     return TargetAddress(

@@ -207,7 +207,8 @@ class Upstream(Model):
     """One service behind the proxy, with one or several targets."""
 
     targets: Annotated[tuple[Target, ...], Field(min_length=1)]
-    """`http://HOST:PORT`, `https://HOST` or `unix:/PATH`; the least busy of two is chosen."""
+    """`http://HOST:PORT`, `https://HOST`, `unix:/PATH`, or `aiohttp:PACKAGE.MODULE:NAME` for an
+    application that runs in the proxy's process; the least busy of two is chosen."""
     timeouts: UpstreamTimeouts = UpstreamTimeouts()
     """How long the upstream may take."""
     pool: Pool = Pool()

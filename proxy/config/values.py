@@ -81,7 +81,12 @@ Target = Annotated[
     units.TargetAddress,
     BeforeValidator(units.parse_target),
     PlainSerializer(str, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://[^/]+/?$|unix:/)"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^([Hh][Tt][Tt][Pp][Ss]?://[^/]+/?$|unix:/|aiohttp:[^:]+:[^:]+$)",
+        }
+    ),
 ]
 FilePath = Annotated[
     Path, BeforeValidator(units.expand_home), WithJsonSchema({"type": "string", "minLength": 1})

@@ -362,8 +362,11 @@ def descriptors_needed(config: Config) -> Need:
     check, and a spool file for each client of an upstream that has its bodies buffered."""
     clients = {name: listener.limits.connections for name, listener in config.listeners.items()}
     upstreams = sum(
-        len(upstream.targets) * (upstream.pool.max_connections + (upstream.health is not None))
+        # An application of our own has its end of each connection here as well.
+        (1 + (target.app is not None))
+        * (upstream.pool.max_connections + (upstream.health is not None))
         for upstream in config.upstreams.values()
+        for target in upstream.targets
     )
     buffered = {
         name

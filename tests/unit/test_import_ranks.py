@@ -32,7 +32,8 @@ RANKS: dict[str, int] = {
     "proxy.demo": 5,
     # what a route can be asked to do
     "proxy.stages": 4,
-    "proxy.app_host": 4,
+    "proxy.app_host": 3,
+    "proxy.app_targets": 4,
     # one request, top to bottom
     "proxy.pipeline": 3,
     # seven rooms that know nothing of each other
@@ -107,6 +108,7 @@ PURE = (
     "proxy.descriptors",
     "proxy.rate_limit",
     "proxy.config.document",
+    "proxy.config.imports",
     "proxy.config.json_schema",
     "proxy.config.listeners",
     "proxy.config.load",

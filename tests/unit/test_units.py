@@ -39,6 +39,7 @@ READ: list[tuple[Callable[[object], object], object, object]] = [
     (units.parse_target, "http://app:8005", TargetAddress("http", "app", 8005)),
     (units.parse_target, "HTTPS://app/", TargetAddress("https", "app", 443)),
     (units.parse_target, "http://[::1]:1", TargetAddress("http", "::1", 1)),
+    (units.parse_target, "aiohttp:a.b:c", TargetAddress("http", "", 0, app="a.b:c")),
     (units.parse_target, "unix:/run/a.sock", TargetAddress("http", "", 0, "/run/a.sock")),
 ]
 
@@ -59,6 +60,7 @@ REFUSED: list[tuple[Callable[[object], object], object]] = [
     *((units.parse_bind, bad) for bad in ("8000", "example.org:80", "1.2.3:80", "::1:80")),
     *((units.parse_bind, bad) for bad in ("127.0.0.1:65536", "[127.0.0.1]:80", None, 80)),
     *((units.parse_target, bad) for bad in ("app:80", "http://a/path", "http://u:p@a", "unix:a")),
+    *((units.parse_target, bad) for bad in ("aiohttp:a", "aiohttp:a:b:c", "aiohttp:a/b:c")),
     *((units.parse_target, bad) for bad in ("http://a:0", "http://a:65536", "unix:/a\0b", None)),
 ]
 

@@ -1,0 +1,43 @@
+"""Code that the config names: `package.module:Name`.
+
+It is looked for where Python looks, and then in the current directory, as uvicorn and gunicorn do.
+A config file is its operator's, who may as well replace the program: nothing is guarded here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+
+class CannotImport(Exception):
+    """There is no such object; the text says what happened to what."""
+
+
+def load_object(name: str) -> object:
+    """The object of that name. Raises `CannotImport`, whatever the module's own code raised."""
+    module_name, _, path = name.partition(":")
+    try:
+        found: object = _import(module_name)
+    except Exception as error:
+        said = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
+        raise CannotImport(said) from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise CannotImport(f"{name!r}: {module_name} has no {path}") from None
+    return found
+
+
+def _import(name: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if here in sys.path or not name.startswith(error.name or "?"):
+            raise
+    sys.path.append(here)  # at the end: nothing that is installed is hidden
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
