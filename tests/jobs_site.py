@@ -56,6 +56,7 @@ class App:
     """
 
     def __init__(self, server: RedisServer, port: int = 0) -> None:
+        self.server = server
         self.redis = client_of(server)
         self.upstream = Upstream(port=port)
         self.upstream.handler = self.serve

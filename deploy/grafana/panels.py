@@ -65,6 +65,15 @@ def stage_panel(share: int, about: str) -> Panel:
     )
 
 
+def stage_share(share: int) -> str:
+    """Each stage's share of one quantile of all stages; those that did not run are NaN."""
+    one = quantile(share, "pipeline_stage_duration_seconds", "$i", "stage", JOBS)
+    return f"({one} > 0) / on () group_left () sum({one} > 0)"
+
+
+STAGE_P50 = quantile(50, "pipeline_stage_duration_seconds", "$i", "stage", JOBS)
+STAGE_P50_YESTERDAY = STAGE_P50.replace(f"[{JOBS}]", f"[{JOBS}] offset 1d")
+
 BREAKER_STATES = {"0": ("closed", "green"), "1": ("open", "red"), "2": ("half-open", "orange")}
 YES_NO = {"0": ("fine", "green"), "1": ("degraded", "red")}
 UP = {"0": ("away", "red"), "1": ("shared", "green")}
@@ -430,6 +439,81 @@ ROWS: dict[str, list[Panel]] = {
             "short",
             quantiles("ocr_confidence_score", JOBS),
             width=6,
+        ),
+    ],
+    "Queue and bottlenecks": [
+        Panel(
+            "Which stage to speed up, P50",
+            "Each stage's share of the time that half of the jobs take: the largest is the one to"
+            " speed up. Over half an hour.",
+            "percentunit",
+            {"{{stage}}": stage_share(50)},
+            stacked=True,
+        ),
+        Panel(
+            "Which stage to speed up, P95",
+            "The same of the slow runs: a stage that is large here and small at P50 is fast at"
+            " times only.",
+            "percentunit",
+            {"{{stage}}": stage_share(95)},
+            stacked=True,
+        ),
+        Panel(
+            "Stages, against a day ago",
+            "How much longer a stage takes (P50) than at this time yesterday: 100% is twice as"
+            " long.",
+            "percentunit",
+            {"{{stage}}": f"{STAGE_P50} / ({STAGE_P50_YESTERDAY}) - 1 or vector(0)"},
+        ),
+        Panel(
+            "Jobs in the queue",
+            "Waiting for a worker, and worked on.",
+            "short",
+            {
+                "waiting": "max by (mirror) (proxy_jobs_queue_length{$i})",
+                "worked on": "max by (mirror) (proxy_jobs_queue_working{$i})",
+            },
+        ),
+        Panel(
+            "Waiting before the first stage",
+            "From a job's creation to its first stage, and how long the oldest waiting one has"
+            " waited by now.",
+            "s",
+            {
+                **quantiles("proxy_jobs_queue_wait_seconds", JOBS),
+                "oldest": "max by (mirror) (proxy_jobs_queue_oldest_seconds{$i})",
+            },
+        ),
+        Panel(
+            "Arrivals and completions",
+            "Jobs a minute, and how many the workers can complete: while arrivals are above that,"
+            " the queue grows.",
+            "short",
+            {
+                "arrivals": "60 * max by (mirror) (rate(proxy_jobs_queue_arrivals_total{$i}[5m]))",
+                "completions": "60 * max by (mirror)"
+                " (rate(proxy_jobs_queue_completions_total{$i}[5m]))",
+                "possible": "max by (mirror) (proxy_jobs_queue_capacity_per_minute{$i})",
+            },
+        ),
+        Panel(
+            "Workers that are busy",
+            "Share of the workers that have a job.",
+            "percentunit",
+            {"busy": "max by (mirror) (proxy_jobs_queue_busy_ratio{$i})"},
+            most=1,
+        ),
+        Panel(
+            "Forecast",
+            "In how long all jobs of now will be done.",
+            "s",
+            {"drained in": "max by (mirror) (proxy_jobs_queue_drain_seconds{$i})"},
+        ),
+        Panel(
+            "How far estimates are off",
+            "Of the time estimated at a job's first stage, as a share of what it took.",
+            "percentunit",
+            quantiles("proxy_jobs_queue_estimate_error_ratio", JOBS),
         ),
     ],
     "Jobs and their mirror": [

@@ -113,6 +113,18 @@ class JobFields(Model):
     }
 
 
+class Forecast(Model):
+    """Each job's place in the queue and when it will be done, for callers, and the metrics of the
+    queue.
+
+    `min_jobs`: completed jobs that must have been seen before a time is estimated. `slots`: how
+    many jobs the workers work on at a time; by default one a worker, or as many as were seen.
+    """
+
+    min_jobs: Annotated[int, Field(ge=2, le=50)] = 5
+    slots: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
 class Mirror(Model):
     """One family of job keys, kept in SQLite as well.
 
@@ -123,8 +135,9 @@ class Mirror(Model):
     app's own answer stands. `hold_deletes`: a key that a worker writes again after a DELETE is
     removed again. `stranded_after`: an unfinished job without a change for this long is reported,
     and started again where a worker is idle. `requeue`: see there; `rescue` is its former name.
-    `job_metrics`: where the pipeline's metrics are read from; null turns them off. `api_key`: what
-    the app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
+    `job_metrics`: where the pipeline's metrics are read from; null turns them off. `forecast`:
+    places in the queue and estimated times; null turns them off. `api_key`: what the app wants as
+    `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -142,6 +155,7 @@ class Mirror(Model):
     requeue: Requeue | None = None
     rescue: Rescue | None = None
     job_metrics: JobFields | None = JobFields()
+    forecast: Forecast | None = Forecast()
     api_key: Annotated[Secret, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")

@@ -97,7 +97,8 @@ class Capture:
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
         self.counting: Counting | None = None
-        self.on_version: Callable[[str, str], None] = lambda job_id, status: None
+        self.on_version: Callable[[Snapshot], None] = lambda snapshot: None
+        self.on_deleted: Callable[[str], None] = lambda job_id: None
         self.named = Named()
         self.evictions = Evictions(mirror, metrics)
         self._pattern = pattern
@@ -261,7 +262,7 @@ class Capture:
 
     def _note(self, snapshot: Snapshot) -> None:
         self.counts.captured += 1
-        self.on_version(snapshot.job_id, snapshot.status)
+        self.on_version(snapshot)
         for kind in snapshot.oddities:
             self._odd(snapshot.job_id, kind)
         if snapshot.shape != "opaque":
@@ -366,6 +367,7 @@ class Capture:
                 self.counts.deleted += 1
                 self.evictions.present(job_id)
                 self._ledger.bury(job_id, "redis", held=False)
+                self.on_deleted(job_id)
             elif absence is Absence.EVICTED:
                 self.evictions.note(job_id, time.monotonic())
             elif absence is Absence.LOST:

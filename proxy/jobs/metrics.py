@@ -7,6 +7,7 @@ import math
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from proxy.jobs.pipeline_metrics import PipelineMetrics
+from proxy.jobs.queue_metrics import QueueFamilies, QueueMetrics
 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 # Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
@@ -30,6 +31,7 @@ class JobMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         one = ("mirror",)
         self.pipeline = PipelineMetrics(registry)
+        self.queue = QueueFamilies(registry)
         self.lag = Histogram(
             "proxy_mirror_lag_seconds",
             "From the news of a job's change to its commit in SQLite",
@@ -147,6 +149,10 @@ class MirrorMetrics:
             families.requeued.labels(name, reason)
         for cause in _CAUSES:
             families.restored.labels(name, cause)
+
+    def queue(self) -> QueueMetrics:
+        """The mirror's queue; made only where it is followed."""
+        return QueueMetrics(self._families.queue, self._name)
 
     def degraded(self, part: str, is_so: bool) -> None:
         """`part` is `redis` or `sqlite`."""

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Literal
 
 from proxy.clock import Clock, iso_utc
@@ -39,6 +40,8 @@ from proxy.jobs.model import (
     valid_job_id,
 )
 from proxy.jobs.news import Tell, silence
+from proxy.jobs.queue import JobQueue
+from proxy.jobs.queue_watch import follow_queue, recall_queue
 from proxy.jobs.records import Row, Tombstone
 from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost, Refused
 from proxy.jobs.requeue.broker import BrokerRefused
@@ -169,7 +172,13 @@ class Mirror:
             idle=settings.stranded_after,
             key_prefix=key_prefix,
         )
-        self._keeper.capture.on_version = self.active.changed
+        self.queue: JobQueue | None = None
+        if settings.forecast is not None:
+            self.queue = JobQueue(
+                settings.forecast, clock, self._metrics.queue(), self._connected_workers
+            )
+        self._keeper.capture.on_version = self._version_seen
+        self._keeper.capture.on_deleted = self._job_ended
         self.inspection = Inspection(self._ledger, self._duties, clock)
         self._was_degraded = False
         self._counting: Counting | None = None
@@ -193,6 +202,23 @@ class Mirror:
         self.commits += 1
         self._metrics.commits.inc()
 
+    def _version_seen(self, snapshot: Snapshot) -> None:
+        self.active.changed(snapshot.job_id, snapshot.status)
+        if self.queue is not None:
+            try:
+                self.queue.changed(snapshot)
+            except Exception:  # a version is stored whatever the queue makes of it
+                log.exception("job not followed", extra={"job_id": snapshot.job_id})
+
+    def _job_ended(self, job_id: str) -> None:
+        self.active.ended(job_id)
+        if self.queue is not None:
+            self.queue.ended(job_id)
+
+    def _connected_workers(self) -> int | None:
+        requeue = self._keeper.requeue
+        return None if requeue is None or not self.redis_up else requeue.connected_workers
+
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -202,6 +228,9 @@ class Mirror:
         loops["keeper"] = self._keeper.run
         loops["active"] = self.active.run
         await self._recall_active()
+        if self.queue is not None:
+            await recall_queue(self.queue, self._ledger, self._clock)
+            loops["queue"] = partial(follow_queue, self.queue)
         if self._counting is not None:
             await self._counting.begin()
             loops["counting"] = self._counting.run
@@ -411,10 +440,19 @@ class Mirror:
         except (RedisLost, TimeoutError):
             return False
 
+    def forecast(self, job_id: str) -> bytes:
+        """Field lines about the job's place in the queue, a CRLF before each. A look-up."""
+        return b"" if self.queue is None else self.queue.fields(job_id)
+
     def app_answer(self, known: Known) -> Answer | None:
         """`GET /jobs/{id}` as the app of that version answers it; None for an unreadable value."""
         body = job_body(known.snapshot)
-        return None if body is None else Answer(200, self.headers("sqlite", known.as_of), body)
+        if body is None:
+            return None
+        fields = self.headers("sqlite", known.as_of)
+        if self.queue is not None:
+            fields += self.queue.field_pairs(known.snapshot.job_id)
+        return Answer(200, fields, body)
 
     def headers(
         self, source: Literal["redis", "sqlite"], as_of: float
@@ -483,7 +521,7 @@ class Mirror:
             if not told:
                 self._duties.untold.set()
 
-        self.active.ended(job_id)
+        self._job_ended(job_id)
         self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
         return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 
@@ -552,6 +590,7 @@ class Mirror:
                 "seconds": round(last.seconds, 3),
             },
             "counting": self._counting.counts if self._counting is not None else None,
+            "queue": self.queue.state.facts() if self.queue is not None else None,
             "requeue": keeper.requeue.state() if keeper.requeue is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,

@@ -304,6 +304,17 @@ BEING_WORKED_ON = """SELECT job_id, status FROM jobs INDEXED BY idx_jobs_unfinis
                       WHERE status NOT IN ('completed', 'failed', 'cancelled')
                         AND status NOT IN ('queued', 'pending') AND captured_at > ? LIMIT 1000"""
 
+# What a queue of jobs is made from after a start: the lives that were completed last, the oldest of
+# them first, and then the unfinished jobs.
+QUEUE_HISTORY = """SELECT job_id, data, captured_at FROM (
+                     SELECT job_id, data, captured_at, created_at FROM jobs
+                      WHERE status = 'completed' ORDER BY created_at DESC LIMIT ?)
+                    ORDER BY created_at"""
+QUEUE_UNFINISHED = """SELECT job_id, data, captured_at FROM jobs INDEXED BY idx_jobs_unfinished
+                       WHERE status NOT IN ('completed', 'failed', 'cancelled')
+                         AND (deadline IS NULL OR deadline > ?)
+                       ORDER BY captured_at DESC LIMIT ? OFFSET ?"""
+
 GET_ANSWER = "SELECT record FROM answers WHERE record_id = ? AND expires_at > ?"
 
 CREATED_SINCE = """SELECT job_id, data FROM jobs
@@ -339,5 +350,7 @@ ANSWERS = frozenset(
         GET_ANSWER,
         CREATED_SINCE,
         BEING_WORKED_ON,
+        QUEUE_HISTORY,
+        QUEUE_UNFINISHED,
     }
 )

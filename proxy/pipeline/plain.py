@@ -180,7 +180,9 @@ class PlainPath:
         upstream.taker = None
         dated = b"" if head.dated else date_field(client.clock)
         client.transport.write(
-            b"".join((head.before_id, x.correlation_id.encode(), dated, head.after_id, body))
+            b"".join(
+                (head.before_id, x.correlation_id.encode(), dated, x.added, head.after_id, body)
+            )
         )
         try:
             if x.tee is not None:

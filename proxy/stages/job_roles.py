@@ -9,6 +9,7 @@ The rules, from what the real service does (its answers about jobs cannot be bel
     fails, or where it is silent for `fallback_after`, the mirror answers. Where the mirror cannot
     look either, a 404 becomes 503 `store_away` as long as it may be untrue.
     An app that is known to answer nobody is not waited for: the mirror is asked first.
+    An answer about an unfinished job also has its place in the queue and when it will be done.
  3. lists: the mirror answers where the app fails, is silent, or has no Redis to look into.
  4. deletes: leave a tombstone. Where the app could not do it, it is told later. Of a 404 the same
     holds as for reads.
@@ -146,6 +147,7 @@ class _Creates:
         self._mirror.active.created(job_id, x.correlation_id)
         if result is Creation.NOT_STORED:
             raise self._mirror.not_stored()
+        x.added = self._mirror.forecast(job_id)
         seconds = x.filter.facts.get("duration") if isinstance(x.filter, UploadCheck) else None
         if seconds is not None:
             self._mirror.input_measured(job_id, seconds)
@@ -168,7 +170,12 @@ class _Reads:
         if isinstance(trouble, ProxyError):
             return _upstream_is_away(trouble)
         if trouble.status == 200:
-            return self._mirror.is_gone(x.parameters[self._parameter])
+            job_id = x.parameters[self._parameter]
+            if self._mirror.is_gone(job_id):
+                return True
+            if not x.asked_again:  # its answer has fields of ours already
+                x.added = self._mirror.forecast(job_id)
+            return False
         return trouble.status == 404 or trouble.status >= 500
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
@@ -189,7 +196,9 @@ class _Reads:
                 again = said_404 and not x.asked_again and x.body.done and not x.bytes_in
                 if again and await self._mirror.revive(job_id):
                     fields = self._mirror.headers("redis", known.as_of)
-                    return AskAgain(_lines(f for f in fields if f[0] != "Content-Type"))
+                    lines = _lines(f for f in fields if f[0] != "Content-Type")
+                    forecast = self._mirror.forecast(job_id).split(b"\r\n")[1:]
+                    return AskAgain((*lines, *forecast))
                 answer = self._mirror.app_answer(known)
                 return None if answer is None else _reply(answer)
             case Silent():

@@ -6,6 +6,8 @@ import gzip
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +226,67 @@ def test_an_early_acceptance_does_not_block_the_upload(site: JobSite, app: App) 
     finally:
         app.upstream.handler = app.serve
     assert (response.status, response.body) == (202, b"{}")
+
+
+# --- the queue -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue_app(tmp_path: Path) -> Iterator[App]:
+    """An app with a Redis of its own, in which nobody else has jobs."""
+    server = RedisServer(tmp_path / "redis")
+    (tmp_path / "redis").mkdir(exist_ok=True)
+    server.start()
+    app = App(server)
+    yield app
+    app.stop()
+    server.kill()
+
+
+def test_callers_are_told_their_place_and_time(queue_app: App, tmp_path: Path) -> None:
+    """On the creation, on reads by either path, and on the mirror's own answers; no time before
+    enough jobs were completed, and nothing about a job that is over."""
+    app = queue_app
+    with JobSite(
+        tmp_path, app.server, app.upstream.url, mirror={"forecast": {"min_jobs": 2, "slots": 1}}
+    ) as site:
+        run = site.created()
+        response = site.create()
+        waits = str(document(response, 202)["job_id"])
+        assert response.get("X-Job-Queue-Position") == "2"
+        assert response.get("X-Job-Estimated-Completion") is None
+        for number in range(2):
+            began = f"2026-11-23T13:2{number}:00Z"
+            done = f"2026-11-23T13:2{number}:40Z"
+            stage = {"status": "completed", "started_at": began, "completed_at": done}
+            raw = job(f"mv_done{number}", "completed", completed_at=done, stages={"a": stage})
+            site.redis.set(PREFIX + f"mv_done{number}", raw, ex=600)
+            site.wait_known(f"mv_done{number}", "completed")
+        started = datetime.now(UTC).isoformat()
+        stages = {"a": {"status": "processing", "started_at": started, "completed_at": None}}
+        site.redis.set(PREFIX + run, new(run, "processing", stages=stages), ex=600)
+        site.wait_known(run, "processing")
+        app.upstream.requests.clear()
+        with RawClient(site.address) as client:
+            for _ in range(3):  # the first one opens the connection, the others are plain
+                client.send(get(f"/jobs/{run}"))
+                response = client.response()
+                assert document(response)["from"] == "app"
+                assert response.all("X-Job-Queue-Position") == ["0"]
+                ends = datetime.fromisoformat(str(response.get("X-Job-Estimated-Completion")))
+                assert 0 < ends.timestamp() - time.time() < 60
+        wait_until(
+            lambda: site.read(waits).get("X-Job-Queue-Position") == "1", "the queue to move up"
+        )
+        assert site.read(waits).get("X-Job-Estimated-Completion")
+        app.status = 500
+        response = site.read(run)
+        assert mirrored(response)["job_id"] == run
+        assert response.get("X-Job-Queue-Position") == "0"
+        app.well()
+        response = site.read("mv_done0")
+        assert response.get("X-Job-Queue-Position") is None
+        assert site.state()["queue"]["waiting"] == 1
 
 
 # --- reads ---------------------------------------------------------------------------------------

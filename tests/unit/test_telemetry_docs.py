@@ -104,6 +104,7 @@ def one_of_each_of_the_mirror(registry: CollectorRegistry) -> None:
     counted.active = 1
     families.pipeline.show("m", counted)
     mirror = families.for_mirror("m")
+    mirror.queue()
     mirror.restored("start", 1)
     mirror.oddity("not_json")
     mirror.creation("confirmed")

@@ -454,6 +454,11 @@ class Requeuer:
         track = self._tracks.get(job_id)
         return None if track is None else track.judged
 
+    @property
+    def connected_workers(self) -> int | None:
+        """How many workers were counted last; None where nobody can tell."""
+        return self._workers.connected
+
     def state(self) -> dict[str, Any]:
         """For `/api/jobs` and `/readyz`."""
         nobody = self._workers.nobody_since
