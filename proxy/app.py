@@ -63,7 +63,7 @@ from proxy.wire.shedding import Shedding
 logger = logging.getLogger(__name__)
 
 #: Sections that a reload cannot change: stores and doors that outlive the plans.
-_FIXED = ("redis", "mirrors", "trace", "admin", "metrics")
+_FIXED = ("redis", "mirrors", "admin", "metrics")
 
 #: What is told about the app; started and stopped as a whole.
 _APP_SIDE = ("statsd", "app_metrics", "resources")
@@ -107,23 +107,21 @@ class Proxy:
         self._shortages = ShortageWatch()
         self._app_side = AppSide(config, self.metrics, self._clock)
         self._probes = ProbePool(memory=memory_within(memory_limit()))
-        self._trace = (
-            Trace(config.trace, self._clock, self.metrics.registry) if config.trace else None
-        )
+        self._trace = Trace(config.trace, self._clock, self.metrics.registry)
         self._mirrors = Mirrors(
             config.mirrors,
             self._redis_client,
             self.metrics.registry,
             self._clock,
             key_prefix=config.redis.key_prefix if config.redis else "",
-            told=self._trace.mirror if self._trace else None,
+            told=self._trace.mirror,
         )
         self._breakers = BreakerBoard(
             config.upstreams,
             registry=self.metrics.registry,
             redis=config.redis,
             clock=self._clock,
-            told=self._trace.breaker if self._trace else None,
+            told=self._trace.breaker,
         )
         self._idempotency = IdempotencyStage(
             self._mirrors.by_name, self.metrics.registry, self._clock
@@ -210,8 +208,7 @@ class Proxy:
         await self._start_probes(self._config)
         self._check_spool(self._config)
         self._starting = "trace"
-        if self._trace is not None:
-            await self._trace.start()
+        await self._trace.start()
         self._starting = "breakers"
         await self._breakers.start()
         self._starting = "mirrors"
@@ -247,8 +244,7 @@ class Proxy:
         await self._apps.stop()
         await self._status.stop()
         await self._admin.stop()
-        if self._trace is not None:
-            await self._trace.stop()
+        await self._trace.stop()
         await self._app_side.stop()
         self._shedding.stop()
         await self._lag.stop()
@@ -277,12 +273,11 @@ class Proxy:
             else:
                 problems = []
             self.metrics.reloaded(ok=not problems)
-            if self._trace is not None:
-                self._trace.proxy(
-                    "reload_refused" if problems else "reloaded",
-                    config=str(self._file),
-                    problems=problems or None,
-                )
+            self._trace.proxy(
+                "reload_refused" if problems else "reloaded",
+                config=str(self._file),
+                problems=problems or None,
+            )
             if problems:
                 logger.error("reload refused", extra={"problems": problems})
             else:
@@ -328,6 +323,7 @@ class Proxy:
         for upstream, plan in self._plans.upstreams.items():
             if plans.upstreams.get(upstream) is not plan:
                 plan.upstream.close()
+        before_trace = self._config.trace
         self._config, self._plans = config, plans
         self._apps.keep(config)
         self._breakers.reload(config.upstreams)
@@ -339,6 +335,8 @@ class Proxy:
         if output is not None:
             self._logs.redirect(output)
         await self._watch.follow(config.upstreams, plans.upstreams)
+        if config.trace != before_trace:
+            await self._trace.replace(config.trace)
 
     def _new_output(self, config: Config) -> Output | None:
         """Where the log goes from now on; None: where it went. Raises `OSError`."""

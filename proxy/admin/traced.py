@@ -37,13 +37,14 @@ _DEFAULTS: dict[str, Any] = {
 class TracedStories:
     """Implements `proxy.admin.trace.Stories`. Without a trace it tells what the mirrors know."""
 
-    def __init__(self, trace: Trace | None, mirrors: Mirrors, clock: Clock) -> None:
+    def __init__(self, trace: Trace, mirrors: Mirrors, clock: Clock) -> None:
         self._trace = trace
         self._mirrors = mirrors
         self._clock = clock
 
     async def story(self, wanted: str) -> dict[str, Any] | None:
-        reading = None if self._trace is None else self._trace.store.reading()
+        store = self._trace.store
+        reading = None if store is None else store.reading()
         own = await _named(reading, wanted)
         lives: dict[str, JobLife] = {}
         job_ids = dict.fromkeys([wanted, *(e.job_id for e in own.values() if e.job_id)])
@@ -70,9 +71,9 @@ class TracedStories:
                 except LedgerSilent as silent:
                     notes.append(f"calls could not be attributed: {silent}")
         news: list[Event] = []
-        if self._trace is not None and reading is not None:
+        if store is not None and reading is not None:
             news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
-            if trouble := reading.silent or self._trace.store.degraded:
+            if trouble := reading.silent or store.degraded:
                 notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
         return await asyncio.to_thread(
             tell,
@@ -89,9 +90,9 @@ class TracedStories:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        if self._trace is None:
-            return _DEFAULTS
         given = self._trace.settings
+        if given is None:
+            return _DEFAULTS
         return {name: getattr(given, name) for name in _DEFAULTS}
 
     async def _life(self, job_id: str) -> JobLife | None:
@@ -108,13 +109,14 @@ class TracedStories:
     async def _calls(self, reading: Reading | None, life: JobLife, now: float) -> list[Event]:
         """Calls of microservices that were surely made for this job. Raises `LedgerSilent`."""
         span = life.working(now)
-        if self._trace is None or reading is None or span is None:
+        settings = self._trace.settings
+        if settings is None or reading is None or span is None:
             return []
         start, end = span[0] - MARGIN, span[1] + MARGIN
         others = await self._others(life, start, end, now)
         if others is None:
             return []
-        called_in, idle = self._trace.settings.called_in, self._trace.settings.stuck_after
+        called_in, idle = settings.called_in, settings.stuck_after
         found: list[Event] = []
         for service in called_in:
             # Recorded when they ended: one that hung through its time-out came a minute later.
@@ -144,7 +146,7 @@ class TracedStories:
     async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
         least = Severity[severity.upper()]
         events: list[Event] = []
-        if self._trace is not None:
+        if self._trace.store is not None:
             for event in await self._trace.store.reading().recent(least, limit):
                 events += [part for part in unfold(event) if part.severity >= least]
         try:
@@ -170,9 +172,9 @@ class TracedStories:
         return found
 
     def hint(self) -> str:
-        if self._trace is None:
-            return "The trace is off in the config; only jobs are known, by their IDs."
         kept = self._trace.settings
+        if kept is None:
+            return "The trace is off in the config; only jobs are known, by their IDs."
         return (
             f"Kept for {kept.keep_for / 86400:g} days are jobs, errors, exchanges over"
             f" {kept.slow:g} s, and {kept.sample * 100:g} % of the rest; the log has all:"

@@ -20,6 +20,7 @@ from proxy.breaker.retry import RetryPolicy
 from proxy.clock import Clock
 from proxy.config.listeners import FieldRules, Listener, Route
 from proxy.config.schema import Config
+from proxy.config.schema import Trace as TraceSettings
 from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
@@ -54,6 +55,8 @@ class Binding:
     listener: Listener
     route: Route | None
     upstream: UpstreamConfig | None
+    trace: TraceSettings | None = None
+    """The config's `trace`."""
 
     @property
     def route_name(self) -> str:
@@ -142,6 +145,7 @@ class Compiler:
                 upstreams,
                 (connections or {}).get(name, listener.limits.connections),
                 adopted,
+                config.trace,
             )
             for name, listener in config.listeners.items()
         }
@@ -237,13 +241,14 @@ class Compiler:
         upstreams: dict[str, UpstreamPlan],
         connections: int,
         adopted: list[Callable[[], None]],
+        trace: TraceSettings | None,
     ) -> ListenerPlan:
         routes = [
             (
                 route.methods,
                 route.path,
                 self._route(
-                    Binding(name, config, route, configs[route.upstream]),
+                    Binding(name, config, route, configs[route.upstream], trace),
                     upstreams[route.upstream],
                     adopted,
                 ),
@@ -257,7 +262,7 @@ class Compiler:
         return ListenerPlan(
             name=name,
             table=RouteTable(routes, guards=attrgetter("guards")),
-            unrouted=self._route(Binding(name, config, None, None), None, adopted),
+            unrouted=self._route(Binding(name, config, None, None, trace), None, adopted),
             limits=Limits(
                 config.limits.request_line,
                 config.limits.header,

@@ -35,7 +35,7 @@ def all_stages(
     probes: ProbePool,
     spool: Spool,
     mirrors: Mapping[str, Mirror],
-    trace: Trace | None,
+    trace: Trace,
     random: Callable[[], float],
     idempotency: IdempotencyStage,
     memory: MemoryBudget,

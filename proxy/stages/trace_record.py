@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from proxy.config.schema import Trace as Settings
 from proxy.jobs.model import valid_job_id
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import Hooks, Observer
+from proxy.rate_limit import TokenBucket
 from proxy.telemetry.redact import clean_target, clean_text
 from proxy.trace.events import Event, Severity, bounded
-from proxy.trace.recorder import Trace
+from proxy.trace.recorder import BURST, Trace
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -31,20 +33,21 @@ _JOBS = 4096
 class TraceRecord:
     """Binds to every route that may be kept, if there is a trace. `random` gives 0 <= x < 1."""
 
-    def __init__(self, trace: Trace | None, random: Callable[[], float]) -> None:
+    def __init__(self, trace: Trace, random: Callable[[], float]) -> None:
         self._trace = trace
         self._random = random
 
     def bind(self, binding: Binding) -> Hooks | None:
         """One observer of finished exchanges, made for the route."""
-        if self._trace is None or (binding.route is not None and not binding.route.trace):
+        if binding.trace is None or (binding.route is not None and not binding.route.trace):
             return None
-        return Hooks(finished=self._observer(self._trace, binding))
+        observer = self._observer(self._trace, binding.trace, binding)
+        return Hooks(finished=observer)
 
-    def _observer(self, trace: Trace, binding: Binding) -> Observer:
+    def _observer(self, trace: Trace, settings: Settings, binding: Binding) -> Observer:
         """One of three, each with the whole test in it: a call more would cost as much as all."""
-        slow, sample, random = trace.settings.slow, trace.settings.sample, self._random
-        keep = _Keep(trace, binding)
+        slow, sample, random = settings.slow, settings.sample, self._random
+        keep = _Keep(trace, settings, binding)
         role = binding.route.job if binding.route is not None else None
         reads = role.reads if role is not None else None
         parameter = reads or ""
@@ -94,12 +97,12 @@ class TraceRecord:
 class _Keep:
     """Keeps exchanges of one route."""
 
-    def __init__(self, trace: Trace, binding: Binding) -> None:
+    def __init__(self, trace: Trace, settings: Settings, binding: Binding) -> None:
         self._trace = trace
-        self._every = trace.settings.polls_every
-        self._slow = trace.settings.slow
-        self._allowance = trace.allowance()
-        self._allowance_of_errors = trace.allowance()
+        self._every = settings.polls_every
+        self._slow = settings.slow
+        self._allowance = TokenBucket(settings.max_rate, settings.max_rate * BURST)
+        self._allowance_of_errors = TokenBucket(settings.max_rate, settings.max_rate * BURST)
         self._direction = binding.listener.direction
         role = binding.route.job if binding.route is not None else None
         self._parameter = (role.reads or role.deletes) if role is not None else None

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
 from proxy.config import schema
-from proxy.rate_limit import TokenBucket
 from proxy.trace.events import Event, Severity, Source, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore
@@ -77,36 +76,60 @@ _PROXY = {
 }
 
 
-class Trace:
-    """The trace of a process. `await start()`, `record`, `await stop()`; `store` is for reading."""
+def _ignore(event: Event) -> None:
+    """What is recorded while there is no trace."""
 
-    def __init__(self, settings: schema.Trace, clock: Clock, registry: CollectorRegistry) -> None:
-        self.settings = settings
+
+class Trace:
+    """The trace of a process. `await start()`, `record`, `await stop()`; `store` is for reading.
+
+    Without `settings` there is none: `store` is None, and what is recorded is dropped.
+    """
+
+    def __init__(
+        self, settings: schema.Trace | None, clock: Clock, registry: CollectorRegistry
+    ) -> None:
         self.clock = clock
         self._metrics = TraceMetrics(registry)
+        self._use(settings)
+
+    def _use(self, settings: schema.Trace | None) -> None:
+        self.settings = settings
+        self.store: TraceStore | None = None
+        self.record: Callable[[Event], None] = _ignore
+        if settings is None:
+            return
         self.store = TraceStore(
             settings.sqlite,
-            clock,
+            self.clock,
             self._metrics,
             keep_for=settings.keep_for,
             max_size=settings.max_size,
             on_degraded=self._degraded,
         )
-        self.record: Callable[[Event], None] = self.store.put
+        self.record = self.store.put
 
     async def start(self) -> None:
         """Begin to write. Never raises for the state of the file."""
-        await self.store.start()
-        self.proxy("started")
+        if self.store is not None:
+            await self.store.start()
+            self.proxy("started")
 
     async def stop(self) -> None:
         """Write what is queued, within seconds."""
-        self.proxy("stopped")
-        await self.store.stop()
+        if self.store is not None:
+            self.proxy("stopped")
+            await self.store.stop()
 
-    def allowance(self) -> TokenBucket:
-        """How much one route may record."""
-        return TokenBucket(self.settings.max_rate, self.settings.max_rate * BURST)
+    async def replace(self, settings: schema.Trace | None) -> None:
+        """Stop, and start with these settings: another file, other bounds, or none at all. Plans
+        that were compiled before go on with their own thresholds. Never raises."""
+        store = self.store
+        self._use(settings)  # what is recorded from now on is for the new one
+        if store is not None:
+            await store.stop()
+        if self.store is not None:
+            await self.store.start()
 
     def refused_by_rate(self) -> None:
         """An event was more than an allowance has."""

@@ -216,3 +216,32 @@ def test_certificates_change_between_two_handshakes(tmp_path: Path) -> None:
         cert.write_text("no certificate")
         assert reload(site)[0] == 422
         assert serial(site) == after
+
+
+def test_the_trace_comes_moves_and_goes(tmp_path: Path) -> None:
+    """A reload begins a trace, moves it to another file with other bounds, and ends it; requests
+    are recorded where the config of their time says."""
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+
+    def known(site: Site, correlation_id: str) -> bool:
+        return site.proxy.admin(f"/api/trace/{correlation_id}")[0] == 200
+
+    def asked(site: Site, correlation_id: str) -> None:
+        response = site.ask(get("/", f"X-Correlation-ID: {correlation_id}"))
+        assert response.status == 200
+
+    with Site(tmp_path) as site:
+        asked(site, "untraced")
+        assert reload(site, trace={"sqlite": str(first), "sample": "100%"})[0] == 200
+        asked(site, "in-the-first")
+        wait_until(lambda: known(site, "in-the-first"), "a trace")
+        assert not known(site, "untraced")
+        assert reload(site, trace={"sqlite": str(second), "sample": "100%"})[0] == 200
+        asked(site, "in-the-second")
+        wait_until(lambda: known(site, "in-the-second"), "a trace in another file")
+        assert not known(site, "in-the-first")
+        assert reload(site)[0] == 200
+        asked(site, "untraced-again")
+        assert not known(site, "untraced-again")
+        assert reload(site, trace={"sqlite": str(first), "sample": "100%"})[0] == 200
+        assert known(site, "in-the-first")
