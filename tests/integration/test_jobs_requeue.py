@@ -362,6 +362,49 @@ async def test_workers_stay_known_across_a_restart_of_the_proxy(
         await eventually(lambda: "one@test" in requeuer._workers.state.known, "remembered")
 
 
+async def test_a_worker_that_has_begun_another_job_since_does_not_keep_the_first(
+    redis_server: RedisServer, tmp_path: Path, producer: Producer, caplog: Any
+) -> None:
+    """Killed and started again under its name, then too busy to answer, its messages lost: what
+    the new process began, seen by an earlier process of ours, proves that the old one is gone."""
+    path, slow = tmp_path / "j.db", {"STEP": "60", "BREAKER_OPEN_FOR": "1"}
+    old, new_one = (CeleryWorker(tmp_path / name, redis_server, **slow) for name in ("old", "new"))
+    late = {**FAST, "app_breaker": "1h"}
+    try:
+        async with running(redis_server, path, **late) as mirror, connected(redis_server) as app:
+
+            async def stored(what: str) -> bool:
+                rows = dict(await mirror._ledger.table("SELECT name, value FROM meta"))
+                return what in rows.get("solo_workers", "")
+
+            await followed(mirror)
+            await queued(app, mirror, "mv_1")
+            old.start()
+            await eventually(lambda: stored("one@test"), "known as a solo worker", LONG)
+            await asyncio.to_thread(producer.send, "mv_1")
+            await eventually(lambda: stored("mv_1"), "seen to begin", LONG)
+            await app.delete("unacked", "unacked_index")
+            old.kill()
+            await queued(app, mirror, "mv_2")
+            new_one.start()
+            await asyncio.to_thread(producer.send, "mv_2")
+            await eventually(lambda: stored("mv_2"), "seen to begin", LONG)
+            await app.delete("unacked", "unacked_index")
+            assert await app.llen(QUEUE) == 0
+        async with running(redis_server, path, **FAST) as mirror, connected(redis_server) as app:
+            await followed(mirror)
+
+            async def has_message() -> bool:
+                return await app.llen(QUEUE) == 1
+
+            await eventually(has_message, "put back to work", LONG)
+        requeued = [one for one in caplog.records if one.message == "job requeued"]
+        assert [(one.job_id, one.reason) for one in requeued] == [("mv_1", "worker_replaced")]
+    finally:
+        old.kill()
+        new_one.kill()
+
+
 @pytest.mark.parametrize("trouble", ["redis", "frozen"])
 async def test_an_idle_worker_does_not_get_what_another_is_at(
     redis_server: RedisServer, tmp_path: Path, producer: Producer, trouble: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Work, Workers, judge
+from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, Workers, judge
 from proxy.jobs.requeue.pidbox import Answer, Consumers, Result
 
 NOW = 10_000.0
@@ -78,8 +78,13 @@ def test_a_queue_from_which_nobody_takes() -> None:
         (TAKEN, answering(a=IDLE), "workers_idle"),
         (
             replace(TAKEN, node="a", pid=1),
-            workers(running={"a": frozenset({2})}),
+            workers(starts={"a": Start("mv_2", 2, NOW - 90)}),
             "worker_replaced",
+        ),
+        (
+            replace(TAKEN, node="a", pid=1),
+            workers(starts={"a": Start("mv_2", 1, NOW - 90)}),
+            "worker_moved_on",
         ),
         (replace(TAKEN, result=Result("SUCCESS")), answering(a=IDLE), "task_ended"),
     ],
@@ -102,7 +107,10 @@ def test_proofs(job: Work, who: Workers, reason: str) -> None:
         (replace(TAKEN, appeared=True), workers(2, answers={"a": IDLE})),
         (replace(TAKEN, node="b", pid=1), answering(a=IDLE)),  # taken by one that is away
         (TAKEN, workers(1, answers={"a": IDLE}, known=frozenset("ab"))),  # b may have it
-        (replace(TAKEN, node="a", pid=1), workers(running={"a": frozenset({1, 2})})),
+        (replace(TAKEN, node="a", pid=1), workers(starts={"a": Start("mv_1", 2, NOW - 90)})),
+        (replace(TAKEN, node="a", pid=1), workers(starts={"a": Start("mv_2", 2, NOW - 100)})),
+        (replace(TAKEN, node="a"), workers(starts={"a": Start("mv_2", 2, NOW - 90)})),
+        (TAKEN, workers(starts={"a": Start("mv_2", 2, NOW - 90)})),
         (replace(TAKEN, node="a", pid=1), answering(a=Answer(NOW - 100, frozenset()))),  # before
         (replace(TAKEN, node="a", pid=1), answering(a=Answer(NOW - 2, frozenset({"t1"})))),
         (replace(TAKEN, changed_at=NOW - 9, appeared=True), answering(a=IDLE)),  # just changed
@@ -117,6 +125,16 @@ def test_proofs(job: Work, who: Workers, reason: str) -> None:
 def test_what_proves_nothing(job: Work, who: Workers) -> None:
     """A job that may be running is never started."""
     assert judged(job, who).action in (Action.NOTHING, Action.WAIT)
+
+
+def test_an_answer_holds_while_no_message_could_have_come() -> None:
+    """Beyond a minute, if the job's message has been where it is since before the question."""
+    old = Answer(NOW - 80, frozenset())
+    busy = workers(answers={"a": old}, known=frozenset("a"))
+    taken = replace(TAKEN, node="a", pid=1)
+    assert judged(taken, busy).reason == "worker_idle"
+    assert judged(replace(GONE, node="a", pid=1, missing_for=81), busy).reason == "worker_idle"
+    assert judged(replace(GONE, node="a", pid=1, missing_for=79), busy).reason == "may_run"
 
 
 def test_the_final_write_was_swallowed() -> None:

@@ -48,7 +48,7 @@ def test_what_a_worker_has_in_its_hands() -> None:
 
 def test_a_solo_worker_that_answers_works_on_nothing() -> None:
     """What it lists as active was left behind by a connection that broke (seen with Celery 5.7)."""
-    assert answers(whole(10, "a", [TASK], [], SOLO)) == {"a": Answer(10.0, frozenset())}
+    assert answers(whole(10, "a", [TASK], [], SOLO)) == {"a": Answer(10.0, frozenset(), solo=True)}
     prefetched = answers(whole(10, "a", [TASK], [{"id": "t2"}], SOLO))
     assert prefetched["a"].holds == frozenset({"t2"})
 

@@ -6,8 +6,8 @@
    of the solo pool goes on with its job unconnected and comes back when the job is done.
 3. A worker that answers has in its hands what it lists, and nothing else. A solo worker that is
    busy does not answer, so silence proves nothing.
-4. Node names are unique: a node that now runs something else in another process has lost the
-   process that took the job.
+4. Node names are unique and a solo worker has one task at a time: one that has begun another job
+   since does not work on the first any more, be it in the same process or in a new one.
 5. Nothing is pushed while workers may discard it: after trouble with Redis the worker's own breaker
    stays open for `app_breaker`, reads every job as missing and ends the task as succeeded.
 """
@@ -75,13 +75,22 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """A solo worker began a job as process `pid`, not before `at`."""
+
+    job_id: str
+    pid: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Workers:
     """What is known of the workers.
 
     `receivers`: how many got the last question, which was asked at `asked_at`; None: not allowed
     to ask. `had_receivers`: there were some at some time, so they do listen to questions.
-    `answers`: the newest of each node. `known`: nodes seen within `stranded_after`. `running`: the
-    processes of a node that run one of the tasks in `unacked`.
+    `answers`: the newest of each node. `known`: nodes seen within `stranded_after`. `starts`: the
+    newest of each solo node, of those that were watched.
     """
 
     receivers: int | None = None
@@ -90,7 +99,7 @@ class Workers:
     consumers: Consumers | None = None
     answers: Mapping[str, Answer] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
-    running: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    starts: Mapping[str, Start] = field(default_factory=dict)
 
     @property
     def connected(self) -> int | None:
@@ -236,20 +245,26 @@ def _abandoned(
 def _taker_gone(job: Work, workers: Workers, now: float) -> Judgement | None:
     assert job.node is not None
     answer = workers.answers.get(job.node)
+    # It can come back into that worker's hands as a message only, and that would have been seen.
+    unmoved = now if job.place == "taken" else job.missing_for
     if (
         answer is not None
         and answer.asked_at >= job.since + CLOCK_SLACK
-        and now - answer.asked_at <= ANSWER_HOLDS
+        and now - answer.asked_at <= max(ANSWER_HOLDS, unmoved)
     ):
         said = f"worker {job.node}, which took it, answers and does not work on it"
         return Judgement(Action.PUSH, "worker_idle", said)
-    pids = workers.running.get(job.node, frozenset())
-    if job.pid is not None and pids and job.pid not in pids:
-        said = (
-            f"worker {job.node} took it as process {job.pid} and now runs another job as process"
-            f" {min(pids)}"
-        )
-        return Judgement(Action.PUSH, "worker_replaced", said)
+    later = workers.starts.get(job.node)
+    if later is not None and later.job_id != job.job_id and later.at >= job.since + CLOCK_SLACK:
+        if later.pid == job.pid:
+            said = f"worker {job.node}, which took it, has begun another job since"
+            return Judgement(Action.PUSH, "worker_moved_on", said)
+        if job.pid is not None:
+            said = (
+                f"worker {job.node} took it as process {job.pid} and has begun another job since"
+                f" as process {later.pid}"
+            )
+            return Judgement(Action.PUSH, "worker_replaced", said)
     return None
 
 

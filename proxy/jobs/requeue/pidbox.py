@@ -38,10 +38,12 @@ _TICKET = re.compile(r"(active|reserved|stats)-(\d{1,16})-[a-f0-9]{1,32}")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer: the task and job ids in its hands at some time after `asked_at`."""
+    """A worker's answer: the task and job ids in its hands at some time after `asked_at`. `solo`:
+    its pool runs one task at a time, in the worker's own process."""
 
     asked_at: float
     holds: frozenset[str]
+    solo: bool = False
 
 
 def channel(db: int, prefix: str = "") -> str:
@@ -110,8 +112,9 @@ def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
         times = [at for at, said in rounds.items() if said.keys() >= set(METHODS)]
         if times:
             newest = rounds[max(times)]
-            active = frozenset[str]() if _SOLO in newest["stats"] else newest["active"]
-            whole[node] = Answer(max(times), active | newest["reserved"])
+            solo = _SOLO in newest["stats"]
+            active = frozenset[str]() if solo else newest["active"]
+            whole[node] = Answer(max(times), active | newest["reserved"], solo)
     return whole
 
 

@@ -32,7 +32,7 @@ from proxy.jobs.model import FINISHED, WAITING, KeyPattern
 from proxy.jobs.news import Tell, silence
 from proxy.jobs.redis_side import CommandError, Link
 from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
-from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Work, judge
+from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, judge
 from proxy.jobs.requeue.memory import MessageMemory
 from proxy.jobs.requeue.messages import Message
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued, Starter
@@ -114,7 +114,7 @@ class Requeuer:
             metrics,
             tell,
             remember=settings.stranded_after,
-            store=lambda nodes: ledger.set_meta("workers", nodes),
+            store=ledger.set_meta,
         )
         self._activity = activity
         self._news = asyncio.Event()
@@ -124,6 +124,7 @@ class Requeuer:
         # while we watched over this connection.
         self._taken: dict[tuple[str, float], tuple[float, bool]] = {}
         self._looked = False
+        self._looked_at = 0.0  # Unix seconds
         self._next: tuple[bytes, float] | None = None  # the next message, and since when it is
         self._server_started: float | None = None
 
@@ -142,7 +143,7 @@ class Requeuer:
         """Look and act until the link is lost (`RedisLost`)."""
         async with self._lock:
             with suppress(LedgerSilent):
-                self._workers.recall(dict(await self._ledger.table(sql.META)).get("workers", ""))
+                self._workers.recall(dict(await self._ledger.table(sql.META)))
             self._taken.clear()
             self._looked = False
             self._next = None
@@ -224,13 +225,13 @@ class Requeuer:
         view = await self._broker.look(link)
         places = _places(view, jobs)
         view.results = await self._broker.results(link, self._tasks(jobs, places))
-        self._workers.running(view)
         self._notice_taken(view, now)
         self._notice_next(view, now)
         work = {
             job_id: await self._work(job_id, status, changed, places.get(job_id), view, now)
             for job_id, (status, changed) in jobs.items()
         }
+        self._looked_at = now
         if ask or (self._workers.due and self._in_doubt(work, now)):
             await self._workers.ask(link)
         else:
@@ -303,6 +304,10 @@ class Requeuer:
         if place.tag is None:
             return Work(job_id, waiting, changed, place="queue", task_id=message.task_id)
         first_seen, appeared = self._taken[place.tag, view.taken[place.tag].score]
+        record = self._memory.of(job_id)
+        if appeared and record is not None and record.seen_at == now and node and pid:
+            # Not seen before, neither the message nor who runs it: begun since the last look.
+            self._workers.began(node, Start(job_id, pid, self._looked_at))
         return Work(
             job_id,
             waiting,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from proxy.clock import Clock, iso_utc
@@ -13,10 +13,10 @@ from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.model import finite
 from proxy.jobs.news import Tell
 from proxy.jobs.redis_side import Link
-from proxy.jobs.requeue.broker import Broker, View
-from proxy.jobs.requeue.evidence import Workers
+from proxy.jobs.requeue.broker import Broker
+from proxy.jobs.requeue.evidence import CLOCK_SLACK, Start, Workers
 from proxy.jobs.requeue.messages import load_object
-from proxy.jobs.requeue.pidbox import Answer
+from proxy.jobs.requeue.pidbox import MAX_NODES, Answer
 from proxy.jobs.requeue.scripts import WORKERS_FRESH
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class WorkerWatch:
         tell: Tell,
         *,
         remember: float,
-        store: Callable[[str], None],
+        store: Callable[[str, str], None],
     ) -> None:
         self.state = Workers()
         self.connected: int | None = None
@@ -53,22 +53,33 @@ class WorkerWatch:
         self._remember = remember
         self._store = store
         self._seen: dict[str, float] = {}  # node: when it last answered, Unix seconds
+        self._solo: frozenset[str] = frozenset()
+        self._starts: dict[str, Start] = {}  # node: the newest
+        self._since = -math.inf  # Unix seconds: the connection
         self._counted_at = self._asked_at = -math.inf  # monotonic
         self._mailbox_open = False
         self._reported = False
 
-    def recall(self, stored: str) -> None:
-        """Nodes that were known when the process last ran, as `store` was given them."""
+    def recall(self, stored: Mapping[str, str]) -> None:
+        """What was known when the process last ran, as `store` was given it."""
         now = self._clock.time()
-        for node, seen in (load_object(stored) or {}).items():
+        for node, seen in (load_object(stored.get("workers", "")) or {}).items():
             at = finite(seen)
             if at is not None and now - self._remember < at <= now:
                 self._seen.setdefault(node, at)
-        self.state = replace(self.state, known=frozenset(self._seen))
+        for node, start in (load_object(stored.get("solo_workers", "")) or {}).items():
+            self._solo |= {node}
+            match start:
+                case [str(job_id), int(pid), float(at)]:
+                    self._starts.setdefault(node, Start(job_id, pid, at))
+        self.state = replace(self.state, known=frozenset(self._seen), starts=self._solo_starts())
 
     def reconnected(self) -> None:
         """Over a new connection all is asked anew; who is known stays known."""
-        self.state = Workers(had_receivers=self.state.had_receivers, known=self.state.known)
+        self.state = Workers(
+            had_receivers=self.state.had_receivers, known=self.state.known, starts=self.state.starts
+        )
+        self._since = self._clock.time()
         self._counted_at = self._asked_at = -math.inf
         self._mailbox_open = False
 
@@ -155,11 +166,19 @@ class WorkerWatch:
 
     def _learn(self, found: dict[str, Answer]) -> None:
         now = self._clock.time()
+        # Old data that came back has old answers in the mailbox.
+        found = {
+            node: one for node, one in found.items() if one.asked_at >= self._since - CLOCK_SLACK
+        }
+        solo = self._solo.difference(found) | {node for node, one in found.items() if one.solo}
+        if solo != self._solo:
+            self._solo = solo
+            self._store_starts()
         before = {node: at for node, at in self._seen.items() if now - at < self._remember / 2}
         for node, answer in found.items():
             self._seen[node] = max(answer.asked_at, self._seen.get(node, 0.0))
         if not found.keys() <= before.keys():
-            self._store(json.dumps(self._seen))
+            self._store("workers", json.dumps(self._seen))
         self._seen = {
             node: seen for node, seen in self._seen.items() if now - seen < self._remember
         }
@@ -170,13 +189,26 @@ class WorkerWatch:
             known=frozenset(self._seen),
         )
 
-    def running(self, view: View) -> None:
-        """Which process of which node runs one of the tasks that are in `unacked` now."""
-        found: dict[str, set[int]] = {}
-        for taken in view.taken.values():
-            result = view.results.get(taken.message.task_id)
-            if result is not None and result.node is not None and result.pid is not None:
-                found.setdefault(result.node, set()).add(result.pid)
-        self.state = replace(
-            self.state, running={node: frozenset(pids) for node, pids in found.items()}
-        )
+    def began(self, node: str, start: Start) -> None:
+        """A node was seen to begin a job."""
+        newest = self._starts.get(node)
+        if newest is not None and newest.at >= start.at:
+            return
+        self._starts.pop(node, None)
+        self._starts[node] = start
+        if len(self._starts) > MAX_NODES:
+            del self._starts[next(iter(self._starts))]
+        if node in self._solo:
+            self._store_starts()
+
+    def _store_starts(self) -> None:
+        starts = self._solo_starts()
+        self.state = replace(self.state, starts=starts)
+        stored = {
+            node: [one.job_id, one.pid, one.at] if (one := starts.get(node)) else None
+            for node in self._solo
+        }
+        self._store("solo_workers", json.dumps(stored))
+
+    def _solo_starts(self) -> dict[str, Start]:
+        return {node: one for node, one in self._starts.items() if node in self._solo}
