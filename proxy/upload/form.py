@@ -7,7 +7,10 @@ The parser is defnull's `multipart` in strict mode; docs/uploads.md compares it 
 2. One `Content-Disposition` per part, one `Content-Type` (or the same twice), no multipart within
    (RFC 7578 §4.3). `Content-Transfer-Encoding` may say that there is none (`binary`, `8bit`,
    `7bit`: RFC 2045 §6.2); any other is refused (RFC 7578 §4.7).
-3. Names are decoded by us: UTF-8, else ISO-8859-1, never refused for their charset.
+3. Names are decoded by us: UTF-8, else ISO-8859-1, never refused for their charset; but for blanks
+   around them, which Django strips.
+4. No data and no header begins with the boundary: some parsers take it for one (the line end before
+   it ends the headers, too).
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class FormReader:
         self._started = False
         self._recent = b""  # enough of what was fed to find the closing boundary again
         self._epilogue = b""
+        self._first: bytes | None = None  # of the part's data, while they may be the boundary
         self.complete = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
@@ -97,8 +101,11 @@ class FormReader:
                 if event is None:
                     yield PART_END
                 elif isinstance(event, MultipartSegment):
+                    self._first = b""
                     yield _part(event)
                 else:
+                    if self._first is not None:
+                        self._check_first(event)
                     yield event
         except ParserLimitReached as error:
             raise FormError(f"a limit is exceeded ({_sentence(error)})") from error
@@ -131,9 +138,18 @@ class FormReader:
         self._started = True
         return data[at:]
 
+    def _check_first(self, data: bytes) -> None:
+        """Rule 4."""
+        assert self._first is not None
+        self._first += data[: len(self._opening)]
+        if self._first.startswith(self._opening):
+            raise FormError("a part begins with the boundary")
+        if not self._opening.startswith(self._first):
+            self._first = None
+
     def _note_end(self, data: bytes, ended: bool) -> None:
         """The parser does not say that a part was the last one, nor where. A part that ended last
-        in `data` was, if the closing boundary is there: nothing before it can look like one."""
+        in `data` was, if the closing boundary is there: rule 4 lets nothing else look like one."""
         keep = len(self._closing) - 1
         if ended:
             window = self._recent + data
@@ -168,9 +184,12 @@ def _part(segment: MultipartSegment) -> Part:
     filename = disposition.file_name(parameters)
     if len(raw) > MAX_NAME or len(filename or "") > MAX_NAME:
         raise FormError("a name is too long")
+    decoded = disposition.decode(disposition.unescape(raw))
+    if decoded != decoded.strip():
+        raise FormError("a part's name begins or ends with a blank")
     content_type = fields.get("Content-Type")
     return Part(
-        disposition.decode(disposition.unescape(raw)),
+        decoded,
         filename,
         raw.encode("latin-1"),
         None if content_type is None else disposition.text_type(content_type),
@@ -179,6 +198,8 @@ def _part(segment: MultipartSegment) -> Part:
 
 def _check_header(name: str, value: str, earlier: dict[str, str]) -> None:
     """Rule 2 of a header in lower case; `earlier` are those before it. Raises `FormError`."""
+    if name.startswith("-"):
+        raise FormError("a part header begins like a boundary")
     if name == "Content-Transfer-Encoding" and value not in _NO_ENCODING:
         raise FormError("a part has a Content-Transfer-Encoding other than binary, 8bit and 7bit")
     if name == "Content-Type" and value.startswith("multipart/"):
