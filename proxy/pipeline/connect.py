@@ -117,6 +117,8 @@ async def _ask(
     if ticket.stream is not None:
         return ticket.stream
     assert ticket.error is not None
+    if isinstance(ticket.error, Overloaded):  # it gave way to another client
+        raise ticket.error
     return ticket.error
 
 

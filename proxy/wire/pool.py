@@ -1,8 +1,8 @@
 """Connections to the targets of one upstream: few, reused, given up early, never unbounded.
 
 `TargetPool` decides synchronously: an idle connection at once, or a `Ticket` that is served by the
-first connection that is released or dialled, in order of asking. Only dialling is asynchronous; a
-dial belongs to the pool, not to who asked, so a caller that leaves wastes nothing. The rules:
+first connection that is released or dialled. Only dialling is asynchronous; a dial belongs to the
+pool, not to who asked, so a caller that leaves wastes nothing. The rules:
 
  1. The connection used last is used first (LIFO), so that the others grow old and go.
  2. A connection idle longer than `keepalive` is not used: the app closes its side after 5 s, and a
@@ -12,6 +12,8 @@ dial belongs to the pool, not to who asked, so a caller that leaves wastes nothi
  4. A failed dial is told to one waiting caller, the one at the head of the queue.
  5. Who asks for a `fresh` connection never gets one that has carried an exchange: a kept one is
     closed to make room.
+ 6. Clients take turns in the queue: each has one request in a round, its next one in the next round
+    (start-time fair queueing). Where the queue is full, the last of who has most waiting gives way.
 """
 
 from __future__ import annotations
@@ -137,18 +139,25 @@ class UpstreamStream(Stream):
 class Ticket:
     """A place in the queue for a connection: `stream` or `error` is set when its turn comes."""
 
-    __slots__ = ("error", "fresh", "owner", "pool", "stream")
+    __slots__ = ("error", "fresh", "owner", "pool", "round", "stream")
 
     def __init__(self, pool: TargetPool, owner: ClientStream, *, fresh: bool = False) -> None:
         self.pool = pool
         self.owner = owner
         self.fresh = fresh  # only a connection that has carried nothing yet will do
+        self.round = 0  # of the queue, in which it is served (rule 6)
         self.stream: UpstreamStream | None = None
         self.error: Exception | None = None
 
     @property
     def pending(self) -> bool:
         return self.stream is None and self.error is None
+
+
+def _client(ticket: Ticket) -> object:
+    """Whose it is: the client's share of its listener where there are shares, else its address."""
+    owner = ticket.owner
+    return owner.host_ip if owner.share is None else owner.share
 
 
 class TargetPool:
@@ -184,6 +193,7 @@ class TargetPool:
         self._server_name = server_name
         self._idle: list[UpstreamStream] = []
         self._waiting: deque[Ticket] = deque()
+        self._round = 0  # of the last one that was served
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
         self._closed = False
@@ -225,16 +235,29 @@ class TargetPool:
         """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
         been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
         ticket = Ticket(self, owner, fresh=fresh)
-        if self.full:
-            raise Overloaded(
-                f"all {self._settings.max_connections} connections to {self.label} are in use "
-                f"and {len(self._waiting)} requests wait already",
-                retry_after=1,
-                reason="queue_full",
-            )
-        self._waiting.append(ticket)
+        full, waiting, who = self.full, self._waiting, _client(ticket)
+        latest = max((one.round for one in waiting if _client(one) == who), default=0)
+        ticket.round = max(self._round, latest) + 1
+        if full and not (waiting and waiting[-1].round > ticket.round):
+            raise self._overloaded()
+        if full:
+            last = waiting.pop()
+            last.error = self._overloaded()
+            last.owner.wake()
+        at = len(waiting)
+        while at and waiting[at - 1].round > ticket.round:
+            at -= 1
+        waiting.insert(at, ticket)
         self._dial_for_waiting()
         return ticket
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(
+            f"all {self._settings.max_connections} connections to {self.label} are in use "
+            f"and {len(self._waiting)} requests wait already",
+            retry_after=1,
+            reason="queue_full",
+        )
 
     def give_up(self, ticket: Ticket) -> None:
         """The caller no longer wants what `ticket` stands for."""
@@ -308,6 +331,7 @@ class TargetPool:
             ticket = self._next(stream)
         if ticket is not None:
             self._waiting.remove(ticket)
+            self._round = max(self._round, ticket.round)
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
@@ -363,6 +387,7 @@ class TargetPool:
         """Tell the first who waits that it gets no connection (rule 4)."""
         if self._waiting:
             ticket = self._waiting.popleft()
+            self._round = max(self._round, ticket.round)
             ticket.error = error
             ticket.owner.wake()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 from typing import cast
 
@@ -10,6 +11,7 @@ import pytest
 from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
+from proxy.errors import Overloaded
 from proxy.memory_budget import MemoryBudget
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
@@ -71,3 +73,59 @@ def test_a_target_without_kept_connections_keeps_its_turn(seed: int) -> None:
     assert turn is not None
     others = [pool.label for pool in three.pools if pool is not turn]
     assert three.choose(usable=others).label in others
+
+
+@dataclass
+class Caller:
+    """Of a client connection, what the queue looks at."""
+
+    host_ip: str
+    share: object = None
+
+    def wake(self) -> None:
+        """Nobody sleeps."""
+
+
+def test_clients_take_turns_in_the_queue() -> None:
+    """One that has many waiting does not keep others waiting behind them, nor they it."""
+    pool = upstream(1, [4]).pools[0]
+    pool._settings = Pool(max_connections=4, queue=20)
+
+    def ask(name: str, number: int, share: object = None) -> None:
+        for _ in range(number):
+            pool.ask(cast(ClientStream, Caller(name, share)))
+
+    def served(number: int) -> list[str]:
+        names = []
+        for _ in range(number):
+            names.append(pool._waiting[0].owner.host_ip)
+            pool._refuse(OSError())
+        return names
+
+    ask("a", 4)
+    ask("b", 2)
+    ask("c", 1)
+    assert served(3) == ["a", "b", "c"]
+    ask("d", 2)
+    assert served(6) == ["a", "b", "d", "a", "d", "a"]
+    ask("e", 2, share := object())
+    ask("f", 1, share)
+    ask("g", 1)
+    assert served(4) == ["e", "g", "e", "f"]
+
+
+def test_a_full_queue_has_room_for_who_has_nothing_waiting() -> None:
+    """The last of who has most gives way; who has as much as anybody is refused."""
+    pool = upstream(1, [4]).pools[0]
+    pool._settings = Pool(max_connections=4, queue=3)
+    many = [pool.ask(cast(ClientStream, Caller("a"))) for _ in range(3)]
+    with pytest.raises(Overloaded):
+        pool.ask(cast(ClientStream, Caller("a")))
+    one = pool.ask(cast(ClientStream, Caller("b")))
+    assert [ticket.pending for ticket in many] == [True, True, False]
+    assert isinstance(many[2].error, Overloaded)
+    assert list(pool._waiting) == [many[0], one, many[1]]
+    pool.ask(cast(ClientStream, Caller("c")))
+    with pytest.raises(Overloaded):
+        pool.ask(cast(ClientStream, Caller("d")))
+    assert [ticket.pending for ticket in many] == [True, False, False]
