@@ -8,7 +8,7 @@ RUN := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup run test lint types check generated image-requirements pin-base image-test bench \
+.PHONY: help setup run test lint types matrix check generated image-requirements pin-base image-test bench \
   clean
 
 help:  ## this list
@@ -40,6 +40,16 @@ types: $(DEV)  ## mypy, strict
 test: lint types  ## lint, types, tests; ARGS="-k codec" for some of them
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
+matrix:  ## the tests on every Python from 3.11 to 3.14 that is here, each in an environment of its own
+	@for version in 3.11 3.12 3.13 3.14; do \
+	  if "python$$version" --version >/dev/null 2>&1; then \
+	    echo "== Python $$version"; \
+	    $(MAKE) --no-print-directory PYTHON="python$$version" VENV=".venv-$$version" test || exit 1; \
+	  else \
+	    echo "== Python $$version is not here: skipped"; \
+	  fi; \
+	done
+
 check: $(RUN)  ## validate the ready configs
 	$(BIN)/reliability-proxy check --config config/demo.yaml
 	$(BIN)/reliability-proxy check --config config/make-video.yaml
@@ -63,4 +73,4 @@ bench: $(DEV)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; wri
 	$(BIN)/python -m tests.bench
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
