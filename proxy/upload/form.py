@@ -8,7 +8,7 @@ The parser is defnull's `multipart` in strict mode; docs/uploads.md compares it 
    (RFC 7578 §4.3). `Content-Transfer-Encoding` may say that there is none (`binary`, `8bit`,
    `7bit`: RFC 2045 §6.2); any other is refused (RFC 7578 §4.7).
 3. Names are decoded by us: UTF-8, else ISO-8859-1, never refused for their charset; but for blanks
-   around them, which Django strips.
+   around them, which Django strips, and a byte order mark, which Node strips.
 4. No data and no header begins with the boundary: some parsers take it for one (the line end before
    it ends the headers, too).
 """
@@ -185,7 +185,7 @@ def _part(segment: MultipartSegment) -> Part:
     if len(raw) > MAX_NAME or len(filename or "") > MAX_NAME:
         raise FormError("a name is too long")
     decoded = disposition.decode(disposition.unescape(raw))
-    if decoded != decoded.strip():
+    if decoded != decoded.strip().lstrip("\ufeff"):
         raise FormError("a part's name begins or ends with a blank")
     content_type = fields.get("Content-Type")
     return Part(

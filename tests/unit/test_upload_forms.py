@@ -80,6 +80,7 @@ BAD = {
     "data that begin with the boundary": form(part(b"--" + BOUNDARY + b"\r\n")),
     "data that begin with the last boundary": form(part(END + b"x\r\n\r\n"), part(b"x", b"b")),
     "header that begins like the last boundary": form(part(b"x", b"a", None, END + b": x")),
+    "name with a byte order mark": form(part(b"x", b"\xef\xbb\xbfaudio_file", None)),
     "no name": form(part(b"x").replace(b'name="audio_file"; ', b"")),
     "empty name": form(part(b"x", b"")),
     "name twice": form(part(b"x", b'a"; name="b')),
