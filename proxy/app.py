@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -34,11 +35,13 @@ from proxy.config.redact import redacted
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.descriptors import fit, report
+from proxy.handover import HandoverFailed, Predecessor, Successor
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.service import Mirrors
 from proxy.memory_budget import MemoryBudget, default_limit
 from proxy.pipeline.client_metrics import ClientMetrics
 from proxy.pipeline.compile import Compiler, Plans, descriptors_needed
+from proxy.pipeline.listening import Given
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
@@ -69,6 +72,18 @@ _FIXED = ("redis", "mirrors", "admin", "metrics")
 _APP_SIDE = ("statsd", "app_metrics", "resources")
 
 
+#: Seconds in which kept connections are closed with an answer before a handover, and not between
+#: two, when a request may be on its way. Nobody waits for it.
+EASE = 2.0
+
+#: Seconds that exchanges with jobs have to end before their stores change hands.
+SETTLE = 2.0
+
+#: Seconds that Redis then has to answer the mirrors: until it has, creations would be refused, and
+#: callers who wait in the kernel are better off.
+HANDOVER_PATIENCE = 5.0
+
+
 class CannotStart(Exception):
     """The config is right but the machine refuses: a port in use, a file that cannot be opened."""
 
@@ -79,7 +94,7 @@ class Stopping(Exception):
 
 class Proxy:
     """A proxy built from `config`, which was read from `file`; a reload reads that file again, or
-    asks `load` for it."""
+    asks `load` for it. `given` are listening sockets that the process has got from others."""
 
     def __init__(
         self,
@@ -87,6 +102,8 @@ class Proxy:
         config: Config,
         logs: LogControl,
         load: Callable[[Path], Config] = load_config,
+        *,
+        given: Given | None = None,
     ) -> None:
         self._file = file
         self._load = load
@@ -153,7 +170,10 @@ class Proxy:
         self._plans = Plans({}, {}, {}, ())
         self._shedding = Shedding(self._memory, self._sweeper)
         self.metrics.registry.register(MemoryMetrics(self._memory, lambda: self._shedding.shed))
-        self._sockets = Sockets(self._clock, self._sweeper, self._memory, self.metrics.listener)
+        self._given = given or Given()
+        self._sockets = Sockets(
+            self._clock, self._sweeper, self._memory, self.metrics.listener, self._given
+        )
         self._status = StatusBoard(
             Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
         )
@@ -165,20 +185,27 @@ class Proxy:
                 TraceControl(TracedStories(self._trace, self._mirrors, self._clock)),
                 StatusPage(self._status),
             ],
+            self._given,
         )
         self.metrics.registry.register(ConnectionMetrics(self._admin.connections))
         self._starting = "plans"  # what is being started; empty when all is
         self._draining = False
+        self._handed_over = False
+        #: Called with the pid of a successor that serves: this process should drain. None: it is
+        #: not the proxy's own, and cannot be replaced.
+        self.on_handed_over: Callable[[int], None] | None = None
         self._reloading = asyncio.Lock()
 
     # --- life ---------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, predecessor: Predecessor | None = None) -> None:
         """Open everything: the admin's doors first, which answer "starting" until the rest is open.
-        Raises `CannotStart`; nothing is left open then, nor when it is cancelled."""
+        With a predecessor, which answers there, they come last, and what it writes to is opened
+        when it no longer does. Raises `CannotStart`; nothing is left open then, nor when it is
+        cancelled."""
         try:
-            await self._start()
-        except (OSError, RuntimeError) as error:
+            await self._start(predecessor)
+        except (OSError, RuntimeError, HandoverFailed) as error:
             await self.stop()
             said = str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
@@ -191,7 +218,7 @@ class Proxy:
         for name, addresses in self._sockets.addresses().items():
             logger.info("listening", extra={"listener": name, "addresses": addresses})
 
-    async def _start(self) -> None:
+    async def _start(self, predecessor: Predecessor | None) -> None:
         """Raises `OSError`, `RuntimeError`; `_starting` says at what."""
         connections = self._fit_descriptors(self._config)
         self._plans = self._compiler.compile(self._config, connections=connections)
@@ -200,27 +227,48 @@ class Proxy:
         self._lag.start()
         self._shedding.start()
         self._shortages.start()
-        self._starting = "admin"
-        await self._admin.start(self._config)
-        self._starting = "statsd, app metrics and resources"
-        self._app_side.start()
+        if predecessor is None:
+            self._starting = "admin"
+            await self._admin.start(self._config)
         self._starting = "upload probes"
         await self._start_probes(self._config)
         self._check_spool(self._config)
-        self._starting = "trace"
-        await self._trace.start()
         self._starting = "breakers"
         await self._breakers.start()
-        self._starting = "mirrors"
-        await self._mirrors.start()
-        await self._idempotency.start()
         self._starting = "applications"
         await self._apps.start(self._config)
         await self._watch.follow(self._config.upstreams, self._plans.upstreams)
+        if predecessor is not None:
+            self._starting = "handover"
+            await predecessor.yours()
+            await self._start_writers(HANDOVER_PATIENCE)
+        else:
+            await self._start_writers()
         self._starting = "listeners"
         listeners, plans = self._config.listeners, self._plans.listeners
         self._sockets.make(await self._sockets.prepare(listeners, plans), listeners, plans)
+        if predecessor is not None:
+            self._starting = "admin"
+            await self._admin.start(self._config)
+        self._given.close_rest()
         await self._status.start()
+
+    async def _start_writers(self, patience: float = 1.0) -> None:
+        """Whatever only one process may have at a time: stores, leases, statsd's addresses; Redis
+        has `patience` seconds to answer. Raises `OSError`."""
+        self._starting = "statsd, app metrics and resources"
+        self._app_side.start()
+        self._starting = "trace"
+        await self._trace.start()
+        self._starting = "mirrors"
+        await self._mirrors.start(patience)
+        await self._idempotency.start()
+
+    async def _stop_writers(self) -> None:
+        await self._idempotency.stop()
+        await self._mirrors.stop()
+        await self._trace.stop()
+        await self._app_side.stop()
 
     async def drain(self) -> None:
         """Take nothing new and let exchanges in progress end, for `drain_timeout` at most."""
@@ -236,20 +284,114 @@ class Proxy:
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()
-        await self._idempotency.stop()
-        await self._mirrors.stop()
+        if not self._handed_over:
+            await self._idempotency.stop()
+            await self._mirrors.stop()
         await self._breakers.stop()
         await self._probes.stop()
         await self._watch.stop()
         await self._apps.stop()
         await self._status.stop()
         await self._admin.stop()
-        await self._trace.stop()
-        await self._app_side.stop()
+        if not self._handed_over:
+            await self._trace.stop()
+            await self._app_side.stop()
         self._shedding.stop()
         await self._lag.stop()
         await self._shortages.stop()
         self._sweeper.stop()
+
+    # --- a new version ------------------------------------------------------------------------
+
+    async def upgrade(self) -> int:
+        """Hand everything over to a new process of the program on disk, and return its pid. Raises
+        `HandoverFailed` when it does not get so far: then nothing has changed."""
+        if self._reloading.locked():
+            raise HandoverFailed("a reload or another upgrade is under way")
+        async with self._reloading:
+            if self._draining or self._starting:
+                raise HandoverFailed("the proxy is starting or stopping")
+            if self.on_handed_over is None:
+                raise HandoverFailed("this process is not the proxy's alone")
+            if os.getpid() == 1:
+                raise HandoverFailed(
+                    "this process is the first of its container, which ends with it: start a new"
+                    " container instead"
+                )
+            try:
+                pid = await self._hand_over()
+            except HandoverFailed as error:
+                logger.error("upgrade failed", extra={"reason": str(error)})
+                raise
+            logger.info("handed over", extra={"to_pid": pid})
+        self.on_handed_over(pid)
+        return pid
+
+    def taken_over(self) -> list[str]:
+        """The labels of the sockets of a predecessor that serve here."""
+        return self._given.taken
+
+    async def _hand_over(self) -> int:
+        labelled = [*self._given.named(), *self._sockets.labelled(), *self._admin.labelled()]
+        successor = await Successor.start(labelled)
+        paused = False
+        try:
+            await successor.prepared()
+            await self._sockets.ease(EASE)
+            paused = True
+            self._sockets.pause()
+            self._admin.pause()
+            await self._jobs_settled()
+            await self._stop_writers()
+            taken = await successor.take_over()
+        except BaseException as error:
+            await successor.end()
+            if not isinstance(error, Exception):  # we are about to stop
+                await self._sockets.resume()
+                await self._admin.resume()
+                raise
+            if paused:
+                await self._take_back()
+            raise HandoverFailed(str(error) or type(error).__name__) from error
+        successor.leave()
+        self._draining = self._handed_over = True
+        self._admin.release()
+        await self._sockets.release(taken)
+        return successor.pid
+
+    async def _jobs_settled(self) -> None:
+        """Until no exchange needs the stores: every open connection is in the middle of one that
+        has nothing to do with jobs. Newcomers wait meanwhile, so there is a limit; what goes on
+        beyond it gets the app's answer as it is."""
+        with_jobs = {
+            (name, route.name)
+            for name, listener in self._config.listeners.items()
+            for route in listener.routes
+            if route.job is not None
+        }
+        end = self._clock.monotonic() + SETTLE
+        while self._clock.monotonic() < end:
+            others = sum(
+                tally.in_flight
+                for tally in self.metrics.route_tallies()
+                if (tally.listener, tally.endpoint) not in with_jobs
+            )
+            if self._sockets.clients() <= others:
+                return
+            await asyncio.sleep(0.01)  # clients leave one by one, and tell nobody
+
+    async def _take_back(self) -> None:
+        """The successor is gone: go on as before."""
+        self._app_side.forget()
+        self._app_side = AppSide(self._config, self.metrics, self._clock)
+        try:
+            await self._start_writers(HANDOVER_PATIENCE)
+        except OSError as error:
+            logger.error("not all is as before the upgrade", extra={"reason": str(error)})
+        finally:
+            self._starting = ""
+            await self._sockets.resume()
+            await self._admin.resume()
 
     # --- reload -------------------------------------------------------------------------------
 

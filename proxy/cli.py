@@ -181,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
             "run --config config/make-video.yaml",
             "jobs list --status failed",
             "trace mv_a1b2c3d4e5",
+            "upgrade",
             "breakers open youtube-search --reason 'quota used up' --for 10m",
         )
         + "\n\nexit codes: 0 fine, 1 failed at run time, 2 bad usage or config",
@@ -197,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "run --config config/make-video.yaml",
         "PROXY_CONFIG=config/make-video.yaml {} run",
         more="SIGTERM drains: requests in flight finish, a second signal ends at once. SIGHUP "
-        "loads the config anew.",
+        "loads the config anew, SIGUSR2 hands over to a new process (see upgrade).",
     )
     _config_option(run)
 

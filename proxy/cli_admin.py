@@ -127,6 +127,9 @@ def one_line(body: bytes) -> str:
 
 # --- commands -----------------------------------------------------------------------------------
 
+#: Seconds that an upgrade may take: what both processes wait for, and some more.
+_UPGRADE = 120.0
+
 Ask = Callable[[Client, argparse.Namespace], Any]
 
 
@@ -189,6 +192,10 @@ def _jobs_requeue(client: Client, options: argparse.Namespace) -> Any:
     return client.call("POST", path, {"reason": options.reason, "force": options.force})
 
 
+def _upgrade(client: Client, options: argparse.Namespace) -> Any:
+    return client.call("POST", "/api/upgrade", {})
+
+
 def _breakers_list(client: Client, options: argparse.Namespace) -> Any:
     answer = client.call("GET", "/api/breakers")
     if not options.json and isinstance(answer, dict):
@@ -209,7 +216,8 @@ def _breakers_change(client: Client, options: argparse.Namespace) -> Any:
 def _ask(options: argparse.Namespace) -> int:
     try:
         token = options.token if options.token is not None else os.environ.get("ADMIN_TOKEN", "")
-        answer = options.ask(Client(options.admin, token), options)
+        patience = getattr(options, "patience", 30.0)
+        answer = options.ask(Client(options.admin, token, patience), options)
     except AdminError as error:
         print(f"reliability-proxy: {error}", file=sys.stderr)
         return 2 if str(error).startswith("--admin:") else 1
@@ -279,7 +287,7 @@ def add_commands(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     examples: Callable[..., str],
 ) -> None:
-    """Adds `jobs` and `breakers` to the command line."""
+    """Adds `jobs`, `breakers` and `upgrade` to the command line."""
     jobs = _group(
         commands,
         "jobs",
@@ -314,6 +322,7 @@ def add_commands(
         change = _action(jobs, name, _jobs_change, does)
         change.add_argument("--mirror", metavar="NAME", help="of this mirror only")
 
+    _add_upgrade(commands, examples)
     breakers = _group(
         commands,
         "breakers",
@@ -375,14 +384,37 @@ def _group(
     return parser.add_subparsers(metavar="ACTION", dest="action", required=True)
 
 
+def _add_upgrade(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    examples: Callable[..., str],
+) -> None:
+    does = "hand the listeners to a new process of the program on disk, then drain"
+    parser = commands.add_parser(
+        "upgrade",
+        help=does,
+        description=f"{does[0].upper()}{does[1:]}. No connection is refused or reset: newcomers"
+        " wait in the kernel while stores change hands. The new process reads the config file as"
+        " it is now. If it does not get to serve, the old one goes on, and the exit code is 1."
+        " SIGUSR2 to the running proxy does the same.",
+        epilog=examples("upgrade", "upgrade --admin http://127.0.0.1:9901 --json"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _connection_options(parser, _upgrade)
+    parser.set_defaults(patience=_UPGRADE)
+
+
 def _action(
     actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, ask: Ask, does: str
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+    _connection_options(parser, ask)
+    return parser
+
+
+def _connection_options(parser: argparse.ArgumentParser, ask: Ask) -> None:
     parser.set_defaults(command=_ask, ask=ask)
     parser.add_argument(
         "--admin", default=DEFAULT_ADMIN, metavar="URL", help="where it listens (%(default)s)"
     )
     parser.add_argument("--token", help="bearer token; better from ADMIN_TOKEN, which ps hides")
     parser.add_argument("--json", action="store_true", help="the answer as it came")
-    return parser

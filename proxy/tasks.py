@@ -50,7 +50,7 @@ class TaskReport:
 
 
 class Supervised:
-    """See the rules at the top of the file. `start()`, then `await stop()`, once each.
+    """See the rules at the top of the file. `start()`, then `await stop()`; and again.
 
     `ends`: the work may come to an end, as a writer's that is told to stop.
     """
@@ -80,6 +80,7 @@ class Supervised:
     def start(self) -> Supervised:
         """Begin; needs a running loop."""
         self._registry.add(self)
+        self._stopping.clear()
         self._task = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
         return self
 

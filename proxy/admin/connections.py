@@ -167,6 +167,12 @@ class Connections:
                 self.cut[reason] += 1
                 connection.transport.abort()
 
+    def close_idle(self) -> None:
+        """Close those without a request in progress."""
+        for connection in list(self._open.values()):
+            if not connection.busy:
+                connection.transport.close()
+
     def close(self) -> None:
         """Look no longer."""
         if self._timer is not None:

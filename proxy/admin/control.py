@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from proxy.admin import problems
 from proxy.admin.exchange import answer, read_object, text
 from proxy.admin.operated import Operated
 from proxy.errors import BadRequest
+from proxy.handover import HandoverFailed
 
 
 class Control:
-    """`/api/config`, `/api/routes`, `/api/reload`, `/api/log-level`."""
+    """`/api/config`, `/api/routes`, `/api/reload`, `/api/upgrade`, `/api/log-level`."""
 
     def __init__(self, operated: Operated) -> None:
         self._operated = operated
@@ -21,6 +24,7 @@ class Control:
         router.add_get("/api/config", self.config)
         router.add_get("/api/routes", self.routes)
         router.add_post("/api/reload", self.reload)
+        router.add_post("/api/upgrade", self.upgrade)
         router.add_get("/api/log-level", self.log_level)
         router.add_post("/api/log-level", self.set_log_level)
 
@@ -43,6 +47,16 @@ class Control:
                 problems=problem,
             )
         return answer({"reloaded": True})
+
+    async def upgrade(self, request: web.Request) -> web.Response:
+        await read_object(request)
+        try:
+            pid = await asyncio.shield(self._operated.upgrade())
+        except HandoverFailed as error:
+            raise problems.UpgradeFailed(
+                f"The new process did not take over, the old one goes on: {error}"
+            ) from None
+        return answer({"upgraded": True, "pid": pid})
 
     async def log_level(self, request: web.Request) -> web.Response:
         return answer({"level": self._operated.log_level()})

@@ -75,6 +75,11 @@ class Operated(Protocol):
         """Load the config file anew; a refused file changes nothing."""
         ...
 
+    async def upgrade(self) -> int:
+        """Hand over to a new process of the program on disk; its pid. Raises an exception with the
+        reason when it does not get so far."""
+        ...
+
     def log_level(self) -> str:
         """DEBUG, INFO, WARNING or ERROR."""
         ...

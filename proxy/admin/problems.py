@@ -57,6 +57,12 @@ class IsStopping(ProxyError):
     status, code, title = 409, "stopping", "Proxy is stopping"
 
 
+class UpgradeFailed(ProxyError):
+    """A new process did not take over; the old one goes on."""
+
+    status, code, title = 409, "upgrade_failed", "Upgrade failed"
+
+
 def from_aiohttp(error: web.HTTPException) -> ProxyError:
     """The router's and the body reader's refusals, in our words."""
     if isinstance(error, web.HTTPMethodNotAllowed):

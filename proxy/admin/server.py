@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from proxy.admin.operated import Operated
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.errors import cannot_listen
+from proxy.pipeline.listening import Given, duplicate, label
 
 #: Bytes of a request line or of one field, and fields of a head.
 _LINE, _FIELDS = 8190, 64
@@ -42,9 +44,11 @@ logger.addFilter(_one_line)
 class AdminServer:
     """Start it, stop it; once each. `connections` bounds what the clients of `app` may hold."""
 
-    def __init__(self, app: web.Application, connections: Connections) -> None:
+    def __init__(self, app: web.Application, connections: Connections, name: str = "admin") -> None:
+        self._name = name
         self._connections = connections
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self.sockets: list[socket.socket] = []
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -57,27 +61,46 @@ class AdminServer:
             max_headers=_FIELDS,
         )
 
-    async def start(self, bind: Bind) -> Bind:
+    async def start(self, bind: Bind, given: Given | None = None) -> Bind:
         """Listen; returns the address with its real port. Raises `OSError`, port in use among
         them, and then needs no `stop`."""
         await self._runner.setup()
-        assert self._runner.server is not None
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connections.bounded(self._runner.server),
-                bind.host or None,
-                bind.port,
-                reuse_address=True,
-            )
+            self.sockets = (given or Given()).open(self._name, bind)
+            await self.resume()
         except OSError:
-            await self._runner.cleanup()
+            await self.stop()
             raise
-        return Bind(bind.host, self._server.sockets[0].getsockname()[1])
+        return Bind(bind.host, self.sockets[0].getsockname()[1])
+
+    def pause(self) -> None:
+        """Accept nothing, but keep the sockets; requests in progress go on."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    async def resume(self) -> None:
+        """Accept. Raises `OSError`."""
+        assert self._runner.server is not None
+        protocol = self._connections.bounded(self._runner.server)
+        for one in self.sockets:
+            self._servers.append(
+                await asyncio.get_running_loop().create_server(protocol, sock=duplicate(one))
+            )
+
+    def release(self) -> None:
+        """A successor answers here from now on: close our descriptors, and what is idle."""
+        self.pause()
+        for one in self.sockets:
+            one.close()
+        self.sockets = []
+        self._connections.close_idle()
 
     async def stop(self) -> None:
         """Stop listening, and wait for requests in progress, a little."""
-        if self._server is not None:
-            self._server.close()
+        self.pause()
+        for one in self.sockets:
+            one.close()
         await self._runner.cleanup()
         self._connections.close()
 
@@ -88,10 +111,14 @@ class AdminServers:
     Addresses, token and host names are those of the start: a reload does not move the doors.
     """
 
-    def __init__(self, operated: Operated, parts: Sequence[Part] = ()) -> None:
+    def __init__(
+        self, operated: Operated, parts: Sequence[Part] = (), given: Given | None = None
+    ) -> None:
+        self._given = given
         self._operated = operated
         self._parts = parts
         self._servers: list[AdminServer] = []
+        self._binds: list[tuple[str, Bind]] = []
         #: What the clients of each port hold.
         self.connections = {"admin": Connections(), "metrics": Connections()}
         self.addresses: list[Bind] = []  #: where they listen, the admin's first
@@ -107,12 +134,36 @@ class AdminServers:
     async def _open(self, port: str, bind: Bind, app: web.Application) -> None:
         connections = self.connections[port]
         app.middlewares.insert(0, connections.middleware())
-        server = AdminServer(app, connections)
+        server = AdminServer(app, connections, port)
         try:
-            self.addresses.append(await server.start(bind))
+            self.addresses.append(await server.start(bind, self._given))
         except OSError as error:
             raise cannot_listen(port, bind, error) from error
         self._servers.append(server)
+        self._binds.append((port, bind))
+
+    def labelled(self) -> list[tuple[str, socket.socket]]:
+        """Every socket, for a successor."""
+        return [
+            (label(port, bind), one)
+            for (port, bind), server in zip(self._binds, self._servers, strict=True)
+            for one in server.sockets
+        ]
+
+    def pause(self) -> None:
+        """Accept nothing: who comes now waits in the kernel."""
+        for server in self._servers:
+            server.pause()
+
+    async def resume(self) -> None:
+        """Accept again. Raises `OSError`."""
+        for server in self._servers:
+            await server.resume()
+
+    def release(self) -> None:
+        """A successor answers from now on."""
+        for server in self._servers:
+            server.release()
 
     async def stop(self) -> None:
         """Stop listening, and wait for requests in progress, a little."""

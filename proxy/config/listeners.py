@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from proxy.config.values import (
-    Bind,
     ByteRate,
     Duration,
     FilePath,
     HeaderName,
+    ListenerBind,
     Method,
     Model,
     Name,
@@ -302,8 +302,9 @@ class Route(Model):
 class Listener(Model):
     """One address that callers connect to."""
 
-    bind: Bind
-    """`127.0.0.1:8000`, `[::1]:8000`, or `:8000` for every address."""
+    bind: ListenerBind
+    """`127.0.0.1:8000`, `[::1]:8000`, `:8000` for every address, or `fd:NAME`: a socket given by
+    systemd."""
     direction: Literal["ingress", "egress"] = "ingress"
     """`ingress` counts in http_requests_*, `egress` in external_api_*."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]

@@ -151,10 +151,12 @@ def format_time_of_day(time: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Bind:
-    """Where a listener listens. `host` is an IP address, or `""` for every address there is."""
+    """Where a listener listens. `host` is an IP address, or `""` for every address there is.
+    `given` names a socket that somebody else has opened, instead of both."""
 
     host: str
     port: int
+    given: str = ""
 
     @property
     def loopback(self) -> bool:
@@ -163,6 +165,8 @@ class Bind:
 
     def overlaps(self, other: Bind) -> bool:
         """Whether the kernel refuses the second of the two. Port 0 never clashes."""
+        if self.given or other.given:
+            return self.given == other.given
         if self.port != other.port or self.port == 0:
             return False
         if not self.host or not other.host or self.host == other.host:
@@ -173,6 +177,8 @@ class Bind:
         return mine == theirs or mine.is_unspecified or theirs.is_unspecified
 
     def __str__(self) -> str:
+        if self.given:
+            return f"fd:{self.given}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -197,6 +203,22 @@ def parse_bind(value: object) -> Bind:
         "expected an IP address and port such as 127.0.0.1:8000, [::1]:8000 or :8000, "
         f"found {value!r}"
     )
+
+
+_GIVEN = re.compile(r"fd:([A-Za-z0-9._@-]{1,255})")
+
+
+def parse_listener_bind(value: object) -> Bind:
+    """As `parse_bind`, or `fd:NAME`: the socket of that name that systemd has given to the process
+    (`FileDescriptorName=` of a `.socket` unit)."""
+    if isinstance(value, str) and value.startswith("fd:"):
+        match = _GIVEN.fullmatch(value)
+        if match is None:
+            raise ValueError(
+                f"expected fd:NAME, the FileDescriptorName of a socket unit, found {value!r}"
+            )
+        return Bind("", 0, match[1])
+    return parse_bind(value)
 
 
 def expand_home(value: object) -> object:

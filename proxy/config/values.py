@@ -77,6 +77,12 @@ Bind = Annotated[
     PlainSerializer(str, str, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$"}),
 ]
+ListenerBind = Annotated[
+    units.Bind,
+    BeforeValidator(units.parse_listener_bind),
+    PlainSerializer(str, str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"(:[0-9]{1,5}|^fd:[A-Za-z0-9._@-]{1,255})$"}),
+]
 Target = Annotated[
     units.TargetAddress,
     BeforeValidator(units.parse_target),

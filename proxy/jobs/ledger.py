@@ -63,7 +63,8 @@ _LIST_PAGE = 64
 
 
 class Ledger:
-    """See the rules at the top of the file. Use: `await start()`, work, `await stop()`."""
+    """See the rules at the top of the file. Use: `await start()`, work, `await stop()`;
+    and again."""
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Ledger:
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
+        self._stopping = False
         await self._upkeep.open()
         self._writer.start()
 

@@ -223,6 +223,7 @@ class Mirror:
 
     async def start(self) -> None:
         """Open the ledger and begin to follow Redis; returns without waiting for Redis."""
+        self._keeper.first_word.clear()
         await self._ledger.start()
         loops = self._duties.loops(await self._duties.recall())
         loops["keeper"] = self._keeper.run
@@ -357,14 +358,22 @@ class Mirror:
             )
         return result
 
+    def _stopped(self) -> bool:
+        """Whether a successor has the store: then nobody here can look any more."""
+        return self._keeper.state == "stopped"
+
     async def _confirm(self, job_id: str, within: float) -> Creation:
         if not valid_job_id(job_id):
             return Creation.DEGRADED  # not an id that the mirror could ever hold
+        if self._stopped():
+            return Creation.UNCONFIRMED
         capture = self._keeper.capture
         began = time.monotonic()
         sighting = capture.named.watch(job_id)
         try:
             while not await settled(sighting.seen, LOOK_AGAIN):
+                if self._stopped():
+                    return Creation.UNCONFIRMED
                 missing = sighting.missing
                 if missing is not None and missing >= began + within:
                     if await self._keeper.leads_to_master():

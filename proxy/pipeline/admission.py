@@ -54,7 +54,7 @@ async def permitted(x: Exchange, breaker: CircuitBreaker) -> Permit:
 
 def _may_hold(x: Exchange, breaker: CircuitBreaker) -> bool:
     rules = breaker.rules
-    return bool(rules.hold) and len(breaker.held) < rules.hold_queue and not x.stream.draining
+    return bool(rules.hold) and len(breaker.held) < rules.hold_queue and not x.stream.hurried
 
 
 async def _hold(x: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T | None]) -> _T:
@@ -77,7 +77,7 @@ async def _hold(x: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T
                 held.turn = NEVER
             if now >= until:
                 raise breaker.refuse(now)
-            if client.draining:
+            if client.hurried:
                 raise Draining(f"The proxy is stopping, and {breaker.name} is suspended")
             chance = breaker.next_chance if first else NEVER
             # A chance that has passed without leave comes again with the next change.

@@ -53,11 +53,14 @@ class ListenerRuntime:
         self._sweeper = sweeper
         self._memory = memory
         self.sockets: tuple[socket.socket, ...] = ()
+        self._shared = False  # what waits in the kernel is somebody else's, too
         self._tls: ssl.SSLContext | None = None
         self._acceptor: TlsAcceptor | None = None
         self._servers: list[asyncio.Server] = []  # without TLS
         self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
         self._draining = False
+        self._paused = False  # for a successor, or until `resume`
+        self._easing_until = 0.0  # monotonic
         self._emptying: asyncio.Task[None] | None = None
         self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
 
@@ -67,13 +70,20 @@ class ListenerRuntime:
         names = [s.getsockname() for s in self.sockets]
         return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
 
-    async def open(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> None:
-        """Begin to listen on `sockets`, which are ours from now on, also if this fails. Raises
-        `OSError`.
+    async def open(
+        self,
+        sockets: Sequence[socket.socket],
+        tls: ssl.SSLContext | None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """Begin to listen on `sockets`, which are ours from now on, also if this fails; `shared`:
+        somebody else holds them, too. Raises `OSError`.
 
         A TLS client has as long for its handshake as for the head of its first request.
         """
         self.sockets = tuple(sockets)
+        self._shared = shared
         self._tls = tls
         try:
             await self._accept()
@@ -102,6 +112,11 @@ class ListenerRuntime:
                         self._stream, sock=duplicate(listening), backlog=_BACKLOG
                     )
                 )
+
+    @property
+    def connections(self) -> int:
+        """Those that are open, and those that are in their handshake."""
+        return len(self.clients) + len(self._arrived)
 
     def use_tls(self, context: ssl.SSLContext) -> None:
         """Take new certificates. Handshakes under way and connections keep theirs."""
@@ -151,7 +166,9 @@ class ListenerRuntime:
         self.clients.add(client)
         self._tally.opened()
         if self._draining:
-            client.drain()
+            client.drain(hurry=not self._paused)
+        elif self._easing_until > (now := self._clock.monotonic()):
+            client.drain(self._easing_until - now, hurry=False)
         return self.service(client) if refusal is None else self.service.turn_away(client, refusal)
 
     def _gone(self, client: ClientStream) -> None:
@@ -172,6 +189,8 @@ class ListenerRuntime:
     def drain(self) -> None:
         """Take no new connections; end each one we have after its current exchange, and those that
         the kernel has for us after their first."""
+        if self._shared:
+            self.close()
         if not self._draining:
             self._draining = True
             for listening in self.sockets:
@@ -180,7 +199,7 @@ class ListenerRuntime:
                 self._empty_queues(), name="last connections"
             )
         for client in list(self.clients):
-            client.drain()
+            client.drain(hurry=not self._paused)
 
     async def _empty_queues(self) -> None:
         """Accept what the kernel has, and close. A connection whose client has not been seen to
@@ -198,13 +217,38 @@ class ListenerRuntime:
         while self._arrived and self._clock.monotonic() < end:  # noqa: ASYNC110 (each ends in its way)
             await asyncio.sleep(_CONFIRMED / 4)
 
-    def close(self) -> None:
-        """Close the sockets now; the kernel resets what waits in their queues."""
-        self._draining = True
+    def ease(self, seconds: float) -> None:
+        """Let every connection end with its next exchange, if that begins so soon; new ones are
+        accepted, for one exchange. Closing an idle connection at once may cross with a request."""
+        self._easing_until = self._clock.monotonic() + seconds
+        for client in list(self.clients):
+            client.drain(seconds, hurry=False)
+
+    def pause(self) -> None:
+        """Accept nothing, but keep the sockets: newcomers wait in the kernel. Connections end after
+        their current exchange."""
+        self._draining = self._paused = True
+        self._stop_accepting()
+        for client in list(self.clients):
+            client.drain(hurry=False)
+
+    async def resume(self) -> None:
+        """Accept again. Raises `OSError`."""
+        self._draining = self._paused = False
+        self._easing_until = 0.0
+        await self._accept()
+
+    def _stop_accepting(self) -> None:
         for server in (self._acceptor, *self._servers):
             if server is not None:
                 server.close()
         self._servers.clear()
+
+    def close(self) -> None:
+        """Close the sockets now. The kernel resets what waits in their queues, unless somebody else
+        has them, too."""
+        self._draining = True
+        self._stop_accepting()
         for listening in self.sockets:
             listening.close()
         self.sockets = ()

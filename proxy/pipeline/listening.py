@@ -13,6 +13,7 @@ import errno
 import logging
 import socket
 import struct
+from collections.abc import Iterable
 
 from proxy.config.units import Bind
 
@@ -69,6 +70,69 @@ def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
         one.close()
         raise
     return one
+
+
+class Given:
+    """Listening sockets that this process was given: `named` by systemd, for `fd:NAME`, and
+    `inherited` from a predecessor, by their labels (see `label`). Each of the latter is given out
+    once; the former belong to others and are never emptied."""
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, socket.socket]] = (),
+        inherited: Iterable[tuple[str, socket.socket]] = (),
+    ) -> None:
+        self._named: dict[str, list[socket.socket]] = {}
+        self._inherited: dict[str, list[socket.socket]] = {}
+        self.taken: list[str] = []  #: labels of inherited sockets that are in use
+        for name, one in named:
+            self._named.setdefault(name, []).append(one)
+        for known, one in inherited:
+            if known.startswith(_NAMED):
+                self._named.setdefault(known.removeprefix(_NAMED), []).append(one)
+            else:
+                self._inherited.setdefault(known, []).append(one)
+
+    def open(self, who: str, bind: Bind, *, reuse_port: bool = False) -> list[socket.socket]:
+        """The sockets for `bind`: given, inherited, or new ones. Raises `OSError`."""
+        if bind.given:
+            found = self._named.get(bind.given)
+            if found is None:
+                names = ", ".join(sorted(self._named)) or "none"
+                raise OSError(
+                    f"no socket of this name was given to the process (given: {names}); see"
+                    " FileDescriptorName in the .socket unit"
+                )
+            return [duplicate(one) for one in found]
+        wanted = label(who, bind)
+        if wanted not in self._inherited and bind.port:  # it may have been another's
+            address = f" {bind}"
+            wanted = next((one for one in self._inherited if one.endswith(address)), wanted)
+        if wanted in self._inherited:
+            self.taken.append(wanted)
+            return self._inherited.pop(wanted)
+        return bound(bind, reuse_port=reuse_port)
+
+    def named(self) -> list[tuple[str, socket.socket]]:
+        """Those for `fd:NAME`, with their labels."""
+        return [(f"{_NAMED}{name}", one) for name, many in self._named.items() for one in many]
+
+    def close_rest(self) -> None:
+        """Close what was inherited and is not used."""
+        for many in self._inherited.values():
+            for one in many:
+                one.close()
+        self._inherited.clear()
+
+
+#: Before the name in the label of a socket for `fd:NAME`.
+_NAMED = "fd "
+
+
+def label(who: str, bind: Bind) -> str:
+    """How a successor finds the sockets of a listener or port: its own first, for any port (0) is
+    what several may have asked for."""
+    return f"{who} {bind}"
 
 
 def duplicate(listening: socket.socket) -> socket.socket:

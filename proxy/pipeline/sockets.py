@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from proxy.clock import Clock
@@ -13,7 +14,7 @@ from proxy.config.listeners import Listener
 from proxy.errors import cannot_listen
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.listener import ListenerRuntime
-from proxy.pipeline.listening import bound
+from proxy.pipeline.listening import Given, label
 from proxy.pipeline.plan import ListenerPlan
 from proxy.telemetry.tally import ListenerTally
 from proxy.wire.deadlines import Sweeper
@@ -57,7 +58,9 @@ class Sockets:
         sweeper: Sweeper,
         memory: MemoryBudget,
         tally: Callable[[str], ListenerTally],
+        given: Given | None = None,
     ) -> None:
+        self._given = given or Given()
         self._clock = clock
         self._sweeper = sweeper
         self._memory = memory
@@ -131,7 +134,8 @@ class Sockets:
         runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._memory, self._tally(name))
         try:
             tls = _server_tls(wanted)
-            await runtime.open(bound(wanted.bind, reuse_port=wanted.reuse_port), tls)
+            sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)
+            await runtime.open(sockets, tls, shared=bool(wanted.bind.given))
         except OSError as error:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
         return OpenListener(runtime, wanted)
@@ -156,6 +160,53 @@ class Sockets:
             for runtime in self._leaving.values():
                 runtime.cut()
             await asyncio.wait(late, timeout=_LAST_WORDS)
+
+    # --- handing over (proxy/handover.py) --------------------------------------------------------
+
+    def labelled(self) -> list[tuple[str, socket.socket]]:
+        """Every socket that is not somebody else's, for a successor."""
+        return [
+            (label(name, one.config.bind), sock)
+            for name, one in self._open.items()
+            if not one.config.bind.given
+            for sock in one.runtime.sockets
+        ]
+
+    async def ease(self, seconds: float) -> None:
+        """Let connections that are open now end with their next exchange, for so long at most."""
+        before = [client for one in self._open.values() for client in one.runtime.clients]
+        for one in self._open.values():
+            one.runtime.ease(seconds)
+        end = self._clock.monotonic() + seconds
+        while before and self._clock.monotonic() < end:
+            await asyncio.sleep(0.02)
+            before = [client for client in before if not client.ended]
+
+    def pause(self) -> None:
+        """Accept nothing, and let connections end: newcomers wait in the kernel."""
+        for one in self._open.values():
+            one.runtime.pause()
+
+    async def resume(self) -> None:
+        """Accept again. Raises `OSError`."""
+        for one in self._open.values():
+            await one.runtime.resume()
+
+    def clients(self) -> int:
+        """Connections that are open, those in their handshake included."""
+        return sum(
+            runtime.connections
+            for runtime in (*(one.runtime for one in self._open.values()), *self._leaving.values())
+        )
+
+    async def release(self, taken: Collection[str]) -> None:
+        """A successor serves with the sockets of these labels: let go of them. The others are
+        emptied by the drain."""
+        for name, one in self._open.items():
+            if one.config.bind.given or label(name, one.config.bind) in taken:
+                one.runtime.close()
+            else:
+                await one.runtime.resume()
 
     async def stop(self) -> None:
         """Close everything at once."""

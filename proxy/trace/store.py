@@ -89,6 +89,8 @@ class TraceStore:
 
     async def start(self) -> None:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
+        self._stopping = False
+        self._stop.clear()
         await self._upkeep.open()
         self._writer.start()
 

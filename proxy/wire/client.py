@@ -83,6 +83,7 @@ class ClientStream(Stream):
         "eof_at",
         "held",
         "host_ip",
+        "hurried",
         "requests",
         "secure",
         "share",
@@ -122,6 +123,7 @@ class ClientStream(Stream):
         self.requests = 0
         self._last_until = 0.0  # when a drain no longer waits for a request to begin
         self.draining = False  # the exchange in progress is the last one
+        self.hurried = False  # and should be over soon
         self.cut = False  # and its time is over
         self.shed = False  # it must go, as it holds too much
 
@@ -233,10 +235,13 @@ class ClientStream(Stream):
         (queued,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, b"\0" * 4))
         return int(queued) + self.transport.get_write_buffer_size()
 
-    def drain(self) -> None:
-        """Let the exchange in progress be the last one, or the one that is on its way."""
+    def drain(self, within: float | None = None, *, hurry: bool = True) -> None:
+        """Let the exchange in progress be the last one, or the one that is on its way: that begins
+        `within` so many seconds. `hurry`: the process is to end, so nothing is waited for that may
+        take long."""
         self.draining = True
-        wait = _UNDER_WAY if self.requests else _FIRST
+        self.hurried = self.hurried or hurry
+        wait = within or (_UNDER_WAY if self.requests else _FIRST)
         self._last_until = self.clock.monotonic() + wait
         self._loop.call_later(_UNDER_WAY, self.notify)
 

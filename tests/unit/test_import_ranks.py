@@ -60,6 +60,8 @@ RANKS: dict[str, int] = {
     "proxy.redis_client": 0,
     "proxy.shortage": 0,
     "proxy.tasks": 0,
+    "proxy.systemd": 0,
+    "proxy.handover": 1,
     "proxy.descriptors": 0,
     "proxy.rate_limit": 0,
     "proxy.redis_server": 0,

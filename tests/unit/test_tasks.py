@@ -144,6 +144,8 @@ async def test_pauses_grow_and_are_bounded(
 
 #: Tasks and futures that end with what they were made for: a request, a connection, a question.
 SHORT = {
+    "proxy.app_host",  # one application, which ends with its host
+    "proxy.app_targets",  # an application that leaves
     "proxy.idempotency.coordinator",  # the settling of one answer
     "proxy.jobs.keeper",  # parts of one session, which ends with any of them and begins anew
     "proxy.jobs.redis_side",  # the reader of one connection, which is lost with it

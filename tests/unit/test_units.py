@@ -36,6 +36,8 @@ READ: list[tuple[Callable[[object], object], object, object]] = [
     (units.parse_bind, "[::1]:0", Bind("::1", 0)),
     (units.parse_bind, ":8000", Bind("", 8000)),
     (units.parse_bind, "*:8000", Bind("", 8000)),
+    (units.parse_listener_bind, ":8000", Bind("", 8000)),
+    (units.parse_listener_bind, "fd:front-1.socket", Bind("", 0, "front-1.socket")),
     (units.parse_target, "http://app:8005", TargetAddress("http", "app", 8005)),
     (units.parse_target, "HTTPS://app/", TargetAddress("https", "app", 443)),
     (units.parse_target, "http://[::1]:1", TargetAddress("http", "::1", 1)),
@@ -57,6 +59,11 @@ REFUSED: list[tuple[Callable[[object], object], object]] = [
     *((units.parse_size, bad) for bad in (-1, True, "1TB", "MB", "-5", 1.5, "9" * 30)),
     *((units.parse_ratio, bad) for bad in ("120%", "-1", 2, True, "half", None)),
     *((units.parse_time_of_day, bad) for bad in ("24:00", "3:00", 180, "03:60", None)),
+    *(
+        (units.parse_listener_bind, bad)
+        for bad in ("fd:", "fd:a:b", "fd:a b", "fd:3\n", "fd", None)
+    ),
+    (units.parse_bind, "fd:front"),
     *((units.parse_bind, bad) for bad in ("8000", "example.org:80", "1.2.3:80", "::1:80")),
     *((units.parse_bind, bad) for bad in ("127.0.0.1:65536", "[127.0.0.1]:80", None, 80)),
     *((units.parse_target, bad) for bad in ("app:80", "http://a/path", "http://u:p@a", "unix:a")),
