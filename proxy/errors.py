@@ -223,6 +223,12 @@ class StillWaiting(ProxyError):
 # --- our own refusals ---------------------------------------------------------------------------
 
 
+class StageFailed(ProxyError):
+    """A stage of somebody else's raised; `stage` names it."""
+
+    code, title = "stage_failed", "Stage failed"
+
+
 class Unavailable(ProxyError):
     """A 503 of ours: `retry_after` says when to come back."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from proxy.config import shape
+from proxy.config.extensions import installed, settings_of
 from proxy.config.schema import Config
 
 _REFERENCE = {"$ref": "#/$defs/Reference"}
@@ -26,6 +27,7 @@ def json_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = schema.pop("$defs")
     for name, definition in {**definitions, "Config": schema}.items():
         _prepare(definition, models[name])
+    _add_stages(definitions)
     definitions["Reference"] = {
         "description": "A value taken from the environment: ${NAME} or ${NAME:-default}.",
         "type": "string",
@@ -43,6 +45,25 @@ def json_schema() -> dict[str, Any]:
 def json_schema_text() -> str:
     """The schema as the text of `config/schema.json`."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _add_stages(definitions: dict[str, Any]) -> None:
+    """What the stages of installed packages take, where a route uses them."""
+    known: dict[str, Any] = {}
+    for name in installed():
+        model = settings_of(name)
+        if model is None:
+            continue  # it cannot be imported; `check` says why once it is used
+        settings = model.model_json_schema(ref_template="#/$defs/" + name + ".{model}")
+        for inner, definition in settings.pop("$defs", {}).items():
+            definitions[f"{name}.{inner}"] = definition
+        for key, described in settings.get("properties", {}).items():
+            settings["properties"][key] = _admit_references(described)
+        known[name] = {"anyOf": [settings, {"type": "null"}]}
+    if known:
+        for member in definitions["Route"]["properties"]["use"]["items"]["anyOf"]:
+            if member.get("type") == "object":
+                member["properties"] = known
 
 
 def _prepare(definition: dict[str, Any], model: type[BaseModel]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from proxy.config.extensions import Use
 from proxy.config.values import (
     ByteRate,
     Duration,
@@ -290,13 +291,15 @@ class Route(Model):
     """How long things may take on this route, instead of the listener's and upstream's times."""
     headers: RouteHeaders | None = None
     """Header fields to set and to remove."""
+    use: tuple[Use, ...] = ()
+    """Stages of one's own: names of installed ones or `MODULE:CLASS`, alone or with settings."""
     trace: bool = True
     """Whether exchanges on this route may be kept in the trace."""
 
     @property
     def guards(self) -> bool:
         """Whether the route checks what others do not: no spelling of its path gets around it."""
-        return bool(self.upload or self.job or self.limits)
+        return bool(self.upload or self.job or self.limits or self.use)
 
 
 class Listener(Model):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from proxy.config import patterns, telemetry_rules
 from proxy.config.document import Element
+from proxy.config.extensions import upstreams_named
 from proxy.config.imports import CannotImport, load_object
 from proxy.config.listeners import Listener, Route
 from proxy.config.problems import Key, Notice, Problem, dotted
@@ -154,6 +155,7 @@ def _listener(key: Key, listener: Listener, found: Findings) -> None:
         _upload(at, route, found)
         _job(at, route, found)
         _headers(at, route, found)
+        _stages(at, route, found)
         _shadow(at, route, listener.routes[:index], found)
         _spelled(at, route, listener.routes, found)
     if listener.tls:
@@ -235,6 +237,18 @@ def _headers(key: Key, route: Route, found: Findings) -> None:
                     )
 
 
+def _stages(key: Key, route: Route, found: Findings) -> None:
+    """Upstreams that the settings of stages name are there."""
+    known = found.names("upstreams")
+    for index, use in enumerate(route.use):
+        for setting, name in upstreams_named(use.settings):
+            if name not in known:
+                near = nearest(name, known)
+                hint = f" (did you mean {near!r}?)" if near else ""
+                where = (*key, "use", index, use.name, *setting)
+                found.problem(where, f"the name of an upstream{hint}", repr(name))
+
+
 def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings) -> None:
     """A route that never wins. Several earlier ones may take its methods between them."""
     pattern = patterns.parse_pattern(route.path)
@@ -298,7 +312,11 @@ def _upstream(key: Key, upstream: Upstream, found: Findings) -> None:
 
 def _unused(config: Config, found: Findings) -> None:
     routes = [route for listener in config.listeners.values() for route in listener.routes]
-    for name in config.upstreams.keys() - {route.upstream for route in routes}:
+    used = {route.upstream for route in routes}
+    used |= {
+        name for route in routes for use in route.use for _, name in upstreams_named(use.settings)
+    }
+    for name in config.upstreams.keys() - used:
         found.notice(("upstreams", name), "no route leads here")
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
+from proxy.config.extensions import StageUse, settings_of
 from proxy.config.problems import Key
 from proxy.config.schema import Config
 
@@ -61,6 +62,9 @@ def _kinds_at(path: Key) -> list[Any]:
 
 
 def _descend(kind: Any, part: str | int) -> list[Any]:
+    if kind is StageUse:
+        settings = settings_of(str(part))
+        return [] if settings is None else [settings]
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         info = kind.model_fields.get(str(part))
         return _alternatives(info.annotation) if info else []

@@ -224,12 +224,25 @@ async def _answer(
         x.added = b"".join(b"\r\n" + line for line in better.lines)
         outcome.succeeded()
         return 0.0
+    elif x.plan.answered and (refusal := _looked_at(x, head)) is not None:
+        outcome.succeeded()  # the upstream has done its part
+        raise refusal
     elif head.status == 101:
         await _tunnel(x, response.upstream, plan, head, outcome)
     else:
         outcome.flows()
         await response.pass_on(outcome)
     outcome.succeeded()
+    return None
+
+
+def _looked_at(x: Exchange, head: ResponseHead) -> ProxyError | None:
+    """What a stage that looks at answers has against this one."""
+    try:
+        for observe in x.plan.answered:
+            observe(x, head)
+    except ProxyError as refusal:
+        return refusal
     return None
 
 

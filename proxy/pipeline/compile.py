@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from random import Random
 from typing import Protocol
@@ -32,6 +32,7 @@ from proxy.pipeline.plan import (
     FAILING,
     Admission,
     FilterFactory,
+    HeadObserver,
     Hooks,
     ListenerPlan,
     Observer,
@@ -57,6 +58,12 @@ class Binding:
     upstream: UpstreamConfig | None
     trace: TraceSettings | None = None
     """The config's `trace`."""
+    #: All upstreams, by name.
+    upstreams: Mapping[str, UpstreamPlan] = field(default_factory=dict)
+
+    def upstream_plan(self, name: str) -> UpstreamPlan | None:
+        """The plan of an upstream as it is on this route, None where there is none."""
+        return _with_timeouts(self.upstreams.get(name), self.route)
 
     @property
     def route_name(self) -> str:
@@ -248,7 +255,7 @@ class Compiler:
                 route.methods,
                 route.path,
                 self._route(
-                    Binding(name, config, route, configs[route.upstream], trace),
+                    Binding(name, config, route, configs[route.upstream], trace, upstreams),
                     upstreams[route.upstream],
                     adopted,
                 ),
@@ -289,6 +296,7 @@ class Compiler:
         filters: list[FilterFactory] = []
         admissions: list[Admission] = []
         rescuers: list[Rescuer] = []
+        answered: list[HeadObserver] = []
         finished: list[Observer] = []
         for stage in self._stages:
             hooks = stage.bind(binding)
@@ -304,6 +312,8 @@ class Compiler:
                 admissions.append(hooks.admit)
             if hooks.rescuer is not None:
                 rescuers.append(hooks.rescuer)
+            if hooks.answered is not None:
+                answered.append(hooks.answered)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
             if hooks.adopted is not None:
@@ -327,6 +337,7 @@ class Compiler:
             response_edits=_edits(route.headers.response if route and route.headers else None),
             repeatable=route is not None and route.repeatable,
             min_rate=binding.listener.timeouts.min_rate,
+            answered=tuple(answered),
         )
 
 

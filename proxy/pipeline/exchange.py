@@ -178,6 +178,7 @@ class Exchange:
     defect: Exception | None = None  # or what went wrong before that
     share: ClientShare | None = None  # what the client has of the listener, where that is limited
     uploads = False  # counts in it as an upload
+    extension: object = None  # what the stages of others share of it
     failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(

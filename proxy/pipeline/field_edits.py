@@ -16,6 +16,14 @@ class FieldEdits:
             f"\r\n{name}: {value}".encode("latin-1") for name, value in fields.items()
         )
 
+    def then(self, later: FieldEdits) -> FieldEdits:
+        """Both, one after the other."""
+        both = FieldEdits({}, ())
+        both._removed = self._removed | later._removed
+        kept = later.keep(self.added.split(b"\r\n")[1:])
+        both.added = b"".join(b"\r\n" + line for line in kept) + later.added
+        return both
+
     def keep(self, lines: Sequence[bytes]) -> list[bytes]:
         """The lines of fields that are neither removed nor set anew."""
         return [

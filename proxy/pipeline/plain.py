@@ -232,7 +232,7 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
 
 def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
     """Rule 2, as far as the config can say. Where targets have names of their own, there is one."""
-    refusing = route.checks or route.filter
+    refusing = route.checks or route.filter or route.answered
     one_host = plan.preserve_host or len(plan.upstream.pools) == 1
     edited = route.request_edits or route.response_edits
     simple = not (refusing or edited or route.reads_answers)

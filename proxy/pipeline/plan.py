@@ -31,6 +31,7 @@ FAILING = frozenset({500, 502, 503, 504})
 
 Observer = Callable[[Exchange], None]
 FilterFactory = Callable[[Exchange], BodyFilter | None]
+HeadObserver = Callable[[Exchange, ResponseHead], None]
 Admission = Callable[[Exchange], Awaitable["Reply | None"]]
 
 
@@ -113,8 +114,10 @@ class Hooks:
     `ProxyError` that refuses the request unread. `admit`: is awaited when all of the body is there
     and the upstream knows nothing of it; gives the answer that makes asking unnecessary, or raises
     the `ProxyError` that refuses the request. `rescuer`: is asked when the upstream has no good
-    answer. `finished`: the record is complete. `adopted`: the plan is in force; binding changes
-    nothing outside the plan, as the config may yet be refused: what is to change changes here.
+    answer. `answered`: sees the head of the upstream's answer before it is passed on, and may raise
+    the `ProxyError` to answer with instead. `finished`: the record is complete. `adopted`: the plan
+    is in force; binding changes nothing outside the plan, as the config may yet be refused: what is
+    to change changes here.
     """
 
     started: Observer | None = None
@@ -122,6 +125,7 @@ class Hooks:
     filter: FilterFactory | None = None
     admit: Admission | None = None
     rescuer: Rescuer | None = None
+    answered: HeadObserver | None = None
     finished: Observer | None = None
     adopted: Callable[[], None] | None = None
 
@@ -146,6 +150,7 @@ class RoutePlan:
     response_edits: FieldEdits | None = None
     repeatable: bool = False  # whatever the method
     min_rate: int | None = None  # bytes a second, of a client
+    answered: tuple[HeadObserver, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

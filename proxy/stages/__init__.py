@@ -1,8 +1,9 @@
 """The stages, in the one order in which they stand on a route.
 
 Metrics first: an exchange is counted as in flight before anything can refuse it. Next, whose job a
-call is for, since that may change the correlation ID. The upload check before all that would hand
-the request on. Fallbacks behind every other rescue, for any other answer is better. Trace and
+call is for, since that may change the correlation ID. Stages of others, which
+may refuse a request, before its body is looked at. The upload check before all that would hand the
+request on. Fallbacks behind every other rescue, for any other answer is better. Trace and
 access line last: they record what all others noted.
 """
 
@@ -15,6 +16,7 @@ from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Stage
 from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
+from proxy.stages.extensions import Extensions
 from proxy.stages.fallback import FallbackStage
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.job_context import JobContext
@@ -45,6 +47,7 @@ def all_stages(
         RouteMetrics(metrics),
         JobContext(mirrors.values),
         UploadShares(),
+        Extensions(metrics.registry),
         UploadCheckStage(probes, spool, metrics.registry),
         JobRoles(mirrors.__getitem__),
         idempotency,

@@ -65,3 +65,14 @@ def test_the_tests_of_the_testing_page_pass(testing_page: Path) -> None:
 def test_the_program_of_the_testing_page_runs(testing_page: Path) -> None:
     """It prints the app's answer."""
     assert run(testing_page, "program.py") == "200 hello\n"
+
+
+def test_the_stages_of_the_extending_page_work(tmp_path: Path) -> None:
+    """The three stages, by their own tests, as printed."""
+    assert len(write_files("extending.md", tmp_path)) == 3
+    write_files("testing.md", tmp_path)  # for its pytest.ini
+    for name in ("test_app.py", "test_client.py"):
+        (tmp_path / name).unlink()
+    (tmp_path / "proxy.yaml").unlink()
+    write_files("extending.md", tmp_path)
+    assert re.search(r"^4 passed", run_tests(tmp_path), re.MULTILINE)

@@ -18,20 +18,21 @@ ROOT = Path(proxy.__file__).parent
 
 RANKS: dict[str, int] = {
     # what the user types, or imports
-    "proxy.embed": 6,
+    "proxy.embed": 7,
     "proxy.embed_client": 5,
-    "proxy.pytest_plugin": 7,
-    "proxy.__main__": 6,
-    "proxy.cli": 6,
-    "proxy.cli_admin": 6,
-    "proxy.cli_trace": 6,
+    "proxy.pytest_plugin": 8,
+    "proxy.__main__": 7,
+    "proxy.cli": 7,
+    "proxy.cli_admin": 7,
+    "proxy.cli_trace": 7,
     # what puts everything together, and what stands beside it
-    "proxy.app": 5,
-    "proxy.process": 5,
-    "proxy.admin": 5,
-    "proxy.demo": 5,
+    "proxy.app": 6,
+    "proxy.process": 6,
+    "proxy.admin": 6,
+    "proxy.demo": 6,
     # what a route can be asked to do
-    "proxy.stages": 4,
+    "proxy.stages": 5,
+    "proxy.extend": 4,
     "proxy.app_host": 3,
     "proxy.app_targets": 4,
     # one request, top to bottom
@@ -110,6 +111,7 @@ PURE = (
     "proxy.descriptors",
     "proxy.rate_limit",
     "proxy.config.document",
+    "proxy.config.extensions",
     "proxy.config.imports",
     "proxy.config.json_schema",
     "proxy.config.listeners",

@@ -1,0 +1,118 @@
+"""The stages of others that a route uses: their names, and their settings by their own models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, WithJsonSchema
+
+from proxy.config.imports import CannotImport, load_object
+from proxy.config.problems import Key
+from proxy.config.units import OBJECT_NAME
+
+#: Where packages announce their stages.
+GROUP = "reliability_proxy.stages"
+
+
+@dataclass(frozen=True, slots=True)
+class StageUse:
+    """A stage on a route. `kind` is its class, `settings` an instance of its `Settings`."""
+
+    name: str
+    kind: type
+    settings: BaseModel
+
+
+class UpstreamRef(str):
+    """A setting that is the name of an upstream: `check` looks for it."""
+
+    __slots__ = ()
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The stages of installed packages, by name."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP))}
+
+
+def find_stage(name: str) -> type:
+    """The class of that name: an installed one, or `package.module:Class`. Raises
+    `CannotImport`."""
+    if OBJECT_NAME.fullmatch(name):
+        found = load_object(name)
+    elif (point := installed().get(name)) is not None:
+        found = load_object(point.value)
+    else:
+        there = ", ".join(installed()) or "none"
+        raise CannotImport(f"no stage {name!r} is installed (there are: {there})")
+    if not isinstance(found, type) or not callable(getattr(found, "bind", None)):
+        raise CannotImport(f"{name!r} is no subclass of proxy.extend.Stage")
+    settings = getattr(found, "Settings", None)
+    if not isinstance(settings, type) or not issubclass(settings, BaseModel):
+        raise CannotImport(f"{name!r} has no pydantic model named Settings")
+    return found
+
+
+def settings_of(name: str) -> type[BaseModel] | None:
+    """The model of a stage's settings; None where there is no such stage."""
+    try:
+        model: type[BaseModel] = find_stage(name).Settings  # type: ignore[attr-defined]
+    except CannotImport:
+        return None
+    return model
+
+
+def upstreams_named(settings: object, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """(key, upstream) of every setting that names one, however deep."""
+    if isinstance(settings, UpstreamRef):
+        yield key, settings
+    elif isinstance(settings, BaseModel):
+        for name in type(settings).model_fields:
+            yield from upstreams_named(getattr(settings, name), (*key, name))
+    elif isinstance(settings, Mapping):
+        for name, value in settings.items():
+            yield from upstreams_named(value, (*key, str(name)))
+    elif isinstance(settings, list | tuple):
+        for index, value in enumerate(settings):
+            yield from upstreams_named(value, (*key, index))
+
+
+def _parse(value: object) -> StageUse:
+    """`tag-tenant`, or `{tag-tenant: {header: X-Tenant}}`. What the settings' model refuses keeps
+    its place in the file."""
+    if isinstance(value, StageUse):
+        return value
+    if isinstance(value, str):
+        name, given = value, None
+    elif isinstance(value, Mapping) and len(value) == 1:
+        name, given = next(iter(value.items()))
+    else:
+        raise ValueError("expected the name of one stage, alone or with its settings, found others")
+    try:
+        kind = find_stage(name)
+    except CannotImport as error:
+        raise ValueError(f"expected a stage that can be used: {error}, found {name!r}") from error
+    model: type[BaseModel] = kind.Settings  # type: ignore[attr-defined]
+    adapter = TypeAdapter(dict[str, model])  # type: ignore[valid-type]
+    return StageUse(name, kind, adapter.validate_python({name: given or {}})[name])
+
+
+def _shown(use: StageUse) -> dict[str, Any]:
+    return {use.name: use.settings.model_dump(mode="json")}
+
+
+Use = Annotated[
+    StageUse,
+    BeforeValidator(_parse),
+    PlainSerializer(_shown, dict[str, Any], when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object", "minProperties": 1, "maxProperties": 1},
+            ]
+        }
+    ),
+]

@@ -1,0 +1,374 @@
+"""Stages of somebody else's on a route (`use`): what they can do, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+
+from proxy import extend
+from proxy.cli import main
+from proxy.config import extensions
+from proxy.config.json_schema import json_schema
+from proxy.embed import CannotReload, CannotStart, ReliabilityProxy
+
+SEEN: list[Any] = []
+
+
+class Script(extend.Stage):
+    """Does what its settings say."""
+
+    class Settings(extend.Settings):
+        do: str = ""
+        count: int = 1
+        secret: extend.Secret | None = None
+        upstream: extend.UpstreamName | None = None
+
+    def bind(self, route: extend.Route) -> extend.Hooks | None:
+        do = self.settings.do
+        if do == "bind fails":
+            raise LookupError("no table of tenants")
+        if do == "nothing":
+            return None
+        if do == "async":
+            return extend.Hooks(request=self._later)  # type: ignore[arg-type]
+        if do.startswith("answer"):
+            return extend.Hooks(response=self.on_response)
+        if do == "finished fails":
+            return extend.Hooks(finished=self.on_finished)
+        return extend.Hooks(self.on_request, None, self.on_finished)
+
+    async def _later(self, request: extend.Request) -> None:
+        pass
+
+    def on_request(self, request: extend.Request) -> None:
+        SEEN.append(request)
+        match self.settings.do:
+            case "raise":
+                raise ZeroDivisionError("secrets of the stage")
+            case "sleep":
+                time.sleep(0.06)
+            case "refuse":
+                raise extend.Refused(429, "Too fast", code="too_fast", retry_after=3, quota=5)
+            case "smuggle":
+                request.set_header("X-Tenant", "a\r\nX-Admin: 1")
+            case "frame":
+                request.remove_header("Content-Length")
+            case "nowhere":
+                request.use_upstream("nowhere")
+            case "other":
+                request.use_upstream(self.settings.upstream)
+            case "tag":
+                request.set_header("X-Tag", str(self.settings.count))
+                request.remove_header("Cookie")
+
+    def on_response(self, request: extend.Request, response: extend.Response) -> None:
+        if self.settings.do == "answer fails":
+            raise ZeroDivisionError
+        if self.settings.do == "answer refused" and response.headers["Content-Type"]:
+            raise extend.Refused(502, f"The answer {response.status} is not for you")
+        response.set_header("X-Tag", "answer")
+        response.remove_header("Server")
+
+    def on_finished(self, request: extend.Request, outcome: extend.Outcome) -> None:
+        SEEN.append(outcome)
+        if self.settings.do == "finished fails":
+            raise ZeroDivisionError
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage, where the config finds it."""
+    module: Any = ModuleType("scripts")
+    module.Script = Script
+    module.number = 5
+    monkeypatch.setitem(sys.modules, "scripts", module)
+    SEEN.clear()
+
+
+def use(do: str, **settings: Any) -> dict[str, Any]:
+    """An entry of `use`."""
+    return {"scripts:Script": {"do": do, **settings}}
+
+
+def config(*uses: Any, **route: Any) -> dict[str, Any]:
+    """A route with these stages, and one without any."""
+    routes = [
+        {"name": "free", "path": "/free", "upstream": "app"},
+        {"name": "used", "path": "/{rest:*}", "upstream": "app", "use": list(uses), **route},
+    ]
+    return {
+        "listeners": {"front": {"bind": "127.0.0.1:0", "routes": routes}},
+        "upstreams": {
+            "app": {"targets": ["http://127.0.0.1:1"], "breaker": {"failure_threshold": 1}},
+            "other": {"targets": ["http://127.0.0.1:1"]},
+        },
+    }
+
+
+def app(name: str) -> web.Application:
+    """Echoes what came."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"app": name, "fields": dict(request.headers)})
+
+    application = web.Application()
+    application.router.add_route("*", "/{rest:.*}", answer)
+    return application
+
+
+class Answer(NamedTuple):
+    """What a client sees."""
+
+    status: int
+    headers: Any
+    json: Any
+
+
+class Client:
+    """Asks one proxy."""
+
+    def __init__(self, proxy: ReliabilityProxy, session: aiohttp.ClientSession) -> None:
+        self.proxy = proxy
+        self._session = session
+
+    async def get(self, path: str = "/x", **headers: str) -> Answer:
+        url = self.proxy.url("front", path)
+        async with self._session.get(url, headers=headers) as answer:
+            return Answer(answer.status, answer.headers, await answer.json(content_type=None))
+
+    async def metrics(self) -> str:
+        async with self._session.get(self.proxy.admin_url + "/metrics") as answer:
+            return await answer.text()
+
+
+@asynccontextmanager
+async def site(*uses: Any, **route: Any) -> AsyncIterator[Client]:
+    """A proxy with these stages."""
+    apps = {"app": app("app"), "other": app("other")}
+    async with (
+        ReliabilityProxy(config(*uses, **route), apps=apps) as proxy,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Client(proxy, session)
+
+
+async def test_a_request_is_seen_and_annotated() -> None:
+    """All stages see the same request; the later one has the last word, over the route's own."""
+    headers = {"request": {"set": {"X-Tag": "route", "X-Route": "1"}}}
+    async with site(use("tag"), use("tag", count="2"), headers=headers) as client:
+        answer = await client.get("/a%20b?c=d&c=e", Cookie="k=v; broken", **{"X-Tag": "client"})
+        fields = answer.json["fields"]
+        assert (fields["X-Tag"], fields["X-Route"]) == ("2", "1")
+        assert "Cookie" not in fields
+    request = SEEN[0]
+    assert request is SEEN[1]
+    assert (request.path, request.query.getall("c")) == ("/a b", ["d", "e"])
+    assert request.headers["x-tag"] == "client"
+    assert request.cookies.get("k") == "v"
+    assert (SEEN[2].status, SEEN[2].upstream) == (200, "app")
+
+
+async def test_an_answer_is_seen_and_annotated() -> None:
+    """Its head, and nothing else of it, can be changed."""
+    async with site(use("answer")) as client:
+        answer = await client.get()
+        assert answer.headers["X-Tag"] == "answer"
+        assert "Server" not in answer.headers
+        assert answer.json["app"] == "app"
+        assert "X-Tag" not in (await client.get("/free")).headers
+
+
+async def test_another_upstream() -> None:
+    """It is asked instead, with its own breaker and name."""
+    async with site(use("other", upstream="other")) as client:
+        assert (await client.get()).json["app"] == "other"
+    assert SEEN[-1].upstream == "other"
+
+
+async def test_a_refusal_is_a_problem_document() -> None:
+    """With the stage's own status, code and facts; the upstream is not asked."""
+    async with site(use("refuse"), use("tag")) as client:
+        answer = await client.get()
+        assert answer.status == 429
+        assert answer.json["code"] == "too_fast"
+        assert answer.json["quota"] == 5
+        assert answer.headers["Retry-After"] == "3"
+    assert SEEN[-1].code == "too_fast"
+    assert SEEN[-1].upstream is None
+
+
+async def test_an_answer_may_be_refused() -> None:
+    """That is no failure of the upstream's: its breaker stays closed."""
+    async with site(use("answer refused")) as client:
+        for _ in range(3):
+            answer = await client.get()
+            assert (answer.status, answer.json["code"]) == (502, "refused")
+        assert 'circuit_breaker_state{service="app"} 0.0' in await client.metrics()
+
+
+@pytest.mark.parametrize("do", ["raise", "smuggle", "frame", "nowhere", "answer fails"])
+async def test_a_stage_that_raises_fails_its_request_alone(
+    do: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """500 with its name, here, in the log and in the metrics; others are served."""
+    async with site(use(do)) as client:
+        answer = await client.get()
+        assert (answer.status, answer.json["code"]) == (500, "stage_failed")
+        assert answer.json["stage"] == "scripts:Script"
+        assert "secrets" not in str(answer.json)
+        assert (await client.get("/free")).status == 200
+        metrics = await client.metrics()
+        assert 'proxy_stage_failures_total{stage="scripts:Script"} 1.0' in metrics
+        assert 'circuit_breaker_state{service="app"} 0.0' in metrics
+    (record,) = [r for r in caplog.records if r.getMessage() == "stage failed"]
+    assert record.exc_info is not None
+    assert record.__dict__["stage"] == "scripts:Script"
+
+
+async def test_one_that_raises_when_all_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """The client has its answer; log and metric have the name."""
+    async with site(use("finished fails")) as client:
+        assert (await client.get()).status == 200
+        assert (await client.get()).status == 200
+        metrics = await client.metrics()
+        assert 'proxy_stage_failures_total{stage="scripts:Script"} 2.0' in metrics
+    assert "stage failed" in caplog.messages
+
+
+async def test_one_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """In the log once for a while, in the metrics each time."""
+    caplog.set_level(logging.WARNING)
+    async with site(use("sleep")) as client:
+        assert [(await client.get()).status for _ in range(3)] == [200, 200, 200]
+        metrics = await client.metrics()
+        assert 'proxy_stage_slow_total{stage="scripts:Script"} 3.0' in metrics
+    records = [r for r in caplog.records if "blocked the event loop" in r.getMessage()]
+    assert [r.__dict__["stage"] for r in records] == ["scripts:Script"]
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ("bind fails", "route used: stage scripts:Script: LookupError: no table of tenants"),
+        ("async", "_later is async: hooks are plain functions"),
+    ],
+)
+async def test_one_that_cannot_be_bound(do: str, said: str) -> None:
+    """The start is refused with its name and route, and so is a reload, which changes nothing."""
+    with pytest.raises(CannotStart, match=said):
+        await ReliabilityProxy(config(use(do))).start()
+    async with site(use("tag")) as client:
+        with pytest.raises(CannotReload, match=said):
+            await client.proxy.reload(config(use(do)))
+        assert (await client.get()).json["fields"]["X-Tag"] == "1"
+
+
+async def test_a_reload_swaps_stages() -> None:
+    """New settings, and then none at all."""
+    async with site(use("tag")) as client:
+        await client.proxy.reload(config(use("tag", count=7)))
+        assert (await client.get()).json["fields"]["X-Tag"] == "7"
+        await client.proxy.reload(config())
+        assert "X-Tag" not in (await client.get()).json["fields"]
+
+
+async def test_no_spelling_gets_around_a_stage() -> None:
+    """A route with stages is found by other spellings of its path, and by HEAD."""
+    async with site(use("refuse"), path="/admin", methods=["GET"]) as client:
+        for path in ("/admin", "/admin/", "//admin", "/%61dmin", "/ADMIN"):
+            assert (await client.get(path)).status == 429
+
+
+async def test_the_config_shows_no_secrets() -> None:
+    """`/api/config` has the stages with their settings, secrets masked."""
+    async with (
+        site(use("tag", secret="hush-hush")) as client,
+        aiohttp.ClientSession() as session,
+        session.get(client.proxy.admin_url + "/api/config") as answer,
+    ):
+        text = await answer.text()
+    assert "hush-hush" not in text
+    used = json.loads(text)["listeners"]["front"]["routes"][1]["use"][0]
+    assert used["scripts:Script"]["do"] == "tag"
+
+
+def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All problems of all stages at once, with hints, and no secret in any."""
+    file = tmp_path / "proxy.yaml"
+    uses = [
+        {"scripts:Script": {"count": "many", "doo": "x", "secret": ["hush"]}},
+        {"scripts:Script": {"upstream": "othr"}},
+        {"scripts:number": None},
+        "scripts:Absent",
+        "tag-tenant",
+        {"a": 1, "b": 2},
+        {"scripts:Script": None},
+        "scripts:Script",
+    ]
+    file.write_text(yaml.safe_dump(config(*uses)), encoding="utf-8")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert main(["check", "--config", str(file)]) == 2
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    place = "listeners.front.routes[1].use"
+    line = next(n for n, text in enumerate(lines, 1) if "count: many" in text)
+    where = f"{file}:{line}: {place}[0].scripts:Script"
+    assert f"{where}.count: expected a whole number, found 'many'" in said
+    assert "did you mean 'do'?" in said
+    assert f"{place}[1].scripts:Script.upstream: expected the name of an upstream" in said
+    assert "did you mean 'other'?" in said
+    assert f"{place}[2]: " in said
+    assert "'scripts:number' is no subclass of proxy.extend.Stage" in said
+    assert "scripts has no Absent" in said
+    assert "no stage 'tag-tenant' is installed (there are: none)" in said
+    assert f"{place}[5]: expected the name of one stage" in said
+    assert f"{place}[6]" not in said
+    assert f"{place}[7]" not in said
+    assert "hush" not in said
+
+
+class Point:
+    """An entry point."""
+
+    value = "scripts:Script"
+
+
+async def test_installed_stages_have_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found by entry point, and the JSON Schema knows their settings."""
+    before = json_schema()
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [])
+    assert json_schema() == before
+    monkeypatch.setattr(extensions, "installed", lambda: {"script": Point})
+    monkeypatch.setattr("proxy.config.json_schema.installed", extensions.installed)
+    members = json_schema()["$defs"]["Route"]["properties"]["use"]["items"]["anyOf"]
+    (item,) = [member for member in members if member.get("type") == "object"]
+    known = item["properties"]["script"]["anyOf"][0]
+    assert set(known["properties"]) == {"do", "count", "secret", "upstream"}
+    async with site({"script": {"do": "tag"}}) as client:
+        assert (await client.get()).json["fields"]["X-Tag"] == "1"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: extend.Refused(200, "fine"),
+        lambda: extend.Refused(599, "unknown"),
+        lambda: extend.Refused(400, "x", code="Bad Code"),
+    ],
+)
+def test_a_refusal_is_an_error(make: Any) -> None:
+    """Statuses that are none, and codes that make poor labels, are refused where they are made."""
+    with pytest.raises(ValueError, match="expected"):
+        make()

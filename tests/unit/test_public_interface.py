@@ -1,0 +1,67 @@
+"""What others write programs against: changed on purpose only, with a line in the changelog."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import ModuleType
+
+import pytest
+
+from proxy import embed, extend, pytest_plugin
+
+EXTEND = {
+    "Duration": "",
+    "HeaderName": "",
+    "Hooks": "finished request response",
+    "Outcome": "code duration status upstream",
+    "Ratio": "",
+    "Refused": "",
+    "Request": "client cookies correlation_id headers log method path query remove_header route"
+    " set_header state target use_upstream",
+    "Response": "headers remove_header set_header status",
+    "Route": "direction listener methods name path upstream upstreams",
+    "Secret": "",
+    "Settings": "",
+    "Size": "",
+    "Stage": "Settings bind settings",
+    "UpstreamName": "",
+}
+EMBED = {
+    "CannotReload": "",
+    "CannotStart": "",
+    "ConfigError": "problems",
+    "ReliabilityProxy": "admin_url reload start stop test_server url",
+}
+
+
+def names(kind: object) -> set[str]:
+    """The public attributes that a class defines itself, those set in its `__init__` included."""
+    if not inspect.isclass(kind):
+        return set()
+    own = set(vars(kind)) | set(getattr(kind, "__annotations__", {}))
+    own |= set(re.findall(r"^ +self\.(\w+)(?:: [^=]+)? = ", inspect.getsource(kind), re.MULTILINE))
+    return {name for name in own if not name.startswith("_") and name.isidentifier()}
+
+
+@pytest.mark.parametrize(("module", "recorded"), [(extend, EXTEND), (embed, EMBED)])
+def test_public_names_are_those_recorded(module: ModuleType, recorded: dict[str, str]) -> None:
+    """No name appears or disappears unnoticed."""
+    assert set(module.__all__) == set(recorded)
+    for name, members in recorded.items():
+        if members:
+            assert names(getattr(module, name)) == set(members.split()), name
+
+
+def test_signatures_are_those_recorded() -> None:
+    """Parameters that callers name are part of the interface."""
+    proxy = list(inspect.signature(embed.ReliabilityProxy).parameters)
+    assert proxy == ["config", "overrides", "apps", "free_ports", "directory", "environ"]
+    refused = list(inspect.signature(extend.Refused).parameters)
+    assert refused == ["status", "detail", "code", "retry_after", "facts"]
+
+
+def test_fixtures_are_those_recorded() -> None:
+    """The plugin's names live in everybody's tests."""
+    public = {name for name in vars(pytest_plugin) if name.startswith("reliability_")}
+    assert public == {"reliability_proxy", "reliability_redis"}
