@@ -124,7 +124,9 @@ def _sampled_out(direction: str, role: object = None, **changes: Any) -> Operati
         refused_by_rate=lambda: None,
     )
     binding: Any = SimpleNamespace(
-        listener=SimpleNamespace(direction=direction), route=SimpleNamespace(trace=True, job=role)
+        listener=SimpleNamespace(direction=direction),
+        route=SimpleNamespace(trace=True, job=role),
+        trace=settings,
     )
     hooks = TraceRecord(kept, Random().random).bind(binding)
     assert hooks is not None
