@@ -16,6 +16,7 @@ _REASONS = (
     "message_missing",
     "task_ended",
     "worker_idle",
+    "worker_moved_on",
     "worker_replaced",
     "worker_gone",
     "workers_idle",
