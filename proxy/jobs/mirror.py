@@ -317,6 +317,10 @@ class Mirror:
             )
         return None
 
+    def app_is_down(self) -> None:
+        """The app takes no connections: the process that comes next has its breaker closed."""
+        self._refuse_until = float("-inf")
+
     def not_stored(self) -> JobNotStored:
         """The answer instead of an acceptance that proved untrue, or cannot be relied on."""
         if self._keeper.state != "live":

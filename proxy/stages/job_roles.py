@@ -90,7 +90,7 @@ class JobRoles:
             _Reads(mirror, door, role.reads) if role.reads is not None else _Lists(mirror, door)
         )
         presence = self._presence.setdefault(binding.route.upstream, AppPresence())
-        patience = _Patience(rescuer, role, presence)
+        patience = _Patience(mirror, rescuer, role, presence)
         return Hooks(started=patience.begin, rescuer=rescuer, finished=patience.end)
 
 
@@ -285,7 +285,10 @@ class _Patience:
     know, and by one request at a time.
     """
 
-    def __init__(self, rescuer: _Reads | _Lists, role: JobRole, presence: AppPresence) -> None:
+    def __init__(
+        self, mirror: Mirror, rescuer: _Reads | _Lists, role: JobRole, presence: AppPresence
+    ) -> None:
+        self._mirror = mirror
         self._rescuer = rescuer
         self._after = role.fallback_after
         self._presence = presence
@@ -295,7 +298,7 @@ class _Patience:
         """Start the clock of one exchange."""
         loop = asyncio.get_running_loop()
         self._running[x] = loop.call_later(self._after, self._over, x)
-        x.on_refused = self._over
+        x.on_refused = self._refused
         if not self._presence.goes(x):
             away = StillWaiting("The service answers nobody")
             if self._rescuer.wants(x, away):
@@ -307,6 +310,10 @@ class _Patience:
         running = self._running.pop(x, None)
         if running is not None:
             running.cancel()
+
+    def _refused(self, x: Exchange) -> None:
+        self._mirror.app_is_down()
+        self._over(x)
 
     def _over(self, x: Exchange) -> None:
         """No answer in time, or every target refused; once for each exchange."""

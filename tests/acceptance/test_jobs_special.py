@@ -491,3 +491,36 @@ def test_an_app_that_is_away_does_not_open_its_jobs_to_anyone(
             site.proxy.assert_sane()
     finally:
         stand_in.kill()
+
+
+def test_an_app_that_was_restarted_uses_redis_again(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Its breaker died with it: once its port was seen refusing, creations need not wait."""
+    app = App(redis_server)
+    try:
+        with JobSite(
+            tmp_path,
+            redis_server,
+            app.upstream.url,
+            upstream={"connect_patience": "5s"},
+            mirror={"app_breaker": "1h"},
+        ) as site:
+            job_id = site.created()
+            site.wait_known(job_id)
+            with site.redis_away():
+                pass
+            site.wait_live()
+            app.lying = True
+            assert_problem(site.create(), 503, "job_not_stored")
+            app.lying = False
+            told = assert_problem(site.create(), 503, "job_not_stored")
+            assert "does not use it again yet" in told["detail"]
+            port = app.upstream.port
+            app.stop()
+            read = site.read(job_id)
+            assert (read.status, read.get("X-Job-Source")) == (200, "sqlite")
+            app = App(redis_server, port)
+            assert site.create().status == 202
+    finally:
+        app.stop()
