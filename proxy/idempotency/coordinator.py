@@ -118,6 +118,7 @@ class Coordinator:
         self._patience = wait
         self._appear_within = appear_within
         self._claims: dict[str, Claim] = {}
+        self._trying: set[str] = set()  # claims that are not known to be ours yet
         self._changed: dict[str, asyncio.Event] = {}
         self._settling: set[asyncio.Task[Any]] = set()
         self._at_app: dict[object, float] = {}
@@ -132,7 +133,11 @@ class Coordinator:
 
     async def renew(self) -> None:
         """Extend every lease of this process; to be called every `RENEW_EVERY` seconds."""
-        claims = {one.record_id: encode(one.record) for one in self._claims.values()}
+        claims = {
+            one.record_id: encode(one.record)
+            for one in self._claims.values()
+            if one.record_id not in self._trying
+        }
         if claims:
             with suppress(ConnectionError):  # logged by who owns the connection
                 await self._storage.extend(claims, LEASE)
@@ -198,6 +203,7 @@ class Coordinator:
         record = Record(fingerprint, "running", self._owner, self._clock.time())
         claim = Claim(record_id, record, keep, fields)
         self._claims[record_id] = claim  # before the first await: others of this process wait
+        self._trying.add(record_id)
         data = encode(record)
         owned = False
         try:
@@ -209,7 +215,8 @@ class Coordinator:
             except ConnectionError:
                 # SQLite alone decides; a record of an earlier life has no living owner.
                 shared = None
-            if shared is not None:
+            # Ours also where the answer to a first attempt was lost.
+            if shared is not None and shared != data:
                 theirs = decode(shared)
                 # What is there is not ours to read: treated as somebody at work.
                 unreadable = Record(fingerprint, "running", "", record.started_at)
@@ -222,6 +229,7 @@ class Coordinator:
             self._count("first")
             return claim, None, True
         finally:
+            self._trying.discard(record_id)
             if not owned:
                 self._forget(record_id)
 

@@ -211,6 +211,31 @@ async def test_a_forged_record_is_nobodys_answer(redis_server: RedisServer, tmp_
             await one.begin(KEY, PRINT, DAY, {})
 
 
+@pytest.mark.parametrize("when", ["renewed", "asked twice"])
+async def test_a_claim_of_ours_is_not_somebody_elses(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Leases are renewed while a slow SQLite is asked, or a command is carried out twice: what is
+    there already is this request's own claim, and it goes on."""
+    async with sidecar(redis_server, tmp_path / "a.db", wait=0.3) as (one, mirror, counted):
+        read, claim = mirror.answers.read, mirror.answers.claim
+
+        async def slow(record_id: str) -> bytes | None:
+            await one.renew()
+            return await read(record_id)
+
+        async def twice(record_id: str, data: bytes, lease: float) -> bytes | None:
+            await claim(record_id, data, lease)
+            return await claim(record_id, data, lease)
+
+        if when == "renewed":
+            monkeypatch.setattr(mirror.answers, "read", slow)
+        else:
+            monkeypatch.setattr(mirror.answers, "claim", twice)
+        assert await one.keep(await first(one), ANSWER)
+        assert counted == ["first"]
+
+
 async def test_claims_are_renewed(redis_server: RedisServer, tmp_path: Path) -> None:
     """A claim lives as long as its sidecar works on it, also over an empty restart of Redis."""
     async with (
