@@ -80,7 +80,7 @@ class AppTargets:
             hosted = await host(app, self._paths[name])
         except CannotImport as error:
             raise RuntimeError(f"aiohttp:{error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             logger.exception("application did not start", extra={"app": name})
             text = f"aiohttp:{name} did not start: {type(error).__name__}: {error}"
             raise RuntimeError(text) from error

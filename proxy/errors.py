@@ -26,6 +26,8 @@ class ProxyError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
+    #: `WWW-Authenticate` (RFC 9110 §11.6.1).
+    challenge: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Unauthorized(ProxyError):
     §11.6.1)."""
 
     status, code, title = 401, "unauthorized", "Unauthorized"
-    challenge: ClassVar[str] = "Bearer"
+    challenge = "Bearer"
 
 
 class ApiKeyNeeded(Unauthorized):

@@ -61,7 +61,8 @@ class Refused(ProxyError):
 
     `status` is 400 to 599, `detail` says why, for people; `code` is for programs and appears in the
     log and as a metric label: few and fixed ones. `facts` are further members of the problem
-    document. `retry_after` is in seconds.
+    document. `retry_after` is in seconds. `challenge` becomes `WWW-Authenticate`, which goes with
+    401.
     """
 
     status, code, title = 403, "refused", "Refused"
@@ -73,6 +74,7 @@ class Refused(ProxyError):
         *,
         code: str = "refused",
         retry_after: float | None = None,
+        challenge: str | None = None,
         **facts: Any,
     ) -> None:
         super().__init__(detail, retry_after=retry_after, **facts)
@@ -80,6 +82,9 @@ class Refused(ProxyError):
             raise ValueError(f"expected the status of an error, found {status!r}")
         if not _CODE.fullmatch(code):
             raise ValueError(f"expected a code of a-z, 0-9 and _, found {code!r}")
+        if challenge is not None and not _VALUE.fullmatch(challenge):
+            raise ValueError("the challenge has characters that no field may have")
+        self.challenge = challenge  # type: ignore[misc]
         self.status = status  # type: ignore[misc]  # fixed by class everywhere else
         self.code = code  # type: ignore[misc]
         self.title = HTTPStatus(status).phrase  # type: ignore[misc]
@@ -92,13 +97,17 @@ class Edits:
     def __init__(self) -> None:
         self.set: dict[str, str] = {}
         self.removed: set[str] = set()
+        self.added: list[tuple[str, str]] = []
 
     def put(self, name: str, value: str) -> None:
         """One field instead of all of that name."""
-        self._check(name)
-        if not _VALUE.fullmatch(value):
-            raise ValueError(f"the value for {name} has characters that no field may have")
+        self._check(name, value)
         self.set[name] = value
+
+    def add(self, name: str, value: str) -> None:
+        """One more field of that name."""
+        self._check(name, value)
+        self.added.append((name, value))
 
     def drop(self, name: str) -> None:
         """No field of that name."""
@@ -106,11 +115,13 @@ class Edits:
         self.removed.add(name)
 
     @staticmethod
-    def _check(name: str) -> None:
+    def _check(name: str, value: str = "") -> None:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a header field")
         if name.lower() in NOT_EDITABLE:
             raise ValueError(f"{name} belongs to the proxy and cannot be changed")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(f"the value for {name} has characters that no field may have")
 
 
 def _fields(lines: list[bytes], *more: tuple[str, bytes | None]) -> CIMultiDictProxy[str]:
@@ -205,6 +216,10 @@ class Response:
     def set_header(self, name: str, value: str) -> None:
         """Send this field to the client, instead of all of that name."""
         self._edits.put(name, value)
+
+    def add_header(self, name: str, value: str) -> None:
+        """Send this field to the client beside others of that name, as `Set-Cookie` wants it."""
+        self._edits.add(name, value)
 
     def remove_header(self, name: str) -> None:
         """Send no field of that name to the client."""

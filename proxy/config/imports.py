@@ -20,7 +20,7 @@ def load_object(name: str) -> object:
     module_name, _, path = name.partition(":")
     try:
         found: object = _import(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that runs when it is imported
         said = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
         raise CannotImport(said) from error
     for part in path.split("."):

@@ -15,7 +15,6 @@ from proxy.errors import (
     PROBLEM_CONTENT_TYPE,
     ProxyError,
     TooManyRequests,
-    Unauthorized,
     problem_body,
     retry_after_seconds,
 )
@@ -184,7 +183,7 @@ def problem_reply(x: Exchange, error: ProxyError) -> bytes:
         fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
     if error.allow is not None:
         fields += f"\r\nAllow: {error.allow}"
-    if isinstance(error, Unauthorized):
+    if error.challenge is not None:
         fields += f"\r\nWWW-Authenticate: {error.challenge}"
     if isinstance(error, TooManyRequests):
         policy, state = error.rate_limit

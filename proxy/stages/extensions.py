@@ -71,7 +71,7 @@ class Extensions:
             for hook in (hooks.request, hooks.response, hooks.finished):
                 if inspect.iscoroutinefunction(hook):
                     raise TypeError(f"{hook.__name__} is async: hooks are plain functions")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             logger.exception("stage not bound", extra={"stage": use.name, "route": route.name})
             said = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"route {route.name}: stage {use.name}: {said}") from error
@@ -100,9 +100,11 @@ class _Guard:
         began = time.perf_counter()
         try:
             work()
-        except ProxyError:
+        except (ProxyError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # sys.exit() and CancelledError, too: nothing waits in a hook
             self._failed()
             facts = {**self._facts, "correlation_id": x.correlation_id}
             logger.exception("stage failed", extra=facts)
@@ -197,7 +199,7 @@ def _request_of(x: Exchange) -> Request:
 def _taken(message: Request | Response) -> Edits | None:
     """What has been changed since it was asked last, if anything."""
     edits = message._edits
-    if not edits.set and not edits.removed:
+    if not (edits.set or edits.removed or edits.added):
         return None
     message._edits = Edits()
     return edits
@@ -205,4 +207,5 @@ def _taken(message: Request | Response) -> Edits | None:
 
 def _joined(before: FieldEdits | None, edits: Edits) -> FieldEdits:
     after = FieldEdits(edits.set, tuple(edits.removed))
+    after.added += b"".join(f"\r\n{name}: {value}".encode("latin-1") for name, value in edits.added)
     return after if before is None else before.then(after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -24,6 +25,13 @@ from proxy.config.json_schema import json_schema
 from proxy.embed import CannotReload, CannotStart, ReliabilityProxy
 
 SEEN: list[Any] = []
+
+
+class Evil:
+    """Cannot even be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
 
 
 class Script(extend.Stage):
@@ -61,6 +69,14 @@ class Script(extend.Stage):
                 time.sleep(0.06)
             case "refuse":
                 raise extend.Refused(429, "Too fast", code="too_fast", retry_after=3, quota=5)
+            case "exit":
+                sys.exit(3)
+            case "cancel":
+                raise asyncio.CancelledError
+            case "challenge":
+                raise extend.Refused(401, "Who are you?", challenge='Basic realm="x"')
+            case "evil log":
+                request.log(status=200, evil=Evil())
             case "smuggle":
                 request.set_header("X-Tenant", "a\r\nX-Admin: 1")
             case "frame":
@@ -79,6 +95,8 @@ class Script(extend.Stage):
         if self.settings.do == "answer refused" and response.headers["Content-Type"]:
             raise extend.Refused(502, f"The answer {response.status} is not for you")
         response.set_header("X-Tag", "answer")
+        response.add_header("Set-Cookie", "a=1")
+        response.add_header("Set-Cookie", "b=2")
         response.remove_header("Server")
 
     def on_finished(self, request: extend.Request, outcome: extend.Outcome) -> None:
@@ -186,6 +204,7 @@ async def test_an_answer_is_seen_and_annotated() -> None:
         answer = await client.get()
         assert answer.headers["X-Tag"] == "answer"
         assert "Server" not in answer.headers
+        assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
         assert answer.json["app"] == "app"
         assert "X-Tag" not in (await client.get("/free")).headers
 
@@ -218,7 +237,27 @@ async def test_an_answer_may_be_refused() -> None:
         assert 'circuit_breaker_state{service="app"} 0.0' in await client.metrics()
 
 
-@pytest.mark.parametrize("do", ["raise", "smuggle", "frame", "nowhere", "answer fails"])
+async def test_a_challenge_goes_with_401() -> None:
+    """As RFC 9110 wants it."""
+    async with site(use("challenge")) as client:
+        answer = await client.get()
+        assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="x"')
+
+
+async def test_facts_for_the_log_harm_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the fixed fields of the line nor the request."""
+    caplog.set_level(logging.INFO)
+    async with site(use("evil log"), use("refuse")) as client:
+        assert (await client.get()).status == 429
+        assert (await client.get("/free")).status == 200
+    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "proxy.access"]
+    assert lines[-1]["path"] == "/free"
+    assert all(line["status"] == 429 for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+    "do", ["raise", "exit", "cancel", "smuggle", "frame", "nowhere", "answer fails"]
+)
 async def test_a_stage_that_raises_fails_its_request_alone(
     do: str, caplog: pytest.LogCaptureFixture
 ) -> None:

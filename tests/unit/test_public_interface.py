@@ -19,7 +19,7 @@ EXTEND = {
     "Refused": "",
     "Request": "client cookies correlation_id headers log method path query remove_header route"
     " set_header state target use_upstream",
-    "Response": "headers remove_header set_header status",
+    "Response": "add_header headers remove_header set_header status",
     "Route": "direction listener methods name path upstream upstreams",
     "Secret": "",
     "Settings": "",
@@ -58,7 +58,7 @@ def test_signatures_are_those_recorded() -> None:
     proxy = list(inspect.signature(embed.ReliabilityProxy).parameters)
     assert proxy == ["config", "overrides", "apps", "free_ports", "directory", "environ"]
     refused = list(inspect.signature(extend.Refused).parameters)
-    assert refused == ["status", "detail", "code", "retry_after", "facts"]
+    assert refused == ["status", "detail", "code", "retry_after", "challenge", "facts"]
 
 
 def test_fixtures_are_those_recorded() -> None:
