@@ -18,6 +18,7 @@ from proxy.breaker import scripts
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Failure, Glance, LogEntry, Notice, Report, Snapshot
 from proxy.breaker.states import State
+from proxy.clock_skew import SKEWS
 from proxy.redis_client import RedisSettings, address_of, connect, connect_listener
 from proxy.shortage import DETAILS, SHORTAGES
 
@@ -229,6 +230,7 @@ class BreakerStore:
     async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
         packed = self._arguments(breaker, more)
         news = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
+        SKEWS.note("redis", news.server_time)
         if news.unpublished:
             self._lacks("publish", news.unpublished)
         return news

@@ -11,10 +11,14 @@ import difflib
 import ipaddress
 import os
 import ssl
+import time
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 
+from proxy.clock import iso_utc
 from proxy.config import patterns, telemetry_rules
+from proxy.config.certificates import Certificate, read_chain
 from proxy.config.document import Element
 from proxy.config.extensions import upstreams_named
 from proxy.config.imports import CannotImport, load_object
@@ -25,6 +29,9 @@ from proxy.config.units import Bind
 from proxy.config.upstreams import Upstream
 from proxy.headers import NOT_EDITABLE
 from proxy.redis_url import parse_redis_url
+
+#: Seconds before its end at which a certificate is warned of.
+EXPIRES_SOON = 30 * 86400.0
 
 
 class Findings:
@@ -364,6 +371,7 @@ def _server_certificate(key: Key, cert: Path, private: Path, found: Findings) ->
     try:
         # An empty passphrase: OpenSSL must never ask for one on the terminal.
         context.load_cert_chain(cert, private, password="")
+        _in_time((*key, "cert"), read_chain(cert), time.time(), found)
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or ""
         if reason == "KEY_VALUES_MISMATCH":
@@ -377,6 +385,23 @@ def _server_certificate(key: Key, cert: Path, private: Path, found: Findings) ->
         else:
             told = reason.replace("_", " ").lower() or str(error)
             found.problem(key, "a certificate and key that OpenSSL can load", told)
+
+
+def _in_time(key: Key, chain: list[Certificate], now: float, found: Findings) -> None:
+    """Warn of what clients refuse: a certificate out of its time, a chain that does not hold."""
+    for number, one in enumerate(chain, 1):
+        which = "the certificate" if number == 1 else f"certificate {number} of the chain"
+        ends = iso_utc(one.ends)[:10]
+        if one.ends <= now:
+            found.notice(key, f"{which} has expired ({ends}): clients refuse it")
+        elif one.begins > now:
+            found.notice(key, f"{which} is not valid before {iso_utc(one.begins)[:10]}")
+        elif one.ends - now < EXPIRES_SOON:
+            days = int((one.ends - now) // 86400)
+            found.notice(key, f"{which} expires in {days} days ({ends})")
+    for number, (one, issuer) in enumerate(pairwise(chain), 2):
+        if one.issuer != issuer.subject:
+            found.notice(key, f"certificate {number} did not issue the one before it")
 
 
 def _authorities(key: Key, file: Path, found: Findings) -> None:

@@ -33,6 +33,7 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from proxy.clock_skew import SKEWS
 from proxy.redis_client import MasterFinder, master_finder
 from proxy.shortage import DETAILS, SHORTAGES
 
@@ -436,6 +437,8 @@ def parse_facts(info: str) -> Facts:
     """Read the text of INFO. A section that was refused leaves its facts None."""
     fields = dict(line.strip().split(":", 1) for line in info.splitlines() if ":" in line)
     statistics = "cmdstat_" in info
+    if (micros := _number(fields.get("server_time_usec"))) is not None:
+        SKEWS.note("redis", micros / 1e6)
     return Facts(
         run_id=fields.get("run_id"),
         flushes=sum(int(count) for count in _FLUSH.findall(info)) if statistics else None,

@@ -12,6 +12,7 @@ from proxy.clock import Clock
 from proxy.errors import ProxyError
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.fair_shares import FairShares
+from proxy.pipeline.handshake_failures import HandshakeFailures
 from proxy.pipeline.listening import duplicate, stop_taking, waiting
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
@@ -58,6 +59,7 @@ class ListenerRuntime:
         self._acceptor: TlsAcceptor | None = None
         self._servers: list[asyncio.Server] = []  # without TLS
         self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
+        self._failures = HandshakeFailures(clock)
         self._draining = False
         self._paused = False  # for a successor, or until `resume`
         self._easing_until = 0.0  # monotonic
@@ -139,6 +141,11 @@ class ListenerRuntime:
             return None
         self._arrived.add(client)
         return client
+
+    def failed(self, client: ClientStream, error: BaseException) -> None:
+        """Its handshake has failed."""
+        tally = self._tally
+        self._failures.note(tally.name, tally.handshake_failures, client.host_ip, error)
 
     def vanish(self, client: ClientStream) -> None:
         """Its handshake is over: forget it, unless it has begun to be served."""

@@ -15,6 +15,7 @@ Rules
 
 from __future__ import annotations
 
+from proxy.clock_skew import SKEWS
 from proxy.errors import ClientLeft, Overloaded, ProxyError, UpstreamFailure, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.memory_budget import Holding
@@ -235,7 +236,9 @@ class Response:
             x.head_after = self._clock.monotonic() - x.started
         if self._relay.sent:
             x.drop_body()
-        self._relay.moved = self._taken = self._clock.monotonic()
+        self._relay.moved = self._taken = now = self._clock.monotonic()
+        if head.dated and SKEWS.wants(self._plan.name, now):
+            SKEWS.note_date(self._plan.name, _date(head))
         return response_head(x, head, self._framing)
 
     def _give(self, out: list[bytes], pieces: list[bytes]) -> None:
@@ -364,6 +367,15 @@ def _framing(x: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
     if x.head.minor:
         return body, b"\r\nTransfer-Encoding: chunked", True
     return body, b"", False
+
+
+def _date(head: ResponseHead) -> str:
+    """The value of `Date`."""
+    for line in head.lines:
+        name, _, value = line.partition(b":")
+        if name.lower() == b"date":
+            return value.strip().decode("latin-1")
+    return ""
 
 
 def _is_event_stream(head: ResponseHead) -> bool:

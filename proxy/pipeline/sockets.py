@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from proxy.clock import Clock
+from proxy.config.certificates import ends_of
 from proxy.config.listeners import Listener
 from proxy.errors import cannot_listen
 from proxy.memory_budget import MemoryBudget
@@ -45,7 +46,15 @@ class Change:
     kept: Mapping[str, OpenListener]
     fresh: Mapping[str, OpenListener]
     #: Of TLS listeners that stay: their certificates as the files are now.
-    tls: Mapping[str, ssl.SSLContext]
+    tls: Mapping[str, ServerTls]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """A TLS listener's certificate as it was loaded, and when it expires (Unix seconds)."""
+
+    context: ssl.SSLContext
+    ends: float | None
 
 
 class Sockets:
@@ -120,7 +129,8 @@ class Sockets:
         for name, one in change.kept.items():
             wanted = listeners[name]
             if name in change.tls:
-                one.runtime.use_tls(change.tls[name])
+                one.runtime.use_tls(change.tls[name].context)
+                self._tally(name).certificate_ends = change.tls[name].ends
             one.config = wanted
             one.runtime.service.plan = plans[name]
             one.runtime.count_at(self._tally(name))
@@ -128,6 +138,8 @@ class Sockets:
         for old in self._open.values():
             if id(old) not in stays:
                 self._let_go(old.runtime)
+        for name in self._open.keys() - listeners.keys():
+            self._tally(name).certificate_ends = None
         self._open = {**change.kept, **change.fresh}
 
     async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
@@ -135,7 +147,9 @@ class Sockets:
         try:
             tls = _server_tls(wanted)
             sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)
-            await runtime.open(sockets, tls, shared=bool(wanted.bind.given))
+            context = tls.context if tls else None
+            await runtime.open(sockets, context, shared=bool(wanted.bind.given))
+            self._tally(name).certificate_ends = tls.ends if tls else None
         except OSError as error:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
         return OpenListener(runtime, wanted)
@@ -218,7 +232,7 @@ class Sockets:
         await asyncio.gather(*leaving)
 
 
-def _server_tls(listener: Listener) -> ssl.SSLContext | None:
+def _server_tls(listener: Listener) -> ServerTls | None:
     """The context of a TLS listener: TLS 1.2 and up, HTTP/1.1 only. Raises `OSError`."""
     if listener.tls is None:
         return None
@@ -226,4 +240,4 @@ def _server_tls(listener: Listener) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(listener.tls.cert, listener.tls.key)
     context.set_alpn_protocols(["http/1.1"])
-    return context
+    return ServerTls(context, ends_of(listener.tls.cert))

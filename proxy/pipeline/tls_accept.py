@@ -44,6 +44,10 @@ class Connections(Protocol):
         """Its handshake is over: forget it, unless it has begun to be served."""
         ...
 
+    def failed(self, client: ClientStream, error: BaseException) -> None:
+        """Its handshake has failed."""
+        ...
+
     def full(self, handshakes: int) -> bool:
         """Whether there is no place for another connection beside so many handshakes."""
         ...
@@ -142,8 +146,10 @@ class TlsAcceptor:
                 ssl_handshake_timeout=self._handshake_timeout(),
                 ssl_shutdown_timeout=_TLS_SHUTDOWN,
             )
-        except (OSError, asyncio.CancelledError):  # `ssl.SSLError` and time-outs are OSErrors
+        except (OSError, asyncio.CancelledError) as error:  # TLS errors and time-outs are OSErrors
             connection.close()
+            if not self._closed:
+                self._connections.failed(client, error)
         finally:
             self.done(client)
             self._connections.vanish(client)

@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Sample
 
+from proxy.clock_skew import SKEWS
 from proxy.config.metric_names import claims
 from proxy.shortage import DETAILS, SHORTAGES
 from proxy.tasks import TASKS
@@ -96,6 +97,10 @@ class Metrics:
         """Of every route there was since the start."""
         return list(self._routes.values())
 
+    def listener_tallies(self) -> list[ListenerTally]:
+        """Of every listener there was since the start."""
+        return list(self._listeners.values())
+
     def upstream_tallies(self) -> list[UpstreamTally]:
         """Of every upstream there was since the start."""
         return list(self._upstreams.values())
@@ -150,6 +155,26 @@ class Metrics:
             ("listener",),
             [((tally.name,), tally.accepted) for tally in listeners],
         )
+        yield _gauge(
+            "proxy_certificate_expiry_timestamp_seconds",
+            "When the first certificate in a listener's chain expires, in Unix seconds",
+            ("listener",),
+            [
+                ((tally.name,), tally.certificate_ends)
+                for tally in listeners
+                if tally.certificate_ends is not None
+            ],
+        )
+        yield _counter(
+            "proxy_tls_handshake_failures",
+            "TLS handshakes with clients that failed",
+            ("listener", "reason"),
+            [
+                ((tally.name, reason), count)
+                for tally in listeners
+                for reason, count in list(tally.handshake_failures.items())
+            ],
+        )
         states: dict[tuple[str, ...], int] = {}
         for name, idle, active in self.upstream_connections():
             states[name, "idle"] = idle
@@ -198,6 +223,12 @@ class Metrics:
             "Deaths of background tasks, each of which was begun anew",
             ("task",),
             [((name,), TASKS.deaths[name]) for name in TASKS.names()],
+        )
+        yield _gauge(
+            "proxy_clock_skew_seconds",
+            "How far the clock of Redis or of an upstream is ahead of ours; behind: negative",
+            ("source",),
+            [((source,), seconds) for source, seconds in list(SKEWS.seconds.items())],
         )
         yield _counter(
             "proxy_shortages",

@@ -92,14 +92,17 @@ class UpstreamTally:
 
 
 class ListenerTally:
-    """Client connections of a listener: open now, and accepted since the start."""
+    """Client connections of a listener: open now, and accepted since the start; of a TLS listener
+    handshakes that failed, by reason, and when its certificate expires (Unix seconds)."""
 
-    __slots__ = ("accepted", "name", "open")
+    __slots__ = ("accepted", "certificate_ends", "handshake_failures", "name", "open")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.open = 0
         self.accepted = 0
+        self.certificate_ends: float | None = None
+        self.handshake_failures: dict[str, int] = {}
 
     def opened(self) -> None:
         """A client connected."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 from collections.abc import Iterator
@@ -159,3 +160,27 @@ def test_a_shortage_of_descriptors_is_waited_for(site: Site, client: ssl.SSLCont
         site.proxy.give_descriptors(limits)
     assert len(shortages()) == 1
     site.check()
+
+
+def test_the_certificate_and_its_refusals_are_shown(site: Site, client: ssl.SSLContext) -> None:
+    """Days left as metric and on the page; a client that does not trust it counts by that reason,
+    and one line says so."""
+    assert ask(site, "few", client) == 200
+    expiry = site.proxy.metric("proxy_certificate_expiry_timestamp_seconds", listener="few")
+    assert expiry is not None
+    assert expiry > 1.8e9
+    shown = json.loads(site.proxy.admin("/api/status")[1])["certificates"]
+    assert {one["listener"] for one in shown} == {"few", "fair", "brief"}
+    for _ in range(3):
+        with pytest.raises(ssl.SSLError):
+            ask(site, "few", ssl.create_default_context())
+
+    def refused() -> float | None:
+        name = "proxy_tls_handshake_failures_total"
+        return site.proxy.metric(name, listener="few", reason="certificate")
+
+    wait_until(lambda: refused() == 3, "three refusals")
+    lines = [line for line in site.proxy.log() if line.get("event") == "tls_handshake"]
+    (line,) = (line for line in lines if line["reason"] == "certificate")
+    assert (line["listener"], line["failures"]) == ("few", 1)
+    assert line["client"] == "127.0.0.1"

@@ -54,6 +54,7 @@ RANKS: dict[str, int] = {
     "proxy.errors": 0,
     "proxy.headers": 0,
     "proxy.clock": 0,
+    "proxy.clock_skew": 0,
     "proxy.cgroup": 0,
     "proxy.memory": 0,
     "proxy.private_files": 0,

@@ -47,6 +47,11 @@ def process(**changes: Any) -> dict[str, Any]:
     return {"loop_lag_p99": 0.002, "log_lines_dropped": 0, "tasks_dying": [], **changes}
 
 
+def certificate(days: float) -> dict[str, Any]:
+    """Of one listener."""
+    return {"listener": "front", "expires": "2026-12-24T00:00:00Z", "days": days}
+
+
 def snapshot(**changes: Any) -> dict[str, Any]:
     """Of a proxy that is well; `jobs` are a list."""
     jobs = changes.pop("job_list", [job()])
@@ -58,6 +63,8 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "redis": {"breakers": True},
         "jobs": {"problem": None, "list": jobs},
         "process": process(),
+        "certificates": [certificate(80.0)],
+        "clocks": [{"source": "redis", "ahead": -0.4}],
         **changes,
     }
 
@@ -72,6 +79,11 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "kind", "about"),
     [
+        ({"certificates": [certificate(-1.0)]}, "error", "certificate_expired", "process"),
+        ({"certificates": [certificate(13.5)]}, "warning", "certificate_expires", "process"),
+        ({"clocks": [{"source": "redis", "ahead": -900.0}]}, "warning", "clock_skew", "redis"),
+        ({"clocks": [{"source": "search", "ahead": 7.0}]}, "warning", "clock_skew",
+         "upstream:search"),
         ({"state": "draining"}, "error", "not_serving", "process"),
         ({"mirrors": [mirror(redis="down")]}, "error", "redis_away", "mirror:make_video"),
         ({"mirrors": [mirror(sqlite="degraded", sqlite_reason="disk full")]},

@@ -25,6 +25,7 @@ from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
+from proxy.clock_skew import SKEWS
 from proxy.config.listeners import Upload
 from proxy.config.schema import Config
 from proxy.config.telemetry import AppMetrics, Resources, Statsd, TempFiles
@@ -137,7 +138,9 @@ def test_every_metric_with_its_type_and_labels(
     """As a scraper would see it after one exchange in each direction."""
     metrics = Metrics("1")
     metrics.upstream("u")
-    metrics.listener("l")
+    monkeypatch.setitem(SKEWS.seconds, "redis", 0.0)
+    metrics.listener("l").certificate_ends = 1.0
+    metrics.listener("l").handshake_failures["other"] = 1
     metrics.upstream_connections = lambda: [("u", 0, 0)]
     for direction in ("ingress", "egress"):
         facts = Facts(upstream="u", code="client_left", silence=5.0, gone_in="upstream")

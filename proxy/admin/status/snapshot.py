@@ -16,6 +16,7 @@ from proxy.admin.operated import Readiness
 from proxy.admin.status.verdict import judge
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import Clock, iso_utc
+from proxy.clock_skew import SKEWS
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
 from proxy.tasks import TASKS
@@ -150,6 +151,19 @@ class Snapshots:
             "jobs": jobs,
             "traces": self.traces,
             "process": self._process(readings, moment),
+            "clocks": [
+                {"source": source, "ahead": round(seconds, 1)}
+                for source, seconds in sorted(SKEWS.seconds.items())
+            ],
+            "certificates": [
+                {
+                    "listener": tally.name,
+                    "expires": iso_utc(tally.certificate_ends),
+                    "days": round((tally.certificate_ends - now) / 86400, 1),
+                }
+                for tally in self._sources.metrics.listener_tallies()
+                if tally.certificate_ends is not None
+            ],
         }
         document["health"] = judge(document, now).document()
         return document

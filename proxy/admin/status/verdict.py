@@ -6,8 +6,9 @@ Rules, in order of importance
 3. Circuits that refuse; targets that are down; services that are silent until callers give up.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
    One error in a quiet night is none.
-5. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
-6. Signs of overload: a late event loop, lost log lines.
+5. Certificates of listeners that have expired or are about to; clocks that differ.
+6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
+7. Signs of overload: a late event loop, lost log lines.
 
 A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
 circuits are somebody's will, hence warnings.
@@ -19,12 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from proxy.clock_skew import NOTABLE
 from proxy.jobs.stages import bounded
 
 ERROR_SHARE = 0.05
 GRAVE_SHARE = 0.5
 FEWEST_ERRORS = 3
 RECENT_FAILURE = 900.0  # seconds
+EXPIRES_SOON = 14  # days
 LONG_SILENCE = 1.0  # seconds, on average
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
@@ -69,6 +72,8 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_stores(snapshot),
         *_upstreams(snapshot["upstreams"]),
         *_routes(snapshot["routes"]),
+        *_certificates(snapshot["certificates"]),
+        *_clocks(snapshot["clocks"]),
         *_jobs(snapshot["jobs"], now),
         *_process(snapshot["process"]),
     ]
@@ -167,6 +172,29 @@ def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
         about = f"route:{route['listener']}/{route['route']}"
         yield Finding(level, "route_errors", summary, about)
+
+
+def _certificates(certificates: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for one in certificates:
+        name, days = one["listener"], one["days"]
+        date = one["expires"][:10]
+        if days <= 0:
+            summary = f"The certificate of listener {name} has expired ({date})"
+            yield Finding("error", "certificate_expired", summary, "process")
+        elif days < EXPIRES_SOON:
+            summary = f"The certificate of listener {name} expires in {int(days)} days ({date})"
+            yield Finding("warning", "certificate_expires", summary, "process")
+
+
+def _clocks(clocks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for clock in clocks:
+        source, ahead = clock["source"], clock["ahead"]
+        if abs(ahead) >= NOTABLE:
+            way = "ahead of" if ahead > 0 else "behind"
+            whose = "Redis" if source == "redis" else source
+            summary = f"The clock of {whose} is {abs(ahead):,.0f} s {way} ours"
+            about = "redis" if source == "redis" else f"upstream:{source}"
+            yield Finding("warning", "clock_skew", summary, about)
 
 
 def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:

@@ -43,6 +43,8 @@ function storesSection(state) {
       facts([
         ["Circuits", redis.breakers === null ? "decided here alone, no Redis configured" : redis.breakers ? "shared through Redis" : "decided here alone, Redis is away"],
         ["Event loop late by", process.loop_lag_p99 === null ? null : `${latency(process.loop_lag_p99)} (P99)`],
+        ...(state.snapshot.certificates || []).map((one) => [
+          `Certificate of ${one.listener}`, one.days > 0 ? `${Math.floor(one.days)} days left` : "expired"]),
         ["Log lines lost", process.log_lines_dropped ? process.log_lines_dropped.toLocaleString("en") : "none"],
       ]))));
 }
