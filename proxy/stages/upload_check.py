@@ -104,6 +104,8 @@ class UploadCheckStage:
                 if "duration" in facts:
                     duration.observe(facts["duration"])
                 x.note(**{f"upload_{name}": value for name, value in facts.items()})
+                if x.filter.detail is not None:  # in report mode nobody else knows it
+                    x.detail = x.filter.detail
                 verdict = facts["verdict"]
             elif x.code is not None and x.code.startswith("upload_"):
                 verdict = x.code  # refused by its head alone

@@ -221,6 +221,11 @@ class UploadCheck:
         return [*fields, *others, (b"file", (self._field or "").encode(), file)]
 
     @property
+    def detail(self) -> str | None:
+        """What the refusal says, in report mode too."""
+        return self._error.detail if self._error is not None else None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """For the access line and the metrics: `verdict` (`accepted`, an error's code, or
         `unfinished`), `mode`, `type` and `label` (ours and libmagic's), `size` in bytes, `duration`
@@ -228,11 +233,12 @@ class UploadCheck:
         is left out."""
         session = self._session
         verdict = session.verdict or {}
+        kind = session.kind or {k: v for k, v in verdict.items() if isinstance(v, str)}
         values = (
             self._verdict_name(),
             self._rules.mode,
-            session.kind and session.kind["type"],
-            session.kind and session.kind["label"],
+            kind.get("type", kind.get("family")),
+            kind.get("label"),
             self._file.size,
             verdict.get("duration"),
             self._validation_ms,

@@ -72,8 +72,9 @@ def _measure_frames(source: Source, family: Family, limit: float | None) -> list
     source.drain()
     if family is WEBM:
         covered = sum(walk.size for walk in walks)
-        if source.received - start > covered + covered // 8 + 4096:
-            refuse_foreign(source, [(start, source.received)])
+        slack = covered // 8 + 4096  # headers of blocks
+        much = source.received - start > covered + slack
+        refuse_foreign(source, [(start if much else source.received - slack, source.received)])
     else:
         shift = sound - len(before)
         gaps = [*walks[0].gaps, (walks[0].end - walks[0].last_size, ENDLESS)]

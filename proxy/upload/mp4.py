@@ -53,7 +53,7 @@ _MAX_INDEX = 32 * 1024 * 1024  # bytes, of hours of sound
 _INDEXED = frozenset({"aac", "alac"})  # one frame in a sample
 _SPREAD = 160
 _LARGE = 8  # times the mean, of a sample
-_SLACK = 4096  # bytes of sound that may belong to no sample
+_SLACK = 64  # bytes of sound that may belong to no sample
 _KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"mdat", b"sidx", b"mfra"))
 
 

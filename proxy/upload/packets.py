@@ -170,7 +170,7 @@ def walk_packets(
     opus = {
         stream.index
         for stream in streams
-        if stream.codec_context is not None and stream.codec_context.name in ("opus", "libopus")
+        if stamped and getattr(stream.codec_context, "name", "") in ("opus", "libopus")
     }
     past = None if limit is None else limit + GRACE
     try:

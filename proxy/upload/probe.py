@@ -270,7 +270,8 @@ def judge(
         if family is None or family.media_type not in types:
             known = any(label in other.labels for other in BY_MEDIA_TYPE.values())
             what = family.media_type if family else "unreadable data" if known else label
-            return {"refused": "type", "what": what}
+            seen = family.media_type if family else None
+            return {"refused": "type", "what": what, "label": label, "family": seen}
         answer(label=label, type=family.media_type)
         duration = measure.measure(source, family, limit)
         refuse_polyglot(source, head)

@@ -11,6 +11,82 @@ from collections.abc import Iterable
 
 from proxy import errors
 
+#: How people call the families that a config may accept.
+_NAMES = {
+    "audio/mpeg": "MP3",
+    "audio/wav": "WAV",
+    "audio/mp4": "M4A or MP4 with sound only",
+    "audio/ogg": "Ogg",
+    "audio/flac": "FLAC",
+    "audio/webm": "WebM with sound only",
+    "audio/aac": "AAC",
+}
+#: What the bytes are, by media type. Of others the media type is shown.
+_WORDS = {
+    "application/pdf": "a PDF document",
+    "application/zip": "a ZIP archive",
+    "application/gzip": "a gzip archive",
+    "application/x-rar": "a RAR archive",
+    "application/x-7z-compressed": "a 7-Zip archive",
+    "application/x-executable": "a program",
+    "application/x-pie-executable": "a program",
+    "application/x-sharedlib": "a program",
+    "application/x-dosexec": "a program",
+    "application/vnd.microsoft.portable-executable": "a program",
+    "application/x-mach-binary": "a program",
+    "application/msword": "a Word document",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "a Word document",
+    "application/json": "JSON",
+    "application/octet-stream": "no known format",
+    "text/html": "a web page",
+    "text/plain": "plain text",
+    "image/jpeg": "a JPEG picture",
+    "image/png": "a PNG picture",
+    "image/gif": "a GIF picture",
+    "audio/midi": "MIDI notes",
+    "audio/amr": "AMR",
+    "audio/x-aiff": "AIFF",
+    "audio/x-ms-asf": "Windows Media",
+    "video/x-ms-asf": "Windows Media",
+    "video/x-msvideo": "an AVI film",
+    "video/mp4": "an MP4 film",
+    "video/quicktime": "a QuickTime film",
+    "video/mpeg": "an MPEG film",
+    "audio/aac": "AAC without a container",
+    "audio/flac": "FLAC",
+    "audio/webm": "WebM or Matroska",
+    "audio/mp4": "M4A or MP4",
+    "audio/ogg": "Ogg",
+    "audio/mpeg": "MP3",
+    "audio/wav": "WAV",
+    "unreadable data": "unreadable data, perhaps cut short",
+    "a wav header before other content": "a WAV header before other content",
+}
+_FILM, _SILENT = " with a video track", " without audio"
+
+
+def _in_words(found: str) -> str:
+    """`application/pdf` as `a PDF document (application/pdf)`."""
+    for ending, kind in ((_FILM, "a film"), (_SILENT, "a file without sound")):
+        if found.endswith(ending):
+            name = _NAMES.get(found.removesuffix(ending), "").partition(" ")[0]
+            return f"{kind} ({name}{ending})" if name else f"{kind} ({found})"
+    words = _WORDS.get(found)
+    if words is None or "/" not in found:
+        return words or found
+    return f"{words} ({found})"
+
+
+def _what_to_do(found: str) -> str:
+    """A sentence with a blank before it, empty where there is nothing to be done."""
+    if found.endswith(_FILM):
+        return " Save its sound alone, as MP3 or M4A."
+    if found == "audio/aac":
+        return " Convert it to M4A."
+    if found.startswith("audio/") and not found.endswith(_SILENT):
+        return " Convert it to MP3, M4A or WAV."
+    return ""
+
 
 def size_text(size: int, *, measured: bool = False) -> str:
     """52428800 as `50MB`, 64172851 as `61.2MB`, 65536 as `64KB`, 100 as `100B`."""
@@ -60,8 +136,9 @@ def type_rejected(
 ) -> errors.UploadTypeRejected:
     """`found` is what the bytes are, in words or as a media type."""
     names = list(accepted)
+    good = ", ".join(_NAMES.get(name, name) for name in names)
     return errors.UploadTypeRejected(
-        f"Audio file type not accepted: {found} (accepted: {', '.join(names)})",
+        f"Audio file type not accepted: {_in_words(found)} (accepted: {good}).{_what_to_do(found)}",
         limit=names,
         measured=found,
         field=field,

@@ -113,7 +113,7 @@ async def test_once(tmp_path: Path) -> None:
     assert await demo.process.wait() == 0
     output = "\n".join(demo.lines)
     assert "FAILED" not in output
-    assert "Audio file type not accepted: application/pdf" in output
+    assert "Audio file type not accepted: a PDF document" in output
     assert "Audio file too large: 57.3MB (max: 50MB)" in output
     assert "Audio file too long: over 10min (max: 10min)" in output
     assert "completed, all 8 stages" in output

@@ -16,12 +16,10 @@ from pathlib import Path
 import av
 import av.error
 import av.logging
-from proxy.upload.spool import Spool
 
 from proxy.upload import families, measure
-from proxy.upload.boxes import is_sequential
-from proxy.upload.source import Source
 from tests.uploads.corpus import FILES, write
+from tests.uploads.growing import Growing
 
 
 class _Pipe:
@@ -48,15 +46,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in FILES.items():
             data = write(Path(folder, name), arguments, seconds)
-            family = families.recognise(data[: families.HEAD], families.UNKNOWN_LABEL)
+            tagged = families.skip_tags(head := Growing(data))
+            family = families.recognise(
+                head.peek(families.HEAD), families.UNKNOWN_LABEL, tagged=tagged
+            )
             assert family is not None
-            source = Source(io.BytesIO(data).read, families.HEAD)
-            late = family is families.MP4 and not is_sequential(source.head)
+            source = Growing(data)
             start = time.perf_counter()
-            copy = Spool(io.BytesIO()) if late else None
-            if copy is not None:
-                copy.fill(source)
-            found = measure.measure(source, family, None, spool=copy)
+            families.skip_tags(source)
+            found = measure.measure(source, family, None)
             taken = (time.perf_counter() - start) * 1000
             off = (found - seconds) / seconds
             print(

@@ -91,6 +91,7 @@ def one_upload_of_each_kind(registry: CollectorRegistry) -> None:
     for verdict in ("accepted", "upload_too_long"):
         seen = create_autospec(UploadCheck, instance=True)
         seen.facts = {"verdict": verdict, "size": 1, "duration": 1.0, "validation_ms": 1.0}
+        seen.detail = None
         hooks.finished(cast(Any, SimpleNamespace(filter=seen, note=lambda **_: None)))
 
 

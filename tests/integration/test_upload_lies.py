@@ -1,0 +1,256 @@
+"""True files of unusual build are accepted, and measured as a decoder plays them; files that claim
+less than they play, or carry something else, are refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.data.audio.generate import path_of
+from tests.integration.test_upload_hostile import examine
+from tests.unit.test_upload_parts import FOREIGN, zipped
+from tests.uploads import audio
+from tests.uploads.audio import KINDS, encode, film, id3, wav_header
+from tests.uploads.mp4_edit import box, boxes, edited, reindexed, sizes_of
+
+SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
+WAV, MP3, OPUS, M4A = (SAMPLES[kind] for kind in ("wav", "mp3-bare", "opus", "m4a-last"))
+
+
+@pytest.fixture(autouse=True)
+def more_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codecs in MP4 that few files have."""
+    more = {
+        "opus-mp4": ("mp4", "libopus", {}),
+        "flac-mp4": ("mp4", "flac", {"strict": "-2"}),
+        "ac3-mp4": ("mp4", "ac3", {}),
+        "pcm-mov": ("mov", "pcm_s16le", {}),
+        "mulaw-mov": ("mov", "pcm_mulaw", {}),
+    }
+    monkeypatch.setattr(audio, "KINDS", KINDS | more)
+
+
+def page_crc(page: bytes) -> bytes:
+    """`page` of an Ogg file with the checksum that it needs (RFC 3533 §6)."""
+    crc = 0
+    for byte in page[:22] + bytes(4) + page[26:]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
+    return page[:22] + struct.pack("<I", crc) + page[26:]
+
+
+def with_pre_skip(opus: bytes, samples: int) -> bytes:
+    """Another pre-skip in the first page."""
+    end = opus.index(b"OggS", 4)
+    at = opus.index(b"OpusHead") + 10
+    return page_crc(opus[:at] + struct.pack("<H", samples) + opus[at + 2 : end]) + opus[end:]
+
+
+def ending_at(opus: bytes, granule: int) -> bytes:
+    """Another position in the last page."""
+    at = opus.rindex(b"OggS")
+    return opus[:at] + page_crc(opus[at : at + 6] + struct.pack("<q", granule) + opus[at + 14 :])
+
+
+def edit_from(m4a: bytes, media_time: int) -> bytes:
+    """Its one edit begins there."""
+    at = m4a.index(b"elst") + 16
+    return m4a[:at] + struct.pack(">I", media_time) + m4a[at + 4 :]
+
+
+def riff(*chunks: tuple[bytes, bytes], magic: bytes = b"RIFF") -> bytes:
+    """A WAV of these chunks."""
+    order = ">I" if magic == b"RIFX" else "<I"
+    content = b"".join(n + struct.pack(order, len(c)) + c + b"\0" * (len(c) % 2) for n, c in chunks)
+    return magic + struct.pack(order, len(content) + 4) + b"WAVE" + content
+
+
+def chaptered(path: Path, *, first: bool) -> bytes:
+    """An M4B with two chapters, whose names are a text track."""
+    options = {"movflags": "faststart"} if first else {}
+    base = Fraction(1, 1000)
+    with av.open(str(path), "w", format="ipod", options=options) as container:
+        container.set_chapters(
+            [
+                {"id": n, "start": n * 500, "end": n * 500 + 500, "time_base": base,
+                 "metadata": {"title": f"Part {n}"}}
+                for n in range(2)
+            ]
+        )  # fmt: skip
+        with av.open(io.BytesIO(M4A)) as source:
+            stream = container.add_stream_from_template(source.streams.audio[0])
+            for packet in source.demux(source.streams.audio[0]):
+                if packet.size:
+                    packet.stream = stream
+                    container.mux(packet)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_chapters_are_no_film(tmp_path: Path, first: bool) -> None:
+    """With the index first or last."""
+    data = chaptered(tmp_path / "book.m4b", first=first)
+    assert data.count(b"trak") == 2
+    assert examine(data)["duration"] == pytest.approx(1.0, abs=0.1)
+
+
+FORMAT = WAV[20:36]
+SOUND = WAV[WAV.index(b"data") + 8 :]
+METADATA = {
+    "id3": (b"id3 ", id3(os.urandom(300_000))),
+    "list": (b"LIST", b"INFO" + bytes(200_001)),
+    "bext": (b"bext", bytes(602)),
+    "junk": (b"JUNK", bytes(500_000)),
+    "axml": (b"axml", b"<?xml version='1.0'?>" + b"<a/>" * 60_000),
+}
+SWAPPED = riff(
+    (b"fmt ", struct.pack(">HHIIHH", *struct.unpack("<HHIIHH", FORMAT))),
+    (b"data", bytes(SOUND[at ^ 1] for at in range(len(SOUND) // 2 * 2))),
+    magic=b"RIFX",
+)
+TRUE = {
+    **{f"{n} behind": riff((b"fmt ", FORMAT), (b"data", SOUND), m) for n, m in METADATA.items()},
+    **{f"{n} before": riff(m, (b"fmt ", FORMAT), (b"data", SOUND)) for n, m in METADATA.items()},
+    **{f"{n} between": riff((b"fmt ", FORMAT), m, (b"data", SOUND)) for n, m in METADATA.items()},
+    "rifx": SWAPPED,
+    "tag before a wav": id3() + WAV,
+    "large tag before a wav": id3(os.urandom(100_000)) + WAV,
+    "tag before an ogg": id3() + OPUS,
+    "large tag before a flac": id3(os.urandom(100_000)) + SAMPLES["flac"],
+    "underflow of the last packet": ending_at(OPUS, 47_000),
+    "no end of the last packet": ending_at(OPUS, 0),
+    "longest pre-skip": with_pre_skip(encode("opus", 2.0), 48_000),
+    "cut in the head of the second link": OPUS + SAMPLES["vorbis"][:60],
+    "edit from one second on": edit_from(encode("m4a-last", 2.0), 1024 + 48_000),
+    "a thousand empty boxes": M4A + box(b"free", b"") * 1000,
+}
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_a_second_of_sound_is_accepted(name: str) -> None:
+    """However it is wrapped."""
+    assert examine(TRUE[name])["duration"] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "mp3-bare", "aac", "opus", "vorbis", "m4a-first", "flac"])
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.1, 0.2])
+def test_a_moment_of_sound_is_accepted(kind: str, seconds: float) -> None:
+    """A few frames, with a tag behind them where such files have tags."""
+    data = encode(kind, seconds)
+    assert 0 < examine(data)["duration"] < seconds + 0.15
+    if kind.startswith("mp3"):
+        assert 0 < examine(data + b"TAG" + bytes(125))["duration"] < seconds + 0.15
+
+
+def test_every_link_of_a_chain_counts() -> None:
+    """Of whatever codec, and up to the limit."""
+    both = OPUS + SAMPLES["vorbis"] + SAMPLES["ogg-flac"]
+    assert examine(both)["duration"] == pytest.approx(3.0, abs=0.2)
+    assert examine(both, 2.5)["refused"] == "long"
+    assert examine(OPUS + encode("vorbis", 660, 8000, silent=True))["refused"] == "long"
+    assert examine(OPUS * 300) == {"refused": "unknown", "why": "entries"}
+
+
+def test_a_film_behind_sound_is_a_film() -> None:
+    """As the second link of a chain."""
+    both = film("ogg")
+    for data in (both, OPUS + both, OPUS + both + OPUS):
+        assert examine(data)["what"] == "audio/ogg with a video track"
+
+
+LONG = ["m4a-last", "alac", "opus-mp4", "flac-mp4", "pcm-mov", "mulaw-mov", "ac3-mp4"]
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_eleven_minutes_do_not_pass_as_less(kind: str) -> None:
+    """Whatever the index claims: fifty times less, nine minutes, or more than one frame in some of
+    its samples."""
+    data = encode(kind, 660, 48_000 if kind.startswith("ac3") else 8000, silent=True)
+    assert examine(data)["refused"] == "long"
+    scale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    assert examine(faster(data, scale * 50))["refused"] == "long"
+    assert examine(faster(data, scale * 11 // 9))["refused"] == "long"
+    sizes = sizes_of(data)
+    if kind == "m4a-last":
+        ticks = 660 * scale // len(sizes)
+        assert examine(reindexed(data, [sum(sizes)], [5 * scale]))["refused"] == "long"
+        for few in (2, 50):
+            joined = join_some(sizes, few)
+            assert examine(reindexed(data, joined, [ticks] * len(joined)))["refused"] == "long"
+
+
+def faster(data: bytes, scale: int) -> bytes:
+    """With another number of ticks in a second."""
+    at = data.index(b"mdhd") + 16
+    return data[:at] + struct.pack(">I", scale) + data[at + 4 :]
+
+
+def join_some(sizes: Sequence[int], few: int) -> list[int]:
+    """Every sample behind the first forty holds `few` frames, or is one of twenty that are left."""
+    joined, at, generator = list(sizes[:40]), 40, random.Random(few)
+    while at < len(sizes):
+        take = few if generator.random() < 0.9 else 1
+        joined.append(sum(sizes[at : at + take]))
+        at += take
+    return joined
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("tag", [b"", b"\0", b"TAG" + bytes(125)])
+def test_other_content_behind_the_sound_is_found(what: str, tag: bytes) -> None:
+    """In every family, with and without something behind it."""
+    noise = random.Random(what).randbytes(2000)
+    for kind, data in SAMPLES.items():
+        found = examine(data + FOREIGN[what] + noise + tag)
+        assert found.get("what") == what, kind
+
+
+def test_other_content_in_front_of_the_sound_is_found() -> None:
+    """In boxes and chunks that nobody reads, and in the sound where no sample is."""
+    elf = FOREIGN["application/x-executable"] + bytes(100)
+    first = SAMPLES["m4a-first"]
+    moov_end = first.index(b"mdat") - 4
+    for data in (
+        first[:moov_end] + box(b"mdat", first[moov_end + 8 :] + elf),
+        M4A + box(b"free", elf),
+        M4A + box(b"skip", zipped()),
+        riff((b"fmt ", FORMAT), (b"JUNK", elf), (b"data", SOUND)),
+        bytes(300) + elf + MP3,
+        MP3 + elf + MP3,
+    ):
+        assert examine(data)["refused"] == "type", data[:40]
+
+
+def commented(number: int) -> bytes:
+    """A FLAC file with so many comments."""
+    flac = SAMPLES["flac"]
+    comments = struct.pack("<I", 1) + b"x" + struct.pack("<I", number)
+    comments += b"".join(struct.pack("<I", 7) + b"A%05d=" % n for n in range(number))
+    block = b"\4" + len(comments).to_bytes(3, "big") + comments
+    return flac[:4] + bytes((flac[4] & 0x7F,)) + flac[5:42] + block + flac[42:]
+
+
+def test_many_small_things_cost_nothing() -> None:
+    """They are counted or passed over before FFmpeg takes its time over each."""
+    assert examine(commented(50_000))["duration"] == pytest.approx(1.0)
+    tags = b"".join(box(b"\xa9" + b"%03d" % (n % 1000), bytes(8)) for n in range(50_000))
+    inner = box(b"udta", box(b"meta", bytes(4) + box(b"ilst", tags)))
+    tagged = b"".join(
+        box(kind, content + inner * (kind == b"moov")) for kind, content in boxes(M4A)
+    )
+    for data in (
+        M4A + box(b"free", b"") * 50_000,
+        edited(tagged, {}),
+        WAV + b"JUNK\0\0\0\0" * 50_000,
+        wav_header(0xFFFFFFFF)[:12] + b"JUNK\0\0\0\0" * 50_000 + wav_header(100)[12:] + bytes(100),
+    ):
+        assert examine(data) == {"refused": "unknown", "why": "entries"}
