@@ -49,12 +49,14 @@ from proxy.shortage import DETAILS, SHORTAGES
 from proxy.spool import Spool
 from proxy.stages import all_stages
 from proxy.stages.idempotency import IdempotencyStage
+from proxy.stages.otel import OtelStage
 from proxy.tasks import TASKS
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import LogControl
 from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.otlp import OtlpExporter
 from proxy.telemetry.outputs import Output, open_output
 from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
@@ -66,7 +68,7 @@ from proxy.wire.shedding import Shedding
 logger = logging.getLogger(__name__)
 
 #: Sections that a reload cannot change: stores and doors that outlive the plans.
-_FIXED = ("redis", "mirrors", "admin", "metrics")
+_FIXED = ("redis", "mirrors", "admin", "metrics", "telemetry")
 
 #: What is told about the app; started and stopped as a whole.
 _APP_SIDE = ("statsd", "app_metrics", "resources")
@@ -144,6 +146,12 @@ class Proxy:
             self._mirrors.by_name, self.metrics.registry, self._clock
         )
         random = Random()  # noqa: S311 (spreads load, guards nothing)
+        otlp = config.telemetry.otlp
+        self._otlp = OtlpExporter(otlp, __version__, self.metrics.registry) if otlp else None
+        otel = OtelStage(self._otlp, random.random)
+        if self._otlp is not None:
+            for mirror in self._mirrors.by_name.values():
+                mirror.on_version = otel.job_seen
         self._compiler = Compiler(
             all_stages(
                 self.metrics,
@@ -155,6 +163,7 @@ class Proxy:
                 random.random,
                 self._idempotency,
                 self._memory,
+                otel,
             ),
             self._clock,
             self._sweeper,
@@ -233,6 +242,9 @@ class Proxy:
         self._starting = "upload probes"
         await self._start_probes(self._config)
         self._check_spool(self._config)
+        self._starting = "spans"
+        if self._otlp is not None:
+            self._otlp.start()
         self._starting = "breakers"
         await self._breakers.start()
         self._starting = "applications"
@@ -296,6 +308,8 @@ class Proxy:
         if not self._handed_over:
             await self._trace.stop()
             await self._app_side.stop()
+        if self._otlp is not None:
+            await asyncio.to_thread(self._otlp.stop)
         self._shedding.stop()
         await self._lag.stop()
         await self._shortages.stop()

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from proxy.config import units
 from proxy.config.listeners import Listener
 from proxy.config.mirrors import Mirror
-from proxy.config.telemetry import AppMetrics, Resources, Statsd
+from proxy.config.telemetry import AppMetrics, Resources, Statsd, Telemetry
 from proxy.config.upstreams import Upstream
 from proxy.config.values import Bind, Duration, FilePath, Level, Model, Name, Secret, Share, Size
 from proxy.redis_url import parse_redis_url
@@ -163,6 +163,8 @@ class Config(Model):
     """The app's own metrics page, shown as part of ours."""
     resources: Resources | None = None
     """Disk, temporary files and memory of the app."""
+    telemetry: Telemetry = Telemetry()
+    """What goes to an OpenTelemetry collector."""
     logging: Logging = Logging()
     """The JSON log."""
     limits: ProcessLimits = ProcessLimits()

@@ -204,3 +204,38 @@ class Resources(Model):
     """A walk ends after so many files of one directory, and says so."""
     cpu: Annotated[Share, Field(gt=0)] = 0.1
     """The share of one core that walking may take: a larger directory takes longer."""
+
+
+def _check_endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    try:
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(
+            f"expected a collector's address, as in http://collector:4318, found {text[:200]!r}"
+        )
+    return text
+
+
+class Otlp(Model):
+    """Spans of exchanges, upload checks and jobs, sent by OTLP over HTTP. Needs the extra
+    `otel`."""
+
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)]
+    """The collector's address, as in http://collector:4318. Without a path, `/v1/traces` is
+    added."""
+    headers: dict[HeaderName, Secret] = {}
+    """Fields sent along, for collectors that want a key."""
+    sample: Share = 0.1
+    """Share of the traces begun here that is sent; for others the caller's decision holds."""
+    service: Annotated[str, Field(min_length=1, max_length=100)] = "reliability-proxy"
+    """`service.name` of the spans."""
+
+
+class Telemetry(Model):
+    """What goes to an OpenTelemetry collector."""
+
+    otlp: Otlp | None = None
+    """Spans by OTLP over HTTP; absent: none are made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from proxy.config.metric_names import claims, reserved
@@ -17,11 +18,26 @@ def check(config: Config, found: Findings) -> None:
     """Runs every rule."""
     if config.statsd is not None:
         _statsd(config.statsd, found)
+    if config.telemetry.otlp is not None and not otel_installed():
+        found.problem(
+            ("telemetry", "otlp"),
+            "the OpenTelemetry SDK: pip install 'reliability-proxy[otel]'",
+            "none installed",
+        )
     if config.resources is not None:
         for component in ("proxy", "total"):
             if component in config.resources.processes:
                 key = ("resources", "processes", component)
                 found.problem(key, "a name of your own", f"{component!r}, which is ours")
+
+
+def otel_installed() -> bool:
+    """Whether the optional extra is there; it is looked for, not imported."""
+    try:
+        names = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+        return all(importlib.util.find_spec(name) is not None for name in names)
+    except ImportError:  # of a parent
+        return False
 
 
 def _statsd(statsd: Statsd, found: Findings) -> None:

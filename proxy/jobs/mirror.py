@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -177,6 +178,7 @@ class Mirror:
             self.queue = JobQueue(
                 settings.forecast, clock, self._metrics.queue(), self._connected_workers
             )
+        self.on_version: Callable[[Snapshot], None] | None = None
         self._keeper.capture.on_version = self._version_seen
         self._keeper.capture.on_deleted = self._job_ended
         self.inspection = Inspection(self._ledger, self._duties, clock)
@@ -204,9 +206,12 @@ class Mirror:
 
     def _version_seen(self, snapshot: Snapshot) -> None:
         self.active.changed(snapshot.job_id, snapshot.status)
-        if self.queue is not None:
+        if self.queue is not None or self.on_version is not None:
             try:
-                self.queue.changed(snapshot)
+                if self.on_version is not None:
+                    self.on_version(snapshot)
+                if self.queue is not None:
+                    self.queue.changed(snapshot)
             except Exception:  # a version is stored whatever the queue makes of it
                 log.exception("job not followed", extra={"job_id": snapshot.job_id})
 

@@ -221,6 +221,8 @@ async def _answer(
         send(x, better)
     elif better is not None and not x.asked_again and x.body_whole:
         x.asked_again = True
+        if x.span is not None:
+            x.span.end_attempt(x.stream.clock.time(), str(head.status))
         x.added = b"".join(b"\r\n" + line for line in better.lines)
         outcome.succeeded()
         return 0.0

@@ -298,6 +298,7 @@ class Compiler:
         rescuers: list[Rescuer] = []
         answered: list[HeadObserver] = []
         finished: list[Observer] = []
+        traced = False
         for stage in self._stages:
             hooks = stage.bind(binding)
             if hooks is None:
@@ -316,6 +317,7 @@ class Compiler:
                 answered.append(hooks.answered)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
+            traced = traced or hooks.traced
             if hooks.adopted is not None:
                 adopted.append(hooks.adopted)
         if len(filters) > 1:
@@ -338,6 +340,7 @@ class Compiler:
             repeatable=route is not None and route.repeatable,
             min_rate=binding.listener.timeouts.min_rate,
             answered=tuple(answered),
+            traced=traced,
         )
 
 

@@ -12,6 +12,7 @@ from proxy.breaker.bulkhead import Ticket as Place
 from proxy.headers import is_correlation_id, new_correlation_id
 from proxy.memory_budget import Holding
 from proxy.spool import SpooledBody
+from proxy.trace_context import ExchangeTrace
 from proxy.wire.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
@@ -179,6 +180,8 @@ class Exchange:
     share: ClientShare | None = None  # what the client has of the listener, where that is limited
     uploads = False  # counts in it as an upload
     extension: object = None  # what the stages of others share of it
+    span: ExchangeTrace | None = None  # its place in a distributed trace, where spans are sent
+    trace_id: str | None = None  # of that
     failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(
@@ -230,6 +233,8 @@ class Exchange:
     def failed_attempt(self, kind: str, target: str | None) -> None:
         """Remember an attempt that failed now; what repeats itself is counted."""
         now = self.stream.clock.time()
+        if self.span is not None:
+            self.span.failed_attempt(kind, target, now)
         if self.failures is None:
             self.failures = []
         elif (last := self.failures[-1]).kind == kind and last.target == target:

@@ -20,6 +20,7 @@ from proxy.errors import (
 )
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import ListenerPlan, Reply, UpstreamPlan
+from proxy.trace_context import parse_traceparent
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.pool import TargetPool
@@ -42,7 +43,7 @@ def request_head(
     if host is None:
         host = pool.address.authority.encode()
     parts = [
-        _start_of_request(head, host, _passing(x, head)),
+        _start_of_request(head, host, _passing(x, head, pool)),
         x.correlation_id.encode(),
         VIA if head.minor else _VIA_OLD,
         _forwarded(x.stream, head, listener),
@@ -62,13 +63,23 @@ def request_head(
     return b"".join(parts)
 
 
-def plain_request_frame(head: RequestHead, plan: UpstreamPlan) -> tuple[bytes, bytes]:
+def plain_request_frame(
+    head: RequestHead, plan: UpstreamPlan, *, traced: bool = False
+) -> tuple[bytes, bytes]:
     """What stands around correlation ID and `forwarded_for` in the `request_head` of a request that
-    is plain (plain.py, rules 1 and 2)."""
+    is plain (plain.py, rules 1 and 2); `traceparent` is left out where we write our own."""
     host = head.host
     assert host is not None
     shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()
-    start = _start_of_request(head, shown, head.passing)
+    passing = head.passing
+    if traced:
+        given = head.values(b"traceparent")
+        stale: dict[bytes, bytes | None] = {b"traceparent": None}
+        if parse_traceparent(given) is None:
+            stale[b"tracestate"] = None
+        if given or head.values(b"tracestate"):
+            passing = head.passing_with(stale)
+    start = _start_of_request(head, shown, passing)
     return start, b"\r\nX-Forwarded-Host: %b\r\n\r\n" % host
 
 
@@ -88,12 +99,13 @@ def request_length(x: Exchange) -> int | None:
     return x.head.content_length if x.head is not None else None
 
 
-def _passing(x: Exchange, head: RequestHead) -> bytes:
+def _passing(x: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
     """The client's fields. Of a body that the filter has rewritten: `Content-Type` is its own, and
-    what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, and an
-    answer that we must read is asked for uncompressed."""
-    edits = x.plan.request_edits
-    if x.filter is None and not x.retries and not x.plan.reads_answers and edits is None:
+    what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, an answer
+    that we must read is asked for uncompressed, and where spans are sent the parent is ours."""
+    edits, span = x.plan.request_edits, x.span
+    unchanged = x.filter is None and not x.retries and not x.plan.reads_answers
+    if unchanged and edits is None and span is None:
         return head.passing
     ours: dict[bytes, bytes | None] = {}
     if x.filter is not None and x.filter.content_type is not None:
@@ -103,6 +115,10 @@ def _passing(x: Exchange, head: RequestHead) -> bytes:
         ours[b"x-retry-count"] = b"%d" % x.retries
     if x.plan.reads_answers:
         ours[b"accept-encoding"] = b"identity"
+    if span is not None:
+        ours[b"traceparent"] = span.begin_attempt(pool.label, x.stream.clock.time())
+        if not span.remote:
+            ours[b"tracestate"] = None
     passing = head.passing_with(ours) if ours else head.passing
     return passing if edits is None else edits.of_request(passing)
 

@@ -135,8 +135,14 @@ class PlainPath:
             client.notify()
             return True
         upstream.taker = self._response_came
+        span, parent = x.span, b""
+        if span is not None:
+            sent = span.begin_attempt(x.target, client.clock.time())
+            parent = b"\r\nTraceparent: " + sent
         upstream.transport.write(
-            b"".join((request.start, x.correlation_id.encode(), self._forwarding, request.end))
+            b"".join(
+                (request.start, x.correlation_id.encode(), self._forwarding, parent, request.end)
+            )
         )
         x.sent_at = now = client.clock.monotonic()
         client.deadline = now + plan.answer_timeout
@@ -221,9 +227,10 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
     plan = route.upstream
     if plan is None or not _takes_plain(route, plan):
         return None
-    start, end_of_head = plain_request_frame(head, plan)
+    start, end_of_head = plain_request_frame(head, plan, traced=route.traced)
     request = PlainRequest(head, route, plan, parameters, start, end_of_head)
-    if head.correlation is None:  # with an ID of its own no other one will be like it
+    # With an ID of its own no other one will be like it.
+    if head.correlation is None and not (route.traced and head.values(b"traceparent")):
         if len(listener.plain) >= _MEMO:
             listener.plain.clear()
         listener.plain[data] = request

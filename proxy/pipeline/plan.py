@@ -118,6 +118,7 @@ class Hooks:
     the `ProxyError` to answer with instead. `finished`: the record is complete. `adopted`: the plan
     is in force; binding changes nothing outside the plan, as the config may yet be refused: what is
     to change changes here.
+    `traced`: `started` gives each exchange its `span`.
     """
 
     started: Observer | None = None
@@ -128,6 +129,7 @@ class Hooks:
     answered: HeadObserver | None = None
     finished: Observer | None = None
     adopted: Callable[[], None] | None = None
+    traced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class RoutePlan:
     repeatable: bool = False  # whatever the method
     min_rate: int | None = None  # bytes a second, of a client
     answered: tuple[HeadObserver, ...] = ()
+    traced: bool = False  # the upstream is given our span as its parent
 
 
 @dataclass(frozen=True, slots=True)

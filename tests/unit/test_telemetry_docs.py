@@ -28,7 +28,7 @@ from proxy.clock import SystemClock
 from proxy.clock_skew import SKEWS
 from proxy.config.listeners import Upload
 from proxy.config.schema import Config
-from proxy.config.telemetry import AppMetrics, Resources, Statsd, TempFiles
+from proxy.config.telemetry import AppMetrics, Otlp, Resources, Statsd, TempFiles
 from proxy.config.units import Bind
 from proxy.errors import ProxyError
 from proxy.jobs.metrics import JobMetrics
@@ -47,6 +47,7 @@ from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.memory import MemoryMetrics
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.otlp import OtlpExporter
 from proxy.telemetry.resources.pace import Pace
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.causes import _TROUBLE
@@ -150,6 +151,7 @@ def test_every_metric_with_its_type_and_labels(
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
     TraceMetrics(metrics.registry)
+    OtlpExporter(Otlp(endpoint="http://127.0.0.1:1"), "1", metrics.registry)
     IdempotencyStage({}, metrics.registry, SystemClock()).count("m", "first")
     everything_about_the_app(metrics, tmp_path)
     documented = {
