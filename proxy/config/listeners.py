@@ -68,7 +68,7 @@ class ClientLimits(Model):
     """Longest request body; beyond it 413 `body_too_large`. `null`: any. Routes with `upload` in
     force have bounds of their own."""
     connections: Annotated[int, Field(ge=1)] = 10_000
-    """Most client connections at a time; further ones get 503 `overloaded`."""
+    """Most client connections at a time; the oldest without a request gives way, else 503."""
     per_client: PerClient | None = None
     """What one client may have of that."""
 

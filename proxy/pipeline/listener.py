@@ -36,6 +36,10 @@ _CONFIRMED, _LAST_CALL = 0.2, 5.0
 _HANDSHAKES = 1.0
 
 
+#: Seconds that a connection has for its first request before it gives way where there is no place.
+_PROVE_WITHIN = 1.0
+
+
 class ListenerRuntime:
     """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
 
@@ -49,6 +53,8 @@ class ListenerRuntime:
     ) -> None:
         self.service = Service(plan)
         self.clients: set[ClientStream] = set()
+        # Connections without a complete request head so far, the oldest first, and since when.
+        self._unproven: dict[ClientStream, float] = {}
         self._tally = tally
         self._clock = clock
         self._sweeper = sweeper
@@ -168,9 +174,11 @@ class ListenerRuntime:
         refusal: ProxyError | None = None
         if plan.shares is not None:
             refusal = plan.shares.connect(client, self._clock.monotonic())
-        if len(self.clients) >= plan.max_connections:
+        if len(self.clients) >= plan.max_connections and not self._make_room():
             refusal = self.service.full()
         self.clients.add(client)
+        if refusal is None:
+            self._unproven[client] = self._clock.monotonic()
         self._tally.opened()
         if self._draining:
             client.drain(hurry=not self._paused)
@@ -178,8 +186,23 @@ class ListenerRuntime:
             client.drain(self._easing_until - now, hurry=False)
         return self.service(client) if refusal is None else self.service.turn_away(client, refusal)
 
+    def _make_room(self) -> bool:
+        """End the oldest connection that has not come to its first request yet, if it has had
+        `_PROVE_WITHIN`: who has shown the least has the least claim to a place."""
+        now = self._clock.monotonic()
+        while self._unproven:
+            client = next(iter(self._unproven))
+            if not client.requests and now - self._unproven[client] < _PROVE_WITHIN:
+                return False  # and all behind it are younger
+            del self._unproven[client]
+            if not client.requests:
+                client.abort()
+                return True
+        return False
+
     def _gone(self, client: ClientStream) -> None:
         self.clients.discard(client)
+        self._unproven.pop(client, None)
         self._tally.closed()
         if client.share is not None:
             FairShares.disconnect(client)

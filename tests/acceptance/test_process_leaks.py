@@ -190,6 +190,34 @@ def test_upstream_that_resets_everything(site: Site) -> None:
             assert number % 4 == 2, f"{number}: {result}"
 
 
+def test_who_has_asked_nothing_gives_way(tmp_path: Path) -> None:
+    """A listener full of unfinished heads has a place for whoever comes with a request: the oldest
+    of them goes, one for one; who has been served keeps its place."""
+    with Site(tmp_path, {"front": {"limits": {"connections": 6}}}) as site:
+        served = site.connect()
+        served.send(get())
+        assert served.response().status == 200
+        silent = [site.connect() for _ in range(5)]
+        try:
+            for client in silent:
+                client.send(b"GET / HTTP/1.1\r\nHost: a")
+
+            def answered() -> bool:  # not before the silent ones have had their second
+                with site.connect() as neighbour:
+                    neighbour.send_lenient(get())
+                    return neighbour.response().status == 200
+
+            wait_until(answered, "a place for a neighbour")
+            with contextlib.suppress(ConnectionResetError):
+                silent[0].assert_closed()
+            served.send(get())
+            assert served.response().status == 200
+        finally:
+            for client in (served, *silent):
+                client.close()
+        site.check()
+
+
 def test_connection_limit_refuses_politely(tmp_path: Path) -> None:
     """Beyond `limits.connections` a client gets a problem with its correlation ID, on record like
     any other; the others are served."""
