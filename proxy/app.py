@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -35,7 +34,7 @@ from proxy.config.redact import redacted
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.descriptors import fit, report
-from proxy.handover import HandoverFailed, Predecessor, Successor
+from proxy.handover import HandoverFailed, Predecessor, Successor, ends_its_container
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.service import Mirrors
 from proxy.memory_budget import MemoryBudget, default_limit
@@ -327,7 +326,7 @@ class Proxy:
                 raise HandoverFailed("the proxy is starting or stopping")
             if self.on_handed_over is None:
                 raise HandoverFailed("this process is not the proxy's alone")
-            if os.getpid() == 1:
+            if ends_its_container():
                 raise HandoverFailed(
                     "this process is the first of its container, which ends with it: start a new"
                     " container instead"

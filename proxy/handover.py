@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from proxy.systemd import listening_socket
@@ -40,6 +41,22 @@ _LONGEST = 64 * 1024
 
 class HandoverFailed(Exception):
     """The other process did not do its part; the message says why."""
+
+
+#: What runs as the first process of a container, and ends with the one that it has started.
+_INITS = frozenset({"tini", "docker-init", "dumb-init", "catatonit"})
+
+
+def ends_its_container(process: Path = Path("/proc/1/comm")) -> bool:
+    """Whether the end of this process is the end of its container, successor included."""
+    if os.getpid() == 1:
+        return True
+    if os.getppid() != 1:
+        return False
+    try:
+        return process.read_text().strip() in _INITS
+    except OSError:
+        return False
 
 
 class _Channel:

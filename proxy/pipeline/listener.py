@@ -123,8 +123,9 @@ class ListenerRuntime:
 
     @property
     def connections(self) -> int:
-        """Those that are open, and those that are in their handshake."""
-        return len(self.clients) + len(self._arrived)
+        """Those that are served, and those that are in their handshake; not those whose client has
+        yet to notice the end."""
+        return sum(not client.ended for client in self.clients) + len(self._arrived)
 
     def use_tls(self, context: ssl.SSLContext) -> None:
         """Take new certificates. Handshakes under way and connections keep theirs."""

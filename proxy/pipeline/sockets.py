@@ -207,7 +207,7 @@ class Sockets:
             await one.runtime.resume()
 
     def clients(self) -> int:
-        """Connections that are open, those in their handshake included."""
+        """Connections that are served, those in their handshake included."""
         return sum(
             runtime.connections
             for runtime in (*(one.runtime for one in self._open.values()), *self._leaving.values())

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,12 +66,27 @@ def more_answers(load: Load) -> None:
     wait_until(lambda: load.answered > before + 50, "more answers", 60)
 
 
+def upgraded(site: Site) -> dict[str, Any]:
+    """What the command says of its success."""
+    url = f"http://127.0.0.1:{site.proxy.admin_port}"
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "upgrade", "--admin", url, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 def serving_pid(site: Site) -> int:
     """Of the process that answers at the admin's port."""
     status, text = site.proxy.admin("/api/config")
     assert status == 200, text
     for line in site.proxy.log():
-        if line.get("msg") == "handed over" or line.get("message") == "handed over":
+        if line.get("message") == "handed over":
             pid = int(line["to_pid"])
     return pid
 
@@ -110,13 +127,15 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_no_request_fails_in_three_upgrades(site: Site) -> None:
-    """By the admin API and by the signal; the old processes end with 0, the last one is stopped by
-    SIGTERM like the first."""
+    """By the command, the admin API and the signal; the old processes end with 0, and the last one
+    is stopped by SIGTERM like the first."""
     pids = [site.proxy.pid]
     with contextlib.ExitStack() as stack:
         with Load(site, 4) as load:
             for number in range(3):
-                if number < 2:
+                if number == 0:
+                    pid = int(upgraded(site)["pid"])
+                elif number == 1:
                     status, answer = site.proxy.admin_post("/api/upgrade")
                     assert (status, answer["upgraded"]) == (200, True), answer
                     pid = answer["pid"]
