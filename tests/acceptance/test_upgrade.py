@@ -281,7 +281,8 @@ def test_jobs_change_hands(tmp_path: Path, redis_server: RedisServer) -> None:
             wait_until(lambda: all(site.shown(one) for one in created), "all in the mirror", 60)
             assert site.proxy.process.wait(60) == 0
             said = site.proxy.said()
-            assert "not confirmed" not in said
+            results = {line.get("result") for line in site.proxy.log() if "result" in line}
+            assert results <= {"degraded"}  # a busy machine's SQLite, at worst
             assert "Traceback" not in said
     app.stop()
     assert app.upstream.faults == []

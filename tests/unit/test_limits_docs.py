@@ -20,6 +20,8 @@ NO_LIMITS = frozenset(
     [
         "upstreams.NAME.overload_answer.status",
         "mirrors.NAME.sync_every",
+        "mirrors.NAME.forecast.min_jobs",
+        "mirrors.NAME.forecast.slots",
         "mirrors.NAME.cleanup_at",
         "mirrors.NAME.app_breaker",
         "mirrors.NAME.stranded_after",
