@@ -427,7 +427,7 @@ class Proxy:
                 problems = [f"{self._file}: {error}"]
             else:
                 problems = []
-            self.metrics.reloaded(ok=not problems)
+            self.metrics.reloaded(problems[0] if problems else None)
             self._trace.proxy(
                 "reload_refused" if problems else "reloaded",
                 config=str(self._file),
@@ -610,6 +610,9 @@ class Proxy:
                 ok=shared and not missing,
                 detail=detail or ("shared" if shared else "out of reach: decided locally"),
             )
+        if (store := self._trace.store) is not None and store.degraded:
+            detail = f"the trace cannot be written: {store.degraded}"
+            checks["trace"] = Check(ok=False, detail=detail)
         for reason in SHORTAGES.current():
             checks[f"shortage:{reason}"] = Check(ok=False, detail=DETAILS[reason])
         for name, plan in self._plans.listeners.items():

@@ -64,6 +64,7 @@ class Metrics:
         self._routes: dict[tuple[str, str, Direction, str], RouteTally] = {}
         self._listeners: dict[str, ListenerTally] = {}
         self._upstreams: dict[str, UpstreamTally] = {}
+        self.reload_problem: str | None = None  # why the last reload was refused
         self._reloads = {"ok": 0, "refused": 0}
         self.registry.register(_Collector(self.families))
         ProcessCollector(registry=self.registry)
@@ -105,9 +106,10 @@ class Metrics:
         """Of every upstream there was since the start."""
         return list(self._upstreams.values())
 
-    def reloaded(self, *, ok: bool) -> None:
-        """A reload of the config was done, or refused."""
-        self._reloads["ok" if ok else "refused"] += 1
+    def reloaded(self, problem: str | None = None) -> None:
+        """A reload of the config was done, or refused for this problem."""
+        self._reloads["ok" if problem is None else "refused"] += 1
+        self.reload_problem = problem
 
     # --- how it is written out ------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import socket
 import ssl
@@ -245,3 +246,18 @@ def test_the_trace_comes_moves_and_goes(tmp_path: Path) -> None:
         assert not known(site, "untraced-again")
         assert reload(site, trace={"sqlite": str(first), "sample": "100%"})[0] == 200
         assert known(site, "in-the-first")
+
+
+def test_a_refused_reload_is_shown_until_one_succeeds(tmp_path: Path) -> None:
+    """The status page says that the old config is in force, and why."""
+
+    def findings() -> dict[str, str]:
+        health = json.loads(site.proxy.admin("/api/status")[1])["health"]
+        return {finding["kind"]: finding["summary"] for finding in health["findings"]}
+
+    with Site(tmp_path) as site:
+        assert "reload_refused" not in findings()
+        assert reload(site, upstreams={"app": {"targets": []}})[0] == 422
+        assert "upstreams.app.targets" in findings()["reload_refused"]
+        assert reload(site)[0] == 200
+        assert "reload_refused" not in findings()

@@ -44,7 +44,9 @@ def job(status: str = "completed", age: float = 1.0, **changes: Any) -> dict[str
 
 def process(**changes: Any) -> dict[str, Any]:
     """One that is well."""
-    return {"loop_lag_p99": 0.002, "log_lines_dropped": 0, "tasks_dying": [], **changes}
+    well = {"loop_lag_p99": 0.002, "log_lines_dropped": 0, "tasks_dying": []}
+    use = {"reload_problem": None, "descriptors": 40, "descriptors_most": 1024}
+    return {**well, **use, **changes}
 
 
 def certificate(days: float) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "jobs": {"problem": None, "list": jobs},
         "process": process(),
         "certificates": [certificate(80.0)],
+        "checks": [],
         "clocks": [{"source": "redis", "ahead": -0.4}],
         **changes,
     }
@@ -84,6 +87,11 @@ def test_all_is_well() -> None:
         ({"clocks": [{"source": "redis", "ahead": -900.0}]}, "warning", "clock_skew", "redis"),
         ({"clocks": [{"source": "search", "ahead": 7.0}]}, "warning", "clock_skew",
          "upstream:search"),
+        ({"process": process(reload_problem="c.yaml:3: x: expected y")}, "warning",
+         "reload_refused", "process"),
+        ({"process": process(descriptors=900)}, "warning", "descriptors_low", "process"),
+        ({"checks": [{"check": "trace", "detail": "disk full"}]}, "warning", "check_failed",
+         "process"),
         ({"state": "draining"}, "error", "not_serving", "process"),
         ({"mirrors": [mirror(redis="down")]}, "error", "redis_away", "mirror:make_video"),
         ({"mirrors": [mirror(sqlite="degraded", sqlite_reason="disk full")]},

@@ -47,7 +47,7 @@ def filled() -> Metrics:
     client.closed()
     metrics.upstream_connections = lambda: [("make-video", 2, 1)]
     metrics.log_lines_dropped = lambda: 7
-    metrics.reloaded(ok=False)
+    metrics.reloaded("refused")
     metrics.loop_lag.observe(0.003)
     return metrics
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from proxy import __version__
 from proxy.admin.operated import Readiness
+from proxy.admin.status.own_use import OwnUse
 from proxy.admin.status.verdict import judge
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import Clock, iso_utc
@@ -34,6 +35,8 @@ from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP = "process:loop_lag"
+#: Checks of `/readyz` that have a place of their own in the document.
+_SHOWN_ELSEWHERE = frozenset({"listeners", "tasks", "mirror", "breakers"})
 _FINE = ("upstream:", "abandoned:")
 
 
@@ -72,10 +75,12 @@ class Snapshots:
         self._clock = clock
         self._started = clock.monotonic()
         self.history = History()
+        self._own_use = OwnUse()
         self.traces = False  #: whether the door has `/api/trace`
 
     def record(self) -> None:
         """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
+        self._own_use.record(self._clock.monotonic())
         routes = self._routes()
         readings = self._read(routes, self._tallies(routes))
         fine = {name: FINE_BUCKETS for name in readings if name.startswith(_FINE)}
@@ -151,6 +156,11 @@ class Snapshots:
             "jobs": jobs,
             "traces": self.traces,
             "process": self._process(readings, moment),
+            "checks": [
+                {"check": name, "detail": check.detail}
+                for name, check in self._sources.proxy.readiness().checks.items()
+                if not check.ok and name.partition(":")[0] not in _SHOWN_ELSEWHERE
+            ],
             "clocks": [
                 {"source": source, "ahead": round(seconds, 1)}
                 for source, seconds in sorted(SKEWS.seconds.items())
@@ -225,7 +235,11 @@ class Snapshots:
 
     def _process(self, readings: Mapping[str, Reading], moment: float) -> dict[str, Any]:
         lag = self.history.summary(_LOOP, moment, readings[_LOOP])
+        listeners = self._sources.metrics.listener_tallies()
         return {
+            **self._own_use.document(),
+            "client_connections": sum(tally.open for tally in listeners),
+            "reload_problem": self._sources.metrics.reload_problem,
             "loop_lag_p99": _rounded(lag.p99),
             "log_lines_dropped": self._sources.metrics.log_lines_dropped(),
             "tasks_dying": [

@@ -8,7 +8,8 @@ Rules, in order of importance
    One error in a quiet night is none.
 5. Certificates of listeners that have expired or are about to; clocks that differ.
 6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
-7. Signs of overload: a late event loop, lost log lines.
+7. The proxy's own state: a refused config, checks that fail, few descriptors left, a late event
+   loop, lost log lines.
 
 A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
 circuits are somebody's will, hence warnings.
@@ -29,6 +30,7 @@ FEWEST_ERRORS = 3
 RECENT_FAILURE = 900.0  # seconds
 EXPIRES_SOON = 14  # days
 LONG_SILENCE = 1.0  # seconds, on average
+MANY_DESCRIPTORS = 0.8  # of those that the process may have
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
 Level = Literal["ok", "warning", "error"]
@@ -75,6 +77,7 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_certificates(snapshot["certificates"]),
         *_clocks(snapshot["clocks"]),
         *_jobs(snapshot["jobs"], now),
+        *_checks(snapshot["checks"]),
         *_process(snapshot["process"]),
     ]
     found.sort(key=lambda finding: finding.level)  # "error" before "warning"; else as they came
@@ -228,7 +231,21 @@ def _about(jobs: Sequence[Mapping[str, Any]]) -> str:
     return f"job:{jobs[0]['mirror']}/{jobs[0]['job_id']}" if len(jobs) == 1 else "jobs"
 
 
+def _checks(checks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for one in checks:
+        summary = f"{one['detail'][:1].upper()}{one['detail'][1:]}"
+        yield Finding("warning", "check_failed", summary, "process")
+
+
 def _process(process: Mapping[str, Any]) -> Iterator[Finding]:
+    if process["reload_problem"]:
+        why = bounded(process["reload_problem"], 160)
+        summary = f"The last config was refused and the old one is in force: {why}"
+        yield Finding("warning", "reload_refused", summary, "process")
+    used, most = process["descriptors"], process["descriptors_most"]
+    if used and most and used >= MANY_DESCRIPTORS * most:
+        summary = f"The proxy has {used:,} of {most:,} file descriptors in use"
+        yield Finding("warning", "descriptors_low", summary, "process")
     for task in process["tasks_dying"]:
         summary = f"A part of the proxy keeps failing: {task['task']} ({task['error']})"
         yield Finding("error", "task_dying", summary, "process")

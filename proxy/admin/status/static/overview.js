@@ -43,6 +43,12 @@ function storesSection(state) {
       facts([
         ["Circuits", redis.breakers === null ? "decided here alone, no Redis configured" : redis.breakers ? "shared through Redis" : "decided here alone, Redis is away"],
         ["Event loop late by", process.loop_lag_p99 === null ? null : `${latency(process.loop_lag_p99)} (P99)`],
+        ["Processor", process.cpu === null ? null : `${Math.round(process.cpu * 100)} % of a core`],
+        ["Memory", process.memory === null ? null : `${Math.round(process.memory / 2 ** 20)} MiB`],
+        ["File descriptors", process.descriptors === null ? null
+          : `${process.descriptors.toLocaleString("en")} of ${process.descriptors_most.toLocaleString("en")}`],
+        ["Connections of clients", process.client_connections.toLocaleString("en")],
+        ["Config", process.reload_problem && `the last one was refused: ${process.reload_problem}`],
         ...(state.snapshot.certificates || []).map((one) => [
           `Certificate of ${one.listener}`, one.days > 0 ? `${Math.floor(one.days)} days left` : "expired"]),
         ["Log lines lost", process.log_lines_dropped ? process.log_lines_dropped.toLocaleString("en") : "none"],

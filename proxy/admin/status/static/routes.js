@@ -5,18 +5,51 @@ import { DASH, latency, rate, share } from "./format.js";
 import { empty, facts, figure, figures, link, page, section } from "./parts.js";
 import { charts } from "./services.js";
 
+const FIRST = 25;
+
+/** What wants a look comes first; among equals, the busiest. */
+const trouble = (one) => (one.errors ? 2 + one.error_share : 0) + (one.refused ? one.refused_share : 0);
+const byTrouble = (one, other) => trouble(other) - trouble(one) || other.rate - one.rate;
+
+const FILTERS = {
+  all: ["All", () => true],
+  troubled: ["In trouble", (one) => one.errors || one.refused],
+  busy: ["With requests", (one) => one.requests],
+};
+
 export function routesSection(state) {
-  const { routes } = state.snapshot;
+  const given = state.snapshot.routes;
+  const chosen = FILTERS[state.params.get("routes")] ? state.params.get("routes") : "all";
+  const found = given.filter(FILTERS[chosen][1]);
+  const all = state.params.get("more") === "routes";
+  // A few stay as the config has them: rows that change places are hard to read.
+  const sorted = given.length > FIRST ? found.toSorted(byTrouble) : found;
+  const routes = all ? sorted : sorted.slice(0, FIRST);
   const window = Math.round(Math.max(0, ...routes.map((one) => one.seconds)));
   const note = h("span", { class: "note" }, window >= 60 || !window ? "last minute" : `last ${window} s`);
-  return section("routes", "Routes", note,
+  return section("routes", "Routes", given.length > FIRST ? filters(given, chosen, note) : note,
     h("table", { class: "routes" },
       h("thead", null, h("tr", null,
         h("th", { scope: "col" }, "Route"),
         h("th", { scope: "col", class: "wide" }, `Rate, ${covered()}`),
         ["Rate", "Failed", "Refused", "P50", "P95", "P99"].map((name) => h("th", { scope: "col", class: "number" }, name)),
         h("th", { scope: "col", class: "wide" }, `P95, ${covered()}`))),
-      ["ingress", "egress"].map((direction) => group(state, direction, routes))));
+      ["ingress", "egress"].map((direction) => group(state, direction, routes))),
+    found.length > FIRST && h("p", { class: "more" }, h("a", {
+      href: `/?${new URLSearchParams({ ...(chosen !== "all" && { routes: chosen }), ...(!all && { more: "routes" }) })}`,
+      "data-stay": "",
+    }, all ? "Show fewer" : `Show all ${found.length}`)));
+}
+
+function filters(routes, chosen, note) {
+  return h("nav", { class: "filters", "aria-label": "Which routes" }, note,
+    Object.entries(FILTERS).map(([name, [label, test]]) => {
+      const count = name === "all" ? 0 : routes.filter(test).length;
+      return h("a", {
+        href: name === "all" ? "/" : `/?routes=${name}`, "data-stay": "",
+        "aria-current": chosen === name ? "true" : null,
+      }, label, count > 0 && h("span", { class: "count" }, String(count)));
+    }));
 }
 
 function group(state, direction, routes) {
