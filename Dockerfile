@@ -38,7 +38,7 @@ RUN groupadd --gid 10001 reliability \
 # no second layer of them.
 # hadolint ignore=DL3013
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    python -m pip install --no-cache-dir --no-index --find-links=/wheels reliability-proxy
+    python -m pip install --no-cache-dir --no-index --find-links=/wheels "reliability-proxy[otel]"
 # The ready config; mount another one over it.
 COPY config/make-video.yaml /etc/reliability-proxy/config.yaml
 ENV PROXY_CONFIG=/etc/reliability-proxy/config.yaml \

@@ -146,7 +146,9 @@ class Proxy:
         )
         random = Random()  # noqa: S311 (spreads load, guards nothing)
         otlp = config.telemetry.otlp
-        self._otlp = OtlpExporter(otlp, __version__, self.metrics.registry) if otlp else None
+        self._otlp = None
+        if otlp is not None and otlp.endpoint is not None:
+            self._otlp = OtlpExporter(otlp, otlp.endpoint, __version__, self.metrics.registry)
         otel = OtelStage(self._otlp, random.random)
         if self._otlp is not None:
             for mirror in self._mirrors.by_name.values():

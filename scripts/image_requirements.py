@@ -35,6 +35,7 @@ def resolved(machine: str) -> dict[str, tuple[str, str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [
         *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["otel"],
         *project["build-system"]["requires"],
         *OLDER_PYTHON,
     ]

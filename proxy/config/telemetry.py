@@ -223,9 +223,9 @@ class Otlp(Model):
     """Spans of exchanges, upload checks and jobs, sent by OTLP over HTTP. Needs the extra
     `otel`."""
 
-    endpoint: Annotated[str, AfterValidator(_check_endpoint)]
+    endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = None
     """The collector's address, as in http://collector:4318. Without a path, `/v1/traces` is
-    added."""
+    added. Absent: no spans are made."""
     headers: dict[HeaderName, Secret] = {}
     """Fields sent along, for collectors that want a key."""
     sample: Share = 0.1

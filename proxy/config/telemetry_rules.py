@@ -18,7 +18,8 @@ def check(config: Config, found: Findings) -> None:
     """Runs every rule."""
     if config.statsd is not None:
         _statsd(config.statsd, found)
-    if config.telemetry.otlp is not None and not otel_installed():
+    otlp = config.telemetry.otlp
+    if otlp is not None and otlp.endpoint is not None and not otel_installed():
         found.problem(
             ("telemetry", "otlp"),
             "the OpenTelemetry SDK: pip install 'reliability-proxy[otel]'",

@@ -53,8 +53,11 @@ class Span:
 class OtlpExporter:
     """`start()`, `put`, `stop()` (which blocks for `PATIENCE` seconds at most)."""
 
-    def __init__(self, settings: Otlp, version: str, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, settings: Otlp, endpoint: str, version: str, registry: CollectorRegistry
+    ) -> None:
         self.settings = settings
+        self._endpoint = traces_endpoint(endpoint)
         self._version = version
         self._queue: deque[Span] = deque()
         self._wake = threading.Event()
@@ -86,7 +89,7 @@ class OtlpExporter:
     def start(self) -> None:
         """Begin to send. Raises `RuntimeError` when the extra is not installed."""
         try:
-            sender = _Sender(self.settings, self._version)
+            sender = _Sender(self.settings, self._endpoint, self._version)
         except ImportError as error:
             raise RuntimeError(f"telemetry.otlp needs reliability-proxy[otel]: {error}") from error
         self._thread = threading.Thread(target=self._run, args=(sender,), name="otlp", daemon=True)
@@ -136,7 +139,7 @@ def traces_endpoint(endpoint: str) -> str:
 class _Sender:
     """The SDK's side; everything of it is imported here."""
 
-    def __init__(self, settings: Otlp, version: str) -> None:
+    def __init__(self, settings: Otlp, endpoint: str, version: str) -> None:
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http import Compression
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -146,7 +149,7 @@ class _Sender:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # we report it, once
-        self.endpoint = traces_endpoint(settings.endpoint)
+        self.endpoint = endpoint
         self._api, self._sdk = trace, sdk
         self._taken = SpanExportResult.SUCCESS
         self._scope = InstrumentationScope("reliability-proxy", version)

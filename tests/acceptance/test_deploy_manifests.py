@@ -67,9 +67,9 @@ SERVICES: dict[str, dict[str, Any]] = MODEL["services"]
 
 
 def example_values() -> dict[str, str]:
-    """What example.env sets, secrets filled in."""
+    """What example.env sets, secrets filled in; the collector's address may stay empty."""
     pairs = re.findall(r"^([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
-    return {name: value or "secret" for name, value in pairs}
+    return {name: value or ("" if name == "OTLP_ENDPOINT" else "secret") for name, value in pairs}
 
 
 def interpolated(value: str) -> str:
@@ -87,9 +87,10 @@ def test_compose_takes_from_the_environment_what_the_example_has() -> None:
     """Every variable is in example.env, and every line of that is used; secrets have no default."""
     used = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", COMPOSE))
     assert used == set(example_values())
+    optional = {"API_KEY", "OTLP_ENDPOINT"}
     empty = set(re.findall(r"^([A-Z_]+)=$", EXAMPLE, re.MULTILINE))
-    assert empty == {"REDIS_PASSWORD", "ADMIN_TOKEN", "GRAFANA_ADMIN_PASSWORD", "API_KEY"}
-    for name in empty - {"API_KEY"}:
+    assert empty == {"REDIS_PASSWORD", "ADMIN_TOKEN", "GRAFANA_ADMIN_PASSWORD"} | optional
+    for name in empty - optional:
         assert not re.search(rf"\$\{{{name}(?!:\?)", COMPOSE), name
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert "/deploy/.env" in ignored
@@ -132,7 +133,7 @@ def test_compose_services_have_only_the_rights_they_need(name: str) -> None:
 
 
 def test_compose_publishes_the_proxy_and_what_is_for_this_machine_alone() -> None:
-    """Callers reach 8000, this machine Grafana and the admin API, nobody the app's own port."""
+    """Callers reach 8000, this machine Grafana, Jaeger and the admin API, nobody the app."""
     published = {
         interpolated(port): name
         for name, service in SERVICES.items()
@@ -142,9 +143,11 @@ def test_compose_publishes_the_proxy_and_what_is_for_this_machine_alone() -> Non
         "8000:8000": "proxy",
         "127.0.0.1:9901:9901": "proxy",
         "127.0.0.1:3000:3000": "grafana",
+        "127.0.0.1:16686:16686": "jaeger",
     }
     watched = {name for name, service in SERVICES.items() if "watch" in service["networks"]}
-    assert watched == {"proxy", "prometheus", "grafana"}
+    assert watched == {"proxy", "prometheus", "grafana", "jaeger"}
+    assert SERVICES["jaeger"]["profiles"] == ["traces"]  # only where it is asked for
 
 
 def test_compose_environment_fits_the_ready_config(monkeypatch: pytest.MonkeyPatch) -> None:

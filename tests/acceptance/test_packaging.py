@@ -97,8 +97,9 @@ def test_the_image_requires_what_is_pinned_each_by_its_hash() -> None:
     pinned = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines)}
     listed = {canonicalize_name(name): version for name, version, _ in entries}
     assert listed.items() <= pinned.items()
+    otel = PROJECT["optional-dependencies"]["otel"]
     build = ["setuptools", "async-timeout"]  # the latter is redis' on Python before 3.11.3
-    assert set(listed) == needed([*PROJECT["dependencies"], *build])
+    assert set(listed) == needed([*PROJECT["dependencies"], *otel, *build])
 
 
 def test_pinning_the_base_writes_its_digest_and_the_date(tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ OPTIONAL = {"proxy/app_host.py: uvicorn", "proxy/pytest_plugin.py: pytest"}
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("proxy", []), ("tests", ["demo", "dev"])], ids=["proxy", "tests"]
+    ("folder", "extras"), [("proxy", ["otel"]), ("tests", ["demo", "dev"])], ids=["proxy", "tests"]
 )
 def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
     """A fresh environment has all that is imported; only the benchmark's contenders need more."""

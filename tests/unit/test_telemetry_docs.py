@@ -151,7 +151,7 @@ def test_every_metric_with_its_type_and_labels(
     one_upload_of_each_kind(metrics.registry)
     one_of_each_of_the_mirror(metrics.registry)
     TraceMetrics(metrics.registry)
-    OtlpExporter(Otlp(endpoint="http://127.0.0.1:1"), "1", metrics.registry)
+    OtlpExporter(Otlp(), "http://127.0.0.1:1", "1", metrics.registry)
     IdempotencyStage({}, metrics.registry, SystemClock()).count("m", "first")
     everything_about_the_app(metrics, tmp_path)
     documented = {
