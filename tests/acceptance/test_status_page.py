@@ -19,7 +19,7 @@ from tests.browser.chromium import Chromium, missing
 from tests.http1 import PATIENCE
 from tests.http1.client import RawClient
 from tests.http1.process import ProxyProcess, free_port
-from tests.http1.site import get
+from tests.http1.site import Site, get
 from tests.http1.upstream import Upstream, answer, ok, respond
 from tests.jobs_kit import INDEX, PREFIX
 from tests.jobs_site import client_of, new
@@ -484,3 +484,23 @@ def test_the_token_is_asked_for(browser: Chromium) -> None:
         assert json.loads(json.dumps(site.breakers.show("search")))["state"] == "forced_open"
         with silent_console(browser):
             pass
+
+
+def test_two_hundred_routes_are_sorted_by_trouble(browser: Chromium, tmp_path: Path) -> None:
+    """The one that fails comes first, the rest is a click away, and a filter leaves those that
+    want a look."""
+    names = [{"name": f"r{n}", "path": f"/r{n}", "upstream": "app"} for n in range(200)]
+    with Site(tmp_path, {"front": {"routes": names}}) as site:
+        site.upstream.handler = answer(respond(b"no", "500 Oh"))
+        assert site.ask(get("/r150")).status == 500
+        browser.open(f"http://127.0.0.1:{site.proxy.admin_port}")
+        browser.wait_for_text("r150", "#routes tbody tr:nth-child(2)")
+        count = "return document.querySelectorAll('#routes tbody tr:not(.group)').length"
+        assert browser.run(count) == 25
+        browser.click("#routes .more a")
+        browser.wait(lambda: browser.run(count) == 200, "all routes")
+        # By script: the sticky header lies over it after the scrolling.
+        browser.run("document.querySelector(\"#routes nav a[href='/?routes=troubled']\").click()")
+        browser.wait(lambda: browser.run(count) == 1, "the one that fails")
+        assert "r150" in browser.text("#routes")
+        browser.open("about:blank")
