@@ -37,6 +37,7 @@ LOOPS = {
     "mirror:make_video:keeper",
     "mirror:make_video:measure",
     "mirror:make_video:pass-on",
+    "mirror:make_video:queue",
     "shortage-watch",
     "status-recorder",
     "trace-writer",
