@@ -25,6 +25,7 @@ NO_LIMITS = frozenset(
         "mirrors.NAME.cleanup_at",
         "mirrors.NAME.app_breaker",
         "mirrors.NAME.stranded_after",
+        "telemetry.otlp.sample",
         "trace.sample",
         "trace.slow",
         "trace.polls_every",
