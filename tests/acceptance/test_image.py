@@ -70,7 +70,7 @@ def test_every_module_loads_in_the_image(image: image_kit.Build) -> None:
         "import pkgutil, importlib, proxy, pylibmagic, magic, av;"
         "print(magic.from_buffer(b'RIFF0000WAVEfmt ', mime=True), av.__version__);"
         "[importlib.import_module(m.name) for m in pkgutil.walk_packages(proxy.__path__, 'proxy.')"
-        " if not m.name.endswith('__main__')]"
+        " if not m.name.endswith(('__main__', '.pytest_plugin'))]"
     )
     printed, _ = image.run(shlex.join(["python", "-c", program]))
     assert printed.startswith("audio/")
