@@ -39,6 +39,10 @@ class Pool(Model):
     reuse: Literal["always", "idempotent"] = "always"
     """Which requests go on a kept connection. `idempotent`: only those that may be repeated, so
     that a POST never meets a connection that the upstream has closed at this very moment."""
+    keep_abandoned: bool = False
+    """A request whose client has left keeps its connection until the answer begins, or
+    `timeouts.response` is over: for an upstream that works on although its caller is gone, as ASGI
+    servers do."""
 
 
 class OverloadAnswer(Model):

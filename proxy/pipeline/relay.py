@@ -134,6 +134,7 @@ class Relay:
             except ClientLeft:
                 if self.sent:
                     x.silence = max(0.0, (client.eof_at if client.eof else now) - sent)
+                    self._abandon(sent + self._plan.response_timeout)
                 raise
             await client.wait(deadline)
 
@@ -146,6 +147,12 @@ class Relay:
         self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
             await drop_ending(self._ending)
+
+    def _abandon(self, until: float) -> None:
+        """Nobody waits for the answer any more, though the upstream may still work on it. All has
+        been sent, so nothing else is running."""
+        self._released = True
+        self.upstream.pool.abandon(self.upstream, self._client, until)
 
     def send_body(self) -> bool:
         """Move what there is of the request's body to the upstream; whether anything moved."""

@@ -14,6 +14,8 @@ pool, not to who asked, so a caller that leaves wastes nothing. The rules:
     closed to make room.
  6. Clients take turns in the queue: each has one request in a round, its next one in the next round
     (start-time fair queueing). Where the queue is full, the last of who has most waiting gives way.
+ 7. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:
+    the upstream still works on it. It counts as one of its client's in the queue's rounds.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool as PoolConfig
 from proxy.errors import Overloaded
 from proxy.memory_budget import MOST, MemoryBudget
+from proxy.wire.abandoned import Abandoned
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import HeadMemo, ResponseHead, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
@@ -49,14 +52,15 @@ _RESET = (errno.ECONNRESET, errno.EPIPE)
 
 
 class UpstreamStream(Stream):
-    """A connection that we opened to a target. `owner` is the client whose exchange uses it."""
+    """A connection that we opened to a target. `owner` is the client whose exchange uses it, or
+    what stands in for one that has left."""
 
     __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
 
     def __init__(self, pool: TargetPool) -> None:
         super().__init__(pool.memory, pool.sweeper.turns)
         self.pool = pool
-        self.owner: ClientStream | None = None
+        self.owner: ClientStream | Abandoned | None = None
         self.reused = False  # it has already carried an exchange
         self.idle_until = NEVER
         self._poll = select.poll()
@@ -67,7 +71,7 @@ class UpstreamStream(Stream):
         self._poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if error is not None and self.owner is not None:
+        if error is not None and not isinstance(self.owner, Abandoned | None):
             self._read_last_words()
         super().connection_lost(error)
         self.pool.sweeper.discard(self)
@@ -102,6 +106,8 @@ class UpstreamStream(Stream):
     def on_deadline(self) -> None:
         if self.owner is None:
             self.pool.retire(self)
+        elif isinstance(self.owner, Abandoned):
+            self.owner.end()
 
     def read_head(self) -> ResponseHead | None:
         """The response head, or None while it is not complete. Raises `ProtocolError`."""
@@ -154,9 +160,8 @@ class Ticket:
         return self.stream is None and self.error is None
 
 
-def _client(ticket: Ticket) -> object:
-    """Whose it is: the client's share of its listener where there are shares, else its address."""
-    owner = ticket.owner
+def _client(owner: ClientStream) -> object:
+    """Who it is: the client's share of its listener where there are shares, else its address."""
     return owner.host_ip if owner.share is None else owner.share
 
 
@@ -196,6 +201,7 @@ class TargetPool:
         self._round = 0  # of the last one that was served
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
+        self._abandoned: set[Abandoned] = set()  # those in use whose client has left
         self._closed = False
 
     @property
@@ -235,9 +241,10 @@ class TargetPool:
         """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
         been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
         ticket = Ticket(self, owner, fresh=fresh)
-        full, waiting, who = self.full, self._waiting, _client(ticket)
-        latest = max((one.round for one in waiting if _client(one) == who), default=0)
-        ticket.round = max(self._round, latest) + 1
+        full, waiting, who = self.full, self._waiting, _client(owner)
+        latest = max((one.round for one in waiting if _client(one.owner) == who), default=0)
+        served = self._round + sum(one.client == who for one in self._abandoned)
+        ticket.round = max(served, latest) + 1
         if full and not (waiting and waiting[-1].round > ticket.round):
             raise self._overloaded()
         if full:
@@ -270,6 +277,9 @@ class TargetPool:
         """The exchange on `stream` is over. `reusable`: both messages were complete, and the
         connection persists."""
         self._in_use -= 1
+        if isinstance(stream.owner, Abandoned):
+            self._abandoned.discard(stream.owner)
+            stream.deadline = NEVER
         stream.owner = None
         if reusable and not (stream.eof or stream.inbox or stream.transport.is_closing()):
             stream.reused = True
@@ -279,6 +289,21 @@ class TargetPool:
             stream.abort()
             self._dial_for_waiting()
 
+    def abandon(self, stream: UpstreamStream, client: ClientStream, until: float) -> None:
+        """`client` has left after its whole request was sent on `stream`.
+
+        Its place is free when the answer begins (rule 7), the connection ends or the monotonic
+        second `until` is past; at once where such places are not kept.
+        """
+        if self._closed or not self._settings.keep_abandoned:
+            self.release(stream, reusable=False)
+            return
+        stand_in = Abandoned(stream, _client(client))
+        self._abandoned.add(stand_in)
+        stream.owner = stand_in
+        stream.deadline = until
+        stand_in.notify()
+
     def retire(self, stream: UpstreamStream) -> None:
         """An idle connection has ended, has spoken out of turn, or has been idle too long."""
         if stream in self._idle:
@@ -287,9 +312,11 @@ class TargetPool:
         stream.close()
 
     def close(self) -> None:
-        """Close idle connections now, and those in use when they are released. Who waits already,
-        or asks because its exchange began before, is still served."""
+        """Close idle and abandoned connections now, and those in use when they are released. Who
+        waits already, or asks because its exchange began before, is still served."""
         self._closed = True
+        for abandoned in list(self._abandoned):
+            abandoned.end()
         for stream in self._idle:
             stream.close()
         self._idle.clear()

@@ -103,7 +103,7 @@ class Shedding:
         for member in self._sweeper.members:
             if isinstance(member, ClientStream):
                 held[member] = held.get(member, 0) + member.buffered + member.held
-            elif isinstance(member, UpstreamStream) and member.owner is not None:
+            elif isinstance(member, UpstreamStream) and isinstance(member.owner, ClientStream):
                 held[member.owner] = held.get(member.owner, 0) + member.buffered
         fair = int(self._memory.limit * _ENOUGH / 2 / max(1, len(held)))
         spared = max(_LEAST_SPARED, min(_SPARED, fair))
