@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, unquote
 
 from multidict import CIMultiDict, CIMultiDictProxy, MultiDict, MultiDictProxy
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from proxy.config.extensions import UpstreamRef
-from proxy.config.values import Duration, HeaderName, Secret, Size
-from proxy.config.values import Model as Settings
+from proxy.config.values import Duration, HeaderName, Model, Secret, Size
 from proxy.config.values import Share as Ratio
 from proxy.errors import ProxyError
 from proxy.headers import NOT_EDITABLE
@@ -54,6 +53,23 @@ UpstreamName = Annotated[
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+class Settings(Model):
+    """Base of a stage's settings: frozen, and unknown keys are errors. A default that is text is
+    read as a value in the config is: `Duration = "500ms"` is half a second."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        texts = {
+            name: field.default
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, str) and field.validation_alias is None
+        }
+        return {**texts, **given}
 
 
 class Refused(ProxyError):

@@ -46,7 +46,8 @@ def find_stage(name: str) -> type:
         found = load_object(point.value)
     else:
         there = ", ".join(installed()) or "none"
-        raise CannotImport(f"no stage {name!r} is installed (there are: {there})")
+        said = f"no stage {name!r} is installed (there are: {there}; others are MODULE:CLASS)"
+        raise CannotImport(said)
     if not isinstance(found, type) or not callable(getattr(found, "bind", None)):
         raise CannotImport(f"{name!r} is no subclass of proxy.extend.Stage")
     settings = getattr(found, "Settings", None)

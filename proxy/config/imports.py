@@ -6,9 +6,14 @@ A config file is its operator's, who may as well replace the program: nothing is
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
+import traceback
+
+#: Files in a traceback that are not the imported module's.
+_MACHINERY = ("<frozen ", importlib.__file__, __file__)
 
 
 class CannotImport(Exception):
@@ -22,13 +27,28 @@ def load_object(name: str) -> object:
         found: object = _import(module_name)
     except (Exception, SystemExit) as error:  # a script that runs when it is imported
         said = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
-        raise CannotImport(said) from error
+        raise CannotImport(said + _where(module_name, error)) from error
     for part in path.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise CannotImport(f"{name!r}: {module_name} has no {path}") from None
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise CannotImport(f"{name!r}: {module_name} has no {path}{hint}") from None
     return found
+
+
+def _where(name: str, error: BaseException) -> str:
+    """Where to look: at the line that failed, or for the module itself."""
+    if isinstance(error, SyntaxError):
+        return ""  # says so itself
+    frames = traceback.extract_tb(error.__traceback__)
+    code = [f for f in frames if not f.filename.startswith(_MACHINERY)]
+    if code:
+        return f" ({code[-1].filename}, line {code[-1].lineno})"
+    if isinstance(error, ModuleNotFoundError):
+        return f" ({name} is looked for where Python looks, then in {os.getcwd()})"
+    return ""
 
 
 def _import(name: str) -> object:

@@ -223,6 +223,8 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
             refusals[key, kind] = _Refusal(element, key, [wanted], repr(key[-1]))
             continue
         if kind == "missing":
+            if isinstance(element.value, str) and error["loc"][-2:-1] == (element.value,):
+                key = (*key, element.value)  # `use: [NAME]`, short for `{NAME: {}}`
             key = (*key, error["loc"][-1])
             if key in misspelt:
                 continue

@@ -68,9 +68,7 @@ class Extensions:
             hooks: Hooks | None = use.kind(use.settings).bind(route)
             if hooks is None:
                 return None
-            for hook in (hooks.request, hooks.response, hooks.finished):
-                if inspect.iscoroutinefunction(hook):
-                    raise TypeError(f"{hook.__name__} is async: hooks are plain functions")
+            _examine(hooks)
         except (Exception, SystemExit) as error:
             logger.exception("stage not bound", extra={"stage": use.name, "route": route.name})
             said = f"{type(error).__name__}: {error}"
@@ -84,6 +82,35 @@ class Extensions:
         return _Bound(hooks, guard)
 
 
+def _examine(hooks: object) -> None:
+    """Raises `TypeError` for what would fail with every request, or do nothing."""
+    if not isinstance(hooks, Hooks):
+        raise TypeError(f"bind returned {type(hooks).__name__}: expected Hooks or None")
+    for hook, arguments in (
+        (hooks.request, ("request",)),
+        (hooks.response, ("request", "response")),
+        (hooks.finished, ("request", "outcome")),
+    ):
+        if hook is None:
+            continue
+        name = getattr(hook, "__name__", repr(hook))
+        if inspect.iscoroutinefunction(hook):
+            raise TypeError(f"{name} is async: hooks are plain functions")
+        try:
+            signature = inspect.signature(hook)
+        except ValueError:  # some of those written in C have none
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            called = ", ".join(arguments)
+            raise TypeError(f"{name} cannot be called as {name}({called}): {error}") from None
+
+
+def _ineffective(result: object) -> bool:
+    return isinstance(result, BaseException) or inspect.isawaitable(result)
+
+
 class _Guard:
     """Rules 1 and 2, for one stage on one route."""
 
@@ -95,11 +122,16 @@ class _Guard:
         self._slow = slow
         self._quiet_until = 0.0
 
-    def run(self, x: Exchange, work: Callable[[], None]) -> None:
+    def run(self, x: Exchange, work: Callable[[], object]) -> None:
         """Raises the `ProxyError` that the hook refuses with, or `StageFailed`."""
         began = time.perf_counter()
         try:
-            work()
+            result = work()
+            if result is not None and _ineffective(result):
+                kind = type(result).__name__  # it would have no effect: a refusal that lets through
+                raise TypeError(
+                    f"the hook returned {kind}: refusals are raised, hooks are not async"
+                )
         except (ProxyError, KeyboardInterrupt):
             raise
         except (

@@ -49,6 +49,12 @@ class Script(extend.Stage):
             raise LookupError("no table of tenants")
         if do == "nothing":
             return None
+        if do == "no hooks":
+            return self.on_request  # type: ignore[return-value]
+        if do == "arguments":
+            return extend.Hooks(response=self.on_request)  # type: ignore[arg-type]
+        if do.startswith("return"):
+            return extend.Hooks(request=self.returns)  # type: ignore[arg-type]
         if do == "async":
             return extend.Hooks(request=self._later)  # type: ignore[arg-type]
         if do.startswith("answer"):
@@ -59,6 +65,11 @@ class Script(extend.Stage):
 
     async def _later(self, request: extend.Request) -> None:
         pass
+
+    def returns(self, request: extend.Request) -> object:
+        if self.settings.do == "return refusal":
+            return extend.Refused(403, "No")
+        return self._later(request)
 
     def on_request(self, request: extend.Request) -> None:
         SEEN.append(request)
@@ -105,11 +116,24 @@ class Script(extend.Stage):
             raise ZeroDivisionError
 
 
+class Demanding(extend.Stage):
+    """Wants a key, and has defaults as they are written in a config."""
+
+    class Settings(extend.Settings):
+        key: str
+        slow: extend.Duration = "500ms"  # type: ignore[assignment]
+        fast: extend.Duration = 0.1
+        share: extend.Ratio = "20%"  # type: ignore[assignment]
+        secret: extend.Secret = "hush"  # type: ignore[assignment]
+        upstream: extend.UpstreamName = "othr"
+
+
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage, where the config finds it."""
     module: Any = ModuleType("scripts")
     module.Script = Script
+    module.Demanding = Demanding
     module.number = 5
     monkeypatch.setitem(sys.modules, "scripts", module)
     SEEN.clear()
@@ -351,6 +375,8 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
         {"scripts:Script": {"upstream": "othr"}},
         {"scripts:number": None},
         "scripts:Absent",
+        "scripts:Scirpt",
+        "scripts:Demanding",
         "tag-tenant",
         {"a": 1, "b": 2},
         {"scripts:Script": None},
@@ -371,11 +397,81 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{place}[2]: " in said
     assert "'scripts:number' is no subclass of proxy.extend.Stage" in said
     assert "scripts has no Absent" in said
-    assert "no stage 'tag-tenant' is installed (there are: none)" in said
-    assert f"{place}[5]: expected the name of one stage" in said
-    assert f"{place}[6]" not in said
-    assert f"{place}[7]" not in said
+    assert "no stage 'tag-tenant' is installed (there are: none; others are MODULE:CLASS)" in said
+    assert "scripts has no Scirpt (did you mean 'Script'?)" in said
+    assert f"{place}[5].scripts:Demanding.key: expected this key, found nothing" in said
+    assert f"{place}[7]: expected the name of one stage" in said
+    assert f"{place}[8]" not in said
+    assert f"{place}[9]" not in said
     assert "hush" not in said
+
+
+def test_defaults_are_read_as_values_are() -> None:
+    """A stage never gets the text of a duration; a number of seconds is one already."""
+    settings = Demanding.Settings.model_validate({"key": "x"})
+    assert (settings.slow, settings.fast, settings.share) == (0.5, 0.1, 0.2)
+    assert settings.secret.get_secret_value() == "hush"
+
+
+def test_an_upstream_by_default_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that is written."""
+    file = tmp_path / "proxy.yaml"
+    text = yaml.safe_dump(config({"scripts:Demanding": {"key": "x"}}))
+    file.write_text(text, encoding="utf-8")
+    assert main(["check", "--config", str(file)]) == 2
+    assert "did you mean 'other'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("import no_such_thing\n", "No module named 'no_such_thing' ({file}, line 1)"),
+        ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero ({file}, line 2)"),
+        ("def f(:\n", "SyntaxError: invalid syntax (broken_stage.py, line 1)"),
+        (None, "(broken_stage is looked for where Python looks, then in "),
+    ],
+)
+def test_a_module_that_does_not_import_is_told_with_its_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str | None,
+    said: str,
+) -> None:
+    """The line that failed is the module's, not the proxy's."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "broken_stage.py"
+    if module is not None:
+        source.write_text(module, encoding="utf-8")
+    file = tmp_path / "proxy.yaml"
+    file.write_text(yaml.safe_dump(config("broken_stage:Stage")), encoding="utf-8")
+    assert main(["check", "--config", str(file)]) == 2
+    assert said.format(file=source) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        ("no hooks", "bind returned method: expected Hooks or None"),
+        ("arguments", "on_request cannot be called as on_request(request, response): too many"),
+    ],
+)
+async def test_hooks_that_cannot_work_keep_the_proxy_from_starting(do: str, said: str) -> None:
+    """They would fail with every request."""
+    with pytest.raises(CannotStart) as failed:
+        await ReliabilityProxy(config(use(do))).start()
+    assert said in str(failed.value)
+
+
+@pytest.mark.parametrize("do", ["return refusal", "return coroutine"])
+@pytest.mark.filterwarnings("ignore:coroutine")
+async def test_a_refusal_that_is_returned_lets_nothing_through(do: str) -> None:
+    """It would have no effect: the request fails, as if the stage had raised."""
+    async with site(use(do)) as client:
+        answer = await client.get()
+        assert (answer.status, answer.json["code"]) == (500, "stage_failed")
 
 
 class Point:
