@@ -108,8 +108,13 @@ def load_source(
     if overrides:
         more, found = read_mapping(Path("<overrides>"), overrides, environ)
         tree = merge(tree, more)
-        problems += found
+        replaced = [dotted(one.key) for one in more.walk() if not isinstance(one.value, dict)]
+        problems = [one for one in problems if not _within(one.key, replaced)] + found
     return _loaded(name, tree, problems).config
+
+
+def _within(key: str, places: list[str]) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
 def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:

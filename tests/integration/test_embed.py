@@ -145,6 +145,25 @@ async def test_from_a_file_with_overrides(tmp_path: Path, client: aiohttp.Client
         assert (tmp_path / "data" / "trace.db").exists()
 
 
+async def test_a_variable_that_is_overridden_need_not_be_set(
+    client: aiohttp.ClientSession,
+) -> None:
+    """A test puts a value of its own in its place; one that is left is still told of."""
+    settings = CONFIG | {
+        "logging": {"level": "${LEVEL}"},
+        "drain_timeout": "${DRAIN}",
+    }
+    with pytest.raises(ConfigError) as refused:
+        await ReliabilityProxy(settings, {"drain_timeout": "4s"}, environ={}).start()
+    assert [problem.key for problem in refused.value.problems] == ["logging.level"]
+    overrides = {"drain_timeout": "4s", "logging": {"level": "INFO"}}
+    async with (
+        ReliabilityProxy(settings, overrides, environ={}) as proxy,
+        client.get(f"{proxy.admin_url}/api/config") as answer,
+    ):
+        assert (await answer.json())["drain_timeout"] == "4s"
+
+
 async def test_from_a_model(tmp_path: Path, client: aiohttp.ClientSession) -> None:
     """A `Config` serves as well, and apps take the place of its targets."""
     file = tmp_path / "proxy.json"
