@@ -100,6 +100,8 @@ def _numbers(error: BaseException | None) -> Iterator[tuple[int, bool]]:
         seen.append(error)
         if isinstance(error, socket.gaierror):
             yield error.errno or 0, True
+        elif isinstance(error, OSError) and error.errno == errno.EBUSY:
+            yield errno.EBUSY, True  # what libuv makes of a look-up that could open nothing
         elif isinstance(error, ExceptionGroup):
             for one in error.exceptions:
                 yield from _numbers(one)
