@@ -362,6 +362,7 @@ async def test_workers_stay_known_across_a_restart_of_the_proxy(
         await eventually(lambda: "one@test" in requeuer._workers.state.known, "remembered")
 
 
+@pytest.mark.unsteady
 async def test_a_worker_that_has_begun_another_job_since_does_not_keep_the_first(
     redis_server: RedisServer, tmp_path: Path, producer: Producer, caplog: Any
 ) -> None:
@@ -405,6 +406,7 @@ async def test_a_worker_that_has_begun_another_job_since_does_not_keep_the_first
         new_one.kill()
 
 
+@pytest.mark.unsteady
 @pytest.mark.parametrize("trouble", ["redis", "frozen"])
 async def test_an_idle_worker_does_not_get_what_another_is_at(
     redis_server: RedisServer, tmp_path: Path, producer: Producer, trouble: str

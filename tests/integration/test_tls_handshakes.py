@@ -162,6 +162,7 @@ def test_a_shortage_of_descriptors_is_waited_for(site: Site, client: ssl.SSLCont
     site.check()
 
 
+@pytest.mark.unsteady
 def test_the_certificate_and_its_refusals_are_shown(site: Site, client: ssl.SSLContext) -> None:
     """Days left as metric and on the page; a client that does not trust it counts by that reason,
     and one line says so."""

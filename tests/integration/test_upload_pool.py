@@ -136,6 +136,7 @@ async def test_who_is_killed_is_examined_again(
     assert record.__dict__["cause"] == f"killed by {ending.name}"
 
 
+@pytest.mark.unsteady
 async def test_who_is_killed_each_time_is_told_to_come_back(
     pool: ProbePool,
     validator: UploadValidator,
