@@ -1,3 +1,3 @@
-"""A sidecar reliability proxy: see README.md for users and docs/architecture.md for readers."""
+"""A sidecar reliability proxy. Users: README.md. Readers: docs/explanation/architecture.md."""
 
 __version__ = "0.2.0"

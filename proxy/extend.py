@@ -1,8 +1,8 @@
 """Stages of one's own: what a route does with a request and its answer, in Python.
 
-See docs/extending.md. A stage is a subclass of `Stage` with a model of its settings; `bind(route)`
-returns the `Hooks` that it wants there. Everything here is stable: what changes is in the
-changelog.
+See docs/how-to/extending.md. A stage is a subclass of `Stage` with a model of its settings;
+`bind(route)` returns the `Hooks` that it wants there. Everything here is stable: what
+changes is in the changelog.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of an app that stands behind the proxy. See docs/testing.md.
+"""Fixtures for the tests of an app that stands behind the proxy. See docs/how-to/testing.md.
 
 They are plain functions and work with every plugin for asynchronous tests. Nothing of the proxy is
 imported before a test asks for it.

@@ -16,7 +16,8 @@ DEPLOY = ROOT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules"
 SCENARIOS = DEPLOY / "prometheus" / "tests"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "reliability-proxy.json"
-RUNBOOKS = ROOT / "docs" / "runbooks.md"
+RUNBOOKS = ROOT / "docs" / "how-to" / "runbooks.md"
+OBJECTIVES = ROOT / "docs" / "explanation" / "slo.md"
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LABELS = re.compile(r"\{[^}]*\}|\b(?:by|on|without|ignoring|group_left|group_right)\s*\([^)]*\)")

@@ -1,6 +1,6 @@
 """A strict reader of multipart/form-data that yields events while the bytes come.
 
-The parser is defnull's `multipart` in strict mode; docs/uploads.md compares it with
+The parser is defnull's `multipart` in strict mode; docs/explanation/uploads.md compares it with
 `python-multipart`. Around and beyond it:
 1. What stands before the first boundary and behind the last one is dropped, as RFC 2046 §5.1.1
    wants it, up to 4 KiB each; but the boundary must not come again behind the last one.

@@ -1,4 +1,4 @@
-"""docs/testing.md is run as it stands: a folder with its files, and pytest inside."""
+"""docs/how-to/testing.md is run as it stands: a folder with its files, and pytest inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FILE = re.compile(r"^```(?:python|yaml|ini) (\S+)\n(.*?)^```$", re.MULTILINE | 
 
 def write_files(page: str, folder: Path) -> list[str]:
     """Every block of the page whose info string names a file; their names."""
-    files = dict(_FILE.findall((ROOT / "docs" / page).read_text(encoding="utf-8")))
+    files = dict(_FILE.findall((ROOT / "docs" / "how-to" / page).read_text(encoding="utf-8")))
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return list(files)
@@ -51,7 +51,7 @@ def run_tests(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def testing_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of docs/testing.md."""
+    """The files of docs/how-to/testing.md."""
     folder = tmp_path_factory.mktemp("testing")
     write_files("testing.md", folder)
     return folder

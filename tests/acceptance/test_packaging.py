@@ -269,7 +269,7 @@ def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
 
 def test_every_variable_is_in_the_deployment_guide() -> None:
     """What the ready config takes from the environment is told; else only what Compose knows."""
-    guide = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", guide))
     told |= VARIABLES & set(re.findall(r"`([A-Z]+)`", guide))
     example = (ROOT / "deploy" / "example.env").read_text(encoding="utf-8")
@@ -297,7 +297,7 @@ def test_systemd_unit_is_valid(tmp_path: Path) -> None:
 
 def test_the_shorthand_of_the_runbooks_reads_what_the_unit_reads(tmp_path: Path) -> None:
     """`rp` with systemd: the config, and the token from the environment file, quotes and all."""
-    page = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "runbooks.md").read_text(encoding="utf-8")
     (row,) = (line for line in page.splitlines() if line.startswith("| `rp` |"))
     function = row.split(" | ")[2].strip("`")
     assert "sudo " in function

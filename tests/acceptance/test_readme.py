@@ -163,8 +163,8 @@ def test_configs_on_the_page_are_valid(tmp_path: Path) -> None:
 
 def test_links_lead_somewhere() -> None:
     """Relative links in the README and the documentation name files, and headings in them."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    pages += [ROOT / "deploy" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [*sorted(ROOT.glob("*.md")), ROOT / "deploy" / "README.md"]
+    pages += sorted((ROOT / "docs").rglob("*.md"))
     broken = []
     for page in pages:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):

@@ -1,1 +1,4 @@
-"""Side-by-side benchmark of the proxy and its peers; docs/benchmarks.md explains the method."""
+"""Side-by-side benchmark of the proxy and its peers.
+
+The method: docs/explanation/benchmarks.md.
+"""

@@ -19,7 +19,7 @@ from tests.bench.measures import DIRECT
 from tests.bench.race import QUICK, Pace, Race
 from tests.bench.targets import verdicts
 
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
+DOCUMENT = ROOT / "docs" / "explanation" / "benchmarks.md"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +78,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m tests.bench", description="The proxy beside its peers, on one core each."
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run of about a minute")
-    parser.add_argument("--only", metavar="NAME,…", help="these contenders; see docs/benchmarks.md")
+    parser.add_argument(
+        "--only", metavar="NAME,…", help="these contenders; see the docs' benchmarks.md"
+    )
     parser.add_argument("--rounds", type=_positive, metavar="N", help="instead of 3 (quick: 1)")
     parser.add_argument(
         "--out",
@@ -88,7 +90,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="the Markdown report; a JSON of all samples goes beside it",
     )
     parser.add_argument(
-        "--update-docs", action="store_true", help="put the report into docs/benchmarks.md"
+        "--update-docs", action="store_true", help="put the report into the docs' benchmarks.md"
     )
     return parser.parse_args(argv)
 

@@ -154,8 +154,9 @@ async def waiting_call(sidecar: Sidecar) -> Any:
 
 
 def documented() -> list[str]:
-    """The rights of an ACL user for breakers, as docs/redis-rights.md has them."""
-    text = (Path(__file__).parents[2] / "docs" / "redis-rights.md").read_text(encoding="utf-8")
+    """The rights of an ACL user for breakers, as docs/reference/redis-rights.md has them."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "redis-rights.md"
+    text = page.read_text(encoding="utf-8")
     line = re.search(r"^ACL SETUSER proxy-breakers on >PASSWORD (.+)$", text, re.MULTILINE)
     assert line is not None
     return line[1].split()

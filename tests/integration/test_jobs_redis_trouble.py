@@ -31,7 +31,7 @@ from tests.jobs_kit import (
 )
 
 #: As the docs have it.
-MIRROR_ACL = Path(__file__).parents[2] / "docs" / "redis-rights.md"
+MIRROR_ACL = Path(__file__).parents[2] / "docs" / "reference" / "redis-rights.md"
 
 
 #: In Redis; whether SQLite said so in time is a matter of the machine.

@@ -125,7 +125,7 @@ def test_document_needs_its_markers(document: str) -> None:
 
 
 def test_the_committed_document_can_be_updated() -> None:
-    """docs/benchmarks.md has its section."""
+    """docs/explanation/benchmarks.md has its section."""
     assert "new" in report.replace_results(DOCUMENT.read_text(), "new")
 
 

@@ -74,10 +74,10 @@ def test_the_ready_config_is_sound() -> None:
 
 
 def test_the_reference_names_every_key_with_its_default() -> None:
-    """A key added to the schema has its row in docs/configuration.md, with the right default."""
+    """A key added to the schema has its row in configuration.md, with the right default."""
     rows: dict[tuple[str, str], str] = {}
     section = ""
-    for line in (ROOT / "docs" / "configuration.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "reference" / "configuration.md").read_text().splitlines():
         if line.startswith("## "):
             section = line.removeprefix("## ").strip("`").replace("Top level", "")
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]

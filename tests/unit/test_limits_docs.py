@@ -1,4 +1,4 @@
-"""docs/limits.md names every limit, with the default of the model and the values of the code."""
+"""docs/reference/limits.md names every limit, as the models and the code have them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxy.config.json_schema import json_schema
 from proxy.config.units import format_duration, format_size
 from tests.unit.test_config_schema import default_cell
 
-PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "limits.md"
 
 #: Keys with numbers that bound nothing: thresholds, intervals, shares, statuses. A new key with a
 #: number stands either here or on the page.
@@ -89,7 +89,7 @@ def test_the_page_names_every_limit_with_its_default() -> None:
     """A key that takes a number is on the page, or among those that bound nothing."""
     shown = {key.strip("`"): default for key, default, _ in rows(3)}
     known = numeric()
-    assert shown.keys() | NO_LIMITS == known.keys(), "add it to docs/limits.md or to NO_LIMITS"
+    assert shown.keys() | NO_LIMITS == known.keys(), "add it to limits.md or to NO_LIMITS"
     assert not shown.keys() & NO_LIMITS
     assert shown == {key: known[key] for key in shown}
     assert all(effect for _, _, effect in rows(3))

@@ -1,4 +1,4 @@
-"""`docs/observability.md` is complete: what can be seen is explained there."""
+"""`docs/reference/observability.md` is complete: what can be seen is explained there."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
 
 SOURCES = Path(__file__).parents[2] / "proxy"
-PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "observability.md"
 
 
 def section(title: str) -> str:
@@ -218,7 +218,7 @@ def test_every_fact_of_an_upload() -> None:
 
 def test_every_line_that_a_mirror_logs() -> None:
     """Message and fields, in the mirror's own page; and the values of `job_stored`."""
-    page = (PAGE.parent / "job-mirror.md").read_text()
+    page = (PAGE.parents[1] / "explanation" / "job-mirror.md").read_text()
     for source in (PAGE.parents[1] / "proxy" / "jobs").glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             match node:
@@ -276,7 +276,7 @@ def test_every_event() -> None:
 
 def test_the_page_on_traces() -> None:
     """Each cause that can be suspected, each source, each line that the trace logs."""
-    page = (PAGE.parent / "find-out-what-happened.md").read_text()
+    page = (PAGE.parents[1] / "how-to" / "find-out-what-happened.md").read_text()
     causes = {kind for kind, _ in _TROUBLE.values()}
     files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
     for source in files:
