@@ -211,7 +211,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Errors of the proxy, by code",
             "Exchanges that the proxy answered itself; codes are explained in"
-            " docs/reference/observability.md.",
+            " docs/reference/errors.md.",
             "reqps",
             {
                 "{{endpoint}} {{code}}": rate(

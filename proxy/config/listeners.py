@@ -171,7 +171,7 @@ class Upload(Model):
     """What an upload must be. `field` names the one file part of the form; `null` means that the
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
-    for a family of formats (docs/explanation/uploads.md), never for what a client or libmagic
+    for a family of formats (docs/reference/uploads.md), never for what a client or libmagic
     calls it.
     `buffer` is what older files set; it has no effect, since the whole upload waits in the spool
     for its verdict."""

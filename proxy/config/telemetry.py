@@ -84,7 +84,7 @@ class Statsd(Model):
     allow_remote: bool = False
     """Needed for a `bind` off loopback: senders of UDP cannot be told from one another."""
     defaults: bool = True
-    """Declare the families that only the app knows (docs/reference/observability.md)."""
+    """Declare the families that only the app knows (docs/reference/metrics.md)."""
     metrics: dict[MetricName, StatsdMetric] = {}
     """Further families, by name; one of a default's name replaces it."""
     max_series: Annotated[int, Field(ge=1, le=100_000)] = 2000

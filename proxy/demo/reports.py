@@ -1,7 +1,7 @@
 """What the stand-in worker reports about itself through statsd, as an ordinary client would.
 
-Two lines in the real worker, with any statsd client (docs/reference/observability.md); here the
-client is this file, so that the demo needs no further package.
+Two lines in the real worker, with any statsd client (docs/how-to/report-from-the-worker.md); here
+the client is this file, so that the demo needs no further package.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 def documented() -> str:
-    """The Python example of docs/reference/observability.md."""
-    page = (Path(__file__).parents[2] / "docs" / "reference" / "observability.md").read_text()
+    """The Python example of docs/how-to/report-from-the-worker.md."""
+    page = (Path(__file__).parents[2] / "docs/how-to/report-from-the-worker.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     return str(example)
 

@@ -31,8 +31,8 @@ PROMETHEUS_OWN = {"up", "ALERTS", "prometheus_sd_discovered_targets"}
 
 
 def documented() -> set[str]:
-    """The metrics of docs/reference/observability.md; another test keeps it equal to the code."""
-    page = (ROOT / "docs" / "reference" / "observability.md").read_text(encoding="utf-8")
+    """The metrics of docs/reference/metrics.md; another test keeps it equal to the code."""
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     return set(re.findall(r"^\| `([a-z_:]+)` \| (?:counter|gauge|histogram)", page, re.MULTILINE))
 
 

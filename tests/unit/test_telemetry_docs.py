@@ -1,4 +1,4 @@
-"""`docs/reference/observability.md` is complete: what can be seen is explained there."""
+"""The reference is complete: every metric, log field, endpoint and error code is explained."""
 
 from __future__ import annotations
 
@@ -58,21 +58,22 @@ from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
 
 SOURCES = Path(__file__).parents[2] / "proxy"
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "observability.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def section(title: str) -> str:
-    """The text under a heading, up to the next one of its rank or above."""
+def section(page: str, title: str) -> str:
+    """The text of a reference page under a heading, up to the next one of its rank or above."""
     mark = re.escape(title)
     end = rf"(?=^#{{1,{title.count('#')}}} |\Z)"
-    match = re.search(rf"^{mark}\n(.*?){end}", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    text = (DOCS / "reference" / page).read_text(encoding="utf-8")
+    match = re.search(rf"^{mark}\n(.*?){end}", text, re.MULTILINE | re.DOTALL)
     assert match, f"no section {title!r}"
     return match[1]
 
 
-def rows(title: str) -> Iterator[list[str]]:
+def rows(page: str, title: str) -> Iterator[list[str]]:
     """The cells of the section's tables."""
-    for line in section(title).splitlines():
+    for line in section(page, title).splitlines():
         if line.startswith("| `"):
             yield [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -156,7 +157,7 @@ def test_every_metric_with_its_type_and_labels(
     everything_about_the_app(metrics, tmp_path)
     documented = {
         names(row[0])[0]: (row[1].rstrip("*"), set(names(row[2])))
-        for row in rows("## Metrics")
+        for row in rows("metrics.md", "# Metrics")
         if len(row) == 4
     }
     upstream: dict[str, Any] = {
@@ -204,22 +205,24 @@ def test_every_metric_with_its_type_and_labels(
 
 def test_every_log_field() -> None:
     """The fields of ordinary lines and of access lines."""
-    basic = {name for row in rows("### Fields of every line") for name in names(row[0])}
+    basic = {name for row in rows("logs.md", "## Fields of every line") for name in names(row[0])}
     assert basic == {*logs.FIELDS, *logs.OPTIONAL_FIELDS}
-    more = {name for row in rows("### The access line") for name in names(row[0])}
+    more = {name for row in rows("logs.md", "## The access line") for name in names(row[0])}
     assert more == {*access.FIELDS, *access.OPTIONAL_FIELDS} - basic
 
 
 def test_every_fact_of_an_upload() -> None:
     """The fields that `upload:` adds to access lines."""
-    documented = {name for row in rows("### Uploads in the access line") for name in names(row[0])}
+    documented = {
+        name for row in rows("logs.md", "## Uploads in the access line") for name in names(row[0])
+    }
     assert documented == {f"upload_{name}" for name in FACTS}
 
 
 def test_every_line_that_a_mirror_logs() -> None:
     """Message and fields, in the mirror's own page; and the values of `job_stored`."""
-    page = (PAGE.parents[1] / "explanation" / "job-mirror.md").read_text()
-    for source in (PAGE.parents[1] / "proxy" / "jobs").glob("*.py"):
+    page = (DOCS / "reference" / "job-mirror.md").read_text()
+    for source in (SOURCES / "jobs").glob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             match node:
                 case ast.Call(
@@ -245,12 +248,14 @@ def test_every_fact_that_stages_note() -> None:
             case ast.Call(func=ast.Attribute(attr="note"), keywords=keywords):
                 yield from (keyword.arg for keyword in keywords if keyword.arg)
 
-    assert literals(noted) == {names(row[0])[0] for row in rows("### The facts of stages")}
+    assert literals(noted) == {
+        names(row[0])[0] for row in rows("logs.md", "## The facts of stages")
+    }
 
 
 def test_every_reason_not_to_retry() -> None:
     """The values of `no_retry`, but for the one that needs no word (`kind`)."""
-    (row,) = (row for row in rows("### The facts of stages") if row[0] == "`no_retry`")
+    (row,) = (row for row in rows("logs.md", "## The facts of stages") if row[0] == "`no_retry`")
 
     def reasons(node: ast.AST) -> Iterator[str]:
         match node:
@@ -271,12 +276,12 @@ def test_every_event() -> None:
                     case ast.Constant("event"), ast.Constant(name):
                         yield str(name)
 
-    assert literals(events) == {names(row[0])[0] for row in rows("### Events")}
+    assert literals(events) == {names(row[0])[0] for row in rows("logs.md", "## Events")}
 
 
 def test_the_page_on_traces() -> None:
     """Each cause that can be suspected, each source, each line that the trace logs."""
-    page = (PAGE.parents[1] / "how-to" / "find-out-what-happened.md").read_text()
+    page = (DOCS / "how-to" / "find-out-what-happened.md").read_text()
     causes = {kind for kind, _ in _TROUBLE.values()}
     files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
     for source in files:
@@ -298,7 +303,7 @@ def test_every_endpoint_of_the_admin_api() -> None:
     anything = cast(Any, None)
     for part in (Probes, Control, BreakerControl, JobControl, TraceControl):
         part(anything).mount(app.router)
-    documented = {names(row[0])[0] for row in rows("## Admin API")}
+    documented = {names(row[0])[0] for row in rows("admin.md", "## Admin API")}
     for route in app.router.routes():
         if route.method != "HEAD":
             assert route.resource is not None
@@ -315,14 +320,7 @@ def errors(kind: type[ProxyError]) -> Iterator[type[ProxyError]]:
 
 def test_every_error_code_with_its_status() -> None:
     """Of the whole tree, the admin API's own included; and no code that is no more."""
-    documented = {(names(row[0])[0], int(row[1])) for row in rows("## Error codes")}
+    documented = {(names(row[0])[0], int(row[1])) for row in rows("errors.md", "# Error codes")}
     ours = [kind for kind in errors(ProxyError) if kind.__module__.startswith("proxy.")]
     assert StoreAway in ours
     assert documented == {(kind.code, kind.status) for kind in ours}
-
-
-@pytest.mark.parametrize("anchor", re.findall(r"\]\(#([a-z-]+)\)", PAGE.read_text()))
-def test_links_within_the_page_lead_somewhere(anchor: str) -> None:
-    """To a heading."""
-    headings = re.findall(r"^#+ (.+)$", PAGE.read_text(), re.MULTILINE)
-    assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
