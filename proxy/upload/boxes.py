@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_SHORT, _LONG = 8, 16  # bytes of a header
+_SHORT, HEADER = 8, 16  # bytes of a box's header, without and with 64 bits of size
 #: Boxes with nothing but boxes in them, between the index and its tables.
 _PARENTS = frozenset((b"trak", b"mdia", b"minf", b"stbl", b"udta", b"ilst", b"edts"))
 
@@ -33,7 +33,7 @@ def read_header(data: bytes, at: int, last: int) -> Box | None:
         return None
     size, kind, start = int.from_bytes(data[:4], "big"), data[4:8], at + _SHORT
     if size == 1:
-        size, start = int.from_bytes(data[8:16], "big"), at + _LONG
+        size, start = int.from_bytes(data[8:16], "big"), at + HEADER
     end = last if size == 0 else at + size
     return Box(kind, at, start, end) if end >= start else None
 
@@ -42,7 +42,7 @@ def inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
     """The boxes of an index, those that only hold others followed by what they hold."""
     at = start
     while at < end:
-        box = read_header(data[at : at + _LONG], at, end)
+        box = read_header(data[at : at + HEADER], at, end)
         if box is None or box.end > end:
             return
         yield box

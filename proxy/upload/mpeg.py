@@ -47,19 +47,6 @@ def frame_length(header: int) -> int:
     return per_frame * bits // rate + padding
 
 
-def samples_per_frame(header: int) -> int:
-    """Samples in each channel of a frame with this (valid) header: ISO/IEC 11172-3 §2.4.2.1."""
-    layer = 4 - (header >> 17 & 3)
-    if layer == 1:
-        return 384
-    return 576 if layer == 3 and header >> 19 & 3 != 3 else 1152
-
-
-def sampling_rate(header: int) -> int:
-    """Samples a second of a frame with this (valid) header."""
-    return _SAMPLE_RATES[header >> 10 & 3] >> _SLOWER[header >> 19 & 3]
-
-
 def adts_length(header: bytes) -> int:
     """Bytes of the ADTS frame that starts with these 7 bytes; 0 if they are none."""
     if len(header) < 7 or header[0] != 0xFF or header[1] & 0xF6 != 0xF0:

@@ -33,7 +33,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.upload import mpeg
-from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, Family
+from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, WEBM, Family
 from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -55,6 +55,7 @@ _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _LIES = 3  # packets: one may be odd, so many stand for others
 _MAX_LENGTHS = 1024
 _SPREAD = 32 * 1024  # bytes between two packets that are decoded, growing with their number
+_HEADERS = 64  # bytes that Matroska has between two packets
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -70,11 +71,11 @@ class Walk:
     last: int = 0
     packets: int = 0  # that play
     size: int = 0  # bytes of all packets
-    end: int = 0  # where in the file the last packet ended
-    last_size: int = 0  # bytes of the last packet
-    framed: int = 0  # bytes of whole MPEG frames of one kind
-    unframed: int = 0  # bytes since the last of them
-    kind: int | None = None
+    covered: int = 0  # bytes of those that are whole frames
+    end: int = 0  # where in the file the last of them ended
+    last_size: int = 0  # bytes of it
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # before it, that none covers
+    kind: int | None = None  # of MPEG frames
     tried: int = 0
     decoded: int = 0
     lengths: list[float] = field(default_factory=list)  # of decoded packets, for constant codecs
@@ -84,7 +85,6 @@ class Walk:
     inner: float = 0.0  # seconds that the packets say themselves (Opus)
     skipped: float = 0.0  # seconds at the beginning that are decoded, but not played
     next_try: int = 0  # when `size` is there
-    gaps: list[tuple[int, int]] = field(default_factory=list)  # that no packet covers
 
     def seconds(self) -> float:
         """How long it plays; the largest of the measures, if it is larger by more than padding."""
@@ -106,13 +106,6 @@ class Walk:
     def packet_seconds(self) -> float:
         """What each packet plays, 0 where the codec does not make them all alike."""
         return statistics.median(self.lengths) if self.lengths else 0.0
-
-    def require_sound(self) -> None:
-        """Raise `Undecodable` where there is none."""
-        if self.seconds() <= 0:
-            raise Undecodable("no_audio")
-        if not self.decodes:
-            raise Undecodable("undecodable")
 
     @property
     def decodes(self) -> bool:
@@ -153,6 +146,31 @@ def refuse_video(container: InputContainer, family: Family) -> None:
             raise NotAudio(f"{family.media_type} with a video track")
 
 
+def walk_file(file: Any, family: Family, limit: float | None) -> list[Walk]:
+    """The walks through all tracks of a file, from its first byte to its last. Raises the
+    exceptions of refused.py."""
+    with open_container(file, family) as container:
+        streams = audio_streams(container, family)
+        walks = [Walk(float(stream.time_base or 1)) for stream in streams]
+        walk_packets(container, streams, walks, family, limit)
+        refuse_video(container, family)
+        return walks
+
+
+def settle(walks: Sequence[Walk], limit: float | None) -> float:
+    """Seconds of the longest track. Raises `PastLimit`, or `Undecodable` where there is no
+    sound."""
+    seconds = max(walk.seconds() for walk in walks)
+    if limit is not None and seconds > limit + GRACE:
+        raise PastLimit(seconds)
+    best = max(walks, key=lambda walk: (walk.decodes, walk.seconds()))
+    if best.seconds() <= 0:
+        raise Undecodable("no_audio")
+    if not best.decodes:
+        raise Undecodable("undecodable")
+    return seconds
+
+
 def walk_packets(
     container: InputContainer,
     streams: Sequence[AudioStream],
@@ -166,7 +184,8 @@ def walk_packets(
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
     exceptions of refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    framed, gapless, stamped = family is MPEG, family in (AAC, FLAC), family is not OGG
+    placed, stamped = family in (MPEG, AAC, FLAC, WEBM), family is not OGG
+    claims = not placed or family is WEBM
     opus = {
         stream.index
         for stream in streams
@@ -176,36 +195,29 @@ def walk_packets(
     try:
         for packet in container.demux(list(streams)):
             size = packet.size
-            if not size:
-                continue  # the flush at the end
             walk = by_index.get(packet.stream_index)
-            if walk is None:
+            if not size or walk is None:  # none: the flush at the end
                 continue
             duration, stamp = packet.duration or 0, packet.pts
             if duration >= _UNDERFLOW:
                 duration = 0
             walk.size += size
-            if gapless:
-                _note_gap(walk, packet.pos or 0)
-            walk.end, walk.last_size = (packet.pos or 0) + size, size
+            if placed:
+                _cover(walk, packet, size, family)
             if walk.size > walk.next_try or walk.tried < TRY_DECODE:
                 if not walk.tried and family is not MP4:
                     walk.skipped = _skipped(packet)
-                claim = None if framed or gapless else duration * walk.tick
-                _try_decode(walk, packet, claim)
-            if packet.is_discard and duration:
-                continue
-            walk.packets += 1
-            walk.total += duration
-            if stamp is not None and stamped:
-                if walk.first is None:
-                    walk.first = stamp
-                if stamp + duration > walk.last:  # `max()` costs more than all of this
-                    walk.last = stamp + duration
-            if framed:
-                _check_frame(walk, packet, size)
-            elif packet.stream_index in opus:
-                walk.inner += opus_seconds(packet)
+                _try_decode(walk, packet, duration * walk.tick if claims else None)
+            if not (packet.is_discard and duration):
+                walk.packets += 1
+                walk.total += duration
+                if stamp is not None and stamped:
+                    if walk.first is None:
+                        walk.first = stamp
+                    if stamp + duration > walk.last:  # `max()` costs more than all of this
+                        walk.last = stamp + duration
+                if packet.stream_index in opus:
+                    walk.inner += opus_seconds(packet)
             if walk.tried == stop_after:
                 break
             if past is not None and walk.total * walk.tick > past:
@@ -216,13 +228,22 @@ def walk_packets(
             raise Undecodable("broken") from error
 
 
-def _note_gap(walk: Walk, position: int) -> None:
-    if position == walk.end:
-        return
-    if len(walk.gaps) < MAX_ENTRIES:
-        walk.gaps.append((walk.end, position))
-    else:
-        walk.gaps[-1] = (walk.gaps[-1][0], position)
+def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
+    """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 5)."""
+    if family is MPEG:
+        header = _HEADER(packet)[0] if size >= 4 else 0
+        kind = header & mpeg.SAME_KIND
+        same, walk.kind = walk.kind in (None, kind), kind
+        if not same or mpeg.frame_length(header & 0xFFFFFE00) != size:
+            return
+    at = packet.pos or 0
+    if at > walk.end + (_HEADERS if family is WEBM else 0):
+        if len(walk.gaps) == MAX_ENTRIES:
+            walk.gaps[-1] = (walk.gaps[-1][0], at)
+        else:
+            walk.gaps.append((walk.end, at))
+    walk.covered += size
+    walk.end, walk.last_size = max(walk.end, at + size), size
 
 
 def _skipped(packet: Any) -> float:
@@ -232,17 +253,6 @@ def _skipped(packet: Any) -> float:
     samples = _SKIP(packet.get_sidedata("skip_samples"))[0]
     rate = packet.stream.codec_context.sample_rate
     return samples / rate if rate else 0.0
-
-
-def _check_frame(walk: Walk, packet: Any, size: int) -> None:
-    header = _HEADER(packet)[0] if size >= 4 else 0
-    kind = header & mpeg.SAME_KIND
-    same, walk.kind = walk.kind in (None, kind), kind
-    if same and mpeg.frame_length(header & 0xFFFFFE00) == size:
-        walk.framed += size
-        walk.unframed = 0
-    else:
-        walk.unframed += size
 
 
 def opus_seconds(packet: Any) -> float:

@@ -4,16 +4,15 @@ Rules:
 1. A read of bytes that are not there yet waits until the proxy says that they are; that is how
    FFmpeg keeps pace with a slow sender. While a process waits it can be taken off (session.py).
 2. The descriptor's own position is never used: `pread` takes none from anybody.
-3. What only has to be there is not read (`skip_to`, `arrive`).
+3. What only has to be there is not read (`skip`, `arrive`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Final
 
-TAIL: Final = 64 * 1024
+ENDLESS = 1 << 62  # the end of a range that goes on to the end of the file
 _READ = 256 * 1024
 #: Bytes that are waited for at once: fewer turns between two processes.
 _STEP = 256 * 1024
@@ -24,8 +23,8 @@ class SpoolUnreadable(Exception):
 
 
 class Source:
-    """Sequential reader from `position` on. `wait(size)` returns when `size` bytes are there, or
-    all of them: (how many there are, whether that is all). `received` counts those known of."""
+    """A reader from `position` on. `wait(size)` returns when `size` bytes are there, or all of
+    them: (how many there are, whether that is all). `received` counts those known of."""
 
     def __init__(
         self, descriptor: int, received: int, whole: bool, wait: Callable[[int], tuple[int, bool]]
@@ -37,11 +36,6 @@ class Source:
         self.received = received
         self.position = 0
 
-    @property
-    def whole(self) -> bool:
-        """Whether all of the file is known to be there."""
-        return self._whole
-
     def arrive(self, until: int) -> bool:
         """Wait for so many bytes of the file. Whether it has them."""
         while self.received < until and not self._whole:
@@ -50,7 +44,7 @@ class Source:
 
     def drain(self) -> None:
         """Wait for the end. (A walk may stop before trailing bytes that still count.)"""
-        self.arrive(1 << 62)
+        self.arrive(ENDLESS)
 
     def at(self, offset: int, size: int) -> bytes:
         """The bytes there, fewer only at the end of the file; `position` stays."""
@@ -75,29 +69,22 @@ class Source:
         self.arrive(offset + 1)
         return self.at(offset, max(0, min(size, _READ, self.received - offset)))
 
-    def read(self, size: int = _READ) -> bytes:
-        """Up to `size` bytes, empty at the end of the file."""
-        data = self.some(self.position, size)
-        self.position += len(data)
-        return data
-
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, less only at the end of the file; they will be read again."""
         return self.at(self.position, size)
 
     def skip(self, size: int) -> None:
         """Pass over `size` bytes, or to the end of the file."""
-        self.skip_to(self.position + size)
+        self.arrive(self.position + size)
+        self.position = min(self.position + size, self.received)
 
-    def skip_to(self, offset: int) -> bool:
-        """Go to that place of the file, or to its end; whether it has so many bytes."""
-        there = self.arrive(offset)
-        self.position = min(offset, self.received)
-        return there
+    # --- as a file, for FFmpeg ----------------------------------------------------------------
 
-    def back(self, size: int) -> None:
-        """Let the last `size` bytes be read again."""
-        self.position -= size
+    def read(self, size: int = _READ) -> bytes:
+        """Up to `size` bytes, empty at the end of the file."""
+        data = self.some(self.position, size)
+        self.position += len(data)
+        return data
 
     def rewind(self) -> None:
         """Wait for the end and go to the beginning; from now on FFmpeg may `seek`."""
@@ -122,9 +109,18 @@ class Source:
         """Where the next `read` begins."""
         return self.position
 
-    @property
-    def tail(self) -> bytes:
-        """The last bytes of the file, up to 64 KiB; waits for them."""
-        self.drain()
-        start = max(0, self.received - TAIL)
-        return self.at(start, self.received - start)
+
+class Prefixed:
+    """`before`, then what is left of `source`, as a file that cannot seek. So FFmpeg is spared what
+    no decoder needs: it would take its time over comments and pictures, and play the same."""
+
+    def __init__(self, before: bytes, source: Source) -> None:
+        self._before = before
+        self._source = source
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, empty at the end."""
+        if not self._before:
+            return self._source.read(size)
+        data, self._before = self._before[:size], self._before[size:]
+        return data

@@ -33,7 +33,7 @@ def quiet() -> None:
 @given(
     size=st.integers(0, 1_200_000),
     steps=st.lists(
-        st.tuples(st.sampled_from(["read", "peek", "skip", "go", "back"]), st.integers(0, 400_000)),
+        st.tuples(st.sampled_from(["read", "peek", "skip"]), st.integers(0, 400_000)),
         max_size=12,
     ),
 )
@@ -55,14 +55,7 @@ def test_a_growing_file_reads_like_a_whole_one(size: int, steps: list[tuple[str,
             case "skip":
                 source.skip(number)
                 plain.seek(min(at + number, size))
-            case "go":
-                assert source.skip_to(number) == (number <= size)
-                plain.seek(min(number, size))
-            case "back":
-                source.back(min(number, at))
-                plain.seek(at - min(number, at))
         assert source.position == plain.tell()
-    assert source.tail == data[-65_536:]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(-500, 2_000)), max_size=12))
@@ -210,10 +203,10 @@ def test_damaged_headers_are_read_as_ffmpeg_does(
 
 
 def test_too_long_is_known_before_the_end() -> None:
-    """Though the bytes up to the limit are only counted."""
+    """As soon as the samples up to the limit have come."""
     wav = header() + chunk(b"data", NOISE * 4)
     source = Growing(wav)
     with pytest.raises(refused.PastLimit) as past:
         measure.measure(source, families.WAV, 30.0)
-    assert past.value.seconds == pytest.approx(30.3, abs=0.1)
+    assert past.value.seconds == pytest.approx(30.5, abs=0.2)
     assert source.received < 8 * MIB
