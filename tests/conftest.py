@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from proxy import redis_server as servers
 from proxy.redis_server import RedisServer
-
-# Workers that run side by side never draw the same port.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    servers.PORTS = servers.PORTS[number::of]
 
 # The same examples in every run, against no clock: a build fails neither by chance nor because the
 # machine is slow. `--hypothesis-profile=explore` draws others each time, to find what these do not.

@@ -17,7 +17,8 @@ import proxy
 from proxy.demo.guard import Guard
 from proxy.demo.microservices import MICROSERVICES
 from proxy.demo.processes import Child, ChildFailed
-from proxy.redis_server import RedisServer, free_port
+from proxy.ports import free_port, reserve_port
+from proxy.redis_server import RedisServer
 
 CONFIG = Path(proxy.__file__).parent.parent / "config" / "demo.yaml"
 SPEED = 10.0
@@ -57,11 +58,12 @@ class Addresses:
 
 
 def choose_ports() -> Addresses:
-    """The usual ports, each replaced by a free one where it is taken."""
+    """The usual ports, each replaced by a free one where it is taken. They are ours until this
+    process ends: another demo that starts at the same moment takes others."""
     ports: dict[str, int] = {}
     for name, preferred in _PREFERRED.items():
         kind = socket.SOCK_DGRAM if name == "STATSD" else socket.SOCK_STREAM
-        ports[name] = preferred if _is_free(preferred, kind) else free_port(kind=kind)
+        ports[name] = preferred if reserve_port(preferred, kind=kind) else free_port(kind=kind)
     return Addresses(ports)
 
 
@@ -216,14 +218,3 @@ class World:
 
 def _variable(name: str) -> str:
     return name.upper().replace("-", "_")
-
-
-def _is_free(port: int, kind: socket.SocketKind) -> bool:
-    with socket.socket(type=kind) as probe:
-        if kind is socket.SOCK_STREAM:  # as servers do: a port in TIME_WAIT is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -177,7 +177,7 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worlds, "CONFIG", config)
         # Not the usual ports: a demo that somebody starts meanwhile would take them for its own.
-        ports = {name: free_port() for name in worlds.choose_ports().ports}
+        ports = {name: free_port() for name in worlds._PREFERRED}
         patch.setattr(worlds, "choose_ports", lambda: worlds.Addresses(ports))
         async with World() as world, aiohttp.ClientSession() as http:
             operator = Operator(world, http)

@@ -66,6 +66,7 @@ RANKS: dict[str, int] = {
     "proxy.handover": 1,
     "proxy.trace_context": 0,
     "proxy.descriptors": 0,
+    "proxy.ports": 0,
     "proxy.rate_limit": 0,
     "proxy.redis_server": 0,
     "proxy.redis_url": 0,
@@ -82,6 +83,7 @@ NEIGHBOURS = {
     ("proxy.app", "proxy.admin"): "the composition root builds the operator's door too",
     ("proxy.sqlite_file", "proxy.sqlite_readers"): "a file has its readers",
     ("proxy.sqlite_upkeep", "proxy.sqlite_file"): "what one knows, the other acts on",
+    ("proxy.redis_server", "proxy.ports"): "a server needs a port",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
 }
