@@ -51,14 +51,27 @@ class SocketDirectory:
 
 
 async def host(app: object, path: Path) -> HostedApp:
-    """Serve an `aiohttp.web.Application` or an ASGI application on a unix socket. Raises what the
-    application's start-up raises, `TypeError` for what is neither, `RuntimeError` without uvicorn.
-    """
+    """Serve an `aiohttp.web.Application` or an ASGI application on a unix socket, or None: then the
+    socket is there, and refuses every connection. Raises what the application's start-up raises,
+    `TypeError` for what is neither, `RuntimeError` without uvicorn."""
+    if app is None:
+        return _Nobody(path)
     if isinstance(app, web.Application):
         return await _AiohttpApp.start(app, path)
     if callable(app):
         return await _AsgiApp.start(app, path)
     raise TypeError(f"expected an aiohttp or ASGI application, found {type(app).__name__}")
+
+
+class _Nobody:
+    """As a service that is not running, whose port nobody else can take meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+
+    async def stop(self) -> None:
+        self._socket.close()
 
 
 class _AiohttpApp:

@@ -48,7 +48,8 @@ class ReliabilityProxy:
     `overrides` are merged into a mapping or file: mappings key by key, all else as a whole, so that
     a test can start from the config of production. `apps` are served on private unix sockets and
     take the place of the targets of the upstreams they are given for: an `aiohttp.web.Application`,
-    an ASGI application (uvicorn is needed), or the URL of something that runs elsewhere.
+    an ASGI application (uvicorn is needed), the URL of something that runs elsewhere, or None for
+    a service that is not running: connections are refused.
     `free_ports`: listeners, admin and metrics get free ports, whatever the config says. A port 0 is
     always a free one, and so is the admin's where the config does not mention it. `directory` is
     where relative names of SQLite files begin; absent: the current directory. `environ` fills in

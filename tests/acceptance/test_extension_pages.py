@@ -57,7 +57,6 @@ def testing_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.unsteady
 def test_the_tests_of_the_testing_page_pass(testing_page: Path) -> None:
     """Each test of the page passes, and none is skipped or forgotten."""
     assert re.search(r"^4 passed", run_tests(testing_page), re.MULTILINE)

@@ -85,6 +85,19 @@ async def test_an_asgi_app_is_served(client: aiohttp.ClientSession) -> None:
         assert await answer.text() == "/x"
 
 
+async def test_a_service_that_is_not_running(client: aiohttp.ClientSession) -> None:
+    """None refuses connections, whatever else listens on this machine."""
+    target = {"upstreams": {"app": {"connect_patience": "0s"}}}
+    async with (
+        ReliabilityProxy(CONFIG, target, apps={"app": None}) as proxy,
+        client.get(proxy.url("ingress", "/x")) as answer,
+    ):
+        assert answer.status == 502
+        said = await answer.json()
+        assert said["code"] == "upstream_unreachable"
+        assert "Connection refused" in said["detail"]
+
+
 async def test_an_asgi_app_that_does_not_start() -> None:
     """Its failed start is the caller's to see, and nothing is left open."""
 
