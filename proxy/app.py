@@ -44,12 +44,11 @@ from proxy.pipeline.listening import Given
 from proxy.pipeline.sockets import Sockets
 from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis, connect
-from proxy.shortage import DETAILS, SHORTAGES
+from proxy.shortage import DETAILS
 from proxy.spool import Spool
 from proxy.stages import all_stages
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.otel import OtelStage
-from proxy.tasks import TASKS
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.logs import LogControl
@@ -61,6 +60,7 @@ from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool, memory_within
+from proxy.vitals import Vitals
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.shedding import Shedding
 
@@ -112,20 +112,25 @@ class Proxy:
         self._config = config = self._apps.place(config)
         self._logs = logs
         self._clock = SystemClock()
-        self._sweeper = Sweeper(self._clock)
-        self.metrics = Metrics(__version__)
+        self.vitals = vitals = Vitals()
+        self._sweeper = Sweeper(self._clock, vitals.tasks)
+        self.metrics = Metrics(__version__, vitals)
         self.metrics.upstream_connections = self.upstream_connections
         self.metrics.log_lines_dropped = lambda: logs.lines_dropped
         self._memory = MemoryBudget(_budget(config))
         self._spool = Spool(
-            config.spool.dir, config.spool.max_size, self._memory.account("spool"), self._clock
+            config.spool.dir,
+            config.spool.max_size,
+            self._memory.account("spool"),
+            self._clock,
+            vitals.shortages,
         )
         self.metrics.registry.register(SpoolMetrics(self._spool))
-        self._lag = LoopLag(self.metrics.loop_lag)
-        self._shortages = ShortageWatch()
-        self._app_side = AppSide(config, self.metrics, self._clock)
-        self._probes = ProbePool(memory=memory_within(memory_limit()))
-        self._trace = Trace(config.trace, self._clock, self.metrics.registry)
+        self._lag = LoopLag(self.metrics.loop_lag, vitals.tasks)
+        self._shortages = ShortageWatch(vitals)
+        self._app_side = AppSide(config, self.metrics, self._clock, self.vitals)
+        self._probes = ProbePool(vitals.tasks, memory=memory_within(memory_limit()))
+        self._trace = Trace(config.trace, self._clock, self.metrics.registry, vitals.tasks)
         self._mirrors = Mirrors(
             config.mirrors,
             self._redis_client,
@@ -133,6 +138,7 @@ class Proxy:
             self._clock,
             key_prefix=config.redis.key_prefix if config.redis else "",
             told=self._trace.mirror,
+            vitals=vitals,
         )
         self._breakers = BreakerBoard(
             config.upstreams,
@@ -140,9 +146,10 @@ class Proxy:
             redis=config.redis,
             clock=self._clock,
             told=self._trace.breaker,
+            vitals=vitals,
         )
         self._idempotency = IdempotencyStage(
-            self._mirrors.by_name, self.metrics.registry, self._clock
+            self._mirrors.by_name, self.metrics.registry, self._clock, vitals.tasks
         )
         random = Random()  # noqa: S311 (spreads load, guards nothing)
         otlp = config.telemetry.otlp
@@ -165,6 +172,7 @@ class Proxy:
                 self._idempotency,
                 self._memory,
                 otel,
+                vitals.shortages,
             ),
             self._clock,
             self._sweeper,
@@ -173,8 +181,9 @@ class Proxy:
             self._breakers.get,
             self._memory,
             self._spool,
+            vitals,
         )
-        self._watch = Watch(self._clock)
+        self._watch = Watch(self._clock, vitals)
         self.metrics.registry.register(self._watch)
         self.metrics.registry.register(ClientMetrics(self._compiler.shares))
         self._plans = Plans({}, {}, {}, ())
@@ -182,10 +191,16 @@ class Proxy:
         self.metrics.registry.register(MemoryMetrics(self._memory, lambda: self._shedding.shed))
         self._given = given or Given()
         self._sockets = Sockets(
-            self._clock, self._sweeper, self._memory, self.metrics.listener, self._given
+            self._clock,
+            self._sweeper,
+            self._memory,
+            self.metrics.listener,
+            self._given,
+            vitals.shortages,
         )
         self._status = StatusBoard(
-            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch), self._clock
+            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch, vitals),
+            self._clock,
         )
         self._admin = AdminServers(
             self,
@@ -398,7 +413,7 @@ class Proxy:
     async def _take_back(self) -> None:
         """The successor is gone: go on as before."""
         self._app_side.forget()
-        self._app_side = AppSide(self._config, self.metrics, self._clock)
+        self._app_side = AppSide(self._config, self.metrics, self._clock, self.vitals)
         try:
             await self._start_writers(HANDOVER_PATIENCE)
         except OSError as error:
@@ -508,13 +523,13 @@ class Proxy:
             return
         await self._app_side.stop()
         self._app_side.forget()
-        self._app_side = AppSide(config, self.metrics, self._clock)
+        self._app_side = AppSide(config, self.metrics, self._clock, self.vitals)
         try:
             self._app_side.start()
         except OSError:
             await self._app_side.stop()
             self._app_side.forget()
-            self._app_side = AppSide(self._config, self.metrics, self._clock)
+            self._app_side = AppSide(self._config, self.metrics, self._clock, self.vitals)
             self._app_side.start()
             raise
 
@@ -578,7 +593,7 @@ class Proxy:
         state = "draining" if self._draining else "serving"
         listening = Check(ok=state == "serving", detail=state)
         checks = {"listeners": listening}
-        dying = [task for task in TASKS.reports() if task.troubled]
+        dying = [task for task in self.vitals.tasks.reports() if task.troubled]
         checks["tasks"] = Check(
             ok=not dying,
             detail="; ".join(f"{task.name} keeps dying ({task.error})" for task in dying)
@@ -615,7 +630,7 @@ class Proxy:
         if (store := self._trace.store) is not None and store.degraded:
             detail = f"the trace cannot be written: {store.degraded}"
             checks["trace"] = Check(ok=False, detail=detail)
-        for reason in SHORTAGES.current():
+        for reason in self.vitals.shortages.current():
             checks[f"shortage:{reason}"] = Check(ok=False, detail=DETAILS[reason])
         for name, plan in self._plans.listeners.items():
             gateway = plan.shares.hint.gateway if plan.shares is not None else None

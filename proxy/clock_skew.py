@@ -46,6 +46,3 @@ class ClockSkews:
         ours = self._now()
         # Anything within its second.
         self.seconds[source] = min(max(ours, theirs), theirs + 1.0) - ours
-
-
-SKEWS = ClockSkews()

@@ -110,6 +110,7 @@ _AUTHORITY = re.compile(
 )
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+#: Random numbers in store: whichever proxy of the process takes one, nobody takes it again.
 _random: list[str] = []
 
 

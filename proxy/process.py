@@ -21,7 +21,7 @@ from proxy.handover import HandoverFailed, Predecessor
 from proxy.memory import collect_rarely, keep_freed_memory
 from proxy.pipeline.listening import Given
 from proxy.systemd import Notifier, given_sockets
-from proxy.tasks import TASKS, Supervised
+from proxy.tasks import Supervised
 from proxy.telemetry.logs import Logs
 from proxy.telemetry.outputs import fill_standard_descriptors
 
@@ -88,7 +88,7 @@ async def _run(proxy: Callable[[], Proxy], logs: Logs, predecessor: Predecessor 
     loop.add_signal_handler(signal.SIGHUP, asked.put_nowait, "reload")
     loop.add_signal_handler(signal.SIGUSR1, logs.reopen)
     loop.add_signal_handler(signal.SIGUSR2, asked.put_nowait, "upgrade")
-    TASKS.fatal = lambda name: asked.put_nowait(f"{_FATAL}{name}")
+    running.vitals.tasks.fatal = lambda name: asked.put_nowait(f"{_FATAL}{name}")
 
     def handed_over(pid: int) -> None:
         notifier.notify(MAINPID=pid)
@@ -97,7 +97,7 @@ async def _run(proxy: Callable[[], Proxy], logs: Logs, predecessor: Predecessor 
     running.on_handed_over = handed_over
     what = await _started(running, asked, predecessor)
     collect_rarely()
-    watchdog = Supervised("watchdog", partial(_signs_of_life, notifier))
+    watchdog = Supervised("watchdog", partial(_signs_of_life, notifier), running.vitals.tasks)
     if what is None or what in _WHILE_SERVING:
         if predecessor is not None:
             predecessor.serving(running.taken_over())

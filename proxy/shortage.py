@@ -114,7 +114,7 @@ def _numbers(error: BaseException | None) -> Iterator[tuple[int, bool]]:
 
 
 class Shortages:
-    """The episodes of this process (rule 4). `now` is in monotonic seconds."""
+    """The episodes of one proxy (rule 4). `clock` gives monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -151,7 +151,3 @@ class Shortages:
     def current(self) -> Iterable[str]:
         """The shortages that are not over."""
         return tuple(self._last)
-
-
-#: Descriptors, ports and memory belong to the process, and so does the record of their shortages.
-SHORTAGES = Shortages()

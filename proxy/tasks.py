@@ -7,7 +7,8 @@
 3. A `vital` one that goes on dying takes the process down: a supervisor that starts it anew is
    better than a proxy that looks well and is not.
 4. Being cancelled by the owner is no death. A `CancelledError` that nobody asked for is one.
-5. `TASKS` knows all of the process: `/readyz`, the metrics and the status page read it there.
+5. The `Tasks` of a proxy know all of its own: `/readyz`, the metrics and the status page read
+   them there. Several proxies may run in one process, and none answers for another's.
 
 What belongs to a request or a connection, and ends with it, is not for this file.
 """
@@ -59,10 +60,10 @@ class Supervised:
         self,
         name: str,
         work: Work,
+        registry: Tasks,
         *,
         ends: bool = False,
         vital: bool = False,
-        registry: Tasks | None = None,
     ) -> None:
         self.name = name
         self.state: State = "new"
@@ -70,7 +71,7 @@ class Supervised:
         self._work = work
         self._ends = ends
         self._vital = vital
-        self._registry = TASKS if registry is None else registry
+        self._registry = registry
         self._recent: deque[float] = deque(maxlen=max(TROUBLED[0], FATAL[0]))
         self._error: BaseException | None = None
         self._injected: Exception | None = None
@@ -188,7 +189,7 @@ class Supervised:
 
 
 class Tasks:
-    """The background tasks of a process. `fatal(name)` is called when it cannot go on."""
+    """The background tasks of a proxy. `fatal(name)` is called when it cannot go on."""
 
     def __init__(self) -> None:
         self.deaths: Counter[str] = Counter()
@@ -217,7 +218,3 @@ class Tasks:
     def reports(self) -> list[TaskReport]:
         """How each is, in the order of their starts."""
         return [task.report() for task in self._running]
-
-
-TASKS = Tasks()
-"""Those of this process."""

@@ -33,6 +33,7 @@ from proxy.pipeline.watch import Watch
 from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
+from proxy.vitals import Vitals
 from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 
@@ -132,7 +133,9 @@ class Site:
         )
         self.proxy = FakeProxy(self.metrics)
         self.board = StatusBoard(
-            Sources(self.proxy, self.metrics, self.breakers, self.mirrors, Watch(self.clock)),
+            Sources(
+                self.proxy, self.metrics, self.breakers, self.mirrors, Watch(self.clock), Vitals()
+            ),
             self.clock,
             tick=tick,
             step=0.02,

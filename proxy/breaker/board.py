@@ -23,6 +23,7 @@ from proxy.config.schema import Redis
 from proxy.config.upstreams import Upstream
 from proxy.errors import BadRequest
 from proxy.redis_client import address_of
+from proxy.vitals import Vitals
 
 Action = Literal["open", "close", "reset"]
 
@@ -52,7 +53,9 @@ class BreakerBoard:
         clock: Clock | None = None,
         owner: str | None = None,
         told: Callable[[str, Transition], None] | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
+        self._vitals = vitals or Vitals()
         self._clock = clock or SystemClock()
         self._redis = redis
         self.owner = owner or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -102,13 +105,19 @@ class BreakerBoard:
         a breaker that the fleet has opened should be open here before the first request."""
         if self._redis is None:
             return
-        store = BreakerStore(self._redis, owner=self.owner, key_prefix=self._redis.key_prefix)
+        store = BreakerStore(
+            self._redis,
+            owner=self.owner,
+            key_prefix=self._redis.key_prefix,
+            vitals=self._vitals,
+        )
         self._store = store
         self._sync = FleetSync(
             self._breakers,
             store,
             clock=self._clock,
             where=str(address_of(self._redis)),
+            tasks=self._vitals.tasks,
             told_reachable=self.metrics.reachable,
             told_delay=self.metrics.delay.observe,
         )

@@ -19,8 +19,8 @@ from proxy.breaker.ejection import TargetHealth
 from proxy.clock import Clock, SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Health as HealthRules
-from proxy.shortage import SHORTAGES
 from proxy.tasks import Supervised
+from proxy.vitals import Vitals
 
 _log = logging.getLogger("proxy.health")
 
@@ -54,6 +54,7 @@ class HealthProber:
         *,
         server_name: str | None = None,
         clock: Clock | None = None,
+        vitals: Vitals | None = None,
         on_answer: Callable[[str, int | None, float], None] | None = None,
     ) -> None:
         self._name = name
@@ -63,8 +64,10 @@ class HealthProber:
         self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
+        vitals = vitals or Vitals()
+        self._shortages = vitals.shortages
         self._tasks = [
-            Supervised(f"health-{name}-{label}", partial(self._watch, label, target))
+            Supervised(f"health-{name}-{label}", partial(self._watch, label, target), vitals.tasks)
             for label, target in targets.items()
         ]
 
@@ -116,7 +119,7 @@ class HealthProber:
         except TimeoutError:
             return None, f"no answer within {self._rules.timeout:g}s"
         except (OSError, ValueError) as error:
-            if SHORTAGES.check(error, f"a health check of {target.address}") is not None:
+            if self._shortages.check(error, f"a health check of {target.address}") is not None:
                 raise NotAsked from error
             return None, f"{type(error).__name__}: {error}".rstrip(": ")[:200]
         return status, None if 200 <= status < 400 else f"status {status}"

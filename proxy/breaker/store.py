@@ -18,9 +18,9 @@ from proxy.breaker import scripts
 from proxy.breaker.circuit import CircuitBreaker
 from proxy.breaker.messages import Failure, Glance, LogEntry, Notice, Report, Snapshot
 from proxy.breaker.states import State
-from proxy.clock_skew import SKEWS
 from proxy.redis_client import RedisSettings, address_of, connect, connect_listener
-from proxy.shortage import DETAILS, SHORTAGES
+from proxy.shortage import DETAILS
+from proxy.vitals import Vitals
 
 #: Keys live this long after their last change (and after the end of an open time).
 KEY_TTL = 7 * 86400.0
@@ -56,9 +56,12 @@ class StoreError(Exception):
 class BreakerStore:
     """The breakers' shared state in one Redis. Bound to the running loop; `close` when done."""
 
-    def __init__(self, settings: RedisSettings, *, owner: str, key_prefix: str = "") -> None:
+    def __init__(
+        self, settings: RedisSettings, *, owner: str, vitals: Vitals, key_prefix: str = ""
+    ) -> None:
         self._settings = settings
         self._owner = owner
+        self._vitals = vitals
         self._prefix = key_prefix
         self._named = True
         self._clustered = address_of(settings).kind == "cluster"
@@ -153,7 +156,7 @@ class BreakerStore:
         except NoPermissionError as error:
             self._lacks("publish", error)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(_told(error)) from error
+            raise StoreError(self._told(error)) from error
 
     async def listen(self) -> AsyncIterator[Notice]:
         """What comes over the channel; an empty notice when the subscription stands, and whenever
@@ -192,9 +195,9 @@ class BreakerStore:
                 self._named = False
             else:
                 self._lacks("subscribe", error)
-            raise StoreError(_told(error)) from error
+            raise StoreError(self._told(error)) from error
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(_told(error)) from error
+            raise StoreError(self._told(error)) from error
         finally:
             await _quietly_close(channel, client)
 
@@ -230,7 +233,7 @@ class BreakerStore:
     async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
         packed = self._arguments(breaker, more)
         news = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
-        SKEWS.note("redis", news.server_time)
+        self._vitals.skews.note("redis", news.server_time)
         if news.unpublished:
             self._lacks("publish", news.unpublished)
         return news
@@ -246,14 +249,14 @@ class BreakerStore:
                     return await client.eval(script, len(keys), *keys, packed)
             except NoPermissionError as error:
                 if not self._is_about_name(error):
-                    raise StoreError(_told(error)) from error
+                    raise StoreError(self._told(error)) from error
                 self._lacks("client", error)
                 self._named = False
                 await _quietly_close(self._client)
                 self._client = connect(self._settings, client_name=None)
                 self._client_named = False
             except (RedisError, OSError, TimeoutError) as error:
-                raise StoreError(_told(error)) from error
+                raise StoreError(self._told(error)) from error
 
     def _is_about_name(self, error: NoPermissionError) -> bool:
         """Whether it was CLIENT SETNAME that was refused. The name is for people who read CLIENT
@@ -262,6 +265,12 @@ class BreakerStore:
 
     def _name(self, suffix: str = "") -> str | None:
         return f"reliability-proxy-breakers-{self._owner}{suffix}" if self._named else None
+
+    def _told(self, error: BaseException) -> str:
+        ours = self._vitals.shortages.check(error, "the connection to Redis")
+        if ours is not None:
+            return DETAILS[ours]
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
     def _lacks(self, right: str, error: object) -> None:
         """A right is missing that is not worth doing without Redis for: one warning for each."""
@@ -275,6 +284,7 @@ class BreakerStore:
         )
 
 
+#: Of the scripts above, which are the same for everybody.
 _digests: dict[str, str] = {}
 
 
@@ -282,13 +292,6 @@ def _digest(script: str) -> str:
     if script not in _digests:
         _digests[script] = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
     return _digests[script]
-
-
-def _told(error: BaseException) -> str:
-    ours = SHORTAGES.check(error, "the connection to Redis")
-    if ours is not None:
-        return DETAILS[ours]
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
 
 async def _quietly_close(*resources: Any) -> None:

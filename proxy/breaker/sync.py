@@ -30,7 +30,7 @@ from proxy.breaker.messages import Notice, Report, Snapshot
 from proxy.breaker.states import State
 from proxy.breaker.store import BreakerStore, StoreError
 from proxy.clock import Clock
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 
 #: Seconds that ordinary outcomes are gathered before they are sent. Trips and probes go at once.
 GATHER = 0.05
@@ -68,6 +68,7 @@ class FleetSync:
         *,
         clock: Clock,
         where: str,
+        tasks: Tasks | None = None,
         told_reachable: Callable[[bool], None] = lambda _up: None,
         told_delay: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
@@ -89,8 +90,9 @@ class FleetSync:
         self._noticed: set[str] = set()  # breakers that others say they have changed
         self._look_at = 0.0
         self._stopping = False
-        self._worker = Supervised("breaker-sync", self._work, ends=True)
-        self._listener = Supervised("breaker-listen", self._listen)
+        tasks = tasks or Tasks()
+        self._worker = Supervised("breaker-sync", self._work, tasks, ends=True)
+        self._listener = Supervised("breaker-listen", self._listen, tasks)
         self.first_try = asyncio.Event()
 
     def start(self) -> None:

@@ -46,7 +46,7 @@ from proxy.jobs.restore import Continuity, Life, Tally, continuity, same_history
 from proxy.jobs.restorer import FLUSH_PATIENCE, Restorer
 from proxy.jobs.rights import PROBE_ID, MissingRight, missing, needed, write_probe
 from proxy.jobs.waiting import happened
-from proxy.tasks import TASKS
+from proxy.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Keeper:
         *,
         mode: CaptureMode = "tracking",
         key_prefix: str = "",
+        vitals: Vitals,
         tell: Tell = silence,
         counting_key: str | None = None,
     ) -> None:
@@ -95,6 +96,7 @@ class Keeper:
         self.link: Link | None = None
         self.pattern = KeyPattern.parse(settings.key)
         self._name = name
+        self._vitals = vitals
         self._settings = settings
         self._factory = factory
         self._ledger = ledger
@@ -213,6 +215,7 @@ class Keeper:
         link = Link(
             self._factory,
             prefixes,
+            self._vitals,
             on_changed=self._changed,
             on_flushed=flushed,
             mode=self._mode,
@@ -240,7 +243,7 @@ class Keeper:
         except Exception as unexpected:
             # A fault of ours must not end the mirror for good: say it, and begin anew.
             log.exception("mirror session failed", extra={"mirror": self._name})
-            TASKS.died(f"mirror:{self._name}:session")
+            self._vitals.tasks.died(f"mirror:{self._name}:session")
             return f"internal error: {unexpected!r}"
         finally:
             if self.link is not None:

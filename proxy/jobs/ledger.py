@@ -36,7 +36,7 @@ from proxy.jobs.pipeline_events import MOST_EVENTS
 from proxy.jobs.records import Head, Row, Tombstone, read_row
 from proxy.jobs.waiting import happened, settled
 from proxy.sqlite_upkeep import LOOK, Upkeep
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Ledger:
         self,
         path: Path,
         clock: Clock,
+        tasks: Tasks | None = None,
         *,
         keep_versions: int = 50,
         on_gap: Callable[[str], None] = lambda reason: None,
@@ -99,7 +100,9 @@ class Ledger:
         self._gap = False
         self._wake = asyncio.Event()
         self._stopping = False
-        self._writer = Supervised(f"ledger-writer:{path.name}", self._run, ends=True)
+        self._writer = Supervised(
+            f"ledger-writer:{path.name}", self._run, tasks or Tasks(), ends=True
+        )
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ from proxy.jobs.requeue.starter import CannotRequeue, Requeued
 from proxy.jobs.restore import Tally
 from proxy.jobs.waiting import settled
 from proxy.tasks import Supervised
+from proxy.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,11 @@ class Mirror:
         mode: CaptureMode = "tracking",
         key_prefix: str = "",
         tell: Tell = silence,
+        vitals: Vitals | None = None,
     ) -> None:
+        vitals = vitals or Vitals()
         self.name = name
+        self._registry = vitals.tasks
         self._tell = tell
         self.settings = settings
         self._clock = clock
@@ -136,6 +140,7 @@ class Mirror:
         self._ledger = Ledger(
             settings.sqlite,
             clock,
+            vitals.tasks,
             keep_versions=settings.keep_versions,
             on_gap=self._fill_gap,
             on_commit=self._committed,
@@ -151,6 +156,7 @@ class Mirror:
             mode=mode,
             key_prefix=key_prefix,
             tell=tell,
+            vitals=vitals,
             counting_key=None
             if settings.job_metrics is None
             else lease_key(settings.key.replace("{job_id}", ""), key_prefix),
@@ -241,7 +247,9 @@ class Mirror:
             await self._counting.begin()
             loops["counting"] = self._counting.run
         for duty, work in loops.items():
-            self._tasks.append(Supervised(f"mirror:{self.name}:{duty}", work).start())
+            self._tasks.append(
+                Supervised(f"mirror:{self.name}:{duty}", work, self._registry).start()
+            )
 
     async def _recall_active(self) -> None:
         since = self._clock.time() - self.settings.stranded_after

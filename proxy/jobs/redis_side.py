@@ -33,9 +33,9 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from proxy.clock_skew import SKEWS
 from proxy.redis_client import MasterFinder, master_finder
-from proxy.shortage import DETAILS, SHORTAGES
+from proxy.shortage import DETAILS
+from proxy.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class Facts:
     `flushes` counts FLUSHALL, FLUSHDB and SWAPDB since the server (or its statistics) began.
     `replication` names the history of the data: it changes when a replica becomes the master.
     `commands` counts all commands; it moves backwards when the statistics were reset.
+    `server_time` is the server's clock, in Unix seconds.
     """
 
     run_id: str | None
@@ -86,6 +87,7 @@ class Facts:
     replication: str | None = None
     replica: bool = False
     commands: int | None = None
+    server_time: float | None = None
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Link:
         self,
         factory: ClientFactory,
         prefixes: Sequence[str],
+        vitals: Vitals,
         *,
         on_changed: Callable[[list[bytes]], None],
         on_flushed: Callable[[], None],
@@ -122,6 +125,7 @@ class Link:
         self.refused: dict[str, str] = {}  #: rights that are missing, with the server's words
         self.finder: MasterFinder | None = None  #: where there are Sentinels to ask
         self._factory = factory
+        self._vitals = vitals
         self._prefixes = tuple(prefixes)
         self._on_changed = on_changed
         self._on_flushed = on_flushed
@@ -149,7 +153,7 @@ class Link:
                     await self._connect(2)
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
-            ours = SHORTAGES.check(error, "the connection to Redis")
+            ours = self._vitals.shortages.check(error, "the connection to Redis")
             reason = DETAILS[ours] if ours is not None else str(error)
             raise RedisLost(reason or type(error).__name__) from error
         parser: Any = getattr(self._connection, "_parser", None)
@@ -279,7 +283,10 @@ class Link:
             reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
             for reply in replies
         ]
-        return parse_facts("\n".join(texts))
+        facts = parse_facts("\n".join(texts))
+        if facts.server_time is not None:
+            self._vitals.skews.note("redis", facts.server_time)
+        return facts
 
     async def _choose_capture(self) -> None:
         """The best way to be told of changes that this server grants."""
@@ -437,8 +444,7 @@ def parse_facts(info: str) -> Facts:
     """Read the text of INFO. A section that was refused leaves its facts None."""
     fields = dict(line.strip().split(":", 1) for line in info.splitlines() if ":" in line)
     statistics = "cmdstat_" in info
-    if (micros := _number(fields.get("server_time_usec"))) is not None:
-        SKEWS.note("redis", micros / 1e6)
+    micros = _number(fields.get("server_time_usec"))
     return Facts(
         run_id=fields.get("run_id"),
         flushes=sum(int(count) for count in _FLUSH.findall(info)) if statistics else None,
@@ -447,6 +453,7 @@ def parse_facts(info: str) -> Facts:
         replication=fields.get("master_replid"),
         replica=fields.get("role") == "slave",
         commands=_number(fields.get("total_commands_processed")),
+        server_time=None if micros is None else micros / 1e6,
     )
 
 

@@ -15,6 +15,7 @@ from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.news import silence
 from proxy.jobs.redis_side import ClientFactory
+from proxy.vitals import Vitals
 
 
 class Mirrors:
@@ -30,6 +31,7 @@ class Mirrors:
         *,
         key_prefix: str = "",
         told: Callable[[str, str, dict[str, object]], None] | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
         metrics = JobMetrics(registry)
         self.by_name = {
@@ -41,6 +43,7 @@ class Mirrors:
                 clock,
                 key_prefix=key_prefix,
                 tell=partial(told, name) if told is not None else silence,
+                vitals=vitals,
             )
             for name, one in settings.items()
         }

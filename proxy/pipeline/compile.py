@@ -42,6 +42,7 @@ from proxy.pipeline.plan import (
 )
 from proxy.pipeline.router import RouteTable
 from proxy.spool import Spool
+from proxy.vitals import Vitals
 from proxy.wire.client import Limits
 from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.pool import TargetPool, Upstream
@@ -105,7 +106,9 @@ class Compiler:
         breaker_of: Callable[[str], CircuitBreaker | None],
         memory: MemoryBudget,
         spool: Spool,
+        vitals: Vitals | None = None,
     ) -> None:
+        self._vitals = vitals or Vitals()
         self._stages = stages
         self._clock = clock
         self._sweeper = sweeper
@@ -220,6 +223,7 @@ class Compiler:
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
             spool=self._spool,
+            vitals=self._vitals,
             buffer_request=config.buffering.request,
             buffer_response=config.buffering.response,
             breaker=self._breaker_of(name) if config.breaker else None,

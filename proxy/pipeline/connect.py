@@ -66,7 +66,7 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         if isinstance(answer, UpstreamStream):
             x.connect_time = client.clock.monotonic() - began
             return answer
-        ours = own_shortage(answer, plan.name, pool.label)
+        ours = own_shortage(answer, plan, pool.label)
         if ours is not None:
             short = ours
         else:

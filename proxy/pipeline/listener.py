@@ -17,6 +17,7 @@ from proxy.pipeline.listening import duplicate, stop_taking, waiting
 from proxy.pipeline.plan import ListenerPlan
 from proxy.pipeline.serve import Service
 from proxy.pipeline.tls_accept import TlsAcceptor
+from proxy.shortage import Shortages
 from proxy.telemetry.tally import ListenerTally
 from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
@@ -50,7 +51,9 @@ class ListenerRuntime:
         sweeper: Sweeper,
         memory: MemoryBudget,
         tally: ListenerTally,
+        shortages: Shortages,
     ) -> None:
+        self._shortages = shortages
         self.service = Service(plan)
         self.clients: set[ClientStream] = set()
         # Connections without a complete request head so far, the oldest first, and since when.
@@ -107,6 +110,7 @@ class ListenerRuntime:
                 self._tls,
                 self,
                 lambda: self.service.plan.header_timeout,
+                self._shortages,
             )
             self._acceptor.start(_BACKLOG)
             return

@@ -20,7 +20,7 @@ from proxy.breaker.states import State
 from proxy.errors import Overloaded
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import UpstreamPlan
-from proxy.shortage import DETAILS, SHORTAGES
+from proxy.shortage import DETAILS
 
 #: Seconds for which a probe's answer must flow to be a good one.
 _FLOWS = 1.0
@@ -114,15 +114,15 @@ def refuses(breaker: CircuitBreaker, now: float) -> bool:
     return breaker.state in _REFUSING and now < breaker.until
 
 
-def own_shortage(error: BaseException | None, upstream: str, target: str) -> Overloaded | None:
+def own_shortage(error: BaseException | None, plan: UpstreamPlan, target: str) -> Overloaded | None:
     """What to answer where `error` comes from a shortage of ours (rule 4), which is put on record;
     None for every other error."""
-    reason = SHORTAGES.check(error, f"the connection to {target}")
+    reason = plan.vitals.shortages.check(error, f"the connection to {target}")
     if reason is None:
         return None
     return Overloaded(
-        f"Upstream {upstream} was not asked: {DETAILS[reason]}",
-        upstream=upstream,
+        f"Upstream {plan.name} was not asked: {DETAILS[reason]}",
+        upstream=plan.name,
         retry_after=SHORTAGE_RETRY_AFTER,
         reason=reason,
     )

@@ -21,6 +21,7 @@ from proxy.pipeline.fair_shares import FairShares, trusted
 from proxy.pipeline.field_edits import FieldEdits
 from proxy.pipeline.router import RouteTable
 from proxy.spool import Spool
+from proxy.vitals import Vitals
 from proxy.wire.client import Limits
 from proxy.wire.codec import RequestHead, ResponseHead
 from proxy.wire.deadlines import NEVER
@@ -48,6 +49,7 @@ class UpstreamPlan:
     connect_patience: float
     preserve_host: bool
     spool: Spool
+    vitals: Vitals
     buffer_request: bool = False
     buffer_response: bool = False
     breaker: CircuitBreaker | None = None

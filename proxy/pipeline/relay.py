@@ -279,7 +279,7 @@ class Relay:
         """The error to answer with where the connection has ended for want of something of ours:
         memory to send with, say."""
         upstream = self.upstream
-        return own_shortage(upstream.error, self._plan.name, upstream.pool.label)
+        return own_shortage(upstream.error, self._plan, upstream.pool.label)
 
     def _broken_off(self) -> Exception:
         ours = self.own_shortage()

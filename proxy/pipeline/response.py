@@ -15,7 +15,6 @@ Rules
 
 from __future__ import annotations
 
-from proxy.clock_skew import SKEWS
 from proxy.errors import ClientLeft, Overloaded, ProxyError, UpstreamFailure, UpstreamReset
 from proxy.errors import UpstreamTimeout as Timeout
 from proxy.memory_budget import Holding
@@ -237,8 +236,8 @@ class Response:
         if self._relay.sent:
             x.drop_body()
         self._relay.moved = self._taken = now = self._clock.monotonic()
-        if head.dated and SKEWS.wants(self._plan.name, now):
-            SKEWS.note_date(self._plan.name, _date(head))
+        if head.dated and self._plan.vitals.skews.wants(self._plan.name, now):
+            self._plan.vitals.skews.note_date(self._plan.name, _date(head))
         return response_head(x, head, self._framing)
 
     def _give(self, out: list[bytes], pieces: list[bytes]) -> None:

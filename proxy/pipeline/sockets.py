@@ -17,6 +17,7 @@ from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.listener import ListenerRuntime
 from proxy.pipeline.listening import Given, label
 from proxy.pipeline.plan import ListenerPlan
+from proxy.shortage import Shortages
 from proxy.telemetry.tally import ListenerTally
 from proxy.wire.deadlines import Sweeper
 
@@ -68,7 +69,9 @@ class Sockets:
         memory: MemoryBudget,
         tally: Callable[[str], ListenerTally],
         given: Given | None = None,
+        shortages: Shortages | None = None,
     ) -> None:
+        self._shortages = shortages or Shortages()
         self._given = given or Given()
         self._clock = clock
         self._sweeper = sweeper
@@ -143,7 +146,9 @@ class Sockets:
         self._open = {**change.kept, **change.fresh}
 
     async def _listen(self, name: str, wanted: Listener, plan: ListenerPlan) -> OpenListener:
-        runtime = ListenerRuntime(plan, self._clock, self._sweeper, self._memory, self._tally(name))
+        runtime = ListenerRuntime(
+            plan, self._clock, self._sweeper, self._memory, self._tally(name), self._shortages
+        )
         try:
             tls = _server_tls(wanted)
             sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)

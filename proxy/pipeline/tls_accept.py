@@ -19,7 +19,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from proxy.shortage import SHORTAGES
+from proxy.shortage import Shortages
 from proxy.wire.client import ClientStream
 
 #: Connections accepted in one turn of the event loop.
@@ -62,11 +62,13 @@ class TlsAcceptor:
         context: ssl.SSLContext,
         connections: Connections,
         handshake_timeout: Callable[[], float],
+        shortages: Shortages,
     ) -> None:
         self.sockets = tuple(sockets)
         self.context = context
         self._connections = connections
         self._handshake_timeout = handshake_timeout
+        self._shortages = shortages
         self._loop = asyncio.get_running_loop()
         self._handshakes: dict[ClientStream, asyncio.Task[None]] = {}  # in order of arrival
         self._closed = False
@@ -106,7 +108,7 @@ class TlsAcceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if SHORTAGES.check(error, "accepting connections") is not None:
+                if self._shortages.check(error, "accepting connections") is not None:
                     self._loop.remove_reader(listening)
                     self._loop.call_later(_PAUSE, self._go_on, listening)
                     return

@@ -15,13 +15,15 @@ from proxy.breaker.prober import HealthProber
 from proxy.clock import Clock
 from proxy.config.upstreams import Upstream
 from proxy.pipeline.plan import UpstreamPlan
+from proxy.vitals import Vitals
 
 
 class Watch(Collector):
     """Of all upstreams. Made for one registry; `follow` starts it, `stop` ends it."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, vitals: Vitals | None = None) -> None:
         self._clock = clock
+        self._vitals = vitals or Vitals()
         self._plans: Mapping[str, UpstreamPlan] = {}
         self._probers: dict[str, tuple[UpstreamPlan, HealthProber]] = {}
 
@@ -49,6 +51,7 @@ class Watch(Collector):
                 plan.health,
                 server_name=upstreams[name].tls.server_name,
                 clock=self._clock,
+                vitals=self._vitals,
                 on_answer=self._recovery(plan),
             )
             self._probers[name] = (plan, prober)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from proxy.clock import Clock
 from proxy.memory_budget import MOST, Account, Owner
-from proxy.shortage import SHORTAGES
+from proxy.shortage import Shortages
 from proxy.spool.body import SpooledBody
 from proxy.spool.file import READ, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue
@@ -42,9 +42,17 @@ class Spool:
     by reason how often a body found no room. `full` is the reason why there is none now."""
 
     def __init__(
-        self, directory: Path, max_size: int, memory: Account, clock: Clock, *, threads: int = 0
+        self,
+        directory: Path,
+        max_size: int,
+        memory: Account,
+        clock: Clock,
+        shortages: Shortages | None = None,
+        *,
+        threads: int = 0,
     ) -> None:
         self._clock = clock
+        self._shortages = shortages or Shortages()
         self._retry_at = 0.0
         self._logged_at = float("-inf")  # when it was last logged as full
         self._logged = False  # whether this time was
@@ -136,7 +144,7 @@ class Spool:
     def failed(self, error: OSError) -> Reason:
         """The disk has refused: it is left alone for a moment."""
         self._retry_at = self._clock.monotonic() + _PAUSE
-        SHORTAGES.check(error, "a file of the spool")
+        self._shortages.check(error, "a file of the spool")
         reason: Reason = "disk_error"
         if error.errno in _NO_SPACE:
             reason = "no_space"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from proxy.jobs.mirror import Mirror
 from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.compile import Stage
+from proxy.shortage import Shortages
 from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
 from proxy.stages.extensions import Extensions
@@ -43,6 +44,7 @@ def all_stages(
     idempotency: IdempotencyStage,
     memory: MemoryBudget,
     otel: OtelStage,
+    shortages: Shortages,
 ) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
@@ -52,7 +54,7 @@ def all_stages(
         UploadShares(),
         Extensions(metrics.registry),
         UploadCheckStage(probes, spool, metrics.registry),
-        JobRoles(mirrors.__getitem__),
+        JobRoles(mirrors.__getitem__, shortages),
         idempotency,
         FallbackStage(memory),
         TraceRecord(trace, random),

@@ -28,7 +28,7 @@ from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.fair_shares import Networks, client_key, forwarded_client, trusted
 from proxy.pipeline.plan import Hooks, Reply, Trouble
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 from proxy.upload.check import UploadCheck
 
 REPLAYED = b"Idempotency-Replayed: true"
@@ -50,7 +50,11 @@ class IdempotencyStage:
     """Binds to routes with `idempotency:`. `await start()` before, `await stop()` after."""
 
     def __init__(
-        self, mirrors: Mapping[str, Mirror], registry: CollectorRegistry, clock: Clock
+        self,
+        mirrors: Mapping[str, Mirror],
+        registry: CollectorRegistry,
+        clock: Clock,
+        tasks: Tasks | None = None,
     ) -> None:
         self._mirrors = mirrors
         self._clock = clock
@@ -63,7 +67,7 @@ class IdempotencyStage:
             ["mirror", "outcome"],
             registry=registry,
         )
-        self._renewing = Supervised("idempotency:renew", self._renew)
+        self._renewing = Supervised("idempotency:renew", self._renew, tasks or Tasks())
 
     def bind(self, binding: Binding) -> Hooks | None:
         """A route without `idempotency:` has nothing of this."""

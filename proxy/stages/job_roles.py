@@ -41,6 +41,7 @@ from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Silent, 
 from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
+from proxy.shortage import Shortages
 from proxy.stages.app_presence import AppPresence
 from proxy.stages.late_deletes import LateDeletes
 from proxy.upload.check import UploadCheck
@@ -57,7 +58,8 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 class JobRoles:
     """Binds to routes with `job:`."""
 
-    def __init__(self, mirror_of: MirrorOf) -> None:
+    def __init__(self, mirror_of: MirrorOf, shortages: Shortages) -> None:
+        self._shortages = shortages
         self._mirror_of = mirror_of
         self._presence: dict[str, AppPresence] = {}  # by upstream
 
@@ -81,6 +83,7 @@ class JobRoles:
                 binding.route.path,
                 role.deletes,
                 api_key,
+                self._shortages,
             )
             return Hooks(
                 rescuer=_Deletes(mirror, door, role.deletes),

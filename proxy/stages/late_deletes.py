@@ -12,7 +12,7 @@ from yarl import URL
 from proxy.config.units import TargetAddress
 from proxy.headers import new_correlation_id
 from proxy.jobs.model import valid_job_id
-from proxy.shortage import SHORTAGES
+from proxy.shortage import Shortages
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,9 @@ class LateDeletes:
         path: str,
         parameter: str,
         api_key: str | None,
+        shortages: Shortages,
     ) -> None:
+        self._shortages = shortages
         self._target = target
         self._tls = tls
         before, _, after = path.partition("{" + parameter + "}")
@@ -61,7 +63,7 @@ class LateDeletes:
             ):
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            SHORTAGES.check(error, "a late deletion")
+            self._shortages.check(error, "a late deletion")
             return False
         if status < 500:
             logger.info(

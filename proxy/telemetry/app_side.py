@@ -10,13 +10,14 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.resources.sampler import ResourceSampler
 from proxy.telemetry.statsd.listener import StatsdListener
 from proxy.telemetry.statsd.series import StatsdSeries
+from proxy.vitals import Vitals
 
 
 class AppSide:
     """The statsd listener, the app's page and the resources of `config`; what it does not name is
     absent. A reload that changes any of them stops all and starts them as a whole."""
 
-    def __init__(self, config: Config, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, config: Config, metrics: Metrics, clock: Clock, vitals: Vitals) -> None:
         self._metrics = metrics
         self._guest: AppGuest | None = None
         self.series: StatsdSeries | None = None
@@ -30,7 +31,7 @@ class AppSide:
         if config.app_metrics is not None:
             guest = self._guest = AppGuest(clock, config.app_metrics.stale_after)
             metrics.guests.append(guest.families)
-            self._page = AppPage(config.app_metrics, guest)
+            self._page = AppPage(config.app_metrics, guest, vitals)
         if config.resources is not None:
             self.resources = ResourceSampler(config.resources, clock)
             metrics.registry.register(self.resources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 from proxy.telemetry.tally import Distribution
 
 INTERVAL = 0.5  # seconds between two samples: 2 wake-ups a second, unnoticeable
@@ -14,10 +14,12 @@ class LoopLag:
     """Samples the delay of a timer into a distribution. uvloop's timers have a resolution of 1 ms,
     so that up to that much is always seen."""
 
-    def __init__(self, distribution: Distribution, *, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, distribution: Distribution, tasks: Tasks, *, interval: float = INTERVAL
+    ) -> None:
         self._distribution = distribution
         self._interval = interval
-        self._sampling = Supervised("loop-lag", self._sample)
+        self._sampling = Supervised("loop-lag", self._sample, tasks)
 
     def start(self) -> None:
         """Begin to sample; needs a running loop."""

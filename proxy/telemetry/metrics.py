@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, cast
 
-from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -27,10 +27,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Sample
 
-from proxy.clock_skew import SKEWS
 from proxy.config.metric_names import claims
-from proxy.shortage import DETAILS, SHORTAGES
-from proxy.tasks import TASKS
+from proxy.shortage import DETAILS
 from proxy.telemetry.tally import (
     BUCKETS,
     Distribution,
@@ -39,6 +37,10 @@ from proxy.telemetry.tally import (
     UpstreamTally,
     merged,
 )
+from proxy.vitals import Vitals
+
+#: Types of families to which the library adds the times at which their series began.
+_WITH_CREATED = frozenset({"counter", "histogram", "summary"})
 
 _SAMPLES_AT_ONCE = 50  # about half a millisecond
 _PAUSE = 0.0001  # seconds
@@ -50,11 +52,11 @@ Guest = Callable[[set[str]], Iterator[Metric]]
 
 
 class Metrics:
-    """One registry per process. `registry` is open to other parts, for ordinary metrics; `guests`
+    """One registry per proxy. `registry` is open to other parts, for ordinary metrics; `guests`
     come after all of it, and see which names are taken."""
 
-    def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which no query of ours reads
+    def __init__(self, version: str, vitals: Vitals | None = None) -> None:
+        self._vitals = vitals or Vitals()
         self.registry = CollectorRegistry()
         self.guests: list[Guest] = []
         self.loop_lag = Distribution(BUCKETS)
@@ -128,6 +130,10 @@ class Metrics:
         taken: set[str] = set()
         for metric in self.registry.collect():
             taken |= claims(metric.name, metric.type)
+            # A second series for each, which no query of ours reads. The library's own switch is
+            # for all of the process, with the metrics of a program that we are embedded in.
+            if metric.type in _WITH_CREATED:
+                metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
             yield metric
         for guest in self.guests:
             yield from guest(taken)
@@ -208,6 +214,7 @@ class Metrics:
         )
 
     def _process(self) -> Iterator[Metric]:
+        tasks, skews, shortages = self._vitals.tasks, self._vitals.skews, self._vitals.shortages
         yield _histogram(
             "proxy_event_loop_lag_seconds",
             "Delay of a timer of the event loop, sampled twice a second",
@@ -224,25 +231,25 @@ class Metrics:
             "proxy_task_deaths",
             "Deaths of background tasks, each of which was begun anew",
             ("task",),
-            [((name,), TASKS.deaths[name]) for name in TASKS.names()],
+            [((name,), tasks.deaths[name]) for name in tasks.names()],
         )
         yield _gauge(
             "proxy_clock_skew_seconds",
             "How far the clock of Redis or of an upstream is ahead of ours; behind: negative",
             ("source",),
-            [((source,), seconds) for source, seconds in list(SKEWS.seconds.items())],
+            [((source,), seconds) for source, seconds in list(skews.seconds.items())],
         )
         yield _counter(
             "proxy_shortages",
             "Times that the process ran out of something of its own",
             ("reason",),
-            [((reason,), SHORTAGES.episodes[reason]) for reason in DETAILS],
+            [((reason,), shortages.episodes[reason]) for reason in DETAILS],
         )
         yield _counter(
             "proxy_shortage_failures",
             "Connections that failed for a shortage of the process or its host",
             ("reason",),
-            [((reason,), SHORTAGES.failures[reason]) for reason in DETAILS],
+            [((reason,), shortages.failures[reason]) for reason in DETAILS],
         )
         yield _counter(
             "proxy_config_reloads",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.shortage import DESCRIPTORS, SHORTAGES, Shortages, descriptors_left
+from proxy.shortage import DESCRIPTORS, descriptors_left
 from proxy.tasks import Supervised
+from proxy.vitals import Vitals
 
 #: Seconds between two looks, of some microseconds each.
 INTERVAL = 0.25
@@ -18,10 +19,10 @@ INTERVAL = 0.25
 class ShortageWatch:
     """Looks now and then, and ends the episodes that are over."""
 
-    def __init__(self, shortages: Shortages = SHORTAGES, *, interval: float = INTERVAL) -> None:
-        self._shortages = shortages
+    def __init__(self, vitals: Vitals, *, interval: float = INTERVAL) -> None:
+        self._shortages = vitals.shortages
         self._interval = interval
-        self._looking = Supervised("shortage-watch", self._watch)
+        self._looking = Supervised("shortage-watch", self._watch, vitals.tasks)
 
     def start(self) -> None:
         """Begin; needs a running loop."""

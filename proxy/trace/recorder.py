@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.clock import Clock
 from proxy.config import schema
+from proxy.tasks import Tasks
 from proxy.trace.events import Event, Severity, Source, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore
@@ -87,10 +88,15 @@ class Trace:
     """
 
     def __init__(
-        self, settings: schema.Trace | None, clock: Clock, registry: CollectorRegistry
+        self,
+        settings: schema.Trace | None,
+        clock: Clock,
+        registry: CollectorRegistry,
+        tasks: Tasks | None = None,
     ) -> None:
         self.clock = clock
         self._metrics = TraceMetrics(registry)
+        self._tasks = tasks or Tasks()
         self._use(settings)
 
     def _use(self, settings: schema.Trace | None) -> None:
@@ -103,6 +109,7 @@ class Trace:
             settings.sqlite,
             self.clock,
             self._metrics,
+            self._tasks,
             keep_for=settings.keep_for,
             max_size=settings.max_size,
             on_degraded=self._degraded,

@@ -27,7 +27,7 @@ from typing import Any
 from proxy.clock import Clock
 from proxy.sqlite_file import REFUSED
 from proxy.sqlite_upkeep import LOOK, Upkeep
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 from proxy.trace import sql
 from proxy.trace.events import Event, encode_facts
 from proxy.trace.metrics import TraceMetrics
@@ -55,6 +55,7 @@ class TraceStore:
         path: Path,
         clock: Clock,
         metrics: TraceMetrics,
+        tasks: Tasks,
         *,
         keep_for: float,
         max_size: int,
@@ -83,7 +84,7 @@ class TraceStore:
         self._stopping = False
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
-        self._writer = Supervised("trace-writer", self._run, ends=True)
+        self._writer = Supervised("trace-writer", self._run, tasks, ends=True)
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import proxy
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 from proxy.upload.session import Job, ProbeSession
 
 START_TIMEOUT = 20.0
@@ -52,7 +52,7 @@ class ProbePool:
     system keeps them in a sandbox.
     """
 
-    def __init__(self, *, memory: int = MEMORY) -> None:
+    def __init__(self, tasks: Tasks | None = None, *, memory: int = MEMORY) -> None:
         self._memory = memory
         self._running: dict[bytes, ProbeSession] = {}
         self._alive: dict[bytes, int] = {}  # what processes may take, also those being killed
@@ -62,7 +62,7 @@ class ProbePool:
         self._growing: dict[ProbeSession, None] = {}
         self._look_again: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
-        self._keeping = Supervised("upload-probes", self._keep)
+        self._keeping = Supervised("upload-probes", self._keep, tasks or Tasks())
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._next_id = 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from proxy.clock import Clock
-from proxy.tasks import Supervised
+from proxy.tasks import Supervised, Tasks
 from proxy.wire.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ class Sweeper:
     `turns` is the members' share of the event loop.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, tasks: Tasks | None = None) -> None:
         self.turns = Turns(clock)
+        self._tasks = tasks or Tasks()
         self._clock = clock
         self._members: set[HasDeadline] = set()
         self._sweeping: Supervised | None = None
@@ -57,7 +58,8 @@ class Sweeper:
     def start(self) -> None:
         """Begin to tick on the running loop."""
         self.turns.start()
-        self._sweeping = Supervised("deadlines", self._sweep_on, vital=True).start()
+        self._sweeping = Supervised("deadlines", self._sweep_on, self._tasks, vital=True)
+        self._sweeping.start()
 
     def stop(self) -> None:
         if self._sweeping is not None:

@@ -24,6 +24,7 @@ from proxy.pipeline.watch import Watch
 from proxy.redis_client import AnyRedis
 from proxy.telemetry.history import SPAN, STEP
 from proxy.telemetry.metrics import Metrics
+from proxy.vitals import Vitals
 from tests.telemetry_facts import Facts
 
 
@@ -62,7 +63,7 @@ def measure(routes: int) -> None:
     upstreams = {name: Upstream.model_validate(breaker) for name in proxy.upstreams}
     breakers = BreakerBoard(upstreams, registry=metrics.registry, clock=clock)
     mirrors = Mirrors({}, no_redis, metrics.registry, clock)
-    snapshots = Snapshots(Sources(proxy, metrics, breakers, mirrors, Watch(clock)), clock)
+    snapshots = Snapshots(Sources(proxy, metrics, breakers, mirrors, Watch(clock), Vitals()), clock)
     chance = random.Random(1)
     tallies = [
         metrics.route("in", route["route"], "ingress", route["upstream"])

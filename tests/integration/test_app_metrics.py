@@ -17,6 +17,7 @@ from proxy.config.telemetry import AppMetrics
 from proxy.redis_server import free_port
 from proxy.telemetry.app_page.fetch import AppPage
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
+from proxy.vitals import Vitals
 from tests.http1 import PATIENCE
 from tests.streams import Conversation, conversing
 from tests.unit.test_app_page import RECORDED
@@ -47,7 +48,7 @@ def answering(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> Conversation:
 def page_of(url: str, **keys: Any) -> tuple[AppPage, AppGuest]:
     """A fetcher and what it tells."""
     guest = AppGuest(ManualClock(), 60.0)
-    return AppPage(AppMetrics.model_validate({"url": url, **keys}), guest), guest
+    return AppPage(AppMetrics.model_validate({"url": url, **keys}), guest, Vitals()), guest
 
 
 def shown(guest: AppGuest) -> list[str]:
@@ -176,11 +177,11 @@ async def test_what_servers_do(conversation: Conversation, result: Fetched) -> N
     guest = AppGuest(ManualClock(), 60.0)
     async with speaking(answering(b"before 1\n")) as url:
         config = AppMetrics.model_validate({"url": url})
-        assert await AppPage(config, guest).fetch() is Fetched.OK
+        assert await AppPage(config, guest, Vitals()).fetch() is Fetched.OK
     async with speaking(conversation) as url:
         patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
         keys = {"url": url, "timeout": patience, "max_size": "100KiB"}
-        page = AppPage(AppMetrics.model_validate(keys), guest)
+        page = AppPage(AppMetrics.model_validate(keys), guest, Vitals())
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)
     assert (shown(guest) == ["before"]) is not good

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.config.units import parse_target
+from proxy.shortage import Shortages
 from proxy.stages.late_deletes import LateDeletes
 
 
@@ -42,6 +43,8 @@ async def app() -> AsyncIterator[tuple[int, list[str]]]:
 async def test_an_id_stays_one_segment(path: str, job_id: str, line: str | None) -> None:
     """What can be no job ID is not asked for, and is not asked for again."""
     async with app() as (port, lines):
-        late = LateDeletes(parse_target(f"http://127.0.0.1:{port}"), None, path, "id", None)
+        late = LateDeletes(
+            parse_target(f"http://127.0.0.1:{port}"), None, path, "id", None, Shortages()
+        )
         assert await late(job_id)
         assert lines == ([] if line is None else [line])

@@ -27,6 +27,7 @@ from proxy.pipeline.watch import Watch
 from proxy.redis_client import connect
 from proxy.redis_server import RedisServer
 from proxy.telemetry.metrics import Metrics
+from proxy.vitals import Vitals
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE, Request
 from tests.http1.process import ProxyProcess, free_port
@@ -409,7 +410,7 @@ def test_the_history_is_recorded_with_a_clock_of_its_own() -> None:
     clock = ManualClock()
     breakers = BreakerBoard({}, registry=metrics.registry)
     mirrors = Mirrors({}, lambda: pytest.fail("no Redis here"), metrics.registry, clock)
-    sources = Sources(FakeProxy(metrics), metrics, breakers, mirrors, Watch(clock))
+    sources = Sources(FakeProxy(metrics), metrics, breakers, mirrors, Watch(clock), Vitals())
     snapshots = board_module.Snapshots(sources, clock)
     snapshots.record()
     clock.advance(30.0)

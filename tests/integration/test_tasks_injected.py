@@ -13,11 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy import tasks
-from proxy.app import Proxy
-from proxy.config.load import load_config
-from proxy.redis_server import RedisServer, free_port
-from proxy.tasks import TASKS
-from proxy.telemetry.logs import Logs
+from proxy.embed import ReliabilityProxy
+from proxy.redis_server import RedisServer
+from proxy.tasks import Tasks
 from tests.http1.upstream import Upstream
 from tests.jobs_kit import INDEX, PREFIX, eventually, job
 
@@ -53,13 +51,13 @@ def upstream() -> Any:
     upstream.stop()
 
 
-def everything(directory: Path, redis: RedisServer, upstream: Upstream, ports: list[int]) -> Any:
+def everything(directory: Path, redis: RedisServer, upstream: Upstream) -> Any:
     """A config with every feature that has a loop."""
     role = {"mirror": "make_video"}
     return {
         "listeners": {
             "front": {
-                "bind": f"127.0.0.1:{ports[0]}",
+                "bind": "127.0.0.1:0",
                 "routes": [
                     {"name": "create", "path": "/make-video", "methods": ["POST"],
                      "upstream": "app", "upload": {"field": "audio_file", "max_size": "1MiB"},
@@ -87,7 +85,7 @@ def everything(directory: Path, redis: RedisServer, upstream: Upstream, ports: l
         },
         "trace": {"sqlite": str(directory / "trace.db")},
         "app_metrics": {"url": f"{upstream.url}/metrics"},
-        "admin": {"bind": f"127.0.0.1:{ports[1]}"},
+        "admin": {"bind": "127.0.0.1:0"},
         "drain_timeout": "1s",
     }  # fmt: skip
 
@@ -95,81 +93,80 @@ def everything(directory: Path, redis: RedisServer, upstream: Upstream, ports: l
 @pytest.fixture
 async def site(
     tmp_path: Path, redis_server: RedisServer, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[list[int]]:
-    """A whole proxy in this process; the ports of its listener and its admin."""
+) -> AsyncIterator[ReliabilityProxy]:
+    """A whole proxy in this process."""
     monkeypatch.setattr(tasks, "PAUSE", (0.01, 0.05))
-    ports = [free_port(), free_port()]
-    file = tmp_path / "proxy.json"
-    file.write_text(json.dumps(everything(tmp_path, redis_server, upstream, ports)))
-    config = load_config(file)
-    logs = Logs("INFO", str(tmp_path / "proxy.log"))
-    proxy = Proxy(file, config, logs)
-    await proxy.start()
-    yield ports
-    await proxy.stop()
-    logs.close()
-    assert TASKS.reports() == [], "whatever was started is ended"
+    config = everything(tmp_path, redis_server, upstream)
+    async with ReliabilityProxy(config) as proxy:
+        running = tasks_of(proxy)
+        yield proxy
+    assert running.reports() == [], "whatever was started is ended"
 
 
-async def checks(port: int) -> dict[str, Any]:
+def tasks_of(proxy: ReliabilityProxy) -> Tasks:
+    """What no interface shows: the background tasks themselves, to break them."""
+    return proxy._running.vitals.tasks
+
+
+async def checks(proxy: ReliabilityProxy) -> dict[str, Any]:
     """What `/readyz` says."""
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/readyz") as answer,
+        session.get(f"{proxy.admin_url}/readyz") as answer,
     ):
         assert answer.status == 200
         return dict((await answer.json())["checks"])
 
 
-async def fetched(port: int, path: str) -> Any:
+async def fetched(proxy: ReliabilityProxy, path: str) -> Any:
     """The body of an answer of the admin."""
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}{path}") as answer,
+        session.get(f"{proxy.admin_url}{path}") as answer,
     ):
         return await (answer.json() if "json" in answer.content_type else answer.text())
 
 
 async def test_a_fault_in_each_loop_is_survived(
-    site: list[int], upstream: Upstream, redis_server: RedisServer
+    site: ReliabilityProxy, upstream: Upstream, redis_server: RedisServer
 ) -> None:
     """Each dies by name, is counted, goes on, and does its work as before."""
-    loops = {task.name: task for task in TASKS}
+    loops = {task.name: task for task in tasks_of(site)}
     assert {name.replace(str(upstream.port), "PORT") for name in loops} == LOOPS
     for name, loop in loops.items():
         loop.inject(RuntimeError(f"injected into {name}"))
         await eventually(lambda loop=loop: loop.deaths == 1, f"{name} died")
         await eventually(lambda loop=loop: loop.state == "running", f"{name} goes on")
-    assert (await checks(site[1]))["tasks"]["ok"], "once is not always"
+    assert (await checks(site))["tasks"]["ok"], "once is not always"
     # All of it works: a job is mirrored and read, health is asked for, events are written.
     app = Redis.from_url(redis_server.url)
     await app.set(PREFIX + "mv_1", job("mv_1"), ex=600)
 
     async def known() -> bool:
-        return "mv_1" in json.dumps(await fetched(site[1], "/api/jobs"))
+        return "mv_1" in json.dumps(await fetched(site, "/api/jobs"))
 
     await eventually(known, "the job is mirrored")
     await app.aclose()
     asked = len(upstream.requests)
     await eventually(lambda: len(upstream.requests) > asked, "health is asked for")
-    metrics = await fetched(site[1], "/metrics")
+    metrics = await fetched(site, "/metrics")
     for name in loops:
         assert f'proxy_task_deaths_total{{task="{name}"}}' in metrics
-    state = (await fetched(site[1], "/api/jobs"))["mirrors"][0]
+    state = (await fetched(site, "/api/jobs"))["mirrors"][0]
     assert (state["redis"], state["sqlite"], state["backlog"]) == ("live", "ok", 0)
 
 
-async def test_a_loop_that_keeps_dying_is_shown(site: list[int]) -> None:
+async def test_a_loop_that_keeps_dying_is_shown(site: ReliabilityProxy) -> None:
     """In `/readyz`, which stays ready, and in the sentence of the status page."""
-    (loop,) = [task for task in TASKS if task.name == "mirror:make_video:measure"]
+    (loop,) = [task for task in tasks_of(site) if task.name == "mirror:make_video:measure"]
     for number in range(3):
         await eventually(lambda: loop.state == "running", "it goes on")
         loop.inject(RuntimeError("disk of straw"))
         await eventually(lambda number=number: loop.deaths == number + 1, "it died")
-    check = (await checks(site[1]))["tasks"]
+    check = (await checks(site))["tasks"]
     assert not check["ok"]
     assert "mirror:make_video:measure keeps dying (RuntimeError: disk of straw)" in check["detail"]
-    health = (await fetched(site[1], "/api/status"))["health"]
+    health = (await fetched(site, "/api/status"))["health"]
     assert health["level"] == "error"
     assert [one["kind"] for one in health["findings"]].count("task_dying") == 1
     await asyncio.sleep(0)

@@ -87,7 +87,8 @@ def test_round_trip_of_a_python_app(accept: str) -> None:
     Histogram("took_seconds", "Took", ["op"], registry=registry).labels("x").observe(0.3)
     Summary("size_bytes", "Size", registry=registry).observe(7)
     Info("version", "Version", registry=registry).info({"version": "1"})
-    page = generate_latest(registry) + b"# TYPE clips_created gauge\nclips_created 1.7e9\n"
+    page = generate_latest(registry)
+    assert b"# TYPE clips_created gauge" in page
     wanted = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in parse_text(page.decode())

@@ -62,6 +62,7 @@ RANKS: dict[str, int] = {
     "proxy.redis_client": 0,
     "proxy.shortage": 0,
     "proxy.tasks": 0,
+    "proxy.vitals": 0,
     "proxy.systemd": 0,
     "proxy.handover": 1,
     "proxy.trace_context": 0,
@@ -85,6 +86,10 @@ NEIGHBOURS = {
     ("proxy.sqlite_upkeep", "proxy.sqlite_file"): "what one knows, the other acts on",
     ("proxy.redis_server", "proxy.ports"): "a server needs a port",
     ("proxy.redis_client", "proxy.redis_url"): "a client is made from a parsed URL",
+    **{
+        ("proxy.vitals", f"proxy.{one}"): "it holds one of each"
+        for one in ("clock_skew", "shortage", "tasks")
+    },
     **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
 }
 

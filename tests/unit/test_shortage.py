@@ -24,6 +24,7 @@ from proxy.shortage import (
     own_shortage,
 )
 from proxy.telemetry.shortage_watch import ShortageWatch
+from proxy.vitals import Vitals
 
 
 def failed(number: int) -> OSError:
@@ -154,7 +155,7 @@ def test_one_line_per_episode(caplog: pytest.LogCaptureFixture) -> None:
 async def test_the_watch_runs_and_ends() -> None:
     """A look does nothing while there are descriptors; the task ends when asked to."""
     shortages = Shortages()
-    watch = ShortageWatch(shortages, interval=0.001)
+    watch = ShortageWatch(Vitals(shortages=shortages), interval=0.001)
     watch.start()
     watch.look()
     await watch.stop()

@@ -50,7 +50,7 @@ async def test_a_death_is_logged_counted_and_survived(
 ) -> None:
     """A fault, or a cancellation that nobody asked for: the work begins again."""
     loop = Loop()
-    task = Supervised("a-loop", loop, registry=registry).start()
+    task = Supervised("a-loop", loop, registry).start()
     await eventually(lambda: loop.begun == 1, "begun")
     loop.fails = error
     await eventually(lambda: loop.begun == 2, "begun anew")
@@ -67,14 +67,14 @@ async def test_a_death_is_logged_counted_and_survived(
 async def test_work_that_just_ends_has_died(registry: Tasks) -> None:
     """A loop that comes to an end is a fault like any other, unless it may."""
     loop = Loop()
-    task = Supervised("a-loop", loop, registry=registry).start()
+    task = Supervised("a-loop", loop, registry).start()
     loop.ends = True
     await eventually(lambda: task.deaths > 3, "dies again and again")
     assert task.report().troubled
     loop.ends = False
     await task.stop()
     writer = Loop()
-    ending = Supervised("a-writer", writer, ends=True, registry=registry).start()
+    ending = Supervised("a-writer", writer, registry, ends=True).start()
     writer.ends = True
     assert await ending.stop(patience=10)
     assert ending.report() == tasks.TaskReport("a-writer", "ended", 0, False, None)
@@ -83,12 +83,12 @@ async def test_work_that_just_ends_has_died(registry: Tasks) -> None:
 async def test_a_stop_is_no_death(registry: Tasks) -> None:
     """Neither a stop nor a cancellation from outside begins it again."""
     loop = Loop()
-    task = Supervised("a-loop", loop, registry=registry).start()
+    task = Supervised("a-loop", loop, registry).start()
     await eventually(lambda: loop.begun == 1, "begun")
     assert not await task.stop(patience=0.01), "it did not end by itself"
     assert task.report().deaths == 0
     assert loop.begun == 1
-    assert await Supervised("never-started", loop, registry=registry).stop()
+    assert await Supervised("never-started", loop, registry).stop()
 
 
 async def test_a_writer_that_waits_writes_what_is_left(
@@ -97,7 +97,7 @@ async def test_a_writer_that_waits_writes_what_is_left(
     """A stop in the pause after a death gives the work its last turn."""
     monkeypatch.setattr(tasks, "PAUSE", (3600.0, 3600.0))
     loop = Loop()
-    task = Supervised("a-writer", loop, ends=True, registry=registry).start()
+    task = Supervised("a-writer", loop, registry, ends=True).start()
     await eventually(lambda: loop.begun == 1, "begun")
     loop.fails = ValueError("oops")
     await eventually(lambda: task.state == "waiting", "it waits")
@@ -112,7 +112,7 @@ async def test_a_vital_task_takes_the_process_down(registry: Tasks) -> None:
     registry.fatal = fallen.append
     loop = Loop()
     loop.ends = True
-    task = Supervised("a-heart", loop, vital=True, registry=registry).start()
+    task = Supervised("a-heart", loop, registry, vital=True).start()
     await eventually(lambda: bool(fallen), "the process is to end")
     assert fallen[0] == "a-heart"
     assert task.deaths >= tasks.FATAL[0]
@@ -134,7 +134,7 @@ async def test_pauses_grow_and_are_bounded(
     monkeypatch.setattr(Supervised, "_rest", rest)
     loop = Loop()
     loop.ends = True
-    task = Supervised("a-loop", loop, registry=registry).start()
+    task = Supervised("a-loop", loop, registry).start()
     await eventually(lambda: len(waits) == 12, "twelve deaths")
     longest = [min(30.0, 0.1 * 2**number) for number in range(12)]
     for wait, limit in zip(waits, longest, strict=True):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, cast, get_args
 from unittest.mock import create_autospec
 
-import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -25,7 +24,6 @@ from proxy.admin.trace import TraceControl
 from proxy.breaker.board import BreakerBoard
 from proxy.breaker.states import Event
 from proxy.clock import SystemClock
-from proxy.clock_skew import SKEWS
 from proxy.config.listeners import Upload
 from proxy.config.schema import Config
 from proxy.config.telemetry import AppMetrics, Otlp, Resources, Statsd, TempFiles
@@ -42,7 +40,6 @@ from proxy.pipeline.watch import Watch
 from proxy.spool import Spool
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.upload_check import UploadCheckStage
-from proxy.tasks import TASKS
 from proxy.telemetry import access, logs
 from proxy.telemetry.app_side import AppSide
 from proxy.telemetry.memory import MemoryMetrics
@@ -54,6 +51,7 @@ from proxy.trace.causes import _TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
 from proxy.upload.check import FACTS, UploadCheck
+from proxy.vitals import Vitals
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts
 
@@ -126,7 +124,7 @@ def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
             temp=TempFiles(directories=(folder,)),
         ),
     )
-    side = AppSide(config, metrics, SystemClock())
+    side = AppSide(config, metrics, SystemClock(), Vitals())
     assert side.series is not None
     assert side.resources is not None
     side.series.line(b"video.processing:1|ms|#operation:concat")
@@ -135,13 +133,12 @@ def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
         side.resources.sample(part, Pace(1.0, threading.Event()))
 
 
-def test_every_metric_with_its_type_and_labels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     """As a scraper would see it after one exchange in each direction."""
-    metrics = Metrics("1")
+    vitals = Vitals()
+    metrics = Metrics("1", vitals)
     metrics.upstream("u")
-    monkeypatch.setitem(SKEWS.seconds, "redis", 0.0)
+    vitals.skews.seconds["redis"] = 0.0
     metrics.listener("l").certificate_ends = 1.0
     metrics.listener("l").handshake_failures["other"] = 1
     metrics.upstream_connections = lambda: [("u", 0, 0)]
@@ -195,7 +192,7 @@ def test_every_metric_with_its_type_and_labels(
         [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, memory, spool
     )
     watch.show(compiler.compile(config).upstreams)
-    monkeypatch.setitem(TASKS.deaths, "a-loop", 1)
+    vitals.tasks.died("a-loop")
     for family in metrics.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         assert family.samples, name

@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from proxy.tasks import Tasks
 from proxy.telemetry.lag import LoopLag
 from proxy.telemetry.metrics import Metrics, wants_openmetrics
 from proxy.telemetry.tally import BUCKETS, Distribution
@@ -208,7 +209,7 @@ async def test_scrapes_while_counting() -> None:
 async def test_loop_lag_is_sampled_and_stops() -> None:
     """A blocked loop shows, and the task ends when told."""
     distribution = Distribution()
-    lag = LoopLag(distribution, interval=0.001)
+    lag = LoopLag(distribution, Tasks(), interval=0.001)
     lag.start()
     deadline = asyncio.get_running_loop().time() + PATIENCE
     while not sum(distribution.counts):

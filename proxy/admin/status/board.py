@@ -50,6 +50,7 @@ class StatusBoard:
     ) -> None:
         self._snapshots = Snapshots(sources, clock)
         self._jobs = JobWatch(sources.mirrors, clock)
+        self._tasks = sources.vitals.tasks
         self._tick, self._step = tick, step
         self._viewers: set[Viewer] = set()
         self._frame = b""
@@ -70,7 +71,8 @@ class StatusBoard:
     async def start(self) -> None:
         """Begin to record."""
         self._snapshots.record()
-        self._recorder = Supervised("status-recorder", self._record).start()
+        self._recorder = Supervised("status-recorder", self._record, self._tasks)
+        self._recorder.start()
 
     async def stop(self) -> None:
         """End every stream and both tasks."""
@@ -131,8 +133,8 @@ class StatusBoard:
         """The first viewer has come."""
         self._end()
         self._sampler = [
-            Supervised("status-jobs", self._jobs.run).start(),
-            Supervised("status-sampler", self._sample).start(),
+            Supervised("status-jobs", self._jobs.run, self._tasks).start(),
+            Supervised("status-sampler", self._sample, self._tasks).start(),
         ]
 
     def _end(self) -> None:

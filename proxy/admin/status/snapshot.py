@@ -17,10 +17,8 @@ from proxy.admin.status.own_use import OwnUse
 from proxy.admin.status.verdict import judge
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import Clock, iso_utc
-from proxy.clock_skew import SKEWS
 from proxy.jobs.service import Mirrors
 from proxy.pipeline.watch import Watch
-from proxy.tasks import TASKS
 from proxy.telemetry.history import History
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.rates import (
@@ -32,6 +30,7 @@ from proxy.telemetry.rates import (
     together,
 )
 from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
+from proxy.vitals import Vitals
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP = "process:loop_lag"
@@ -65,6 +64,7 @@ class Sources:
     breakers: BreakerBoard
     mirrors: Mirrors
     watch: Watch
+    vitals: Vitals
 
 
 class Snapshots:
@@ -163,7 +163,7 @@ class Snapshots:
             ],
             "clocks": [
                 {"source": source, "ahead": round(seconds, 1)}
-                for source, seconds in sorted(SKEWS.seconds.items())
+                for source, seconds in sorted(self._sources.vitals.skews.seconds.items())
             ],
             "certificates": [
                 {
@@ -244,7 +244,7 @@ class Snapshots:
             "log_lines_dropped": self._sources.metrics.log_lines_dropped(),
             "tasks_dying": [
                 {"task": task.name, "deaths": task.deaths, "error": task.error}
-                for task in TASKS.reports()
+                for task in self._sources.vitals.tasks.reports()
                 if task.troubled
             ],
         }

@@ -16,10 +16,11 @@ from prometheus_client.metrics_core import Metric
 
 from proxy import __version__
 from proxy.config.telemetry import AppMetrics
-from proxy.shortage import DETAILS, SHORTAGES
+from proxy.shortage import DETAILS
 from proxy.tasks import Supervised
 from proxy.telemetry.app_page.guest import AppGuest, Fetched
 from proxy.telemetry.app_page.page import BadPage, TooMany, read_page
+from proxy.vitals import Vitals
 
 _log = logging.getLogger(__name__)
 
@@ -44,16 +45,17 @@ class _Failed(Exception):
 class AppPage:
     """Keeps `guest` told from `start` to `stop`."""
 
-    def __init__(self, config: AppMetrics, guest: AppGuest) -> None:
+    def __init__(self, config: AppMetrics, guest: AppGuest, vitals: Vitals) -> None:
         self._config = config
         self._guest = guest
+        self._shortages = vitals.shortages
         ours = {
             name: value.get_secret_value()
             for name, value in config.headers.items()
             if value is not None
         }
         self._headers = {**_HEADERS, **ours}
-        self._fetching = Supervised("app-metrics", self._keep_fetching)
+        self._fetching = Supervised("app-metrics", self._keep_fetching, vitals.tasks)
         self._told: Fetched | None = None
 
     def start(self) -> None:
@@ -140,6 +142,6 @@ class AppPage:
         except TimeoutError as error:
             raise _Failed(Fetched.TIMEOUT, f"no whole answer in {config.timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            ours = SHORTAGES.check(error, "fetching the app's metrics")
+            ours = self._shortages.check(error, "fetching the app's metrics")
             why = DETAILS[ours] if ours is not None else f"{type(error).__name__}: {error}"
             raise _Failed(Fetched.UNREACHABLE, why) from error
