@@ -47,7 +47,7 @@ class MirroredJobs:
             for one in self._mirrors.chosen(mirror):
                 found = await one.inspection.jobs(status, limit, stranded)
                 rows += [{"mirror": one.name, **row} for row in found]
-        rows.sort(key=lambda row: str(row.get("created_at")), reverse=True)
+        rows.sort(key=lambda row: (row["first_seen"], row["created_at"]), reverse=True)
         return rows[:limit]
 
     def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:

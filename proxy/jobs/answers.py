@@ -17,7 +17,7 @@ from proxy.clock import Clock
 from proxy.jobs import sql
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
-from proxy.jobs.model import sql_time, valid_job_id
+from proxy.jobs.model import valid_job_id
 from proxy.jobs.redis_side import CommandError, Link, RedisLost
 from proxy.jobs.waiting import settled
 
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 COMMIT_PATIENCE = 1.0  # seconds that a record may wait for SQLite
 CREATED_PATIENCE = 1.0
-CLOCK_SKEW = 60.0  # seconds by which the app's `created_at` may be off
+# Seconds by which the app's clock may be behind: after a gap it has a say in `first_seen`. Wide, as
+# this only bounds the search; what decides is when we saw the first version.
+CLOCK_SKEW = 3600.0
 MOST_CREATED = 200  # jobs that one lost answer is looked for among
 
 EXTEND = """
@@ -99,7 +101,7 @@ class AnswerStore:
         """(id, document) of each live job first seen since then; None when that cannot be known."""
         if not self._whole() or not await self._ledger.flushed(CREATED_PATIENCE):
             return None
-        params = {"since": since, "earliest": sql_time(since - CLOCK_SKEW), "most": MOST_CREATED}
+        params = {"since": since, "earliest": since - CLOCK_SKEW, "most": MOST_CREATED}
         try:
             rows = await self._ledger.table(sql.CREATED_SINCE, params)
         except LedgerSilent:

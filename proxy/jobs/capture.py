@@ -109,6 +109,8 @@ class Capture:
         self._max_value = max_value
         self._on_lost = on_lost
         self._on_other_key = on_other_key
+        #: Unix: up to when every job was known; None: up to now. See `_first_seen`.
+        self.known_all_until: float | None = 0.0
         self._cannot_remove = False
 
     def changed(self, keys: list[bytes]) -> None:
@@ -258,7 +260,17 @@ class Capture:
             self.named.kept(job_id, ok)
 
         events = "[]" if news is None else news.text
-        self._ledger.put(snapshot, now, fetched.deadline, done, events)
+        first_seen = self._first_seen(head, snapshot, now)
+        self._ledger.put(snapshot, now, fetched.deadline, done, events, first_seen)
+
+    def _first_seen(self, head: Head, snapshot: Snapshot, now: float) -> float:
+        """When the job came, by our clock. One that is found after a gap came within the gap; only
+        its document can say when, and the clock of its writer may be wrong."""
+        if head.first_seen is not None:
+            return head.first_seen
+        if self.known_all_until is None or snapshot.created_at is None:
+            return now
+        return min(now, max(self.known_all_until, snapshot.created_at))
 
     def _note(self, snapshot: Snapshot) -> None:
         self.counts.captured += 1

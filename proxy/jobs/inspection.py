@@ -8,7 +8,7 @@ from proxy.clock import Clock, iso_utc
 from proxy.jobs import sql
 from proxy.jobs.duties import Duties
 from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import sql_time, valid_job_id
+from proxy.jobs.model import valid_job_id
 from proxy.jobs.records import Overview, Row, Tombstone
 
 LIST_LIMIT = (50, 1000)  # the default and the most
@@ -50,8 +50,8 @@ class Inspection:
         be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
         asked = {
             "start": start,
-            "end_at": sql_time(end),
-            "earliest_at": sql_time(max(0.0, start - LIVES_AT_MOST)),
+            "end": end,
+            "earliest": start - LIVES_AT_MOST,
             "most": most + 1,
         }
         found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
@@ -103,6 +103,7 @@ def _brief(row: Row) -> dict[str, Any]:
         "status": row.status,
         "progress": row.progress,
         "created_at": row.created_at,
+        "first_seen": iso_utc(row.first_seen),
         "changed": iso_utc(row.captured_at),
         "expires": iso_utc(row.deadline) if row.deadline is not None else None,
         "version": row.version,

@@ -108,6 +108,7 @@ class Keeper:
         self._probe_key = self.pattern.key(PROBE_ID)
         self._tell = tell
         self._facts: Facts | None = None
+        self._known_all_until = 0.0  # Unix: when nothing in Redis was unknown to us
         self._compared = False  # whether all that `_facts` had was compared, too
         self._life: Life | None = None
         self._kick = asyncio.Event()
@@ -224,6 +225,7 @@ class Keeper:
         try:
             await link.open()
             self._life = await self._begin(link)
+            self.capture.known_all_until = self._known_all_until
             life.append(self._life)
             self.link = link
             self._here(link)
@@ -248,6 +250,8 @@ class Keeper:
         finally:
             if self.link is not None:
                 self.known_until = self._clock.time() - (time.monotonic() - link.heard_at)
+                if self.capture.known_all_until is None:
+                    self._knew_all(self.known_until)
             self.link = self._life = None
             await link.close()
         return "closed"
@@ -483,10 +487,16 @@ class Keeper:
             life.facts = facts
         self._remember(life, compared=True)
         self.last_sync = self._clock.time()
+        self.capture.known_all_until = None
+        self._knew_all(self.last_sync)
         self._metrics.last_sync.set(self.last_sync)
         log.debug(
             "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
         )
+
+    def _knew_all(self, moment: float) -> None:
+        self._known_all_until = moment
+        self._ledger.set_meta("known_all_until", f"{moment:.3f}")
 
     def _remember(self, life: Life, *, compared: bool) -> None:
         """The server as it was when nothing was missing; `compared`: nor anything outdated."""
@@ -501,6 +511,7 @@ class Keeper:
             if "redis_back_at" in known:
                 ago = self._clock.time() - float(known["redis_back_at"])
                 self.back_at = self._clock.monotonic() - max(0.0, ago)
+            self._known_all_until = float(known.get("known_all_until", 0.0))
             self._facts = Facts(**json.loads(known["facts"]))
             self._compared = known.get("compared", "1") == "1"
         except (LedgerSilent, KeyError, TypeError, ValueError):

@@ -132,9 +132,11 @@ class Ledger:
         deadline: float | None,
         done: Done | None,
         events: str = "[]",
+        first_seen: float | None = None,
     ) -> None:
         """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`.
 
+        `first_seen` is the place of a job that is new here, `captured_at` if it is not given.
         `events` is what it tells about the pipeline, a JSON list as `sql.PUT` reads it.
         """
         try:
@@ -159,6 +161,10 @@ class Ledger:
             "events": events,
             "most_events": MOST_EVENTS,
         }
+        before = self._newest.get(snapshot.job_id)
+        if before is not None:
+            first_seen = before.first_seen
+        params["first_seen"] = captured_at if first_seen is None else first_seen
         self._newest[snapshot.job_id] = Row(
             snapshot.job_id,
             snapshot.status,
@@ -169,6 +175,7 @@ class Ledger:
             deadline,
             snapshot.digest,
             0,
+            params["first_seen"],
         )
         self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw) + len(events), done))
 
@@ -385,8 +392,8 @@ class Ledger:
         """The newest digest and the tombstone of each job, in one query."""
         rows = await self._rows(sql.HEADS, (json.dumps(job_ids),))
         return {
-            job_id: Head(digest, deadline, held is not None, bool(held), bool(pass_on))
-            for job_id, digest, deadline, held, pass_on in rows
+            job_id: Head(digest, deadline, held is not None, bool(held), bool(pass_on), seen)
+            for job_id, digest, deadline, held, pass_on, seen in rows
         }
 
     async def was_version(self, job_id: str, digest: bytes) -> bool:
@@ -402,7 +409,7 @@ class Ledger:
         return [row[0] for row in await self._rows(sql.LIVE_IDS, (after, now, limit))]
 
     async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
-        """Live jobs, the newest creation first; what waits to be written among them."""
+        """Live jobs, the last one that we saw first; what waits to be written among them."""
         return (await self.listing_within(status, now, limit, None))[0]
 
     async def listing_within(
@@ -430,7 +437,7 @@ class Ledger:
         if waiting:
             rows = [row for row in rows if row.job_id not in waiting]
             rows += [row for row in waiting.values() if _listed(row, status, now)]
-            rows.sort(key=lambda row: row.created_at, reverse=True)
+            rows.sort(key=lambda row: (row.first_seen, row.created_at), reverse=True)
         return rows[:limit], full
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:

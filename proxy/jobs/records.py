@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job as the ledger holds it. Times are Unix seconds."""
+    """A job as the ledger holds it. Times are Unix seconds; `created_at` is what the app says."""
 
     job_id: str
     status: str
@@ -19,6 +19,7 @@ class Row:
     deadline: float | None
     digest: bytes
     version: int
+    first_seen: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,19 @@ class Head:
     buried: bool
     held: bool
     pass_on: bool
+    first_seen: float | None
 
 
-NO_HEAD = Head(None, None, False, False, False)
+NO_HEAD = Head(None, None, False, False, False, None)
 
 
 def read_row(row: Any) -> Row:
     """A row of the columns that `sql.GET` and its kin select."""
-    job_id, status, progress, data, created_at, captured_at, deadline, digest, version = row
+    job_id, status, progress, data, created_at, captured_at, deadline, digest, version, seen = row
     raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)
-    return Row(job_id, status, progress, raw, created_at, captured_at, deadline, digest, version)
+    return Row(
+        job_id, status, progress, raw, created_at, captured_at, deadline, digest, version, seen
+    )
 
 
 class Pace:

@@ -9,8 +9,9 @@ ones still have to be told to the app.
 what became of it; `pipeline_totals` what this sidecar has counted, so that counters outlive it.
 
 `deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
-`captured_at` and `deadline` are Unix seconds. `deadline` is when Redis drops the key, NULL when it
-never does.
+`captured_at`, `first_seen` and `deadline` are Unix seconds of our clock. `deadline` is when Redis
+drops the key, NULL when it never does. Lists are in the order of `first_seen`, since `created_at`
+is the word of the app, whose clock may differ.
 """
 
 from __future__ import annotations
@@ -117,6 +118,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE INDEX idx_jobs_active ON jobs(deadline, status)
             WHERE status NOT IN ('completed', 'failed', 'cancelled')""",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN first_seen REAL NOT NULL DEFAULT 0",
+        # Of older rows: when the first version came, unless the job says that it was made before.
+        """UPDATE jobs SET first_seen = min(
+             coalesce((SELECT v.captured_at FROM versions AS v
+                        WHERE v.job_id = jobs.job_id AND v.version = 1), captured_at),
+             coalesce(CAST(strftime('%s', created_at) AS REAL), captured_at))""",
+        "CREATE INDEX idx_jobs_first_seen ON jobs(first_seen DESC, created_at DESC)",
+        """CREATE INDEX idx_jobs_status_first_seen
+            ON jobs(status, first_seen DESC, created_at DESC)""",
+        "DROP INDEX idx_jobs_status_created_at",
+    ),
 )
 
 SETTINGS = (
@@ -148,9 +161,9 @@ _ADD_EVENTS = """INSERT INTO pipeline_events
 
 PUT = (
     """INSERT INTO jobs (job_id, status, progress, data, created_at, updated_at, completed_at,
-                          expires_at, captured_at, deadline, digest)
+                          expires_at, captured_at, deadline, digest, first_seen)
        SELECT :job_id, :status, :progress, :data, :created_at, :updated_at, :completed_at,
-              :expires_at, :captured_at, :deadline, :digest
+              :expires_at, :captured_at, :deadline, :digest, :first_seen
         WHERE NOT EXISTS (SELECT 1 FROM tombstones WHERE job_id = :job_id AND held = 1)
        ON CONFLICT (job_id) DO UPDATE SET
          version = version + (digest <> excluded.digest),
@@ -225,12 +238,13 @@ SETTLE = (
 
 # --- reading ------------------------------------------------------------------------------------
 
-_ROW = "job_id, status, progress, data, created_at, captured_at, deadline, digest, version"
+_ROW = """job_id, status, progress, data, created_at, captured_at, deadline, digest, version,
+          first_seen"""
 
 GET = f"SELECT {_ROW} FROM jobs WHERE job_id = ?"  # noqa: S608 (a constant)
 GET_TOMBSTONE = "SELECT deleted_at, origin, held, pass_on FROM tombstones WHERE job_id = ?"
 
-HEADS = """SELECT j.value, jobs.digest, jobs.deadline, t.held, t.pass_on
+HEADS = """SELECT j.value, jobs.digest, jobs.deadline, t.held, t.pass_on, jobs.first_seen
              FROM json_each(?) AS j
              LEFT JOIN jobs ON jobs.job_id = j.value
              LEFT JOIN tombstones AS t ON t.job_id = j.value"""
@@ -247,11 +261,11 @@ LIVE_IDS = """SELECT job_id FROM jobs
 
 LIST = f"""SELECT {_ROW} FROM jobs
             WHERE (deadline IS NULL OR deadline > ?)
-            ORDER BY created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
+            ORDER BY first_seen DESC, created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
 
 LIST_STATUS = f"""SELECT {_ROW} FROM jobs
                    WHERE status = ? AND (deadline IS NULL OR deadline > ?)
-                   ORDER BY created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
+                   ORDER BY first_seen DESC, created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
 
 STRANDED = f"""SELECT {_ROW} FROM jobs
                 WHERE status NOT IN ('completed', 'failed', 'cancelled')
@@ -264,11 +278,11 @@ VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
 # Perhaps worked on between two moments. One that waits and was never anything else was not; one
 # that is finished was made within the two days that a key lives at most.
 WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
-                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND created_at <= :end_at
+                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND first_seen <= :end
                   AND (status NOT IN ('queued', 'pending') OR version > 1)
                UNION ALL
                SELECT job_id FROM jobs
-                WHERE created_at BETWEEN :earliest_at AND :end_at AND captured_at >= :start
+                WHERE first_seen BETWEEN :earliest AND :end AND captured_at >= :start
                   AND status IN ('completed', 'failed', 'cancelled')
                LIMIT :most"""
 DELETED_SINCE = """SELECT job_id,
@@ -307,9 +321,9 @@ BEING_WORKED_ON = """SELECT job_id, status FROM jobs INDEXED BY idx_jobs_unfinis
 # What a queue of jobs is made from after a start: the lives that were completed last, the oldest of
 # them first, and then the unfinished jobs.
 QUEUE_HISTORY = """SELECT job_id, data, captured_at FROM (
-                     SELECT job_id, data, captured_at, created_at FROM jobs
-                      WHERE status = 'completed' ORDER BY created_at DESC LIMIT ?)
-                    ORDER BY created_at"""
+                     SELECT job_id, data, captured_at, first_seen FROM jobs
+                      WHERE status = 'completed' ORDER BY first_seen DESC LIMIT ?)
+                    ORDER BY first_seen"""
 QUEUE_UNFINISHED = """SELECT job_id, data, captured_at FROM jobs INDEXED BY idx_jobs_unfinished
                        WHERE status NOT IN ('completed', 'failed', 'cancelled')
                          AND (deadline IS NULL OR deadline > ?)
@@ -318,7 +332,7 @@ QUEUE_UNFINISHED = """SELECT job_id, data, captured_at FROM jobs INDEXED BY idx_
 GET_ANSWER = "SELECT record FROM answers WHERE record_id = ? AND expires_at > ?"
 
 CREATED_SINCE = """SELECT job_id, data FROM jobs
-                    WHERE created_at >= :earliest
+                    WHERE first_seen >= :earliest
                       AND (SELECT min(captured_at) FROM versions
                             WHERE versions.job_id = jobs.job_id) >= :since
                     LIMIT :most"""

@@ -25,7 +25,7 @@ SAME = Facts("run-a", 2, 0, loading=False)
 
 def row(deadline: float | None) -> Row:
     created = "2026-11-23 16:21:42.670528"
-    return Row("mv_1", "queued", 0.0, b"{}", created, NOW, deadline, b"d", 1)
+    return Row("mv_1", "queued", 0.0, b"{}", created, NOW, deadline, b"d", 1, NOW)
 
 
 @pytest.mark.parametrize(

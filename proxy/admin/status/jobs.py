@@ -70,7 +70,7 @@ class JobWatch:
             return
         self._problem = None
         self._seen, self._due = counts, now + AT_LEAST_EVERY
-        self._rows = sorted(rows, key=lambda row: row["created"] or "", reverse=True)
+        self._rows = sorted(rows, key=lambda row: row["first_seen"], reverse=True)
         self._stories = stories
 
     def _read(
@@ -97,6 +97,7 @@ def _line(mirror: str, row: Row, story: Story, *, stranded: bool) -> dict[str, A
         "stranded": stranded,
         "progress": row.progress,
         "created": None if created is None else iso_utc(created),
+        "first_seen": iso_utc(row.first_seen),
         "changed": iso_utc(row.captured_at),
         "changed_at": row.captured_at,
         "version": row.version,
