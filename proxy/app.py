@@ -211,6 +211,7 @@ class Proxy:
                 StatusPage(self._status),
             ],
             self._given,
+            self._memory,
         )
         self.metrics.registry.register(ConnectionMetrics(self._admin.connections))
         self._starting = "plans"  # what is being started; empty when all is

@@ -46,6 +46,7 @@ def _app(
 ) -> web.Application:
     guard = Guard(token, hosts if _is_loopback(bind) else None, lambda: operated.starting)
     app = web.Application(middlewares=[guard.middleware()], client_max_size=BODY_LIMIT)
+    app.on_response_prepare.append(guard.mark)
     for part in parts:
         part.mount(app.router)
     return app

@@ -7,15 +7,17 @@ process' descriptors, and of the probes' answers with it. Rules:
 1. A request's head must be complete within `_HEAD` seconds: of the connection's start, or of its
    first byte. Between requests aiohttp closes a silent connection, after 30 s.
 2. A client that takes nothing of an answer for `_STALLED` seconds is cut.
-3. At most `MOST` connections are open. When there is one more, the one without a request that has
+3. What it has not taken counts in the memory budget.
+4. At most `MOST` connections are open. When there is one more, the one without a request that has
    been silent for longest goes; where all have a request, the new one does.
+5. In one turn of the event loop only `_STARTS` requests begin, however many have come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
@@ -23,6 +25,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from proxy.admin.answers import Answers
+from proxy.memory_budget import MemoryBudget
 
 #: Connections to one port.
 MOST = 128
@@ -33,6 +38,8 @@ _HEAD, _STALLED = 10.0, 30.0
 #: Seconds between two looks at all of them.
 _LOOK = 1.0
 
+#: Requests of a port that begin in one turn of the event loop: one takes half a millisecond.
+_STARTS = 4
 
 _REASONS = ("full", "head", "stalled")
 
@@ -40,11 +47,21 @@ _REASONS = ("full", "head", "stalled")
 class Connection(asyncio.Protocol):
     """One connection: bounded here, served by aiohttp's protocol `inner`."""
 
-    __slots__ = ("_connections", "_inner", "busy", "owes", "since", "stalled", "transport")
+    __slots__ = (
+        "_connections",
+        "_inner",
+        "_unsent",
+        "busy",
+        "owes",
+        "since",
+        "stalled",
+        "transport",
+    )
 
     def __init__(self, inner: asyncio.Protocol, connections: Connections) -> None:
         self._inner = inner
         self._connections = connections
+        self._unsent = connections.answers.holding()
         self.transport = cast(asyncio.Transport, None)
         self.busy = 0  # requests that are being handled
         self.owes = True  # the head of a request: the first one, or one that has begun
@@ -60,6 +77,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._unsent.clear()
         if self._connections.discard(self):
             self._inner.connection_lost(error)
 
@@ -74,10 +92,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.stalled = self._connections.clock()
+        self._unsent.set(self.transport.get_write_buffer_size())
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         self.stalled = None
+        self._unsent.clear()
         self._inner.resume_writing()
 
     def late(self, now: float) -> str | None:
@@ -92,13 +112,22 @@ class Connection(asyncio.Protocol):
 class Connections:
     """Of one port. `cut` counts those that were ended, by reason: `head`, `stalled`, `full`."""
 
-    def __init__(self, *, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        answers: Answers | None = None,
+        *,
+        most: int = MOST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.answers = answers or Answers(MemoryBudget())
         self.clock = clock
         self.cut: Counter[str] = Counter()
         self.most = most
         self._open: dict[asyncio.BaseTransport, Connection] = {}
         self._leaving: set[Connection] = set()  # cut, and not yet gone
         self._timer: asyncio.TimerHandle | None = None
+        self._starts = 0  # in this turn of the loop
+        self._to_start: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -111,7 +140,7 @@ class Connections:
         return lambda: Connection(server(), self)
 
     def middleware(self) -> Middleware:
-        """Tells requests that are being handled from those that are awaited."""
+        """Tells requests that are being handled from those that are awaited (rules 1 and 5)."""
 
         @web.middleware
         async def handled(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -122,12 +151,34 @@ class Connections:
             connection.busy += 1
             connection.owes = False
             try:
+                await self._turn()
                 return await handler(request)
             finally:
                 connection.busy -= 1
                 connection.since = self.clock()
 
         return handled
+
+    async def _turn(self) -> None:
+        """Wait until a request may begin to be handled."""
+        if self._starts < _STARTS and not self._to_start:
+            if not self._starts:
+                asyncio.get_running_loop().call_soon(self._next_turn)
+            self._starts += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._to_start.append(turn)
+        await turn
+
+    def _next_turn(self) -> None:
+        self._starts = 0
+        while self._to_start and self._starts < _STARTS:
+            turn = self._to_start.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._starts += 1
+        if self._starts:
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def add(self, connection: Connection) -> bool:
         """Take in a connection; False when there is no place for it."""

@@ -62,14 +62,17 @@ class Guard:
             except Exception:
                 logger.exception("admin request failed", extra=_facts(request))
                 answer = problems.response(ProxyError("See the log"), correlation_id)
-            answer.headers[_HEADER] = correlation_id
-            answer.headers["Cache-Control"] = "no-store"
-            answer.headers["X-Content-Type-Options"] = "nosniff"
             if request.method not in _READING or answer.status in (401, 403):
                 logger.info("admin request", extra=_facts(request) | {"status": answer.status})
             return answer
 
         return guard
+
+    async def mark(self, request: web.Request, answer: web.StreamResponse) -> None:
+        """For `Application.on_response_prepare`: what every answer has, streams among them."""
+        answer.headers[_HEADER] = request[CORRELATION]
+        answer.headers["Cache-Control"] = "no-store"
+        answer.headers["X-Content-Type-Options"] = "nosniff"
 
     def _check(self, request: web.Request) -> None:
         self._check_host(request)

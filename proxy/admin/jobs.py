@@ -9,11 +9,15 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from proxy.admin import problems
+from proxy.admin.answers import ANSWERS
 from proxy.admin.exchange import answer, flag, number, read_object, read_query, text
 from proxy.errors import BadRequest
 
 DEFAULT_LIMIT = 100
 HIGHEST_LIMIT = 1_000
+
+#: Bytes that a line of the list takes, and that a job with its versions may take.
+LINE, JOB = 1024, 2 * 1024 * 1024
 
 
 class Jobs(Protocol):
@@ -65,29 +69,34 @@ class JobControl:
         router.add_post("/api/jobs/sync", self.sync)
         router.add_post("/api/jobs/restore", self.restore)
 
-    async def list(self, request: web.Request) -> web.Response:
+    async def list(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, "mirror", "status", "limit", "stranded")
         mirror = query.get("mirror") or None
-        try:
-            states = self._jobs.states(mirror)
-            jobs = await self._jobs.list(
-                mirror,
-                query.get("status") or None,
-                number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT),
-                flag(query, "stranded"),
-            )
-        except KeyError:
-            raise problems.NotFound("No mirror of that name") from None
-        return answer({"mirrors": states, "jobs": jobs})
+        limit = number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT)
+        stranded = flag(query, "stranded")
 
-    async def show(self, request: web.Request) -> web.Response:
-        try:
-            job = await self._jobs.show(request.match_info["mirror"], request.match_info["job_id"])
-        except KeyError:
-            raise problems.NotFound("No mirror of that name") from None
-        if job is None:
-            raise problems.NotFound("No job of that ID is known")
-        return answer(job)
+        async def read() -> dict[str, Any]:
+            try:
+                states = self._jobs.states(mirror)
+                jobs = await self._jobs.list(mirror, query.get("status") or None, limit, stranded)
+            except KeyError:
+                raise problems.NotFound("No mirror of that name") from None
+            return {"mirrors": states, "jobs": jobs}
+
+        return await request.app[ANSWERS].send(request, read, limit * LINE)
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        async def read() -> dict[str, Any]:
+            asked = request.match_info
+            try:
+                job = await self._jobs.show(asked["mirror"], asked["job_id"])
+            except KeyError:
+                raise problems.NotFound("No mirror of that name") from None
+            if job is None:
+                raise problems.NotFound("No job of that ID is known")
+            return job
+
+        return await request.app[ANSWERS].send(request, read, JOB)
 
     async def requeue(self, request: web.Request) -> web.Response:
         document = await read_object(request, "reason", "force")

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from proxy.admin.answers import ANSWERS, Answers
 from proxy.admin.apps import Part, admin_app, metrics_app
 from proxy.admin.connections import Connections
 from proxy.admin.operated import Operated
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.errors import cannot_listen
+from proxy.memory_budget import MemoryBudget
 from proxy.pipeline.listening import Given, duplicate, label
 
 #: Bytes of a request line or of one field, and fields of a head.
@@ -112,7 +114,11 @@ class AdminServers:
     """
 
     def __init__(
-        self, operated: Operated, parts: Sequence[Part] = (), given: Given | None = None
+        self,
+        operated: Operated,
+        parts: Sequence[Part] = (),
+        given: Given | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._given = given
         self._operated = operated
@@ -120,7 +126,11 @@ class AdminServers:
         self._servers: list[AdminServer] = []
         self._binds: list[tuple[str, Bind]] = []
         #: What the clients of each port hold.
-        self.connections = {"admin": Connections(), "metrics": Connections()}
+        self._answers = Answers(memory or MemoryBudget())
+        self.connections = {
+            "admin": Connections(self._answers),
+            "metrics": Connections(self._answers),
+        }
         self.addresses: list[Bind] = []  #: where they listen, the admin's first
 
     async def start(self, config: Config) -> None:
@@ -133,6 +143,7 @@ class AdminServers:
 
     async def _open(self, port: str, bind: Bind, app: web.Application) -> None:
         connections = self.connections[port]
+        app[ANSWERS] = self._answers
         app.middlewares.insert(0, connections.middleware())
         server = AdminServer(app, connections, port)
         try:

@@ -8,11 +8,16 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from proxy.admin import problems
-from proxy.admin.exchange import answer, number, read_query
+from proxy.admin.answers import ANSWERS
+from proxy.admin.exchange import number, read_query
 from proxy.errors import BadRequest
 
 DEFAULT_LIMIT = 50
 HIGHEST_LIMIT = 500
+
+#: Bytes that an event of the list takes, and that a story with what is read for it may take.
+EVENT, STORY = 4 * 1024, 2 * 1024 * 1024
+
 SEVERITIES = ("ok", "warning", "error")
 
 #: What a job ID or a correlation ID can look like.
@@ -46,17 +51,24 @@ class TraceControl:
         router.add_get("/api/trace", self.recent)
         router.add_get("/api/trace/{id}", self.story)
 
-    async def recent(self, request: web.Request) -> web.Response:
+    async def recent(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, "severity", "limit")
         severity = query.get("severity") or "ok"
         if severity not in SEVERITIES:
             raise BadRequest(f"severity: expected one of {', '.join(SEVERITIES)}", field="severity")
         limit = number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT)
-        return answer({"events": await self._stories.recent(severity, limit)})
 
-    async def story(self, request: web.Request) -> web.Response:
-        wanted = request.match_info["id"]
-        story = await self._stories.story(wanted) if _ID.fullmatch(wanted) else None
-        if story is None:
-            raise problems.NotFound(f"Nothing is known of this ID. {self._stories.hint()}")
-        return answer(story)
+        async def read() -> dict[str, Any]:
+            return {"events": await self._stories.recent(severity, limit)}
+
+        return await request.app[ANSWERS].send(request, read, limit * EVENT)
+
+    async def story(self, request: web.Request) -> web.StreamResponse:
+        async def read() -> dict[str, Any]:
+            wanted = request.match_info["id"]
+            story = await self._stories.story(wanted) if _ID.fullmatch(wanted) else None
+            if story is None:
+                raise problems.NotFound(f"Nothing is known of this ID. {self._stories.hint()}")
+            return story
+
+        return await request.app[ANSWERS].send(request, read, STORY)

@@ -29,6 +29,7 @@ PASS_ON_BATCH = 100
 CLEAN_UP_BATCH = 500
 CLEAN_UP_PATIENCE = 10.0  # seconds for the commit of one batch
 STRANDED_LIMIT = 1000
+REPORTED_AT_ONCE = 20  # stranded jobs in one turn of the event loop
 GONE_REMEMBERED = 100_000
 
 PassOn = Callable[[str], Awaitable[bool]]
@@ -181,31 +182,23 @@ class Duties:
             with suppress(LedgerSilent):
                 (rows,) = await self._ledger.column(sql.COUNT)
                 self._metrics.rows.set(rows)
-                self._report(await self.stranded())
+                await self._report(await self.stranded())
             await asyncio.sleep(MEASURE_EVERY)
 
-    def _report(self, stranded: list[Row]) -> None:
+    async def _report(self, stranded: list[Row]) -> None:
         self._metrics.stranded.set(len(stranded))
-        for row in stranded:
-            if row.job_id not in self._reported:
-                log.warning(
-                    "job stranded",
-                    extra={
-                        "mirror": self._name,
-                        "job_id": row.job_id,
-                        "status": row.status,
-                        "unchanged_since": iso_utc(row.captured_at),
-                    },
-                )
-                self._tell(
-                    "stranded",
-                    {
-                        "job_id": row.job_id,
-                        "status": row.status,
-                        "unchanged_since": iso_utc(row.captured_at),
-                    },
-                )
+        new = [row for row in stranded if row.job_id not in self._reported]
         self._reported = {row.job_id for row in stranded}
+        for number, row in enumerate(new, 1):
+            facts: dict[str, object] = {
+                "job_id": row.job_id,
+                "status": row.status,
+                "unchanged_since": iso_utc(row.captured_at),
+            }
+            log.warning("job stranded", extra={"mirror": self._name, **facts})
+            self._tell("stranded", facts)
+            if number % REPORTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def stranded(self, limit: int = STRANDED_LIMIT) -> list[Row]:
         """Unfinished jobs on which nobody works, the longest unchanged first.

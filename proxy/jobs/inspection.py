@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 from proxy.clock import Clock, iso_utc
@@ -13,6 +15,8 @@ from proxy.jobs.records import Overview, Row, Tombstone
 
 LIST_LIMIT = (50, 1000)  # the default and the most
 LIST_SIZE = 4 * 1024 * 1024  # bytes of a list for clients; its values are whole documents
+SHORT = 64 * 1024  # bytes of a document that `overview` reads
+_AT_ONCE = 100  # lines that are made in one turn of the event loop
 LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 
@@ -40,7 +44,11 @@ class Inspection:
             ]
         else:
             rows = await self._ledger.listing(status, self._clock.time(), most)
-        return [_brief(row) for row in rows]
+        lines: list[dict[str, Any]] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            lines += map(_brief, rows[start : start + _AT_ONCE])
+            await asyncio.sleep(0)
+        return lines
 
     async def contemporaries(
         self, start: float, end: float, look_back: float, most: int
@@ -64,17 +72,20 @@ class Inspection:
         return found if len(found) <= most else None
 
     async def overview(self, limit: int) -> Overview:
-        """The jobs that an operator looks at first, each list `limit` at most. Raises
-        `LedgerSilent`."""
+        """The jobs that an operator looks at first, each list `limit` at most; documents over
+        `SHORT` bytes are left out. Raises `LedgerSilent`."""
         now = self._clock.time()
+        stranded = (await self._duties.stranded())[:limit]
+        documents = await self._ledger.documents([row.job_id for row in stranded], SHORT)
         return Overview(
-            recent=await self._ledger.listing(None, now, limit),
-            failed=await self._ledger.listing("failed", now, limit),
-            stranded=(await self._duties.stranded())[:limit],
+            recent=await self._ledger.listing(None, now, limit, SHORT),
+            failed=await self._ledger.listing("failed", now, limit, SHORT),
+            stranded=[replace(row, raw=documents.get(row.job_id, b"")) for row in stranded],
         )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
-        """All that is known of a job, versions with times; None: nothing. Raises `LedgerSilent`."""
+        """All that is known of a job, versions with times; None: nothing. `data` of old versions is
+        None where the newer ones are large. Raises `LedgerSilent`."""
         if not valid_job_id(job_id):
             return None
         found = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
@@ -84,7 +95,7 @@ class Inspection:
                 "seen": iso_utc(seen),
                 "status": status,
                 "progress": progress,
-                "data": raw.decode("utf-8", "replace"),
+                "data": None if raw is None else raw.decode("utf-8", "replace"),
             }
             for number, seen, status, progress, raw in await self._ledger.versions(job_id)
         ]

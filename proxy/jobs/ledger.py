@@ -58,8 +58,9 @@ class _Op:
     done: Done | None
 
 
-#: Jobs of a long list that are read from the file at a time.
-_LIST_PAGE = 64
+#: Bytes of values that are read of the versions of one job, and those that the loop decompresses.
+VERSIONS_SIZE = 4 * 1024 * 1024
+_AT_ONCE = 64 * 1024
 
 
 class Ledger:
@@ -408,50 +409,77 @@ class Ledger:
         """The ids of `live_page`, without the documents."""
         return [row[0] for row in await self._rows(sql.LIVE_IDS, (after, now, limit))]
 
-    async def listing(self, status: str | None, now: float, limit: int) -> list[Row]:
-        """Live jobs, the last one that we saw first; what waits to be written among them."""
-        return (await self.listing_within(status, now, limit, None))[0]
+    async def listing(
+        self, status: str | None, now: float, limit: int, longest: int = 0
+    ) -> list[Row]:
+        """Live jobs, the last one that we saw first; what waits to be written among them. Only
+        documents of up to `longest` bytes are read; `raw` is empty for the others."""
+        asked = self._asked(status, now, limit) | {"longest": longest}
+        found = await self._rows(sql.LIST if status is None else sql.LIST_STATUS, asked)
+        return self._with_unwritten(map(read_row, found), status, now)[:limit]
 
     async def listing_within(
-        self, status: str | None, now: float, limit: int, size: int | None
+        self,
+        status: str | None,
+        now: float,
+        limit: int,
+        size: int,
+        reserve: Callable[[int], None] | None = None,
     ) -> tuple[list[Row], bool]:
-        """The same, up to about `size` bytes of values; and whether that has cut it short."""
-        waiting = dict(self._newest)
-        most = limit + len(waiting)  # a row may be in both, in its old version and its new one
-        by_id: dict[str, Row] = {}
-        read, whole = 0, 0
-        full = False
-        while read < most and not full:
-            page = min(most - read, _LIST_PAGE) if size is not None else most
-            wanted = (now, page, read) if status is None else (status, now, page, read)
-            found = await self._rows(sql.LIST if status is None else sql.LIST_STATUS, wanted)
-            for row in map(read_row, found):
-                full = full or (size is not None and whole + len(row.raw) > size)
-                if not full:
-                    whole += len(row.raw)
-                    by_id[row.job_id] = row
-            read += len(found)
-            if len(found) < page:
+        """The same with all documents, up to `size` bytes of them; and whether that has cut it
+        short. `reserve` is called with their size before they are read, and may raise."""
+        asked = self._asked(status, now, limit)
+        found = await self._rows(sql.SIZES if status is None else sql.SIZES_STATUS, asked)
+        job_ids, whole, full = [], 0, False
+        for job_id, length in found:
+            if whole + length > size:
+                full = True
                 break
-        rows = list(by_id.values())
-        if waiting:
-            rows = [row for row in rows if row.job_id not in waiting]
-            rows += [row for row in waiting.values() if _listed(row, status, now)]
-            rows.sort(key=lambda row: (row.first_seen, row.created_at), reverse=True)
-        return rows[:limit], full
+            whole += length
+            job_ids.append(job_id)
+        if reserve is not None:
+            reserve(whole)
+        documents = await self._rows(sql.WHOLE, {"job_ids": json.dumps(job_ids)})
+        return self._with_unwritten(map(read_row, documents), status, now)[:limit], full
+
+    def _asked(self, status: str | None, now: float, limit: int) -> dict[str, Any]:
+        # A row may be in both, in its old version and its new one.
+        return {"status": status, "now": now, "most": limit + len(self._newest)}
+
+    def _with_unwritten(self, rows: Iterable[Row], status: str | None, now: float) -> list[Row]:
+        waiting = self._newest
+        if not waiting:
+            return list(rows)
+        merged = [row for row in rows if row.job_id not in waiting]
+        merged += [row for row in waiting.values() if _listed(row, status, now)]
+        merged.sort(key=lambda row: (row.first_seen, row.created_at), reverse=True)
+        return merged
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
-        """Live unfinished jobs without a change since then, the longest first."""
-        rows = await self._rows(sql.STRANDED, (unchanged_since, now, limit))
-        return [read_row(row) for row in rows]
+        """Live unfinished jobs without a change since then, the longest first, without their
+        documents."""
+        asked = {"since": unchanged_since, "now": now, "most": limit, "longest": 0}
+        return [read_row(row) for row in await self._rows(sql.STRANDED, asked)]
 
-    async def versions(self, job_id: str) -> list[tuple[int, float, str, float, bytes]]:
-        """(number, seen at, status, progress, value) of each version kept, the oldest first."""
-        rows = await self._rows(sql.VERSIONS, (job_id,))
-        return [
-            (number, seen, status, progress, zlib.decompress(data))
-            for number, seen, status, progress, data in rows
-        ]
+    async def documents(self, job_ids: Sequence[str], longest: int) -> dict[str, bytes]:
+        """Those of the jobs that have no more than `longest` bytes."""
+        asked = {"job_ids": json.dumps(job_ids), "longest": longest}
+        return {row[0]: read_row(row).raw for row in await self._rows(sql.SHORT, asked)}
+
+    async def versions(
+        self, job_id: str, size: int = VERSIONS_SIZE
+    ) -> list[tuple[int, float, str, float, bytes | None]]:
+        """(number, seen at, status, progress, value) of each version kept, the oldest first. Once
+        the newer ones have `size` bytes together, older ones come without their value."""
+        rows = await self._rows(sql.VERSIONS, {"job_id": job_id, "most": size})
+        if sum(len(row[4] or b"") for row in rows) <= _AT_ONCE:
+            return _inflated(rows, size)
+        return await asyncio.to_thread(_inflated, rows, size)
+
+    async def first_version(self, job_id: str) -> tuple[str, bytes] | None:
+        """(status, value) of the oldest version kept."""
+        rows = await self._rows(sql.FIRST_VERSION, (job_id,))
+        return (rows[0][0], zlib.decompress(rows[0][1])) if rows else None
 
     async def column(self, statement: str, params: ReadParams = ()) -> list[Any]:
         """The first column of a query of `sql.py`."""
@@ -460,6 +488,17 @@ class Ledger:
     async def table(self, statement: str, params: ReadParams = ()) -> list[Any]:
         """All columns of a query of `sql.py`, one tuple a row."""
         return [tuple(row) for row in await self._rows(statement, params)]
+
+
+def _inflated(rows: Sequence[Any], size: int) -> list[tuple[int, float, str, float, bytes | None]]:
+    """Versions, the newest first, as `Ledger.versions` gives them."""
+    versions: list[tuple[int, float, str, float, bytes | None]] = []
+    for number, seen, status, progress, data in rows:
+        value = zlib.decompress(data) if data is not None and (size > 0 or not versions) else None
+        size -= len(value or b"")
+        versions.append((number, seen, status, progress, value))
+    versions.reverse()
+    return versions
 
 
 def _listed(row: Row, status: str | None, now: float) -> bool:

@@ -495,18 +495,27 @@ class Mirror:
         fields = (("Content-Type", "application/json"),)
         return Answer(404, fields, not_found_body(self._keeper.capture.shape))
 
-    async def listing(self, status: str | None, limit: int | None) -> Answer | None:
+    async def listing(
+        self,
+        status: str | None,
+        limit: int | None,
+        reserve: Callable[[int], None] | None = None,
+    ) -> Answer | None:
         """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent. One
-        that is shorter than was asked for, because it would be too large, says so in a field."""
+        that is shorter than was asked for, because it would be too large, says so in a field.
+        `reserve` is called with the bytes that it will take, before it takes them; what it raises
+        is raised."""
         most = at_most(limit)
         try:
             async with self._lists:
                 rows, cut = await self._ledger.listing_within(
-                    status, self._clock.time(), most, LIST_SIZE
+                    status, self._clock.time(), most, LIST_SIZE, reserve
                 )
+                return self._list_of(rows, cut or (limit is not None and limit > most == len(rows)))
         except LedgerSilent:
             return None
-        cut = cut or (limit is not None and limit > most == len(rows))
+
+    def _list_of(self, rows: list[Row], cut: bool) -> Answer:
         shape = self._keeper.capture.shape
         values = []
         for row in rows:

@@ -241,6 +241,11 @@ SETTLE = (
 _ROW = """job_id, status, progress, data, created_at, captured_at, deadline, digest, version,
           first_seen"""
 
+#: The same for lists of many, with documents of up to so many bytes: one may be a megabyte.
+_SHORT = """job_id, status, progress,
+            CASE WHEN :longest > 0 AND length(data) <= :longest THEN data ELSE '' END,
+            created_at, captured_at, deadline, digest, version, first_seen"""
+
 GET = f"SELECT {_ROW} FROM jobs WHERE job_id = ?"  # noqa: S608 (a constant)
 GET_TOMBSTONE = "SELECT deleted_at, origin, held, pass_on FROM tombstones WHERE job_id = ?"
 
@@ -259,21 +264,40 @@ LIVE_IDS = """SELECT job_id FROM jobs
                WHERE job_id > ? AND (deadline IS NULL OR deadline > ?)
                ORDER BY job_id LIMIT ?"""
 
-LIST = f"""SELECT {_ROW} FROM jobs
-            WHERE (deadline IS NULL OR deadline > ?)
-            ORDER BY first_seen DESC, created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
+LIST = f"""SELECT {_SHORT} FROM jobs
+            WHERE (deadline IS NULL OR deadline > :now)
+            ORDER BY first_seen DESC, created_at DESC LIMIT :most"""  # noqa: S608
 
-LIST_STATUS = f"""SELECT {_ROW} FROM jobs
-                   WHERE status = ? AND (deadline IS NULL OR deadline > ?)
-                   ORDER BY first_seen DESC, created_at DESC LIMIT ? OFFSET ?"""  # noqa: S608
+LIST_STATUS = f"""SELECT {_SHORT} FROM jobs
+                   WHERE status = :status AND (deadline IS NULL OR deadline > :now)
+                   ORDER BY first_seen DESC, created_at DESC LIMIT :most"""  # noqa: S608
 
-STRANDED = f"""SELECT {_ROW} FROM jobs
+# How long their documents are, in bytes.
+_SIZE = "job_id, length(CAST(data AS BLOB))"
+SIZES = LIST.replace(_SHORT, _SIZE)
+SIZES_STATUS = LIST_STATUS.replace(_SHORT, _SIZE)
+
+WHOLE = f"""SELECT {_ROW} FROM jobs WHERE job_id IN (SELECT value FROM json_each(:job_ids))
+            ORDER BY first_seen DESC, created_at DESC"""  # noqa: S608
+
+STRANDED = f"""SELECT {_SHORT} FROM jobs
                 WHERE status NOT IN ('completed', 'failed', 'cancelled')
-                  AND captured_at < ? AND (deadline IS NULL OR deadline > ?)
-                ORDER BY captured_at LIMIT ?"""  # noqa: S608
+                  AND captured_at < :since AND (deadline IS NULL OR deadline > :now)
+                ORDER BY captured_at LIMIT :most"""  # noqa: S608
 
-VERSIONS = """SELECT version, captured_at, status, progress, data FROM versions
-               WHERE job_id = ? ORDER BY version"""
+SHORT = f"""SELECT {_SHORT} FROM jobs
+             WHERE job_id IN (SELECT value FROM json_each(:job_ids))"""  # noqa: S608
+
+# The newest first, and documents only as long as all of them together have no more than so many
+# bytes as they are stored.
+VERSIONS = """SELECT version, captured_at, status, progress,
+                     CASE WHEN sum(length(data)) OVER newer <= :most
+                            OR row_number() OVER newer = 1 THEN data END
+                FROM versions WHERE job_id = :job_id
+              WINDOW newer AS (ORDER BY version DESC)
+               ORDER BY version DESC"""
+
+FIRST_VERSION = "SELECT status, data FROM versions WHERE job_id = ? ORDER BY version LIMIT 1"
 
 # Perhaps worked on between two moments. One that waits and was never anything else was not; one
 # that is finished was made within the two days that a key lives at most.
@@ -360,7 +384,12 @@ ANSWERS = frozenset(
         WAS_VERSION,
         LIST,
         LIST_STATUS,
+        SIZES,
+        SIZES_STATUS,
+        WHOLE,
+        SHORT,
         VERSIONS,
+        FIRST_VERSION,
         GET_ANSWER,
         CREATED_SINCE,
         BEING_WORKED_ON,

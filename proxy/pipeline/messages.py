@@ -228,8 +228,8 @@ def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: 
     )
 
 
-def made_reply(x: Exchange, reply: Reply) -> bytes:
-    """A response made by a rescue, whole."""
+def made_reply(x: Exchange, reply: Reply) -> list[bytes]:
+    """A response made by a rescue: its head, and its body if it has one."""
     phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
     status = f"HTTP/1.1 {reply.status} {phrase}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
@@ -237,15 +237,16 @@ def made_reply(x: Exchange, reply: Reply) -> bytes:
     if not any(line[:5].lower() == b"date:" for line in lines):
         lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
     edits = x.plan.response_edits
-    return b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n%b" % (
+    head = b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n" % (
         b"\r\n".join((status, *lines))
         if edits is None
         else b"\r\n".join((status, *edits.keep(lines))) + edits.added,
         x.correlation_id.encode(),
         framing,
         connection_field(x),
-        b"" if x.method == "HEAD" or reply.status in (204, 304) else reply.body,
     )
+    bodiless = not reply.body or x.method == "HEAD" or reply.status in (204, 304)
+    return [head] if bodiless else [head, reply.body]
 
 
 def date_field(clock: Clock) -> bytes:

@@ -46,19 +46,30 @@ def needs_body(x: Exchange, trouble: Trouble) -> bool:
     return any(r.needs_body and r.wants(x, trouble) for r in x.plan.rescuers)
 
 
+def reserve(x: Exchange, size: int) -> None:
+    """Count an answer of `size` bytes, before it is there. Raises `Overloaded` where there is no
+    memory for it."""
+    holding = x.holding
+    if holding is None:
+        holding = x.holding = Holding(x.stream.memory.account("own_answers"), x.stream)
+    if size > _SMALL and not holding.try_grow(size):
+        raise Overloaded(
+            "The proxy is short of memory for its answer", retry_after=1, reason="memory"
+        )
+
+
 def send(x: Exchange, reply: Reply) -> None:
     """Answer the client with `reply`. Raises `Overloaded` where there is no memory for it."""
+    if x.holding is not None:
+        x.holding.clear()  # of what the reply was made from
     if len(reply.body) > _SMALL:
-        holding = Holding(x.stream.memory.account("own_answers"), x.stream)
-        if not holding.try_grow(len(reply.body)):
-            raise Overloaded(
-                "The proxy is short of memory for its answer", retry_after=1, reason="memory"
-            )
-        holding.clear()  # from here on it is counted where it is written
+        reserve(x, len(reply.body))
     x.status = reply.status
     if x.stream.draining or not x.body.done:
         x.keep_alive = False
     x.replied = True
     x.bytes_out = len(reply.body)
+    if x.holding is not None:
+        x.holding.clear()  # from here on it is counted where it is written
     if not x.stream.lost:
-        x.stream.transport.write(made_reply(x, reply))
+        x.stream.write(made_reply(x, reply))

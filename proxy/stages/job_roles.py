@@ -41,6 +41,7 @@ from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Silent, 
 from proxy.pipeline.compile import Binding, client_tls
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
+from proxy.pipeline.rescue import reserve
 from proxy.shortage import Shortages
 from proxy.stages.app_presence import AppPresence
 from proxy.stages.late_deletes import LateDeletes
@@ -231,8 +232,12 @@ class _Lists:
         query = parse_qs(x.path.partition("?")[2])
         limit = query.get("limit", [""])[0]
         answer = await self._mirror.listing(
-            query.get("status", [None])[0], int(limit[:9]) if limit.isdecimal() else None
+            query.get("status", [None])[0],
+            int(limit[:9]) if limit.isdecimal() else None,
+            partial(reserve, x),
         )
+        if answer is None and x.holding is not None:
+            x.holding.clear()
         return None if answer is None else _reply(answer)
 
 

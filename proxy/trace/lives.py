@@ -78,7 +78,9 @@ def read_life(mirror: str, shown: Mapping[str, Any]) -> JobLife:
         seen = moment(version.get("seen"))
         if seen is None:
             continue
-        document = _document(version.get("data"))
+        data = version.get("data")
+        # Of an old version among large ones only the status is known.
+        document = _document(data) if data is not None else {"status": version.get("status")}
         _take(life, before, document, seen)
         before = document
     deleted = moment(shown.get("deleted"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -353,9 +354,55 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
         assert await ids("queued", 3) == ["mv_5", "mv_3", "mv_2"]
 
 
+async def test_a_list_for_people_reads_no_large_documents(tmp_path: Path) -> None:
+    """A thousand jobs of a megabyte each are not read for a list that shows none of it."""
+    async with opened(tmp_path / "j.db") as ledger:
+        put(ledger, "mv_small", job("mv_small"))
+        put(ledger, "mv_large", job("mv_large", padding="x" * 70_000))
+        assert await ledger.flushed(5.0)
+
+        async def read(longest: int, status: str | None = None) -> dict[str, int]:
+            rows = await ledger.listing(status, NOW, 10, longest)
+            return {row.job_id: len(row.raw) for row in rows}
+
+        small, large = len(job("mv_small")), len(job("mv_large", padding="x" * 70_000))
+        assert await read(0) == await read(0, "queued") == {"mv_small": 0, "mv_large": 0}
+        assert await read(70_000) == {"mv_small": small, "mv_large": 0}
+        assert await read(80_000, "queued") == {"mv_small": small, "mv_large": large}
+        assert [len(row.raw) for row in await ledger.stranded(NOW + 1, NOW + 1, 10)] == [0, 0]
+        documents = await ledger.documents(["mv_large", "mv_small", "mv_none"], 70_000)
+        assert documents == {"mv_small": job("mv_small"), "mv_large": b""}
+
+
+async def test_the_versions_of_a_job_are_cut_by_their_size(tmp_path: Path) -> None:
+    """The newest come whole, older ones without their value, whether they are stored small or
+    large; one that is too large alone is given all the same."""
+    async with opened(tmp_path / "j.db") as ledger:
+        noise = "".join(map(chr, random.Random(1).choices(range(48, 122), k=20_000)))
+        values = [job("mv_1", padding="x" * 30_000, progress=step) for step in range(6)]
+        values += [job("mv_1", padding=noise, progress=10 + step) for step in range(4)]
+        for value in values:
+            put(ledger, "mv_1", value)
+            assert await ledger.flushed(5.0)
+
+        async def kept(size: int) -> list[bool]:
+            versions = await ledger.versions("mv_1", size)
+            assert [one[0] for one in versions] == list(range(1, 11))
+            for version, value in zip(versions, values, strict=True):
+                assert version[4] in (None, value)
+            return [one[4] is not None for one in versions]
+
+        assert await kept(1) == [False] * 9 + [True]
+        assert await kept(45_000) == [False] * 8 + [True] * 2
+        assert await kept(110_000) == [False] * 5 + [True] * 5
+        assert await kept(1_000_000) == [True] * 10
+        assert await ledger.first_version("mv_1") == ("queued", values[0])
+        assert await ledger.first_version("mv_2") is None
+
+
 async def test_a_long_list_is_cut_by_its_size(tmp_path: Path) -> None:
-    """Values are read a page at a time, until they are as many bytes as may be; the rest is known
-    to be missing, and a list that fits is whole."""
+    """Values are read until they are as many bytes as may be; the rest is known to be missing, and
+    a list that fits is whole. Its size is known before it is read, and may be refused."""
     async with opened(tmp_path / "j.db") as ledger:
         for number in range(200):
             put(ledger, f"mv_{number}", job(f"mv_{number}", padding="x" * 2_000))
@@ -366,7 +413,15 @@ async def test_a_long_list_is_cut_by_its_size(tmp_path: Path) -> None:
         assert 145 <= len(rows) <= 151
         assert sum(len(row.raw) for row in rows) <= 150 * one
         assert len({row.job_id for row in rows}) == len(rows)
-        rows, cut = await ledger.listing_within("queued", NOW, 1000, 1000 * one)
+        sizes: list[int] = []
+        rows, cut = await ledger.listing_within("queued", NOW, 1000, 1000 * one, sizes.append)
+        assert sizes == [sum(len(row.raw) for row in rows)]
         assert (len(rows), cut) == (len(await ledger.listing("queued", NOW, 1000)), False)
         rows, cut = await ledger.listing_within(None, NOW, 100, 1000 * one)
         assert (len(rows), cut) == (100, False)
+
+        def refuse(size: int) -> None:
+            raise MemoryError(size)
+
+        with pytest.raises(MemoryError):
+            await ledger.listing_within(None, NOW, 100, 1000 * one, refuse)

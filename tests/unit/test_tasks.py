@@ -144,6 +144,7 @@ async def test_pauses_grow_and_are_bounded(
 
 #: Tasks and futures that end with what they were made for: a request, a connection, a question.
 SHORT = {
+    "proxy.admin.probes",  # one page of metrics, for all who wait for it
     "proxy.app_host",  # one application, which ends with its host
     "proxy.app_targets",  # an application that leaves
     "proxy.idempotency.coordinator",  # the settling of one answer

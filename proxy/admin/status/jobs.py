@@ -1,7 +1,7 @@
 """The jobs that the status page lists, read from the mirrors beside the snapshots, never in them.
 
 A ledger that is silent costs its patience, not a snapshot's: the page says so and shows the jobs
-that were read last. A job is read again only when it has a new version.
+that were read last. A job is read again only when it has a new version. Large ones show no stages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from proxy.clock import Clock, iso_utc
+from proxy.jobs.inspection import SHORT
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.model import to_timestamp
@@ -22,7 +23,6 @@ from proxy.jobs.stages import Stage, Story, read_story
 LIMIT = 25  # jobs of each kind and mirror
 EVERY = 1.0  # seconds between two looks whether something changed
 AT_LEAST_EVERY = 10.0  # seconds: jobs strand without a change
-READ_LIMIT = 64 * 1024  # bytes of a job that is read for the list; larger ones show no stages
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class JobWatch:
             key = (mirror.name, row.job_id, row.digest)
             story = self._stories.get(key)
             if story is None:
-                short = len(row.raw) <= READ_LIMIT
+                short = 0 < len(row.raw) <= SHORT
                 story = read_story(row.raw, row.status) if short else Story()
             stories[key] = story
             yield _line(mirror.name, row, story, stranded=row.job_id in stranded)

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from proxy.admin import problems
 from proxy.admin.exchange import number, read_query
-from proxy.admin.guard import CORRELATION, PAGE
+from proxy.admin.guard import PAGE
 from proxy.admin.status.board import StatusBoard
 
 WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
@@ -95,10 +95,7 @@ class StatusPage:
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-store",
-                "X-Content-Type-Options": "nosniff",
                 "X-Accel-Buffering": "no",
-                "X-Correlation-ID": request[CORRELATION],
             }
         )
         async with aclosing(self._board.frames()) as frames:

@@ -123,9 +123,9 @@ class MessageMemory:
 
     async def _kind(self, job_id: str) -> str:
         """From the job's first version: later ones have gained members."""
-        versions = await self._ledger.versions(job_id)
-        if versions and versions[0][2] in WAITING:
-            return kind_of(parse(job_id, versions[0][4]).document)
+        first = await self._ledger.first_version(job_id)
+        if first is not None and first[0] in WAITING:
+            return kind_of(parse(job_id, first[1]).document)
         row = self._ledger.unwritten(job_id)
         if row is not None and row.status in WAITING:
             return kind_of(parse(job_id, row.raw).document)
