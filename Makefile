@@ -18,12 +18,12 @@ setup: $(DEV)  ## make the virtual environment with everything that developers n
 
 $(RUN): pyproject.toml constraints.txt scripts/venv.sh
 	@scripts/venv.sh "$(PYTHON)" $(VENV)
-	@echo "Installing what the proxy and its demo need (about 45 packages, once)"
+	@echo "Installing what the proxy and its demo need (about 35 packages, once)"
 	@$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(DEV): $(RUN)
-	@echo "Installing what the tests need beyond that (about 25 packages, once)"
+	@echo "Installing what the tests need beyond that (about 85 packages, once)"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 

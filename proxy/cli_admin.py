@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -30,6 +30,14 @@ _COLUMNS = (
     "mirror",
     "status",
     "progress",
+    "last_sync",
+    "keys",
+    "copied",
+    "missing",
+    "deleted",
+    "restored",
+    "kept",
+    "seconds",
     "seen_at",
     "created_at",
     "updated_at",
@@ -40,6 +48,22 @@ _COLUMNS = (
 
 
 _IDS = frozenset({"job_id", "id", "name"})
+
+# What gives way to the others on a narrow terminal, the first first; `--json` has all.
+_EXPENDABLE = (
+    "expires_at",
+    "updated_at",
+    "progress",
+    "created_at",
+    "mirror",
+    "until",
+    "failures",
+    "last_sync",
+    "seconds",
+    "reason",
+    "error",
+)
+_TEXT_WIDTH = 16  # columns that the words of a reason or an error need at least
 
 
 class AdminError(Exception):
@@ -200,9 +224,14 @@ def _breakers_list(client: Client, options: argparse.Namespace) -> Any:
     answer = client.call("GET", "/api/breakers")
     if not options.json and isinstance(answer, dict):
         for breaker in answer.get("breakers") or ():
-            if breaker.get("state") != "closed":
-                breaker["failures"] = None  # those that opened it are its reason
+            _without_old_failures(breaker)
     return answer
+
+
+def _without_old_failures(breaker: dict[str, Any]) -> None:
+    """Only a closed breaker counts failures; those that opened one are its reason."""
+    if breaker.get("state") != "closed":
+        breaker["failures"] = None
 
 
 def _breakers_change(client: Client, options: argparse.Namespace) -> Any:
@@ -210,7 +239,10 @@ def _breakers_change(client: Client, options: argparse.Namespace) -> Any:
     if getattr(options, "for_", None):
         document["for"] = options.for_
     name = segment(options.name)
-    return client.call("POST", f"/api/breakers/{name}/{options.action}", document)
+    answer = client.call("POST", f"/api/breakers/{name}/{options.action}", document)
+    if not options.json and isinstance(answer, dict):
+        _without_old_failures(answer)
+    return answer
 
 
 def _ask(options: argparse.Namespace) -> int:
@@ -256,21 +288,48 @@ def _table(title: str, rows: Sequence[Any]) -> None:
         return
     columns = [name for name in _COLUMNS if any(name in row for row in rows)]
     columns = columns or list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
     if not sys.stdout.isatty():
+        cells = [[_cell(row.get(name)) for name in columns] for row in rows]
         print("\n".join("\t".join(line) for line in [columns, *cells]))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    shown = [{name: _short(name, _cell(row.get(name))) for name in columns} for row in rows]
+    widths = {name: max(len(name), *(len(row[name]) for row in shown)) for name in columns}
+    columns = fitting(widths, console.width)
+    cells = [[row[name] for name in columns] for row in shown]
     table = Table(title=printable(title) or None, title_justify="left")
     for name in columns:
         # An ID that is cut cannot be copied: other columns give way to it.
         table.add_column(name, overflow="fold", no_wrap=name in _IDS)
     for line in cells:
         table.add_row(*map(Text, line))
-    Console().print(table)
+    console.print(table)
+    if len(columns) < len(widths):
+        hidden = [name for name in widths if name not in columns]
+        print(f"not shown in {console.width} columns: {', '.join(map(printable, hidden))}")
+
+
+def _short(name: str, cell: str) -> str:
+    """A date to the second: its microseconds take the room of another column."""
+    return cell[:19] if name.endswith("_at") and cell[19:20] == "." else cell
+
+
+def fitting(widths: Mapping[str, int], width: int) -> list[str]:
+    """The columns of a table that a terminal has room for, given how wide their cells are."""
+    needs = {
+        name: min(need, _TEXT_WIDTH) if name in ("reason", "error") else need
+        for name, need in widths.items()
+    }
+    for name in _EXPENDABLE:
+        if sum(needs.values()) + 3 * len(needs) + 1 <= width:
+            break
+        if len(needs) > 1:
+            needs.pop(name, None)
+    return list(needs)
 
 
 def _cell(value: Any) -> str:

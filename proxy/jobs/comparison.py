@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from proxy.clock import Clock
 from proxy.jobs.ledger import Ledger
@@ -14,12 +15,25 @@ IDS_PAGE = 1000  # ids compared in one piece
 SCAN_COUNT = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a full comparison found. `keys` are in Redis; `copied` changed versions went to SQLite;
+    `missing` were in SQLite alone, of which `deleted` are now known as deleted."""
+
+    keys: int
+    copied: int
+    deleted: int
+    missing: int
+    seconds: float
+
+
 async def name_keys(
     link: Link, pattern: KeyPattern, named: Named, on_odd_key: Callable[[bytes], None]
-) -> None:
-    """Every key of the family; one whose id is none goes to `on_odd_key`. Raises `Refused` and
-    `RedisLost`."""
+) -> int:
+    """Every key of the family, and how many of them were named; one whose id is none goes to
+    `on_odd_key`. Raises `Refused` and `RedisLost`."""
     cursor: bytes | int = 0
+    number = 0
     while True:
         await named.room()
         (reply,) = await link.call(("SCAN", cursor, "MATCH", pattern.glob(), "COUNT", SCAN_COUNT))
@@ -31,12 +45,14 @@ async def name_keys(
             found = [(key, pattern.job_id(bytes(key))) for key in keys]
         except (TypeError, ValueError) as odd:
             raise Refused(f"cannot be scanned: odd reply ({odd!s:.100})") from odd
-        named.look_at_many([job_id for _, job_id in found if job_id is not None])
+        ours = [job_id for _, job_id in found if job_id is not None]
+        number += len(ours)
+        named.look_at_many(ours)
         for key, job_id in found:
             if job_id is None:
                 on_odd_key(bytes(key))
         if last:
-            return
+            return number
 
 
 async def name_missing(

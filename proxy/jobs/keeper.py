@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar
 
 from proxy.clock import Clock
@@ -23,7 +23,7 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.jobs import sql
 from proxy.jobs.activity import Activity
 from proxy.jobs.capture import Capture, renew_mark
-from proxy.jobs.comparison import name_keys, name_missing
+from proxy.jobs.comparison import Compared, name_keys, name_missing
 from proxy.jobs.ledger import Ledger
 from proxy.jobs.ledger_file import LedgerSilent
 from proxy.jobs.metrics import MirrorMetrics
@@ -112,7 +112,7 @@ class Keeper:
         self._compared = False  # whether all that `_facts` had was compared, too
         self._life: Life | None = None
         self._kick = asyncio.Event()
-        self._sync_asked: list[asyncio.Future[None]] = []
+        self._sync_asked: list[asyncio.Future[Compared]] = []
         self._restore_asked: list[asyncio.Future[Tally]] = []
         requeued = settings.requeued
         self.requeue = (
@@ -156,10 +156,10 @@ class Keeper:
 
     # --- asked from outside ----------------------------------------------------------------------
 
-    async def sync(self) -> None:
+    async def sync(self) -> Compared:
         """Compare Redis and the ledger in full, now. Raises `RedisLost` while Redis is away,
         `Refused` and `LedgerSilent` when one of them does not let us."""
-        await self._ask(self._sync_asked)
+        return await self._ask(self._sync_asked)
 
     async def restore(self) -> Tally:
         """Put back every live job that is missing. Raises as `sync`."""
@@ -414,8 +414,11 @@ class Keeper:
                     # What was deleted, and not noticed yet, must not come back.
                     await self._compare(link, life)
                     _resolve(restores, await self.restorer.put_all_back(link, "manual"))
-                await self._compare(link, life)
-                _resolve(syncs, None)
+                compared = await self._compare(link, life)
+                if compared is None:
+                    self._sync_asked += syncs  # a loss came between; `_kick` is set
+                else:
+                    _resolve(syncs, compared)
             except (LedgerSilent, Refused) as obstacle:
                 # Nothing can be given back or compared now; capture goes on meanwhile. It is tried
                 # again, but who asked for it is not kept waiting.
@@ -463,25 +466,26 @@ class Keeper:
         await self._ledger.flushed(FLUSH_PATIENCE)
         life.restored = losses
 
-    async def _compare(self, link: Link, life: Life) -> None:
-        """Look at every key of the family, and at every job of the ledger that has no key."""
-        began = time.monotonic()
+    async def _compare(self, link: Link, life: Life) -> Compared | None:
+        """Look at every key of the family, and at every job of the ledger that has no key; None
+        when a loss was found instead."""
+        began, before = time.monotonic(), replace(self.capture.counts)
         facts = await link.facts()
         # A server that hides INFO is the same one for as long as the connection lasts.
         if facts.run_id is not None and continuity(life.facts, facts) is Continuity.BROKEN:
             self._lose(life, "flush")
         if life.lost:
-            return
+            return None
         named = self.capture.named
-        await name_keys(link, self.pattern, named, self.capture.odd_key)
+        keys = await name_keys(link, self.pattern, named, self.capture.odd_key)
         absent, of = await name_missing(link, self.pattern, named, self._ledger, self._clock)
         if facts.run_id is None and link.mode != "tracking" and absent > max(of / 2, ALL_GONE):
             self._lose(life, "flush")  # nothing else tells of it
-            return
+            return None
         await self.capture.named.drained()
         await self._ledger.flushed(FLUSH_PATIENCE)
         if life.lost:
-            return  # the comparison meant nothing; `_kick` is set
+            return None  # the comparison meant nothing; `_kick` is set
         life.old_data = False
         if not absent:
             life.facts = facts
@@ -492,6 +496,14 @@ class Keeper:
         self._metrics.last_sync.set(self.last_sync)
         log.debug(
             "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
+        )
+        counts = self.capture.counts
+        return Compared(
+            keys=keys,
+            copied=counts.captured - before.captured,
+            deleted=counts.deleted - before.deleted,
+            missing=absent,
+            seconds=round(time.monotonic() - began, 3),
         )
 
     def _knew_all(self, moment: float) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any, Literal
@@ -573,8 +573,13 @@ class Mirror:
 
     async def sync(self) -> dict[str, Any]:
         """Compare in full, now. Raises `RedisLost`, `Refused`, `LedgerSilent`."""
-        await self._keeper.sync()
-        return {"mirror": self.name, "last_sync": self._keeper.last_sync}
+        compared = await self._keeper.sync()
+        last = self._keeper.last_sync
+        return {
+            "mirror": self.name,
+            "last_sync": iso_utc(last) if last else None,
+            **asdict(compared),
+        }
 
     async def restore(self) -> Tally:
         """Put back every live job that is missing in Redis. Raises as `sync`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
+from proxy.cli_admin import fitting
 from proxy.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +221,38 @@ def test_a_terminal_gets_a_table(admin: Admin) -> None:
     assert ended.returncode == 0
     assert "youtube-search" in shown
     assert "━" in shown
+
+
+WIDTHS = {"job_id": 13, "mirror": 10, "status": 9, "progress": 8, "created_at": 19, "error": 90}
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (200, ["job_id", "mirror", "status", "progress", "created_at", "error"]),
+        (90, ["job_id", "mirror", "status", "created_at", "error"]),
+        (70, ["job_id", "mirror", "status", "error"]),
+        (48, ["job_id", "status", "error"]),
+        (30, ["job_id", "status"]),
+        (10, ["job_id", "status"]),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_columns(width: int, shown: list[str]) -> None:
+    """IDs and states stay whole; what says least gives way first."""
+    assert fitting(WIDTHS, width) == shown
+
+
+def test_a_sync_prints_what_it_did(admin: Admin, capsys: Capture) -> None:
+    """How many keys there are, how many were copied, how many are gone."""
+    row = {"mirror": "m", "last_sync": "2026-11-30T19:00:00.000Z", "keys": 7, "copied": 2}
+    admin.answer(
+        "/api/jobs/sync", {"synced": [{**row, "deleted": 1, "missing": 1, "seconds": 0.1}]}
+    )
+    assert cli.main(["jobs", "sync", "--admin", admin.url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "mirror\tlast_sync\tkeys\tcopied\tmissing\tdeleted\tseconds",
+        "m\t2026-11-30T19:00:00.000Z\t7\t2\t1\t1\t0.1",
+    ]
 
 
 def config_at(tmp_path: Path, section: str, port: str) -> str:

@@ -230,6 +230,31 @@ async def test_metrics_in_both_formats(site: Site, door: int) -> None:
     assert list(text_string_to_metric_families(text))
 
 
+@pytest.mark.parametrize(
+    ("accepts", "packed"),
+    [
+        ("gzip", True),
+        ("br, GZip;q=0.5", True),
+        ("identity", False),
+        ("gzip;q=0, *", False),
+        ("gzip ; q = 0.00", False),
+        ("gzipped", False),
+    ],
+)
+async def test_a_scrape_is_packed_for_whoever_takes_that(
+    site: Site, accepts: str, packed: bool
+) -> None:
+    """Prometheus asks for gzip: names and labels that repeat do not cross the network again."""
+    plain = (await site.ask("GET", "/metrics", headers={"Accept-Encoding": "identity"}, door=1))[1]
+    headers = {"Accept-Encoding": accepts}
+    _, text, found = await site.ask("GET", "/metrics", headers=headers, door=1)
+    assert (found.get("Content-Encoding") == "gzip") is packed
+    assert "Accept-Encoding" in found["Vary"]
+    assert text.count("\n# HELP") == plain.count("\n# HELP")
+    if packed:
+        assert int(found["Content-Length"]) < len(plain) / 3
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/livez", "/readyz", "/api/config"])
 async def test_head_is_get_without_body(site: Site, path: str) -> None:
     """For load balancers that probe with HEAD."""

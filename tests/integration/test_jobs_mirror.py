@@ -592,3 +592,15 @@ async def test_absence_seen_before_a_restore_proves_nothing_after_it(
         assert await holds(mirror, "mv_1", raw)()
     async with connected(redis_server) as app:
         assert await app.get(PREFIX + "mv_1") == raw
+
+
+async def test_a_comparison_says_what_it_found(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Keys there, versions copied, jobs that are gone: what `jobs sync` prints."""
+    async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
+        for job_id in ("mv_1", "mv_2"):
+            await write(app, job_id)
+        await followed(mirror)
+        found = await mirror.sync()
+        assert found.pop("seconds") >= 0
+        assert found.pop("last_sync").endswith("Z")
+        assert found == {"mirror": "make_video", "keys": 2, "copied": 0, "deleted": 0, "missing": 0}
