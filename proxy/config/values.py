@@ -21,6 +21,8 @@ from pydantic import (
 
 from proxy.config import patterns, units
 
+_NUMBER = r"[0-9]+(\.[0-9]+)?"
+
 # In the JSON Schema each of these also admits a `${NAME}` reference, see json_schema.py.
 Duration = Annotated[
     float,
@@ -31,8 +33,8 @@ Duration = Annotated[
             "anyOf": [
                 {
                     "type": "string",
-                    "pattern": r"^(0|(?=[0-9])([0-9.]+\s*d)?\s*([0-9.]+\s*h)?\s*([0-9.]+\s*m)?\s*"
-                    r"([0-9.]+\s*s)?\s*([0-9.]+\s*ms)?)$",
+                    "pattern": rf"^(0|(?=[0-9])({_NUMBER}\s*d)?\s*({_NUMBER}\s*h)?\s*"
+                    rf"({_NUMBER}\s*m)?\s*({_NUMBER}\s*s)?\s*({_NUMBER}\s*ms)?)$",
                 },
                 {"type": "integer", "const": 0},
             ]
@@ -43,14 +45,19 @@ Size = Annotated[
     int,
     BeforeValidator(units.parse_size),
     PlainSerializer(units.format_size, str, when_used="json"),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": r"^[0-9.]+\s*([KMG]i?)?B?$"}),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": rf"^{_NUMBER}\s*([KMG]i?)?B?$"}),
 ]
 Share = Annotated[
     float,
     BeforeValidator(units.parse_ratio),
     PlainSerializer(units.format_ratio, str, when_used="json"),
     WithJsonSchema(
-        {"type": ["string", "number"], "pattern": r"^[0-9.]+\s*%?$", "minimum": 0, "maximum": 1}
+        {
+            "type": ["string", "number"],
+            "pattern": rf"^({_NUMBER}\s*%|0(\.[0-9]+)?|1(\.0+)?)$",
+            "minimum": 0,
+            "maximum": 1,
+        }
     ),
 ]
 Rate = Annotated[
@@ -63,7 +70,7 @@ ByteRate = Annotated[
     int,
     BeforeValidator(units.parse_byte_rate),
     PlainSerializer(units.format_byte_rate, str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^[0-9.]+\s*([KMG]i?)?B?\s*/\s*s$"}),
+    WithJsonSchema({"type": "string", "pattern": rf"^{_NUMBER}\s*([KMG]i?)?B?\s*/\s*s$"}),
 ]
 TimeOfDay = Annotated[
     tuple[int, int],

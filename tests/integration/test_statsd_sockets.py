@@ -96,6 +96,20 @@ async def test_the_example_of_the_documentation(site: Site) -> None:
     assert (site.value("video_processing_duration_seconds_sum", operation="concat") or 0) < 5
 
 
+async def test_lines_may_end_in_cr_lf(site: Site) -> None:
+    """Within a packet and at its end; neither a number nor a label keeps the CR."""
+    packet = (
+        b"ocr.frames_processed:2|c\r\nvideo.processing:1|ms|#operation:concat\r\n"
+        b"\r\nvideo.processing:1|ms|##operation:concat\r"
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(packet, ("127.0.0.1", site.port))
+    await site.until("video_processing_duration_seconds_count", 2, operation="concat")
+    assert site.value("ocr_frames_processed_total") == 2
+    assert site.series.lines[Result.ACCEPTED] == 3
+    assert site.series.lines[Result.MALFORMED] == 0
+
+
 async def test_datadog_s_client_over_the_unix_socket(site: Site) -> None:
     """The same two reports; what that client tells about itself, unasked, is ignored."""
     client = DogStatsd(use_ms=True, telemetry_min_flush_interval=0, socket_path=str(site.path))

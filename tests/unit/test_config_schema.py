@@ -53,6 +53,11 @@ def test_the_ready_config_fits_the_schema() -> None:
         (("admin", "bind"), "nowhere"),
         (("upstreams", "make-video", "pool", "queue"), "many"),
         (("upstreams", "9x"), {"targets": ["http://a"]}),
+        (("drain_timeout",), 60),
+        (("drain_timeout",), "1..5s"),
+        (("upstreams", "youtube-search", "retry", "budget"), 20),
+        (("upstreams", "youtube-search", "retry", "budget"), "20"),
+        (("upstreams", "make-video", "targets"), ["http://127.0.0.1:8005/base"]),
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(path: tuple[str, ...], value: object) -> None:

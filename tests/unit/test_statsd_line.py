@@ -30,6 +30,9 @@ from proxy.telemetry.statsd.line import (
         (b"a:3|c|#x:1,y:b:c", "c", [3.0], 1.0, b"x:1,y:b:c"),
         (b"a:3|c|@0.5|#x:1|c:ci-1|T1656581400|card:low", "c", [3.0], 2.0, b"x:1"),
         (b"a:3|c|#x:1|@1|unknown", "c", [3.0], 1.0, b"x:1"),
+        (b"a:3|c|##x:1,y:2", "c", [3.0], 1.0, b"x:1,y:2"),
+        (b"a:3|c|#x:1|@1|##y:2", "c", [3.0], 1.0, b"x:1,y:2"),
+        (b"a:3|c|#", "c", [3.0], 1.0, b""),
     ],
 )
 def test_what_a_line_says(

@@ -89,7 +89,8 @@ def read(line: bytes) -> Reading | Result:
                 return Result.MALFORMED
             weight = 1.0 / rate
         elif mark == b"#":
-            tags = section[1:]
+            more = section.lstrip(b"#")  # older DogStatsD clients write two of them
+            tags = tags + b"," + more if tags else more
     values, signed = [], []
     for number in numbers.split(b":"):
         if not _NUMBER.fullmatch(number):

@@ -158,6 +158,8 @@ class _Reader:
             self._series.packets[self._oversized] += 1
             return [b""]
         self._series.packets[self._accepted] += 1
+        if b"\r" in packet:  # lines from Windows, and of clients that end them as HTTP does
+            packet = packet.replace(b"\r\n", b"\n").removesuffix(b"\r")
         return packet.split(b"\n")
 
 
