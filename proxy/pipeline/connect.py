@@ -99,7 +99,7 @@ async def _ask(
     client = x.stream
     began = client.clock.monotonic()
     deadline = min(began + plan.queue_timeout, x.deadline)
-    ticket = pool.ask(client, fresh=fresh)
+    ticket = pool.ask(client, fresh=fresh, route=x.route)
     try:
         while ticket.pending:
             now = client.clock.monotonic()

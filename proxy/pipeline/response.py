@@ -315,6 +315,7 @@ class Response:
                 )
         if not self._finished:
             if self._may_read():
+                relay.upstream.pool.flows(relay.upstream)
                 idle = relay.moved + self._plan.idle_timeout
                 if now >= idle:
                     self._cut = Timeout(
@@ -324,8 +325,21 @@ class Response:
                 deadline = min(deadline, idle)
             else:
                 relay.moved = now  # it waits for us
+                deadline = min(deadline, self._held_up())
         moved = max(relay.moved, self._taken)
         await self._client.wait(until_left(self._x, deadline, now, moved))
+
+    def _held_up(self) -> float:
+        """Until when the upstream's connection may be held up, as the client does not take what
+        has come. Raises `ClientLeft` where others wait for it and take theirs faster."""
+        upstream = self._relay.upstream
+        if upstream.unwanted:
+            raise ClientLeft(
+                "Client takes its response slowly, and others wait for the connection",
+                reason="client_slow",
+            )
+        taken = self._x.bytes_out - self._waiting - self._client.to_send()
+        return upstream.pool.hold_up(upstream, taken)
 
     def _taking_deadline(self, now: float) -> float:
         """Until when the client must take more. Raises `ClientLeft`."""

@@ -12,9 +12,10 @@ pool, not to who asked, so a caller that leaves wastes nothing. The rules:
  4. A failed dial is told to one waiting caller, the one at the head of the queue.
  5. Who asks for a `fresh` connection never gets one that has carried an exchange: a kept one is
     closed to make room.
- 6. Clients take turns in the queue: each has one request in a round, its next one in the next round
-    (start-time fair queueing). Where the queue is full, the last of who has most waiting gives way.
- 7. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:
+ 6. Routes take turns in the queue, and so do the clients of each (line.py).
+ 7. No client has all connections while others are there, and slow takers of answers hold half of
+    them at most while somebody waits (places.py).
+ 8. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:
     the upstream still works on it. It counts as one of its client's in the queue's rounds.
 """
 
@@ -27,7 +28,6 @@ import os
 import select
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -40,6 +40,8 @@ from proxy.wire.abandoned import Abandoned
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import HeadMemo, ResponseHead, parse_response
 from proxy.wire.deadlines import NEVER, Sweeper
+from proxy.wire.line import Line, Ticket, client_of
+from proxy.wire.places import FEW, LATELY, LEAST, Places
 from proxy.wire.stream import Stream
 
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
@@ -55,13 +57,14 @@ class UpstreamStream(Stream):
     """A connection that we opened to a target. `owner` is the client whose exchange uses it, or
     what stands in for one that has left."""
 
-    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused")
+    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused", "unwanted")
 
     def __init__(self, pool: TargetPool) -> None:
         super().__init__(pool.memory, pool.sweeper.turns)
         self.pool = pool
         self.owner: ClientStream | Abandoned | None = None
         self.reused = False  # it has already carried an exchange
+        self.unwanted = False  # its client takes the answer slowly, and others wait
         self.idle_until = NEVER
         self._poll = select.poll()
 
@@ -75,6 +78,7 @@ class UpstreamStream(Stream):
             self._read_last_words()
         super().connection_lost(error)
         self.pool.sweeper.discard(self)
+        self.pool.forget(self)
 
     def _read_last_words(self) -> None:
         """Take in what the kernel still holds of a connection that a failed write has ended.
@@ -142,27 +146,8 @@ class UpstreamStream(Stream):
         return bool(self._poll.poll(0))
 
 
-class Ticket:
-    """A place in the queue for a connection: `stream` or `error` is set when its turn comes."""
-
-    __slots__ = ("error", "fresh", "owner", "pool", "round", "stream")
-
-    def __init__(self, pool: TargetPool, owner: ClientStream, *, fresh: bool = False) -> None:
-        self.pool = pool
-        self.owner = owner
-        self.fresh = fresh  # only a connection that has carried nothing yet will do
-        self.round = 0  # of the queue, in which it is served (rule 6)
-        self.stream: UpstreamStream | None = None
-        self.error: Exception | None = None
-
-    @property
-    def pending(self) -> bool:
-        return self.stream is None and self.error is None
-
-
-def _client(owner: ClientStream) -> object:
-    """Who it is: the client's share of its listener where there are shares, else its address."""
-    return owner.host_ip if owner.share is None else owner.share
+def _user(owner: ClientStream | Abandoned) -> object:
+    return owner.client if isinstance(owner, Abandoned) else client_of(owner)
 
 
 class TargetPool:
@@ -197,8 +182,13 @@ class TargetPool:
         self.tls = tls  # what a reload replaces: certificate files may have changed
         self._server_name = server_name
         self._idle: list[UpstreamStream] = []
-        self._waiting: deque[Ticket] = deque()
-        self._round = 0  # of the last one that was served
+        self._waiting = Line()
+        most = settings.max_connections
+        self._places = Places(most)
+        self._few = LEAST <= most <= FEW  # the last of them is not for everybody
+        self._last = most - 1
+        self._recheck: asyncio.TimerHandle | None = None
+        self._open: set[UpstreamStream] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
         self._abandoned: set[Abandoned] = set()  # those in use whose client has left
@@ -226,6 +216,12 @@ class TargetPool:
     def checkout(self, owner: ClientStream) -> UpstreamStream | None:
         """An idle connection for `owner`, if there is one."""
         idle = self._idle
+        if self._few:
+            who = owner.host_ip if owner.share is None else owner.share
+            if who != self._places.seen:
+                self._places.saw(who, self._clock.monotonic())
+            if self._in_use == self._last and not self._may_have(owner):
+                return None
         while idle:
             stream = idle.pop()
             if stream.idle_until <= self._clock.monotonic() or stream.has_news():
@@ -237,26 +233,72 @@ class TargetPool:
             return stream
         return None
 
-    def ask(self, owner: ClientStream, *, fresh: bool = False) -> Ticket:
+    def ask(self, owner: ClientStream, *, fresh: bool = False, route: str = "") -> Ticket:
         """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
         been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
-        ticket = Ticket(self, owner, fresh=fresh)
-        full, waiting, who = self.full, self._waiting, _client(owner)
-        latest = max((one.round for one in waiting if _client(one.owner) == who), default=0)
-        served = self._round + sum(one.client == who for one in self._abandoned)
-        ticket.round = max(served, latest) + 1
-        if full and not (waiting and waiting[-1].round > ticket.round):
+        ticket = Ticket(self, owner, fresh=fresh, route=route)
+        who = client_of(owner)
+        if who != self._places.seen:
+            self._places.saw(who, self._clock.monotonic())
+        left_behind = sum(one.client == who for one in self._abandoned)
+        gives_way = self._waiting.enter(ticket, left_behind=left_behind, full=self.full)
+        if gives_way is ticket:
             raise self._overloaded()
-        if full:
-            last = waiting.pop()
-            last.error = self._overloaded()
-            last.owner.wake()
-        at = len(waiting)
-        while at and waiting[at - 1].round > ticket.round:
-            at -= 1
-        waiting.insert(at, ticket)
+        if gives_way is not None:
+            gives_way.error = self._overloaded()
+            gives_way.owner.wake()
         self._dial_for_waiting()
+        self._make_way()
         return ticket
+
+    def hold_up(self, stream: UpstreamStream, taken: int) -> float:
+        """The client that `stream` answers has taken `taken` bytes and takes no more now. Until
+        when to wait before it is said again; `stream.unwanted` may be set then."""
+        again = self._places.hold_up(stream, taken, self._clock.monotonic())
+        self._make_way()
+        return again if self._waiting else NEVER
+
+    def flows(self, stream: UpstreamStream) -> None:
+        """The client takes its answer again."""
+        self._places.flows(stream)
+
+    def _make_way(self) -> None:
+        """Who waits gets the place of who takes an answer slowly, if too many do."""
+        if self._waiting and not self._idle and not self._has_room():
+            stream = self._places.unwanted(self._clock.monotonic())
+            if stream is not None and not isinstance(stream.owner, Abandoned | None):
+                stream.unwanted = True
+                stream.owner.wake()
+
+    def _may_have(self, owner: ClientStream) -> bool:
+        """Whether `owner` may have a connection that is free (places.py, rule 1)."""
+        if not self._few or self._in_use != self._last:
+            return True
+        users = [_user(stream.owner) for stream in self._open if stream.owner is not None]
+        return not self._places.keeps_last_from(client_of(owner), users, self._clock.monotonic())
+
+    def _may(self, ticket: Ticket) -> bool:
+        return self._may_have(ticket.owner)
+
+    def _served_next(self) -> int:
+        """How many of those who wait may have a connection now."""
+        if not self._few or self._in_use != self._last:
+            return len(self._waiting)
+        may = sum(map(self._may, self._waiting))
+        if may < len(self._waiting) and self._recheck is None and not self._closed:
+            # Others may stay away: then the last one is for anybody again.
+            later = asyncio.get_running_loop().call_later
+            self._recheck = later(LATELY, self._check_again)
+        return may
+
+    def _check_again(self) -> None:
+        self._recheck = None
+        ticket = self._waiting.first(lambda one: not one.fresh and self._may(one))
+        if ticket is not None and (stream := self.checkout(ticket.owner)) is not None:
+            self._waiting.serve(ticket)
+            ticket.stream = stream
+            ticket.owner.wake()
+        self._dial_for_waiting()
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(
@@ -281,6 +323,7 @@ class TargetPool:
             self._abandoned.discard(stream.owner)
             stream.deadline = NEVER
         stream.owner = None
+        self._places.flows(stream)
         if reusable and not (stream.eof or stream.inbox or stream.transport.is_closing()):
             stream.reused = True
             self._hand_over(stream)
@@ -292,13 +335,13 @@ class TargetPool:
     def abandon(self, stream: UpstreamStream, client: ClientStream, until: float) -> None:
         """`client` has left after its whole request was sent on `stream`.
 
-        Its place is free when the answer begins (rule 7), the connection ends or the monotonic
+        Its place is free when the answer begins (rule 8), the connection ends or the monotonic
         second `until` is past; at once where such places are not kept.
         """
         if self._closed or not self._settings.keep_abandoned:
             self.release(stream, reusable=False)
             return
-        stand_in = Abandoned(stream, _client(client))
+        stand_in = Abandoned(stream, client_of(client))
         self._abandoned.add(stand_in)
         stream.owner = stand_in
         stream.deadline = until
@@ -311,10 +354,16 @@ class TargetPool:
         stream.drop()
         stream.close()
 
+    def forget(self, stream: UpstreamStream) -> None:
+        """It has ended."""
+        self._open.discard(stream)
+
     def close(self) -> None:
         """Close idle and abandoned connections now, and those in use when they are released. Who
         waits already, or asks because its exchange began before, is still served."""
         self._closed = True
+        if self._recheck is not None:
+            self._recheck.cancel()
         for abandoned in list(self._abandoned):
             abandoned.end()
         for stream in self._idle:
@@ -333,7 +382,7 @@ class TargetPool:
         return open_or_opening < self._settings.max_connections
 
     def _dial_for_waiting(self) -> None:
-        while len(self._waiting) > len(self._dials) and (self._has_room() or self._make_room()):
+        while self._served_next() > len(self._dials) and (self._has_room() or self._make_room()):
             dial = asyncio.get_running_loop().create_task(self._dial(), name=f"dial {self.label}")
             self._dials.add(dial)
             dial.add_done_callback(self._dialled)
@@ -357,14 +406,13 @@ class TargetPool:
         if self._waiting:
             ticket = self._next(stream)
         if ticket is not None:
-            self._waiting.remove(ticket)
-            self._round = max(self._round, ticket.round)
+            self._waiting.serve(ticket)
             ticket.stream = stream
             stream.owner = ticket.owner
             self._in_use += 1
             ticket.owner.wake()
             return
-        if len(self._dials) < len(self._waiting):
+        if len(self._dials) < self._served_next():
             stream.abort()  # they wait for fresh ones, and this takes their room
             self._dial_for_waiting()
             return
@@ -378,11 +426,12 @@ class TargetPool:
     def _next(self, stream: UpstreamStream) -> Ticket | None:
         """Who gets `stream`: the first who may have it, unless somebody who needs a fresh one waits
         without a dial on its way, who would wait for ever while others take turns."""
-        if not stream.reused or not self._waiting[0].fresh:
-            return self._waiting[0]
+        first = self._waiting.first(self._may)
+        if first is None or not (stream.reused and first.fresh):
+            return first
         if len(self._dials) < sum(ticket.fresh for ticket in self._waiting):
             return None
-        return next((ticket for ticket in self._waiting if not ticket.fresh), None)
+        return self._waiting.first(lambda ticket: not ticket.fresh and self._may(ticket))
 
     async def _dial(self) -> None:
         loop = asyncio.get_running_loop()
@@ -412,9 +461,8 @@ class TargetPool:
 
     def _refuse(self, error: Exception) -> None:
         """Tell the first who waits that it gets no connection (rule 4)."""
-        if self._waiting:
-            ticket = self._waiting.popleft()
-            self._round = max(self._round, ticket.round)
+        if (ticket := self._waiting.first()) is not None:
+            self._waiting.serve(ticket)
             ticket.error = error
             ticket.owner.wake()
 
@@ -424,6 +472,7 @@ class TargetPool:
             self._refuse(stream.error or ConnectionResetError("closed as soon as it was opened"))
             return
         self.sweeper.add(stream)
+        self._open.add(stream)
         self._hand_over(stream)
 
 

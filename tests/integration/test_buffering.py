@@ -401,6 +401,33 @@ def test_without_room_a_response_is_read_as_it_is_taken(full: Site) -> None:
         assert client.response().body == BODY * 3
 
 
+def test_without_room_slow_readers_hold_half_of_the_connections(full: Site) -> None:
+    """One of two; the slowest makes way as soon as somebody waits, and nobody else is cut."""
+    full.upstream.handler = large
+    with ExitStack() as stack:
+        slow = [stack.enter_context(full.connect(receive_buffer=4096)) for _ in range(2)]
+        heads = []
+        for number, client in enumerate(slow):
+            client.send(get("/large", f"X-Correlation-ID: slow-reader-{number}"))
+            heads.append(client.response_head())
+        for _ in range(3):
+            assert full.ask(get("/quick")).body == b"ok"
+        wait_until(
+            lambda: full.proxy.metric("proxy_client_connections", listener="front") == 1,
+            "one of them to be cut",
+        )
+        ends = []
+        for client, head in zip(slow, heads, strict=True):
+            hurry(client)
+            try:
+                ends.append(client.read_response_body(head).body == BODY * 3)
+            except (Truncated, ConnectionResetError):
+                ends.append(False)
+        assert sorted(ends) == [False, True]
+    cut = full.proxy.access_line(f"slow-reader-{ends.index(False)}")
+    assert (cut["status"], cut["reason"]) == (499, "client_slow")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -58,7 +58,7 @@ def test_of_two_the_less_busy_is_chosen(seed: int) -> None:
 def test_a_target_without_kept_connections_keeps_its_turn(seed: int) -> None:
     """It is the next one to be asked, once, unless it has failed or must not be used."""
     three = upstream(seed, [0, 0, 0])
-    owner = cast(ClientStream, None)  # nobody is told anything here
+    owner = cast(ClientStream, Caller("a"))
     assert three.checkout(owner) is None
     turn = three._turn
     assert turn is not None

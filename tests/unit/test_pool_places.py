@@ -1,0 +1,226 @@
+"""Whom a target's connections are for when they are scarce."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from proxy.clock import ManualClock
+from proxy.config.units import TargetAddress
+from proxy.config.upstreams import Pool
+from proxy.errors import Overloaded
+from proxy.memory_budget import MemoryBudget
+from proxy.wire.client import ClientStream
+from proxy.wire.deadlines import NEVER, Sweeper
+from proxy.wire.places import HELD_UP, LATELY, Places
+from proxy.wire.pool import TargetPool, Ticket, UpstreamStream
+from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
+
+
+class Case:
+    """A pool of some connections, and clients by their addresses. Dials succeed at once."""
+
+    def __init__(self, most: int = 4, queue: int = 20) -> None:
+        self.clock = ManualClock()
+        self.pool = TargetPool(
+            TargetAddress("http", "10.0.0.1", 8000),
+            Pool(max_connections=most, queue=queue, keep_abandoned=True, keepalive="1h"),
+            1.0,
+            self.clock,
+            Sweeper(self.clock),
+            MemoryBudget(),
+            lambda _: None,
+        )
+        self.pool._dial = self._dial  # type: ignore[method-assign]
+        self.dials = 0
+
+    async def _dial(self) -> None:
+        self.dials += 1
+        assert self.dials < 100, "it dials for ever"
+        stream = UpstreamStream(self.pool)
+        stream.transport = Socket()  # type: ignore[assignment]
+        self.pool.adopt(stream)
+
+    async def settle(self) -> None:
+        """Until all dials have come to their ends."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def ask(self, host: str, route: str = "r", *, fresh: bool = False) -> Ticket:
+        """Somebody wants a connection."""
+        ticket = self.pool.ask(cast(ClientStream, Client(host)), route=route, fresh=fresh)
+        await self.settle()
+        return ticket
+
+    async def use(self, host: str) -> UpstreamStream:
+        """Somebody gets one."""
+        client = cast(ClientStream, Client(host))
+        stream = self.pool.checkout(client) or (await self.ask(host)).stream
+        assert stream is not None
+        return stream
+
+    async def free(self, stream: UpstreamStream, *, reusable: bool = True) -> None:
+        """It is not needed any more."""
+        self.pool.release(stream, reusable=reusable)
+        await self.settle()
+
+
+@asynccontextmanager
+async def opened(most: int = 4, queue: int = 20) -> AsyncIterator[Case]:
+    """A case, whose pool is closed afterwards."""
+    case = Case(most, queue)
+    try:
+        yield case
+    finally:
+        case.pool.close()
+        await case.pool.wait_closed()
+
+
+async def test_a_client_that_is_alone_has_all_connections() -> None:
+    """A gateway that nobody has named makes all requests: it loses nothing."""
+    async with opened() as case:
+        for _ in range(4):
+            await case.use("gateway")
+        assert case.pool.active_connections == 4
+        assert (await case.ask("gateway")).pending
+
+
+@pytest.mark.parametrize("reusable", [False, True])
+async def test_the_last_connection_is_for_others_while_there_are_any(reusable: bool) -> None:
+    """Slow requests of one client do not shut the target for those who were there lately; it waits
+    for its own to end, and has the last one when others have stayed away."""
+    async with opened() as case:
+        await case.free(await case.use("neighbour"))
+        used = [await case.use("slow") for _ in range(3)]
+        waits = await case.ask("slow")
+        assert waits.pending
+        assert (await case.use("neighbour")).owner is not None
+        full = await case.ask("neighbour")
+        assert full.pending
+        await case.free(used[0], reusable=reusable)
+        assert waits.stream is not None, "the neighbour has one: the slow one may have three"
+        assert (await case.ask("slow")).pending
+        await case.free(used[1], reusable=reusable)
+        assert full.stream is not None
+        assert case.pool.active_connections == 4
+        assert case.dials < 10
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_the_last_connection_is_for_anybody_again(fresh: bool) -> None:
+    """The others have not come back for a while."""
+    async with opened() as case:
+        for _ in range(3):
+            await case.use("slow")
+        await case.free(await case.use("neighbour"))
+        assert case.pool.checkout(cast(ClientStream, Client("slow"))) is None
+        waits = await case.ask("slow", fresh=fresh)
+        case.clock.advance(LATELY - 1)
+        case.pool._check_again()
+        await case.settle()
+        assert waits.pending
+        case.clock.advance(1)
+        case.pool._check_again()
+        await case.settle()
+        assert waits.stream is not None
+        assert waits.stream.reused is (not fresh)
+        assert case.pool.active_connections == 4
+
+
+async def test_what_a_client_leaves_behind_counts_as_its_own() -> None:
+    """Requests followed by resets hold no more than slow ones."""
+    async with opened() as case:
+        await case.free(await case.use("neighbour"))
+        slow = cast(ClientStream, Client("slow"))
+        left = [await case.use("slow") for _ in range(3)]
+        for stream in left:
+            case.pool.abandon(stream, slow, NEVER)
+        waits = await case.ask("slow")
+        assert waits.pending
+        for _ in range(3):
+            await case.free(await case.use("neighbour"))
+        left[1].data_received(WHOLE)
+        await case.settle()
+        assert waits.stream is not None
+
+
+@pytest.mark.parametrize("most", [3, 65])
+async def test_other_targets_have_no_last_connection(most: int) -> None:
+    """With very few each counts, with many nobody has all of them."""
+    async with opened(most) as case:
+        await case.free(await case.use("neighbour"))
+        for _ in range(most):
+            assert (await case.use("slow")).owner is not None
+
+
+async def test_routes_take_turns() -> None:
+    """Many who ask for something slow keep those of another route waiting for one of them."""
+    async with opened(1) as case:
+        used = await case.use("one")
+        lists = [await case.ask(f"client {number}", "list") for number in range(9)]
+        jobs = [await case.ask(f"other {number}", "job") for number in range(2)]
+        order: list[Ticket] = []
+        for _ in range(5):
+            await case.free(used)
+            (served,) = [one for one in (*lists, *jobs) if not one.pending and one not in order]
+            order.append(served)
+            assert served.stream is not None
+            used = served.stream
+        assert order == [lists[0], jobs[0], lists[1], jobs[1], lists[2]]
+        late = await case.ask("late", "job")
+        await case.free(used)
+        assert not late.pending, "who comes later does not wait for what others had before"
+
+
+async def test_the_fullest_route_gives_way() -> None:
+    """A queue that one route has filled has room for another, and for no more of its own."""
+    async with opened(1, queue=4) as case:
+        await case.use("one")
+        lists = [await case.ask(f"client {number}", "list") for number in range(4)]
+        with pytest.raises(Overloaded):
+            await case.ask("client 5", "list")
+        jobs = [await case.ask(f"other {number}", "job") for number in range(2)]
+        assert [one.pending for one in lists] == [True, True, False, False]
+        with pytest.raises(Overloaded):
+            await case.ask("other 3", "job")
+        assert all(one.pending for one in jobs)
+
+
+def test_slow_takers_of_answers_have_half() -> None:
+    """While somebody waits, the slowest of those who were held up for a moment makes way."""
+    places = Places(4)
+    streams = [cast(UpstreamStream, object()) for _ in range(4)]
+    for number, stream in enumerate(streams[:3]):
+        places.hold_up(stream, 1000 * number, 0.0)
+    assert places.unwanted(HELD_UP / 2) is None, "a moment is nothing"
+    places.hold_up(streams[0], 50_000, 1.0)
+    places.hold_up(streams[1], 2_000, 1.0)
+    places.hold_up(streams[2], 60_000, 1.0)
+    assert places.unwanted(1.0) is streams[1]
+    assert places.unwanted(1.0) is None, "half of them may be held up"
+    places.hold_up(streams[3], 0, 1.0)
+    assert places.unwanted(1.0) is streams[0], "one that has only begun is not judged yet"
+    places.hold_up(streams[0], 0, 2.0)
+    places.flows(streams[2])
+    assert places.unwanted(9.0) is None
+
+
+async def test_who_waits_makes_the_slowest_unwanted() -> None:
+    """At once if it comes later, in a moment if it waits already."""
+    async with opened() as case:
+        used = [await case.use(f"client {number}") for number in range(4)]
+        for taken, stream in enumerate(used[:3]):
+            assert case.pool.hold_up(stream, taken) == NEVER
+        case.clock.advance(HELD_UP)
+        assert not any(stream.unwanted for stream in used), "nobody waits"
+        for stream in used[:2]:
+            case.pool.hold_up(stream, 9_000)
+        ticket = await case.ask("waits")
+        assert [stream.unwanted for stream in used] == [False, False, True, False]
+        assert case.pool.hold_up(used[3], 0) == case.clock.monotonic() + HELD_UP
+        await case.free(used[2], reusable=False)
+        assert ticket.stream is not None
