@@ -16,6 +16,7 @@ class Facts:
     correlation_id: str = "c-1"
     client_correlation_id: str | None = None
     trace_id: str | None = None
+    trace_sampled: bool = False
     client: str = "127.0.0.1:50000"
     started_at: float = 1_795_450_757.0
     duration: float = 0.25

@@ -217,6 +217,11 @@ class Exchange:
             if given is not None:
                 self.client_correlation_id = b", ".join(given).decode("latin-1")
 
+    @property
+    def trace_sampled(self) -> bool:
+        """Whether a collector gets its spans."""
+        return self.span is not None and self.span.sampled
+
     def drop_body(self) -> None:
         """Nobody will ask for the request's body again."""
         if self.buffered is not None:

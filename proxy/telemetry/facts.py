@@ -37,3 +37,8 @@ class ExchangeFacts(Protocol):
     bytes_in: int  #: content, not framing
     bytes_out: int
     extra: dict[str, object] | None  #: facts that stages add
+
+    @property
+    def trace_sampled(self) -> bool:
+        """Whether a collector gets its spans; asked only where there is a `trace_id`."""
+        ...

@@ -14,7 +14,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 from proxy.config.metric_names import claims
 from proxy.shortage import DETAILS
@@ -400,7 +400,11 @@ def _histogram(
 ) -> Metric:
     family = HistogramMetricFamily(name, about, labels=labels)
     for label_values, distribution in values:
-        family.add_metric(label_values, distribution.cumulative(), sum_value=distribution.total)
+        buckets: list[Any] = list(distribution.cumulative())
+        for place, (value, trace_id, at) in list((distribution.examples or {}).items()):
+            exemplar = Exemplar({"trace_id": trace_id}, value, round(at, 3))
+            buckets[place] = (*buckets[place], exemplar)
+        family.add_metric(label_values, buckets, sum_value=distribution.total)
     return family
 
 

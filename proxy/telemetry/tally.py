@@ -31,15 +31,27 @@ PHASES = ("request", "queue", "upstream", "response")
 STREAM_BUCKETS = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 
 
-class Distribution:
-    """A histogram. `counts` has one place per bound and one for what is above the last."""
+#: The latest sampled trace that fell into a bucket: value, trace ID, Unix seconds.
+Example = tuple[float, str, float]
 
-    __slots__ = ("bounds", "counts", "total")
+
+class Distribution:
+    """A histogram. `counts` has one place per bound and one for what is above the last; `examples`
+    are by place, and None where no traces are sent."""
+
+    __slots__ = ("bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: tuple[float, ...] = BUCKETS) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.examples: dict[int, Example] | None = None
+
+    def exemplify(self, value: float, trace_id: str, at: float) -> None:
+        """A value that was counted belongs to this trace, which a collector has."""
+        if self.examples is None:
+            self.examples = {}
+        self.examples[bisect_left(self.bounds, value)] = (value, trace_id, at)
 
     def observe(self, value: float) -> None:
         """Count one value; a bucket includes its upper bound, as Prometheus has it."""
@@ -57,6 +69,11 @@ class Distribution:
             mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
         ]
         self.total += other.total
+        if other.examples is not None:
+            mine = self.examples = self.examples or {}
+            for place, example in list(other.examples.items()):
+                if place not in mine or mine[place][2] <= example[2]:
+                    mine[place] = example
 
 
 def _go_float(value: float) -> str:
@@ -198,10 +215,20 @@ class RouteTally:
                 responses.total += upstream_time
         if facts.attempts > 1:
             self.retries += facts.attempts - 1
+        if facts.trace_id is not None and facts.trace_sampled:
+            self._exemplify(facts, method, duration)
         if facts.code is not None:
             self.errors[facts.code] = self.errors.get(facts.code, 0) + 1
             if facts.gone_in is not None:
                 self._left(facts.gone_in, facts)
+
+    def _exemplify(self, facts: ExchangeFacts, method: MethodTally, duration: float) -> None:
+        """A collector has the exchange's spans: who sees a slow bucket can look at one of it."""
+        trace_id, at = str(facts.trace_id), facts.started_at + facts.duration
+        method.exemplify(duration, trace_id, at)
+        upstream = self.upstreams.get(facts.upstream or "")
+        if upstream is not None and facts.upstream_time is not None:
+            upstream.responses.exemplify(facts.upstream_time, trace_id, at)
 
     def _left(self, phase: str, facts: ExchangeFacts) -> None:
         """The client has left."""

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -151,6 +152,17 @@ def parents(app: Upstream) -> list[list[str]]:
     return [request.all("traceparent") for request in app.requests]
 
 
+def openmetrics(proxy: ProxyProcess, prefix: str) -> str:
+    """The lines of a family as a scraper gets them that stores exemplars."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{proxy.admin_port}/metrics",
+        headers={"Accept": "application/openmetrics-text; version=1.0.0"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        lines = reply.read().decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith(prefix))
+
+
 def test_a_trace_is_continued_on_both_paths(
     app: Upstream, collector: Collector, tmp_path: Path
 ) -> None:
@@ -169,6 +181,8 @@ def test_a_trace_is_continued_on_both_paths(
                     )
                 )
                 assert client.response().status == 200
+        assert f'{{trace_id="{TRACE}"}}' in openmetrics(site.proxy, "http_request_duration_seconds")
+        assert f'{{trace_id="{TRACE}"}}' in openmetrics(site.proxy, "proxy_upstream_response")
         for number in range(3):
             server, sent = collector.of(f"one-{number}", 2)
             assert (server.kind, sent.kind) == (SERVER, CLIENT)

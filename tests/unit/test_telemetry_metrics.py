@@ -142,6 +142,37 @@ def test_clients_cannot_make_series() -> None:
     assert list(tally.methods) == ["OTHER"]
 
 
+def test_a_sampled_trace_is_the_exemplar_of_its_bucket() -> None:
+    """The latest of each bucket, on OpenMetrics alone; what no collector has is not named."""
+    metrics = Metrics("1")
+    metrics.upstream("make-video")
+    tally = metrics.route("ingress", "job-status", "ingress", "make-video")
+    for trace_id, sampled, duration in (
+        ("a" * 32, True, 0.25),
+        ("b" * 32, False, 0.26),
+        ("c" * 32, True, 0.27),
+        ("d" * 32, True, 3.0),
+        (None, False, 0.28),
+    ):
+        tally.begin()
+        facts = Facts(trace_id=trace_id, trace_sampled=sampled, duration=duration)
+        tally.record(facts)
+    text = metrics.exposition("application/openmetrics-text")[0].decode()
+    found = {
+        (sample.name, sample.labels["le"]): sample.exemplar
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert {key: example.labels["trace_id"] for key, example in found.items()} == {
+        ("http_request_duration_seconds_bucket", "0.5"): "c" * 32,
+        ("http_request_duration_seconds_bucket", "5.0"): "d" * 32,
+        ("proxy_upstream_response_seconds_bucket", "0.2"): "d" * 32,
+    }
+    assert found["http_request_duration_seconds_bucket", "0.5"].value == 0.27
+    assert "trace_id" not in metrics.exposition("")[0].decode()
+
+
 def test_ordinary_metrics_with_exemplars_share_the_registry() -> None:
     """Other parts register what they like; OpenMetrics shows their exemplars."""
     metrics = filled()
