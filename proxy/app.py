@@ -58,6 +58,7 @@ from proxy.telemetry.otlp import OtlpExporter
 from proxy.telemetry.outputs import Output, open_output
 from proxy.telemetry.shortage_watch import ShortageWatch
 from proxy.telemetry.spool import SpoolMetrics
+from proxy.telemetry.volumes import Volumes, own_directories
 from proxy.trace.recorder import Trace
 from proxy.upload.pool import ProbePool, memory_within
 from proxy.vitals import Vitals
@@ -129,6 +130,8 @@ class Proxy:
         self._lag = LoopLag(self.metrics.loop_lag, vitals.tasks)
         self._shortages = ShortageWatch(vitals)
         self._app_side = AppSide(config, self.metrics, self._clock, self.vitals)
+        self._volumes = Volumes(lambda: own_directories(self._config))
+        self.metrics.registry.register(self._volumes)
         self._probes = ProbePool(vitals.tasks, memory=memory_within(memory_limit()))
         self._trace = Trace(config.trace, self._clock, self.metrics.registry, vitals.tasks)
         self._mirrors = Mirrors(
@@ -199,7 +202,15 @@ class Proxy:
             vitals.shortages,
         )
         self._status = StatusBoard(
-            Sources(self, self.metrics, self._breakers, self._mirrors, self._watch, vitals),
+            Sources(
+                self,
+                self.metrics,
+                self._breakers,
+                self._mirrors,
+                self._watch,
+                vitals,
+                lambda: [*self._volumes.disks(), *self._app_side.disks()],
+            ),
             self._clock,
         )
         self._admin = AdminServers(
@@ -253,6 +264,7 @@ class Proxy:
         self._lag.start()
         self._shedding.start()
         self._shortages.start()
+        self._volumes.start()
         if predecessor is None:
             self._starting = "admin"
             await self._admin.start(self._config)
@@ -328,6 +340,7 @@ class Proxy:
         if self._otlp is not None:
             await asyncio.to_thread(self._otlp.stop)
         self._shedding.stop()
+        self._volumes.stop()
         await self._lag.stop()
         await self._shortages.stop()
         self._sweeper.stop()

@@ -54,6 +54,10 @@ class AppSide:
         if self.resources is not None:
             await self.resources.stop()
 
+    def disks(self) -> list[tuple[str, int, int]]:
+        """Name, bytes free and bytes in all of each directory of `resources`."""
+        return [] if self.resources is None else self.resources.disks()
+
     def forget(self) -> None:
         """Take its metrics off ours, so that another one may take their names."""
         for collector in (self.series, self.resources):

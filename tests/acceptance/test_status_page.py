@@ -423,10 +423,20 @@ TRACE = {
 
 
 def test_a_trace_tells_its_story(browser: Chromium) -> None:
-    """Recent errors lead to the trace; the suspected cause is on top; events are in order."""
-    with SiteThread(traces={"mv_1": TRACE}, tick=0.2) as site:
+    """Recent errors, grouped by kind, lead to the trace; the suspected cause is on top; events are
+    in order."""
+    lately = [("job mv_a1 failed after 12 ms", 3), ("job mv_b22 failed after 7.5 s", 2),
+              ("GET /x: 502 upstream_reset", 1), ("GET /x: 503 circuit_open", 0)]  # fmt: skip
+    many = [event(f"2026-11-27T09:00:0{at}.000Z", "job", "error", said) for said, at in lately]
+    with SiteThread(traces={"mv_1": TRACE, "c-2": {"events": many}}, tick=0.2) as site:
         browser.open(site.url("/"))
         browser.wait_for_text("search answered 503", "#errors")
+        shown = browser.run(
+            "return [...document.querySelectorAll('#errors li')].map(e => e.innerText)"
+        )
+        (twice,) = [row for row in shown if "2 times" in row]
+        assert "mv_a1" in twice  # the newest of its kind
+        assert sum("GET /x" in row for row in shown) == 2
         browser.click("#errors li a")
         browser.wait_for_text("Suspected cause", ".cause")
         assert ATTACK in browser.text(".cause")
@@ -503,4 +513,13 @@ def test_two_hundred_routes_are_sorted_by_trouble(browser: Chromium, tmp_path: P
         browser.run("document.querySelector(\"#routes nav a[href='/?routes=troubled']\").click()")
         browser.wait(lambda: browser.run(count) == 1, "the one that fails")
         assert "r150" in browser.text("#routes")
+        browser.run("document.querySelector(\"#routes nav a[href='/']\").click()")
+        browser.wait(lambda: browser.run(count) == 25, "all of them again")
+        browser.type("#find-routes", "/R19")
+        browser.wait(lambda: browser.run(count) == 11, "r19, and r190 to r199")
+        assert browser.run("return location.search") == "?find=%2FR19"
+        assert browser.run("return document.activeElement.id") == "find-routes"
+        browser.type("#find-routes", "9 x")
+        browser.wait_for_text("No route has that", "#routes")
+        assert accessible(browser) == []
         browser.open("about:blank")

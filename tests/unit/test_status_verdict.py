@@ -54,6 +54,11 @@ def certificate(days: float) -> dict[str, Any]:
     return {"listener": "front", "expires": "2026-12-24T00:00:00Z", "days": days}
 
 
+def disk(name: str, percent: int) -> dict[str, Any]:
+    """A disk of 1,000 MiB with so much free."""
+    return {"directory": name, "free": percent * 10 * 2**20, "size": 1000 * 2**20}
+
+
 def snapshot(**changes: Any) -> dict[str, Any]:
     """Of a proxy that is well; `jobs` are a list."""
     jobs = changes.pop("job_list", [job()])
@@ -66,6 +71,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "jobs": {"problem": None, "list": jobs},
         "process": process(),
         "certificates": [certificate(80.0)],
+        "disks": [disk("spool", 50)],
         "checks": [],
         "clocks": [{"source": "redis", "ahead": -0.4}],
         **changes,
@@ -82,6 +88,8 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "level", "kind", "about"),
     [
+        ({"disks": [disk("spool", 9)]}, "warning", "disk_low", "process"),
+        ({"disks": [disk("spool", 1)]}, "error", "disk_low", "process"),
         ({"certificates": [certificate(-1.0)]}, "error", "certificate_expired", "process"),
         ({"certificates": [certificate(13.5)]}, "warning", "certificate_expires", "process"),
         ({"clocks": [{"source": "redis", "ahead": -900.0}]}, "warning", "clock_skew", "redis"),
@@ -215,3 +223,13 @@ def test_a_service_that_is_silent_until_its_callers_give_up(
     )
     assert f"{abandoned} callers left" in finding.summary
     assert "had been silent for 5.0 s" in finding.summary
+
+
+def test_directories_on_one_disk_are_one_finding() -> None:
+    """The fullest first; figures that differ are other disks."""
+    disks = [disk("spool", 5), disk("trace", 1), disk("jobs:m", 5), disk("log", 60)]
+    found = judge(snapshot(disks=disks), NOW).findings
+    assert [(one.level, one.summary) for one in found] == [
+        ("error", "The disk of trace is full: 1.0% free, 10 MiB"),
+        ("warning", "The disk of spool, jobs:m is nearly full: 5.0% free, 50 MiB"),
+    ]

@@ -47,6 +47,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.otlp import OtlpExporter
 from proxy.telemetry.resources.pace import Pace
 from proxy.telemetry.spool import SpoolMetrics
+from proxy.telemetry.volumes import Volumes
 from proxy.trace.causes import _TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
@@ -186,6 +187,9 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 1, memory.account("spool"), clock)
     metrics.registry.register(SpoolMetrics(spool))
     metrics.registry.register(MemoryMetrics(MemoryBudget(), int))
+    volumes = Volumes(lambda: {"spool": tmp_path})
+    volumes.measure()
+    metrics.registry.register(volumes)
     watch = Watch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(

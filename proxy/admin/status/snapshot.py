@@ -7,7 +7,7 @@ tests/bench/status.py.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,8 @@ class Sources:
     mirrors: Mirrors
     watch: Watch
     vitals: Vitals
+    #: Name, bytes free and bytes in all of each directory that is watched.
+    disks: Callable[[], Sequence[tuple[str, int, int]]] = tuple
 
 
 class Snapshots:
@@ -164,6 +166,10 @@ class Snapshots:
             "clocks": [
                 {"source": source, "ahead": round(seconds, 1)}
                 for source, seconds in sorted(self._sources.vitals.skews.seconds.items())
+            ],
+            "disks": [
+                {"directory": name, "free": free, "size": size}
+                for name, free, size in self._sources.disks()
             ],
             "certificates": [
                 {

@@ -8,8 +8,8 @@ Rules, in order of importance
    One error in a quiet night is none.
 5. Certificates of listeners that have expired or are about to; clocks that differ.
 6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
-7. The proxy's own state: a refused config, checks that fail, few descriptors left, a late event
-   loop, lost log lines.
+7. The proxy's own state: disks that are nearly full, a refused config, checks that fail, few
+   descriptors left, a late event loop, lost log lines.
 
 A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
 circuits are somebody's will, hence warnings.
@@ -31,6 +31,7 @@ RECENT_FAILURE = 900.0  # seconds
 EXPIRES_SOON = 14  # days
 LONG_SILENCE = 1.0  # seconds, on average
 MANY_DESCRIPTORS = 0.8  # of those that the process may have
+DISK_LOW, DISK_FULL = 0.1, 0.02  # shares that are free, as the alerts have them
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
 Level = Literal["ok", "warning", "error"]
@@ -77,6 +78,7 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_certificates(snapshot["certificates"]),
         *_clocks(snapshot["clocks"]),
         *_jobs(snapshot["jobs"], now),
+        *_disks(snapshot["disks"]),
         *_checks(snapshot["checks"]),
         *_process(snapshot["process"]),
     ]
@@ -229,6 +231,20 @@ def _counted(jobs: Sequence[Mapping[str, Any]], one: str, many: str) -> str:
 
 def _about(jobs: Sequence[Mapping[str, Any]]) -> str:
     return f"job:{jobs[0]['mirror']}/{jobs[0]['job_id']}" if len(jobs) == 1 else "jobs"
+
+
+def _disks(disks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """One finding for directories on one disk, which are told by equal figures."""
+    together: dict[tuple[int, int], list[str]] = {}
+    for disk in disks:
+        if disk["free"] < DISK_LOW * disk["size"]:
+            together.setdefault((disk["free"], disk["size"]), []).append(disk["directory"])
+    for (free, size), names in sorted(together.items(), key=lambda one: one[0][0] / one[0][1]):
+        state = "full" if free < DISK_FULL * size else "nearly full"
+        left = f"{free / size:.1%} free, {free / 2**20:,.0f} MiB"
+        level: Literal["warning", "error"] = "error" if state == "full" else "warning"
+        summary = f"The disk of {', '.join(names)} is {state}: {left}"
+        yield Finding(level, "disk_low", summary, "process")
 
 
 def _checks(checks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

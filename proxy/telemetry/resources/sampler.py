@@ -139,6 +139,10 @@ class ResourceSampler:
 
     # --- in the scrape --------------------------------------------------------------------------
 
+    def disks(self) -> list[tuple[str, int, int]]:
+        """Name, bytes free and bytes in all of each directory, as they were measured last."""
+        return [(name, free, size) for name, (free, size) in list(self._space.items())]
+
     def collect(self) -> Iterator[Metric]:
         """The families, with what was measured last."""
         yield from self._directories()

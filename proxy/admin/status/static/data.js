@@ -6,6 +6,7 @@ import { get, Refused } from "./api.js";
 const AGAIN = 5000; // ms after which what is shown is read again
 const AGAIN_IF_MISSING = 30_000; // what is not there now may come
 const MOST_JOBS = 8; // of a trace, that are linked
+export const MOST_ERRORS = 300; // that are read, to be grouped
 
 /** Things by name: `{document, problem, loading, at}`. */
 export class Library {
@@ -56,7 +57,7 @@ export function readJob(mirror, id) {
 }
 
 export function readErrors() {
-  return get("/api/trace?severity=error&limit=50");
+  return get(`/api/trace?severity=error&limit=${MOST_ERRORS}`);
 }
 
 /** The trace of an ID, null and `why` when nothing is known, and the jobs that it is about:

@@ -35,6 +35,10 @@ const state = {
   keepJob: (name, job) => { lastJob = { name, job }; },
   lastJob: (name) => (lastJob.name === name ? lastJob.job : null),
   redraw: () => draw(),
+  replace: (url) => {
+    history.replaceState(null, "", url);
+    arrive(true);
+  },
 };
 
 // --- what comes ----------------------------------------------------------------------------------

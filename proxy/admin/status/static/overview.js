@@ -48,11 +48,19 @@ function storesSection(state) {
         ["File descriptors", process.descriptors === null ? null
           : `${process.descriptors.toLocaleString("en")} of ${process.descriptors_most.toLocaleString("en")}`],
         ["Connections of clients", process.client_connections.toLocaleString("en")],
+        ["Disks", disks(state.snapshot.disks)],
         ["Config", process.reload_problem && `the last one was refused: ${process.reload_problem}`],
         ...(state.snapshot.certificates || []).map((one) => [
           `Certificate of ${one.listener}`, one.days > 0 ? `${Math.floor(one.days)} days left` : "expired"]),
         ["Log lines lost", process.log_lines_dropped ? process.log_lines_dropped.toLocaleString("en") : "none"],
       ]))));
+}
+
+/** Those with the least room, as far as that is worth a word. */
+function disks(all) {
+  const low = all.filter((one) => one.free < 0.2 * one.size).toSorted((one, other) => one.free / one.size - other.free / other.size);
+  return low.length ? low.map((one) => `${one.directory} ${Math.round((100 * one.free) / one.size)} % free`).join(", ")
+    : all.length ? "more than 20 % free" : null;
 }
 
 function mirrorCard(state, mirror) {

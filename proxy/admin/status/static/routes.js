@@ -20,14 +20,15 @@ const FILTERS = {
 export function routesSection(state) {
   const given = state.snapshot.routes;
   const chosen = FILTERS[state.params.get("routes")] ? state.params.get("routes") : "all";
-  const found = given.filter(FILTERS[chosen][1]);
+  const words = (state.params.get("find") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+  const found = given.filter(FILTERS[chosen][1]).filter((one) => words.every((word) => text(one).includes(word)));
   const all = state.params.get("more") === "routes";
   // A few stay as the config has them: rows that change places are hard to read.
   const sorted = given.length > FIRST ? found.toSorted(byTrouble) : found;
   const routes = all ? sorted : sorted.slice(0, FIRST);
   const window = Math.round(Math.max(0, ...routes.map((one) => one.seconds)));
   const note = h("span", { class: "note" }, window >= 60 || !window ? "last minute" : `last ${window} s`);
-  return section("routes", "Routes", given.length > FIRST ? filters(given, chosen, note) : note,
+  return section("routes", "Routes", given.length > FIRST ? filters(state, given, chosen, note) : note,
     h("table", { class: "routes" },
       h("thead", null, h("tr", null,
         h("th", { scope: "col" }, "Route"),
@@ -35,18 +36,34 @@ export function routesSection(state) {
         ["Rate", "Failed", "Refused", "P50", "P95", "P99"].map((name) => h("th", { scope: "col", class: "number" }, name)),
         h("th", { scope: "col", class: "wide" }, `P95, ${covered()}`))),
       ["ingress", "egress"].map((direction) => group(state, direction, routes))),
+    words.length > 0 && found.length === 0 && empty("No route has that in its name, path, listener or service."),
     found.length > FIRST && h("p", { class: "more" }, h("a", {
-      href: `/?${new URLSearchParams({ ...(chosen !== "all" && { routes: chosen }), ...(!all && { more: "routes" }) })}`,
-      "data-stay": "",
+      href: here(state, chosen, { more: all ? null : "routes" }), "data-stay": "",
     }, all ? "Show fewer" : `Show all ${found.length}`)));
 }
 
-function filters(routes, chosen, note) {
+/** What a filter looks in. */
+function text(one) {
+  return [one.route, one.path, one.listener, one.upstream, ...(one.methods ?? [])].join(" ").toLowerCase();
+}
+
+/** The overview with this choice of routes. */
+function here(state, chosen, { find = state.params.get("find"), more = null } = {}) {
+  const wanted = Object.entries({ routes: chosen === "all" ? null : chosen, find, more });
+  const query = new URLSearchParams(wanted.filter(([, value]) => value));
+  return query.size ? `/?${query}` : "/";
+}
+
+function filters(state, routes, chosen, note) {
+  const typed = (event) => state.replace(here(state, chosen, { find: event.target.value }));
   return h("nav", { class: "filters", "aria-label": "Which routes" }, note,
+    h("label", { class: "visually-hidden", for: "find-routes" }, "Find routes"),
+    h("input", { id: "find-routes", class: "find", type: "search", placeholder: "Name, path, service", autocomplete: "off",
+      spellcheck: "false", maxlength: "128", value: state.params.get("find") ?? "", oninput: typed }),
     Object.entries(FILTERS).map(([name, [label, test]]) => {
       const count = name === "all" ? 0 : routes.filter(test).length;
       return h("a", {
-        href: name === "all" ? "/" : `/?routes=${name}`, "data-stay": "",
+        href: here(state, name), "data-stay": "",
         "aria-current": chosen === name ? "true" : null,
       }, label, count > 0 && h("span", { class: "count" }, String(count)));
     }));

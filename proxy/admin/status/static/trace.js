@@ -12,7 +12,7 @@ const TONES = { ok: "ok", warning: "warning", error: "error" };
 export function errorsSection(state) {
   const thing = state.snapshot.traces ? state.library.want("errors", readErrors) : { document: null, problem: true };
   const kept = thing.document !== null;
-  const events = kept ? thing.document.events : gathered(state.snapshot);
+  const events = grouped(kept ? thing.document.events : gathered(state.snapshot));
   const all = state.params.get("more") === "errors";
   const loading = !kept && thing.problem === null;
   return section("errors", "Recent errors", !kept && !loading && h("span", { class: "note" }, "as breakers and jobs tell"),
@@ -28,7 +28,8 @@ function errorRow(state, event) {
   return h("li", null,
     mark(event.severity === "warning" ? "warning" : "error", TONES[event.severity] ?? "error"),
     h("span", { class: "error-what" }, told(event.summary)),
-    h("span", { class: "error-source" }, words(event.source)),
+    h("span", { class: "error-source" },
+      event.number > 1 && h("span", { class: "count", title: `since ${time(event.since)}` }, plural(event.number, "time"), ", "), words(event.source)),
     h("time", { datetime: event.at, title: time(event.at) }, ago(event.at, state.now)),
     target(state, event, id));
 }
@@ -38,6 +39,26 @@ function target(state, { facts }, id) {
   const service = state.snapshot.upstreams.find((one) => one.name === facts?.service);
   return service ? link({ upstream: service.name }, service.name) : h("span");
 }
+
+/** Errors of one kind as one, with how many there were; the newest of each, and the newest kind first.
+ * What differs within a kind are IDs and numbers. */
+export function grouped(events) {
+  const kinds = new Map();
+  for (const event of events) {
+    const kind = `${event.source} ${event.severity} ${event.summary.replace(VARYING, "…")}`;
+    const known = kinds.get(kind);
+    if (known) {
+      known.number += 1;
+      known.since = event.at;
+    } else {
+      kinds.set(kind, { ...event, number: 1, since: event.at });
+    }
+  }
+  return [...kinds.values()];
+}
+
+/** A word with a digit in it, with its unit; but not a status, which tells kinds apart. */
+const VARYING = /(?<![\w.-])(?!\d{3}(?![\w.-]))[\w.:-]*\d[\w.:-]*(?: (?:ms|s|min|h|d)\b)?/g;
 
 /** Where no traces are kept: what breakers and jobs remember, as events, the newest first. */
 function gathered(snapshot) {
