@@ -33,7 +33,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.upload import mpeg
-from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, WEBM, Family
+from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, Family
 from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -55,7 +55,6 @@ _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _LIES = 3  # packets: one may be odd, so many stand for others
 _MAX_LENGTHS = 1024
 _SPREAD = 32 * 1024  # bytes between two packets that are decoded, growing with their number
-_HEADERS = 64  # bytes that Matroska has between two packets
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -125,7 +124,7 @@ def open_container(file: IO[bytes] | Any, family: Family) -> InputContainer:
             buffer_size=_BUFFER,
         )
     except (av.error.FFmpegError, ValueError) as error:
-        raise Undecodable("broken") from error
+        raise Undecodable("memory" if isinstance(error, MemoryError) else "broken") from error
 
 
 def audio_streams(container: InputContainer, family: Family) -> list[AudioStream]:
@@ -184,8 +183,7 @@ def walk_packets(
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
     exceptions of refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    placed, stamped = family in (MPEG, AAC, FLAC, WEBM), family is not OGG
-    claims = not placed or family is WEBM
+    placed, stamped = family in (MPEG, AAC, FLAC), family is not OGG
     opus = {
         stream.index
         for stream in streams
@@ -207,7 +205,7 @@ def walk_packets(
             if walk.size > walk.next_try or walk.tried < TRY_DECODE:
                 if not walk.tried and family is not MP4:
                     walk.skipped = _skipped(packet)
-                _try_decode(walk, packet, duration * walk.tick if claims else None)
+                _try_decode(walk, packet, None if placed else duration * walk.tick)
             if not (packet.is_discard and duration):
                 walk.packets += 1
                 walk.total += duration
@@ -222,6 +220,8 @@ def walk_packets(
                 break
             if past is not None and walk.total * walk.tick > past:
                 raise PastLimit(walk.total * walk.tick)
+    except MemoryError as error:  # FFmpeg's, too: what comes behind might play
+        raise Undecodable("memory") from error
     except av.error.FFmpegError as error:
         # A file cut short ends in an error; what came before it is what plays.
         if not any(walk.packets for walk in walks):
@@ -237,13 +237,13 @@ def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
         if not same or mpeg.frame_length(header & 0xFFFFFE00) != size:
             return
     at = packet.pos or 0
-    if at > walk.end + (_HEADERS if family is WEBM else 0):
+    if at > walk.end:
         if len(walk.gaps) == MAX_ENTRIES:
             walk.gaps[-1] = (walk.gaps[-1][0], at)
         else:
             walk.gaps.append((walk.end, at))
     walk.covered += size
-    walk.end, walk.last_size = max(walk.end, at + size), size
+    walk.end, walk.last_size = at + size, size
 
 
 def _skipped(packet: Any) -> float:
@@ -279,7 +279,9 @@ def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float | N
         context.flags2 |= Flags2.skip_manual  # rule 4
     try:
         frames = context.decode(packet)
-    except (av.error.FFmpegError, ValueError):
+    except (av.error.FFmpegError, ValueError) as error:
+        if isinstance(error, MemoryError):
+            raise
         return
     heard = 0.0
     for frame in frames:

@@ -1,13 +1,12 @@
 """The other side of the socket: `python -m proxy.upload.probe FD`.
 
-A parent that has loaded FFmpeg and libmagic forks a process for each upload, one ahead: so it costs
-the upload no time, and every upload has limits, a sandbox and a death of its own. The parent never
-touches a byte of an upload.
+A parent that has loaded FFmpeg and libmagic forks a process for each upload: so every upload has
+limits, a sandbox and a death of its own. The parent never touches a byte of an upload.
 
 Control socket, FD (stream): the parent sends `b"R"` when it is ready and whether processes can be
-confined (`b"1"` or `b"0"`). `b"S" + 8-byte id` with the upload's socket attached hands that to a
-process, `b"K" + id` kills it; the parent answers `b"A" + id + 4 bytes` to both. When a process has
-ended it sends `b"D" + id + wait status` (4 bytes). It leaves when the socket closes.
+confined (`b"1"` or `b"0"`). `b"S" + 8-byte id` with the upload's socket attached has a process
+forked for it, `b"K" + id` kills that; the parent answers `b"A" + id + 4 bytes` to both. When a
+process has ended it sends `b"D" + id + wait status` (4 bytes). It leaves when the socket closes.
 
 Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, with the descriptor of the
 spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the type
@@ -93,14 +92,13 @@ def _rehearse(sniffer: Sniffer) -> None:
 
 
 class _Parent:
-    """Hands each upload to a process that has been forked ahead for it, and forks the next."""
+    """Forks a process for each upload."""
 
     def __init__(self, control: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
         self._control = control
         self._sniffer = sniffer
         self._confined = confined
-        self._children: dict[int, bytes] = {}  # at work, by process ID
-        self._spare: tuple[int, socket.socket] | None = None  # process ID, and where it waits
+        self._children: dict[int, bytes] = {}  # by process ID
         self._woken, self._waker = socket.socketpair()
 
     def serve(self) -> None:
@@ -109,7 +107,6 @@ class _Parent:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        self._fork_ahead()
         with selectors.DefaultSelector() as ready:
             ready.register(self._control, selectors.EVENT_READ)
             ready.register(self._woken, selectors.EVENT_READ)
@@ -130,82 +127,44 @@ class _Parent:
             command += self._control.recv(1 + _ID - len(command))
         if command[:1] == b"S" and fds:
             with socket.socket(fileno=fds[0]) as upload:
-                if not self._hand_over(upload, command[1:]):
-                    upload.sendall(_line(trouble="fork"))
-            self._fork_ahead()
+                self._fork(upload, command[1:])
         elif command[:1] == b"K":
             for pid, name in self._children.items():
                 if name == command[1:]:
                     os.kill(pid, signal.SIGKILL)
-        self._tell(b"A" + command[1:] + bytes(4))
+        self._answer(b"A" + command[1:] + bytes(4))
         return True
 
-    def _tell(self, message: bytes) -> None:
+    def _answer(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # the proxy is gone: the next read will say so
             self._control.sendall(message)
 
-    def _hand_over(self, upload: socket.socket, name: bytes) -> bool:
-        """To the process that waits, or to a new one where that has died. False: none to be had."""
-        while self._spare is not None or self._fork_ahead():
-            assert self._spare is not None
-            pid, link = self._spare
-            self._spare = None
-            with link, contextlib.suppress(OSError):
-                socket.send_fds(link, [b"U"], [upload.fileno()])
-                self._children[pid] = name
-                return True
-        return False
-
-    def _fork_ahead(self) -> bool:
-        """Have a process ready for the next upload. Whether there is one."""
-        if self._spare is not None:
-            return True
-        ours, theirs = socket.socketpair()
+    def _fork(self, upload: socket.socket, name: bytes) -> None:
         try:
             pid = os.fork()
         except OSError:
-            ours.close()
-            theirs.close()
-            return False
+            upload.sendall(_line(trouble="fork"))
+            return
         if pid:
-            theirs.close()
-            self._spare = pid, ours
-            return True
+            self._children[pid] = name
+            return
         status = 1
         try:
             sandbox.die_with_parent()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for parents_own in (self._control, self._woken, self._waker, ours):
+            for parents_own in (self._control, self._woken, self._waker):
                 parents_own.close()
-            _child(theirs, self._sniffer, confined=self._confined)
+            examine_upload(upload, self._sniffer, confined=self._confined)
             status = 0
         finally:
             os._exit(status)  # never back into the parent's loop
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            name = self._children.pop(pid, None)
-            if name is not None:
-                self._tell(b"D" + name + status.to_bytes(4, "big"))
-            if self._spare is not None and self._spare[0] == pid:
-                self._spare[1].close()
-                self._spare = None
-
-
-def _child(link: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
-    """Wait for an upload and examine it."""
-    with link:
-        _, fds, _, _ = socket.recv_fds(link, 1, 1)
-    if fds:
-        with socket.socket(fileno=fds[0]) as upload:
-            examine_upload(upload, sniffer, confined=confined)
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                self._answer(b"D" + self._children.pop(pid) + status.to_bytes(4, "big"))
 
 
 def examine_upload(upload: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:

@@ -9,7 +9,9 @@ Rules:
    of ours: killed (by whom and why nobody knows: memory is short, or an operator), no process, no
    reading of the spool, no answer in time though it had CPU time left. That gets one more try, and
    `lost` then says what it was.
-4. A process is hostile as soon as it has read a byte: what it says is bounded and checked.
+4. The first process has little memory, which is enough for nearly all, so that many uploads can be
+   examined while they come. One that finds no duration is followed by one that has plenty.
+5. A process is hostile as soon as it has read a byte: what it says is bounded and checked.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
 PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
 PROBE_MEMORY = 64 * 1024 * 1024  # bytes: FFmpeg's index of a three-hour MP4 takes 30 MiB
+FIRST_MEMORY = 12 * 1024 * 1024  # bytes: three times what 50 MB of any kind need
 PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
 RETRY_DELAY = 0.3
 _CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
@@ -86,7 +89,7 @@ class ProbeSession:
     `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost` says why there will
     be no verdict, `to_blame` whether the file is the reason. `whole`: all of it is in the spool;
     `waits_since`: when the process began to wait for its client, None while it computes.
-    `had_a_turn`: it was taken off while it computed.
+    `had_a_turn`: it was taken off while it computed, or needs more memory than others.
     """
 
     def __init__(self, pool: ProbePool, job: Job, listener: Callable[[], None]) -> None:
@@ -100,6 +103,7 @@ class ProbeSession:
         self._wanted: int | None = None
         self._known, self._knows_all = 0, False  # what the process was told of the file's size
         self._tries = 0
+        self._first = True  # rule 4
         self._heard = b""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -115,8 +119,8 @@ class ProbeSession:
 
     @property
     def memory(self) -> int:
-        """Bytes that its process may take."""
-        return self._job.memory
+        """Bytes that its process may take, beyond those that it starts with."""
+        return min(FIRST_MEMORY, self._job.memory) if self._first else self._job.memory
 
     # --- what the upload's side calls ---------------------------------------------------------
 
@@ -168,7 +172,7 @@ class ProbeSession:
         sock.setblocking(False)
         self._sock = sock
         self._loop.add_reader(sock, self._on_readable)
-        job = self._job.encode(self._received, whole=self.whole)
+        job = replace(self._job, memory=self.memory).encode(self._received, whole=self.whole)
         try:
             descriptor = _read_only(self._file)
         except OSError:
@@ -295,6 +299,11 @@ class ProbeSession:
                 self.kind = {"label": _bounded(label), "type": _bounded(media_type)}
             case {"duration": int() | float() as seconds} if not math.isfinite(seconds):
                 return False
+            case {"refused": "unknown"} if self._first:  # rule 4
+                self._first, self.had_a_turn = False, True
+                self._detach()
+                if self.whole:
+                    self._enqueue()
             case {"duration": _} | {"refused": _}:
                 self.verdict = {name: _bounded(value) for name, value in answer.items()}
             case _:

@@ -23,6 +23,7 @@ import av
 from av.audio.stream import AudioStream
 
 from proxy.redis_server import free_port
+from proxy.upload.families import NAMES
 from tests.bench.children import Child, module, running
 from tests.bench.rawhttp import connect
 from tests.bench.stats import Summary, quantile
@@ -138,7 +139,7 @@ def upstream(name: str, folder: Path) -> Iterator[int]:
 def bench(folder: Path) -> Iterator[tuple[ProxyProcess, int]]:
     """Both upstreams, and a proxy before them with two routes to each; the proxy and its port."""
     port = free_port()
-    rules = {"max_size": "60MB", "max_duration": "24h"}
+    rules = {"max_size": "60MB", "max_duration": "24h", "types": list(NAMES)}
     with contextlib.ExitStack() as started:
         ports = {name: started.enter_context(upstream(name, folder)) for name in UPSTREAMS.values()}
         config = {

@@ -230,6 +230,26 @@ def test_other_content_in_front_of_the_sound_is_found() -> None:
         assert examine(data)["refused"] == "type", data[:40]
 
 
+def rf64(*behind: tuple[bytes, bytes], claimed: int | None = None) -> bytes:
+    """One second whose length stands in 64 bits before the format, and chunks behind it."""
+    sizes = struct.pack("<QQQI", 0, len(SOUND) if claimed is None else claimed, 0, 0)
+    chunks = riff((b"ds64", sizes), (b"fmt ", FORMAT), (b"data", SOUND), *behind, magic=b"RF64")
+    at = chunks.index(b"data") + 4
+    return b"RF64" + b"\xff" * 4 + chunks[8:at] + b"\xff" * 4 + chunks[at + 4 :]
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+def test_lengths_of_64_bits_tell_where_the_sound_ends(magic: bytes) -> None:
+    """What stands behind it is a chunk: tags that may say anything, others that are searched."""
+    page, elf = b"INFO<!doctype html>", FOREIGN["application/x-executable"] + bytes(100)
+    assert examine(magic + rf64((b"LIST", page))[4:])["duration"] == pytest.approx(1.0, abs=0.01)
+    assert examine(magic + rf64((b"JUNK", elf))[4:])["what"] == "application/x-executable"
+    half = rf64((b"JUNK", elf), claimed=len(SOUND) // 2)
+    assert examine(magic + half[4:])["refused"] == "type"
+    endless = rf64((b"JUNK", bytes(1000)), claimed=2**40)
+    assert examine(magic + endless[4:])["duration"] == pytest.approx(1.063)
+
+
 def commented(number: int) -> bytes:
     """A FLAC file with so many comments."""
     flac = SAMPLES["flac"]

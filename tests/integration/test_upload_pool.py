@@ -25,7 +25,7 @@ from proxy.upload import pool as pool_module
 from proxy.upload import session as session_module
 from proxy.upload.check import UploadCheck, UploadValidator
 from proxy.upload.pool import ProbePool
-from proxy.upload.session import Job, ProbeSession
+from proxy.upload.session import FIRST_MEMORY, Job, ProbeSession
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header
@@ -38,6 +38,15 @@ GOOD = form(part(path_of("mp3").read_bytes()))
 @pytest.fixture
 async def pool() -> AsyncIterator[ProbePool]:
     """Two processes at a time."""
+    pool = ProbePool(memory=2 * FIRST_MEMORY)
+    await pool.start()
+    yield pool
+    await pool.stop()
+
+
+@pytest.fixture
+async def roomy() -> AsyncIterator[ProbePool]:
+    """Two processes at a time that have all the memory which one may have."""
     pool = ProbePool(memory=2 * Job.memory)
     await pool.start()
     yield pool
@@ -185,16 +194,6 @@ async def test_a_parent_that_hangs_is_replaced(
     assert not stuck.is_running()
 
 
-async def test_the_process_that_waits_may_die(pool: ProbePool, validator: UploadValidator) -> None:
-    """One is always ready ahead; without it, the next upload is examined all the same."""
-    for _ in range(3):
-        await until(lambda: len(descendants()) == 2)
-        (waiting,) = (child for child in descendants() if child != parent())
-        waiting.kill()
-        await until(lambda waiting=waiting: not psutil.pid_exists(waiting.pid))
-        assert (await upload(validator, GOOD)).code == "accepted"
-
-
 async def test_a_hang_is_ended(
     pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,10 +229,10 @@ def balloon(samples: int) -> bytes:
     ],
 )
 async def test_a_balloon_is_refused(
-    pool: ProbePool, memory: int | None, samples: int, reason: str
+    roomy: ProbePool, memory: int | None, samples: int, reason: str
 ) -> None:
     """Out of memory there is out of luck for that upload."""
-    validator = UploadValidator(Upload(), pool, new_spool())
+    validator = UploadValidator(Upload(), roomy, new_spool())
     if memory is not None:
         validator.job = replace(validator.job, memory=memory)
     outcome = await upload(validator, form(part(balloon(samples))))
@@ -242,9 +241,10 @@ async def test_a_balloon_is_refused(
 
 
 async def test_many_balloons_share_one_budget(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    roomy: ProbePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight crafted indexes at once take what two processes may, whatever their number."""
+    validator = UploadValidator(Upload(), roomy, new_spool())
     monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
     monkeypatch.setattr(pool_module, "TURN", PATIENCE)
     body = form(part(balloon(1_500_000)))
@@ -261,7 +261,7 @@ async def test_many_balloons_share_one_budget(
     done.set()
     await watcher
     assert {outcome.facts["reason"] for outcome in outcomes} == {"undecodable"}
-    assert max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent, and one that is forked ahead
+    assert max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent
 
 
 def own_memory(process: psutil.Process) -> int:

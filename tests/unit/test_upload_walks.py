@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
+from collections.abc import Iterator
+from itertools import islice
 
+import av.error
 import av.logging
 import pytest
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
 
-from proxy.upload import families, measure, packets, refused
+from proxy.upload import families, measure, mp3, packets, refused
 from tests.bench.uploads import noise
 from tests.uploads.growing import Growing
 
@@ -48,3 +55,94 @@ def test_too_long_is_known_before_the_end() -> None:
         measure.measure(source, families.MP4, 10.0)
     assert past.value.seconds == pytest.approx(10.3, abs=0.2)
     assert source.received < len(M4AS["fragments"])
+
+
+class Short:
+    """A container whose demuxer runs out of memory behind forty packets."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._container = container
+
+    def demux(self, streams: list[AudioStream]) -> Iterator[Packet]:
+        """The packets that there is memory for."""
+        yield from islice(self._container.demux(streams), 40)
+        raise av.error.MemoryError(errno.ENOMEM, "no memory")
+
+
+def test_what_there_is_no_memory_for_might_play() -> None:
+    """So the packets before it are not all that the file has."""
+    with packets.open_container(io.BytesIO(M4AS["opus"]), families.MP4) as container:
+        (stream,) = packets.audio_streams(container, families.MP4)
+        walk = packets.Walk(float(stream.time_base or 1))
+        with pytest.raises(refused.Undecodable, match="memory"):
+            packets.walk_packets(Short(container), [stream], [walk], families.MP4, None)  # type: ignore[arg-type]
+    assert walk.packets == 40
+
+
+MP3 = noise("mp3", "libmp3lame", 12, {"write_xing": "0", "id3v2_version": "0"})
+MP3S = {
+    "bare": MP3,
+    "table": noise("mp3", "libmp3lame", 12, {"id3v2_version": "0"}, bit_rate=128_000),
+    "mpeg2": noise("mp3", "libmp3lame", 12, {"id3v2_version": "0"}, 22_050, 64_000),
+    "mpeg25": noise("mp3", "libmp3lame", 12, {"id3v2_version": "0"}, 8000, 32_000),
+    "tagged": MP3 + b"TAG" + bytes(125),
+    "cut": MP3[:-700],
+    "junk in front": bytes(500) + MP3,
+    "junk within": MP3[:200_000] + bytes(700) + MP3[200_000:],
+    "junk behind": MP3 + bytes(3000),
+    "another kind behind": MP3 + noise("mp3", "libmp3lame", 4, {}, 22_050, 64_000),
+    "short": MP3[:5000],
+}
+COUNTED = ("bare", "table", "mpeg2", "mpeg25", "tagged", "cut", "short")
+
+
+@pytest.mark.parametrize("name", MP3S)
+def test_counted_frames_are_those_that_ffmpeg_finds(name: str) -> None:
+    """To the frame; where anything else stands between them, they are not counted at all."""
+    data = MP3S[name]
+    (walk,) = packets.walk_file(io.BytesIO(data), families.MPEG, None)
+    counted = mp3.count_frames(Growing(data), None)
+    assert (counted is not None) == (name in COUNTED)
+    if counted is not None:
+        assert counted.packets == pytest.approx(walk.packets, abs=name in ("cut", "short"))
+        assert counted.covered == walk.covered
+    found = measure.measure(Growing(data), families.MPEG, None)
+    assert found == pytest.approx(walk.seconds(), abs=0.08 if name in ("cut", "short") else None)
+
+
+def test_an_mp3_that_is_too_long_is_known_before_its_end() -> None:
+    """As soon as the frames up to the limit have come."""
+    source = Growing(MP3 * 4)
+    with pytest.raises(refused.PastLimit):
+        measure.measure(source, families.MPEG, 15.0)
+    assert source.received < len(MP3) * 3
+
+
+def framed(frames: int, junk: int) -> bytes:
+    """So many frames of 417 bytes, with bytes that are none between them, 10,000 at a time."""
+    frame = b"\xff\xfb\x90\x00" + bytes(413)
+    each = frames * 10_000 // junk
+    return b"".join(frame * each + bytes(10_000) for _ in range(junk // 10_000))
+
+
+@pytest.mark.parametrize(
+    ("frames", "junk", "refused_as"),
+    [
+        (2000, 120_000, None),  # below the floor of 128 KiB
+        (2000, 140_000, "junk"),  # above it, and a sixth of the file
+        (9000, 170_000, None),  # above it, but less than a twentieth
+        (9000, 260_000, "junk"),
+        (250, 110_000, "junk"),  # below it, but more than there are frames
+    ],
+)
+def test_junk_must_be_a_small_part_of_an_mp3(
+    frames: int, junk: int, refused_as: str | None
+) -> None:
+    """128 KiB or a twentieth, whichever is more, and never more than the frames."""
+    source = Growing(framed(frames, junk))
+    if refused_as is not None:
+        with pytest.raises(refused.Undecodable, match=refused_as):
+            measure.measure(source, families.MPEG, None)
+    else:
+        seconds = measure.measure(source, families.MPEG, None)
+        assert seconds == pytest.approx(frames * 1152 / 44_100, rel=0.1)

@@ -106,8 +106,8 @@ class UploadSite(Site):
 
 
 def at_work(proxy: psutil.Process) -> list[psutil.Process]:
-    """The probe processes that have an upload, which is when their time is limited: neither their
-    parent nor the one that waits. (Not told by the sandbox: in a container all have one.)"""
+    """The probe processes that have an upload, which is when their time is limited; not their
+    parent. (Not told by the sandbox: in a container all have one.)"""
     found = []
     for process in proxy.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
