@@ -84,6 +84,15 @@ class Account:
         """What one holder may have now, in bytes (rule 3)."""
         return self._budget.allowance
 
+    def sibling(self, name: str) -> Account:
+        """The account of that name in the same budget."""
+        return self._budget.account(name)
+
+    @property
+    def left(self) -> int:
+        """Bytes for which there is room where they could be done without."""
+        return self._budget.left
+
     def reserve(self, size: int) -> None:
         """Count `size` bytes that are here already."""
         self.used += size
@@ -166,8 +175,17 @@ class MemoryBudget:
         self._accounts: dict[str, Account] = {}
         self.inboxes = self.account("inboxes")  # of connections: what has come and is not used yet
         self.outboxes = self.account("outboxes")  # what has been written and not been taken yet
+        #: Files in memory, which are not among what is resident.
+        self.memory_files = self.account("memory_files")
         self._above = self._below = 0  # where `used` leaves the present step
         self._step()
+
+    @property
+    def left(self) -> int:
+        """Bytes for which `try_reserve` would find room."""
+        if self.level is not Level.NORMAL:
+            return 0
+        return max(0, int(self.limit * SLOW_AT) - self.used)
 
     def account(self, name: str) -> Account:
         """The account of that name; the same one each time."""
@@ -195,7 +213,7 @@ class MemoryBudget:
 
     def try_reserve(self, size: int) -> bool:
         """Count `size` bytes unless that would take `used` beyond the first level."""
-        if self.level is not Level.NORMAL or self.used + size > self.limit * SLOW_AT:
+        if size > self.left:
             return False
         self.reserve(size)
         return True

@@ -7,6 +7,8 @@ Rules
 2. What the disk did not take stays in memory. `full` is then set for good, and the owner should
    append no more; all that it has appended can be read.
 3. `blocked` is the disk's back-pressure: too many bytes wait for it.
+4. A body that must be a file (`keep`) is one in memory where the disk takes nothing of it, as far
+   as the budget has room.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from proxy.memory_budget import Holding, Owner
 from proxy.spool.blocks import Blocks, cut
-from proxy.spool.file import READ, Block, SpoolError
+from proxy.spool.file import READ, Block, MemoryFile, SpoolError
 
 if TYPE_CHECKING:
     from proxy.spool.file import SpoolFile
@@ -49,9 +51,11 @@ class SpooledBody:
         "_hashed",
         "_hasher",
         "_in_file",
+        "_keep",
         "_limit",
         "_memory",
         "_on_change",
+        "_owner",
         "_spool",
         "_writing",
         "after",
@@ -70,8 +74,11 @@ class SpooledBody:
         owner: Owner | None = None,
         sha256: bool = False,
         limit: int | None = None,
+        keep: bool = False,
     ) -> None:
         self._spool = spool
+        self._owner = owner
+        self._keep = keep
         self._on_change = on_change
         self._memory = Blocks(spool.memory, owner)  # what is not yet being written
         self._frame = Holding(spool.memory, owner)
@@ -121,13 +128,15 @@ class SpooledBody:
         if self._file is None:
             self._file = self._spool.file()
         hasher = self._hasher if self._hashed == self.written else None
+        if hasher is None:
+            self._catch_up()  # a file that failed had seen some of it
         self._writing = self._memory.move_out()
         size = sum(map(len, self._writing))
         refusal = self._file.write(self._writing, self.written, self._wrote, hasher)
         if refusal is not None:
-            self.full = refusal
             self._memory.put_back(self._writing, 0)
             self._writing = []
+            self._no_room(refusal)
         elif hasher is not None:
             self._hashed += size
 
@@ -136,8 +145,32 @@ class SpooledBody:
         """Whether the owner should append no more until `on_change`."""
         return bool(self._writing) and self._memory.size > AHEAD * self._spool.memory.allowance
 
+    def _catch_up(self) -> None:
+        """Hash what is in memory."""
+        if self._hasher is not None:
+            for piece in cut(self._memory.blocks, self._hashed - self.written, self.size + 1):
+                self._hasher.update(piece)
+            self._hashed = self.size
+
+    def _no_room(self, refusal: Reason) -> None:
+        """The file takes nothing more."""
+        instead = self._spool.memory_file(self._owner, refusal) if self._keep else None
+        if self.written or isinstance(self._file, MemoryFile) or instead is None:
+            self.full = refusal
+            return
+        if self._file is not None:
+            self._file.close()
+        self._file = instead
+        self.to_file()
+
     def _wrote(self, size: int, refusal: Reason | None) -> None:
         blocks, self._writing = self._writing, []
+        if refusal is not None and not self.written and not self._closed:
+            # Nobody has seen any of it in the file yet: it can be in another one.
+            self._memory.put_back(blocks, 0)
+            self._no_room(refusal)
+            self._on_change()
+            return
         self.written += size
         if self._closed:
             self._memory.release(sum(map(len, blocks)))
@@ -187,9 +220,7 @@ class SpooledBody:
         if self._hasher is None or self._writing:
             return None
         if self._digest is None:
-            for piece in cut(self._memory.blocks, self._hashed - self.written, self.size + 1):
-                self._hasher.update(piece)
-            self._hashed = self.size
+            self._catch_up()
             self._digest = self._hasher.digest()
         return self._digest
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.memory_budget import Account, Holding, Owner
+
 if TYPE_CHECKING:
     from proxy.spool.spool import Reason, Spool
 
@@ -21,6 +23,9 @@ Block = bytes | bytearray
 
 #: Bytes that are read at a time.
 READ = 256 * 1024
+
+#: Parts of what is left of the memory budget that one file may have.
+_PARTS = 4
 
 _PIECES = 512  # for one system call; Linux takes 1024
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
@@ -146,6 +151,54 @@ class SpoolFile:
             fd, self.fd = self.fd, None
             self._spool.files -= 1
             self._spool.disk.run(lambda: os.close(fd))  # which frees its blocks: not at once
+
+
+class MemoryFile(SpoolFile):
+    """The same in memory, for what the disk has no room for and must be a file all the same. It may
+    have a share of what is left of the memory budget, where it counts."""
+
+    __slots__ = ("_account", "_held", "_why")
+
+    def __init__(self, spool: Spool, account: Account, owner: Owner | None, why: Reason) -> None:
+        super().__init__(spool)
+        self._why = why  # the disk takes nothing
+        self._account = account
+        self._held = Holding(account, owner)
+
+    def write(
+        self,
+        blocks: Sequence[Block],
+        offset: int,
+        done: Callable[[int, Reason | None], None],
+        hasher: hashlib._Hash | None = None,
+    ) -> Reason | None:
+        """At once, as memory does not keep the loop waiting; `done` follows all the same."""
+        size = sum(map(len, blocks))
+        if offset + size > self._account.left // _PARTS or not self._held.try_grow(size):
+            return self._why
+        if hasher is not None:
+            for block in blocks:
+                hasher.update(block)
+        try:
+            if self.fd is None:
+                self.fd = os.memfd_create("reliability-proxy", os.MFD_CLOEXEC)
+                self._spool.files += 1
+        except OSError as error:
+            self._held.shrink(size)
+            return self._spool.failed(error)
+        _, written, trouble = _write(self.fd, self._spool.directory, blocks, offset)
+        reason: Reason | None = None if trouble is None else "no_space"
+        self._spool.disk.soon(lambda: done(written, reason))
+        return None
+
+    def _close_when_idle(self) -> None:
+        if self._busy:
+            return
+        self._held.clear()
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+            self._spool.files -= 1
 
 
 def _write(

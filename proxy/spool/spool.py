@@ -13,7 +13,7 @@ from proxy.clock import Clock
 from proxy.memory_budget import MOST, Account, Owner
 from proxy.shortage import Shortages
 from proxy.spool.body import SpooledBody
-from proxy.spool.file import READ, SpoolFile, open_nameless
+from proxy.spool.file import READ, MemoryFile, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue
 from proxy.spool.threads import DiskThreads
 
@@ -79,10 +79,19 @@ class Spool:
         owner: Owner | None = None,
         sha256: bool = False,
         limit: int | None = None,
+        keep: bool = False,
     ) -> SpooledBody:
         """A body to be kept whole. `owner` (a client connection) answers for its memory; `limit`:
-        bytes beyond which it is not worth keeping."""
-        return SpooledBody(self, on_change, owner=owner, sha256=sha256, limit=limit)
+        bytes beyond which it is not worth keeping. `keep`: it must be a file, if need be one in
+        memory."""
+        return SpooledBody(self, on_change, owner=owner, sha256=sha256, limit=limit, keep=keep)
+
+    def memory_file(self, owner: Owner | None, why: Reason) -> MemoryFile | None:
+        """For a body that must be a file where the disk takes nothing, and `why`; None where the
+        system has no such files."""
+        if not hasattr(os, "memfd_create"):
+            return None
+        return MemoryFile(self, self.memory.sibling("memory_files"), owner, why)
 
     def queue(self, on_change: Callable[[], None], *, owner: Owner | None = None) -> SpooledQueue:
         """A body to be read once, while it is written."""

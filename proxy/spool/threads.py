@@ -44,6 +44,10 @@ class DiskThreads:
 
         self._put(run)
 
+    def soon(self, done: Callable[[], None]) -> None:
+        """Call `done` from the running event loop, as if a thread had done some work."""
+        asyncio.get_running_loop().call_soon(done)
+
     def run(self, work: Callable[[], None]) -> None:
         """Do `work` on a thread; nobody waits for it."""
         self._put(work)

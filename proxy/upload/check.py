@@ -119,7 +119,9 @@ class UploadCheck:
         self._report = validator.rules.mode == "report"
         self._digests = Digests(digests) if digests and self._field is not None else None
         self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
-        self._file = validator.spool.body(self._spool_changed, owner=owner, sha256=validator.digest)
+        self._file = validator.spool.body(
+            self._spool_changed, owner=owner, sha256=validator.digest, keep=True
+        )
         self._fields = Fields(Holding(validator.spool.memory, owner), digest=validator.digest)
         self._also = Attachments(
             validator.rules.also,

@@ -143,7 +143,8 @@ class Shedding:
 
     def _look(self) -> None:
         self._later("look", _LOOK, self._look)
-        accounted = self._memory.used - self._unaccounted.size
+        elsewhere = self._unaccounted.size + self._memory.memory_files.used
+        accounted = self._memory.used - elsewhere
         try:
             resident = self._resident()
         except OSError:

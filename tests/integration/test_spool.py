@@ -219,6 +219,82 @@ async def test_a_full_disk_loses_nothing(site: Site, caplog: pytest.LogCaptureFi
     body.close()
 
 
+@pytest.mark.parametrize("why", ["max_size", "no_space", "no_directory", "some_written"])
+async def test_what_must_be_a_file_is_one_in_memory(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Where the disk takes nothing of it: it can be read, hashed and handed over as any other,
+    counts in the memory budget, and leaves nothing."""
+    content = random.Random(3).randbytes(2 * MIB)
+    if why == "max_size":
+        assert site.spool.reserve(64 * MIB - 100) is None
+    elif why == "no_directory":
+        site.spool.configure(tmp_path / "gone", 64 * MIB)
+    else:
+        real = spool_file._write
+
+        def fails(
+            fd: int | None, directory: Path, blocks: list[bytes], offset: int
+        ) -> tuple[int | None, int, OSError | None]:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            written = 0
+            if why == "some_written":
+                fd, written, _ = real(fd, directory, [b"".join(blocks)[:1000]], offset)
+            return fd, written, full
+
+        disk = threading.main_thread()
+        monkeypatch.setattr(
+            spool_file,
+            "_write",
+            lambda *given: (real if threading.current_thread() is disk else fails)(*given),
+        )
+    body = site.body(keep=True, sha256=True)
+    other = site.body(sha256=True)
+    for at in range(0, len(content), 50_000):
+        body.append([content[at : at + 50_000]])
+        other.append([content[at : at + 50_000]])
+        await asyncio.sleep(0)
+    body.to_file()
+    await site.until(lambda: body.in_file and other.full)
+    body.end()
+    assert body.full is None
+    assert body.fd is not None
+    assert os.pread(body.fd, 3 * MIB, 0) == content
+    assert await site.read(body.reader()) == content
+    assert body.digest() == hashlib.sha256(content).digest()
+    assert site.budget.memory_files.used == len(content)
+    for one in (body, other):
+        one.close()
+    if why == "max_size":
+        site.spool.release(64 * MIB - 100)
+    async with asyncio.timeout(PATIENCE):
+        while site.budget.used or site.spool.files:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_file_in_memory_has_a_share_of_what_is_left(site: Site) -> None:
+    """Beyond that it is full as any other, and can still be read."""
+    site.spool.configure(site.spool.directory, 1)
+    site.budget.resize(16 * MIB)
+    body = site.body(keep=True)
+    for _ in range(64):
+        body.append([bytes(64 * KIB)])
+        await asyncio.sleep(0)
+        if body.full is not None:
+            break
+    assert body.full == "max_size"
+    assert MIB < body.size < 4 * MIB
+    assert len(await site.read(body.reader())) == body.size
+    site.budget.memory_files.reserve(12 * MIB)
+    short = site.body(keep=True)
+    short.append([b"x" * 1000])
+    short.to_file()
+    assert short.full == "max_size"
+    site.budget.memory_files.release(12 * MIB)
+    for one in (body, short):
+        one.close()
+
+
 async def test_a_disk_that_fails_is_left_alone_for_a_moment(site: Site, tmp_path: Path) -> None:
     """A directory that is gone refuses at once; when it is back, so is the spool."""
     gone = tmp_path / "gone"

@@ -478,12 +478,17 @@ def test_a_probe_that_is_killed(site: UploadSite) -> None:
 
 
 def test_no_room_for_uploads(tmp_path: Path) -> None:
-    """503 with `Retry-After`, in enforce mode only; the log says why."""
+    """Without a disk an upload is examined in memory. Where that has no room either: 503 with
+    `Retry-After`, in enforce mode only; the log says why."""
     nowhere = tmp_path / "gone"
     nowhere.mkdir()
-    with UploadSite(tmp_path, spool={"dir": str(nowhere)}) as site:
+    large = form(part(wav_header(4_000_000) + bytes(4_000_000)))
+    with UploadSite(tmp_path, spool={"dir": str(nowhere)}, limits={"memory": "16MiB"}) as site:
         nowhere.rmdir()
-        answer = site.ask(head(len(GOOD)) + GOOD)
+        assert site.ask(head(len(GOOD)) + GOOD).status == 202
+        assert site.only_arrival().complete
+        site.fresh()
+        answer = site.ask(head(len(large)) + large)
         assert_problem(answer, 503, "overloaded")
         assert int(answer.get("Retry-After") or 0) > 0
         site.assert_nothing_arrived()

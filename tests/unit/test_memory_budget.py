@@ -49,7 +49,8 @@ def test_what_can_be_done_without_is_refused_first() -> None:
     assert not copies.try_reserve(11 * MIB)
     budget.account("inboxes").reserve(30 * MIB)
     assert not copies.try_reserve(1)
-    assert budget.accounts() == {"replay": 60 * MIB, "inboxes": 30 * MIB, "outboxes": 0}
+    used = {name: size for name, size in budget.accounts().items() if size}
+    assert used == {"replay": 60 * MIB, "inboxes": 30 * MIB}
     copies.release(60 * MIB)
     assert budget.used == 30 * MIB
     assert copies.try_reserve(1)
