@@ -114,5 +114,8 @@ def test_a_silent_app_costs_one_request_the_wait(
 
         wait_until(back, "reads from the app again")
         assert json.loads(site.read("mv_1").body)["from"] == "app"
-        assert [line for line in site.proxy.log() if line.get("rescued_from") == "away"]
+        wait_until(
+            lambda: any(line.get("rescued_from") == "away" for line in site.proxy.log()),
+            "a line about a rescue",
+        )
         site.proxy.assert_sane()

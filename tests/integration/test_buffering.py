@@ -300,7 +300,10 @@ def test_without_a_directory_bodies_are_streams(tmp_path: Path) -> None:
             hurry(client)
             assert client.read_response_body(head).body == BODY * 4
         assert site.proxy.metric("proxy_spool_refused_total", reason="no_directory")
-        assert [line for line in site.proxy.log() if line["message"].startswith("spool full")]
+        wait_until(
+            lambda: any(line["message"].startswith("spool full") for line in site.proxy.log()),
+            "a line about the spool",
+        )
 
 
 def test_a_directory_that_is_missing_is_logged_at_the_start(tmp_path: Path) -> None:

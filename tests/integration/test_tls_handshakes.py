@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import trustme
@@ -162,7 +163,6 @@ def test_a_shortage_of_descriptors_is_waited_for(site: Site, client: ssl.SSLCont
     site.check()
 
 
-@pytest.mark.unsteady
 def test_the_certificate_and_its_refusals_are_shown(site: Site, client: ssl.SSLContext) -> None:
     """Days left as metric and on the page; a client that does not trust it counts by that reason,
     and one line says so."""
@@ -181,7 +181,12 @@ def test_the_certificate_and_its_refusals_are_shown(site: Site, client: ssl.SSLC
         return site.proxy.metric(name, listener="few", reason="certificate")
 
     wait_until(lambda: refused() == 3, "three refusals")
-    lines = [line for line in site.proxy.log() if line.get("event") == "tls_handshake"]
-    (line,) = (line for line in lines if line["reason"] == "certificate")
+
+    def logged() -> list[dict[str, Any]]:
+        lines = [line for line in site.proxy.log() if line.get("event") == "tls_handshake"]
+        return [line for line in lines if line["reason"] == "certificate"]
+
+    wait_until(lambda: bool(logged()), "the line, which the writer takes its time for")
+    (line,) = logged()
     assert (line["listener"], line["failures"]) == ("few", 1)
     assert line["client"] == "127.0.0.1"
