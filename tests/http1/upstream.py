@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from proxy.ports import free_port
 from tests.http1.message import PATIENCE, Malformed, Request, Truncated, Wire
 
 Handler = Callable[["Connection", Request], None]
@@ -103,7 +104,8 @@ class Upstream:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.socket(family)
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind((host, port))
+            # Not the kernel's choice: once we have stopped, nobody else is to answer there.
+            self._listener.bind((host, port or free_port(host)))
             self.port: int = self._listener.getsockname()[1]
             shown = f"[{host}]" if ":" in host else host
             self.url = f"{'https' if tls else 'http'}://{shown}:{self.port}"
