@@ -22,6 +22,7 @@ from hypothesis import example, given, settings
 
 from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
 from proxy.pipeline.router import RouteTable
+from proxy.ports import free_port
 from proxy.wire.codec import ProtocolError, find_head_end, parse_request
 from tests.routers import HANDLERS, Router
 from tests.routers.python import django_router, flask_router, starlette_router
@@ -199,8 +200,7 @@ def test_nginx(tmp_path: Path) -> None:
 @contextmanager
 def _nginx(program: str, place: Path) -> Iterator[int]:
     """Its port."""
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
+    port = free_port()
     (place / "nginx.conf").write_text(nginx_config(port))
     command = [program, "-p", str(place), "-c", "nginx.conf", "-e", "stderr"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
