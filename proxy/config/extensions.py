@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, PlainSerializer, TypeAdapter, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
-from proxy.config.imports import CannotImport, load_object
+from proxy.config.imports import CannotImport, load_object, where_of
 from proxy.config.problems import Key
 from proxy.config.units import OBJECT_NAME
 
@@ -97,11 +104,19 @@ def _parse(value: object) -> StageUse:
         raise ValueError(f"expected a stage that can be used: {error}, found {name!r}") from error
     model: type[BaseModel] = kind.Settings  # type: ignore[attr-defined]
     adapter = TypeAdapter(dict[str, model])  # type: ignore[valid-type]
-    return StageUse(name, kind, adapter.validate_python({name: given or {}})[name])
+    try:
+        settings = adapter.validate_python({name: given or {}})[name]
+    except (ValidationError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a validator of the stage's; what it says may name a secret
+        said = f"settings that {name!r} can read: its Settings raised {type(error).__name__}"
+        raise ValueError(f"expected {said}{where_of(error)}, found others") from error
+    return StageUse(name, kind, settings)
 
 
 def _shown(use: StageUse) -> dict[str, Any]:
-    return {use.name: use.settings.model_dump(mode="json")}
+    shown = use.settings.model_dump(mode="json", fallback=lambda value: f"<{type(value).__name__}>")
+    return {use.name: shown}
 
 
 Use = Annotated[

@@ -42,13 +42,18 @@ def _where(name: str, error: BaseException) -> str:
     """Where to look: at the line that failed, or for the module itself."""
     if isinstance(error, SyntaxError):
         return ""  # says so itself
-    frames = traceback.extract_tb(error.__traceback__)
-    code = [f for f in frames if not f.filename.startswith(_MACHINERY)]
-    if code:
-        return f" ({code[-1].filename}, line {code[-1].lineno})"
+    if place := where_of(error):
+        return place
     if isinstance(error, ModuleNotFoundError):
         return f" ({name} is looked for where Python looks, then in {os.getcwd()})"
     return ""
+
+
+def where_of(error: BaseException) -> str:
+    """` (FILE, line N)` of the code that raised it, as far as it is not ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    code = [f for f in frames if not f.filename.startswith(_MACHINERY)]
+    return f" ({code[-1].filename}, line {code[-1].lineno})" if code else ""
 
 
 def _import(name: str) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PydanticUserError
 
 from proxy.config import shape
 from proxy.config.extensions import installed, settings_of
@@ -54,7 +54,11 @@ def _add_stages(definitions: dict[str, Any]) -> None:
         model = settings_of(name)
         if model is None:
             continue  # it cannot be imported; `check` says why once it is used
-        settings = model.model_json_schema(ref_template="#/$defs/" + name + ".{model}")
+        try:
+            settings = model.model_json_schema(ref_template="#/$defs/" + name + ".{model}")
+        except PydanticUserError:
+            known[name] = {}  # a type that has no schema: anything, as far as an editor can know
+            continue
         for inner, definition in settings.pop("$defs", {}).items():
             definitions[f"{name}.{inner}"] = definition
         for key, described in settings.get("properties", {}).items():

@@ -31,6 +31,7 @@ from proxy.pipeline.field_edits import FieldEdits
 from proxy.pipeline.plan import (
     FAILING,
     Admission,
+    Check,
     FilterFactory,
     HeadObserver,
     Hooks,
@@ -296,7 +297,7 @@ class Compiler:
     ) -> RoutePlan:
         route = binding.route
         started: list[Observer] = []
-        checks: list[Observer] = []
+        checks: list[Check] = []
         filters: list[FilterFactory] = []
         admissions: list[Admission] = []
         rescuers: list[Rescuer] = []
@@ -309,16 +310,16 @@ class Compiler:
                 continue
             if hooks.started is not None:
                 started.append(hooks.started)
-            if hooks.check is not None:
-                checks.append(hooks.check)
+            if hooks.request is not None:
+                checks.append(hooks.request)
             if hooks.filter is not None:
                 filters.append(hooks.filter)
             if hooks.admit is not None:
                 admissions.append(hooks.admit)
             if hooks.rescuer is not None:
                 rescuers.append(hooks.rescuer)
-            if hooks.answered is not None:
-                answered.append(hooks.answered)
+            if hooks.response is not None:
+                answered.append(hooks.response)
             if hooks.finished is not None:
                 finished.append(hooks.finished)
             traced = traced or hooks.traced

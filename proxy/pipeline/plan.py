@@ -5,10 +5,10 @@ A plan is immutable once built. A reload builds new ones; exchanges in progress 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.breaker.bulkhead import Bulkhead
 from proxy.breaker.circuit import CircuitBreaker
@@ -31,6 +31,7 @@ from proxy.wire.pool import Upstream
 FAILING = frozenset({500, 502, 503, 504})
 
 Observer = Callable[[Exchange], None]
+Check = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 FilterFactory = Callable[[Exchange], BodyFilter | None]
 HeadObserver = Callable[[Exchange, ResponseHead], None]
 Admission = Callable[[Exchange], Awaitable["Reply | None"]]
@@ -111,12 +112,15 @@ class Rescuer(Protocol):
 class Hooks:
     """What a stage does on a route; what it leaves empty costs nothing.
 
-    `started`: the route is known. `check`: raises the `ProxyError` that refuses the request before
-    anything of its body is read. `filter`: makes what checks the request's body, or raises the
-    `ProxyError` that refuses the request unread. `admit`: is awaited when all of the body is there
-    and the upstream knows nothing of it; gives the answer that makes asking unnecessary, or raises
-    the `ProxyError` that refuses the request. `rescuer`: is asked when the upstream has no good
-    answer. `answered`: sees the head of the upstream's answer before it is passed on, and may raise
+    Those of `proxy.extend.Hooks` have the same names here.
+
+    `started`: the route is known. `request`: raises the `ProxyError` that refuses the request
+    before anything of its body is read, or returns a coroutine that does, and is awaited first.
+    `filter`: makes what checks the request's body, or raises the `ProxyError` that refuses the
+    request unread. `admit`: is awaited when all of the body is there and the upstream knows nothing
+    of it; gives the answer that makes asking unnecessary, or raises the `ProxyError` that refuses
+    the request. `rescuer`: is asked when the upstream has no good
+    answer. `response`: sees the head of the upstream's answer before it is passed on, and may raise
     the `ProxyError` to answer with instead. `finished`: the record is complete. `adopted`: the plan
     is in force; binding changes nothing outside the plan, as the config may yet be refused: what is
     to change changes here.
@@ -124,11 +128,11 @@ class Hooks:
     """
 
     started: Observer | None = None
-    check: Observer | None = None
+    request: Check | None = None
     filter: FilterFactory | None = None
     admit: Admission | None = None
     rescuer: Rescuer | None = None
-    answered: HeadObserver | None = None
+    response: HeadObserver | None = None
     finished: Observer | None = None
     adopted: Callable[[], None] | None = None
     traced: bool = False
@@ -141,7 +145,7 @@ class RoutePlan:
     name: str
     upstream: UpstreamPlan | None
     started: tuple[Observer, ...]
-    checks: tuple[Observer, ...]
+    checks: tuple[Check, ...]
     filter: FilterFactory | None
     admissions: tuple[Admission, ...]  # with one, the body is read whole first
     rescuers: tuple[Rescuer, ...]

@@ -27,7 +27,7 @@ from proxy.pipeline.plain import PlainPath
 from proxy.pipeline.plan import ListenerPlan, Reply
 from proxy.pipeline.request_body import too_large
 from proxy.pipeline.rescue import rescue, send
-from proxy.pipeline.waiting import AnsweredMeanwhile, memory_is_short
+from proxy.pipeline.waiting import AnsweredMeanwhile, decided, memory_is_short
 from proxy.wire.client import ClientStream
 from proxy.wire.codec import ProtocolError, RequestHead
 
@@ -131,6 +131,11 @@ class Service:
             if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
                 return
             self._route(x, plan, head)
+            for check in x.plan.checks:
+                decision = check(x)
+                if decision is not None:
+                    await decided(x, decision)
+            self._begin_body(x, head)
         assert x.plan.upstream is not None
         if x.away is not None and await _answered_for(x, x.away):
             return
@@ -146,13 +151,14 @@ class Service:
             send(x, better)
 
     def _route(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
-        """Find the route, and let its stages look at the request."""
+        """Find the route, and let its stages know."""
         x.plan, x.parameters = plan.table.match(head.method, head.target, head.overrides)
         x.route = x.plan.name
         for observe in x.plan.started:
             observe(x)
-        for check in x.plan.checks:
-            check(x)
+
+    def _begin_body(self, x: Exchange, head: RequestHead) -> None:
+        """Nobody refuses the request for what its head says: see whether its body may come."""
         if x.plan.filter is not None:
             x.filter = x.plan.filter(x)
         limit, length = x.plan.max_body, head.content_length

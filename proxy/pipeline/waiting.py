@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 from proxy.errors import ClientLeft, Draining, Overloaded
 from proxy.pipeline.exchange import Exchange
+from proxy.wire.deadlines import NEVER
 
 #: Seconds for which a client that has closed its sending half is still served while nothing moves.
 #: A closed half is how most clients leave, and how a few old ones end a request.
@@ -25,15 +30,19 @@ def memory_is_short() -> Overloaded:
 
 
 def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """As `while_here`, for who waits for the upstream. Also raises `AnsweredMeanwhile`."""
+    if x.instead is not None and not x.replied:
+        raise AnsweredMeanwhile
+    return while_here(x, deadline, now, moved)
+
+
+def while_here(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
     """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
 
     `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
-    `Draining` when the proxy can wait no longer, `Overloaded` when it has no memory for it, and
-    `AnsweredMeanwhile`.
+    `Draining` when the proxy can wait no longer, and `Overloaded` when it has no memory for it.
     """
     client = x.stream
-    if x.instead is not None and not x.replied:
-        raise AnsweredMeanwhile
     if client.cut:
         raise Draining("The proxy is stopping", retry_after=1)
     if client.shed:
@@ -47,6 +56,21 @@ def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> 
     if gone or unfinished or (now >= grace and not client.write_paused):
         raise ClientLeft("Client left")
     return deadline if client.write_paused else min(deadline, grace)
+
+
+async def decided(x: Exchange, decision: Coroutine[Any, Any, None]) -> None:
+    """Wait for what decides about the request. It is ended when the client leaves. Raises what
+    refuses the request, and what `while_here` raises: no answer is good before the decision."""
+    asked = asyncio.ensure_future(decision)  # a task of its own, since it may limit its time
+    asked.add_done_callback(lambda _: x.stream.wake())
+    try:
+        while not asked.done():
+            await x.stream.wait(while_here(x, NEVER, x.stream.clock.monotonic()))
+    finally:
+        if not asked.done():
+            asked.cancel()
+            await asyncio.wait([asked])
+    asked.result()
 
 
 async def pause(x: Exchange, until: float) -> None:

@@ -1,35 +1,34 @@
-"""Runs the stages of others (`use` on a route) so that none of them can harm what is not its own.
+"""Runs the stages of others (`use` on a route), each hook behind its guard (`stage_guard.py`).
 
-1. A hook that raises fails its request alone: 500 `stage_failed`, with the stage's name there, in
-   the log (with the traceback) and in `proxy_stage_failures_total`.
-2. A hook that takes longer than `SLOW` has blocked the event loop and with it every request: it is
-   named in the log, once in `EVERY` seconds, and in `proxy_stage_slow_total`.
-3. What a stage changes is checked before it is put anywhere.
+They stand where a stage of the proxy's own does, with hooks of the same names; what these get is
+the exchange itself, and theirs is a view of it (`proxy.extend`), whose changes are checked before
+they are put anywhere.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter
 
 from proxy.config.extensions import StageUse
-from proxy.errors import ProxyError, StageFailed
-from proxy.extend import Edits, Hooks, Outcome, Request, Response, Route
+from proxy.errors import ProxyError
+from proxy.extend import Hooks, Outcome, Request, Response, Route
+from proxy.extend.fields import Edits
 from proxy.pipeline import plan
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.field_edits import FieldEdits
+from proxy.stages.stage_guard import StageGuard
 from proxy.wire.codec import ResponseHead
 
 logger = logging.getLogger(__name__)
 
-#: Seconds of the event loop that a hook may take before it is named, and between two such lines.
-SLOW, EVERY = 0.05, 10.0
+#: Seconds that a hook may wait at most, whatever it says: a client's patience.
+LONGEST = 60.0
 
 
 class Extensions:
@@ -69,11 +68,13 @@ class Extensions:
             if hooks is None:
                 return None
             _examine(hooks)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit() and CancelledError, too
             logger.exception("stage not bound", extra={"stage": use.name, "route": route.name})
             said = f"{type(error).__name__}: {error}"
             raise RuntimeError(f"route {route.name}: stage {use.name}: {said}") from error
-        guard = _Guard(
+        guard = StageGuard(
             use.name,
             route.name,
             self._failures.labels(use.name).inc,
@@ -86,6 +87,8 @@ def _examine(hooks: object) -> None:
     """Raises `TypeError` for what would fail with every request, or do nothing."""
     if not isinstance(hooks, Hooks):
         raise TypeError(f"bind returned {type(hooks).__name__}: expected Hooks or None")
+    if not (isinstance(hooks.timeout, int | float) and 0 < hooks.timeout <= LONGEST):
+        raise TypeError(f"timeout is {hooks.timeout!r}: expected seconds, {LONGEST:g} at most")
     for hook, arguments in (
         (hooks.request, ("request",)),
         (hooks.response, ("request", "response")),
@@ -94,8 +97,8 @@ def _examine(hooks: object) -> None:
         if hook is None:
             continue
         name = getattr(hook, "__name__", repr(hook))
-        if inspect.iscoroutinefunction(hook):
-            raise TypeError(f"{name} is async: hooks are plain functions")
+        if _waits(hook) and hook is not hooks.request:
+            raise TypeError(f"{name} is async: only the hook for a request may wait")
         try:
             signature = inspect.signature(hook)
         except ValueError:  # some of those written in C have none
@@ -107,89 +110,58 @@ def _examine(hooks: object) -> None:
             raise TypeError(f"{name} cannot be called as {name}({called}): {error}") from None
 
 
-def _ineffective(result: object) -> bool:
-    return isinstance(result, BaseException) or inspect.isawaitable(result)
-
-
-class _Guard:
-    """Rules 1 and 2, for one stage on one route."""
-
-    def __init__(
-        self, stage: str, route: str, failed: Callable[[], None], slow: Callable[[], None]
-    ) -> None:
-        self._facts = {"stage": stage, "route": route}
-        self._failed = failed
-        self._slow = slow
-        self._quiet_until = 0.0
-
-    def run(self, x: Exchange, work: Callable[[], object]) -> None:
-        """Raises the `ProxyError` that the hook refuses with, or `StageFailed`."""
-        began = time.perf_counter()
-        try:
-            result = work()
-            if result is not None and _ineffective(result):
-                kind = type(result).__name__  # it would have no effect: a refusal that lets through
-                raise TypeError(
-                    f"the hook returned {kind}: refusals are raised, hooks are not async"
-                )
-        except (ProxyError, KeyboardInterrupt):
-            raise
-        except (
-            BaseException
-        ) as error:  # sys.exit() and CancelledError, too: nothing waits in a hook
-            self._failed()
-            facts = {**self._facts, "correlation_id": x.correlation_id}
-            logger.exception("stage failed", extra=facts)
-            stage = self._facts["stage"]
-            text = f"Stage {stage} failed: {type(error).__name__}"
-            raise StageFailed(text, stage=stage, reason=stage) from error
-        finally:
-            self._took(time.perf_counter(), began, x)
-
-    def _took(self, now: float, began: float, x: Exchange) -> None:
-        if now - began < SLOW:
-            return
-        self._slow()
-        if now >= self._quiet_until:
-            self._quiet_until = now + EVERY
-            logger.warning(
-                "stage blocked the event loop: every request waited for it",
-                extra={
-                    **self._facts,
-                    "took_s": round(now - began, 3),
-                    "correlation_id": x.correlation_id,
-                },
-            )
+def _waits(hook: object) -> bool:
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(
+        getattr(hook, "__call__", None)  # noqa: B004 (an object whose class has an async one)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
     hooks: Hooks
-    guard: _Guard
+    guard: StageGuard
 
 
 class _Chain:
     """The stages of one route, in the order of its `use`."""
 
     def __init__(self, bound: list[_Bound], binding: Binding) -> None:
-        self._on_request = [(b.hooks.request, b.guard) for b in bound if b.hooks.request]
+        self._on_request = [
+            (b.hooks.request, b.guard, b.hooks.timeout if _waits(b.hooks.request) else None)
+            for b in bound
+            if b.hooks.request
+        ]
         self._on_response = [(b.hooks.response, b.guard) for b in bound if b.hooks.response]
         self._on_finished = [(b.hooks.finished, b.guard) for b in bound if b.hooks.finished]
         self._upstream = binding.upstream_plan
 
     def hooks(self) -> plan.Hooks:
         """Those that some stage needs."""
+        waits = any(limit is not None for _, _, limit in self._on_request)
+        request = self._request_later if waits else self._request if self._on_request else None
         return plan.Hooks(
-            check=self._request if self._on_request else None,
-            answered=self._response if self._on_response else None,
+            request=request,
+            response=self._response if self._on_response else None,
             finished=self._finished if self._on_finished else None,
         )
 
     def _request(self, x: Exchange) -> None:
         request = _request_of(x)
-        for hook, guard in self._on_request:
+        for hook, guard, _ in self._on_request:
             guard.run(x, lambda hook=hook: hook(request))  # type: ignore[misc]
             guard.run(x, lambda: self._apply(x, request))
+        request._sent = True
+
+    async def _request_later(self, x: Exchange) -> None:
+        """As `_request`, where some hook waits."""
+        request = _request_of(x)
+        for hook, guard, limit in self._on_request:
+            if limit is None:
+                guard.run(x, lambda hook=hook: hook(request))  # type: ignore[misc]
+            else:
+                await guard.wait(x, hook(request), limit)  # type: ignore[arg-type]
+            guard.run(x, lambda: self._apply(x, request))
+        request._sent = True
 
     def _apply(self, x: Exchange, request: Request) -> None:
         edits = _taken(request)
@@ -204,6 +176,7 @@ class _Chain:
 
     def _response(self, x: Exchange, head: ResponseHead) -> None:
         request, response = _request_of(x), Response(head)
+        request._sent = True
         for hook, guard in self._on_response:
             guard.run(x, lambda hook=hook: hook(request, response))  # type: ignore[misc]
         edits = _taken(response)
@@ -212,10 +185,21 @@ class _Chain:
 
     def _finished(self, x: Exchange) -> None:
         request = _request_of(x)
-        outcome = Outcome(x.status, x.code, x.duration, x.upstream)
+        request._sent = True
+        outcome = Outcome(
+            x.status,
+            x.code,
+            x.duration,
+            x.upstream,
+            x.target,
+            x.attempts,
+            x.bytes_in,
+            x.bytes_out,
+        )
         for hook, guard in self._on_finished:
             try:
-                guard.run(x, lambda hook=hook: hook(request, outcome))  # type: ignore[misc]
+                work = partial(hook, request, outcome)
+                guard.run(x, work, may_refuse=False)
             except ProxyError:
                 continue  # logged and counted; there is nobody left to refuse
 
@@ -230,10 +214,7 @@ def _request_of(x: Exchange) -> Request:
 
 def _taken(message: Request | Response) -> Edits | None:
     """What has been changed since it was asked last, if anything."""
-    edits = message._edits
-    if not (edits.set or edits.removed or edits.added):
-        return None
-    message._edits = Edits()
+    edits, message._edits = message._edits, None
     return edits
 
 

@@ -75,7 +75,7 @@ class JobRoles:
         door = _Door(api_key)
         if role.creates:
             creates = _Creates(mirror)
-            return Hooks(check=creates.refuse if role.require_redis else None, rescuer=creates)
+            return Hooks(request=creates.refuse if role.require_redis else None, rescuer=creates)
         if role.deletes is not None:
             assert binding.upstream is not None
             late = LateDeletes(

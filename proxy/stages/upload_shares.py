@@ -17,7 +17,7 @@ class UploadShares:
         route, per_client = binding.route, binding.listener.limits.per_client
         if route is None or route.upload is None or per_client is None:
             return None
-        return Hooks(check=_begin, finished=_end) if per_client.uploads is not None else None
+        return Hooks(request=_begin, finished=_end) if per_client.uploads is not None else None
 
 
 def _begin(x: Exchange) -> None:

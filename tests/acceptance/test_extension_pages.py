@@ -68,11 +68,11 @@ def test_the_program_of_the_testing_page_runs(testing_page: Path) -> None:
 
 
 def test_the_stages_of_the_extending_page_work(tmp_path: Path) -> None:
-    """The three stages, by their own tests, as printed."""
-    assert len(write_files("extending.md", tmp_path)) == 3
+    """The three stages and the one that waits, by their own tests, as printed."""
+    assert len(write_files("extending.md", tmp_path)) == 5
     write_files("testing.md", tmp_path)  # for its pytest.ini
     for name in ("test_app.py", "test_client.py"):
         (tmp_path / name).unlink()
     (tmp_path / "proxy.yaml").unlink()
     write_files("extending.md", tmp_path)
-    assert re.search(r"^4 passed", run_tests(tmp_path), re.MULTILINE)
+    assert re.search(r"^5 passed", run_tests(tmp_path), re.MULTILINE)

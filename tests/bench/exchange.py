@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 from random import Random
 
-from proxy import __version__
+from proxy import __version__, extend
 from proxy.clock import Clock, SystemClock
 from proxy.config.schema import Config
 from proxy.memory_budget import MemoryBudget
@@ -22,6 +22,7 @@ from proxy.pipeline.compile import Compiler
 from proxy.pipeline.serve import Service
 from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
+from proxy.stages.extensions import Extensions
 from proxy.stages.route_metrics import RouteMetrics
 from proxy.telemetry.access import AccessLog
 from proxy.telemetry.metrics import Metrics
@@ -31,15 +32,41 @@ from proxy.wire.client import ClientStream
 from proxy.wire.deadlines import Sweeper
 from proxy.wire.pool import UpstreamStream
 
-_CONFIG = {
-    "listeners": {
-        "bench": {
-            "bind": "127.0.0.1:0",
-            "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "app"}],
-        }
-    },
-    "upstreams": {"app": {"targets": ["http://127.0.0.1:1"], "pool": {"keepalive": "1h"}}},
-}
+
+class Ends(extend.Stage):
+    """A stage that is told how an exchange ended."""
+
+    def bind(self, route: extend.Route) -> extend.Hooks:
+        return extend.Hooks(finished=self.finished)
+
+    def finished(self, request: extend.Request, outcome: extend.Outcome) -> None:
+        """The least that it can be for."""
+        self.status = outcome.status
+
+
+class Looks(extend.Stage):
+    """A stage that looks at a request and its answer, and lets both pass."""
+
+    def bind(self, route: extend.Route) -> extend.Hooks:
+        return extend.Hooks(request=self.request, response=self.response)
+
+    def request(self, request: extend.Request) -> None:
+        """As one that wants a key for some paths."""
+        self.guarded = request.target.startswith("/admin")
+
+    def response(self, request: extend.Request, response: extend.Response) -> None:
+        """As one that marks some answers."""
+        self.status = response.status
+
+
+def _config(stage: type[extend.Stage] | None) -> Config:
+    route: dict[str, object] = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
+    if stage is not None:
+        route["use"] = [f"{stage.__module__}:{stage.__name__}"]
+    upstream = {"targets": ["http://127.0.0.1:1"], "pool": {"keepalive": "1h"}}
+    listener = {"bind": "127.0.0.1:0", "routes": [route]}
+    return Config.model_validate({"listeners": {"bench": listener}, "upstreams": {"app": upstream}})
+
 
 REQUEST = b"GET /jobs/mv_0123456789 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 RESPONSE = (
@@ -73,14 +100,18 @@ class _Transport(asyncio.Transport):
 class HotExchange:
     """Call it to carry one GET through a listener to an idle connection and back."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, stage: type[extend.Stage] | None = None) -> None:
         self._closed = False
         self.sweeper = sweeper = Sweeper(clock)
         metrics = Metrics(__version__)
         self._writer = LogWriter(FileOutput(os.devnull))
         memory = MemoryBudget()
         compiler = Compiler(
-            (RouteMetrics(metrics), AccessLine(AccessLog(self._writer))),
+            (
+                RouteMetrics(metrics),
+                Extensions(metrics.registry),
+                AccessLine(AccessLog(self._writer)),
+            ),
             clock,
             sweeper,
             Random(1),
@@ -89,7 +120,7 @@ class HotExchange:
             memory,
             Spool(Path("/tmp"), 1024 * 1024, memory.account("spool"), clock),
         )
-        plans = compiler.compile(Config.model_validate(_CONFIG))
+        plans = compiler.compile(_config(stage))
         pool = plans.upstreams["app"].upstream.pools[0]
         self._ours, self._theirs = socket.socketpair()
         self.answer = _Transport(self._theirs)
@@ -119,13 +150,14 @@ class HotExchange:
         self.close()
 
 
-def hot_exchange(clock: Clock | None = None) -> HotExchange:
+def hot_exchange(
+    clock: Clock | None = None, stage: type[extend.Stage] | None = None
+) -> HotExchange:
     """A new one, tried."""
 
     async def build() -> HotExchange:
-        return HotExchange(
-            clock or SystemClock()
-        )  # streams ask for the loop; an exchange itself needs none
+        # Streams ask for the loop; an exchange itself needs none.
+        return HotExchange(clock or SystemClock(), stage)
 
     hot = asyncio.run(build())
     for _ in range(2):

@@ -12,6 +12,7 @@ import sys
 import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.router import RouteTable
 from proxy.stages.trace_record import TraceRecord
 from proxy.wire import codec
-from tests.bench.exchange import hot_exchange
+from tests.bench.exchange import Ends, Looks, hot_exchange
 
 Operation = Callable[[], object]
 _REPEATS = 5
@@ -112,6 +113,8 @@ def _route() -> Operation:
 
 
 micro("exchange: a plain GET, all duties, no sockets")(hot_exchange)
+micro("exchange: the same, with a stage of others at its end")(partial(hot_exchange, stage=Ends))
+micro("exchange: with one that looks at request and answer")(partial(hot_exchange, stage=Looks))
 
 
 def _sampled_out(direction: str, role: object = None, **changes: Any) -> Operation:

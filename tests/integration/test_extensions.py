@@ -17,14 +17,20 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
+from pydantic import ConfigDict, field_validator
 
 from proxy import extend
 from proxy.cli import main
 from proxy.config import extensions
 from proxy.config.json_schema import json_schema
 from proxy.embed import CannotReload, CannotStart, ReliabilityProxy
+from tests.jobs_kit import eventually
 
 SEEN: list[Any] = []
+
+#: Requests that an asynchronous hook has been asked about, and what it waits for.
+ASKED: list[extend.Request] = []
+GATES: dict[str, asyncio.Event] = {}
 
 
 class Evil:
@@ -42,6 +48,7 @@ class Script(extend.Stage):
         count: int = 1
         secret: extend.Secret | None = None
         upstream: extend.UpstreamName | None = None
+        timeout: float = 30.0
 
     def bind(self, route: extend.Route) -> extend.Hooks | None:
         do = self.settings.do
@@ -56,15 +63,31 @@ class Script(extend.Stage):
         if do.startswith("return"):
             return extend.Hooks(request=self.returns)  # type: ignore[arg-type]
         if do == "async":
-            return extend.Hooks(request=self._later)  # type: ignore[arg-type]
-        if do.startswith("answer"):
+            return extend.Hooks(response=self._later)  # type: ignore[arg-type]
+        if do.startswith("wait"):
+            return extend.Hooks(self.decide, None, self.on_finished, timeout=self.settings.timeout)
+        if do.startswith("answer") or do == "late":
             return extend.Hooks(response=self.on_response)
-        if do == "finished fails":
+        if do.startswith("finished"):
             return extend.Hooks(finished=self.on_finished)
         return extend.Hooks(self.on_request, None, self.on_finished)
 
     async def _later(self, request: extend.Request) -> None:
         pass
+
+    async def decide(self, request: extend.Request) -> object:
+        ASKED.append(request)
+        if (gate := GATES.get(self.settings.do)) is not None:
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                SEEN.append("cancelled")
+                raise
+        await asyncio.sleep(0)
+        if self.settings.do == "wait return":
+            return extend.Refused(403, "No")
+        self.on_request(request)
+        return None
 
     def returns(self, request: extend.Request) -> object:
         if self.settings.do == "return refusal":
@@ -73,7 +96,7 @@ class Script(extend.Stage):
 
     def on_request(self, request: extend.Request) -> None:
         SEEN.append(request)
-        match self.settings.do:
+        match self.settings.do.removeprefix("wait "):
             case "raise":
                 raise ZeroDivisionError("secrets of the stage")
             case "sleep":
@@ -92,6 +115,17 @@ class Script(extend.Stage):
                 request.set_header("X-Tenant", "a\r\nX-Admin: 1")
             case "frame":
                 request.remove_header("Content-Length")
+            case "much log":
+                request.log(
+                    much="x" * 100_000, deep=CYCLE, raw=b"x", **{str(n): n for n in range(99)}
+                )
+            case "large":
+                request.set_header("X-Tenant", "a" * 10_000)
+            case "too many":
+                for number in range(10):
+                    request.set_header(f"X-Tenant-{number}", "a" * 4000)
+            case "assign":
+                request.method = "DELETE"  # type: ignore[misc]
             case "nowhere":
                 request.use_upstream("nowhere")
             case "other":
@@ -103,6 +137,8 @@ class Script(extend.Stage):
     def on_response(self, request: extend.Request, response: extend.Response) -> None:
         if self.settings.do == "answer fails":
             raise ZeroDivisionError
+        if self.settings.do == "late":
+            request.set_header("X-Tag", "too late: the upstream has the request")
         if self.settings.do == "answer refused" and response.headers["Content-Type"]:
             raise extend.Refused(502, f"The answer {response.status} is not for you")
         response.set_header("X-Tag", "answer")
@@ -114,6 +150,8 @@ class Script(extend.Stage):
         SEEN.append(outcome)
         if self.settings.do == "finished fails":
             raise ZeroDivisionError
+        if self.settings.do == "finished refuses":
+            raise extend.Refused(403, "There is nobody left to refuse")
 
 
 class Demanding(extend.Stage):
@@ -128,15 +166,48 @@ class Demanding(extend.Stage):
         upstream: extend.UpstreamName = "othr"
 
 
+class Thing:
+    """A type that neither JSON nor a schema knows."""
+
+
+class Odd(extend.Stage):
+    """Its settings are checked and held in ways of their own."""
+
+    class Settings(extend.Settings):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+
+        thing: Thing | None = None
+        tokens: dict[str, list[extend.Secret]] = {}  # noqa: RUF012
+        broken: int = 0
+
+        @field_validator("thing", mode="before")
+        @classmethod
+        def made(cls, value: object) -> Thing:
+            """Of anything."""
+            return Thing()
+
+        @field_validator("broken")
+        @classmethod
+        def fails(cls, value: int) -> int:
+            """By something else than a ValueError."""
+            raise LookupError(f"hush {value}")
+
+    def bind(self, route: extend.Route) -> None:
+        """Nothing to do."""
+
+
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage, where the config finds it."""
     module: Any = ModuleType("scripts")
     module.Script = Script
     module.Demanding = Demanding
+    module.Odd = Odd
     module.number = 5
     monkeypatch.setitem(sys.modules, "scripts", module)
     SEEN.clear()
+    ASKED.clear()
+    GATES.clear()
 
 
 def use(do: str, **settings: Any) -> dict[str, Any]:
@@ -162,7 +233,19 @@ def config(*uses: Any, **route: Any) -> dict[str, Any]:
 def app(name: str) -> web.Application:
     """Echoes what came."""
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/ws":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            async for message in socket:
+                await socket.send_str(message.data)
+            return socket
+        if request.path == "/events":
+            events = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await events.prepare(request)
+            for number in (1, 2):
+                await events.write(b"data: %d\n\n" % number)
+            return events
         return web.json_response({"app": name, "fields": dict(request.headers)})
 
     application = web.Application()
@@ -188,6 +271,10 @@ class Client:
     async def get(self, path: str = "/x", **headers: str) -> Answer:
         url = self.proxy.url("front", path)
         async with self._session.get(url, headers=headers) as answer:
+            return Answer(answer.status, answer.headers, await answer.json(content_type=None))
+
+    async def post(self, body: bytes) -> Answer:
+        async with self._session.post(self.proxy.url("front", "/x"), data=body) as answer:
             return Answer(answer.status, answer.headers, await answer.json(content_type=None))
 
     async def metrics(self) -> str:
@@ -280,7 +367,11 @@ async def test_facts_for_the_log_harm_nothing(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(
-    "do", ["raise", "exit", "cancel", "smuggle", "frame", "nowhere", "answer fails"]
+    "do",
+    [
+        *("raise", "exit", "cancel", "smuggle", "frame", "nowhere", "answer fails", "large"),
+        *("too many", "assign", "late", "wait raise", "wait exit", "wait cancel", "wait smuggle"),
+    ],
 )
 async def test_a_stage_that_raises_fails_its_request_alone(
     do: str, caplog: pytest.LogCaptureFixture
@@ -300,9 +391,10 @@ async def test_a_stage_that_raises_fails_its_request_alone(
     assert record.__dict__["stage"] == "scripts:Script"
 
 
-async def test_one_that_raises_when_all_is_over(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("do", ["finished fails", "finished refuses"])
+async def test_one_that_raises_when_all_is_over(do: str, caplog: pytest.LogCaptureFixture) -> None:
     """The client has its answer; log and metric have the name."""
-    async with site(use("finished fails")) as client:
+    async with site(use(do)) as client:
         assert (await client.get()).status == 200
         assert (await client.get()).status == 200
         metrics = await client.metrics()
@@ -325,7 +417,7 @@ async def test_one_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFixtur
     ("do", "said"),
     [
         ("bind fails", "route used: stage scripts:Script: LookupError: no table of tenants"),
-        ("async", "_later is async: hooks are plain functions"),
+        ("async", "_later is async: only the hook for a request may wait"),
     ],
 )
 async def test_one_that_cannot_be_bound(do: str, said: str) -> None:
@@ -355,16 +447,19 @@ async def test_no_spelling_gets_around_a_stage() -> None:
 
 
 async def test_the_config_shows_no_secrets() -> None:
-    """`/api/config` has the stages with their settings, secrets masked."""
+    """`/api/config` has the stages with their settings, secrets masked, however deep, and whatever
+    JSON has no word for by its type."""
+    odd = {"scripts:Odd": {"thing": 5, "tokens": {"a": ["hush-hush"]}}}
     async with (
-        site(use("tag", secret="hush-hush")) as client,
+        site(use("tag", secret="hush-hush"), odd) as client,
         aiohttp.ClientSession() as session,
         session.get(client.proxy.admin_url + "/api/config") as answer,
     ):
         text = await answer.text()
     assert "hush-hush" not in text
-    used = json.loads(text)["listeners"]["front"]["routes"][1]["use"][0]
+    used, odd = json.loads(text)["listeners"]["front"]["routes"][1]["use"]
     assert used["scripts:Script"]["do"] == "tag"
+    assert odd["scripts:Odd"] == {"thing": "<Thing>", "tokens": {"a": ["***"]}, "broken": 0}
 
 
 def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,6 +476,7 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
         {"a": 1, "b": 2},
         {"scripts:Script": None},
         "scripts:Script",
+        {"scripts:Odd": {"broken": 1}},
     ]
     file.write_text(yaml.safe_dump(config(*uses)), encoding="utf-8")
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -403,6 +499,10 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{place}[7]: expected the name of one stage" in said
     assert f"{place}[8]" not in said
     assert f"{place}[9]" not in said
+    assert (
+        f"{place}[10]: expected settings that 'scripts:Odd' can read: its Settings raised" in said
+    )
+    assert f"LookupError ({__file__}, line " in said
     assert "hush" not in said
 
 
@@ -465,7 +565,7 @@ async def test_hooks_that_cannot_work_keep_the_proxy_from_starting(do: str, said
     assert said in str(failed.value)
 
 
-@pytest.mark.parametrize("do", ["return refusal", "return coroutine"])
+@pytest.mark.parametrize("do", ["return refusal", "return coroutine", "wait return"])
 @pytest.mark.filterwarnings("ignore:coroutine")
 async def test_a_refusal_that_is_returned_lets_nothing_through(do: str) -> None:
     """It would have no effect: the request fails, as if the stage had raised."""
@@ -474,23 +574,32 @@ async def test_a_refusal_that_is_returned_lets_nothing_through(do: str) -> None:
         assert (answer.status, answer.json["code"]) == (500, "stage_failed")
 
 
-class Point:
+def ended() -> list[int]:
+    """The statuses of those that have come to their end."""
+    return [seen.status for seen in SEEN if isinstance(seen, extend.Outcome)]
+
+
+class Point(NamedTuple):
     """An entry point."""
 
-    value = "scripts:Script"
+    value: str
 
 
 async def test_installed_stages_have_short_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are found by entry point, and the JSON Schema knows their settings."""
     before = json_schema()
+    points = {"script": Point("scripts:Script"), "odd": Point("scripts:Odd")}
+    points["absent"] = Point("scripts:Absent")
     monkeypatch.setattr(extensions, "entry_points", lambda group: [])
     assert json_schema() == before
-    monkeypatch.setattr(extensions, "installed", lambda: {"script": Point})
+    monkeypatch.setattr(extensions, "installed", lambda: points)
     monkeypatch.setattr("proxy.config.json_schema.installed", extensions.installed)
     members = json_schema()["$defs"]["Route"]["properties"]["use"]["items"]["anyOf"]
     (item,) = [member for member in members if member.get("type") == "object"]
+    assert item["properties"]["odd"] == {}, "nobody can say what it takes"
+    assert "absent" not in item["properties"]
     known = item["properties"]["script"]["anyOf"][0]
-    assert set(known["properties"]) == {"do", "count", "secret", "upstream"}
+    assert set(known["properties"]) == {"do", "count", "secret", "timeout", "upstream"}
     async with site({"script": {"do": "tag"}}) as client:
         assert (await client.get()).json["fields"]["X-Tag"] == "1"
 
@@ -501,9 +610,129 @@ async def test_installed_stages_have_short_names(monkeypatch: pytest.MonkeyPatch
         lambda: extend.Refused(200, "fine"),
         lambda: extend.Refused(599, "unknown"),
         lambda: extend.Refused(400, "x", code="Bad Code"),
+        lambda: extend.Refused(429, "x", retry_after=-1),
+        lambda: extend.Refused(429, "x", retry_after=float("nan")),
     ],
 )
 def test_a_refusal_is_an_error(make: Any) -> None:
     """Statuses that are none, and codes that make poor labels, are refused where they are made."""
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "facts"),
+    [
+        ((403, "x" * 3000), {}),
+        ((403, None), {}),
+        ((403, "x"), {"correlation_id": "mine"}),
+        ((403, "x"), {"cycle": CYCLE}),
+        ((403, "x"), {"number": float("inf")}),
+        ((403, "x"), {"much": "x" * 10_000}),
+        ((429, "x"), {"retry_after": "soon"}),
+        ((401, "x"), {"challenge": "Basic\r\nX-Admin: 1"}),
+    ],
+)
+def test_a_refusal_that_cannot_be_written(arguments: Any, facts: dict[str, Any]) -> None:
+    """It is refused where it is made: in the stage, by its line, not as the answer is written."""
+    with pytest.raises((ValueError, TypeError)):
+        extend.Refused(*arguments, **facts)
+
+
+def test_members_of_a_refusal_are_members() -> None:
+    """What the proxy's own errors mean by such a name is not meant: no field, no close."""
+    refused = extend.Refused(405, "a\ud800b", allow="GET\r\nX: 1", close=True, reason="mine")
+    assert (refused.allow, refused.close, refused.reason) == (None, False, None)
+    assert refused.facts == {"allow": "GET\r\nX: 1", "close": True, "reason": "mine"}
+    assert refused.detail == "a\\ud800b"
+
+
+async def test_a_request_may_be_decided_later() -> None:
+    """A hook that waits has its turn in order: what it sets, the later one sees it set; meanwhile
+    others are served, and the upstream knows nothing."""
+    gate = GATES["wait tag"] = asyncio.Event()
+    async with site(use("tag"), use("wait tag", count=2), use("wait other", upstream="other")) as s:
+        asking = asyncio.create_task(s.get())
+        await eventually(lambda: len(ASKED) == 1, "it is asked")
+        assert (await s.get("/free")).status == 200
+        assert not asking.done()
+        gate.set()
+        answer = await asking
+        assert answer.json["app"] == "other"
+        assert answer.json["fields"]["X-Tag"] == "2"
+        assert 'proxy_stage_slow_total{stage="scripts:Script"} 0.0' in await s.metrics()
+
+
+async def test_a_later_decision_may_be_a_refusal() -> None:
+    """As one at once; of an upload nothing has been read."""
+    async with site(use("wait refuse")) as client:
+        answer = await client.post(b"x" * 1_000_000)
+        assert (answer.status, answer.json["code"]) == (429, "too_fast")
+    assert SEEN[-1].upstream is None
+
+
+async def test_a_decision_has_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    """After it the request fails, and the hook is ended."""
+    GATES["wait"] = asyncio.Event()
+    async with site(use("wait", timeout=0.05)) as client:
+        answer = await client.get()
+        assert (answer.status, answer.json["code"]) == (500, "stage_failed")
+        assert "no decision within 0.05 s" in answer.json["detail"]
+        assert 'proxy_stage_failures_total{stage="scripts:Script"} 1.0' in await client.metrics()
+    assert SEEN[0] == "cancelled"
+    assert "stage failed" in caplog.messages
+
+
+async def test_a_client_that_leaves_ends_the_decision() -> None:
+    """That is nobody's failure."""
+    GATES["wait"] = asyncio.Event()
+    async with site(use("wait")) as client:
+        asking = asyncio.create_task(client.get())
+        await eventually(lambda: len(ASKED) == 1, "it is asked")
+        asking.cancel()
+        await eventually(lambda: SEEN[:1] == ["cancelled"], "the hook is ended")
+        assert 'proxy_stage_failures_total{stage="scripts:Script"} 0.0' in await client.metrics()
+
+
+async def test_one_that_waits_and_blocks_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Its waits cost nobody anything; the steps between them do."""
+    caplog.set_level(logging.WARNING)
+    async with site(use("wait sleep")) as client:
+        assert (await client.get()).status == 200
+        assert 'proxy_stage_slow_total{stage="scripts:Script"} 1.0' in await client.metrics()
+    assert "stage blocked the event loop: every request waited for it" in caplog.messages
+
+
+async def test_a_time_that_is_none_keeps_the_proxy_from_starting() -> None:
+    """A decision that never comes would hold its client for ever."""
+    with pytest.raises(CannotStart, match=r"timeout is 0\.0: expected seconds, 60 at most"):
+        await ReliabilityProxy(config(use("wait", timeout=0))).start()
+
+
+async def test_facts_for_the_log_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor do they cost the line."""
+    caplog.set_level(logging.INFO)
+    async with site(use("much log")) as client:
+        assert (await client.get()).status == 200
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "proxy.access"]
+    assert len(line) < 2000
+    assert json.loads(line)["much"].startswith("xxx")
+
+
+async def test_websockets_and_event_streams_have_stages() -> None:
+    """A switch of protocols is an answer like any other; the end comes with the end."""
+    async with site(use("answer"), use("wait tag")) as client, aiohttp.ClientSession() as session:
+        async with session.ws_connect(client.proxy.url("front", "/ws")) as socket:
+            await socket.send_str("hello")
+            assert (await socket.receive_str(timeout=30)) == "hello"
+            assert socket._response.headers["X-Tag"] == "answer"
+            assert ended() == []
+        await eventually(lambda: ended() == [101], "the end")
+        async with session.get(client.proxy.url("front", "/events")) as answer:
+            assert answer.headers["X-Tag"] == "answer"
+            assert await answer.text() == "data: 1\n\ndata: 2\n\n"
+        await eventually(lambda: ended() == [101, 200], "the end")

@@ -144,7 +144,7 @@ def test_a_route_may_have_observers_and_rescuers() -> None:
 
 @pytest.mark.parametrize(
     "hooks",
-    [Hooks(check=print), Hooks(filter=lambda x: None), Hooks(rescuer=Rescue(needs_body=True))],
+    [Hooks(request=print), Hooks(filter=lambda x: None), Hooks(rescuer=Rescue(needs_body=True))],
     ids=["check", "filter", "reads answers"],
 )
 def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:

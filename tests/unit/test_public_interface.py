@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from proxy import embed, extend, pytest_plugin
+from proxy.pipeline import plan
 
 EXTEND = {
     "Duration": "",
     "HeaderName": "",
-    "Hooks": "finished request response",
-    "Outcome": "code duration status upstream",
+    "Hooks": "finished request response timeout",
+    "Outcome": "attempts bytes_in bytes_out code duration status target upstream",
     "Ratio": "",
     "Refused": "",
     "Request": "client cookies correlation_id headers log method path query remove_header route"
@@ -59,6 +62,24 @@ def test_signatures_are_those_recorded() -> None:
     assert proxy == ["config", "overrides", "apps", "free_ports", "directory", "environ"]
     refused = list(inspect.signature(extend.Refused).parameters)
     assert refused == ["status", "detail", "code", "retry_after", "challenge", "facts"]
+
+
+def test_hooks_of_both_kinds_of_stages_have_the_same_names() -> None:
+    """What the proxy's own stages have beside them is theirs alone (docs, decisions/stages.md)."""
+    public = {one.name for one in fields(extend.Hooks)} - {"timeout"}
+    assert public == {"request", "response", "finished"}
+    assert public < {one.name for one in fields(plan.Hooks)}
+
+
+def test_our_own_tests_use_it() -> None:
+    """Whoever starts a whole proxy in his process does it as others do."""
+    tests = Path(__file__).parents[1]
+    starters = [
+        file.name
+        for file in tests.rglob("*.py")
+        if "from proxy.app import" in file.read_text(encoding="utf-8") and file != Path(__file__)
+    ]
+    assert starters == []
 
 
 def test_fixtures_are_those_recorded() -> None:

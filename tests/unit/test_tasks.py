@@ -156,6 +156,7 @@ SHORT = {
     "proxy.pipeline.rescue",  # one rescue
     "proxy.pipeline.sockets",  # a listener that leaves
     "proxy.pipeline.tls_accept",  # one handshake
+    "proxy.pipeline.waiting",  # one decision about a request
     "proxy.process",  # the start, and the end
     "proxy.redis_client",  # one question to all Sentinels
     "proxy.sqlite_file",  # one check of a file
