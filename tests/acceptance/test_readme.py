@@ -1,4 +1,4 @@
-"""Every command in the README works as printed.
+"""Every command in the README and on the how-to pages works as printed.
 
 A block's info string says how: `sh demo` runs against the demo's world, `sh here` in a copy of the
 checkout's ready configs, `sh make` as a dry run of make; `sh shown` is only parsed. Blocks run in
@@ -25,6 +25,7 @@ from proxy.demo.world import World
 
 ROOT = Path(proxy.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs/how-to").glob("*.md"))]
 KINDS = {"demo", "here", "make", "shown"}
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -34,8 +35,10 @@ _PORTS = {8000: "INGRESS", 9901: "ADMIN", 9464: "METRICS"}
 
 
 def blocks(kind: str, tmp: Path | None = None) -> list[str]:
-    """The README's blocks of that kind, in order, writing into `tmp` instead of /tmp."""
-    found = [text for info, text in _FENCE.findall(README) if info == f"sh {kind}"]
+    """The blocks of that kind in the README and then in the guides, in order, writing into `tmp`
+    instead of /tmp."""
+    pages = [README] if kind == "make" else [README, *GUIDES]
+    found = [text for page in pages for info, text in _FENCE.findall(page) if info == f"sh {kind}"]
     return [re.sub(r"/tmp/(?!reliability-proxy-demo-)", f"{tmp}/", text) for text in found]
 
 
@@ -62,7 +65,8 @@ async def run(script: str, folder: Path) -> str:
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PROXY_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
+        | {"PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"},
     )
     output, _ = await asyncio.wait_for(process.communicate(), 120)
     text = output.decode()

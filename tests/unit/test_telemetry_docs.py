@@ -283,6 +283,7 @@ def test_every_event() -> None:
 def test_the_page_on_traces() -> None:
     """Each cause that can be suspected, each source, each line that the trace logs."""
     page = (DOCS / "how-to" / "find-out-what-happened.md").read_text()
+    page += (DOCS / "reference" / "trace.md").read_text()
     causes = {kind for kind, _ in _TROUBLE.values()}
     files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
     for source in files:
