@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _SHORT, HEADER = 8, 16  # bytes of a box's header, without and with 64 bits of size
 #: Boxes with nothing but boxes in them, between the index and its tables.
 _PARENTS = frozenset((b"trak", b"mdia", b"minf", b"stbl", b"udta", b"ilst", b"edts"))
+
+#: Bytes of an entry in the tables of a track.
+_ENTRY = {b"stsz": 4, b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4}
+
+#: Samples that a table of times may have beyond those that there are, as some writers do.
+_SLACK = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,39 @@ def sample_sizes(data: bytes, box: Box) -> tuple[int, int]:
     if same:
         return same * number, same
     table = data[box.start + 12 : min(box.end, box.start + 12 + 4 * number)]
-    sizes = array("I", table[: len(table) // 4 * 4])
-    if sys.byteorder == "little":
-        sizes.byteswap()
+    sizes = _numbers(table[: len(table) // 4 * 4])
     return sum(sizes), max(sizes, default=0)
+
+
+def absurd_tables(data: bytes, boxes: Iterable[Box], received: int) -> bool:
+    """Whether an index claims more than can be true of `received` bytes of file, or than its tables
+    have room for: FFmpeg makes 24 bytes of each sample, however few of the index claim it.
+
+    A sample has at least a byte of the file. Its time and its place are each told once.
+    """
+    samples = times = 0  # of the track we are in
+    for box in boxes:
+        if box.kind == b"trak":
+            samples = times = 0
+        entry = _ENTRY.get(box.kind)
+        if entry is None:
+            continue
+        start = box.start + (8 if box.kind == b"stsz" else 4)
+        number = int.from_bytes(data[start : start + 4], "big")
+        same = box.kind == b"stsz" and any(data[start - 4 : start])
+        if number * entry > box.end - start - 4 and not same:
+            return True
+        if box.kind == b"stsz":
+            samples = number
+        elif box.kind == b"stts":
+            times = sum(_numbers(data[start + 4 : start + 4 + 8 * number])[::2])
+        if samples > received or (samples and times > 2 * samples + _SLACK):
+            return True
+    return False
+
+
+def _numbers(table: bytes) -> array[int]:
+    numbers = array("I", table)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    return numbers

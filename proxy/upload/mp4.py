@@ -17,13 +17,22 @@ Rules:
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from av.audio.stream import AudioStream
 from av.packet import Packet
 
-from proxy.upload.boxes import HEADER, Box, inner_boxes, read_header, sample_sizes
+from proxy.upload.boxes import (
+    HEADER,
+    Box,
+    absurd_tables,
+    inner_boxes,
+    read_header,
+    sample_sizes,
+)
 from proxy.upload.families import MP4
 from proxy.upload.foreign import refuse_foreign
 from proxy.upload.packets import (
@@ -71,7 +80,9 @@ def _begins_with_fragments(source: Source) -> bool:
         if box is None or box.end <= at or box.kind in (b"mdat", b"moof"):
             break
         if box.kind == b"moov":
-            return box.end <= _MAX_INDEX and b"mvex" in source.at(box.start, box.end - box.start)
+            index = source.at(box.start, box.end - box.start) if box.end <= _MAX_INDEX else b""
+            _inner(index, sys.maxsize)  # how long the file will be is not known yet
+            return b"mvex" in index
         at = box.end
     return False
 
@@ -99,9 +110,7 @@ def _layout(source: Source) -> _Layout:
             index = source.at(box.start, box.end - box.start)
             layout.found, layout.samples, layout.largest = True, 0, 0
             layout.fragments = b"mvex" in index
-            for number, inner in enumerate(inner_boxes(index, 0, len(index))):
-                if number > MAX_ENTRIES:
-                    raise Undecodable("entries")
+            for inner in _inner(index, source.received):
                 if inner.kind == b"stsz":
                     total, largest = sample_sizes(index, inner)
                     layout.samples += total
@@ -113,6 +122,14 @@ def _layout(source: Source) -> _Layout:
             if len(layout.others) > MAX_ENTRIES:
                 raise Undecodable("entries")
     return layout
+
+
+def _inner(index: bytes, received: int) -> list[Box]:
+    """The boxes of an index that claims no more than can be true."""
+    boxes = list(islice(inner_boxes(index, 0, len(index)), MAX_ENTRIES + 1))
+    if len(boxes) > MAX_ENTRIES or absurd_tables(index, boxes, received):
+        raise Undecodable("entries")
+    return boxes
 
 
 def _boxes(source: Source) -> Iterator[Box]:

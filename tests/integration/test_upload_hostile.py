@@ -150,6 +150,30 @@ def test_headers_that_lie_change_nothing() -> None:
     assert examine(claims_a_second)["refused"] == "long"
 
 
+CLAIMS = {
+    "samples of a byte": [(b"stsz", 4, 1), (b"stsz", 8, 50_000_000), (b"stsc", 12, 50_000_000)],
+    "samples of nothing": [(b"stsz", 8, 0xFFFFFFFF)],
+    "times": [(b"stts", 8, 0xFFFFFFFF)],
+    "entries of times": [(b"stts", 4, 0x20000000)],
+    "entries of places": [(b"stco", 4, 0x40000000)],
+    "entries of chunks": [(b"stsc", 4, 0x15555556)],
+}
+
+
+@pytest.mark.parametrize("layout", ["m4a-first", "m4a-last"])
+@pytest.mark.parametrize("name", CLAIMS)
+def test_an_index_that_claims_too_much_is_not_expanded(
+    name: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kilobyte that stands for gigabytes is judged before FFmpeg sees it."""
+    data = encode(layout, 2.0, 8000, silent=True)
+    for box, offset, value in CLAIMS[name]:
+        data = patched(data, box, offset, value)
+    monkeypatch.setattr("proxy.upload.mp4.open_container", None)
+    answer = examine(data)
+    assert (answer["refused"], answer["why"]) == ("unknown", "entries")
+
+
 def test_no_limit_still_measures() -> None:
     """`max_duration: null`."""
     assert examine(encode("mp3", 660, 8000, silent=True), None)["duration"] > 659

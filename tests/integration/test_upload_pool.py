@@ -210,12 +210,13 @@ async def test_a_hang_is_ended(
 
 
 def balloon(samples: int) -> bytes:
-    """A kilobyte of MP4 whose index FFmpeg builds from one line: 24 bytes for each sample."""
+    """An MP4 whose index FFmpeg builds from one line: 24 bytes for each sample, for which there is
+    a byte of file."""
     data = encode("m4a-last", 2.0, 8000, silent=True)
     for box, offset, value in ((b"stsz", 4, 1), (b"stsz", 8, samples), (b"stsc", 12, samples)):
         at = data.index(box) + 4 + offset
         data = data[:at] + value.to_bytes(4, "big") + data[at + 4 :]
-    return data
+    return data + (samples + 8).to_bytes(4, "big") + b"free" + bytes(samples)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def balloon(samples: int) -> bytes:
     [
         (None, 1_500_000, "undecodable"),  # 36 MB are there, and nothing behind them
         (None, 4_000_000, "no_audio"),  # 96 MB are not
-        (None, 50_000_000, "no_audio"),  # nor are 1.2 GB
+        (None, 40_000_000, "no_audio"),  # nor are 960 MB
         (0, 4_000_000, "no_audio memory"),  # FFmpeg is refused it, or Python
         (-(2**24), 4_000_000, "no_audio memory"),
     ],
@@ -352,11 +353,14 @@ async def test_slow_files_cost_their_own_time_only(
 async def test_a_full_spool_is_no_fault_of_the_file(
     pool: ProbePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """503, and the log names the cause; so it is with a directory that is gone."""
+    """It is examined in memory. Where that is short, too: 503, and the log names the cause; so it
+    is with a directory that is gone."""
     gone = new_spool()
     gone.directory = Path("/nonexistent")
     for spool, cause in ((new_spool(max_size=1000), "max_size"), (gone, "no_directory")):
         validator = UploadValidator(Upload(), pool, spool)
+        assert (await upload(validator, GOOD)).code == "accepted"
+        spool.memory.reserve(200 * 1024 * 1024)
         outcome = await upload(validator, GOOD)
         assert isinstance(outcome.error, Overloaded)
         assert outcome.error.reason == "upload_spool"
