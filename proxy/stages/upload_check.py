@@ -9,9 +9,10 @@ from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import Hooks
 from proxy.spool import Spool
 from proxy.upload import verdicts
-from proxy.upload.check import UploadCheck, UploadValidator
+from proxy.upload.check import UploadCheck
 from proxy.upload.digests import DIGEST_FIELDS
 from proxy.upload.pool import ProbePool
+from proxy.upload.validator import UploadValidator
 
 _VERDICT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _AUDIO_SECONDS = (5, 15, 30, 60, 120, 180, 300, 600, 1200, 3600)

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,56 +113,3 @@ class Attachment:
 
     def _refuse(self) -> None:
         raise verdicts.attachment_rejected(self._rule.types, self._rule.field)
-
-
-class Attachments:
-    """All of one form, in their order. `limit`: bytes that they may have together."""
-
-    def __init__(self, rules: Sequence[AlsoFile], new_body: Callable[[], SpooledBody]) -> None:
-        self._rules = {rule.field: rule for rule in rules}
-        self._new_body = new_body
-        self._all: list[Attachment] = []
-        self.limit = sum(rule.max_size * rule.max_count for rule in rules)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all of them so far."""
-        return sum(attachment.body.size for attachment in self._all)
-
-    @property
-    def bodies(self) -> list[SpooledBody]:
-        """What they are kept in."""
-        return [attachment.body for attachment in self._all]
-
-    def begin(self, part: Part) -> Attachment | None:
-        """A file in another field than the audio's; None where no rule lets it through. Raises the
-        refusal of one too many."""
-        rule = self._rules.get(part.name)
-        if rule is None or part.filename is None:
-            return None
-        if sum(other.part.name == part.name for other in self._all) >= rule.max_count:
-            raise verdicts.malformed(
-                f"there are more than {rule.max_count} files in field {rule.field}"
-                if rule.max_count > 1
-                else f"field {rule.field} is there twice",
-                rule.field,
-                reason="duplicate",
-            )
-        attachment = Attachment(rule, part, self._new_body())
-        self._all.append(attachment)
-        return attachment
-
-    def content(self) -> list[tuple[bytes, ...]] | None:
-        """Field and SHA-256 of each; None while one is still being written."""
-        found: list[tuple[bytes, ...]] = []
-        for attachment in self._all:
-            digest = attachment.body.digest()
-            if digest is None:
-                return None
-            found.append((b"file", attachment.part.name.encode(), digest))
-        return found
-
-    def close(self) -> None:
-        """Free the spool. May be called again."""
-        for attachment in self._all:
-            attachment.body.close()

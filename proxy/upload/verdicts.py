@@ -7,9 +7,10 @@ measured figure is rounded up, so that it never reads the same as the limit that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from proxy import errors
+from proxy.upload.session import ProbeSession
 
 #: How people call the families that a config may accept.
 _NAMES = {
@@ -61,6 +62,18 @@ _WORDS = {
     "audio/wav": "WAV",
     "unreadable data": "unreadable data, perhaps cut short",
     "a wav header before other content": "a WAV header before other content",
+}
+#: Why there is no duration, by the probe's word for it.
+_REASONS = {
+    "broken": "its packets cannot be read. Was it cut short?",
+    "cut_short": "its index is missing, or its sound. Was it cut short?",
+    "entries": "it has too many comments, boxes or parts",
+    "no_audio": "it has no audio in it",
+    "undecodable": "its packets do not decode",
+    "junk": "too much of it is no audio",
+    "memory": "it takes too much memory to read",
+    "crashed": "it cannot be read",
+    "slow": "it takes too long to read",
 }
 _FILM, _SILENT = " with a video track", " without audio"
 
@@ -145,10 +158,10 @@ def type_rejected(
     )
 
 
-def duration_unknown(why: str, field: str | None, reason: str) -> errors.UploadDurationUnknown:
-    """`why` for people, `reason` a token for the log."""
+def duration_unknown(reason: str, field: str | None) -> errors.UploadDurationUnknown:
+    """`reason`: the probe's word, one of `_REASONS`."""
     return errors.UploadDurationUnknown(
-        f"Audio file duration unknown: {why}", field=field, reason=reason
+        f"Audio file duration unknown: {_REASONS[reason]}", field=field, reason=reason
     )
 
 
@@ -196,3 +209,28 @@ def overloaded(reason: str) -> errors.Overloaded:
     return errors.Overloaded(
         "The upload cannot be checked now, try again", retry_after=2, reason=reason
     )
+
+
+def refusal(
+    session: ProbeSession, accepted: Sequence[str], max_duration: float | None, field: str | None
+) -> errors.ProxyError | None:
+    """What the probe has found against the upload so far; None for nothing. Nothing that it says is
+    trusted: it has read hostile bytes."""
+    if session.lost is not None:
+        if session.to_blame:
+            return duration_unknown(session.lost, field)
+        return overloaded("upload_probe")
+    if session.kind is not None and session.kind["type"] not in accepted:
+        return duration_unknown("crashed", field)
+    match session.verdict:
+        case None:
+            return None
+        case {"refused": "type", "what": str(what)}:
+            return type_rejected(what, accepted, field)
+        case {"refused": "long", "duration": float(seconds)}:
+            return too_long(seconds, max_duration or 0.0, field)
+        case {"refused": "unknown", "why": str(why)} if why in _REASONS:
+            return duration_unknown(why, field)
+        case {"duration": float()} if session.kind is not None:
+            return None
+    return duration_unknown("crashed", field)

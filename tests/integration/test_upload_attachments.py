@@ -11,8 +11,9 @@ import pytest_asyncio
 
 from proxy.config.listeners import AlsoFile, Upload
 from proxy.idempotency.key import fingerprint
-from proxy.upload.check import OTHER_FIELDS, UploadValidator
+from proxy.upload.check import OTHER_FIELDS
 from proxy.upload.pool import ProbePool
+from proxy.upload.validator import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.uploads.drive import form, new_spool, part, upload
 

@@ -1,6 +1,6 @@
 """Forms of odd pieces: what we find in one that we let pass, every app's parser finds in ours.
 
-Starlette, Werkzeug, Django and defnull's `multipart` read what `Fields` writes of what `FormReader`
+Starlette, Werkzeug, Django and defnull's `multipart` read what `NewForm` writes of what our reader
 reads. They may decode an escape in a name each in its own way, as they would without us; which
 parts there are, which of them are files and what is in them must be the same for all.
 """
@@ -18,10 +18,13 @@ from multipart import MultipartSegment, PushMultipartParser
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
+from proxy.config.listeners import Upload
 from proxy.memory_budget import Holding, MemoryBudget
-from proxy.upload.fields import Fields
+from proxy.upload.families import MPEG
 from proxy.upload.form import FormError, FormReader, Part, PartEnd
+from proxy.upload.rewrite import NewForm
 from tests.uploads.apps import Form, django, werkzeug
+from tests.uploads.drive import new_spool
 
 IN, OUT = b"q1w2", b"0123456789abcdef0123456789abcdef"
 Found = list[tuple[str, str, bytes]]  # kind, name, data
@@ -31,26 +34,30 @@ def rewritten(body: bytes, chunk: int) -> tuple[Found, bytes]:
     """What our reader finds but for the bytes of files, and the form without them, written anew."""
     reader = FormReader(IN)
     found: Found = []
-    fields = Fields(Holding(MemoryBudget().account("test")), digest=False)
-    part, data = Part("", None, b""), b""
+    file = new_spool().body(lambda: None)
+    form = NewForm(
+        Upload(field="none-such"), file, lambda: file,
+        Holding(MemoryBudget().account("test")), boundary=OUT, raw=False, digest=False,
+    )  # fmt: skip
+    part, pieces = Part("", None, b""), b""
     for at in range(0, len(body), chunk):
         for event in reader.feed(body[at : at + chunk]):
             if isinstance(event, Part):
-                part, data = event, b""
-                if part.filename is None:
-                    fields.begin(part, behind=False, boundary=OUT, raw=False)
+                part, pieces = event, b""
             elif not isinstance(event, PartEnd):
-                data += event
-                if part.filename is None:
-                    fields.add(event)
+                pieces += event
             elif part.filename is None:
-                fields.end()
-                found.append(("field", part.name, data))
-            elif not part.filename and not data:
-                fields.unfilled(part, behind=False, boundary=OUT, raw=False)
+                found.append(("field", part.name, pieces))
+                for step in (part, pieces, event):
+                    form.take(step)
+            elif not part.filename and not pieces:
                 found.append(("unfilled", part.name, b""))
+                form.take(part)
+                form.take(event)
     reader.close()
-    text = b"".join(piece for piece in fields.before if isinstance(piece, bytearray))
+    form.take(Part("none-such", "x", b"none-such"))
+    form.frame(MPEG)
+    text = b"".join(piece for piece in file.before[:-1] if isinstance(piece, bytes))
     return found, text + b"--" + OUT + b"--\r\n"
 
 

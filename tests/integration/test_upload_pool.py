@@ -23,9 +23,10 @@ from proxy.config.listeners import Upload
 from proxy.errors import Overloaded, UploadDurationUnknown
 from proxy.upload import pool as pool_module
 from proxy.upload import session as session_module
-from proxy.upload.check import UploadCheck, UploadValidator
+from proxy.upload.check import UploadCheck
 from proxy.upload.pool import ProbePool
 from proxy.upload.session import FIRST_MEMORY, Job, ProbeSession
+from proxy.upload.validator import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header

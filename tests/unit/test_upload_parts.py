@@ -10,12 +10,15 @@ import zipfile
 
 import pytest
 
+from proxy.config.listeners import Upload
 from proxy.memory_budget import Holding, MemoryBudget
 from proxy.upload import foreign, mpeg, refused, verdicts
-from proxy.upload.fields import Fields
-from proxy.upload.form import Part
+from proxy.upload.families import MPEG
+from proxy.upload.form import PART_END, Part
 from proxy.upload.pool import memory_within
+from proxy.upload.rewrite import NewForm
 from proxy.upload.session import Job
+from tests.uploads.drive import new_spool
 from tests.uploads.growing import Growing
 
 MIB = 2**20
@@ -131,22 +134,31 @@ def test_a_pdf_is_seen_in_the_first_kilobyte() -> None:
 def test_the_fields_keep_their_order_around_the_file() -> None:
     """Written anew, and each known by its name and the digest of its value."""
     memory = MemoryBudget()
-    fields = Fields(Holding(memory.account("spool")), digest=True)
-    for name, value, behind in (("a", [b"1", b"2"], False), ("b", [], False), ("a", [b"3"], True)):
-        part = Part(name, None, name.encode())
-        fields.begin(part, behind=behind, boundary=b"B", raw=False)
+    body = new_spool().body(lambda: None, sha256=True)
+    form = NewForm(
+        Upload(), body, lambda: body, Holding(memory.account("spool")),
+        boundary=b"B", raw=False, digest=True,
+    )  # fmt: skip
+    for name, value in (("a", [b"1", b"2"]), ("b", []), ("audio_file", [b"mp3"]), ("a", [b"3"])):
+        form.take(Part(name, "x" if value == [b"mp3"] else None, name.encode()))
         for piece in value:
-            fields.add(piece)
-        fields.end()
-    line = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
-    before, behind = (b"".join(map(bytes, pieces)) for pieces in (fields.before, fields.behind))
-    assert before == line % (b"a", b"12") + line % (b"b", b"")
-    assert behind == line % (b"a", b"3")
+            form.take(piece)
+        if name != "audio_file":
+            form.take(PART_END)
     values = [(b"a", b"12"), (b"b", b""), (b"a", b"3")]
-    assert fields.content == [(name, hashlib.sha256(value).digest()) for name, value in values]
+    expected = [(b"field", name, hashlib.sha256(value).digest()) for name, value in values]
+    expected.append((b"file", b"audio_file", hashlib.sha256(b"mp3").digest()))
+    body.end()
+    assert form.content() == expected
     assert memory.used == 3
-    fields.clear()
-    assert (memory.used, fields.before) == (0, [])
+    form.frame(MPEG)
+    line = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    file = b'--B\r\nContent-Disposition: form-data; name="audio_file"; filename="x.mp3"\r\n'
+    before = line % (b"a", b"12") + line % (b"b", b"") + file + b"Content-Type: audio/mpeg\r\n\r\n"
+    assert b"".join(map(bytes, body.before)) == before  # type: ignore[arg-type]
+    assert b"".join(map(bytes, body.after)) == b"\r\n" + line % (b"a", b"3") + b"--B--\r\n"  # type: ignore[arg-type]
+    form.close()
+    assert memory.used == 0
 
 
 def test_probe_processes_share_what_the_container_has() -> None:

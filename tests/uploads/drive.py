@@ -14,7 +14,8 @@ from proxy.clock import SystemClock
 from proxy.errors import ProxyError
 from proxy.memory_budget import MemoryBudget
 from proxy.spool import Spool, SpooledBody
-from proxy.upload.check import UploadCheck, UploadValidator
+from proxy.upload.check import UploadCheck
+from proxy.upload.validator import UploadValidator
 
 BOUNDARY = b"------------------------d74496d66958873e"  # as curl makes them
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
