@@ -64,6 +64,7 @@ class HealthProber:
         self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
+        self.unwell: dict[str, str] = {}  #: what was wrong with the last answer, by target
         vitals = vitals or Vitals()
         self._shortages = vitals.shortages
         self._tasks = [
@@ -93,6 +94,10 @@ class HealthProber:
 
     def _record(self, label: str, why: str | None) -> None:
         """The target answered well, or `why` not."""
+        if why is None:
+            self.unwell.pop(label, None)
+        else:
+            self.unwell[label] = why
         if not self._health.answered(label, why is None):
             return
         facts = {

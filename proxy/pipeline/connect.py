@@ -104,8 +104,13 @@ async def _ask(
         while ticket.pending:
             now = client.clock.monotonic()
             if now >= deadline:
+                within = (
+                    "before the request had to be given up"
+                    if deadline == x.deadline
+                    else f"within {now - began:.3g}s"
+                )
                 raise Overloaded(
-                    f"No connection to {plan.name} became free within {now - began:.3g}s",
+                    f"No connection to {plan.name} became free {within}",
                     upstream=plan.name,
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",

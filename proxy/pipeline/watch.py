@@ -85,6 +85,11 @@ class Watch(Collector):
         unwell, out = plan.health.unhealthy(), plan.health.ejected(self._clock.monotonic())
         return [(label, label not in unwell, label in out) for label in labels]
 
+    def reasons(self, upstream: str) -> dict[str, str]:
+        """What was wrong with the last health check, by target."""
+        watched = self._probers.get(upstream)
+        return {} if watched is None else dict(watched[1].unwell)
+
     def collect(self) -> Iterable[Metric]:
         """The gauges, read at a scrape."""
         target = ["upstream", "target"]

@@ -20,6 +20,7 @@ from proxy.telemetry.tally import BUCKETS
 STEP = 5.0  # seconds
 SPAN = 900.0  # seconds
 WINDOW = 60.0  # seconds
+FEWEST_POINTS = 6  # with requests, to say what is usual
 
 Point = tuple[float, int, float | None, float | None, float | None]
 """Requests per second, server errors, P50, P95, P99 (seconds)."""
@@ -82,6 +83,16 @@ class History:
         if series is None:
             return Summary(0.0, 0, 0, 0, None, None, None)
         return _window(series, now, reading)
+
+    def usual(self, name: str) -> float | None:
+        """The median of the medians from before the last two minutes, which are from before a
+        trouble that has just begun; None where too little is known."""
+        series = self._series.get(name)
+        if series is None:
+            return None
+        before = list(series.points)[: -int(2 * WINDOW / STEP)]
+        known = sorted(median for _, _, median, _, _ in before if median is not None)
+        return known[len(known) // 2] if len(known) >= FEWEST_POINTS else None
 
     def points(self, name: str, since: int = 0) -> list[Point]:
         """The points of the steps after step `since` that are still kept, the oldest first."""

@@ -25,6 +25,7 @@ class Reading:
     errors: int = 0
     refused: int = 0
     total: float = 0.0  # sum of the durations, where it is kept
+    waited: float = 0.0  # of these, what was not the service's own time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,12 @@ class Summary:
     p95: float | None
     p99: float | None
     total: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def served(self) -> float:
+        """The share of all durations that was the service's own time; 0 to 1, 1 if unknown."""
+        return 1 - min(1.0, max(0.0, self.waited / self.total)) if self.total > 0 else 1.0
 
     @property
     def mean(self) -> float | None:
@@ -74,15 +81,18 @@ def read_routes(tallies: Sequence[RouteTally]) -> Reading:
     """The routes together, all methods; none at all read as nothing."""
     counts = [0] * (len(BUCKETS) + 1)
     errors = refused = 0
+    total = waited = 0.0
     for tally in tallies:
+        waited += tally.added.total
         for method in tally.methods.values():
+            total += method.total
             counts = list(map(add, counts, method.counts))
             for status, count in method.statuses.items():
                 if status >= 500:
                     errors += count
                 elif status >= 400 and status != CLIENT_LEFT:
                     refused += count
-    return Reading(tuple(counts), errors, refused)
+    return Reading(tuple(counts), errors, refused, total, waited)
 
 
 def together(readings: Iterable[Reading]) -> Reading:
@@ -112,6 +122,7 @@ def between(
         quantile(bounds, counts, 0.95),
         quantile(bounds, counts, 0.99),
         after.total - before.total,
+        after.waited - before.waited,
     )
 
 

@@ -150,3 +150,28 @@ def test_series_may_have_other_bounds() -> None:
     summary = history.summary("u", 5.0, read_distribution(fine))
     assert summary.p50 is not None
     assert 0.0002 <= summary.p50 <= 0.0005
+
+
+def test_what_is_usual_is_from_before_the_trouble() -> None:
+    """The median of earlier minutes; the last two do not count, and a few points say nothing."""
+    history = History()
+    counts = [0] * (len(BUCKETS) + 1)
+    for step in range(1, 61):
+        # Ten answers a step: of 15 ms, and in the last two minutes of 6 s.
+        counts[bisect_left(BUCKETS, 0.015 if step <= 36 else 6.0)] += 10
+        history.record(step * STEP, {"a": Reading(tuple(counts))}, {})
+        if step == 10:
+            assert history.usual("a") is None
+    usual = history.usual("a")
+    assert usual is not None
+    assert 0.01 <= usual <= 0.02
+    assert history.usual("unknown") is None
+
+
+def test_the_service_s_own_share_of_the_time() -> None:
+    """What was spent in queues and on slow clients is not the service's."""
+    route = tally()
+    before = read_routes([route])
+    told(route, 200, duration=0.5)  # of which the upstream took 0.125 s
+    assert between(before, read_routes([route]), 1.0).served == pytest.approx(0.25)
+    assert between(before, before, 1.0).served == 1.0

@@ -24,9 +24,16 @@ def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
     return {"name": name, "breaker": breaker("closed"), "targets": [target], **calls, **changes}
 
 
+#: A route with nothing to say about.
+QUICK = {
+    "direction": "ingress", "upstream": "app", "requests": 50, "refused": 0, "refused_share": 0.0,
+    "p50": 0.01, "usual_p50": None, "served": 0.9,
+}  # fmt: skip
+
+
 def route(errors: int = 0, share: float = 0.0, name: str = "r") -> dict[str, Any]:
     """With so many errors."""
-    return {"listener": "in", "route": name, "errors": errors, "error_share": share}
+    return {"listener": "in", "route": name, "errors": errors, "error_share": share, **QUICK}
 
 
 def mirror(**changes: Any) -> dict[str, Any]:
@@ -233,3 +240,31 @@ def test_directories_on_one_disk_are_one_finding() -> None:
         ("error", "The disk of trace is full: 1.0% free, 10 MiB"),
         ("warning", "The disk of spool, jobs:m is nearly full: 5.0% free, 50 MiB"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"p50": 6.0, "usual_p50": 0.02}, ["service_slow"]),
+        ({"p50": 6.0, "usual_p50": 2.0}, []),  # three times: a busy hour
+        ({"p50": 0.4, "usual_p50": 0.002}, []),  # many times nothing is still little
+        ({"p50": 6.0, "usual_p50": None}, []),
+        ({"p50": 6.0, "usual_p50": 0.02, "requests": 2}, []),
+        ({"p50": 6.0, "usual_p50": 0.02, "served": 0.1}, []),  # slow clients
+        ({"direction": "egress", "refused": 9, "refused_share": 0.9}, ["service_refuses"]),
+        ({"direction": "egress", "refused": 9, "refused_share": 0.2}, []),
+        ({"direction": "egress", "refused": 4, "refused_share": 1.0}, []),
+        ({"refused": 9, "refused_share": 0.9}, []),  # what callers do wrong
+    ],
+)
+def test_services_that_are_slow_or_refuse(changes: dict[str, Any], kinds: list[str]) -> None:
+    """Compared with what is usual; only what the service itself is to blame for."""
+    found = judge(snapshot(routes=[{**route(), **changes}]), NOW).findings
+    assert [one.kind for one in found] == kinds
+
+
+def test_a_target_that_is_down_says_why() -> None:
+    """As its health check has it."""
+    target = {"target": "http://a", "healthy": False, "ejected": False, "reason": "status 503"}
+    found = judge(snapshot(upstreams=[upstream(targets=[target])]), NOW).findings
+    assert found[0].summary == "search: No target is well (status 503)"

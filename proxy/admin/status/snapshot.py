@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from proxy import __version__
 from proxy.admin.operated import Readiness
 from proxy.admin.status.own_use import OwnUse
-from proxy.admin.status.verdict import judge
+from proxy.admin.status.verdict import is_slow, judge
 from proxy.breaker.board import BreakerBoard
 from proxy.clock import Clock, iso_utc
 from proxy.jobs.service import Mirrors
@@ -201,6 +201,8 @@ class Snapshots:
             "path": route["path"],
             "upstream": route["upstream"],
             "in_flight": sum(tally.in_flight for tally in tallies.get(name, ())),
+            "served": round(summary.served, 3),
+            "usual_p50": _rounded(self.history.usual(name)) if is_slow(summary.p50) else None,
             **_figures(summary),
         }
 
@@ -217,6 +219,7 @@ class Snapshots:
             answers = self.history.summary(
                 times, moment, readings.get(times, nothing(FINE_BUCKETS))
             )
+            reasons = self._sources.watch.reasons(name)
             given_up = f"abandoned:{name}"
             silences = self.history.summary(
                 given_up, moment, readings.get(given_up, nothing(FINE_BUCKETS))
@@ -231,7 +234,12 @@ class Snapshots:
                     **_percentiles(answers),
                     "connections": connections.get(name, {"idle": 0, "active": 0}),
                     "targets": [
-                        {"target": target, "healthy": healthy, "ejected": ejected}
+                        {
+                            "target": target,
+                            "healthy": healthy,
+                            "ejected": ejected,
+                            "reason": None if healthy else reasons.get(target),
+                        }
                         for target, healthy, ejected in self._sources.watch.targets(name)
                     ],
                     "breaker": breakers.get(name),

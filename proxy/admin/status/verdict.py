@@ -5,7 +5,8 @@ Rules, in order of importance
 2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
 3. Circuits that refuse; targets that are down; services that are silent until callers give up.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
-   One error in a quiet night is none.
+   One error in a quiet night is none. Services that refuse most of our calls; routes whose service
+   takes many times as long as usual, which slow clients do not count for.
 5. Certificates of listeners that have expired or are about to; clocks that differ.
 6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
 7. The proxy's own state: disks that are nearly full, a refused config, checks that fail, few
@@ -29,6 +30,10 @@ GRAVE_SHARE = 0.5
 FEWEST_ERRORS = 3
 RECENT_FAILURE = 900.0  # seconds
 EXPIRES_SOON = 14  # days
+FEWEST_REFUSALS = 5
+SLOW = 1.0  # seconds, of half of the requests
+MUCH_SLOWER = 5.0  # times as long as usual
+SERVED = 0.5  # share of the time that must be the service's own
 LONG_SILENCE = 1.0  # seconds, on average
 MANY_DESCRIPTORS = 0.8  # of those that the process may have
 DISK_LOW, DISK_FULL = 0.1, 0.02  # shares that are free, as the alerts have them
@@ -75,6 +80,8 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_stores(snapshot),
         *_upstreams(snapshot["upstreams"]),
         *_routes(snapshot["routes"]),
+        *_refusals(snapshot["routes"]),
+        *_slow(snapshot["routes"]),
         *_certificates(snapshot["certificates"]),
         *_clocks(snapshot["clocks"]),
         *_jobs(snapshot["jobs"], now),
@@ -118,7 +125,7 @@ def _stores(snapshot: Mapping[str, Any]) -> Iterator[Finding]:
             summary = f"Jobs of {name} cannot be put back: {mirror['obstacle']}"
             yield Finding("error", "restore_blocked", summary, about)
     if snapshot["redis"]["breakers"] is False:
-        summary = "Redis does not answer: each proxy decides about circuits alone"
+        summary = "Redis does not share circuits: each proxy decides about them alone"
         yield Finding("warning", "breakers_not_shared", summary, "redis")
 
 
@@ -146,7 +153,9 @@ def _upstreams(upstreams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             which = "No target" if all_of_them else f"{len(down)} of {len(targets)} targets"
             verb = "is well" if all_of_them else "out of use"
             level: Literal["warning", "error"] = "error" if all_of_them else "warning"
-            yield Finding(level, "targets_down", f"{name}: {which} {verb}", about)
+            why = next((t["reason"] for t in targets if t.get("reason")), None)
+            because = f" ({why})" if why else ""
+            yield Finding(level, "targets_down", f"{name}: {which} {verb}{because}", about)
         yield from _silence(upstream)
 
 
@@ -177,6 +186,40 @@ def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
         about = f"route:{route['listener']}/{route['route']}"
         yield Finding(level, "route_errors", summary, about)
+
+
+def _refusals(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """A caller's 4xx is his own; one that our service gets from another is trouble: a wrong key, a
+    path that is no more."""
+    for route in routes:
+        share = route["refused_share"]
+        if route["direction"] != "egress" or route["refused"] < FEWEST_REFUSALS or share < 0.5:
+            continue
+        summary = (
+            f"{route['upstream']} refuses {share:.0%} of the calls on {route['route']} (4xx) in the"
+            " last minute"
+        )
+        about = f"route:{route['listener']}/{route['route']}"
+        yield Finding("warning", "service_refuses", summary, about)
+
+
+def is_slow(p50: float | None) -> bool:
+    """Whether it is worth asking what is usual."""
+    return p50 is not None and p50 >= SLOW
+
+
+def _slow(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for route in sorted(routes, key=lambda one: -(one["p50"] or 0.0)):
+        p50, usual = route["p50"], route["usual_p50"]
+        if usual is None or route["requests"] < FEWEST_ERRORS or route["served"] < SERVED:
+            continue
+        if p50 is not None and p50 >= max(SLOW, MUCH_SLOWER * usual):
+            summary = (
+                f"{route['upstream']} is slow on {route['route']}: half of the requests take over"
+                f" {p50:.1f} s, usually {usual:.3g} s"
+            )
+            about = f"route:{route['listener']}/{route['route']}"
+            yield Finding("warning", "service_slow", summary, about)
 
 
 def _certificates(certificates: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
