@@ -47,6 +47,7 @@ from proxy.redis_client import AnyRedis, connect
 from proxy.shortage import DETAILS
 from proxy.spool import Spool
 from proxy.stages import all_stages
+from proxy.stages.extensions import Extensions
 from proxy.stages.idempotency import IdempotencyStage
 from proxy.stages.otel import OtelStage
 from proxy.telemetry.app_side import AppSide
@@ -160,6 +161,7 @@ class Proxy:
         if otlp is not None and otlp.endpoint is not None:
             self._otlp = OtlpExporter(otlp, otlp.endpoint, __version__, self.metrics.registry)
         otel = OtelStage(self._otlp, random.random)
+        self._extensions = Extensions(self.metrics.registry)
         if self._otlp is not None:
             for mirror in self._mirrors.by_name.values():
                 mirror.on_version = otel.job_seen
@@ -176,6 +178,7 @@ class Proxy:
                 self._memory,
                 otel,
                 vitals.shortages,
+                self._extensions,
             ),
             self._clock,
             self._sweeper,
@@ -322,6 +325,7 @@ class Proxy:
         """Close everything at once."""
         self._draining = True
         await self._sockets.stop()
+        await self._extensions.stop()
         for plan in self._plans.upstreams.values():
             plan.upstream.close()
             await plan.upstream.wait_closed()

@@ -223,7 +223,11 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
             near = rules.nearest(str(key[-1]), known)
             misspelt.add((*key[:-1], near))
             wanted = (
-                f"a known key (did you mean {near!r}?)" if near else f"one of {', '.join(known)}"
+                f"a known key (did you mean {near!r}?)"
+                if near
+                else f"one of {', '.join(known)}"
+                if known
+                else "no key here"
             )
             refusals[key, kind] = _Refusal(element, key, [wanted], repr(key[-1]))
             continue

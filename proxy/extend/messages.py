@@ -30,6 +30,7 @@ class Request:
         self._edits: Edits | None = None
         self._upstream: str | None = None
         self._sent = False
+        self._held = False  # its stages must not be closed
         self.state: dict[str, Any] = {}
 
     @property

@@ -78,3 +78,7 @@ class Stage:
     def bind(self, route: Route) -> Hooks | None:
         """Its hooks on that route, or None where it has nothing to do there."""
         raise NotImplementedError(f"{type(self).__name__}.bind")
+
+    async def close(self) -> None:
+        """End what the stage holds open: a client, a session. Called once, when no request uses it
+        any more: after a reload, and at the stop. It has five seconds."""

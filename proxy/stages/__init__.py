@@ -45,6 +45,7 @@ def all_stages(
     memory: MemoryBudget,
     otel: OtelStage,
     shortages: Shortages,
+    extensions: Extensions,
 ) -> tuple[Stage, ...]:
     """Every stage there is; each decides for itself on which routes it takes part."""
     return (
@@ -52,7 +53,7 @@ def all_stages(
         JobContext(mirrors.values),
         otel,
         UploadShares(),
-        Extensions(metrics.registry),
+        extensions,
         UploadCheckStage(probes, spool, metrics.registry),
         JobRoles(mirrors.__getitem__, shortages),
         idempotency,

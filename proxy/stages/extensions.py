@@ -16,12 +16,13 @@ from prometheus_client import CollectorRegistry, Counter
 
 from proxy.config.extensions import StageUse
 from proxy.errors import ProxyError
-from proxy.extend import Hooks, Outcome, Request, Response, Route
+from proxy.extend import Hooks, Outcome, Request, Response, Route, Stage
 from proxy.extend.fields import Edits
 from proxy.pipeline import plan
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.field_edits import FieldEdits
+from proxy.stages.stage_closing import Held, StageClosing
 from proxy.stages.stage_guard import StageGuard
 from proxy.wire.codec import ResponseHead
 
@@ -42,11 +43,18 @@ class Extensions:
         self._slow = Counter(
             "proxy_stage_slow_total", "Hooks that blocked the event loop", stage, registry=registry
         )
+        self._closing = StageClosing()
+
+    async def stop(self) -> None:
+        """Close what stages hold; every exchange is over."""
+        await self._closing.stop()
 
     def bind(self, binding: Binding) -> plan.Hooks | None:
         """Raises `RuntimeError` with the name of a stage that cannot be bound."""
         route = binding.route
-        if route is None or not route.use:
+        if route is None:  # there is one for each listener: a plan without stages has a say as well
+            return plan.Hooks(adopted=self._closing.adopt)
+        if not route.use:
             return None
         where = Route(
             name=route.name,
@@ -57,16 +65,16 @@ class Extensions:
             upstream=route.upstream,
             upstreams=tuple(binding.upstreams),
         )
-        bound = [one for use in route.use if (one := self._bound(use, where)) is not None]
-        if not bound:
-            return None
-        return _Chain(bound, binding).hooks()
+        bound = [self._bound(use, where) for use in route.use]
+        return _Chain(bound, binding, self._closing).hooks()
 
-    def _bound(self, use: StageUse, route: Route) -> _Bound | None:
+    def _bound(self, use: StageUse, route: Route) -> _Bound:
         try:
-            hooks: Hooks | None = use.kind(use.settings).bind(route)
+            stage = use.kind(use.settings)
+            held = self._held(stage, {"stage": use.name, "route": route.name})
+            hooks: Hooks | None = stage.bind(route)
             if hooks is None:
-                return None
+                hooks = Hooks()
             _examine(hooks)
         except KeyboardInterrupt:
             raise
@@ -80,7 +88,14 @@ class Extensions:
             self._failures.labels(use.name).inc,
             self._slow.labels(use.name).inc,
         )
-        return _Bound(hooks, guard)
+        return _Bound(hooks, guard, held)
+
+    def _held(self, stage: object, facts: dict[str, str]) -> Held | None:
+        """A stage that has nothing to close costs nothing."""
+        close = getattr(stage, "close", None)
+        if close is None or getattr(type(stage), "close", None) is Stage.close:
+            return None
+        return self._closing.hold(close, facts)
 
 
 def _examine(hooks: object) -> None:
@@ -120,12 +135,15 @@ def _waits(hook: object) -> bool:
 class _Bound:
     hooks: Hooks
     guard: StageGuard
+    held: Held | None
 
 
 class _Chain:
     """The stages of one route, in the order of its `use`."""
 
-    def __init__(self, bound: list[_Bound], binding: Binding) -> None:
+    def __init__(self, bound: list[_Bound], binding: Binding, closing: StageClosing) -> None:
+        self._held = [b.held for b in bound if b.held is not None]
+        self._closing = closing
         self._on_request = [
             (b.hooks.request, b.guard, b.hooks.timeout if _waits(b.hooks.request) else None)
             for b in bound
@@ -142,8 +160,15 @@ class _Chain:
         return plan.Hooks(
             request=request,
             response=self._response if self._on_response else None,
-            finished=self._finished if self._on_finished else None,
+            finished=self._finished if self._on_finished or self._held else None,
+            started=self._started if self._held else None,
+            adopted=partial(self._closing.adopt, self._held) if self._held else None,
         )
+
+    def _started(self, x: Exchange) -> None:
+        _request_of(x)._held = True
+        for held in self._held:
+            held.users += 1
 
     def _request(self, x: Exchange) -> None:
         request = _request_of(x)
@@ -202,6 +227,8 @@ class _Chain:
                 guard.run(x, work, may_refuse=False)
             except ProxyError:
                 continue  # logged and counted; there is nobody left to refuse
+        if request._held:
+            self._closing.release(self._held)
 
 
 def _request_of(x: Exchange) -> Request:

@@ -196,6 +196,36 @@ class Odd(extend.Stage):
         """Nothing to do."""
 
 
+class Bare(extend.Stage):
+    """Has no settings."""
+
+
+class Holding(extend.Stage):
+    """Holds something open, and waits with its request."""
+
+    class Settings(extend.Settings):
+        name: str
+        fails: bool = False
+
+    def bind(self, route: extend.Route) -> extend.Hooks:
+        if self.settings.name == "refused":
+            raise LookupError
+        return extend.Hooks(self.wait)
+
+    async def wait(self, request: extend.Request) -> None:
+        """Until it may go on."""
+        ASKED.append(request)
+        if (gate := GATES.get(self.settings.name)) is not None:
+            await gate.wait()
+        assert self.settings.name not in SEEN, "it is open"
+
+    async def close(self) -> None:
+        """That it is called is seen."""
+        SEEN.append(self.settings.name)
+        if self.settings.fails:
+            raise ConnectionError
+
+
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage, where the config finds it."""
@@ -203,6 +233,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     module.Script = Script
     module.Demanding = Demanding
     module.Odd = Odd
+    module.Bare = Bare
+    module.Holding = Holding
     module.number = 5
     monkeypatch.setitem(sys.modules, "scripts", module)
     SEEN.clear()
@@ -477,6 +509,7 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
         {"scripts:Script": None},
         "scripts:Script",
         {"scripts:Odd": {"broken": 1}},
+        {"scripts:Bare": {"a": 1}},
     ]
     file.write_text(yaml.safe_dump(config(*uses)), encoding="utf-8")
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -503,6 +536,7 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
         f"{place}[10]: expected settings that 'scripts:Odd' can read: its Settings raised" in said
     )
     assert f"LookupError ({__file__}, line " in said
+    assert f"{place}[11].scripts:Bare.a: expected no key here, found 'a'" in said
     assert "hush" not in said
 
 
@@ -572,6 +606,44 @@ async def test_a_refusal_that_is_returned_lets_nothing_through(do: str) -> None:
     async with site(use(do)) as client:
         answer = await client.get()
         assert (answer.status, answer.json["code"]) == (500, "stage_failed")
+
+
+def hold(name: str, **settings: Any) -> dict[str, Any]:
+    """An entry of `use` for a stage that holds something."""
+    return {"scripts:Holding": {"name": name, **settings}}
+
+
+async def test_stages_are_closed_when_nobody_uses_them(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each: after a reload, when the last request that began with it is over, be there new
+    ones or none; after a reload that was refused; and at the stop, whatever closing raises."""
+    gate = GATES["one"] = asyncio.Event()
+    async with site(hold("one")) as client:
+        asking = asyncio.create_task(client.get())
+        await eventually(lambda: len(ASKED) == 1, "a request has begun")
+        await client.proxy.reload(config(hold("two", fails=True)))
+        assert (await client.get()).status == 200
+        assert SEEN == [], "the first one still has a request"
+        gate.set()
+        assert (await asking).status == 200
+        await eventually(lambda: SEEN == ["one"], "and now it has none")
+        with pytest.raises(CannotReload):
+            await client.proxy.reload(config(hold("never"), hold("refused")))
+        assert (await client.get()).status == 200
+        await client.proxy.reload(config())
+        await eventually(lambda: set(SEEN[1:]) == {"two", "never", "refused"}, "no stage any more")
+        await client.proxy.reload(config(hold("three"), hold("four")))
+        assert (await client.get()).status == 200
+        assert len(SEEN) == 4
+    assert set(SEEN[4:]) == {"three", "four"}
+    assert len(SEEN) == 6
+    assert caplog.messages.count("stage not closed") == 1
+
+
+async def test_stages_of_a_start_that_fails_are_closed() -> None:
+    """Nothing is left open."""
+    with pytest.raises(CannotStart):
+        await ReliabilityProxy(config(hold("one"), hold("refused"))).start()
+    assert set(SEEN) == {"one", "refused"}
 
 
 def ended() -> list[int]:

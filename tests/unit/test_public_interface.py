@@ -27,7 +27,7 @@ EXTEND = {
     "Secret": "",
     "Settings": "",
     "Size": "",
-    "Stage": "Settings bind settings",
+    "Stage": "Settings bind close settings",
     "UpstreamName": "",
 }
 EMBED = {

@@ -161,6 +161,7 @@ SHORT = {
     "proxy.redis_client",  # one question to all Sentinels
     "proxy.sqlite_file",  # one check of a file
     "proxy.sqlite_readers",  # one query
+    "proxy.stages.stage_closing",  # the end of one stage
     "proxy.stages.job_roles",  # one read of the mirror
     "proxy.tasks",
     "proxy.wire.pool",  # one dial
