@@ -5,7 +5,8 @@
 2. The store has the service's breaker: 5 failed writes in a row open it; while it is open a read
    finds nothing and a write is skipped. A job that is "not found" ends the task as succeeded.
 3. The worker keeps its own copy of the job and writes it at every step. Steps and pauses come from
-   the environment. Each run is noted in a file, so that a test can see what ran twice.
+   the environment; with a path in `HOLD`, a job waits for that file before its first step. Each
+   run is noted in a file, so that a test can see what ran twice.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from redis.retry import Retry
 URL = os.environ["REDIS_URL"]
 RUNS = Path(os.environ["RUNS"])
 STEPS = int(os.environ.get("STEPS", "3"))
+HOLD = os.environ.get("HOLD")
 STEP = float(os.environ.get("STEP", "0.2"))
 OPEN_FOR = float(os.environ.get("BREAKER_OPEN_FOR", "60"))
 FAILURES = 5
@@ -120,6 +122,8 @@ def process_make_video(job_id: str) -> None:
     note("begins", job_id)
     job["status"] = "processing"
     _store.save(job)
+    while HOLD and not Path(HOLD).exists():
+        time.sleep(0.02)
     for number in range(STEPS):
         time.sleep(STEP)
         job["stages"][f"step{number}"] = {"status": "completed", "completed_at": time.time()}

@@ -68,7 +68,10 @@ def new_id() -> str:
 
 
 class Broker:
-    """The keys of one broker, by the settings of a mirror. `key_prefix` is for keys of ours."""
+    """The keys of one broker, by the settings of a mirror. `key_prefix` is for keys of ours.
+
+    `waited`: seconds spent so far in waiting for workers' answers, which costs nobody anything.
+    """
 
     def __init__(self, settings: RequeueConfig, *, key_prefix: str, family: str) -> None:
         prefix = settings.global_keyprefix or ""
@@ -81,6 +84,7 @@ class Broker:
         self._parsed: dict[bytes, Message] = {}
         self._refused: dict[str, str] = {}
         self._replies = pidbox.MIN_REPLIES
+        self.waited = 0.0
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -232,6 +236,7 @@ class Broker:
         found: dict[str, pidbox.Answer] = {}
         for pause in REPLY_WAIT if receivers else ():
             await asyncio.sleep(pause)
+            self.waited += pause
             values = await self._allowed(link, ("LRANGE", mailbox, 0, self._replies - 1))
             if values is None:
                 return None

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0  # seconds between two looks
 IDLE_LOOK = 120.0  # the same while there is no unfinished job and nothing happens
-PAUSE = (0.25, 10.0)  # after a look: at least so long, and so many times the look's duration
+PAUSE = (0.25, 10.0)  # after a look: at least so long, and so many times what it took to read
 MAX_UNFINISHED = 5000  # jobs judged at a time, the longest unchanged first
 LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
 JUDGED_AT_ONCE = 200  # jobs between two turns for others
@@ -151,7 +151,7 @@ class Requeuer:
             self._server_started = await self._started(link)
         looked_at = -math.inf
         while True:
-            began = self._clock.monotonic()
+            began, waited = self._clock.monotonic(), self._broker.waited
             # Without unfinished jobs there is nothing to give back; the broker's bindings and the
             # workers are looked at now and then, to know them when there is.
             asked = self._news.is_set() or bool(self._tracks)
@@ -160,7 +160,7 @@ class Requeuer:
                 self._news.clear()
                 if not life.lost:
                     await self._turn(link)
-            took = self._clock.monotonic() - began
+            took = self._clock.monotonic() - began - (self._broker.waited - waited)
             await asyncio.sleep(max(PAUSE[0], PAUSE[1] * took))
             await happened(self._news, LOOK_EVERY)
 
