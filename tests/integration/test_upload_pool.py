@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -146,7 +147,6 @@ async def test_who_is_killed_is_examined_again(
     assert record.__dict__["cause"] == f"killed by {ending.name}"
 
 
-@pytest.mark.unsteady
 async def test_who_is_killed_each_time_is_told_to_come_back(
     pool: ProbePool,
     validator: UploadValidator,
@@ -157,11 +157,15 @@ async def test_who_is_killed_each_time_is_told_to_come_back(
     monkeypatch.setattr(session_module, "RETRY_DELAY", 0.01)
     attach = ProbeSession.attach
 
-    def attach_to_the_dying(session: ProbeSession, sock: socket.socket) -> None:
-        attach(session, sock)
+    def attach_to_the_dead(session: ProbeSession, sock: socket.socket) -> None:
+        # Dead before it has its job: a small file is examined faster than a killer comes.
+        before = {process.pid for process in descendants()}
         pool._command(b"K" + session.name)
+        while before <= {process.pid for process in descendants()}:
+            time.sleep(0.001)
+        attach(session, sock)
 
-    monkeypatch.setattr(ProbeSession, "attach", attach_to_the_dying)
+    monkeypatch.setattr(ProbeSession, "attach", attach_to_the_dead)
     outcome = await upload(validator, GOOD)
     assert isinstance(outcome.error, Overloaded)
     assert outcome.error.reason == "upload_probe"
