@@ -14,6 +14,8 @@ from typing import Any
 import trustme
 
 from proxy.redis_server import RedisServer, free_port
+from tests.bench.reloads import Size, variants
+from tests.http1.asking import Load, more_answers
 from tests.http1.message import PATIENCE
 from tests.http1.process import wait_until
 from tests.http1.site import Site, assert_problem, get
@@ -94,6 +96,24 @@ def test_a_refused_reload_leaves_late_deletions_where_they_went(
     finally:
         app.stop()
         stranger.stop()
+
+
+def test_reloads_of_every_kind_fail_no_request(tmp_path: Path) -> None:
+    """Two rounds of changes, each of something else: no answer but 200, and nothing grows."""
+    with Site(tmp_path, trace={"sqlite": str(tmp_path / "trace.db")}) as site:
+        configs = list(variants(site.proxy.config, tmp_path))
+        with Load(site, 4) as load:
+            for config in configs:
+                assert reload(site, **config)[0] == 200
+            first = Size.of(site.proxy)
+            for config in configs:
+                assert reload(site, **config)[0] == 200
+                more_answers(load)
+        assert load.failed == []
+        wait_until(
+            lambda: Size.of(site.proxy).descriptors <= first.descriptors + 8, "closed descriptors"
+        )
+        assert Size.of(site.proxy).tasks == first.tasks
 
 
 def test_authorities_are_read_anew(tmp_path: Path) -> None:
