@@ -43,6 +43,7 @@ from proxy.wire.deadlines import NEVER, Sweeper
 from proxy.wire.line import Line, Ticket, client_of
 from proxy.wire.places import FEW, LATELY, LEAST, Places
 from proxy.wire.stream import Stream
+from proxy.wire.tls_dial import dial_tls
 
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
 _STATUS_LINE_LIMIT = 8 * 1024
@@ -85,7 +86,7 @@ class UpstreamStream(Stream):
 
         An app that refuses an upload answers and closes without reading on, which resets the
         connection. The event loop gives up reading at the first write that meets the reset, though
-        the answer has arrived before it. Only over TLS is the answer lost then.
+        the answer has arrived before it. Over TLS it has been read by now (tls_dial.py).
         """
         if self.transport.get_extra_info("ssl_object") is not None:
             return
@@ -436,22 +437,21 @@ class TargetPool:
     async def _dial(self) -> None:
         loop = asyncio.get_running_loop()
         started = self._clock.monotonic()
-        address = self.address
-        tls = self.tls
-        server_name = (self._server_name or address.host) if tls is not None else None
+        address, tls = self.address, self.tls
         try:
             async with asyncio.timeout(self._connect_timeout):
                 if address.path is not None:
                     _, stream = await loop.create_unix_connection(
                         lambda: UpstreamStream(self), address.path
                     )
+                elif tls is not None:
+                    name = self._server_name or address.host
+                    stream = await dial_tls(
+                        lambda: UpstreamStream(self), address.host, address.port, tls, name
+                    )
                 else:
                     _, stream = await loop.create_connection(
-                        lambda: UpstreamStream(self),
-                        address.host,
-                        address.port,
-                        ssl=tls,
-                        server_hostname=server_name,
+                        lambda: UpstreamStream(self), address.host, address.port
                     )
         except Exception as error:  # refused, unreachable, name unknown, TLS, time-out
             self._refuse(error)
