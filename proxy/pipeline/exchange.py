@@ -258,7 +258,8 @@ def finish(x: Exchange) -> None:
             observe(x)
         except Exception:
             logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
-    x.drop_body()
+    if x.buffered is not None:
+        x.drop_body()
     if x.holding is not None:
         x.holding.clear()
     if x.filter is not None:

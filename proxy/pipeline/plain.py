@@ -98,7 +98,8 @@ class PlainPath:
         plan = request.upstream
         if plan.breaker is not None and plan.breaker.state is not State.CLOSED:
             return False
-        upstream = plan.upstream.checkout(client, any_target(client, plan))
+        usable = None if plan.health is None else any_target(client, plan)
+        upstream = plan.upstream.checkout(client, usable)
         if upstream is None:
             return False
         shares = listener.shares
@@ -135,14 +136,12 @@ class PlainPath:
             client.notify()
             return True
         upstream.taker = self._response_came
-        span, parent = x.span, b""
-        if span is not None:
-            sent = span.begin_attempt(x.target, client.clock.time())
-            parent = b"\r\nTraceparent: " + sent
+        parent = self._forwarding
+        if x.span is not None:
+            sent = x.span.begin_attempt(x.target, client.clock.time())
+            parent += b"\r\nTraceparent: " + sent
         upstream.transport.write(
-            b"".join(
-                (request.start, x.correlation_id.encode(), self._forwarding, parent, request.end)
-            )
+            b"".join((request.start, x.correlation_id.encode(), parent, request.end))
         )
         x.sent_at = now = client.clock.monotonic()
         client.deadline = now + plan.answer_timeout

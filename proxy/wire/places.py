@@ -44,7 +44,7 @@ class Places:
         self._most = most
         self.seen: object = None  # the client that asked last,
         self._others_until = 0.0  # and until when those before it count
-        self._held_up: dict[UpstreamStream, _HeldUp] = {}
+        self.held_up: dict[UpstreamStream, _HeldUp] = {}
 
     # --- rule 1 -----------------------------------------------------------------------------------
 
@@ -65,23 +65,23 @@ class Places:
     def hold_up(self, stream: UpstreamStream, taken: int, now: float) -> float:
         """The client of `stream`, which has taken `taken` bytes by now, does not take more; when to
         say so again."""
-        held = self._held_up.get(stream)
+        held = self.held_up.get(stream)
         if held is None:
-            held = self._held_up[stream] = _HeldUp(now, taken, taken)
+            held = self.held_up[stream] = _HeldUp(now, taken, taken)
         held.taken = taken
         return max(now, held.since) + HELD_UP
 
     def flows(self, stream: UpstreamStream) -> None:
         """It is not held up any more, or over."""
-        self._held_up.pop(stream, None)
+        self.held_up.pop(stream, None)
 
     def unwanted(self, now: float) -> UpstreamStream | None:
         """The connection that makes way for somebody who waits, if one has to."""
-        if len(self._held_up) <= max(1, self._most // 2):
+        if len(self.held_up) <= max(1, self._most // 2):
             return None
-        held = [one for one in self._held_up.items() if now >= one[1].since + HELD_UP]
+        held = [one for one in self.held_up.items() if now >= one[1].since + HELD_UP]
         if not held:
             return None
         slowest, _ = min(held, key=lambda one: one[1].rate(now))
-        del self._held_up[slowest]
+        del self.held_up[slowest]
         return slowest

@@ -320,14 +320,18 @@ class TargetPool:
         """The exchange on `stream` is over. `reusable`: both messages were complete, and the
         connection persists."""
         self._in_use -= 1
-        if isinstance(stream.owner, Abandoned):
+        if self._abandoned and isinstance(stream.owner, Abandoned):
             self._abandoned.discard(stream.owner)
             stream.deadline = NEVER
         stream.owner = None
-        self._places.flows(stream)
+        if self._places.held_up:
+            self._places.flows(stream)
         if reusable and not (stream.eof or stream.inbox or stream.transport.is_closing()):
             stream.reused = True
-            self._hand_over(stream)
+            if self._waiting or self._closed:
+                self._hand_over(stream)
+            else:
+                self._keep(stream)
         else:
             stream.drop()
             stream.abort()
@@ -413,13 +417,17 @@ class TargetPool:
             self._in_use += 1
             ticket.owner.wake()
             return
-        if len(self._dials) < self._served_next():
+        if self._waiting and len(self._dials) < self._served_next():
             stream.abort()  # they wait for fresh ones, and this takes their room
             self._dial_for_waiting()
             return
         if self._closed:
             stream.abort()
             return
+        self._keep(stream)
+
+    def _keep(self, stream: UpstreamStream) -> None:
+        """Nobody wants it now."""
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
         self._idle.append(stream)
@@ -491,9 +499,11 @@ class Upstream:
     ) -> UpstreamStream | None:
         """A kept connection to the target that is chosen. Where that has none it is the next one to
         be asked: or else targets with connections would get more than their share."""
+        if self._only is not None:
+            return self._only.checkout(owner)
         pool = self.choose((), usable)
         stream = pool.checkout(owner)
-        if stream is None and self._only is None:
+        if stream is None:
             self._turn = pool
         return stream
 
