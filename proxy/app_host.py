@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -53,9 +54,14 @@ class SocketDirectory:
 async def host(app: object, path: Path) -> HostedApp:
     """Serve an `aiohttp.web.Application` or an ASGI application on a unix socket, or None: then the
     socket is there, and refuses every connection. Raises what the application's start-up raises,
-    `TypeError` for what is neither, `RuntimeError` without uvicorn."""
+    `TypeError` for what is neither, `RuntimeError` without uvicorn. A function without parameters
+    is asked for the application, as `make_app` of a target is."""
     if app is None:
         return _Nobody(path)
+    if inspect.isfunction(app) and not inspect.signature(app).parameters:
+        app = app()
+        if inspect.isawaitable(app):
+            app = await app
     if isinstance(app, web.Application):
         return await _AiohttpApp.start(app, path)
     if callable(app):

@@ -48,8 +48,9 @@ class ReliabilityProxy:
     `overrides` are merged into a mapping or file: mappings key by key, all else as a whole, so that
     a test can start from the config of production. `apps` are served on private unix sockets and
     take the place of the targets of the upstreams they are given for: an `aiohttp.web.Application`,
-    an ASGI application (uvicorn is needed), the URL of something that runs elsewhere, or None for
-    a service that is not running: connections are refused.
+    an ASGI application (uvicorn is needed), a function without parameters that makes one, the URL
+    of something that runs elsewhere, or None for a service that is not running: connections are
+    refused.
     `free_ports`: listeners, admin and metrics get free ports, whatever the config says. A port 0 is
     always a free one, and so is the admin's where the config does not mention it. `directory` is
     where relative names of SQLite files begin; absent: the current directory. `environ` fills in
@@ -72,6 +73,7 @@ class ReliabilityProxy:
         self._free_ports = free_ports
         self._environ = environ
         self._proxy: Proxy | None = None
+        self._starting = False
         self._hosted: list[HostedApp] = []
         self._directory = directory
         self._sockets: SocketDirectory | None = None
@@ -93,8 +95,9 @@ class ReliabilityProxy:
         """Start the `apps`, then the proxy. Raises `ConfigError` with every problem of the config,
         `CannotStart` when the machine refuses, and what the start-up of an app raises. Nothing is
         left open then."""
-        if self._proxy is not None:
+        if self._proxy is not None or self._starting:
             raise RuntimeError("it has been started already")
+        self._starting = True
         try:
             await self._start_apps()
             config = self._load()
@@ -104,6 +107,8 @@ class ReliabilityProxy:
         except BaseException:
             await self._stop_apps()
             raise
+        finally:
+            self._starting = False
         self._proxy = proxy
 
     async def stop(self, *, drain: bool = True) -> None:
@@ -171,10 +176,7 @@ class ReliabilityProxy:
             return self._placed(_with_targets(self._source, self._targets))
         environ = os.environ if self._environ is None else self._environ
         source = self._source if isinstance(self._source, Mapping) else Path(self._source)
-        overrides = dict(self._overrides or {})
-        if self._targets:
-            overrides["upstreams"] = _upstreams(overrides.get("upstreams"), self._targets)
-        return self._placed(load_source(source, overrides, environ))
+        return self._placed(load_source(source, self._overrides, environ, self._targets))
 
     def _placed(self, config: Config) -> Config:
         """With free ports and in the directory, where that is wanted."""
@@ -244,13 +246,3 @@ def _with_targets(config: Config, targets: Mapping[str, str]) -> Config:
             raise KeyError(f"no upstream {name!r}; there are {', '.join(upstreams)}")
         upstreams[name] = upstreams[name].model_copy(update={"targets": (parse_target(target),)})
     return config.model_copy(update={"upstreams": upstreams})
-
-
-def _upstreams(given: object, targets: Mapping[str, str]) -> dict[str, object]:
-    """Overrides of upstreams, with `targets` among them."""
-    upstreams: dict[str, object] = dict(given) if isinstance(given, Mapping) else {}
-    for name, target in targets.items():
-        settings = upstreams.get(name)
-        known = dict(settings) if isinstance(settings, Mapping) else {}
-        upstreams[name] = {**known, "targets": [target]}
-    return upstreams

@@ -142,10 +142,12 @@ NOT_EDITABLE = frozenset(
 def new_correlation_id() -> str:
     """A random UUIDv4 (RFC 9562 §5.4) in its usual form, a fifth of the price of `uuid.uuid4`:
     the kernel is asked for randomness once for many."""
-    if not _random:
+    try:
+        one = _random.pop()
+    except IndexError:  # not asked for before: another thread's proxy may take the last one
         digits = os.urandom(16 * 256).hex()
-        _random.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
-    one = _random.pop()
+        one, *more = (digits[at : at + 32] for at in range(0, len(digits), 32))
+        _random.extend(more)
     return f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{_VARIANT[one[16]]}{one[17:20]}-{one[20:]}"
 
 

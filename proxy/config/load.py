@@ -97,20 +97,54 @@ def load_source(
     source: Path | Mapping[str, object],
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] = os.environ,
+    targets: Mapping[str, str] | None = None,
 ) -> Config:
     """The config in a file or a mapping, with `overrides` merged into it: mappings key by key, all
-    else as a whole. Raises `ConfigError` with every problem there is."""
+    else as a whole. `targets` take the place of those of upstreams, by name. Raises `ConfigError`
+    with every problem there is."""
     name = source if isinstance(source, Path) else Path("<config>")
     if isinstance(source, Path):
         tree, problems = read_document(source, environ)
     else:
         tree, problems = read_mapping(name, source, environ)
     if overrides:
-        more, found = read_mapping(Path("<overrides>"), overrides, environ)
-        tree = merge(tree, more)
-        replaced = [dotted(one.key) for one in more.walk() if not isinstance(one.value, dict)]
-        problems = [one for one in problems if not _within(one.key, replaced)] + found
+        tree, problems = _merged(tree, problems, "<overrides>", overrides, environ)
+    if targets:
+        unknown = _unknown(targets, tree, name)
+        given = {"upstreams": {name: {"targets": [target]} for name, target in targets.items()}}
+        tree, problems = _merged(tree, problems, "<apps>", given, {})
+        problems += unknown
     return _loaded(name, tree, problems).config
+
+
+def _merged(
+    tree: Element,
+    problems: list[Problem],
+    name: str,
+    overrides: Mapping[str, object],
+    environ: Mapping[str, str],
+) -> tuple[Element, list[Problem]]:
+    """With `overrides`; what they replace is no problem any more."""
+    more, found = read_mapping(Path(name), overrides, environ)
+    replaced = [dotted(one.key) for one in more.walk() if not isinstance(one.value, dict)]
+    left = [one for one in problems if not _within(one.key, replaced)]
+    return merge(tree, more), left + found
+
+
+def _unknown(targets: Mapping[str, str], tree: Element, file: Path) -> list[Problem]:
+    """Those that would replace nothing: the real targets would stay where they are."""
+    section = tree.find(("upstreams",))
+    known = list(section.value) if isinstance(section.value, dict) else []
+    return [
+        Problem(file, section.line, f"upstreams.{name}", _one_of(name, known), "an app for it")
+        for name in targets
+        if name not in known
+    ]
+
+
+def _one_of(name: str, known: list[str]) -> str:
+    near = rules.nearest(name, known)
+    return f"the name of an upstream (did you mean {near!r}?)" if near else "an upstream"
 
 
 def _within(key: str, places: list[str]) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from aiohttp import web
 
 from proxy.config.load import load_config
+from proxy.config.schema import Config
 from proxy.embed import CannotReload, CannotStart, ConfigError, ReliabilityProxy
 from tests.http1.process import free_port
 
@@ -243,6 +244,40 @@ async def test_misuse_is_explained() -> None:
             await proxy.start()
     with pytest.raises(TypeError, match="found int"):
         await ReliabilityProxy(CONFIG, apps={"app": 5}).start()
+
+
+async def test_an_app_that_nobody_reaches_is_refused() -> None:
+    """A misspelt name would leave the real targets where they are."""
+    with pytest.raises(ConfigError, match="did you mean 'app'") as refused:
+        await ReliabilityProxy(CONFIG, apps={"ap": hello()}).start()
+    assert [problem.key for problem in refused.value.problems] == ["upstreams.ap"]
+    with pytest.raises(KeyError, match="no upstream 'ap'; there are app"):
+        await ReliabilityProxy(Config.model_validate(CONFIG), apps={"ap": hello()}).start()
+
+
+async def test_it_is_started_once() -> None:
+    """Also by two at the same moment."""
+    proxy = ReliabilityProxy(CONFIG, apps={"app": hello()})
+    both = await asyncio.gather(proxy.start(), proxy.start(), return_exceptions=True)
+    assert [type(one).__name__ for one in both] == ["NoneType", "RuntimeError"]
+    await proxy.stop()
+    async with proxy:
+        assert proxy.url("ingress"), "and it may be started again"
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_function_makes_the_app(later: bool, client: aiohttp.ClientSession) -> None:
+    """As for a target of the config, plain or async."""
+
+    async def make_later() -> web.Application:
+        return hello("made")
+
+    apps = {"app": make_later if later else lambda: hello("made")}
+    async with (
+        ReliabilityProxy(CONFIG, apps=apps) as proxy,
+        client.get(proxy.url("ingress")) as answer,
+    ):
+        assert (await answer.json())["said"] == "made"
 
 
 async def test_requests_in_progress_end_before_the_stop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import importlib
@@ -10,6 +11,7 @@ import logging
 import types
 from collections import deque
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,27 @@ async def test_the_end(pair: Pair) -> None:
     async with pair.client.get(f"{pair.two.admin_url}/readyz") as answer:
         assert answer.status == 200
         assert all(check["ok"] for check in (await answer.json())["checks"].values())
+
+
+def test_each_may_have_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an event loop of its own; what they share is nobody's more than once."""
+    monkeypatch.setattr("proxy.headers._random", [])
+    seen: list[str] = []
+
+    async def ask() -> None:
+        async with (
+            ReliabilityProxy(CONFIG, apps={"app": app()}) as one,
+            aiohttp.ClientSession(one.url("ingress")) as client,
+        ):
+            for _ in range(100):
+                async with client.get("/") as answer:
+                    assert answer.status == 200
+                    seen.append(answer.headers["X-Correlation-ID"])
+
+    with ThreadPoolExecutor(3) as threads:
+        for done in [threads.submit(asyncio.run, ask()) for _ in range(3)]:
+            done.result()
+    assert len(set(seen)) == 300
 
 
 async def test_the_metrics_of_the_program(pair: Pair) -> None:
