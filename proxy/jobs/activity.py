@@ -23,6 +23,7 @@ class Activity:
         self._clock = clock
         self._random = random
         self._last = clock.monotonic()
+        self._share = random()
 
     def stir(self) -> None:
         """Something happened."""
@@ -39,4 +40,7 @@ class Activity:
         waited = self._clock.monotonic() - since
         if not self.idle:
             return waited >= busy
-        return waited >= idle * (0.75 + 0.5 * self._random())
+        if waited < idle * (0.75 + 0.5 * self._share):
+            return False
+        self._share = self._random()  # one draw a wait: with many, the shortest would win
+        return True

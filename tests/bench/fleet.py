@@ -194,7 +194,7 @@ def main() -> None:
         server = RedisServer(folder / "redis", free_port())
         server.start()
         try:
-            recorded = record(server, folder, settle=35.0, seconds=options.record)
+            recorded = record(server, folder, settle=90.0, seconds=options.record)
             print(f"one idle sidecar, three breakers and a mirror: {recorded.rate:.2f} commands/s")
             for command, count in sorted(recorded.counts.items(), key=lambda item: -item[1]):
                 print(f"  {command:<12} {count / recorded.seconds:.3f}/s")

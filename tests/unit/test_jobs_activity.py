@@ -20,9 +20,15 @@ def test_questions_grow_rare_when_nothing_happens() -> None:
     clock.advance(14.0)
     assert not activity.due(asked, 0.5, 15.0)
     random[0] = 0.0
+    assert not activity.due(asked, 0.5, 15.0), "drawn once, or many draws would make it early"
+    clock.advance(1.5)
     assert activity.due(asked, 0.5, 15.0)
+    asked = clock.monotonic()
     random[0] = 0.99
-    clock.advance(4.0)
+    clock.advance(12.0)
+    assert activity.due(asked, 0.5, 15.0)
+    asked = clock.monotonic()
+    clock.advance(18.0)
     assert not activity.due(asked, 0.5, 15.0)
     activity.stir()
     assert not activity.idle
