@@ -1,4 +1,4 @@
-"""One sidecar process for test_breaker_processes.py: fifty callers, and a log of all they see.
+"""One sidecar process of test_circuit_breaker_distributed.py: fifty callers, and all they see.
 
     python -m tests.integration.breaker_sidecar REDIS_URL OWNER SECONDS LOG
 
