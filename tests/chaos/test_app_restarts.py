@@ -131,7 +131,7 @@ def test_nobody_notices_the_restarts(tmp_path: Path) -> None:
     got, jobs, restarts = run(tmp_path, SMALL)
     assert got == {"200": SMALL.polls, "202": SMALL.uploads}
     assert sorted(jobs) == sorted(f"{number} {SMALL.body}" for number in range(SMALL.uploads))
-    assert restarts >= 3
+    assert restarts >= 2, "each life serves somewhat more than its limit"
 
 
 if __name__ == "__main__":

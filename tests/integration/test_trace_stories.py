@@ -59,11 +59,11 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    """All of it, on a Redis of its own."""
+async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
+    """All of it, on a Redis of its own. Its parameter is when a job counts as stuck."""
     server = RedisServer(tmp_path / "redis")
     server.start()
-    kept = trace(tmp_path / "trace.db", SystemClock(), stuck_after="2s")
+    kept = trace(tmp_path / "trace.db", SystemClock(), stuck_after=getattr(request, "param", "1h"))
     try:
         async with running(server, tmp_path / "jobs.db") as mirror, connected(server) as client:
             await followed(mirror)
@@ -90,6 +90,7 @@ async def test_a_call_while_one_job_is_worked_on(stage: Stage) -> None:
     assert told["events"][-1]["facts"]["inferred"] is True
 
 
+@pytest.mark.parametrize("stage", ["5s"], indirect=True)
 async def test_a_call_while_two_are(stage: Stage) -> None:
     """It is nobody's; once the other one has not changed for long, it is known again."""
     await stage.is_now("mv_2", "processing", "trim_video")
