@@ -476,6 +476,7 @@ def test_the_token_is_asked_for(browser: Chromium) -> None:
     with SiteThread(token=TOKEN, tick=0.2) as site:
         browser.open(site.url("/"))
         browser.wait_for_text("This page is locked")
+        assert browser.run("return document.activeElement.id") == "token"
         assert accessible(browser) == []
         browser.type("#token", "wrong")
         browser.press("Enter")

@@ -99,7 +99,17 @@ function drawNow() {
   render(document.getElementById("top"), header(state, go));
   render(document.getElementById("main"), view());
   document.title = title();
+  askForToken();
   settle();
+}
+
+let asked = false;
+
+/** Once a token is wanted, typing goes into its field; somebody who is elsewhere by then is left alone. */
+function askForToken() {
+  const locked = state.link.state === "locked";
+  if (locked && !asked) document.getElementById("token").focus();
+  asked = locked;
 }
 
 function view() {
