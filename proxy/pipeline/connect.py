@@ -62,8 +62,15 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
                 return idle
         began = client.clock.monotonic()
         patient_until = patient_until or began + plan.connect_patience
-        answer = await _ask(x, plan, pool, fresh=fresh)
+        try:
+            answer = await _ask(x, plan, pool, fresh=fresh)
+        except Overloaded:
+            # No time is left to wait for a place; but what has used it up were refusals.
+            if x.unreachable is None or client.clock.monotonic() < x.deadline:
+                raise
+            raise x.unreachable from None
         if isinstance(answer, UpstreamStream):
+            x.unreachable = None
             x.connect_time = client.clock.monotonic() - began
             return answer
         ours = own_shortage(answer, plan, pool.label)
@@ -73,6 +80,11 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
             if plan.health is not None:
                 plan.health.failure(pool.label, client.clock.monotonic())
             x.failed_attempt("connect", pool.label)
+            x.unreachable = UpstreamUnreachable(
+                f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
+                upstream=plan.name,
+                reason=type(answer).__name__,
+            )
         tried.append(pool)
         if len(tried) < len(plan.upstream.pools):
             continue
@@ -81,11 +93,8 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         if client.clock.monotonic() >= min(patient_until, x.deadline):
             x.target = pool.label
             x.attempts += 1
-            raise UpstreamUnreachable(
-                f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
-                upstream=plan.name,
-                reason=type(answer).__name__,
-            )
+            assert x.unreachable is not None  # no shortage of ours: that one was raised above
+            raise x.unreachable
         if x.on_refused is not None:
             x.on_refused(x)
         tried.clear()

@@ -20,7 +20,7 @@ from proxy.wire.deadlines import NEVER
 from proxy.wire.pace import Pace
 
 if TYPE_CHECKING:
-    from proxy.errors import ProxyError
+    from proxy.errors import ProxyError, UpstreamUnreachable
     from proxy.pipeline.fair_shares import ClientShare
     from proxy.pipeline.outcome import Unwatched
     from proxy.pipeline.plan import ListenerPlan, Reply, RoutePlan
@@ -182,6 +182,7 @@ class Exchange:
     extension: object = None  # what the stages of others share of it
     span: ExchangeTrace | None = None  # its place in a distributed trace, where spans are sent
     trace_id: str | None = None  # of that
+    unreachable: UpstreamUnreachable | None = None  # why the last try to connect failed
     failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
 
     def __init__(

@@ -56,6 +56,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "slow": {**here, "retry": {**RETRY, "backoff": "60s", "max_backoff": "60s"}},
         "poor": {**here, "retry": {**RETRY, "min_per_second": 0, "budget": 0}},
         "gone": {"targets": [gone], "retry": RETRY},
+        "late": {
+            "targets": [gone],
+            "connect_patience": "280ms",
+            "retry": {**RETRY, "attempts": 9, "backoff": "1ms", "deadline": "300ms"},
+        },
         # Who waits here waits until the test lets him through, however slow the machine is.
         "narrow": {**here, "bulkhead": {"max_concurrent": 2, "queue": 1, "queue_timeout": "5m"}},
         "hasty": {**here, "bulkhead": {"max_concurrent": 1, "queue": 1, "queue_timeout": "300ms"}},
@@ -134,6 +139,15 @@ def test_connect_errors_are_attempts_and_counted(site: Site) -> None:
     line = site.proxy.access_line("refused")
     assert (line["attempts"], line["no_retry"]) == (3, "attempts")
     assert site.proxy.metric("external_api_retries_total", service="gone") == before + 2
+
+
+def test_what_could_not_be_reached_in_time_is_not_called_overloaded(site: Site) -> None:
+    """Refusals use up the time, so that none is left to wait for a connection: it is they that the
+    answer names."""
+    for number in range(5):
+        response = site.ask(post(b"x", "/search", f"X-Correlation-ID: late-{number}"), "late")
+        assert_problem(response, 502, "upstream_unreachable")
+        assert "Connection refused" in site.proxy.access_line(f"late-{number}")["detail"]
 
 
 def test_a_post_that_was_sent_is_not_repeated(site: Site) -> None:
