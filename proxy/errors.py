@@ -273,6 +273,16 @@ class JobExpired(ProxyError):
     status, code, title = 404, "job_expired", "Job expired"
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of where `error` came from, and what it came from: frames refer to all that was there,
+    and that often to the error. Such cycles are left to the collector, which a flood of errors
+    would keep busy for tens of milliseconds at a time."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+
+
 def problem_body(error: ProxyError, correlation_id: str) -> bytes:
     """The RFC 9457 document of `error`, UTF-8 JSON.
 

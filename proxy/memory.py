@@ -17,6 +17,10 @@ _KEEP = 32 * 1024 * 1024  # free bytes at the top of the heap before any go back
 _STEP = 1024 * 1024  # bytes taken from the kernel at a time
 _ON_HEAP = 4 * 1024 * 1024  # smaller blocks never get a mapping of their own
 
+#: Objects that are new before the collector looks at them, half a microsecond each; and how many
+#: times it looks at younger ones before it looks at older ones.
+_COLLECT = (4_000, 10, 20)
+
 
 def keep_freed_memory() -> bool:
     """Tell glibc; False where the C library has no `mallopt` (musl, macOS), and nothing changed."""
@@ -35,7 +39,7 @@ def collect_rarely() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(*_COLLECT)
 
 
 def give_back_freed_memory() -> bool:

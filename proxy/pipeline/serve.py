@@ -19,6 +19,7 @@ from proxy.errors import (
     ProxyError,
     RequestTimeout,
     UriTooLong,
+    forget_frames,
 )
 from proxy.pipeline.attempts import forward
 from proxy.pipeline.exchange import Exchange, finish
@@ -107,6 +108,7 @@ class Service:
             await self._answer(x, plan)
         except ProxyError as error:
             _answer_with(x, error)
+            forget_frames(error)
         except Exception as error:
             logger.exception("exchange failed", extra={"correlation_id": x.correlation_id})
             _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))

@@ -39,6 +39,10 @@ def length_of(parts: Iterable[Framing]) -> int:
     return sum(len(part) if isinstance(part, bytes) else part.length for part in parts)
 
 
+def _nobody() -> None:
+    """Is told of changes any more."""
+
+
 class SpooledBody:
     """`size` counts the content so far, in bytes, `length` with what was framed around it.
     `complete`: it will not grow. `full`: why no more of it can be kept, or None."""
@@ -245,6 +249,7 @@ class SpooledBody:
         if self._closed:
             return
         self._closed = True
+        self._on_change = _nobody  # who is most often our owner: no cycle for the collector
         self._memory.clear()
         self.frame((), ())
         if self._file is not None:

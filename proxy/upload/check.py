@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.errors import Overloaded, ProxyError
+from proxy.errors import Overloaded, ProxyError, forget_frames
 from proxy.memory_budget import Holding, Owner
 from proxy.spool import SpooledBody
 from proxy.upload import disposition, verdicts
@@ -39,6 +39,10 @@ SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
 FACTS: Final = ("verdict", "mode", "type", "label", "size", "duration", "validation_ms", "reason")
 
 log = logging.getLogger("proxy.upload")
+
+
+def _nobody() -> None:
+    """Listens any more."""
 
 
 class UploadCheck:
@@ -122,11 +126,16 @@ class UploadCheck:
         return self._file
 
     def close(self) -> None:
-        """Free the probe process and the spool. Always call it; a second call does nothing."""
+        """Free the probe process and the spool. Always call it; a second call does nothing. What
+        refers to each other lets go, so that a flood of uploads leaves nothing to the collector."""
         self._session.close()
+        self._session.listener = _nobody
+        self._reader = self.on_change = None
         self._file.close()
         if self._form is not None:
             self._form.close()
+        if self._error is not None:
+            forget_frames(self._error)
 
     @property
     def content(self) -> list[tuple[bytes, ...]] | None:

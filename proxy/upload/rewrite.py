@@ -21,6 +21,15 @@ from proxy.upload.families import Family
 from proxy.upload.form import Event, Part, PartEnd
 
 
+def _ignore(data: bytes) -> None:
+    """Nothing more is taken."""
+
+
+def _no_body() -> SpooledBody:
+    """There is room for nothing more."""
+    raise RuntimeError("the form is closed")
+
+
 class NewForm:
     """Takes the events of a `FormReader`. `file`: where the audio goes; `new_body` makes room for
     another file; `held` counts the fields' bytes. `raw`: names go as they came, whatever their
@@ -194,4 +203,5 @@ class NewForm:
         for attachment in self.attachments:
             attachment.body.close()
         self._before, self._parts = [], []
+        self._add, self._new_body = _ignore, _no_body  # methods would be cycles for the collector
         self._held.clear()

@@ -95,7 +95,7 @@ class ProbeSession:
     def __init__(self, pool: ProbePool, job: Job, listener: Callable[[], None]) -> None:
         self._pool = pool
         self._job = job
-        self._listener = listener
+        self.listener = listener
         self._loop = asyncio.get_running_loop()
         self._file: int | None = None  # descriptor, of the spool
         self._sock: socket.socket | None = None
@@ -243,7 +243,7 @@ class ProbeSession:
     def _lose(self, why: str) -> None:
         self.lost = why
         self.close()
-        self._listener()
+        self.listener()
 
     def _detach(self) -> None:
         self._cancel_timer()
@@ -275,9 +275,9 @@ class ProbeSession:
         elif self.decided:
             if self.verdict is not None:
                 self.close()
-            self._listener()
+            self.listener()
         elif self.kind is not kind:
-            self._listener()
+            self.listener()
 
     def _take(self, line: bytes) -> bool:
         """One answer; False where it is none that an honest process gives."""

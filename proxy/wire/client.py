@@ -147,6 +147,7 @@ class ClientStream(Stream):
     def connection_lost(self, error: Exception | None) -> None:
         ended = self.ended
         super().connection_lost(error)  # may end the coroutine, which sees to the rest itself then
+        self.taker = None
         self._sweeper.discard(self)
         if ended:
             self._on_gone(self)
@@ -281,6 +282,7 @@ class ClientStream(Stream):
             future = self._coroutine.send(None)
         except BaseException as end:
             self.ended = True
+            self._coroutine = None  # which refers to us
             self.drop()
             if self.lost:
                 self._on_gone(self)

@@ -78,6 +78,7 @@ class UpstreamStream(Stream):
         if error is not None and not isinstance(self.owner, Abandoned | None):
             self._read_last_words()
         super().connection_lost(error)
+        self.taker = None
         self.pool.sweeper.discard(self)
         self.pool.forget(self)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import random
+import weakref
 import zipfile
 from collections.abc import AsyncIterator
 
@@ -12,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from proxy.config.listeners import Upload
-from proxy.errors import UploadRejected, UploadTooLong
+from proxy.errors import UploadRejected, UploadTooLong, forget_frames
 from proxy.upload.check import OTHER_FIELDS
 from proxy.upload.families import NAMES
 from proxy.upload.pool import ProbePool
@@ -350,3 +352,32 @@ async def test_the_client_answers_for_what_an_upload_holds(validator: UploadVali
     assert client.held > 59_000
     check.close()
     assert client.held == 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no form", part(b"x" * 70_000)[:-2], part(b"x")[:20] + b"\0\r\n\r\n"]
+)
+async def test_an_upload_leaves_nothing_to_the_collector(
+    validator: UploadValidator, body: bytes
+) -> None:
+    """A flood of refused ones would keep it busy, and everybody waiting for it."""
+    gc.collect()
+    gc.disable()
+    try:
+        check = validator.begin(CONTENT_TYPE, None, None)
+        left = weakref.ref(check)
+        error: Exception | None = None
+        try:
+            check.feed(body)
+            await check.finish()
+        except UploadRejected as refusal:
+            error = refusal
+        assert error is not None
+        check.close()
+        forget_frames(error)
+        del check
+        async with asyncio.timeout(PATIENCE):
+            while left() is not None:  # noqa: ASYNC110 (the disk may still be at work for it)
+                await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
