@@ -146,6 +146,7 @@ class RouteTally:
         "errors",
         "gone",
         "in_flight",
+        "last_failure",
         "listener",
         "methods",
         "retries",
@@ -169,6 +170,7 @@ class RouteTally:
         self.egress = egress
         self.upstreams = upstreams
         self.in_flight = 0
+        self.last_failure: str | None = None  # what the last 5xx was, for people
         self.retries = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -215,6 +217,8 @@ class RouteTally:
                 responses.total += upstream_time
         if facts.attempts > 1:
             self.retries += facts.attempts - 1
+        if status >= 500:
+            self.last_failure = facts.detail or facts.code or f"the service answered {status}"
         if facts.trace_id is not None and facts.trace_sampled:
             self._exemplify(facts, method, duration)
         if facts.code is not None:

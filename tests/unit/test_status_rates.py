@@ -175,3 +175,15 @@ def test_the_service_s_own_share_of_the_time() -> None:
     told(route, 200, duration=0.5)  # of which the upstream took 0.125 s
     assert between(before, read_routes([route]), 1.0).served == pytest.approx(0.25)
     assert between(before, before, 1.0).served == 1.0
+
+
+def test_the_last_failure_is_kept_in_its_own_words() -> None:
+    """The proxy's answer, or that the service failed by itself; good answers change nothing."""
+    route = tally()
+    told(route, 200)
+    assert route.last_failure is None
+    told(route, 500)
+    assert route.last_failure == "the service answered 500"
+    route.record(replace(Facts(), status=503, code="overloaded", detail="Queue full"))
+    told(route, 200)
+    assert route.last_failure == "Queue full"

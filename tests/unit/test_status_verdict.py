@@ -27,7 +27,7 @@ def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
 #: A route with nothing to say about.
 QUICK = {
     "direction": "ingress", "upstream": "app", "requests": 50, "refused": 0, "refused_share": 0.0,
-    "p50": 0.01, "usual_p50": None, "served": 0.9,
+    "p50": 0.01, "usual_p50": None, "served": 0.9, "last_failure": None,
 }  # fmt: skip
 
 
@@ -261,6 +261,16 @@ def test_services_that_are_slow_or_refuse(changes: dict[str, Any], kinds: list[s
     """Compared with what is usual; only what the service itself is to blame for."""
     found = judge(snapshot(routes=[{**route(), **changes}]), NOW).findings
     assert [one.kind for one in found] == kinds
+
+
+def test_a_route_that_fails_says_with_what() -> None:
+    """The last failure's own words, cut to a sentence."""
+    failing = {**route(9, 0.9, "create-video"), "last_failure": "No connection became free"}
+    (found,) = judge(snapshot(routes=[failing]), NOW).findings
+    assert found.summary == (
+        "create-video: 90% of requests failed in the last minute, the last with: "
+        "No connection became free"
+    )
 
 
 def test_a_target_that_is_down_says_why() -> None:

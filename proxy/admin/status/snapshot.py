@@ -202,6 +202,11 @@ class Snapshots:
             "upstream": route["upstream"],
             "in_flight": sum(tally.in_flight for tally in tallies.get(name, ())),
             "served": round(summary.served, 3),
+            "last_failure": next(
+                (one.last_failure for one in tallies.get(name, ()) if one.last_failure), None
+            )
+            if summary.errors
+            else None,
             "usual_p50": _rounded(self.history.usual(name)) if is_slow(summary.p50) else None,
             **_figures(summary),
         }

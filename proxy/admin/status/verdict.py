@@ -183,6 +183,8 @@ def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         if route["errors"] < FEWEST_ERRORS or share < ERROR_SHARE:
             continue
         summary = f"{route['route']}: {share:.0%} of requests failed in the last minute"
+        if route["last_failure"]:
+            summary += f", the last with: {bounded(route['last_failure'], 120)}"
         level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
         about = f"route:{route['listener']}/{route['route']}"
         yield Finding(level, "route_errors", summary, about)
