@@ -73,7 +73,7 @@ def record(server: RedisServer, folder: Path, settle: float, seconds: float) -> 
     }
     proxy = ProxyProcess(folder, config)
     lines: list[str] = []
-    monitor_client = blocking.Redis.from_url(server.url)
+    monitor_client = blocking.Redis.from_url(server.url, socket_timeout=None)
     try:
         time.sleep(settle)
         with monitor_client.monitor() as monitor:
@@ -88,6 +88,8 @@ def record(server: RedisServer, folder: Path, settle: float, seconds: float) -> 
             thread.start()
             time.sleep(seconds)
             kept = list(lines)
+            if not thread.is_alive():
+                raise RuntimeError("what was sent could not be recorded to the end")
     finally:
         proxy.stop()
         monitor_client.close()
