@@ -257,51 +257,62 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
     first = _REQUEST_LINE.match(data)
     if first is None:
         raise ProtocolError(_blame_request_line(data[: data.find(b"\r\n")]))
-    method, target, minor_digit = first.groups()
-    minor = int(minor_digit)
+    method, target, minor = first.groups()
     fields = _fields(data, first.end(), end, max_fields)
-    head = RequestHead(method.decode(), target.decode(), minor)
-    kinds = _REQUEST_FIELDS
-    lines = head.lines
+    head = RequestHead(method.decode(), target.decode(), int(minor))
+    kinds, lines = _REQUEST_FIELDS, head.lines
     nominated: list[bytes] | None = None
     for line, name, value in fields:
         kind = kinds.get(name.lower())
         if kind is None:
             lines.append(line)
-        elif kind == _HOST:
-            if head.host is not None:
-                raise ProtocolError("Host comes more than once")
-            if not is_authority(value):
-                raise ProtocolError("Host is not a host with an optional port")
-            head.host = value
         elif kind == _CONNECTION:
             nominated = (nominated or []) + list_members(value)
-        elif kind == _LENGTH:
-            head.content_length = _content_length(value, head.content_length)
-        elif kind == _TRANSFER_ENCODING:
-            head.chunked = _chunked(value, head.chunked, minor)
-        elif kind == _CORRELATION:
-            head.correlation = [*(head.correlation or ()), value]
-        elif kind == _FORWARDED:
-            head.forwarded = [*(head.forwarded or ()), (name.lower(), value)]
-        elif kind == _TE:
-            head.te_trailers = head.te_trailers or b"trailers" in list_members(value)
-        elif kind == _UPGRADE:
-            head.upgrade = value.lower() if head.upgrade is None else b","  # several: none we know
-        elif kind == _EXPECT:
-            if value.lower() == b"100-continue":
-                head.expects_continue = True
-            else:
-                lines.append(line)  # not ours to judge (RFC 9110 §10.1.1)
-        elif kind == _MAX_FORWARDS:
-            head.max_forwards = value
-        elif kind == _OVERRIDE:
-            head.overrides = [*(head.overrides or ()), value]
-            lines.append(line)
+        else:
+            _note_field(head, kind, line, name, value)
+    _finish_request(head, nominated)
+    return head
+
+
+def _note_field(head: RequestHead, kind: int, line: bytes, name: bytes, value: bytes) -> None:
+    """Take in a field that means something to us. Raises `ProtocolError`."""
+    if kind == _HOST:
+        if head.host is not None:
+            raise ProtocolError("Host comes more than once")
+        if not is_authority(value):
+            raise ProtocolError("Host is not a host with an optional port")
+        head.host = value
+    elif kind == _LENGTH:
+        head.content_length = _content_length(value, head.content_length)
+    elif kind == _TRANSFER_ENCODING:
+        head.chunked = _chunked(value, head.chunked, head.minor)
+    elif kind == _CORRELATION:
+        head.correlation = [*(head.correlation or ()), value]
+    elif kind == _FORWARDED:
+        head.forwarded = [*(head.forwarded or ()), (name.lower(), value)]
+    elif kind == _TE:
+        head.te_trailers = head.te_trailers or b"trailers" in list_members(value)
+    elif kind == _UPGRADE:
+        head.upgrade = value.lower() if head.upgrade is None else b","  # several: none we know
+    elif kind == _EXPECT and value.lower() == b"100-continue":
+        head.expects_continue = True
+    elif kind == _EXPECT:
+        head.lines.append(line)  # not ours to judge (RFC 9110 §10.1.1)
+    elif kind == _MAX_FORWARDS:
+        head.max_forwards = value
+    elif kind == _OVERRIDE:
+        head.overrides = [*(head.overrides or ()), value]
+        head.lines.append(line)
+
+
+def _finish_request(head: RequestHead, nominated: list[bytes] | None) -> None:
+    """What all fields together mean; `nominated` are the members of Connection, None without it.
+    Raises `ProtocolError`."""
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
-    if head.host is None and minor >= 1:
+    if head.host is None and head.minor >= 1:
         raise ProtocolError("Host is missing")
+    target = head.target.encode()
     if target[:1] != b"/":
         _other_target_form(head, target)
     if nominated is not None:
@@ -312,7 +323,6 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
         raise ProtocolError("request target has a fragment")
     if head.lines:
         head.passing = b"\r\n" + b"\r\n".join(head.lines)
-    return head
 
 
 def parse_response(data: bytes, end: int, max_fields: int) -> ResponseHead:
