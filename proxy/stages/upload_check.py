@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from proxy.forms.digests import DIGEST_FIELDS
 from proxy.pipeline.compile import Binding
 from proxy.pipeline.exchange import Exchange
 from proxy.pipeline.plan import Hooks
 from proxy.spool import Spool
 from proxy.upload import verdicts
 from proxy.upload.check import UploadCheck
-from proxy.upload.digests import DIGEST_FIELDS
 from proxy.upload.pool import ProbePool
 from proxy.upload.validator import UploadValidator
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.config.listeners import AlsoFile
+from proxy.forms import values
+from proxy.forms.reader import Part
 from proxy.spool import SpooledBody
-from proxy.upload import disposition, verdicts
-from proxy.upload.form import Part
+from proxy.upload import verdicts
 
 HEAD = 512  # bytes that decide
 
@@ -99,7 +100,7 @@ class Attachment:
         """Its safe name and its type, once it has ended."""
         (kind,) = self._kinds
         given = self.part.filename or ""
-        name = disposition.safe_file_name(given, kind.extensions, without="file")
+        name = values.safe_file_name(given, kind.extensions, without="file")
         return name, kind.media_type.encode()
 
     def _decide(self) -> None:

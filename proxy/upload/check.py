@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.errors import Overloaded, ProxyError, forget_frames
+from proxy.forms import values
+from proxy.forms.digests import DIGEST_FIELDS, Digests
+from proxy.forms.reader import FormError, FormReader
 from proxy.memory_budget import Holding, Owner
 from proxy.spool import SpooledBody
-from proxy.upload import disposition, verdicts
-from proxy.upload.digests import DIGEST_FIELDS, Digests
+from proxy.upload import verdicts
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD
-from proxy.upload.form import FormError, FormReader
 from proxy.upload.rewrite import NewForm
 from proxy.upload.session import ProbeSession
 
@@ -183,7 +184,7 @@ class UploadCheck:
     # --- the request's head ---------------------------------------------------------------------
 
     def expect_form(
-        self, form_type: disposition.FormType, digests: Sequence[tuple[bytes, bytes]]
+        self, form_type: values.FormType, digests: Sequence[tuple[bytes, bytes]]
     ) -> None:
         """The body is a form; `digests` as for `UploadValidator.begin`."""
         validator, charset = self._validator, form_type.charset

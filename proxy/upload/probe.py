@@ -33,8 +33,9 @@ from typing import Any
 import av.error
 import av.logging
 
+from proxy import sandbox
 from proxy.memory import keep_freed_memory
-from proxy.upload import measure, sandbox
+from proxy.upload import measure
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD, recognise, skip_tags
 from proxy.upload.foreign import refuse_polyglot
 from proxy.upload.refused import NotAudio, PastLimit, Undecodable

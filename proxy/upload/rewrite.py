@@ -13,12 +13,13 @@ import hashlib
 from collections.abc import Callable
 
 from proxy.config.listeners import Upload
+from proxy.forms import values
+from proxy.forms.reader import Event, Part, PartEnd
 from proxy.memory_budget import Holding
 from proxy.spool import SpooledBody
-from proxy.upload import disposition, verdicts
+from proxy.upload import verdicts
 from proxy.upload.attachments import Attachment
 from proxy.upload.families import Family
-from proxy.upload.form import Event, Part, PartEnd
 
 
 def _ignore(data: bytes) -> None:
@@ -170,8 +171,8 @@ class NewForm:
     def _open(self, part: Part, kind: bytes | None, filename: str | None = None) -> None:
         name = part.raw_name
         if not self._raw:
-            name = disposition.decode(name.decode("latin-1")).encode()
-        line = disposition.write_disposition(name, filename)
+            name = values.decode(name.decode("latin-1")).encode()
+        line = values.write_disposition(name, filename)
         if kind is not None:
             line += b"Content-Type: " + kind + b"\r\n"
         self._parts.append(bytearray(b"--" + self._boundary + b"\r\n" + line + b"\r\n"))
@@ -180,7 +181,7 @@ class NewForm:
         """Put all parts around the audio, which is of that `family`."""
         assert self._audio is not None
         behind, self._parts = self._parts, self._before
-        name = disposition.safe_file_name(self._audio.filename or "", family.extensions)
+        name = values.safe_file_name(self._audio.filename or "", family.extensions)
         self._open(self._audio, family.media_type.encode(), name)
         behind = [bytearray(b"\r\n"), *behind, bytearray(b"--" + self._boundary + b"--\r\n")]
         before, after = (

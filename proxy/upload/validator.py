@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from proxy.clock import Clock, SystemClock
 from proxy.config.listeners import Upload
 from proxy.errors import UploadRejected
+from proxy.forms import values
 from proxy.memory_budget import Owner
 from proxy.spool import Spool
-from proxy.upload import disposition, verdicts
+from proxy.upload import verdicts
 from proxy.upload.check import OTHER_FIELDS, UploadCheck
 from proxy.upload.families import compile_types
 from proxy.upload.pool import ProbePool
@@ -64,7 +65,7 @@ class UploadValidator:
 
     def _examine_head(
         self, content_type: bytes | None, length: int | None, encoding: bytes | None
-    ) -> disposition.FormType | None:
+    ) -> values.FormType | None:
         """What the head says of the form, None where the body is the file itself."""
         rules, field = self.rules, self.rules.field
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
@@ -85,6 +86,6 @@ class UploadValidator:
         if not text and not length:
             raise verdicts.missing(field)
         try:
-            return disposition.parse_form_type(text)
+            return values.parse_form_type(text)
         except ValueError as error:
             raise verdicts.malformed(str(error), field, reason="content_type") from error

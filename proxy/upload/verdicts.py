@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from proxy import errors
-from proxy.upload.session import ProbeSession
+
+if TYPE_CHECKING:
+    from proxy.upload.session import ProbeSession
 
 #: How people call the families that a config may accept.
 _NAMES = {

@@ -201,7 +201,7 @@ SHARED = {
     "proxy.pipeline.exchange._NO_BODY": "has no state",
     "proxy.pipeline.outcome._UNWATCHED": "has no state",
     "proxy.ports._reservations": "ports are the machine's",
-    "proxy.upload.form.PART_END": "has no state",
+    "proxy.forms.reader.PART_END": "has no state",
 }
 
 

@@ -11,10 +11,10 @@ import zipfile
 import pytest
 
 from proxy.config.listeners import Upload
+from proxy.forms.reader import PART_END, Part
 from proxy.memory_budget import Holding, MemoryBudget
 from proxy.upload import foreign, mpeg, refused, verdicts
 from proxy.upload.families import MPEG
-from proxy.upload.form import PART_END, Part
 from proxy.upload.pool import memory_within
 from proxy.upload.rewrite import NewForm
 from proxy.upload.session import Job

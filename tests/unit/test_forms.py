@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upload import disposition
+from proxy.forms import values
+from proxy.forms.reader import PART_END, FormError, FormReader, Part
 from proxy.upload.families import MP4, MPEG
-from proxy.upload.form import PART_END, FormError, FormReader, Part
 from tests.uploads.drive import BOUNDARY, form, part
 
 
@@ -153,7 +153,7 @@ def test_no_body_does_more_than_be_refused(pieces: list[bytes]) -> None:
 )
 def test_boundaries_as_servers_take_them(value: str, boundary: bytes) -> None:
     """Token or quoted or neither, in any case; they frame a form that is read."""
-    assert disposition.parse_form_type(value).boundary == boundary
+    assert values.parse_form_type(value).boundary == boundary
     reader = FormReader(boundary)
     events = list(reader.feed(form(part(b"x")).replace(BOUNDARY, boundary)))
     assert [event for event in events if isinstance(event, bytes)] == [b"x"]
@@ -177,7 +177,7 @@ def test_the_charset_of_a_form_stays_where_it_frames_nothing(
 ) -> None:
     """In UTF-7 and UTF-16 a name may be another than ours, in Shift JIS a quote may end later."""
     value = f"multipart/form-data; charset={charset}; boundary=x"
-    assert disposition.parse_form_type(value).charset == kept
+    assert values.parse_form_type(value).charset == kept
 
 
 @pytest.mark.parametrize("chunk", [1, 1000])
@@ -230,7 +230,7 @@ def test_field_names_stay_as_they_came(raw: bytes, name: str) -> None:
     """Whichever escape is used is between client and app."""
     found = read(form(part(b"x", raw, None)))[0][0]
     assert (found.raw_name, found.name, found.filename) == (raw, name, None)
-    line = disposition.write_disposition(raw)
+    line = values.write_disposition(raw)
     assert line == b'Content-Disposition: form-data; name="' + raw + b'"\r\n'
 
 
@@ -260,7 +260,7 @@ def test_field_names_stay_as_they_came(raw: bytes, name: str) -> None:
 def test_doubtful_boundaries_are_refused(value: str) -> None:
     """Two, none, too long, or of characters outside the set."""
     with pytest.raises(ValueError, match=r"\w"):
-        disposition.parse_form_type(value)
+        values.parse_form_type(value)
 
 
 @pytest.mark.parametrize(
@@ -319,13 +319,13 @@ def test_file_names_as_clients_write_them(header: bytes, name: str) -> None:
 )
 def test_safe_names(given_name: str, safe: str) -> None:
     """Letters of any script stay; paths, quotes, control and direction marks do not."""
-    assert disposition.safe_file_name(given_name, MPEG.extensions) == safe
+    assert values.safe_file_name(given_name, MPEG.extensions) == safe
 
 
 @given(st.text(max_size=300))
 def test_safe_names_are_safe(given_name: str) -> None:
     """Whatever the client calls its file."""
-    name = disposition.safe_file_name(given_name, MP4.extensions)
+    name = values.safe_file_name(given_name, MP4.extensions)
     assert not set(name) & set('/\\"\0\r\n\t;%<>|&$`')
     assert name[0] not in ".-"
     assert name.endswith(MP4.extensions)

@@ -26,7 +26,7 @@ from multipart import (  # type: ignore[import-untyped]
     PushMultipartParser,
 )
 
-from proxy.upload import disposition
+from proxy.forms import values
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_ENCODING = frozenset({"binary", "8bit", "7bit"})
@@ -177,14 +177,14 @@ def _part(segment: MultipartSegment) -> Part:
         _check_header(name, value.strip(" \t").lower(), fields)
         fields[name] = value
     try:
-        _, parameters = disposition.parse_value(fields["Content-Disposition"])
-        raw = disposition.field_name(parameters)
+        _, parameters = values.parse_value(fields["Content-Disposition"])
+        raw = values.field_name(parameters)
     except ValueError as error:
         raise FormError(str(error)) from error
-    filename = disposition.file_name(parameters)
+    filename = values.file_name(parameters)
     if len(raw) > MAX_NAME or len(filename or "") > MAX_NAME:
         raise FormError("a name is too long")
-    decoded = disposition.decode(disposition.unescape(raw))
+    decoded = values.decode(values.unescape(raw))
     if decoded != decoded.strip().lstrip("\ufeff"):
         raise FormError("a part's name begins or ends with a blank")
     content_type = fields.get("Content-Type")
@@ -192,7 +192,7 @@ def _part(segment: MultipartSegment) -> Part:
         decoded,
         filename,
         raw.encode("latin-1"),
-        None if content_type is None else disposition.text_type(content_type),
+        None if content_type is None else values.text_type(content_type),
     )
 
 

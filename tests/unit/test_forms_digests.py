@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from proxy.upload.digests import Digests
+from proxy.forms.digests import Digests
 
 BODY = b"a form, or nearly"
 
