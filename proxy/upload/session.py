@@ -194,9 +194,9 @@ class ProbeSession:
         """The process has ended; `status` as `os.waitpid` gives it, None where nobody knows."""
         if self.decided or self._closed:
             return
-        if self._sock is not None:
+        if (sock := self._sock) is not None:
             self._on_readable()  # its last words may not have been read yet
-            if self.decided:
+            if self.decided or self._sock is not sock:
                 return
         if status is None:
             self._ours("parent died")

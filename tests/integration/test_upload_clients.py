@@ -1,6 +1,6 @@
 """Uploads of true clients, read by true apps: what the app reads is what the client has sent.
 
-The clients that are at hand run; the forms of the others are replayed (tests/uploads/clients.py).
+The clients that are at hand run; the forms of others are reconstructed (tests/uploads/clients.py).
 """
 
 from __future__ import annotations

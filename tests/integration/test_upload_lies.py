@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import pytest
 
+from proxy.upload import packets
 from tests.data.audio.generate import path_of
 from tests.integration.test_upload_hostile import examine
 from tests.unit.test_upload_parts import FOREIGN, zipped
@@ -34,6 +35,7 @@ def more_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
         "ac3-mp4": ("mp4", "ac3", {}),
         "pcm-mov": ("mov", "pcm_s16le", {}),
         "mulaw-mov": ("mov", "pcm_mulaw", {}),
+        "webm-live": ("webm", "libopus", {"live": "1"}),
     }
     monkeypatch.setattr(audio, "KINDS", KINDS | more)
 
@@ -103,6 +105,53 @@ def test_chapters_are_no_film(tmp_path: Path, first: bool) -> None:
     assert examine(data)["duration"] == pytest.approx(1.0, abs=0.1)
 
 
+def pictured(pictures: int, *, chapters: bool) -> bytes:
+    """An MP4 with a second of sound and a track of so many pictures, which are those of chapters
+    or nobody's."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        audio = container.add_stream("aac", rate=48_000)
+        audio.layout = "mono"
+        video = container.add_stream("mjpeg", rate=1)
+        video.width = video.height = 32
+        video.pix_fmt = "yuvj420p"
+        for number in range(pictures):
+            picture = av.VideoFrame(32, 32, "yuvj420p")
+            picture.pts = number
+            container.mux(video.encode(picture))
+        sound = av.AudioFrame(format="fltp", layout="mono", samples=48_000)
+        sound.planes[0].update(bytes(48_000 * 4))
+        sound.sample_rate, sound.pts = 48_000, 0
+        for stream, frame in ((audio, sound), (audio, None), (video, None)):
+            container.mux(stream.encode(frame))
+    index = dict(boxes(out.getvalue()))[b"moov"]
+    tracks = [box(kind, inner) for kind, inner in boxes(index)]
+    first = next(at for at, track in enumerate(tracks) if track[4:8] == b"trak")
+    if chapters:
+        tracks[first] = box(
+            b"trak", tracks[first][8:] + box(b"tref", box(b"chap", struct.pack(">I", 2)))
+        )
+    return out.getvalue().replace(box(b"moov", index), box(b"moov", b"".join(tracks)))
+
+
+def test_pictures_of_chapters_are_no_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as there are few; the same pictures beside the sound are one."""
+    assert examine(pictured(3, chapters=True))["duration"] == pytest.approx(1.0, abs=0.1)
+    assert examine(pictured(3, chapters=False))["what"] == "audio/mp4 with a video track"
+    monkeypatch.setattr(packets, "MAX_ENTRIES", 10)
+    assert examine(pictured(11, chapters=True))["what"] == "audio/mp4 with a video track"
+
+
+def test_a_recording_without_lengths_is_measured() -> None:
+    """As browsers write WebM: no duration, no index, no length of a block."""
+    data = encode("webm-live", 3.0)
+    with av.open(io.BytesIO(data)) as container:
+        assert container.duration is None
+    assert examine(data)["duration"] == pytest.approx(3.0, abs=0.1)
+    assert examine(data, 2.0)["refused"] == "long"
+    assert examine(data[:-2000], 600)["duration"] < 3.0
+
+
 FORMAT = WAV[20:36]
 SOUND = WAV[WAV.index(b"data") + 8 :]
 METADATA = {
@@ -156,7 +205,10 @@ def test_every_link_of_a_chain_counts() -> None:
     both = OPUS + SAMPLES["vorbis"] + SAMPLES["ogg-flac"]
     assert examine(both)["duration"] == pytest.approx(3.0, abs=0.2)
     assert examine(both, 2.5)["refused"] == "long"
-    assert examine(OPUS + encode("vorbis", 660, 8000, silent=True))["refused"] == "long"
+    eleven = encode("vorbis", 660, 8000, silent=True)
+    for first in (OPUS, SAMPLES["vorbis"], SAMPLES["vorbis"] + OPUS):
+        assert examine(first + eleven)["refused"] == "long"
+    assert examine(eleven + OPUS, 700)["duration"] == pytest.approx(661, abs=0.5)
     assert examine(OPUS * 300) == {"refused": "unknown", "why": "entries"}
 
 

@@ -326,11 +326,11 @@ async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadVali
             assert idler.facts["verdict"] == "accepted"
 
 
-def slow_to_read(comments: int) -> bytes:
+def slow_to_read(comments: int, value: bytes = b"v") -> bytes:
     """A second of Opus whose comments cost FFmpeg time that grows with their square."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as container:
-        container.metadata.update({f"k{number}": "v" for number in range(comments)})
+        container.metadata.update({f"k{number}": value.decode() for number in range(comments)})
         stream = container.add_stream("libopus", rate=48_000)
         assert isinstance(stream, AudioStream)
         frame = av.AudioFrame(format="s16", layout="mono", samples=48_000)
@@ -416,6 +416,59 @@ async def test_a_probe_that_was_taken_over_is_not_believed(
             refusal = await feed_until_refused(check, bytes(1000), 10_000)
     assert isinstance(refusal, UploadDurationUnknown)
     assert (await upload(validator, GOOD)).code == "accepted"
+
+
+async def test_last_words_count_where_the_end_is_known_first(
+    pool: ProbePool,
+    validator: UploadValidator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A process that found no duration in little memory has ended by itself: the next one has more,
+    and nothing was lost."""
+    ours, theirs = socket.socketpair()
+    attach = ProbeSession.attach
+    memory = []
+
+    def attach_to_us(session: ProbeSession, sock: socket.socket) -> None:
+        memory.append(session.memory)
+        if len(memory) > 1:
+            attach(session, sock)
+            return
+        kept.enter_context(sock)  # its process waits for a job
+        attach(session, theirs)
+        ours.sendall(b'{"refused": "unknown", "why": "memory"}\n')
+        session.died(0)
+
+    with ours, contextlib.ExitStack() as kept:
+        monkeypatch.setattr(ProbeSession, "attach", attach_to_us)
+        assert (await upload(validator, GOOD)).code == "accepted"
+    assert memory == [FIRST_MEMORY, Job.memory]
+    assert "upload probe lost" not in caplog.text
+
+
+async def test_many_large_comments_share_one_budget(
+    roomy: ProbePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight of 20 MB at once, of which FFmpeg makes copies: they take what two processes may."""
+    monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(pool_module, "TURN", PATIENCE)
+    validator = UploadValidator(Upload(), roomy, new_spool())
+    body = form(part(slow_to_read(1, b"v" * 20_000_000)))
+    peaks = [0]
+    done = asyncio.Event()
+
+    async def watch() -> None:
+        while not done.is_set():
+            peaks.append(sum(map(own_memory, descendants())))
+            await asyncio.sleep(0.01)
+
+    watcher = asyncio.create_task(watch(), name="watch")
+    outcomes = await asyncio.gather(*(upload(validator, body) for _ in range(8)))
+    done.set()
+    await watcher
+    assert {o.facts.get("reason") for o in outcomes} <= {None, "memory"}
+    assert 20 * 2**20 < max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent
 
 
 async def test_a_dribbling_client_holds_no_process(

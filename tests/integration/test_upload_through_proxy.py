@@ -410,6 +410,20 @@ REPORTED = {
 }
 
 
+#: The access line's `detail` (how it begins), `upload_type` and `upload_label`.
+SAID = {
+    "accepted": ("None", "audio/mpeg", "audio/mpeg"),
+    "upload_type_rejected": (
+        "Audio file type not accepted: a PDF document (application/pdf) (accepted: MP3, WAV,",
+        None,
+        "application/pdf",
+    ),
+    "upload_too_large": ("Audio file too large: ", None, None),
+    "upload_malformed": ("Upload malformed: the body ends before the last boundary", None, None),
+    "upload_missing": ("Audio file missing: no file in field audio_file", None, None),
+}
+
+
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("verdict", REPORTED)
 def test_report_mode(site: UploadSite, verdict: str, framing: str) -> None:
@@ -429,6 +443,9 @@ def test_report_mode(site: UploadSite, verdict: str, framing: str) -> None:
     assert arrival.request.framing == framing
     line = site.proxy.access_line(correlation)
     assert (line["upload_verdict"], line["upload_mode"]) == (verdict, "report")
+    detail, kind, label = SAID[verdict]
+    assert (line.get("upload_type"), line.get("upload_label")) == (kind, label)
+    assert str(line.get("detail")).startswith(detail)
     after = site.metric("proxy_uploads_total", endpoint="report", verdict=verdict)
     assert after == before + 1
     more = site.metric("proxy_uploads_rejected_total", endpoint="report", code=verdict) - refused

@@ -1,4 +1,6 @@
-"""Forms as HTTP clients write them, byte for byte: what each does differently from the others.
+"""Forms as HTTP clients write them: what each does differently from the others. They are
+reconstructed from the clients' sources and documentation, not captured from the wire; the clients
+that are at hand run themselves (test_upload_clients.py).
 
 Each has the field `max_shorts` with 5 and the file song.mp3 in `audio_file`, where `<AUDIO>`
 stands, unless it says otherwise. Line ends are CRLF; `<LENGTH>` is the number of the audio's bytes.
