@@ -159,9 +159,11 @@ async def test_who_is_killed_each_time_is_told_to_come_back(
 
     def attach_to_the_dead(session: ProbeSession, sock: socket.socket) -> None:
         # Dead before it has its job: a small file is examined faster than a killer comes.
-        before = {process.pid for process in descendants()}
+        deadline = time.monotonic() + PATIENCE
+        while len(descendants()) < 2 and time.monotonic() < deadline:  # not forked yet
+            time.sleep(0.001)
         pool._command(b"K" + session.name)
-        while before <= {process.pid for process in descendants()}:
+        while len(descendants()) > 1 and time.monotonic() < deadline:
             time.sleep(0.001)
         attach(session, sock)
 
