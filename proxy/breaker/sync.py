@@ -215,6 +215,10 @@ class FleetSync:
                 self._lost(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
+        if "publish" in self._store.missing_rights:
+            # Others may lack it as well: what they do is heard by nobody, whatever the channel has
+            # brought so far.
+            self._poll_at = min(self._poll_at, self._clock.monotonic() + POLL)
 
     async def _poll(self, now: float) -> None:
         """A glance at all breakers, and a look at those that are not as we know them."""

@@ -11,10 +11,12 @@ import pytest
 
 from proxy.breaker import sync as sync_module
 from proxy.breaker.circuit import CircuitBreaker
+from proxy.breaker.messages import Notice
 from proxy.breaker.store import BreakerStore, StoreError
 from proxy.breaker.sync import FleetSync
 from proxy.clock import SystemClock
 from proxy.config.upstreams import Breaker
+from tests.jobs_kit import eventually
 
 
 class Misbehaving:
@@ -68,3 +70,37 @@ async def test_both_tasks_outlive_what_the_store_raises(
     await sync.stop()
     assert told == [False]
     assert caplog.text.count("failed") == 2
+
+
+class Mute:
+    """A store whose channel is there, and which may not publish, as the first heartbeat finds."""
+
+    def __init__(self) -> None:
+        self.missing_rights: dict[str, str] = {}
+        self.polls_since = 0
+
+    async def listen(self) -> AsyncIterator[Notice]:
+        yield Notice()
+        await asyncio.Event().wait()
+
+    async def beat(self) -> None:
+        self.missing_rights["publish"] = "PUBLISH"
+
+    async def peek(self, breakers: object) -> list[object]:
+        self.polls_since += bool(self.missing_rights)
+        return []
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_who_may_not_publish_polls_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a poll was to come much later, as long as the channel seemed to work."""
+    monkeypatch.setattr(sync_module, "BEAT", 0.05)
+    monkeypatch.setattr(sync_module, "POLL", 0.01)
+    monkeypatch.setattr(sync_module, "POLL_QUIET", 3600.0)
+    store = Mute()
+    sync = FleetSync({}, cast(BreakerStore, store), clock=SystemClock(), where="here")
+    sync.start()
+    await eventually(lambda: store.polls_since >= 3, "it polls again and again")
+    await sync.stop()
