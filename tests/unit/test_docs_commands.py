@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -114,3 +115,33 @@ def test_every_make_target_exists() -> None:
         for text in (*shell(page), *spans(page)):
             for name in re.findall(r"^make (?:[A-Z]+=\S+ )*([a-z][a-z-]+)\b", text, re.MULTILINE):
                 assert name in targets, f"{page.name}: make {name}"
+
+
+def commands(parser: argparse.ArgumentParser, before: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Every command that does something, with its options."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for group in groups:
+        for name, below in group.choices.items():
+            yield from commands(below, f"{before}{name} ")
+    if not groups:
+        yield (
+            before.strip(),
+            {o for a in parser._actions for o in a.option_strings if o[:2] == "--"},
+        )
+
+
+def test_the_reference_names_every_command_with_its_options() -> None:
+    """Those that all commands of the admin API share stand below the table."""
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    shared = {"--help", "--admin", "--token"}
+    assert all(f"`{option}" in page for option in shared)
+    documented = {
+        name: set(re.findall(r"--[a-z]+", row[1]))
+        for row in rows  # those of signals do not begin with a name in backticks
+        for name in re.findall(r"`([a-z ]+)`", row[0])
+    }
+    for name, options in commands(_parser()):
+        wanted = options - shared - ({"--json"} if "--admin" in options else set())
+        assert documented.pop(name) == wanted, name
+    assert documented == {}
