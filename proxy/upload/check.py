@@ -19,13 +19,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.errors import Overloaded, ProxyError, forget_frames
+from proxy.errors import ProxyError, forget_frames
 from proxy.forms import values
 from proxy.forms.digests import DIGEST_FIELDS, Digests
 from proxy.forms.reader import FormError, FormReader
 from proxy.memory_budget import Holding, Owner
 from proxy.spool import SpooledBody
 from proxy.upload import verdicts
+from proxy.upload.facts import facts_of
 from proxy.upload.families import BY_MEDIA_TYPE, HEAD
 from proxy.upload.rewrite import NewForm
 from proxy.upload.session import ProbeSession
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not its files
 SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
-
-#: What `UploadCheck.facts` may hold, and the access line as `upload_NAME`.
-FACTS: Final = ("verdict", "mode", "type", "label", "size", "duration", "validation_ms", "reason")
 
 log = logging.getLogger("proxy.upload")
 
@@ -156,30 +154,10 @@ class UploadCheck:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For the access line and the metrics: `verdict` (`accepted`, an error's code, or
-        `unfinished`), `mode`, `type` and `label` (ours and libmagic's), `size` in bytes, `duration`
-        in seconds, `validation_ms` from the last byte to the verdict, `reason`. What is not known
-        is left out."""
-        session = self._session
-        verdict = session.verdict or {}
-        kind = session.kind or {k: v for k, v in verdict.items() if isinstance(v, str)}
-        values = (
-            self._verdict_name(),
-            self._rules.mode,
-            kind.get("type", kind.get("family")),
-            kind.get("label"),
-            self._file.size,
-            verdict.get("duration"),
-            self._validation_ms,
-            self._error.reason if self._error else None,
+        """What is known of it by now, as `FACTS` names it."""
+        return facts_of(
+            self._session, self._error, self._rules.mode, self._file.size, self._validation_ms
         )
-        facts = zip(FACTS, values, strict=True)
-        return {name: value for name, value in facts if value is not None}
-
-    def _verdict_name(self) -> str:
-        if self._error is not None:
-            return "overloaded" if isinstance(self._error, Overloaded) else self._error.code
-        return "accepted" if self._validation_ms is not None else "unfinished"
 
     # --- the request's head ---------------------------------------------------------------------
 

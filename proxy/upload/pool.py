@@ -27,7 +27,8 @@ from pathlib import Path
 
 import proxy
 from proxy.tasks import Supervised, Tasks
-from proxy.upload.session import Job, ProbeSession
+from proxy.upload.job import Job
+from proxy.upload.session import ProbeSession
 
 START_TIMEOUT = 20.0
 MEMORY = 512 * 1024 * 1024  # bytes beyond the parent's that all processes together may take

@@ -26,17 +26,16 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+
+from proxy.upload.job import FIRST_MEMORY, Job
 
 if TYPE_CHECKING:
     from proxy.upload.pool import ProbePool
 
 QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
 PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
-PROBE_MEMORY = 64 * 1024 * 1024  # bytes: FFmpeg's index of a three-hour MP4 takes 30 MiB
-FIRST_MEMORY = 12 * 1024 * 1024  # bytes: three times what 50 MB of any kind need
-PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
 RETRY_DELAY = 0.3
 _CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
 MAX_ANSWER = 16 * 1024
@@ -59,28 +58,6 @@ _CRASHES: Final[dict[int, str]] = {
 Answer = dict[str, Any]
 
 log = logging.getLogger("proxy.upload")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a probe process is asked. `memory`: bytes beyond what it starts with; `cpu`: seconds."""
-
-    types: tuple[str, ...]
-    max_duration: float | None
-    memory: int = PROBE_MEMORY
-    cpu: int = PROBE_CPU
-
-    @classmethod
-    def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> Job:
-        """Limits that suit files of up to `max_size` bytes."""
-        memory = max(cls.memory, max_size // 8)  # an index entry of 24 bytes for a packet of 200
-        return cls(types, max_duration, memory, cls.cpu + max_size // 100_000_000)
-
-    def encode(self, received: int, *, whole: bool) -> bytes:
-        """As the process reads it, of a file of which `received` bytes are there: 4-byte length,
-        JSON."""
-        body = json.dumps(self.__dict__ | {"received": received, "whole": whole}).encode()
-        return len(body).to_bytes(4, "big") + body
 
 
 class ProbeSession:

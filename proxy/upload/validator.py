@@ -14,8 +14,8 @@ from proxy.spool import Spool
 from proxy.upload import verdicts
 from proxy.upload.check import OTHER_FIELDS, UploadCheck
 from proxy.upload.families import compile_types
+from proxy.upload.job import Job
 from proxy.upload.pool import ProbePool
-from proxy.upload.session import Job
 
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 

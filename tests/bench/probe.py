@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from proxy.upload import probe
 from proxy.upload.families import NAMES
-from proxy.upload.session import Job
+from proxy.upload.job import Job
 from proxy.upload.sniff import Sniffer
 from tests.bench.stats import quantile
 from tests.bench.uploads import noise, samples

@@ -25,8 +25,9 @@ from proxy.errors import Overloaded, UploadDurationUnknown
 from proxy.upload import pool as pool_module
 from proxy.upload import session as session_module
 from proxy.upload.check import UploadCheck
+from proxy.upload.job import FIRST_MEMORY, Job
 from proxy.upload.pool import ProbePool
-from proxy.upload.session import FIRST_MEMORY, Job, ProbeSession
+from proxy.upload.session import ProbeSession
 from proxy.upload.validator import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE

@@ -51,7 +51,8 @@ from proxy.telemetry.volumes import Volumes
 from proxy.trace.causes import _TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
-from proxy.upload.check import FACTS, UploadCheck
+from proxy.upload.check import UploadCheck
+from proxy.upload.facts import FACTS
 from proxy.vitals import Vitals
 from proxy.wire.deadlines import Sweeper
 from tests.telemetry_facts import Facts

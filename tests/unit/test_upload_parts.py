@@ -15,9 +15,9 @@ from proxy.forms.reader import PART_END, Part
 from proxy.memory_budget import Holding, MemoryBudget
 from proxy.upload import foreign, mpeg, refused, verdicts
 from proxy.upload.families import MPEG
+from proxy.upload.job import Job
 from proxy.upload.pool import memory_within
 from proxy.upload.rewrite import NewForm
-from proxy.upload.session import Job
 from tests.uploads.drive import new_spool
 from tests.uploads.growing import Growing
 

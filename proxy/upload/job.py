@@ -1,0 +1,32 @@
+"""What a probe process is asked, and what it may take for that."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+PROBE_MEMORY = 64 * 1024 * 1024  # bytes: FFmpeg's index of a three-hour MP4 takes 30 MiB
+FIRST_MEMORY = 12 * 1024 * 1024  # bytes: three times what 50 MB of any kind need
+PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
+
+
+@dataclass(frozen=True)
+class Job:
+    """`memory`: bytes beyond what it starts with; `cpu`: seconds."""
+
+    types: tuple[str, ...]
+    max_duration: float | None
+    memory: int = PROBE_MEMORY
+    cpu: int = PROBE_CPU
+
+    @classmethod
+    def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> Job:
+        """Limits that suit files of up to `max_size` bytes."""
+        memory = max(cls.memory, max_size // 8)  # an index entry of 24 bytes for a packet of 200
+        return cls(types, max_duration, memory, cls.cpu + max_size // 100_000_000)
+
+    def encode(self, received: int, *, whole: bool) -> bytes:
+        """As the process reads it, of a file of which `received` bytes are there: 4-byte length,
+        JSON."""
+        body = json.dumps(self.__dict__ | {"received": received, "whole": whole}).encode()
+        return len(body).to_bytes(4, "big") + body
