@@ -58,6 +58,9 @@ class _Op:
     done: Done | None
 
 
+#: Jobs of a list with their documents that are read at a time.
+_LIST_PAGE = 64
+
 #: Bytes of values that are read of the versions of one job, and those that the loop decompresses.
 VERSIONS_SIZE = 4 * 1024 * 1024
 _AT_ONCE = 64 * 1024
@@ -439,8 +442,11 @@ class Ledger:
             job_ids.append(job_id)
         if reserve is not None:
             reserve(whole)
-        documents = await self._rows(sql.WHOLE, {"job_ids": json.dumps(job_ids)})
-        return self._with_unwritten(map(read_row, documents), status, now)[:limit], full
+        rows: list[Row] = []
+        for start in range(0, len(job_ids), _LIST_PAGE):
+            asked = {"job_ids": json.dumps(job_ids[start : start + _LIST_PAGE])}
+            rows += map(read_row, await self._rows(sql.WHOLE, asked))
+        return self._with_unwritten(rows, status, now)[:limit], full
 
     def _asked(self, status: str | None, now: float, limit: int) -> dict[str, Any]:
         # A row may be in both, in its old version and its new one.

@@ -33,6 +33,7 @@ from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.model import (
     UNKNOWN_STATUS,
     Snapshot,
+    as_json,
     deleted_body,
     job_body,
     list_body,
@@ -73,6 +74,9 @@ class Creation(StrEnum):
 
 #: Lists for clients that are read at a time: each takes some MB until it is sent.
 _LISTS = 4
+
+#: Rows of a list that are looked at in one turn of the event loop.
+_ROWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,19 +515,22 @@ class Mirror:
                 rows, cut = await self._ledger.listing_within(
                     status, self._clock.time(), most, LIST_SIZE, reserve
                 )
-                return self._list_of(rows, cut or (limit is not None and limit > most == len(rows)))
+                cut = cut or (limit is not None and limit > most == len(rows))
+                return await self._list_of(rows, cut)
         except LedgerSilent:
             return None
 
-    def _list_of(self, rows: list[Row], cut: bool) -> Answer:
+    async def _list_of(self, rows: list[Row], cut: bool) -> Answer:
         shape = self._keeper.capture.shape
         values = []
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             if row.job_id in self._duties.gone:
                 continue
             if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
                 continue  # no JSON: it would spoil the whole list
-            values.append(row.raw)
+            values.append(as_json(row.raw))
         as_of = self._keeper.known_until
         if self._keeper.state == "live":
             as_of = self._clock.time()

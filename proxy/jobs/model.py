@@ -249,7 +249,7 @@ def job_body(snapshot: Snapshot) -> bytes | None:
     `updated_at` always empty.
     """
     if snapshot.shape == "older":
-        return _strict(snapshot.raw)
+        return as_json(snapshot.raw)
     document = _load_finite(snapshot.raw)
     if document is None:
         return None
@@ -260,9 +260,10 @@ def job_body(snapshot: Snapshot) -> bytes | None:
 
 
 def list_body(shape: Shape, values: list[bytes]) -> bytes:
-    """What the app answers to `GET /jobs`: the raw documents, spliced without parsing them."""
+    """What the app answers to `GET /jobs`: the raw documents, made `as_json`, spliced without
+    parsing them."""
     head = b"{" if shape == "older" else b'{"status":"success",'
-    jobs = b",".join(map(_strict, values))
+    jobs = b",".join(values)
     return head + b'"total":%d,"jobs":[' % len(values) + jobs + b"]}"
 
 
@@ -281,7 +282,7 @@ def not_found_body(shape: Shape) -> bytes:
     return _encode({"error": "HTTP_ERROR", "message": "Job not found"})
 
 
-def _strict(raw: bytes) -> bytes:
+def as_json(raw: bytes) -> bytes:
     """A document as it is, unless it has what Python writes for numbers that JSON does not know
     (RFC 8259 §6): a browser would refuse all of the answer for it. Such a number becomes null."""
     if b"NaN" not in raw and b"Infinity" not in raw:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.jobs.model import (
     KeyPattern,
+    as_json,
     deleted_body,
     digest_of,
     is_newer,
@@ -203,7 +204,7 @@ def test_what_is_no_number_becomes_null(number: str) -> None:
     older = b'{"job_id":"mv_1",%b,"updated_at":"","result":{"drift":%b}}' % (words, number.encode())
     for raw in (current, older):
         answer = strict(job_body(parse("mv_1", raw)))
-        (listed,) = strict(list_body("current", [raw]))["jobs"]
+        (listed,) = strict(list_body("current", [as_json(raw)]))["jobs"]
         for found in (answer, listed):
             assert found["result"]["drift"] in (None, math.inf)
             assert (found["error"], found["progress"]) == ("NaN, not Infinity", 50.5)
