@@ -419,3 +419,50 @@ async def test_a_body_must_come_fast_enough(every: float, status: bytes) -> None
             await turns_of_the_loop(2)
             slow.pass_time(every)
         assert slow.answer.written[9:12] == status
+
+
+@pytest.mark.parametrize(("every", "status"), [(0.5, b"408"), (0.05, b"")])
+async def test_a_head_must_come_fast_enough(every: float, status: bytes) -> None:
+    """However long `timeouts.header` lets it take."""
+    with rig() as slow:
+        object.__setattr__(slow.listener, "header_timeout", 600.0)
+        slow.listener.limits.min_rate = 10
+        slow.client.data_received(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        await turns_of_the_loop(3)
+        for _ in range(int(30 / every)):
+            slow.client.data_received(b"x")
+            await turns_of_the_loop(2)
+            slow.pass_time(every)
+        assert slow.answer.written[9:12] == status
+
+
+@pytest.mark.parametrize(("taken", "cut"), [(100, True), (1000, False)])
+async def test_an_answer_must_be_taken_fast_enough(taken: int, cut: bool) -> None:
+    """A client that takes a little now and then is never still for long, and yet too slow."""
+    with rig() as slow:
+        plan = slow.listener.table.match("GET", "/")[0]
+        object.__setattr__(plan, "min_rate", 1000)
+        slow.client.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await turns_of_the_loop(3)
+        upstream, _ = slow.connections[0]
+        left = 100_000
+
+        def waiting() -> int:
+            return left
+
+        take = slow.answer.write
+
+        def write(data: bytes) -> None:
+            take(data)
+            slow.client.pause_writing()
+
+        slow.answer.get_write_buffer_size = waiting  # type: ignore[method-assign]
+        slow.answer.write = write  # type: ignore[method-assign, assignment]
+        upstream.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + bytes(left))
+        await turns_of_the_loop(3)
+        for _ in range(60):
+            left -= taken
+            await turns_of_the_loop(2)
+            slow.pass_time(0.5)
+        assert slow.answer.closing is cut
+        assert slow.answer.written.startswith(b"HTTP/1.1 200")
