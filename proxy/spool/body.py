@@ -7,8 +7,8 @@ Rules
 2. What the disk did not take stays in memory. `full` is then set for good, and the owner should
    append no more; all that it has appended can be read.
 3. `blocked` is the disk's back-pressure: too many bytes wait for it.
-4. A body that must be a file (`keep`) is one in memory where the disk takes nothing of it, as far
-   as the budget has room.
+4. A body that must be a file (`keep`) is one in memory where the disk takes no more of it, as far
+   as the budget has room. `fd` is another one then.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class SpooledBody:
         "_keep",
         "_limit",
         "_memory",
+        "_moving",
         "_on_change",
         "_owner",
         "_spool",
@@ -89,6 +90,7 @@ class SpooledBody:
         self._writing: list[Block] = []
         self._file: SpoolFile | None = None
         self._in_file = False
+        self._moving = False  # what the file has is being copied to another one
         self._limit = limit
         self._hasher = hashlib.sha256(usedforsecurity=False) if sha256 else None
         self._hashed = 0
@@ -127,7 +129,9 @@ class SpooledBody:
     def to_file(self) -> None:
         """Let the content be in a file, now and from now on. `fd` and `written` follow."""
         self._in_file = True
-        if self._writing or self.full is not None or not self._memory.size or self._closed:
+        if self._writing or self._moving or self._closed:
+            return
+        if self.full is not None or not self._memory.size:
             return
         if self._file is None:
             self._file = self._spool.file()
@@ -147,7 +151,7 @@ class SpooledBody:
     @property
     def blocked(self) -> bool:
         """Whether the owner should append no more until `on_change`."""
-        return bool(self._writing) and self._memory.size > AHEAD * self._spool.memory.allowance
+        return self.writing and self._memory.size > AHEAD * self._spool.memory.allowance
 
     def _catch_up(self) -> None:
         """Hash what is in memory."""
@@ -157,14 +161,33 @@ class SpooledBody:
             self._hashed = self.size
 
     def _no_room(self, refusal: Reason) -> None:
-        """The file takes nothing more."""
+        """The file takes nothing more: go on with one in memory, or not at all."""
+        old = self._file
         instead = self._spool.memory_file(self._owner, refusal) if self._keep else None
-        if self.written or isinstance(self._file, MemoryFile) or instead is None:
+        if isinstance(old, MemoryFile) or instead is None:
             self.full = refusal
-            return
+        elif old is None or not self.written:
+            self._replace(instead)
+        else:
+
+            def moved(worked: bool) -> None:
+                self._moving = False
+                if self._closed or not worked:
+                    instead.close()
+                    self.full = refusal
+                else:
+                    self._replace(instead)
+                if not self._closed:
+                    self._on_change()
+
+            self._moving = instead.take_over(old, self.written, moved)
+            if not self._moving:
+                self.full = refusal
+
+    def _replace(self, file: SpoolFile) -> None:
         if self._file is not None:
             self._file.close()
-        self._file = instead
+        self._file = file
         self.to_file()
 
     def _wrote(self, size: int, refusal: Reason | None) -> None:
@@ -181,8 +204,8 @@ class SpooledBody:
             return
         self._memory.release(size)
         if refusal is not None:
-            self.full = refusal
             self._memory.put_back(blocks, size)
+            self._no_room(refusal)
         elif self._memory.size:
             self.to_file()
         self._on_change()
@@ -201,7 +224,7 @@ class SpooledBody:
     @property
     def writing(self) -> bool:
         """Whether some of it is on its way to the file."""
-        return bool(self._writing)
+        return bool(self._writing) or self._moving
 
     @property
     def fd(self) -> int | None:

@@ -24,6 +24,9 @@ Block = bytes | bytearray
 #: Bytes that are read at a time.
 READ = 256 * 1024
 
+#: Bytes that are copied at a time.
+_COPIED = 1024 * 1024
+
 #: Parts of what is left of the memory budget that one file may have.
 _PARTS = 4
 
@@ -131,6 +134,13 @@ class SpoolFile:
         self.reserved -= size
         self._spool.release(size)
 
+    def hold(self) -> None:
+        """Keep it open until `let_go`, though it may be closed meanwhile."""
+        self._busy += 1
+
+    def let_go(self) -> None:
+        self._less_busy()
+
     def close(self) -> None:
         """The content is no longer needed. May be called again."""
         if self._closed:
@@ -191,6 +201,28 @@ class MemoryFile(SpoolFile):
         self._spool.disk.soon(lambda: done(written, reason))
         return None
 
+    def take_over(self, other: SpoolFile, size: int, done: Callable[[bool], None]) -> bool:
+        """Copy the first `size` bytes of another file; `done` follows with whether that worked.
+        False where there is no room for them."""
+        source = other.fd
+        if source is None or size > self._account.left // _PARTS or not self._held.try_grow(size):
+            return False
+        self._busy += 1
+        other.hold()
+
+        def work() -> int | None:
+            return _copy(source, size)
+
+        def finished(fd: int | None) -> None:
+            self.fd = fd
+            self._spool.files += fd is not None
+            other.let_go()
+            self._less_busy()
+            done(fd is not None)
+
+        self._spool.disk.submit(work, finished)
+        return True
+
     def _close_when_idle(self) -> None:
         if self._busy:
             return
@@ -222,6 +254,24 @@ def _write(
     except OSError as error:
         return fd, written, error
     return fd, written, None
+
+
+def _copy(source: int, size: int) -> int | None:
+    """A file in memory with the first `size` bytes of `source`; None where that does not work."""
+    fd = None
+    try:
+        fd = os.memfd_create("reliability-proxy", os.MFD_CLOEXEC)
+        at = 0
+        while at < size:
+            got = os.pwrite(fd, os.pread(source, min(_COPIED, size - at), at), at)
+            if not got:
+                raise OSError(errno.EIO, "the file has become shorter")
+            at += got
+    except OSError:
+        if fd is not None:
+            os.close(fd)
+        return None
+    return fd
 
 
 def _read(fd: int, offset: int, size: int) -> bytes | OSError:

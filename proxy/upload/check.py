@@ -249,7 +249,7 @@ class UploadCheck:
         if file.fd is not None:
             whole = file.complete and file.in_file
             if session.opened:
-                session.grew(file.written, whole=whole)
+                session.grew(file.fd, file.written, whole=whole)
             elif file.written >= HEAD or whole:
                 session.open(file.fd, file.written, whole=whole)
 

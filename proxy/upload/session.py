@@ -120,10 +120,14 @@ class ProbeSession:
         self._received, self.whole = received, whole
         self._enqueue()
 
-    def grew(self, received: int, *, whole: bool) -> None:
-        """So many bytes can be read by now."""
+    def grew(self, descriptor: int, received: int, *, whole: bool) -> None:
+        """So many bytes can be read by now. Behind another `descriptor` they are examined anew,
+        once they are whole."""
         if self._closed or self._file is None:
             return
+        if descriptor != self._file:
+            self._detach()
+            self._file, self.whole = descriptor, False
         became_whole = whole and not self.whole
         self._received, self.whole = received, whole
         if self._sock is not None:

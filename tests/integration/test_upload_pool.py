@@ -357,6 +357,35 @@ async def test_slow_files_cost_their_own_time_only(
     assert {outcome.code for outcome in await asyncio.gather(*slow)} == {"accepted"}
 
 
+async def test_a_spool_that_fills_in_the_middle_of_a_file(
+    pool: ProbePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file goes on in memory, and is examined anew from there."""
+    spool = new_spool(max_size=600_000)
+    validator = UploadValidator(Upload(), pool, spool)
+    opened: list[bool] = []
+    grew = ProbeSession.grew
+
+    def note(session: ProbeSession, descriptor: int, received: int, *, whole: bool) -> None:
+        opened.append(session._file != descriptor)
+        grew(session, descriptor, received, whole=whole)
+
+    monkeypatch.setattr(ProbeSession, "grew", note)
+    body = form(part(wav_header(2_000_000) + bytes(2_000_000)))
+    check = validator.begin(CONTENT_TYPE, None, None)
+    try:
+        for at in range(0, len(body), 50_000):
+            check.feed(body[at : at + 50_000])
+            await asyncio.sleep(0.002)
+        await check.finish()
+        assert check.facts["verdict"] == "accepted"
+        assert True in opened
+        assert spool.memory.sibling("memory_files").used > 2_000_000
+    finally:
+        check.close()
+    await until(lambda: not spool.files)
+
+
 async def test_a_full_spool_is_no_fault_of_the_file(
     pool: ProbePool, caplog: pytest.LogCaptureFixture
 ) -> None:
