@@ -41,6 +41,7 @@ from proxy.upload.packets import (
     Walk,
     audio_streams,
     decode,
+    new_walks,
     open_container,
     settle,
     walk_file,
@@ -148,7 +149,7 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
         raise Undecodable("cut_short")
     with open_container(source, MP4) as container:
         streams = audio_streams(container, MP4)
-        walks = [Walk(float(stream.time_base or 1)) for stream in streams]
+        walks = new_walks(streams, MP4)
         context = streams[0].codec_context
         indexed = (
             len(streams) == 1

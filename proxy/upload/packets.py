@@ -65,6 +65,7 @@ class Walk:
     """What one audio stream has shown so far; times in units of its time base."""
 
     tick: float = 1.0  # seconds
+    opus: bool = False  # packets say how long they play
     total: int = 0
     first: int | None = None
     last: int = 0
@@ -150,10 +151,21 @@ def walk_file(file: Any, family: Family, limit: float | None) -> list[Walk]:
     exceptions of refused.py."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
-        walks = [Walk(float(stream.time_base or 1)) for stream in streams]
+        walks = new_walks(streams, family)
         walk_packets(container, streams, walks, family, limit)
         refuse_video(container, family)
         return walks
+
+
+def new_walks(streams: Sequence[AudioStream], family: Family) -> list[Walk]:
+    """One for each, with nothing seen yet."""
+    return [
+        Walk(
+            float(stream.time_base or 1),
+            family is not OGG and getattr(stream.codec_context, "name", "") in ("opus", "libopus"),
+        )
+        for stream in streams
+    ]
 
 
 def settle(walks: Sequence[Walk], limit: float | None) -> float:
@@ -184,11 +196,6 @@ def walk_packets(
     exceptions of refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     placed, stamped = family in (MPEG, AAC, FLAC), family is not OGG
-    opus = {
-        stream.index
-        for stream in streams
-        if stamped and getattr(stream.codec_context, "name", "") in ("opus", "libopus")
-    }
     past = None if limit is None else limit + GRACE
     try:
         for packet in container.demux(list(streams)):
@@ -214,18 +221,23 @@ def walk_packets(
                         walk.first = stamp
                     if stamp + duration > walk.last:  # `max()` costs more than all of this
                         walk.last = stamp + duration
-                if packet.stream_index in opus:
+                if walk.opus:
                     walk.inner += opus_seconds(packet)
             if walk.tried == stop_after:
                 break
             if past is not None and walk.total * walk.tick > past:
                 raise PastLimit(walk.total * walk.tick)
-    except MemoryError as error:  # FFmpeg's, too: what comes behind might play
-        raise Undecodable("memory") from error
     except av.error.FFmpegError as error:
-        # A file cut short ends in an error; what came before it is what plays.
-        if not any(walk.packets for walk in walks):
-            raise Undecodable("broken") from error
+        _judge_end(error, walks)
+
+
+def _judge_end(error: Exception, walks: Sequence[Walk]) -> None:
+    """A file cut short ends in an error; what came before it is what plays. But what there is no
+    memory for might play, too."""
+    if isinstance(error, MemoryError):
+        raise Undecodable("memory") from error
+    if not any(walk.packets for walk in walks):
+        raise Undecodable("broken") from error
 
 
 def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
