@@ -55,16 +55,37 @@ def open_nameless(directory: Path) -> int:
     return descriptor
 
 
+#: Whether file systems are in memory, by their devices.
+_MEMORY_DEVICES: dict[int, bool] = {}
+
+
+def in_memory(fd: int) -> bool:
+    """Whether the file is on a file system in memory (tmpfs, ramfs), where reads do not wait."""
+    device = os.fstat(fd).st_dev
+    known = _MEMORY_DEVICES.get(device)
+    if known is None:
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with contextlib.suppress(OSError), open("/proc/self/mountinfo") as mounts:
+            # 36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw (proc_pid_mountinfo(5))
+            known = any(
+                line.split()[2] == number and line.partition(" - ")[2][:6] in ("tmpfs ", "ramfs ")
+                for line in mounts
+            )
+        _MEMORY_DEVICES[device] = known = bool(known)
+    return known
+
+
 class SpoolFile:
     """`fd` is None until the first write is done. At most one write is under way at a time; any
     number of reads may be. `reserved` is what it has of the spool's bound, in bytes."""
 
-    __slots__ = ("_busy", "_closed", "_spool", "fd", "reserved")
+    __slots__ = ("_busy", "_closed", "_in_memory", "_spool", "fd", "reserved")
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._busy = 0  # work that threads do for it now
         self._closed = False
+        self._in_memory = False  # whether it is known never to wait for a disk
         self.fd: int | None = None
         self.reserved = 0
 
@@ -114,12 +135,9 @@ class SpoolFile:
         waited for: then `done` follows with them, or with what went wrong."""
         fd = self.fd
         assert fd is not None
-        if _NOWAIT is not None:
-            piece = self._spool.scratch[:size]
-            with contextlib.suppress(OSError):  # not at hand, or not possible here
-                got = os.preadv(fd, [piece], offset, _NOWAIT)
-                if got:
-                    return bytes(piece[:got])
+        at_hand = self._at_hand(fd, offset, size)
+        if at_hand:
+            return at_hand
         self._busy += 1
 
         def finished(result: bytes | OSError) -> None:
@@ -127,6 +145,22 @@ class SpoolFile:
             done(result)
 
         self._spool.disk.submit(lambda: _read(fd, offset, size), finished)
+        return None
+
+    def _at_hand(self, fd: int, offset: int, size: int) -> bytes | None:
+        """What can be read without waiting, if that can be known."""
+        with contextlib.suppress(OSError):
+            if self._in_memory:
+                return os.pread(fd, size, offset)
+            if _NOWAIT is not None:
+                piece = self._spool.scratch[:size]
+                try:
+                    return bytes(piece[: os.preadv(fd, [piece], offset, _NOWAIT)])
+                except OSError as error:
+                    # File systems in memory do not know the flag: they have all at hand anyway.
+                    self._in_memory = error.errno == errno.EOPNOTSUPP and in_memory(fd)
+                if self._in_memory:
+                    return os.pread(fd, size, offset)
         return None
 
     def give_back(self, size: int) -> None:
@@ -172,6 +206,7 @@ class MemoryFile(SpoolFile):
     def __init__(self, spool: Spool, account: Account, owner: Owner | None, why: Reason) -> None:
         super().__init__(spool)
         self._why = why  # the disk takes nothing
+        self._in_memory = True
         self._account = account
         self._held = Holding(account, owner)
 

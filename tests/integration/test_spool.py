@@ -276,6 +276,28 @@ async def test_what_must_be_a_file_is_one_in_memory(
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no tmpfs at /dev/shm")
+async def test_a_file_system_in_memory_is_read_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say what is at hand, as everything is: no thread is asked for it."""
+    site.spool.configure(Path("/dev/shm"), 64 * MIB)
+    content = random.Random(5).randbytes(2 * MIB)
+    body = site.body()
+    body.append([content])
+    body.end()
+    await site.until(lambda: body.in_file)
+    assert body.fd is not None
+    assert spool_file.in_memory(body.fd)
+    other = os.open("/proc/self/cmdline", os.O_RDONLY)
+    assert not spool_file.in_memory(other)
+    os.close(other)
+    monkeypatch.setattr(site.spool.disk, "submit", None)
+    assert await site.read(body.reader()) == content
+    monkeypatch.undo()
+    body.close()
+
+
 async def test_a_file_in_memory_has_a_share_of_what_is_left(site: Site) -> None:
     """Beyond that it is full as any other, and can still be read."""
     site.spool.configure(site.spool.directory, 1)
