@@ -76,8 +76,8 @@ def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
             elif size == 0xFFFFFFFF or (size == 0 and not sampled):
                 size = ENDLESS
             sampled = True
-        elif not _is_name(name) or not source.arrive(at + _CHUNK + size):
-            return
+        elif (sampled and not _is_name(name)) or not source.arrive(at + _CHUNK + size):
+            return  # before the samples FFmpeg hops over whatever it is called
         elif name == b"ds64":  # EBU Tech 3306: RF64 has its sizes here, in 64 bits
             size_64 = min(int.from_bytes(source.at(at + 16, 8), "little"), ENDLESS)
         yield name, at, at + _CHUNK + size

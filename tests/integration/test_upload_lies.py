@@ -170,6 +170,7 @@ TRUE = {
     **{f"{n} behind": riff((b"fmt ", FORMAT), (b"data", SOUND), m) for n, m in METADATA.items()},
     **{f"{n} before": riff(m, (b"fmt ", FORMAT), (b"data", SOUND)) for n, m in METADATA.items()},
     **{f"{n} between": riff((b"fmt ", FORMAT), m, (b"data", SOUND)) for n, m in METADATA.items()},
+    "no name before": riff((b"fmt ", FORMAT), (b"fa\x10t", bytes(10)), (b"data", SOUND)),
     "rifx": SWAPPED,
     "tag before a wav": id3() + WAV,
     "large tag before a wav": id3(os.urandom(100_000)) + WAV,
