@@ -273,12 +273,19 @@ class JobExpired(ProxyError):
     status, code, title = 404, "job_expired", "Job expired"
 
 
+#: How long a chain of errors is followed.
+_CHAIN = 20
+
+
 def forget_frames(error: BaseException) -> None:
     """Let go of where `error` came from, and what it came from: frames refer to all that was there,
     and that often to the error. Such cycles are left to the collector, which a flood of errors
-    would keep busy for tens of milliseconds at a time."""
+    would keep busy for tens of milliseconds at a time. A chain may be a circle: a stage can raise
+    an error from itself."""
     seen: BaseException | None = error
-    while seen is not None:
+    for _ in range(_CHAIN):
+        if seen is None:
+            return
         seen.__traceback__ = None
         seen = seen.__cause__ or seen.__context__
 

@@ -45,7 +45,10 @@ class StageGuard:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() and CancelledError, too: nothing waits here
-            raise self._failure(x, error, may_refuse=may_refuse) from error
+            failure = self._failure(x, error, may_refuse=may_refuse)
+            if failure is error:
+                raise  # not `from` itself: a chain of causes has an end
+            raise failure from error
         finally:
             self._took(time.perf_counter() - began, x)
 
@@ -64,7 +67,10 @@ class StageGuard:
             fault: BaseException = error
             if isinstance(error, TimeoutError) and time_limit.expired():
                 fault = TimeoutError(f"no decision within {limit:g} s")
-            raise self._failure(x, fault) from error
+            failure = self._failure(x, fault)
+            if failure is error:
+                raise
+            raise failure from error
 
     def _failure(
         self, x: Exchange, error: BaseException, *, may_refuse: bool = True

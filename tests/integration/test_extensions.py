@@ -101,6 +101,9 @@ class Script(extend.Stage):
                 raise ZeroDivisionError("secrets of the stage")
             case "sleep":
                 time.sleep(0.06)
+            case "circle":
+                error = extend.Refused(403, "No")
+                raise error from error
             case "refuse":
                 raise extend.Refused(429, "Too fast", code="too_fast", retry_after=3, quota=5)
             case "exit":
@@ -369,6 +372,14 @@ async def test_a_refusal_is_a_problem_document() -> None:
         assert answer.headers["Retry-After"] == "3"
     assert SEEN[-1].code == "too_fast"
     assert SEEN[-1].upstream is None
+
+
+@pytest.mark.parametrize("do", ["circle", "wait circle"])
+async def test_a_refusal_may_come_from_itself(do: str) -> None:
+    """A chain of causes that never ends must not hold up the event loop."""
+    async with site(use(do)) as client:
+        assert (await client.get()).status == 403
+        assert (await client.get("/free")).status == 200
 
 
 async def test_an_answer_may_be_refused() -> None:
