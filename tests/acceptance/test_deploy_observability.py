@@ -40,7 +40,7 @@ needs_prometheus = pytest.mark.skipif(
 
 def promtool(*arguments: str | Path) -> None:
     """Fails with all that promtool printed, if it fails."""
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -53,7 +53,7 @@ def test_rules_and_config_are_valid() -> None:
 
 @needs_promtool
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", sorted(SCENARIOS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_alerts_fire_when_they_should_and_only_then(file: Path) -> None:
     """Prometheus plays every scenario, with the texts that people would read."""
@@ -177,7 +177,7 @@ async def jobs_that_tell_more(world: World, prometheus: Prometheus, like: str) -
 
 @needs_prometheus
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 # The tour sends files as they are; its own process would only note that.
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> None:

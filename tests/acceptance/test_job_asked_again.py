@@ -39,19 +39,26 @@ def test_a_denied_job_is_asked_for_again(
             client.set("job:mv_1", value, ex=3600)
         wait_until(lambda: "mv_1" in site.proxy.admin("/api/jobs")[1], "the job in SQLite")
 
+        denials = 0
+
         def deny_once(connection: Connection, request: Request) -> None:
+            nonlocal denials
             connection.body(request)
-            if len(site.upstream.requests) == 1:
+            if denials:
+                denials -= 1
                 connection.send(respond(b"{}", "404 Not Found"))
             else:
                 ok(connection, request)
 
         site.upstream.handler = deny_once
-        response = site.ask(get("/jobs/mv_1", f"Content-Length: {len(body)}") + body)
-        assert response.status == 200
+        for _ in range(3):  # the mirror looks for half a second: too little for a busy machine
+            denials, before = 1, len(site.upstream.requests)
+            response = site.ask(get("/jobs/mv_1", f"Content-Length: {len(body)}") + body)
+            assert response.status == 200
+            if body or response.get("X-Job-Source") == "redis":
+                break
         assert response.get("X-Job-Source") == ("sqlite" if body else "redis")
-        assert [request.get("X-Retry-Count") for request in site.upstream.requests] == (
-            [None] if body else [None, None]
-        )
+        asked = [request.get("X-Retry-Count") for request in site.upstream.requests[before:]]
+        assert asked == ([None] if body else [None, None])
         assert site.proxy.breaker("app")["failures"] == 0
         site.check()

@@ -265,7 +265,7 @@ async def test_nobody_takes_the_job(operator: Operator) -> None:
     """No worker: the job waits, and that is said."""
     async with operator.without("worker"):
         job_id = (await operator.upload())[1]["job_id"]
-        await operator.named(job_id, "stranded", "queued", "is the worker running")
+        await operator.named(job_id, "unattended", "in the queue", "no worker is connected")
     await operator.until(job_id, "completed")
 
 

@@ -120,8 +120,10 @@ def test_too_few_descriptors_mean_fewer_clients(tmp_path: Path) -> None:
         (line,) = events(site, "descriptors")
         assert (line["level"], line["connections"]) == ("WARNING", {"front": 100})
         with contextlib.ExitStack() as stack:
-            for _ in range(100):
-                stack.enter_context(site.connect())
+            for _ in range(100):  # who has been served keeps its place
+                client = stack.enter_context(site.connect())
+                client.send(get("/"))
+                assert client.response().status == 200
             with site.connect() as late:
                 problem = assert_problem(late.response(), 503, "overloaded")
                 assert "100" in problem["detail"]

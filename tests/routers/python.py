@@ -143,16 +143,16 @@ _DJANGO_RAN: list[str] = []
 
 def django_router(merges: bool) -> Router:
     """Django with `path` and, for one handler, a `re_path` that ends in `$`."""
+    # Its settings are the process', and whoever comes first in it makes them.
     if not settings.configured:
+        settings.configure(USE_TZ=True)
+    if not hasattr(settings, "ROOT_URLCONF"):
         urls = ModuleType("tests.routers.urls")
         urls.urlpatterns = [_django_url(path) for path in dict.fromkeys(h[2] for h in HANDLERS)]
-        settings.configure(
-            ALLOWED_HOSTS=["*"],
-            ROOT_URLCONF=urls,
-            USE_TZ=True,
-            MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
-            LOGGING_CONFIG=None,
-        )
+        settings.ALLOWED_HOSTS = ["*"]
+        settings.ROOT_URLCONF = urls
+        settings.MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+        settings.LOGGING_CONFIG = None
         django.setup()
         logging.getLogger("django.request").disabled = True  # every 404
     return _served(WSGIHandler(), _DJANGO_RAN, merges)

@@ -86,7 +86,7 @@ def werkzeug(environ: dict[str, Any]) -> Form:
 def django(environ: dict[str, Any]) -> Form:
     """Fields and files as Django's request has them."""
     if not settings.configured:
-        settings.configure()
+        settings.configure(USE_TZ=True)
     handler = MemoryFileUploadHandler()
     handler.activated = True
     length = int(environ.get("CONTENT_LENGTH") or 0)
