@@ -10,7 +10,7 @@ from proxy.clock import Clock, iso_utc
 from proxy.jobs import sql
 from proxy.jobs.duties import Duties
 from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import valid_job_id
+from proxy.jobs.model import sql_time, valid_job_id
 from proxy.jobs.records import Overview, Row, Tombstone
 
 LIST_LIMIT = (50, 1000)  # the default and the most
@@ -59,6 +59,7 @@ class Inspection:
         asked = {
             "start": start,
             "end": end,
+            "end_at": sql_time(end),
             "earliest": start - LIVES_AT_MOST,
             "most": most + 1,
         }

@@ -300,13 +300,17 @@ VERSIONS = """SELECT version, captured_at, status, progress,
 FIRST_VERSION = "SELECT status, data FROM versions WHERE job_id = ? ORDER BY version LIMIT 1"
 
 # Perhaps worked on between two moments. One that waits and was never anything else was not; one
-# that is finished was made within the two days that a key lives at most.
+# that is finished was made within the two days that a key lives at most. We see a job some
+# milliseconds after it was made, and its worker's first call may end before that: there the app's
+# word counts.
 WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
-                WHERE status NOT IN ('completed', 'failed', 'cancelled') AND first_seen <= :end
+                WHERE status NOT IN ('completed', 'failed', 'cancelled')
+                  AND (first_seen <= :end OR (first_seen <= :end + 60 AND created_at <= :end_at))
                   AND (status NOT IN ('queued', 'pending') OR version > 1)
                UNION ALL
                SELECT job_id FROM jobs
-                WHERE first_seen BETWEEN :earliest AND :end AND captured_at >= :start
+                WHERE first_seen BETWEEN :earliest AND :end + 60 AND captured_at >= :start
+                  AND (first_seen <= :end OR created_at <= :end_at)
                   AND status IN ('completed', 'failed', 'cancelled')
                LIMIT :most"""
 DELETED_SINCE = """SELECT job_id,

@@ -94,23 +94,21 @@ class Operator:
         return cause or {}
 
     async def named(self, wanted: str, kind: str, *words: str) -> None:
-        """Wait until `trace` names this cause, on the terminal as in JSON."""
-        cause: dict[str, Any] = {}
+        """Wait until `trace` names this cause, in JSON and then on the terminal: between the two a
+        job that waits may have become a stranded one."""
 
         async def is_named() -> bool:
-            cause.clear()
-            cause.update(await self.cause(wanted))
-            return cause.get("kind") == kind
+            if (await self.cause(wanted)).get("kind") != kind:
+                return False
+            code, output = await self.trace(wanted)
+            assert code == 0
+            lines = [one for one in output.splitlines() if one.startswith("suspected cause: ")]
+            return len(lines) == 1 and all(word in lines[0] for word in words)
 
         try:
             await eventually(is_named, kind)
         except AssertionError:
             raise AssertionError(f"{kind}: {(await self.trace(wanted))[1]}") from None
-        code, output = await self.trace(wanted)
-        assert code == 0
-        line = next(one for one in output.splitlines() if one.startswith("suspected cause: "))
-        for word in words:
-            assert word in line
 
     @asynccontextmanager
     async def trouble(self, service: str, **trouble: Any) -> AsyncIterator[None]:

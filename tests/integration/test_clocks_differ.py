@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from proxy.jobs import sql
 from proxy.jobs.ledger import Ledger
+from proxy.jobs.mirror import Mirror
 from proxy.redis_server import RedisServer
 from tests.http1.message import Request
 from tests.http1.process import wait_until
@@ -38,12 +39,17 @@ def dated(job_id: str, moment: float, status: str = "queued") -> bytes:
 # --- lists --------------------------------------------------------------------------------------
 
 
-async def listed(mirror: Any, status: str | None = None) -> list[str]:
-    """The IDs, as `jobs list` and the page have them."""
-    rows = await mirror.inspection.jobs(status, 10, False)
-    newest = (await mirror.inspection.overview(10)).recent
-    assert status is not None or [row.job_id for row in newest] == [r["job_id"] for r in rows]
-    return [row["job_id"] for row in rows]
+async def are_listed(mirror: Mirror, wanted: list[str], status: str | None = None) -> None:
+    """Wait until the IDs are so, as `jobs list` and the page have them."""
+
+    async def check() -> bool:
+        rows = await mirror.inspection.jobs(status, 10, False)
+        newest = (await mirror.inspection.overview(10)).recent
+        return [row["job_id"] for row in rows] == wanted and (
+            status is not None or [row.job_id for row in newest] == wanted
+        )
+
+    await eventually(check, str(wanted))
 
 
 @pytest.mark.parametrize("skew", [-900.0, 900.0])
@@ -58,18 +64,18 @@ async def test_new_jobs_come_first_whatever_the_app_says(
             for job_id, off in (("mv_1", 0.0), ("mv_2", skew), ("mv_3", 0.0), ("mv_4", -skew)):
                 raw = await write(app, job_id, dated(job_id, time.time() + off))
                 await eventually(holds(mirror, job_id, raw), "captured")
-            assert await listed(mirror) == ["mv_4", "mv_3", "mv_2", "mv_1"]
+            await are_listed(mirror, ["mv_4", "mv_3", "mv_2", "mv_1"])
             raw = await write(app, "mv_2", dated("mv_2", time.time() + skew, "failed"))
             await eventually(holds(mirror, "mv_2", raw), "captured")
-            assert await listed(mirror) == ["mv_4", "mv_3", "mv_2", "mv_1"]
-            assert await listed(mirror, "queued") == ["mv_4", "mv_3", "mv_1"]
+            await are_listed(mirror, ["mv_4", "mv_3", "mv_2", "mv_1"])
+            await are_listed(mirror, ["mv_4", "mv_3", "mv_1"], "queued")
         await write(app, "mv_5", dated("mv_5", time.time() + skew))
         async with running(redis_server, path) as mirror:
             await followed(mirror)
-            assert (await listed(mirror))[0] == "mv_5"
+            await are_listed(mirror, [f"mv_{n}" for n in (5, 4, 3, 2, 1)])
             raw = await write(app, "mv_6", dated("mv_6", time.time() + skew))
             await eventually(holds(mirror, "mv_6", raw), "captured")
-            assert await listed(mirror) == [f"mv_{n}" for n in (6, 5, 4, 3, 2, 1)]
+            await are_listed(mirror, [f"mv_{n}" for n in (6, 5, 4, 3, 2, 1)])
 
 
 async def test_jobs_from_before_the_mirror_keep_their_order(
@@ -81,7 +87,7 @@ async def test_jobs_from_before_the_mirror_keep_their_order(
             await write(app, f"mv_{number}", dated(f"mv_{number}", NOW + number))
         async with running(redis_server, tmp_path / "jobs.db") as mirror:
             await followed(mirror)
-            assert await listed(mirror) == ["mv_3", "mv_2", "mv_1"]
+            await are_listed(mirror, ["mv_3", "mv_2", "mv_1"])
 
 
 async def test_an_older_file_learns_when_its_jobs_came(tmp_path: Path) -> None:
