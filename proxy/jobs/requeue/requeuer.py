@@ -238,6 +238,7 @@ class Requeuer:
             await self._workers.late_answers(link)
         await self._judge(work, readable=view.readable)
         self._publish()
+        await self._report_unattended()
         self._memory.forget(set(jobs))
         return view, work
 
@@ -384,12 +385,17 @@ class Requeuer:
             if track.judged is not None and _unattended(track) and self._settled(track)
         }
         self._metrics.unattended.set(len(self.unattended))
+
+    async def _report_unattended(self) -> None:
+        """Log and record those that are new, or unattended for another reason than before."""
         fresh = [
             (job_id, found)
             for job_id, found in self.unattended.items()
             if self._tracks[job_id].reported != found.reason
         ]
         for number, (job_id, found) in enumerate(fresh):
+            if number % JUDGED_AT_ONCE == JUDGED_AT_ONCE - 1:
+                await asyncio.sleep(0)
             self._tracks[job_id].reported = found.reason
             facts: dict[str, object] = {
                 "job_id": job_id,
