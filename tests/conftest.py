@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ slow_is_fine = [HealthCheck.too_slow]
 settings.register_profile("explore", deadline=None, suppress_health_check=slow_is_fine)
 settings.register_profile("build", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("build")
+
+# There is no current event loop unless a test makes one. Where nobody has said so, asking for it
+# makes one that nobody closes: its sockets are then found in the middle of some other test.
+asyncio.set_event_loop(None)
 
 
 @pytest.fixture
