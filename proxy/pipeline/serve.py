@@ -8,6 +8,7 @@ the sinks. Before that it sleeps for as long as the requests are of the plain ki
 from __future__ import annotations
 
 import logging
+import math
 
 from proxy.errors import (
     BadRequest,
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 #: before the end of its request: closing at once would reset the connection and the reply with it
 #: (RFC 9112 §9.6). In all, and without a byte; the figures are nginx's.
 _LINGER, _LINGER_SILENCE = 30.0, 5.0
+
+#: What was no request may have no end: so many bytes of what follows are read at once, and then so
+#: many in every such time, or one who sends rubbish at full speed would keep the loop reading it.
+_RUBBISH, _RUBBISH_EVERY = 256 * 1024, 0.1
 
 _CLIENT_ERRORS = {"syntax": BadRequest, "uri": UriTooLong, "header": HeaderTooLarge}
 
@@ -277,14 +282,17 @@ async def _linger(client: ClientStream, x: Exchange) -> None:
         return
     if client.transport.can_write_eof():
         client.transport.write_eof()
-    client.drop()
+    rubbish = x.head is None
+    client.drop(_RUBBISH if rubbish else math.inf)
     now = client.clock.monotonic()
     end, seen = now + _LINGER, client.discarded
     while not client.eof and now < end:
         silent_until = min(end, now + _LINGER_SILENCE)
         while not client.eof and now < silent_until:
-            await client.wait(silent_until)
+            await client.wait(min(silent_until, now + _RUBBISH_EVERY) if rubbish else silent_until)
             now = client.clock.monotonic()
+            if rubbish:
+                client.drop_more(_RUBBISH)
         if client.discarded == seen:
             break
         seen = client.discarded

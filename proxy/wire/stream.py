@@ -10,6 +10,7 @@ which subclasses define.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -39,6 +40,7 @@ class Stream(asyncio.Protocol):
     """A connection with a bounded inbox."""
 
     __slots__ = (
+        "_discard_most",
         "_inbox_size",
         "_later",
         "_read_paused",
@@ -73,7 +75,8 @@ class Stream(asyncio.Protocol):
         self._unsent = 0  # and for what has been written and not been taken
         self._scanned = 0  # bytes of the inbox in which no head ends
         self._read_paused = False
-        self.discarded = 0  # bytes that came when nobody wanted any more
+        self.discarded = 0  # bytes that came when nobody wanted any more,
+        self._discard_most: float = math.inf  # and where their reading rests
         self._later = False  # `notify` comes when its turn does
 
     @property
@@ -226,17 +229,27 @@ class Stream(asyncio.Protocol):
         if self.inbox:  # else somebody was faster, and may have handed the connection on
             self.notify()
 
-    def drop(self) -> None:
+    def drop(self, most: float = math.inf) -> None:
         """The connection is over: nothing of what it sent is wanted any more. `discarded` counts
-        what still comes; nobody is notified of it."""
+        what still comes; nobody is notified of it. It is not read beyond `most` bytes until
+        `drop_more` is called."""
+        self._discard_most = self.discarded + most
         self.inbox.clear()
         self._scanned = 0
         self._count(-self._inbox_size)
         self.taker = self._discard
         self._resume()
 
+    def drop_more(self, most: float) -> None:
+        """Read so much more of what nobody wants."""
+        self._discard_most = self.discarded + most
+        self._resume()
+
     def _discard(self, data: bytes) -> bool:
         self.discarded += len(data)
+        if self.discarded >= self._discard_most and not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
         return True
 
     def write(self, pieces: list[bytes]) -> None:
