@@ -202,7 +202,7 @@ async def test_clean_up_and_surveys_use_their_indexes(tmp_path: Path) -> None:
     try:
         for statement, params in (
             (sql.OUTLIVED, {"before": NOW, "limit": 500}),
-            (sql.WORKED_ON, {"end": 3, "earliest": 2, "start": 0, "most": 10}),
+            (sql.WORKED_ON, {"end": 3, "end_at": "3", "earliest": 2, "start": 0, "most": 10}),
             (sql.ACTIVE, (NOW,)),
         ):
             plan = str(await ledger.table(f"EXPLAIN QUERY PLAN {statement}", params))
