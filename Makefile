@@ -38,7 +38,7 @@ types: $(DEV)  ## mypy, strict
 	$(BIN)/mypy
 
 test: lint types  ## lint, types, tests; ARGS="-k codec" for some of them
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 matrix:  ## the tests on every Python from 3.11 to 3.14 that is here, each in an environment of its own
 	@for version in 3.11 3.12 3.13 3.14; do \
