@@ -158,7 +158,7 @@ async def test_a_slow_sqlite_does_not_hold_a_creation_back(
     path = tmp_path / "j.db"
     async with connected(redis_server) as app, running(redis_server, path) as mirror:
         await followed(mirror)
-        blocker = sqlite3.connect(path, isolation_level=None)
+        blocker = sqlite3.connect(path, isolation_level=None, timeout=30)
         blocker.execute("BEGIN IMMEDIATE")
         try:
             await write(app, "mv_1")

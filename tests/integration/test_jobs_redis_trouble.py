@@ -83,7 +83,7 @@ async def test_evicted_jobs_stay_known(
         assert not [one for one, what in found.items() if isinstance(what, Tombstoned)]
         state = mirror.state()
         assert state["deleted"] == 0
-        assert state["evicted"] > 50
+        assert state["evicted"] > 20
         captured = [one for one in missing if isinstance(found[one], Known)]
         assert captured, "most evicted jobs had been captured"
         # With proof for the very key, a deletion is one on such a server too.
