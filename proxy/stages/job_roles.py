@@ -49,6 +49,9 @@ from proxy.upload.check import UploadCheck
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks of a mirror whose ledger did not answer, while the app is silent too.
+_LOOK_AGAIN = 1.0
+
 MirrorOf = Callable[[str], Mirror]
 
 
@@ -183,6 +186,11 @@ class _Reads:
         return trouble.status == 404 or trouble.status >= 500
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        found = await self.look(x, trouble)
+        return None if isinstance(found, Silent) else found
+
+    async def look(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | Silent | None:
+        """As `rescue`, and `Silent` where another look may find what this one could not."""
         job_id = x.parameters[self._parameter]
         x.added = b""  # the answer to a second question was no better: nothing was repaired
         if not self._door.admits(x, trouble):
@@ -205,8 +213,9 @@ class _Reads:
                     return AskAgain((*lines, *forecast))
                 answer = self._mirror.app_answer(known)
                 return None if answer is None else _reply(answer)
-            case Silent():
+            case Silent() as silent:
                 _doubt(self._mirror, job_id, trouble)
+                return silent
         return None
 
 
@@ -227,6 +236,11 @@ class _Lists:
         return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_whole)
 
     async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        found = await self.look(x, trouble)
+        return None if isinstance(found, Silent) else found
+
+    async def look(self, x: Exchange, trouble: Trouble) -> Reply | Silent | None:
+        """As `_Reads.look`."""
         if not self._door.admits(x, trouble):
             return None
         query = parse_qs(x.path.partition("?")[2])
@@ -238,7 +252,7 @@ class _Lists:
         )
         if answer is None and x.holding is not None:
             x.holding.clear()
-        return None if answer is None else _reply(answer)
+        return Silent() if answer is None else _reply(answer)
 
 
 class _Deletes:
@@ -288,7 +302,8 @@ class _Deletes:
 class _Patience:
     """`fallback_after`: asks the mirror while the app is still silent, or as soon as it refuses.
 
-    The request to the app goes on meanwhile; only an answer of the mirror ends it. While the app is
+    The request to the app goes on meanwhile; only an answer of the mirror ends it. A mirror that is
+    too slow to look is asked again until the app answers or gives up. While the app is
     known to answer nobody, the mirror is asked first, and the app only for what the mirror does not
     know, and by one request at a time.
     """
@@ -338,7 +353,10 @@ class _Patience:
 
     async def _ask(self, x: Exchange, waited: StillWaiting) -> None:
         try:
-            reply = await self._rescuer.rescue(x, waited)
+            reply = await self._rescuer.look(x, waited)
+            while isinstance(reply, Silent):
+                await asyncio.sleep(_LOOK_AGAIN)
+                reply = await self._rescuer.look(x, waited)
         except ProxyError:
             return  # the job expired, or no key: the app's own word is worth waiting for
         except Exception:

@@ -72,8 +72,8 @@ async def test_evicted_jobs_stay_known(
                 raws[job_id] = job(job_id, padding=padding)
                 writes.append(app.set(PREFIX + job_id, raws[job_id], ex=86400))
             await asyncio.gather(*writes)
-            await asyncio.sleep(0)
-        await eventually(lambda: seen_all(mirror, raws), "every write was looked at")
+            # Each was there when it was looked at: what is dropped before is unknown, not evicted.
+            await eventually(lambda: seen_all(mirror, raws), "every write was looked at")
         await app.config_set("maxmemory", 0)  # no reply of ours evicts more
         there = await app.mget([PREFIX + job_id for job_id in raws])
         missing = [job_id for job_id, raw in zip(raws, there, strict=True) if raw is None]
@@ -83,7 +83,7 @@ async def test_evicted_jobs_stay_known(
         assert not [one for one, what in found.items() if isinstance(what, Tombstoned)]
         state = mirror.state()
         assert state["deleted"] == 0
-        assert state["evicted"] > 20
+        assert state["evicted"] > 50
         captured = [one for one in missing if isinstance(found[one], Known)]
         assert captured, "most evicted jobs had been captured"
         # With proof for the very key, a deletion is one on such a server too.
