@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -25,9 +22,8 @@ from typing import Any
 
 import uvloop
 
-from proxy.redis_server import RedisServer, free_port
-from tests.bench import small_upstream
-from tests.bench.steady_load import Load
+from proxy.ports import free_port
+from tests.bench.steady_load import Load, stage
 from tests.http1.process import ProxyProcess
 
 Config = dict[str, Any]
@@ -132,35 +128,9 @@ def main() -> int:
         "--rate", type=float, default=1000.0, help="requests a second (%(default)s)"
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        directory = Path(name)
-        redis = RedisServer(directory / "redis")
-        redis.start()
-        port, upstream_port = free_port(), free_port()
-        command = small_upstream.command(upstream_port, directory, root=os.geteuid() == 0)
-        upstream = subprocess.Popen(command)
-        route = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
-        base: Config = {
-            "listeners": {"front": {"bind": f"127.0.0.1:{port}", "routes": [route]}},
-            "upstreams": {"app": {"targets": [f"http://127.0.0.1:{upstream_port}"]}},
-            "redis": {"url": redis.url},
-            "mirrors": {
-                "make_video": {
-                    "key": "make_video:job:{job_id}",
-                    "sqlite": str(directory / "jobs.db"),
-                }
-            },
-            "trace": {"sqlite": str(directory / "trace.db")},
-        }
-        proxy = ProxyProcess(directory, base)
-        try:
-            configs = list(variants(proxy.config, directory))
-            load, first, last = uvloop.run(measure(proxy, port, configs, options))
-        finally:
-            proxy.stop()
-            upstream.terminate()
-            upstream.wait()
-            redis.kill()
+    with stage() as site:
+        configs = list(variants(site.proxy.config, site.directory))
+        load, first, last = uvloop.run(measure(site.proxy, site.port, configs, options))
     print(load.summary(f"at {options.rate:g}/s through {options.reloads} reloads"))
     print(
         f"after the first {len(configs)} reloads and at the end: {first.memory / 2**20:.1f} and"

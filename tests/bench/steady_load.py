@@ -7,11 +7,21 @@ client would be allowed to ask again. Latency counts from the scheduled moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import subprocess
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
+from proxy.redis_server import RedisServer, free_port
+from tests.bench import small_upstream
 from tests.bench.stats import quantile
+from tests.http1.process import ProxyProcess
 
 _REQUEST = b"GET /small HTTP/1.1\r\nHost: bench\r\n\r\n"
 
@@ -107,3 +117,47 @@ class Load:
         loop = asyncio.get_running_loop()
         made = await loop.create_connection(lambda: _Exchange(self), "127.0.0.1", self._port)
         return made[1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A proxy with a mirror and a trace before a small upstream, and the port of its listener."""
+
+    directory: Path
+    proxy: ProxyProcess
+    port: int
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[Stage]:
+    """All of it, stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        redis = RedisServer(directory / "redis")
+        redis.start()
+        port, upstream_port = free_port(), free_port()
+        command = small_upstream.command(upstream_port, directory, root=os.geteuid() == 0)
+        upstream = subprocess.Popen(command)
+        route = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
+        config = {
+            "listeners": {"front": {"bind": f"127.0.0.1:{port}", "routes": [route]}},
+            "upstreams": {"app": {"targets": [f"http://127.0.0.1:{upstream_port}"]}},
+            "redis": {"url": redis.url},
+            "mirrors": {
+                "make_video": {
+                    "key": "make_video:job:{job_id}",
+                    "sqlite": str(directory / "jobs.db"),
+                }
+            },
+            "trace": {"sqlite": str(directory / "trace.db")},
+        }
+        try:
+            proxy = ProxyProcess(directory, config)
+            try:
+                yield Stage(directory, proxy, port)
+            finally:
+                proxy.stop()
+        finally:
+            upstream.terminate()
+            upstream.wait()
+            redis.kill()

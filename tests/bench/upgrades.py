@@ -12,16 +12,11 @@ import argparse
 import asyncio
 import os
 import signal
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import uvloop
 
-from proxy.redis_server import RedisServer, free_port
-from tests.bench import small_upstream
-from tests.bench.steady_load import Load
+from tests.bench.steady_load import Load, stage
 from tests.http1.process import ProxyProcess, wait_until
 
 
@@ -59,35 +54,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=2000.0, help="a second (%(default)s)")
     parser.add_argument("--upgrades", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        directory = Path(name)
-        redis = RedisServer(directory / "redis")
-        redis.start()
-        port, upstream_port = free_port(), free_port()
-        command = small_upstream.command(upstream_port, directory, root=os.geteuid() == 0)
-        upstream = subprocess.Popen(command)
-        route = {"name": "all", "path": "/{rest:*}", "upstream": "app"}
-        config = {
-            "listeners": {"front": {"bind": f"127.0.0.1:{port}", "routes": [route]}},
-            "upstreams": {"app": {"targets": [f"http://127.0.0.1:{upstream_port}"]}},
-            "redis": {"url": redis.url},
-            "mirrors": {
-                "make_video": {
-                    "key": "make_video:job:{job_id}",
-                    "sqlite": str(directory / "jobs.db"),
-                }
-            },
-            "trace": {"sqlite": str(directory / "trace.db")},
-        }
-        proxy = ProxyProcess(directory, config)
-        try:
-            load = uvloop.run(measure(proxy, port, options))
-            wait_until(lambda: proxy.admin("/livez")[0] == 0, "the end of the last process", 60)
-        finally:
-            proxy.stop()
-            upstream.terminate()
-            upstream.wait()
-            redis.kill()
+    with stage() as site:
+        load = uvloop.run(measure(site.proxy, site.port, options))
+        wait_until(lambda: site.proxy.admin("/livez")[0] == 0, "the end of the last process", 60)
     print(load.summary(f"at {options.rate:g}/s through {options.upgrades} upgrades"))
     return 1 if load.failed else 0
 

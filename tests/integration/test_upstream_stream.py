@@ -44,6 +44,19 @@ def pool_for(address: TargetAddress) -> TargetPool:
     return TargetPool(address, Pool(), 1.0, clock, Sweeper(clock), MemoryBudget(), lambda _: None)
 
 
+async def lost_by_writing(stream: UpstreamStream, waiter: Waiter) -> UpstreamStream:
+    """The same after a write that met the reset, which has come."""
+    gone = select.poll()  # the loop stands still here, as it does behind other work
+    gone.register(stream.transport.get_extra_info("socket").fileno(), select.POLLHUP)
+    assert gone.poll(5_000)
+    stream.transport.write(b"x" * 10_000)
+    async with asyncio.timeout(PATIENCE):
+        while not stream.lost:
+            waiter.told.clear()
+            await waiter.told.wait()
+    return stream
+
+
 async def reset_in_the_middle(answer: bytes, before: bytes = b"") -> UpstreamStream:
     """The connection to an app that answered and closed with bytes unread, after the write that met
     the reset, made before the event loop could read; `before` was read already."""
@@ -61,15 +74,7 @@ async def reset_in_the_middle(answer: bytes, before: bytes = b"") -> UpstreamStr
         app.recv(1_000)
         app.sendall(answer)
         app.close()
-        gone = select.poll()  # the loop stands still here, as it does behind other work
-        gone.register(stream.transport.get_extra_info("socket").fileno(), select.POLLHUP)
-        assert gone.poll(5_000)
-        stream.transport.write(b"x" * 10_000)
-        async with asyncio.timeout(PATIENCE):
-            while not stream.lost:
-                waiter.told.clear()
-                await waiter.told.wait()
-        return stream
+        return await lost_by_writing(stream, waiter)
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -132,12 +137,4 @@ async def reset_over_tls(answer: bytes, version: ssl.TLSVersion) -> UpstreamStre
         await asyncio.sleep(0)
         asked.set()
         thread.join(PATIENCE)
-        gone = select.poll()
-        gone.register(stream.transport.get_extra_info("socket").fileno(), select.POLLHUP)
-        assert gone.poll(5_000)
-        stream.transport.write(b"x" * 10_000)
-        async with asyncio.timeout(PATIENCE):
-            while not stream.lost:
-                waiter.told.clear()
-                await waiter.told.wait()
-        return stream
+        return await lost_by_writing(stream, waiter)
