@@ -156,7 +156,7 @@ class BreakerStore:
         except NoPermissionError as error:
             self._lacks("publish", error)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(self._told(error)) from error
+            raise StoreError(self._reason_of(error)) from error
 
     async def listen(self) -> AsyncIterator[Notice]:
         """What comes over the channel; an empty notice when the subscription stands, and whenever
@@ -195,9 +195,9 @@ class BreakerStore:
                 self._named = False
             else:
                 self._lacks("subscribe", error)
-            raise StoreError(self._told(error)) from error
+            raise StoreError(self._reason_of(error)) from error
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(self._told(error)) from error
+            raise StoreError(self._reason_of(error)) from error
         finally:
             await _quietly_close(channel, client)
 
@@ -249,14 +249,14 @@ class BreakerStore:
                     return await client.eval(script, len(keys), *keys, packed)
             except NoPermissionError as error:
                 if not self._is_about_name(error):
-                    raise StoreError(self._told(error)) from error
+                    raise StoreError(self._reason_of(error)) from error
                 self._lacks("client", error)
                 self._named = False
                 await _quietly_close(self._client)
                 self._client = connect(self._settings, client_name=None)
                 self._client_named = False
             except (RedisError, OSError, TimeoutError) as error:
-                raise StoreError(self._told(error)) from error
+                raise StoreError(self._reason_of(error)) from error
 
     def _is_about_name(self, error: NoPermissionError) -> bool:
         """Whether it was CLIENT SETNAME that was refused. The name is for people who read CLIENT
@@ -266,7 +266,7 @@ class BreakerStore:
     def _name(self, suffix: str = "") -> str | None:
         return f"reliability-proxy-breakers-{self._owner}{suffix}" if self._named else None
 
-    def _told(self, error: BaseException) -> str:
+    def _reason_of(self, error: BaseException) -> str:
         ours = self._vitals.shortages.check(error, "the connection to Redis")
         if ours is not None:
             return DETAILS[ours]

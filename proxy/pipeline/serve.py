@@ -42,7 +42,8 @@ _LINGER, _LINGER_SILENCE = 30.0, 5.0
 
 #: What was no request may have no end: so many bytes of what follows are read at once, and then so
 #: many in every such time, or one who sends rubbish at full speed would keep the loop reading it.
-_RUBBISH, _RUBBISH_EVERY = 256 * 1024, 0.1
+_RUBBISH = 256 * 1024
+_RUBBISH_EVERY = 0.1  # seconds
 
 _CLIENT_ERRORS = {"syntax": BadRequest, "uri": UriTooLong, "header": HeaderTooLarge}
 

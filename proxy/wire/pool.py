@@ -219,7 +219,7 @@ class TargetPool:
         """An idle connection for `owner`, if there is one."""
         idle = self._idle
         if self._few:
-            who = owner.host_ip if owner.share is None else owner.share
+            who = client_of(owner)
             if who != self._places.seen:
                 self._places.saw(who, self._clock.monotonic())
             if self._in_use == self._last and not self._may_have(owner):

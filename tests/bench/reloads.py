@@ -23,7 +23,7 @@ from typing import Any
 import uvloop
 
 from proxy.ports import free_port
-from tests.bench.steady_load import Load, stage
+from tests.bench.steady_load import Load, load_site
 from tests.http1.process import ProxyProcess
 
 Config = dict[str, Any]
@@ -128,7 +128,7 @@ def main() -> int:
         "--rate", type=float, default=1000.0, help="requests a second (%(default)s)"
     )
     options = parser.parse_args()
-    with stage() as site:
+    with load_site() as site:
         configs = list(variants(site.proxy.config, site.directory))
         load, first, last = uvloop.run(measure(site.proxy, site.port, configs, options))
     print(load.summary(f"at {options.rate:g}/s through {options.reloads} reloads"))

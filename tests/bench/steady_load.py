@@ -120,7 +120,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoadSite:
     """A proxy with a mirror and a trace before a small upstream, and the port of its listener."""
 
     directory: Path
@@ -129,7 +129,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[Stage]:
+def load_site() -> Iterator[LoadSite]:
     """All of it, stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
@@ -154,7 +154,7 @@ def stage() -> Iterator[Stage]:
         try:
             proxy = ProxyProcess(directory, config)
             try:
-                yield Stage(directory, proxy, port)
+                yield LoadSite(directory, proxy, port)
             finally:
                 proxy.stop()
         finally:

@@ -16,7 +16,7 @@ import sys
 
 import uvloop
 
-from tests.bench.steady_load import Load, stage
+from tests.bench.steady_load import Load, load_site
 from tests.http1.process import ProxyProcess, wait_until
 
 
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=2000.0, help="a second (%(default)s)")
     parser.add_argument("--upgrades", type=int, default=5)
     options = parser.parse_args()
-    with stage() as site:
+    with load_site() as site:
         load = uvloop.run(measure(site.proxy, site.port, options))
         wait_until(lambda: site.proxy.admin("/livez")[0] == 0, "the end of the last process", 60)
     print(load.summary(f"at {options.rate:g}/s through {options.upgrades} upgrades"))
