@@ -84,7 +84,12 @@ class _Channel:
             raise HandoverFailed(str(error)) from None
         if not line:
             raise HandoverFailed(f"it ended before it was {stage}")
-        message: dict[str, Any] = json.loads(line)
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise HandoverFailed(f"it sent no message: {line[:100]!r}")
         if message.get("stage") != stage:
             raise HandoverFailed(str(message.get("reason") or message))
         return message

@@ -1,0 +1,45 @@
+"""What the two processes of an upgrade say to each other, when one of them talks nonsense."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from proxy.handover import HandoverFailed, _Channel
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"Traceback (most recent call last):\n", "sent no message"),
+        (b"[" * 50_000 + b"\n", "sent no message"),
+        (b'["prepared"]\n', "sent no message"),
+        (b"\xff\xfe\n", "sent no message"),
+        (b'{"stage": "failed", "reason": "no such file"}\n', "no such file"),
+        (b'{"stage": "serving"}\n', "serving"),
+        (b'{"stage": "prep', "sent no message"),
+        (b"", "ended before it was prepared"),
+        (b"x" * 100_000, "limit"),
+    ],
+)
+async def test_only_the_message_that_is_due_counts(said: bytes, reason: str) -> None:
+    """Anything else is a failed handover with a reason, so that the old process goes on."""
+    ours, theirs = socket.socketpair()
+    channel = _Channel(ours)
+    theirs.setblocking(False)
+    theirs.send(said)
+    theirs.close()
+    with pytest.raises(HandoverFailed, match=reason):
+        await channel.receive("prepared", 30)
+    channel.close()
+
+
+async def test_the_due_message_is_returned() -> None:
+    """With all that it has besides."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.send(b'{"stage": "serving", "taken": ["front"]}\n')
+        channel = _Channel(ours)
+        assert (await channel.receive("serving", 30))["taken"] == ["front"]
+        channel.close()
