@@ -33,5 +33,6 @@ class Facts:
     bytes_out: int = 512
     extra: dict[str, object] | None = None
     silence: float | None = None
+    unfinished: float | None = None
     gone_in: str | None = None
     head_after: float | None = None

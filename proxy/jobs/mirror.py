@@ -305,6 +305,11 @@ class Mirror:
 
     # --- creating --------------------------------------------------------------------------------
 
+    @property
+    def store_problem(self) -> str | None:
+        """What Redis last said, while it cannot be used; for operators, not for callers."""
+        return (self._keeper.why if self._keeper.state != "live" else self._keeper.refusing) or None
+
     def creation_refusal(self) -> JobNotStored | None:
         """Why no job can be accepted now; None when one can. Costs nothing."""
         keeper = self._keeper
@@ -375,7 +380,12 @@ class Mirror:
         if result is not Creation.CONFIRMED:
             log.error(
                 "accepted job not confirmed",
-                extra={"mirror": self.name, "job_id": job_id[:128], "result": result},
+                extra={
+                    "mirror": self.name,
+                    "job_id": job_id[:128],
+                    "result": result,
+                    "key": self.settings.key,
+                },
             )
         return result
 

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from proxy.redis_client import MasterFinder, master_finder
 from proxy.shortage import DETAILS
@@ -154,8 +154,8 @@ class Link:
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             ours = self._vitals.shortages.check(error, "the connection to Redis")
-            reason = DETAILS[ours] if ours is not None else str(error)
-            raise RedisLost(reason or type(error).__name__) from error
+            reason = DETAILS[ours] if ours is not None else _in_words(error)
+            raise RedisLost(reason) from error
         parser: Any = getattr(self._connection, "_parser", None)
         if "hello" not in self.refused:
             parser.set_invalidation_push_handler(self._told_of_keys)
@@ -416,6 +416,16 @@ _FLUSH = re.compile(
     r"^cmdstat_(?:flushall|flushdb|swapdb):calls=([0-9]{1,18})(?![0-9])", re.MULTILINE
 )
 _NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def _in_words(error: Exception) -> str:
+    """Why there is no connection, for an operator. Redis answers `HELLO` without a password at
+    length, and says nothing of passwords."""
+    text = str(error)
+    no_login = text.startswith(("NOAUTH", "HELLO must be called"))
+    if no_login or isinstance(error, AuthenticationError):
+        return f"it refuses our user name or password ({text.partition(',')[0]})"
+    return text or type(error).__name__
 
 
 def _no_hello(text: str) -> bool:

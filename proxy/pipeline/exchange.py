@@ -170,6 +170,7 @@ class Exchange:
     response: ResponseHead | None = None  # what was passed on
     tee: Tee | None = None  # keeps a copy of the response's body
     silence: float | None = None  # how long the upstream had said nothing when the client left
+    unfinished: float | None = None  # how long it had been sending its response by then
     gone_in: str | None = None  # what was under way when the client left: `PHASES` of the tally
     head_after: float | None = None  # of a stream without an end: its head came so long after ours
     # Where plain.py has begun the attempt: on which connection, sent when, and who is told its end.

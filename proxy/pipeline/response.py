@@ -45,6 +45,7 @@ class Response:
     """The response `head` to what `relay` sent."""
 
     __slots__ = (
+        "_begun",
         "_body",
         "_chunked",
         "_client",
@@ -80,6 +81,7 @@ class Response:
         self._pace: Pace | None = None  # how fast the client takes it, where there is a minimum
         self._unsent = 0  # bytes that it had not taken when last looked at
         self._taken = 0.0  # monotonic: when the client last took something
+        self._begun = 0.0  # monotonic: when its head was passed on
 
     @property
     def upstream(self) -> UpstreamStream:
@@ -235,7 +237,7 @@ class Response:
             x.head_after = self._clock.monotonic() - x.started
         if self._relay.sent:
             x.drop_body()
-        self._relay.moved = self._taken = now = self._clock.monotonic()
+        self._relay.moved = self._taken = self._begun = now = self._clock.monotonic()
         if head.dated and self._plan.vitals.skews.wants(self._plan.name, now):
             self._plan.vitals.skews.note_date(self._plan.name, _date(head))
         return response_head(x, head, self._framing)
@@ -327,7 +329,20 @@ class Response:
                 relay.moved = now  # it waits for us
                 deadline = min(deadline, self._held_up())
         moved = max(relay.moved, self._taken)
-        await self._client.wait(until_left(self._x, deadline, now, moved))
+        try:
+            deadline = until_left(self._x, deadline, now, moved)
+        except ClientLeft:
+            self._note_unfinished(now)
+            raise
+        await self._client.wait(deadline)
+
+    def _note_unfinished(self, now: float) -> None:
+        """The client leaves. Where all that came has gone to the kernel, it was the upstream that
+        the client waited for; streams without an end are left by all their clients."""
+        x, client = self._x, self._client
+        sending = x.replied and not self._finished and x.head_after is None
+        if sending and not self._waiting and not client.transport.get_write_buffer_size():
+            x.unfinished = max(0.0, (client.eof_at if client.eof else now) - self._begun)
 
     def _held_up(self) -> float:
         """Until when the upstream's connection may be held up, as the client does not take what
@@ -393,11 +408,7 @@ def _date(head: ResponseHead) -> str:
 
 def _is_event_stream(head: ResponseHead) -> bool:
     """Whether the response lasts as long as somebody listens."""
-    for line in head.lines:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-type":
-            return value.strip().lower().startswith(b"text/event-stream")
-    return False
+    return head.media_type == "text/event-stream"
 
 
 def _has_an_end(head: ResponseHead, body: Decoder) -> bool:

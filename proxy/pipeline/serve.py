@@ -232,6 +232,8 @@ def _answer_with(x: Exchange, error: ProxyError) -> None:
         x.gone_in = _phase(x)
         if x.silence is not None:
             x.note(silent_ms=round(x.silence * 1000, 1))
+        if x.unfinished is not None:
+            x.note(unfinished_ms=round(x.unfinished * 1000, 1))
         x.keep_alive = False
         client.abort()
     elif x.replied:
@@ -255,7 +257,7 @@ def _phase(x: Exchange) -> str:
     if x.silence is not None:
         return "upstream"
     if x.replied:
-        return "response"
+        return "response" if x.unfinished is None else "unfinished"
     return "queue" if x.body.done else "request"
 
 

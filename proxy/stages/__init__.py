@@ -17,6 +17,7 @@ from proxy.pipeline.compile import Stage
 from proxy.shortage import Shortages
 from proxy.spool import Spool
 from proxy.stages.access_line import AccessLine
+from proxy.stages.answer_types import AnswerTypes
 from proxy.stages.extensions import Extensions
 from proxy.stages.fallback import FallbackStage
 from proxy.stages.idempotency import IdempotencyStage
@@ -58,6 +59,7 @@ def all_stages(
         JobRoles(mirrors.__getitem__, shortages),
         idempotency,
         FallbackStage(memory),
+        AnswerTypes(metrics),
         TraceRecord(trace, random),
         AccessLine(access_log),
     )

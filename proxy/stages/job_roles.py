@@ -134,6 +134,8 @@ class _Creates:
             return
         refusal = self._mirror.creation_refusal()
         if refusal is not None:
+            if (problem := self._mirror.store_problem) is not None:
+                x.note(store_problem=problem)
             raise refusal
 
     def wants(self, x: Exchange, trouble: Trouble) -> bool:

@@ -163,7 +163,8 @@ class _Keep:
     def _severity(self, x: Exchange) -> Severity:
         if x.status >= 500 or (x.code is not None and not 400 <= x.status < 500):
             return Severity.ERROR
-        troubled = x.status >= 400 or x.failures is not None or x.duration >= self._slow
+        odd = x.extra is not None and "unexpected_type" in x.extra
+        troubled = odd or x.status >= 400 or x.failures is not None or x.duration >= self._slow
         return Severity.WARNING if troubled else Severity.OK
 
     def _job_id(self, x: Exchange, extra: dict[str, Any]) -> str | None:

@@ -32,6 +32,7 @@ class ExchangeFacts(Protocol):
     upstream_time: float | None
     attempts: int
     silence: float | None  #: for which the upstream had said nothing when the client left
+    unfinished: float | None  #: seconds since its head, where the upstream was still sending then
     gone_in: str | None  #: what was under way when the client left, one of `tally.PHASES`
     head_after: float | None  #: to the head of a WebSocket or event stream; None for others
     bytes_in: int  #: content, not framing

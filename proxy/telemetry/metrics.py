@@ -329,6 +329,7 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
     bytes_out: dict[tuple[str, ...], int] = defaultdict(int)
     errors: dict[tuple[str, ...], int] = defaultdict(int)
     gone: dict[tuple[str, ...], int] = defaultdict(int)
+    unexpected: dict[tuple[str, ...], int] = defaultdict(int)
     added: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
     streams: dict[tuple[str, ...], list[Distribution]] = defaultdict(list)
     for tally in routes:
@@ -337,6 +338,7 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
         bytes_in[key] += tally.bytes_in
         bytes_out[key] += tally.bytes_out
         added[key].append(tally.added)
+        unexpected[key] += tally.unexpected
         for code, count in list(tally.errors.items()):
             errors[*key, code] += count
         for phase, count in list(tally.gone.items()):
@@ -367,6 +369,12 @@ def _routes(routes: list[RouteTally]) -> Iterator[Metric]:
         "Exchanges whose client left, by what was under way",
         ("listener", "endpoint", "phase"),
         gone.items(),
+    )
+    yield _counter(
+        "proxy_unexpected_answers",
+        "Answers with 2xx whose media type cannot be what the route is for",
+        labels,
+        unexpected.items(),
     )
     yield _histogram(
         "proxy_stream_seconds",

@@ -15,17 +15,21 @@ from operator import add
 from proxy.telemetry.tally import BUCKETS, Distribution, RouteTally
 
 CLIENT_LEFT = 499  # neither the service's error nor the caller's
+TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Counts since the start: of durations by bucket, of server errors, of refusals (4xx)."""
+    """Counts since the start: of durations by bucket, of server errors, of refusals (4xx), of good
+    answers that are not what the route is for, of answers with 429."""
 
     counts: tuple[int, ...]
     errors: int = 0
     refused: int = 0
     total: float = 0.0  # sum of the durations, where it is kept
     waited: float = 0.0  # of these, what was not the service's own time
+    unexpected: int = 0
+    limited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Summary:
     p99: float | None
     total: float = 0.0
     waited: float = 0.0
+    unexpected: int = 0
+    limited: int = 0
 
     @property
     def served(self) -> float:
@@ -80,19 +86,21 @@ def read_distribution(distribution: Distribution) -> Reading:
 def read_routes(tallies: Sequence[RouteTally]) -> Reading:
     """The routes together, all methods; none at all read as nothing."""
     counts = [0] * (len(BUCKETS) + 1)
-    errors = refused = 0
+    errors = refused = unexpected = limited = 0
     total = waited = 0.0
     for tally in tallies:
+        unexpected += tally.unexpected
         waited += tally.added.total
         for method in tally.methods.values():
             total += method.total
+            limited += method.statuses.get(TOO_MANY, 0)
             counts = list(map(add, counts, method.counts))
             for status, count in method.statuses.items():
                 if status >= 500:
                     errors += count
                 elif status >= 400 and status != CLIENT_LEFT:
                     refused += count
-    return Reading(tuple(counts), errors, refused, total, waited)
+    return Reading(tuple(counts), errors, refused, total, waited, unexpected, limited)
 
 
 def together(readings: Iterable[Reading]) -> Reading:
@@ -123,6 +131,8 @@ def between(
         quantile(bounds, counts, 0.99),
         after.total - before.total,
         after.waited - before.waited,
+        after.unexpected - before.unexpected,
+        after.limited - before.limited,
     )
 
 

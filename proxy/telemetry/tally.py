@@ -24,8 +24,9 @@ KNOWN_METHODS = frozenset(
 )
 
 #: What is under way when a client leaves: its request is being read; it waits for its turn or for
-#: another attempt; the upstream has all of it and says nothing; the response is being sent.
-PHASES = ("request", "queue", "upstream", "response")
+#: another attempt; the upstream has all of it and says nothing; the upstream has not finished its
+#: response, and the client has taken all that came; the client is taking the response.
+PHASES = ("request", "queue", "upstream", "unfinished", "response")
 
 #: Seconds that WebSockets and event streams last.
 STREAM_BUCKETS = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
@@ -93,15 +94,17 @@ class MethodTally(Distribution):
 
 class UpstreamTally:
     """What an upstream took: to connect, from request head sent to response head seen, and, of
-    clients that left before there was one, from their request sent to their leaving."""
+    clients that left before there was one, from their request sent to their leaving; of clients
+    that left while it was still sending, from the response's head."""
 
-    __slots__ = ("abandoned", "connects", "name", "responses")
+    __slots__ = ("abandoned", "connects", "name", "responses", "unfinished")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.connects = Distribution(FINE_BUCKETS)
         self.responses = Distribution(FINE_BUCKETS)
         self.abandoned = Distribution(FINE_BUCKETS)
+        self.unfinished = Distribution(FINE_BUCKETS)
 
     def connected(self, seconds: float) -> None:
         """One connection was opened, in that time."""
@@ -152,6 +155,8 @@ class RouteTally:
         "retries",
         "service",
         "streams",
+        "unexpected",
+        "unexpected_type",
         "upstreams",
     )
 
@@ -179,6 +184,8 @@ class RouteTally:
         self.added = Distribution(FINE_BUCKETS)
         self.gone: dict[str, int] = {}
         self.streams = Distribution(STREAM_BUCKETS)
+        self.unexpected = 0  # good answers that are not what the route is for
+        self.unexpected_type: str | None = None  # what the last one said that it was
 
     def begin(self, _facts: object = None) -> None:
         """An exchange was given to this route."""
@@ -218,7 +225,7 @@ class RouteTally:
         if facts.attempts > 1:
             self.retries += facts.attempts - 1
         if status >= 500:
-            self.last_failure = facts.detail or facts.code or f"the service answered {status}"
+            self.last_failure = facts.detail or facts.code or f"{facts.target} answered {status}"
         if facts.trace_id is not None and facts.trace_sampled:
             self._exemplify(facts, method, duration)
         if facts.code is not None:
@@ -240,6 +247,8 @@ class RouteTally:
         upstream = self.upstreams.get(facts.upstream or "")
         if facts.silence is not None and upstream is not None:
             upstream.abandoned.observe(facts.silence)
+        if facts.unfinished is not None and upstream is not None:
+            upstream.unfinished.observe(facts.unfinished)
 
     def _method(self, name: str) -> MethodTally:
         """The tally of a method that is new here; every unknown one shares `OTHER`, so that clients

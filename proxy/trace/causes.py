@@ -20,6 +20,7 @@ from proxy.trace.events import Event, Severity, text
 from proxy.trace.lives import FINISHED, WAITING
 from proxy.trace.summaries import duration
 
+LAST_CALL = 1.0  # seconds before a job fails in which a call may have something to do with it
 NEWS_LATE = 1.0  # seconds by which the news of a circuit, which Redis confirms, may come late
 
 Rule = Callable[[Case], Cause | None]
@@ -51,8 +52,10 @@ _NOT_STORED = {
     "redis_down": "Redis could not be reached, so the job was refused instead of lost",
     "app_breaker_open": "Redis was back, but the service did not use it again yet, so the job was"
     " refused instead of lost",
-    "key_missing": "the service accepted the job but never wrote it to Redis; its own Redis breaker"
-    " is probably open",
+    "redis_refuses_writes": "Redis takes no writes, so the job was refused instead of lost",
+    "key_missing": "the service accepted the job, but its key never appeared in Redis: the"
+    " service's own Redis breaker is open, or `redis.url` or the mirror's `key` is not the one that"
+    " the service uses",
 }
 
 
@@ -63,6 +66,8 @@ def not_stored(case: Case) -> Cause | None:
         if lost and case.concerns(event):
             reason = str(event.facts.get("reason"))
             why = _NOT_STORED.get(reason, "the job is not in Redis")
+            if problem := event.facts.get("store_problem"):
+                why = f"{why} ({problem})"
             return Cause("job_not_stored", f"No job was made: {why}", event)
     return None
 
@@ -175,8 +180,22 @@ def stage_failed(case: Case) -> Cause | None:
             event = case.job_event(life, "stage_failed") or failed
             why = life.error or life.error_type or "it does not say why"
             said = f"Job {life.job_id} failed in {life.failed_in or 'an unknown stage'}: {why}"
-            return Cause("stage_failed", said, event)
+            return Cause("stage_failed", said + _last_call(case, failed), event)
     return None
+
+
+def _last_call(case: Case, failed: Event) -> str:
+    """The call that ended just before a job failed: what it could not make sense of, perhaps."""
+    calls = [
+        e
+        for e in case.of("exchange")
+        if e.facts.get("direction") == "egress" and 0 <= failed.at - e.until <= LAST_CALL
+    ]
+    if not calls:
+        return ""
+    last = max(calls, key=lambda e: e.until)
+    asked = f"{last.facts.get('method')} {last.facts.get('path')}"
+    return f"; just before, {last.service} answered {last.facts.get('status')} to {asked}"
 
 
 def ledger_cannot_write(case: Case) -> Cause | None:
@@ -356,6 +375,11 @@ def exchange_failed(case: Case) -> Cause | None:
         if isinstance(silent, int | float):
             words = f"{words}: {service} had been silent for {duration(silent / 1000)}"
             return Cause(code, words, event)
+        unfinished = event.facts.get("unfinished_ms")
+        if isinstance(unfinished, int | float):
+            words = f"The client went away while {service} was still sending its answer"
+            words += f": {duration(unfinished / 1000)} after the answer's head"
+            return Cause(code, words, event)
         detail = event.facts.get("detail")
         return Cause(code, f"{words}: {detail}" if detail else words, event)
     return None
@@ -370,9 +394,21 @@ def upstream_error(case: Case) -> Cause | None:
                 continue
             if not isinstance(status, int) or status < least:
                 continue
-            said = f"{event.service or 'The upstream'} itself answered {status}"
+            target = f" at {event.facts['target']}" if event.facts.get("target") else ""
+            said = f"{event.service or 'The upstream'}{target} itself answered {status}"
             path = f"{event.facts.get('method')} {event.facts.get('path')}"
             return Cause(kind, f"{said} to {path}", event)
+    return None
+
+
+def unexpected_answer(case: Case) -> Cause | None:
+    """The service answered well, but not with what the route is for."""
+    for event in reversed(case.of("exchange")):
+        found = event.facts.get("unexpected_type")
+        if found and case.concerns(event):
+            said = f"{event.service} answered {event.facts.get('status')} with {found}"
+            said += ": probably an error page, or another service at its address"
+            return Cause("unexpected_answer", said, event)
     return None
 
 
@@ -444,6 +480,7 @@ RULES: tuple[Rule, ...] = (
     exchange_failed,
     redis_lost,
     upstream_error,
+    unexpected_answer,
     recovered_trouble,
     restarting,
     service_slow,

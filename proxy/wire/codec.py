@@ -181,7 +181,8 @@ class RequestHead:
 
 class ResponseHead:
     """A response's head, understood. `lines` are the fields that pass, as they came; `passing` is
-    the status line and all of them together, a CRLF after each. Not to be changed.
+    the status line and all of them together, a CRLF after each. Not to be changed; only
+    `media_type` is found out when somebody first asks, and remembered.
 
     `before_id` and `after_id` are the whole head as it goes to a client, around the correlation ID:
     for a final response with `Content-Length` whose connection persists, else None. Neither has a
@@ -189,6 +190,7 @@ class ResponseHead:
     """
 
     __slots__ = (
+        "_media_type",
         "after_id",
         "before_id",
         "chunked",
@@ -216,6 +218,20 @@ class ResponseHead:
         self.passing = b""
         self.before_id = b""
         self.after_id: bytes | None = None
+        self._media_type: str | None = None
+
+    @property
+    def media_type(self) -> str:
+        """What `Content-Type` names, in lower case, without parameters; "" where it is absent."""
+        if self._media_type is None:
+            found = b""
+            for line in self.lines:
+                name, _, value = line.partition(b":")
+                if name.lower() == b"content-type":
+                    found = value.partition(b";")[0].strip().lower()
+                    break
+            self._media_type = found.decode("latin-1")
+        return self._media_type
 
 
 def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 0) -> int:

@@ -81,12 +81,37 @@ def test_clients_that_leave_elsewhere_are_nobodys_silence(site: Site) -> None:
     with site.connect() as client:
         client.send(get("/", "X-Correlation-ID: reading"))
         client.read_until(b"hello")
-    assert "silent_ms" not in site.proxy.access_line("reading")
+    line = site.proxy.access_line("reading")
+    assert "silent_ms" not in line
+    assert line["unfinished_ms"] >= 0  # it had all that came, and waited for the upstream
     where = {"listener": "front", "endpoint": "all"}
-    for phase, count in (("request", 1), ("response", 1), ("upstream", None)):
+    for phase, count in (("request", 1), ("unfinished", 1), ("upstream", None)):
         assert site.proxy.metric("proxy_client_gone_total", phase=phase, **where) == count
     assert site.proxy.metric("proxy_upstream_abandoned_seconds_count", upstream="app") == 0
     assert site.proxy.breaker("app")["state"] == "closed"
+
+
+def test_an_error_page_with_status_200_is_named(tmp_path: Path) -> None:
+    """A service that gave JSON gives a web page: passed on, noted, counted."""
+    kinds = iter((b"application/json", b"text/html", b"text/html"))
+
+    def answer(connection: Connection, request: Request) -> None:
+        connection.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: 2\r\n\r\n{}" % next(kinds)
+        )
+
+    with (
+        Site(tmp_path, {"calls": {"direction": "egress"}}) as site,
+        site.connect("calls") as client,
+    ):
+        site.upstream.handler = answer
+        for name in ("data", "page", "again"):
+            client.send(get("/", f"X-Correlation-ID: {name}"))
+            assert client.read_until(b"{}").startswith(b"HTTP/1.1 200")
+        assert "unexpected_type" not in site.proxy.access_line("data")
+        assert site.proxy.access_line("again")["unexpected_type"] == "text/html"
+        where = {"listener": "calls", "endpoint": "all"}
+        assert site.proxy.metric("proxy_unexpected_answers_total", **where) == 2
 
 
 @pytest.mark.parametrize("kind", ["events", "websocket"])

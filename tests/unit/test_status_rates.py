@@ -183,7 +183,7 @@ def test_the_last_failure_is_kept_in_its_own_words() -> None:
     told(route, 200)
     assert route.last_failure is None
     told(route, 500)
-    assert route.last_failure == "the service answered 500"
+    assert route.last_failure == "http://127.0.0.1:8005 answered 500"  # which of its targets
     route.record(replace(Facts(), status=503, code="overloaded", detail="Queue full"))
     told(route, 200)
     assert route.last_failure == "Queue full"

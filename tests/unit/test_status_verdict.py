@@ -21,6 +21,7 @@ def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
     """One that is well."""
     target = {"target": "http://127.0.0.1:1", "healthy": True, "ejected": False}
     calls = {"requests": 10, "abandoned": 0, "silence": None}
+    calls |= {"unfinished": 0, "unfinished_after": None}
     return {"name": name, "breaker": breaker("closed"), "targets": [target], **calls, **changes}
 
 
@@ -28,6 +29,7 @@ def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
 QUICK = {
     "direction": "ingress", "upstream": "app", "requests": 50, "refused": 0, "refused_share": 0.0,
     "p50": 0.01, "usual_p50": None, "served": 0.9, "last_failure": None,
+    "limited": 0, "unexpected": 0, "unexpected_type": None,
 }  # fmt: skip
 
 
@@ -232,6 +234,26 @@ def test_a_service_that_is_silent_until_its_callers_give_up(
     assert "had been silent for 5.0 s" in finding.summary
 
 
+def test_a_service_that_never_finishes_its_answers() -> None:
+    """It sends a byte a second: callers leave in the middle, and nothing has failed."""
+    calls = {"unfinished": 5, "unfinished_after": 15.0, "requests": 5}
+    (finding,) = judge(snapshot(upstreams=[upstream(**calls)]), NOW).findings
+    assert (finding.level, finding.kind) == ("error", "service_unfinished")
+    assert finding.summary == (
+        "search does not finish its answers: 5 callers left in the last minute, and it had been"
+        " sending for 15.0 s"
+    )
+    brief = upstream(**{**calls, "unfinished_after": 0.4})
+    assert judge(snapshot(upstreams=[brief]), NOW).level == "ok"  # somebody looks away quickly
+
+
+def test_a_sentence_ends_with_one_full_stop() -> None:
+    """Errors of others bring theirs along."""
+    failed = job("failed", error="Run /download first.")
+    assert judge(snapshot(job_list=[failed]), NOW).sentence.endswith("first.")
+    assert not judge(snapshot(job_list=[failed]), NOW).sentence.endswith("..")
+
+
 def test_directories_on_one_disk_are_one_finding() -> None:
     """The fullest first; figures that differ are other disks."""
     disks = [disk("spool", 5), disk("trace", 1), disk("jobs:m", 5), disk("log", 60)]
@@ -255,6 +277,13 @@ def test_directories_on_one_disk_are_one_finding() -> None:
         ({"direction": "egress", "refused": 9, "refused_share": 0.2}, []),
         ({"direction": "egress", "refused": 4, "refused_share": 1.0}, []),
         ({"refused": 9, "refused_share": 0.9}, []),  # what callers do wrong
+        ({"unexpected": 3, "unexpected_type": "text/html"}, ["unexpected_answers"]),
+        ({"unexpected": 2, "unexpected_type": "text/html", "requests": 2}, []),
+        ({"unexpected": 3, "unexpected_type": "text/html", "requests": 100}, []),
+        ({"limited": 5}, ["clients_limited"]),
+        ({"limited": 4}, []),
+        ({"limited": 5, "requests": 101}, []),
+        ({"limited": 50, "direction": "egress"}, []),  # a service's own, which `refused` has
     ],
 )
 def test_services_that_are_slow_or_refuse(changes: dict[str, Any], kinds: list[str]) -> None:

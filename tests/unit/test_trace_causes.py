@@ -62,7 +62,7 @@ def test_upload_refused() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "words"),
-    [("redis_down", "Redis could not be reached"), ("key_missing", "never wrote it to Redis")],
+    [("redis_down", "Redis could not be reached"), ("key_missing", "its key never appeared")],
 )
 def test_creation_not_stored(reason: str, words: str) -> None:
     """The service said yes and there is no job: why, by the reason."""
@@ -154,6 +154,9 @@ def test_a_job_failed_by_itself() -> None:
     assert cause.kind == "stage_failed"
     assert "mv_1 failed in generate_subtitles: [NO_SHORTS_FOUND] none" in cause.summary
     assert cause.event.kind == "stage_failed"
+    assert "just before" not in cause.summary
+    choked = found(call(5), call(19.8), lives=[failing_life("Expecting value: line 1")])
+    assert "; just before, audio-transcriber answered 200 to GET /x" in choked.summary
 
 
 def test_sqlite_cannot_write() -> None:
@@ -305,6 +308,30 @@ def test_the_service_itself_answered_with_an_error() -> None:
     cause = found(exchange(1, 422))
     assert cause.kind == "refused_by_service"
     assert "make-video itself answered 422 to GET /x" in cause.summary
+    named = found(exchange(1, 500, target="http://10.0.0.2:8005"))
+    assert "make-video at http://10.0.0.2:8005 itself answered 500" in named.summary
+
+
+def test_a_good_answer_that_is_not_what_the_route_is_for() -> None:
+    """An error page with status 200."""
+    cause = found(exchange(0, unexpected_type="text/html"))
+    assert cause.kind == "unexpected_answer"
+    assert "make-video answered 200 with text/html" in cause.summary
+
+
+def test_a_client_that_left_in_the_middle_of_its_answer() -> None:
+    """It was the service that did not come to the end of it."""
+    cause = found(exchange(0, 200, code="client_left", unfinished_ms=15_000.0))
+    assert cause.kind == "client_left"
+    assert "make-video was still sending its answer: 15.0 s" in cause.summary
+
+
+def test_why_the_store_cannot_be_used() -> None:
+    """What Redis said stands behind what it means."""
+    refused = exchange(
+        0, 503, code="job_not_stored", reason="redis_refuses_writes", store_problem="OOM command"
+    )
+    assert found(refused).summary.endswith("refused instead of lost (OOM command)")
 
 
 def test_calls_failed_though_the_job_went_on() -> None:

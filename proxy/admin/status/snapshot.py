@@ -36,7 +36,7 @@ NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP = "process:loop_lag"
 #: Checks of `/readyz` that have a place of their own in the document.
 _SHOWN_ELSEWHERE = frozenset({"listeners", "tasks", "mirror", "breakers"})
-_FINE = ("upstream:", "abandoned:")
+_FINE = ("upstream:", "abandoned:", "unfinished:")
 
 
 class Watched(Protocol):
@@ -119,8 +119,9 @@ class Snapshots:
     def _read(
         self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
     ) -> dict[str, Reading]:
-        """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, and as
-        `abandoned:NAME` its silences that clients did not see the end of."""
+        """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, as
+        `abandoned:NAME` its silences that clients did not see the end of, and as `unfinished:NAME`
+        for how long it had been sending answers that clients left."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
         names = self._sources.proxy.upstream_names()
@@ -134,6 +135,7 @@ class Snapshots:
             if upstream.name in services:
                 readings[f"upstream:{upstream.name}"] = read_distribution(upstream.responses)
                 readings[f"abandoned:{upstream.name}"] = read_distribution(upstream.abandoned)
+                readings[f"unfinished:{upstream.name}"] = read_distribution(upstream.unfinished)
         readings[_LOOP] = read_distribution(metrics.loop_lag)
         return readings
 
@@ -207,6 +209,11 @@ class Snapshots:
             )
             if summary.errors
             else None,
+            "limited": summary.limited,
+            "unexpected": summary.unexpected,
+            "unexpected_type": next(
+                (one.unexpected_type for one in tallies.get(name, ()) if one.unexpected_type), None
+            ),
             "usual_p50": _rounded(self.history.usual(name)) if is_slow(summary.p50) else None,
             **_figures(summary),
         }
@@ -225,15 +232,17 @@ class Snapshots:
                 times, moment, readings.get(times, nothing(FINE_BUCKETS))
             )
             reasons = self._sources.watch.reasons(name)
-            given_up = f"abandoned:{name}"
-            silences = self.history.summary(
-                given_up, moment, readings.get(given_up, nothing(FINE_BUCKETS))
+            silences, unfinished = (
+                self.history.summary(one, moment, readings.get(one, nothing(FINE_BUCKETS)))
+                for one in (f"abandoned:{name}", f"unfinished:{name}")
             )
             found.append(
                 {
                     "name": name,
                     "abandoned": silences.count,
                     "silence": _rounded(silences.mean),
+                    "unfinished": unfinished.count,
+                    "unfinished_after": _rounded(unfinished.mean),
                     **_figures(figures),
                     # Its own times, without our queues and retries.
                     **_percentiles(answers),

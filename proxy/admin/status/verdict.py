@@ -5,8 +5,9 @@ Rules, in order of importance
 2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
 3. Circuits that refuse; targets that are down; services that are silent until callers give up.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
-   One error in a quiet night is none. Services that refuse most of our calls; routes whose service
-   takes many times as long as usual, which slow clients do not count for.
+   One error in a quiet night is none. Services that refuse most of our calls, or answer them with
+   web pages; clients that have used up their share; routes whose service takes many times as long
+   as usual, which slow clients do not count for.
 5. Certificates of listeners that have expired or are about to; clocks that differ.
 6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
 7. The proxy's own state: disks that are nearly full, a refused config, checks that fail, few
@@ -81,6 +82,8 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_upstreams(snapshot["upstreams"]),
         *_routes(snapshot["routes"]),
         *_refusals(snapshot["routes"]),
+        *_unexpected(snapshot["routes"]),
+        *_limited(snapshot["routes"]),
         *_slow(snapshot["routes"]),
         *_certificates(snapshot["certificates"]),
         *_clocks(snapshot["clocks"]),
@@ -93,7 +96,7 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
     if not found:
         return Verdict("ok", "All good.", ())
     more = len(found) - 1
-    sentence = found[0].summary + "."
+    sentence = found[0].summary.rstrip(".") + "."
     if more:
         sentence += f" And {more} more thing{'s' * (more > 1)} to look at."
     return Verdict(found[0].level, sentence, tuple(found))
@@ -160,20 +163,22 @@ def _upstreams(upstreams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _silence(upstream: Mapping[str, Any]) -> Iterator[Finding]:
-    """Calls without an answer are no errors to anybody else: their callers left first."""
-    count, silence = upstream["abandoned"], upstream["silence"]
-    if count < FEWEST_ERRORS or silence < LONG_SILENCE:
-        return
-    share = count / max(count, upstream["requests"])
-    if share < ERROR_SHARE:
-        return
+    """Calls without a whole answer are no errors to anybody else: their callers left first."""
     name = upstream["name"]
-    summary = (
-        f"{name} is silent: {count} callers left in the last minute, "
-        f"and it had been silent for {silence:.1f} s"
-    )
-    level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
-    yield Finding(level, "service_silent", summary, f"upstream:{name}")
+    for kind, count, seconds, what, had in (
+        ("service_silent", upstream["abandoned"], upstream["silence"],
+         "is silent", "it had been silent for"),
+        ("service_unfinished", upstream["unfinished"], upstream["unfinished_after"],
+         "does not finish its answers", "it had been sending for"),
+    ):  # fmt: skip
+        share = count / max(count, upstream["requests"], 1)
+        if count < FEWEST_ERRORS or seconds < LONG_SILENCE or share < ERROR_SHARE:
+            continue
+        summary = (
+            f"{name} {what}: {count} callers left in the last minute, and {had} {seconds:.1f} s"
+        )
+        level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
+        yield Finding(level, kind, summary, f"upstream:{name}")
 
 
 def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -184,7 +189,7 @@ def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             continue
         summary = f"{route['route']}: {share:.0%} of requests failed in the last minute"
         if route["last_failure"]:
-            summary += f", the last with: {bounded(route['last_failure'], 120)}"
+            summary += f", the last with: {bounded(route['last_failure'], 240)}"
         level: Literal["warning", "error"] = "error" if share >= GRAVE_SHARE else "warning"
         about = f"route:{route['listener']}/{route['route']}"
         yield Finding(level, "route_errors", summary, about)
@@ -203,6 +208,31 @@ def _refusals(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         )
         about = f"route:{route['listener']}/{route['route']}"
         yield Finding("warning", "service_refuses", summary, about)
+
+
+def _unexpected(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """200, and an error page or another service behind it: no status says so."""
+    for route in routes:
+        count, requests = route["unexpected"], route["requests"]
+        if count < FEWEST_ERRORS or count < ERROR_SHARE * requests:
+            continue
+        summary = (
+            f"{route['upstream']} answers {route['route']} with {route['unexpected_type']}, which"
+            f" is not what is expected there: {count} of {requests} answers in the last minute"
+        )
+        about = f"route:{route['listener']}/{route['route']}"
+        yield Finding("warning", "unexpected_answers", summary, about)
+
+
+def _limited(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Callers that get 429: a wave of one client, or a limit that is too low. What is refused
+    before it has a route counts as well, so it is one finding for all."""
+    callers = [route for route in routes if route["direction"] != "egress"]
+    limited = sum(route["limited"] for route in callers)
+    requests = sum(route["requests"] for route in callers)
+    if limited >= FEWEST_REFUSALS and limited >= ERROR_SHARE * requests:
+        summary = f"{limited} of {requests} requests were answered 429 in the last minute"
+        yield Finding("warning", "clients_limited", f"{summary} (too many requests)", "process")
 
 
 def is_slow(p50: float | None) -> bool:
