@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from proxy.upload.families import FLAC, MP4, MPEG, OGG, WAV, WEBM, Family
 from proxy.upload.foreign import refuse_foreign
-from proxy.upload.mp3 import TAIL, count_frames
 from proxy.upload.mp4 import measure_mp4
 from proxy.upload.mpeg import trailing_tags
 from proxy.upload.ogg import measure_ogg
@@ -22,6 +21,7 @@ from proxy.upload.source import Prefixed, Source
 from proxy.upload.wav import measure_wav
 
 _STREAM_INFO = 38  # bytes of FLAC's first block, with its header
+_TAIL = 64 * 1024  # bytes at the end in which tags are looked for
 _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
 _MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4}
 
@@ -40,8 +40,7 @@ def _measure_frames(source: Source, family: Family, limit: float | None) -> floa
     start = source.position
     before = _flac_head(source) if family is FLAC else b""
     shift = source.position - len(before)
-    counted = count_frames(source, limit) if family is MPEG else None
-    walks = [counted] if counted else walk_file(Prefixed(before, source), family, limit)
+    walks = walk_file(Prefixed(before, source), family, limit)
     source.drain()
     end = source.received
     if family is WEBM:
@@ -50,8 +49,8 @@ def _measure_frames(source: Source, family: Family, limit: float | None) -> floa
         refuse_foreign(source, [(start if end - start > covered + slack else end - slack, end)])
         return settle(walks, limit)
     walk = walks[0]
-    end -= trailing_tags(source.at(max(start, end - TAIL), TAIL))
-    gaps = [*walk.gaps, (walk.end - walk.last_size, end - shift)]
+    end -= trailing_tags(source.at(max(start, end - _TAIL), _TAIL))
+    gaps = [*walk.gaps, (walk.last, end - shift)]
     refuse_foreign(source, [(a + shift, b + shift) for a, b in gaps])
     junk = walk.size - walk.covered - (source.received - end)
     if family is MPEG and junk > min(walk.covered, max(_JUNK_FLOOR, walk.size // 20)):

@@ -149,7 +149,7 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
         raise Undecodable("cut_short")
     with open_container(source, MP4) as container:
         streams = audio_streams(container, MP4)
-        walks = new_walks(streams, MP4)
+        walks = new_walks(streams)
         context = streams[0].codec_context
         indexed = (
             len(streams) == 1
@@ -165,20 +165,17 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
 
 
 def _follow_index(walk: Walk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
-    """Replace what the trial gave by what the index says. False where that cannot be relied on:
-    nothing of the trial plays, or the last sample is not there."""
+    """Add what the index says of the packets behind the trial. False where that cannot be relied
+    on: nothing of the trial plays, or the last sample is not there."""
     entries = stream.index_entries
-    if walk.first is None or len(entries) <= walk.tried:
+    if not walk.packets or len(entries) <= walk.tried:
         return False
     end = entries[-1]
     if not 0 <= end.pos <= source.received - end.size:
         return False
     step = max(end.timestamp - entries[-2].timestamp, 0)
-    played = end.timestamp - walk.first + step
-    if stream.duration and abs(played - stream.duration) <= step:
-        played = stream.duration  # the last packet is shorter than the one before it
+    walk.total += max(end.timestamp + step - entries[walk.tried].timestamp, 0)
     walk.packets += len(entries) - walk.tried
-    walk.total = max(walk.total, played)
     _decode_spread(walk, stream, source, layout)
     return True
 

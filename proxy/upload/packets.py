@@ -5,12 +5,14 @@ Rules:
 2. What the file claims is compared with what comes out of a decoder: the first packets are
    decoded, and after them some all over the file, at random, the largest ones always. Where more
    comes out than was claimed, that counts.
-3. Three more measures, the largest counts: the sum of packet durations; the span of their time
-   stamps (not in Ogg); and, for codecs whose packets all play equally long, packets times the
-   length of a decoded one. Opus says in its first byte how long a packet plays.
-4. Packets that an edit list or a pre-skip takes away are decoded all the same, so that it is seen
+3. What plays are packets, so time stamps do not count: a gap between them, or a damaged one, makes
+   nothing longer. Only where packets claim no length does the time to the next one stand for it.
+4. For codecs whose packets all play equally long, packets times the length of a decoded one count
+   as well. Opus says in its first byte how long a packet plays, so that it need not be decoded all
+   over the file. The largest measure wins.
+5. Packets that an edit list or a pre-skip takes away are decoded all the same, so that it is seen
    that they do; but they play nothing.
-5. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
+6. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
    when it is one whole frame of the kind of the one before; and a quarter of the first packets must
    decode.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import random
 import statistics
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -33,7 +36,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.upload import mpeg
-from proxy.upload.families import AAC, FLAC, MP4, MPEG, OGG, Family
+from proxy.upload.families import AAC, FLAC, MP4, MPEG, Family
 from proxy.upload.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -46,71 +49,69 @@ MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, less
 # does.
 _MUST_DECODE = 4
 # Codecs with the same number of samples in every packet (the last one aside).
-CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
+_CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
 _HEADER = struct.Struct(">I").unpack_from
+_BYTE = struct.Struct("B").unpack_from
 _SKIP = struct.Struct("<I").unpack_from
 _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
 # A packet's claim may differ from what it decodes to by so much: the last ones are often cut.
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _LIES = 3  # packets: one may be odd, so many stand for others
-_MAX_LENGTHS = 1024
 _SPREAD = 32 * 1024  # bytes between two packets that are decoded, growing with their number
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+_OPUS_SECONDS = [_OPUS_FRAME[byte >> 3] / 48_000 * (1, 2, 2, 0)[byte & 3] for byte in range(256)]
 
 
 @dataclass(slots=True)
 class Walk:
-    """What one audio stream has shown so far; times in units of its time base."""
+    """What one audio stream has shown so far; `total` in units of its time base."""
 
     tick: float = 1.0  # seconds
     opus: bool = False  # packets say how long they play
+    constant: bool = False  # all of them play equally long
     total: int = 0
-    first: int | None = None
-    last: int = 0
     packets: int = 0  # that play
     size: int = 0  # bytes of all packets
     covered: int = 0  # bytes of those that are whole frames
-    end: int = 0  # where in the file the last of them ended
-    last_size: int = 0  # bytes of it
+    last: int = 0  # where in the file the last of them begins,
+    end: int = 0  # and where it ends
     gaps: list[tuple[int, int]] = field(default_factory=list)  # before it, that none covers
     kind: int | None = None  # of MPEG frames
     tried: int = 0
-    decoded: int = 0
-    lengths: list[float] = field(default_factory=list)  # of decoded packets, for constant codecs
-    claimed: float = 0.0  # seconds that the decoded packets claim to play
-    heard: float = 0.0  # seconds that came out of them
-    lies: int = 0  # decoded packets that play longer than they claim
+    lengths: list[float] = field(default_factory=list)  # seconds of those that decoded
+    claimed: float = 0.0  # seconds that these claim to play
+    heard: float = 0.0  # seconds that came out of them, or were claimed
+    lies: int = 0  # those that play longer than they claim
     inner: float = 0.0  # seconds that the packets say themselves (Opus)
     skipped: float = 0.0  # seconds at the beginning that are decoded, but not played
     next_try: int = 0  # when `size` is there
 
     def seconds(self) -> float:
         """How long it plays; the largest of the measures, if it is larger by more than padding."""
-        span = self.last - self.first if self.first is not None else 0
-        longest = max(self.total, span) * self.tick
-        excess = self.heard - self.claimed
-        spread = self.heard / self.claimed if self.lies >= _LIES and self.claimed > 0 else 1.0
+        claimed = self.total * self.tick
+        spread = self.heard / self.claimed if self.lies >= _LIES else 1.0
+        alike = self.packet_seconds if self.constant or not self.total else 0.0
         implied = max(
-            self.packets * self.packet_seconds,
+            self.packets * alike,
             self.inner,
-            longest + excess,
-            longest * spread,
+            claimed + self.heard - self.claimed,
+            claimed * spread,
         )
-        if implied <= longest * _TOLERANCE + _PADDING:
-            implied = longest
+        if implied <= claimed * _TOLERANCE + _PADDING:
+            implied = claimed or implied
         return max(implied - self.skipped, min(implied, self.tick))
 
     @property
     def packet_seconds(self) -> float:
-        """What each packet plays, 0 where the codec does not make them all alike."""
+        """What one of them plays, 0 where none decodes."""
         return statistics.median(self.lengths) if self.lengths else 0.0
 
     @property
     def decodes(self) -> bool:
-        """Rule 5."""
-        return bool(self.decoded) and self.decoded * _MUST_DECODE >= self.tried
+        """Rule 6."""
+        return bool(self.lengths) and len(self.lengths) * _MUST_DECODE >= self.tried
 
 
 def open_container(file: IO[bytes] | Any, family: Family) -> InputContainer:
@@ -151,20 +152,18 @@ def walk_file(file: Any, family: Family, limit: float | None) -> list[Walk]:
     exceptions of refused.py."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
-        walks = new_walks(streams, family)
+        walks = new_walks(streams)
         walk_packets(container, streams, walks, family, limit)
         refuse_video(container, family)
         return walks
 
 
-def new_walks(streams: Sequence[AudioStream], family: Family) -> list[Walk]:
+def new_walks(streams: Sequence[AudioStream]) -> list[Walk]:
     """One for each, with nothing seen yet."""
+    names = [getattr(stream.codec_context, "name", "") for stream in streams]
     return [
-        Walk(
-            float(stream.time_base or 1),
-            family is not OGG and getattr(stream.codec_context, "name", "") in ("opus", "libopus"),
-        )
-        for stream in streams
+        Walk(float(stream.time_base or 1), "opus" in name, name in _CONSTANT)
+        for stream, name in zip(streams, names, strict=True)
     ]
 
 
@@ -195,37 +194,32 @@ def walk_packets(
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
     exceptions of refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    placed, stamped = family in (MPEG, AAC, FLAC), family is not OGG
-    past = None if limit is None else limit + GRACE
+    framed = family in (MPEG, AAC, FLAC)
+    past = sys.maxsize if limit is None else limit + GRACE
     try:
         for packet in container.demux(list(streams)):
             size = packet.size
             walk = by_index.get(packet.stream_index)
             if not size or walk is None:  # none: the flush at the end
                 continue
-            duration, stamp = packet.duration or 0, packet.pts
+            duration = packet.duration or 0
             if duration >= _UNDERFLOW:
                 duration = 0
             walk.size += size
-            if placed:
+            if framed:
                 _cover(walk, packet, size, family)
             if walk.size > walk.next_try or walk.tried < TRY_DECODE:
                 if not walk.tried and family is not MP4:
                     walk.skipped = _skipped(packet)
-                _try_decode(walk, packet, None if placed else duration * walk.tick)
-            if not (packet.is_discard and duration):
+                _try_decode(walk, packet, 0.0 if framed else duration * walk.tick)
+            if not (duration and packet.is_discard):
                 walk.packets += 1
                 walk.total += duration
-                if stamp is not None and stamped:
-                    if walk.first is None:
-                        walk.first = stamp
-                    if stamp + duration > walk.last:  # `max()` costs more than all of this
-                        walk.last = stamp + duration
                 if walk.opus:
                     walk.inner += opus_seconds(packet)
             if walk.tried == stop_after:
                 break
-            if past is not None and walk.total * walk.tick > past:
+            if walk.total * walk.tick > past:
                 raise PastLimit(walk.total * walk.tick)
     except av.error.FFmpegError as error:
         _judge_end(error, walks)
@@ -241,7 +235,7 @@ def _judge_end(error: Exception, walks: Sequence[Walk]) -> None:
 
 
 def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
-    """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 5)."""
+    """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 6)."""
     if family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
         kind = header & mpeg.SAME_KIND
@@ -255,7 +249,7 @@ def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
         else:
             walk.gaps.append((walk.end, at))
     walk.covered += size
-    walk.end, walk.last_size = at + size, size
+    walk.last, walk.end = at, at + size
 
 
 def _skipped(packet: Any) -> float:
@@ -269,46 +263,41 @@ def _skipped(packet: Any) -> float:
 
 def opus_seconds(packet: Any) -> float:
     """What an Opus packet plays: frames of one length, one, two or counted in the second byte."""
-    view = memoryview(packet)
-    first = view[0]
-    frames = (1, 2, 2, view[1] & 63 if len(view) > 1 else 0)[first & 3]
-    return frames * _OPUS_FRAME[first >> 3] / 48_000
+    first: int = _BYTE(packet)[0]
+    if first & 3 < 3:
+        return _OPUS_SECONDS[first]
+    count: int = _BYTE(packet, 1)[0] & 63 if packet.size > 1 else 0
+    return count * _OPUS_SECONDS[first & 0xFC]
 
 
-def _try_decode(walk: Walk, packet: Any, claim: float | None) -> None:
-    walk.next_try = walk.size + int(_SPREAD * (0.5 + random.random()) * (1 + walk.tried / 64))  # noqa: S311
+def _try_decode(walk: Walk, packet: Any, claim: float) -> None:
+    gap = _SPREAD * (0.5 + random.random()) * (1 + walk.tried / 8)  # noqa: S311
+    walk.next_try = sys.maxsize if walk.opus else walk.size + int(gap)
     context: AudioCodecContext | None = packet.stream.codec_context
     if context is not None:
         decode(walk, context, packet, claim)
 
 
-def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float | None) -> None:
-    """Decode `packet`, which claims to play `claim` seconds (None: it
-    claims nothing), and note what came of it (rule 2)."""
+def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float) -> None:
+    """Decode `packet`, which claims to play `claim` seconds (0: it claims nothing), and note what
+    came of it (rule 2)."""
     walk.tried += 1
     if not context.is_open:
         context.thread_count = 1  # the sandbox has no threads
-        context.flags2 |= Flags2.skip_manual  # rule 4
+        context.flags2 |= Flags2.skip_manual  # rule 5
     try:
         frames = context.decode(packet)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, MemoryError):
             raise
         return
-    heard = 0.0
-    for frame in frames:
-        if frame.samples and frame.sample_rate:
-            heard += frame.samples / frame.sample_rate
+    heard = sum(frame.samples / frame.sample_rate for frame in frames if frame.sample_rate)
     if not heard:
         return
-    walk.decoded += 1
-    if context.name in CONSTANT and len(walk.lengths) < _MAX_LENGTHS:
-        walk.lengths.append(heard)
-    if claim is None:
+    walk.lengths.append(heard)
+    if not claim:
         return
-    if heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):  # rounded to ticks
-        walk.lies += 1
-        walk.heard += heard
-    else:
-        walk.heard += claim
+    lies = heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002)  # rounded to ticks
+    walk.lies += lies
+    walk.heard += heard if lies else claim
     walk.claimed += claim

@@ -67,6 +67,7 @@ def noise(
             stream = container.add_stream(codec, rate=rate, layout="stereo")
             assert isinstance(stream, AudioStream)
             stream.bit_rate = bit_rate
+            stream.codec_context.options = {"strict": "experimental"}  # FFmpeg's own Vorbis
             for at in range(0, round(rate * seconds), 1152):
                 frame = av.AudioFrame(format="s16p", layout="stereo", samples=1152)
                 for plane in frame.planes:

@@ -32,7 +32,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "M4A, fragments": lambda: noise("ipod", "aac", _MINUTES, _FRAGMENTS),
     "AAC": lambda: noise("adts", "aac", _MINUTES, {}),
     "Opus": lambda: noise("ogg", "libopus", _MINUTES, {}, 48_000, 510_000),
-    "Vorbis": lambda: noise("ogg", "libvorbis", _MINUTES, {}, 44_100, 450_000),
+    "Vorbis": lambda: noise("ogg", "vorbis", _MINUTES, {}, 44_100, 450_000),
     "FLAC": lambda: noise("flac", "flac", 270, {}),
     "WebM": lambda: noise("webm", "libopus", _MINUTES, {}, 48_000, 510_000),
 }
