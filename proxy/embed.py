@@ -12,15 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from proxy.app import CannotStart, Proxy
-from proxy.app_host import HostedApp, SocketDirectory, host
+from proxy.app.composition import CannotStart, Proxy
+from proxy.app.hosted import HostedApp, SocketDirectory, host
 from proxy.config.listeners import Listener
 from proxy.config.load import load_source
 from proxy.config.mirrors import Mirror
 from proxy.config.problems import ConfigError
 from proxy.config.schema import Admin, Config, Metrics, Trace
 from proxy.config.units import Bind, parse_target
-from proxy.telemetry.embedded_logs import EmbeddedLogs
+from proxy.telemetry.logs.embedded import EmbeddedLogs
 
 if TYPE_CHECKING:
     from aiohttp.test_utils import BaseTestServer
@@ -156,7 +156,7 @@ class ReliabilityProxy:
     def test_server(self, listener: str) -> BaseTestServer:
         """A listener as aiohttp's test client wants it: `TestClient(proxy.test_server("ingress"))`,
         or `await aiohttp_client(proxy.test_server("ingress"))` with pytest-aiohttp."""
-        from proxy.embed_client import ListenerServer
+        from proxy.app.test_client import ListenerServer
 
         return ListenerServer(self.url(listener))
 

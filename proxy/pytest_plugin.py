@@ -14,8 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from proxy.demo.redis_server import RedisServer
     from proxy.embed import ReliabilityProxy, Source
-    from proxy.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def reliability_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A real redis-server of this test's own, started and empty: `url`, and `kill()` and `start()`
     for a restart in which everything in it is lost. Needs one on the PATH, or
     `pip install "reliability-proxy[test]"`; the test is skipped where there is neither."""
-    from proxy.redis_server import RedisNotFound, RedisServer
+    from proxy.demo.redis_server import RedisNotFound, RedisServer
 
     server = RedisServer(tmp_path / "redis")
     try:

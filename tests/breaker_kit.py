@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.states import State
 from proxy.config.schema import Redis
 from proxy.config.upstreams import Upstream
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.states import State
 from tests.http1 import PATIENCE
 
 now = time.monotonic

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 
 # The same examples in every run, against no clock: a build fails neither by chance nor because the
 # machine is slow. `--hypothesis-profile=explore` draws others each time, to find what these do not.

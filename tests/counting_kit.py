@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from proxy.config.mirrors import JobFields
-from proxy.jobs.model import Snapshot, parse
-from proxy.jobs.pipeline_events import Event, EventReader
+from proxy.jobs.document import Snapshot, parse
+from proxy.jobs.video_metrics.events import Event, EventReader
 from tests.jobs_kit import PREFIX, life
 
 STAGES = ("analyze_audio", "load_approved", "assemble_video")

@@ -13,12 +13,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from proxy.clock import SystemClock
 from proxy.config.mirrors import Mirror as MirrorConfig
+from proxy.core.clock import SystemClock
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.redis_side import CaptureMode
-from proxy.redis_server import RedisServer
+from proxy.jobs.redis.connection import CaptureMode
 from tests.http1.message import PATIENCE
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -24,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE, Request, Response
 from tests.http1.process import ProxyProcess, wait_until
@@ -135,7 +135,7 @@ class StandIn:
         self._directory = directory
         self._port = free_port()
         self._command = [
-            *(sys.executable, "-m", "proxy.demo.make_video", "--port", str(self._port)),
+            *(sys.executable, "-m", "proxy.demo.make_video.service", "--port", str(self._port)),
             *("--redis-url", server.url, "--data", str(directory), *options),
         ]
         self.url = f"http://127.0.0.1:{self._port}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.units import parse_duration
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 
 #: 30 s of the worker's patience are 3 here: the proxy's own tick of 50 ms stays small beside it.
 SCALE = 10.0

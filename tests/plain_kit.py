@@ -16,18 +16,19 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.clock import Clock, ManualClock
 from proxy.config.schema import Config
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline import exchange, plain
-from proxy.pipeline.compile import Binding, Compiler, Stage
-from proxy.pipeline.plan import Hooks, ListenerPlan, UpstreamPlan
-from proxy.pipeline.serve import Service
+from proxy.core.clock import Clock, ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.forward import exchange
+from proxy.forward.routing.compile import Binding, Compiler, Stage
+from proxy.forward.routing.plan import Hooks, ListenerPlan, UpstreamPlan
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.server import fast_path
+from proxy.server.connection import Service
 from proxy.spool import Spool
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
-from proxy.wire.pool import TargetPool, UpstreamStream
 
 
 def pieces(whole: bytes, cuts: list[int]) -> list[bytes]:
@@ -51,7 +52,7 @@ def same_ids() -> Iterator[None]:
 
 def plain_shut() -> AbstractContextManager[object]:
     """While it lasts, no exchange is plain."""
-    return patch.object(plain, "_prepare", lambda data, listener: None)
+    return patch.object(fast_path, "_prepare", lambda data, listener: None)
 
 
 class Asking:

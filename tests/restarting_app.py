@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 
 
 def app(jobs: Path) -> Starlette:

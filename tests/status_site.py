@@ -14,26 +14,26 @@ import aiohttp
 from aiohttp import web
 
 from proxy.admin import problems
-from proxy.admin.breakers import BreakerControl
-from proxy.admin.jobs import JobControl
-from proxy.admin.mirrored import MirroredJobs
-from proxy.admin.operated import Check, Readiness, ReloadResult
+from proxy.admin.backend import Check, Readiness, ReloadResult
+from proxy.admin.endpoints.breakers import BreakerControl
+from proxy.admin.endpoints.jobs import JobControl
+from proxy.admin.job_backend import MirroredJobs
 from proxy.admin.server import AdminServers
-from proxy.admin.status.board import StatusBoard
 from proxy.admin.status.page import StatusPage
+from proxy.admin.status.sampler import StatusBoard
 from proxy.admin.status.snapshot import Sources
-from proxy.breaker.board import BreakerBoard
-from proxy.clock import SystemClock
 from proxy.config import schema
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.schema import Config
 from proxy.config.upstreams import Upstream
+from proxy.core.clock import SystemClock
+from proxy.core.redis.client import connect
+from proxy.core.vitals import Vitals
+from proxy.demo.redis_server import RedisServer
+from proxy.forward.watch import Watch
 from proxy.jobs.service import Mirrors
-from proxy.pipeline.watch import Watch
-from proxy.redis_client import connect
-from proxy.redis_server import RedisServer
-from proxy.telemetry.metrics import Metrics
-from proxy.vitals import Vitals
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.telemetry.metrics.registry import Metrics
 from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import Clock, iso_utc
 from proxy.config import schema
+from proxy.core.clock import Clock, iso_utc
 from proxy.trace.events import Event, Severity
-from proxy.trace.lives import JobLife, read_life
+from proxy.trace.job_history import JobLife, read_life
 from proxy.trace.recorder import Trace
 
 T0 = 1_795_450_757.0

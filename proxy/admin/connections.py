@@ -26,8 +26,8 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.admin.answers import Answers
-from proxy.memory_budget import MemoryBudget
+from proxy.admin.large_answers import Answers
+from proxy.core.memory.budget import MemoryBudget
 
 #: Connections to one port.
 MOST = 128

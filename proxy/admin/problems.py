@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from proxy.errors import (
+from proxy.core.errors import (
     PROBLEM_CONTENT_TYPE,
     BadRequest,
     MethodNotAllowed,

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from proxy.admin.answers import ANSWERS, Answers
-from proxy.admin.apps import Part, admin_app, metrics_app
+from proxy.admin.applications import Part, admin_app, metrics_app
+from proxy.admin.backend import Operated
 from proxy.admin.connections import Connections
-from proxy.admin.operated import Operated
+from proxy.admin.large_answers import ANSWERS, Answers
 from proxy.config.schema import Config
 from proxy.config.units import Bind
-from proxy.errors import cannot_listen
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline.listening import Given, duplicate, label
+from proxy.core.errors import cannot_listen
+from proxy.core.memory.budget import MemoryBudget
+from proxy.server.listening import Given, duplicate, label
 
 #: Bytes of a request line or of one field, and fields of a head.
 _LINE, _FIELDS = 8190, 64

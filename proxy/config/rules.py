@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from proxy.clock import iso_utc
 from proxy.config import patterns, telemetry_rules
 from proxy.config.certificates import Certificate, read_chain
 from proxy.config.document import Element
@@ -27,8 +26,9 @@ from proxy.config.problems import Key, Notice, Problem, dotted
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.config.upstreams import Upstream
-from proxy.headers import NOT_EDITABLE
-from proxy.redis_url import parse_redis_url
+from proxy.core.clock import iso_utc
+from proxy.core.headers import NOT_EDITABLE
+from proxy.core.redis.url import parse_redis_url
 
 #: Seconds before its end at which a certificate is warned of.
 EXPIRES_SOON = 30 * 86400.0

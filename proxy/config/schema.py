@@ -20,7 +20,7 @@ from proxy.config.mirrors import Mirror
 from proxy.config.telemetry import AppMetrics, Resources, Statsd, Telemetry
 from proxy.config.upstreams import Upstream
 from proxy.config.values import Bind, Duration, FilePath, Level, Model, Name, Secret, Share, Size
-from proxy.redis_url import parse_redis_url
+from proxy.core.redis.url import parse_redis_url
 
 
 class RedisTls(Model):

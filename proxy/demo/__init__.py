@@ -10,6 +10,6 @@ def run(once: bool) -> int:
     or SIGTERM. Nothing is left behind: no process, no file.
     """
     # Imported here because the stand-ins' processes import this package too, and start often.
-    from proxy.demo.show import main
+    from proxy.demo.tour.show import main
 
     return main(once)

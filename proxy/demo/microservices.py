@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from proxy.clock import Clock, SystemClock
+from proxy.core.clock import Clock, SystemClock
 from proxy.demo.media import make_clip
 from proxy.demo.serving import Handler, Site, json_response, stop_on_signals
 

@@ -16,9 +16,9 @@ from types import TracebackType
 import proxy
 from proxy.demo.guard import Guard
 from proxy.demo.microservices import MICROSERVICES
+from proxy.demo.ports import free_port, reserve_port
 from proxy.demo.processes import Child, ChildFailed
-from proxy.ports import free_port, reserve_port
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 
 CONFIG = Path(proxy.__file__).parent.parent / "config" / "demo.yaml"
 SPEED = 10.0
@@ -163,14 +163,20 @@ class World:
         children = [
             self._child(
                 "make-video",
-                [*python, "proxy.demo.make_video", *app, "--port", str(ports["MAKE_VIDEO"])],
+                [
+                    *python,
+                    "proxy.demo.make_video.service",
+                    *app,
+                    "--port",
+                    str(ports["MAKE_VIDEO"]),
+                ],
                 ready_url=self.at.url("MAKE_VIDEO") + "/health",
                 # With the start of an interpreter about the 2.2 s that the real one takes.
                 restart_after=1.5,
             ),
             self._child(
                 "worker",
-                [*python, "proxy.demo.worker", *app, "--speed", str(SPEED)],
+                [*python, "proxy.demo.make_video.worker", *app, "--speed", str(SPEED)],
                 environment={
                     "STATSD_HOST": "127.0.0.1",
                     "STATSD_PORT": str(ports["STATSD"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from proxy.headers import NOT_EDITABLE
+from proxy.core.headers import NOT_EDITABLE
 
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")

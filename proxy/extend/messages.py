@@ -13,8 +13,8 @@ from proxy.extend.fields import Edits
 from proxy.trace.events import bounded
 
 if TYPE_CHECKING:
-    from proxy.pipeline.exchange import Exchange
-    from proxy.wire.codec import ResponseHead
+    from proxy.forward.exchange import Exchange
+    from proxy.http1.heads import ResponseHead
 
 
 class Request:

@@ -7,7 +7,7 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from proxy.errors import ProxyError
+from proxy.core.errors import ProxyError
 from proxy.extend.fields import check_value
 
 #: Characters of a refusal's text and of its facts, and seconds that it may ask to wait.

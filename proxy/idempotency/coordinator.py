@@ -22,8 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from proxy.clock import Clock
-from proxy.errors import IdempotencyInProgress, IdempotencyMismatch
+from proxy.core.clock import Clock
+from proxy.core.errors import IdempotencyInProgress, IdempotencyMismatch
 from proxy.idempotency.decide import Repeat, verdict
 from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, encode
 

@@ -6,8 +6,8 @@ import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from proxy.jobs.pipeline_metrics import PipelineMetrics
-from proxy.jobs.queue_metrics import QueueFamilies, QueueMetrics
+from proxy.jobs.queue.metrics import QueueFamilies, QueueMetrics
+from proxy.jobs.video_metrics.metrics import PipelineMetrics
 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 # Counted from zero on: a counter that first appears with 1 has not increased, for an alert.

@@ -16,21 +16,12 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Literal
 
-from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.errors import JobNotStored, StoreAway
-from proxy.jobs import sql
-from proxy.jobs.active import ActiveJobs
-from proxy.jobs.answers import AnswerStore
-from proxy.jobs.claims import lease_key
-from proxy.jobs.counting import Counting
-from proxy.jobs.duties import Duties, PassOn
-from proxy.jobs.inspection import LIST_SIZE, Inspection, at_most
-from proxy.jobs.keeper import Keeper
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.ledger_file import LedgerSilent
-from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.model import (
+from proxy.core.clock import Clock, iso_utc
+from proxy.core.errors import JobNotStored, StoreAway
+from proxy.core.tasks import Supervised
+from proxy.core.vitals import Vitals
+from proxy.jobs.document import (
     UNKNOWN_STATUS,
     Snapshot,
     as_json,
@@ -41,18 +32,27 @@ from proxy.jobs.model import (
     parse,
     valid_job_id,
 )
-from proxy.jobs.news import Tell, silence
-from proxy.jobs.queue import JobQueue
-from proxy.jobs.queue_watch import follow_queue, recall_queue
-from proxy.jobs.records import Row, Tombstone
-from proxy.jobs.redis_side import CaptureMode, ClientFactory, RedisLost, Refused
+from proxy.jobs.events import Tell, silence
+from proxy.jobs.maintenance import Duties, PassOn
+from proxy.jobs.metrics import JobMetrics
+from proxy.jobs.queue.queue import JobQueue
+from proxy.jobs.queue.watch import follow_queue, recall_queue
+from proxy.jobs.redis.active_jobs import ActiveJobs
+from proxy.jobs.redis.connection import CaptureMode, ClientFactory, RedisLost, Refused
+from proxy.jobs.redis.restore_rules import Tally
+from proxy.jobs.redis.session import Keeper
 from proxy.jobs.requeue.broker import BrokerRefused
 from proxy.jobs.requeue.evidence import Judgement
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued
-from proxy.jobs.restore import Tally
+from proxy.jobs.store import sql
+from proxy.jobs.store.idempotency_records import AnswerStore
+from proxy.jobs.store.inspection import LIST_SIZE, Inspection, at_most
+from proxy.jobs.store.records import Row, Tombstone
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.store import Ledger
+from proxy.jobs.video_metrics.counting import Counting
+from proxy.jobs.video_metrics.lease import lease_key
 from proxy.jobs.waiting import settled
-from proxy.tasks import Supervised
-from proxy.vitals import Vitals
 
 log = logging.getLogger(__name__)
 

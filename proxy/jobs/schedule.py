@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
-from proxy.clock import Clock
+from proxy.core.clock import Clock
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import Clock
 from proxy.config.mirrors import Mirror as MirrorConfig
+from proxy.core.clock import Clock
+from proxy.core.vitals import Vitals
+from proxy.jobs.events import silence
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.news import silence
-from proxy.jobs.redis_side import ClientFactory
-from proxy.vitals import Vitals
+from proxy.jobs.redis.connection import ClientFactory
 
 
 class Mirrors:

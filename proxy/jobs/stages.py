@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from proxy.jobs.model import FINISHED, WAITING, finite, to_timestamp
+from proxy.jobs.document import FINISHED, WAITING, finite, to_timestamp
 
 MOST = 32
 NAME_LIMIT = 80  # characters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.memory_budget import Account, Holding, Owner
+from proxy.core.memory.budget import Account, Holding, Owner
 
 if TYPE_CHECKING:
     from proxy.spool.file import Block

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from proxy.memory_budget import Holding, Owner
+from proxy.core.memory.budget import Holding, Owner
 from proxy.spool.blocks import Blocks, cut
 from proxy.spool.file import READ, Block, MemoryFile, SpoolError
 

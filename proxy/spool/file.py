@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.memory_budget import Account, Holding, Owner
+from proxy.core.memory.budget import Account, Holding, Owner
 
 if TYPE_CHECKING:
     from proxy.spool.spool import Reason, Spool

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.memory_budget import Owner
+from proxy.core.memory.budget import Owner
 from proxy.spool.blocks import Blocks, cut
 from proxy.spool.body import AHEAD
 from proxy.spool.file import READ, Block, SpoolError

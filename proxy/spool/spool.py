@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from proxy.clock import Clock
-from proxy.memory_budget import MOST, Account, Owner
-from proxy.shortage import Shortages
+from proxy.core.clock import Clock
+from proxy.core.memory.budget import MOST, Account, Owner
+from proxy.core.process.shortage import Shortages
 from proxy.spool.body import SpooledBody
 from proxy.spool.file import READ, MemoryFile, SpoolFile, open_nameless
 from proxy.spool.queue import SpooledQueue

@@ -1,1 +1,1 @@
-"""What leaves the process for people and machines to read: log lines and metrics."""
+"""What leaves the process for people and machines: `logs/`, `metrics/` and `otel/`."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from proxy.trace.events import Event
-from proxy.trace.lives import JobLife
+from proxy.trace.job_history import JobLife
 
 LATE = 0.25  # seconds
 

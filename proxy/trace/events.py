@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
 
-from proxy.clock import iso_utc
+from proxy.core.clock import iso_utc
 
 TEXT = 500  # characters of one text
 FACTS = 48  # entries of one event

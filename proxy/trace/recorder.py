@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import Clock
 from proxy.config import schema
-from proxy.tasks import Tasks
+from proxy.core.clock import Clock
+from proxy.core.tasks import Tasks
 from proxy.trace.events import Event, Severity, Source, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore

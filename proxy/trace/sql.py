@@ -8,7 +8,7 @@ source. Times and durations are seconds.
 
 from __future__ import annotations
 
-from proxy.sqlite_file import Schema
+from proxy.core.sqlite.file import Schema
 
 _MIGRATIONS = (
     (

@@ -24,14 +24,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from proxy.clock import Clock
-from proxy.sqlite_file import REFUSED
-from proxy.sqlite_upkeep import LOOK, Upkeep
-from proxy.tasks import Supervised, Tasks
+from proxy.core.clock import Clock
+from proxy.core.sqlite.file import REFUSED
+from proxy.core.sqlite.recovery import LOOK, Upkeep
+from proxy.core.tasks import Supervised, Tasks
 from proxy.trace import sql
 from proxy.trace.events import Event, encode_facts
 from proxy.trace.metrics import TraceMetrics
-from proxy.trace.reading import Reading, Row
+from proxy.trace.queries import Reading, Row
 
 log = logging.getLogger(__name__)
 

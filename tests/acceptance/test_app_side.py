@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.http1 import PATIENCE
 from tests.http1.process import ProxyProcess, wait_until
 

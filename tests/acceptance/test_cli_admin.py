@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli
-from proxy.cli_admin import fitting
-from proxy.redis_server import free_port
+from proxy.cli import main
+from proxy.cli.admin import fitting
+from proxy.demo.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -77,7 +77,7 @@ def _no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_jobs_list_asks_with_filters_and_prints_rows(admin: Admin, capsys: Capture) -> None:
     """Filters travel as query; rows are tab-separated and cleaned of control characters."""
     admin.answer("/api/jobs?status=failed&limit=5", {"jobs": [JOB], "total": 1})
-    assert cli.main(["jobs", "list", "--status=failed", "--limit=5", "--admin", admin.url]) == 0
+    assert main.main(["jobs", "list", "--status=failed", "--limit=5", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "total: 1",
         "job_id\tmirror\tstatus\terror",
@@ -89,7 +89,7 @@ def test_jobs_list_warns_of_a_mirror_that_is_not_well(admin: Admin, capsys: Capt
     """On stderr, in one line; the jobs are listed as ever."""
     ill = {"mirror": "m", "redis": "down", "reason": "refused", "sqlite": "ok"}
     admin.answer("/api/jobs?stranded=true", {"mirrors": [ill], "jobs": [JOB]})
-    assert cli.main(["jobs", "list", "--stranded", "--admin", admin.url]) == 0
+    assert main.main(["jobs", "list", "--stranded", "--admin", admin.url]) == 0
     said = capsys.readouterr()
     assert said.err == "reliability-proxy: mirror m: redis down: refused\n"
     assert said.out.startswith("job_id")
@@ -98,7 +98,7 @@ def test_jobs_list_warns_of_a_mirror_that_is_not_well(admin: Admin, capsys: Capt
 def test_json_is_the_answer_as_it_came(admin: Admin, capsys: Capture) -> None:
     """With `--json` nothing is left out and nothing renamed."""
     admin.answer("/api/jobs", [JOB])
-    assert cli.main(["jobs", "list", "--json", "--admin", admin.url]) == 0
+    assert main.main(["jobs", "list", "--json", "--admin", admin.url]) == 0
     assert json.loads(capsys.readouterr().out) == [JOB]
 
 
@@ -106,10 +106,10 @@ def test_jobs_show_finds_the_only_mirror(admin: Admin, capsys: Capture) -> None:
     """Where there is one mirror, its name need not be given; ids are escaped."""
     admin.answer("/api/config", {"mirrors": {"make_video": {}}})
     admin.answer("/api/jobs/make_video/a%2Fb", {"job": JOB, "versions": [{"status": "queued"}]})
-    assert cli.main(["jobs", "show", "a/b", "--admin", admin.url]) == 0
+    assert main.main(["jobs", "show", "a/b", "--admin", admin.url]) == 0
     assert "queued" in capsys.readouterr().out
     admin.answer("/api/config", {"mirrors": {"a": {}, "b": {}}})
-    assert cli.main(["jobs", "show", "x", "--admin", admin.url]) == 1
+    assert main.main(["jobs", "show", "x", "--admin", admin.url]) == 1
     assert "give --mirror NAME; this proxy's mirrors: a, b" in capsys.readouterr().err
 
 
@@ -121,12 +121,12 @@ def test_changes_are_posts_with_reason_and_token(
         admin.answer(path, {"ok": True})
     admin.answer("/api/jobs/m/mv%2F1/requeue", {"ok": True})
     to = ["--admin", admin.url]
-    assert cli.main(["breakers", "open", "yt", "--reason=q", "--for=5m", "--token=t", *to]) == 0
+    assert main.main(["breakers", "open", "yt", "--reason=q", "--for=5m", "--token=t", *to]) == 0
     monkeypatch.setenv("ADMIN_TOKEN", "secret")
-    assert cli.main(["breakers", "reset", "yt", *to]) == 0
-    assert cli.main(["jobs", "sync", "--mirror=m", *to]) == 0
-    assert cli.main(["jobs", "requeue", "mv/1", "--mirror=m", "--reason=lost", *to]) == 0
-    assert cli.main(["jobs", "requeue", "mv/1", "--mirror=m", "--force", *to]) == 0
+    assert main.main(["breakers", "reset", "yt", *to]) == 0
+    assert main.main(["jobs", "sync", "--mirror=m", *to]) == 0
+    assert main.main(["jobs", "requeue", "mv/1", "--mirror=m", "--reason=lost", *to]) == 0
+    assert main.main(["jobs", "requeue", "mv/1", "--mirror=m", "--force", *to]) == 0
     requeue = ("POST", "/api/jobs/m/mv%2F1/requeue")
     assert admin.asked == [
         ("POST", "/api/breakers/yt/open", {"reason": "q", "for": "5m"}, "Bearer t"),
@@ -152,7 +152,7 @@ def test_refusals_are_one_line(
 ) -> None:
     """Whatever the API answers, the user gets one line on stderr and 1."""
     admin.answers["/api/breakers"] = (status, body)
-    assert cli.main(["breakers", "list", "--admin", admin.url]) == 1
+    assert main.main(["breakers", "list", "--admin", admin.url]) == 1
     shown = capsys.readouterr()
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
@@ -162,28 +162,28 @@ def test_refusals_are_one_line(
 def test_a_wrong_token_is_called_wrong(admin: Admin, capsys: Capture) -> None:
     """Who has given a token is not told to give one."""
     admin.answers["/api/breakers"] = (401, b"{}")
-    assert cli.main(["breakers", "list", "--token", "old", "--admin", admin.url]) == 1
+    assert main.main(["breakers", "list", "--token", "old", "--admin", admin.url]) == 1
     assert "does not know this token" in capsys.readouterr().err
 
 
 def test_no_mirror_is_not_no_jobs(admin: Admin, capsys: Capture) -> None:
     """Where no mirror is configured, an empty list would be misleading."""
     admin.answer("/api/jobs", {"jobs": [], "mirrors": []})
-    assert cli.main(["jobs", "list", "--admin", admin.url]) == 1
+    assert main.main(["jobs", "list", "--admin", admin.url]) == 1
     assert "this proxy has no mirror" in capsys.readouterr().err
 
 
 def test_an_open_breaker_counts_no_failures(admin: Admin, capsys: Capture) -> None:
     """The window is empty once the circuit is open: a 0 would look like health."""
     admin.answer("/api/breakers", {"breakers": [{"name": "yt", "state": "open", "failures": 0}]})
-    assert cli.main(["breakers", "list", "--admin", admin.url]) == 0
+    assert main.main(["breakers", "list", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines()[1].split("\t") == ["yt", "open", "-"]
 
 
 def test_nobody_listens(capsys: Capture) -> None:
     """A refused connection is told with the address and what to do."""
     url = f"http://user:hunter2@127.0.0.1:{free_port()}"
-    assert cli.main(["jobs", "list", "--admin", url]) == 1
+    assert main.main(["jobs", "list", "--admin", url]) == 1
     told = capsys.readouterr().err
     assert "(connection refused); is the proxy running?" in told
     assert "hunter2" not in told
@@ -192,14 +192,14 @@ def test_nobody_listens(capsys: Capture) -> None:
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:9901", "http://", "http://x:99999"])
 def test_a_bad_address_is_bad_usage(url: str, capsys: Capture) -> None:
     """What is no URL ends with 2."""
-    assert cli.main(["jobs", "list", "--admin", url]) == 2
+    assert main.main(["jobs", "list", "--admin", url]) == 2
     assert "expected a URL such as http://127.0.0.1:9901" in capsys.readouterr().err
 
 
 def test_an_empty_list_says_so(admin: Admin, capsys: Capture) -> None:
     """No rows are told in words."""
     admin.answer("/api/breakers", {"breakers": []})
-    assert cli.main(["breakers", "list", "--admin", admin.url]) == 0
+    assert main.main(["breakers", "list", "--admin", admin.url]) == 0
     assert capsys.readouterr().out == "no breakers\n"
 
 
@@ -248,7 +248,7 @@ def test_a_sync_prints_what_it_did(admin: Admin, capsys: Capture) -> None:
     admin.answer(
         "/api/jobs/sync", {"synced": [{**row, "deleted": 1, "missing": 1, "seconds": 0.1}]}
     )
-    assert cli.main(["jobs", "sync", "--admin", admin.url]) == 0
+    assert main.main(["jobs", "sync", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "mirror\tlast_sync\tkeys\tcopied\tmissing\tdeleted\tseconds",
         "m\t2026-11-30T19:00:00.000Z\t7\t2\t1\t1\t0.1",
@@ -274,18 +274,18 @@ def test_healthcheck(
     file = config_at(tmp_path, section, admin.url.rpartition(":")[2])
     admin.answer("/livez", {})
     admin.answer("/readyz", {"draining": True}, 503)
-    assert cli.main(["healthcheck", "--config", file]) == 0
+    assert main.main(["healthcheck", "--config", file]) == 0
     assert admin.asked == [("GET", "/livez", None, token)]
-    assert cli.main(["healthcheck", "--ready", "--config", file]) == 1
+    assert main.main(["healthcheck", "--ready", "--config", file]) == 1
     assert "/readyz answers 503" in capsys.readouterr().err
 
 
 def test_healthcheck_without_a_proxy(tmp_path: Path, capsys: Capture) -> None:
     """Nobody there, a port that cannot be known and a bad config are all 1, the container's no."""
     file = config_at(tmp_path, "metrics", str(free_port()))
-    assert cli.main(["healthcheck", "--config", file]) == 1
-    assert cli.main(["healthcheck", "--config", config_at(tmp_path, "metrics", "0")]) == 1
-    assert cli.main(["healthcheck", "--config", str(tmp_path / "gone")]) == 1
+    assert main.main(["healthcheck", "--config", file]) == 1
+    assert main.main(["healthcheck", "--config", config_at(tmp_path, "metrics", "0")]) == 1
+    assert main.main(["healthcheck", "--config", str(tmp_path / "gone")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
@@ -312,7 +312,7 @@ def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
     """The suspect first, polls joined, the event that shows it marked, nothing that acts
     on a terminal."""
     admin.answer("/api/trace/mv_1", STORY)
-    assert cli.main(["trace", "mv_1", "--admin", admin.url]) == 0
+    assert main.main(["trace", "mv_1", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "job mv_1",
         "correlation IDs: c-0, c-1, c-2, c-3, c-4 and 3 more",
@@ -322,14 +322,14 @@ def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
         "16:19:10.250\t \texchange\t1.5ms\tGET /jobs/mv_1: 200 (3 times until 16:19:12.250)",
         "16:19:14.500\t>\texchange\t2.2min\tcall of yt: 502 (inferred)",
     ]
-    assert cli.main(["trace", "mv_1", "--json", "--admin", admin.url]) == 0
+    assert main.main(["trace", "mv_1", "--json", "--admin", admin.url]) == 0
     assert json.loads(capsys.readouterr().out) == STORY
 
 
 def test_trace_with_a_severity(admin: Admin, capsys: Capture) -> None:
     """With an ID it leaves out what is not so bad, and the suspect stays marked."""
     admin.answer("/api/trace/mv_1", STORY)
-    assert cli.main(["trace", "mv_1", "--severity", "error", "--admin", admin.url]) == 0
+    assert main.main(["trace", "mv_1", "--severity", "error", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines()[4:] == [
         "on 2026-11-23 (UTC)",
         "16:19:14.500\t>\texchange\t2.2min\tcall of yt: 502 (inferred)",
@@ -339,12 +339,12 @@ def test_trace_with_a_severity(admin: Admin, capsys: Capture) -> None:
 def test_trace_of_nothing_known(admin: Admin, capsys: Capture) -> None:
     """Exit code 1, the API's own words, and where to look next."""
     admin.answer("/api/trace/a%2Fb", {"detail": "Nothing is known of this ID."}, 404)
-    assert cli.main(["trace", "a/b", "--admin", admin.url]) == 1
+    assert main.main(["trace", "a/b", "--admin", admin.url]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("reliability-proxy: a/b: Nothing is known of this ID.\n- ")
     assert """jq -c 'select(.correlation_id == "a/b")' proxy.log""" in said.err
-    assert cli.main(["trace", "x", "--admin", admin.url]) == 1
+    assert main.main(["trace", "x", "--admin", admin.url]) == 1
     assert "of an older release?" in capsys.readouterr().err
 
 
@@ -353,11 +353,11 @@ def test_trace_without_an_id(admin: Admin, capsys: Capture) -> None:
     admin.answer("/api/trace?severity=error&limit=3", {"events": STORY["events"][3:]})  # type: ignore[index]
     admin.answer("/api/trace?severity=warning&limit=20", {"events": []})
     options = ["--severity=error", "--limit=3"]
-    assert cli.main(["trace", *options, "--admin", admin.url]) == 0
+    assert main.main(["trace", *options, "--admin", admin.url]) == 0
     assert capsys.readouterr().out == (
         "2026-11-23T16:19:14.500\tE\texchange\t2.2min\tcall of yt: 502 (inferred)\tc-9\n"
     )
-    assert cli.main(["trace", "--admin", admin.url]) == 0
+    assert main.main(["trace", "--admin", admin.url]) == 0
     assert capsys.readouterr().out == "nothing of that kind is recorded\n"
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import __version__, cli
+from proxy import __version__
+from proxy.cli import main
 
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "config" / "make-video.yaml"
@@ -39,7 +40,7 @@ def _no_config_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def call(*arguments: str) -> int:
     """The exit code of a command run in this process, whichever way it ends."""
     try:
-        return cli.main(arguments)
+        return main.main(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
 
@@ -165,7 +166,7 @@ def test_interruptions_end_without_a_traceback(
     def command(options: object) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "_schema", command)
+    monkeypatch.setattr(main, "_schema", command)
     assert call("schema") == expected
     assert len(capsys.readouterr().err.splitlines()) <= 1
 

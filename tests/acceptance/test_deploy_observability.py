@@ -22,11 +22,11 @@ import yaml
 from redis.asyncio import Redis
 from rich.console import Console
 
-from proxy.demo import steps, tour
-from proxy.demo.guide import Tour
-from proxy.demo.narrator import Narrator
+from proxy.demo.redis_server import free_port
+from proxy.demo.tour import steps, tour
+from proxy.demo.tour.guide import Tour
+from proxy.demo.tour.narrator import Narrator
 from proxy.demo.world import World
-from proxy.redis_server import free_port
 from tests.deployment import DASHBOARD, DEPLOY, RULES, SCENARIOS, commands, panels
 from tests.http1 import PATIENCE
 

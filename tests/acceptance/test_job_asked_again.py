@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import READ_PATIENCE
-from proxy.redis_server import RedisServer
 from tests.http1 import Connection, Request, Site, get, ok, respond, wait_until
 
 ROUTE = {

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxy import cli
-from proxy.redis_server import RedisServer
+from proxy.cli import main
+from proxy.demo.redis_server import RedisServer
 from tests.http1.process import wait_until
 from tests.jobs_kit import PREFIX
 from tests.jobs_site import App, JobSite, new
@@ -60,7 +60,7 @@ def test_an_operator_finds_the_job_and_starts_it_again(
     wait_until(lambda: cause() == "unattended", "the cause")
 
     to = ["--admin", f"http://127.0.0.1:{site.proxy.admin_port}"]
-    assert cli.main(["jobs", "requeue", job_id, *to]) == 1
+    assert main.main(["jobs", "requeue", job_id, *to]) == 1
     assert "it may be worked on (queued, and without a message" in capsys.readouterr().err
     path = f"/api/jobs/make_video/{job_id}/requeue"
     status, problem = site.admin(path, {"reason": "test"})

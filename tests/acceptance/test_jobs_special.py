@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1 import PATIENCE
 from tests.http1.client import RawClient
 from tests.http1.process import wait_until

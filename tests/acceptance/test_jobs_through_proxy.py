@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE, Response
 from tests.http1.process import wait_until

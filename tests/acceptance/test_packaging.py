@@ -236,7 +236,7 @@ def test_constraints_pin_everything_that_developers_install() -> None:
 
 
 # Imported only by those who have it: whoever serves an ASGI app, whoever runs pytest.
-OPTIONAL = {"proxy/app_host.py: uvicorn", "proxy/pytest_plugin.py: pytest"}
+OPTIONAL = {"proxy/app/hosted.py: uvicorn", "proxy/pytest_plugin.py: pytest"}
 
 
 @pytest.mark.parametrize(

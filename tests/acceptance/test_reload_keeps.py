@@ -13,7 +13,7 @@ from typing import Any
 
 import trustme
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.bench.reloads import Size, variants
 from tests.http1.asking import Load, more_answers
 from tests.http1.message import PATIENCE

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE
 from tests.http1.process import ProxyProcess, wait_until

@@ -19,7 +19,7 @@ from tests.http1 import ProxyProcess, Site, free_port, get, wait_until
 # The probe process alone hangs, as one does whose libraries are on a file system that is away.
 HANGS = """
 import sys, time
-if "proxy.upload.probe" in sys.orig_argv:
+if "proxy.uploads.probe.process" in sys.orig_argv:
     time.sleep(600)
 """
 

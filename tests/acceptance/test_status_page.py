@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.browser.chromium import Chromium, missing
 from tests.http1 import PATIENCE
 from tests.http1.client import RawClient

@@ -23,8 +23,8 @@ import pytest_asyncio
 
 from proxy.demo import world as worlds
 from proxy.demo.media import make_audio
+from proxy.demo.redis_server import free_port
 from proxy.demo.world import World
-from proxy.redis_server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 

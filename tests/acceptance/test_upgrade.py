@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1 import Connection, Request, Site, free_port, get, respond, wait_until
 from tests.http1.asking import Load, more_answers
 from tests.jobs_site import App, JobSite

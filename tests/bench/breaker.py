@@ -18,15 +18,15 @@ from pathlib import Path
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.retry import Ended, RetryPolicy
-from proxy.breaker.states import Event, State
-from proxy.clock import SystemClock
 from proxy.config.schema import Redis
 from proxy.config.upstreams import Breaker, Retry, Upstream
-from proxy.errors import CircuitOpen
-from proxy.redis_server import RedisServer
+from proxy.core.clock import SystemClock
+from proxy.core.errors import CircuitOpen
+from proxy.demo.redis_server import RedisServer
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.retry import Ended, RetryPolicy
 
 _BATCH = 20_000
 _SIDECARS = 20
@@ -115,7 +115,7 @@ async def propagation(url: str) -> list[float]:
 
 def main() -> None:
     """Print both tables."""
-    logging.getLogger("proxy.breaker").setLevel(logging.ERROR)
+    logging.getLogger("proxy.resilience").setLevel(logging.ERROR)
     print("| decision | µs |\n|---|---|")
     for title, cost in decisions():
         print(f"| {title} | {cost:.2f} |")

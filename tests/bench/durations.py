@@ -17,7 +17,7 @@ import av
 import av.error
 import av.logging
 
-from proxy.upload import families, measure
+from proxy.uploads.formats import families, measure
 from tests.uploads.corpus import FILES, write
 from tests.uploads.growing import Growing
 

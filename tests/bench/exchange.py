@@ -15,22 +15,22 @@ from pathlib import Path
 from random import Random
 
 from proxy import __version__, extend
-from proxy.clock import Clock, SystemClock
 from proxy.config.schema import Config
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline.compile import Compiler
-from proxy.pipeline.serve import Service
+from proxy.core.clock import Clock, SystemClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.forward.routing.compile import Compiler
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.http1.upstream.pool import UpstreamStream
+from proxy.routes.access_log import AccessLine
+from proxy.routes.extensions.runner import Extensions
+from proxy.routes.metrics import RouteMetrics
+from proxy.server.connection import Service
 from proxy.spool import Spool
-from proxy.stages.access_line import AccessLine
-from proxy.stages.extensions import Extensions
-from proxy.stages.route_metrics import RouteMetrics
-from proxy.telemetry.access import AccessLog
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.outputs import FileOutput
-from proxy.telemetry.writer import LogWriter
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
-from proxy.wire.pool import UpstreamStream
+from proxy.telemetry.logs.access import AccessLog
+from proxy.telemetry.logs.outputs import FileOutput
+from proxy.telemetry.logs.writer import LogWriter
+from proxy.telemetry.metrics.registry import Metrics
 
 
 class Ends(extend.Stage):

@@ -36,7 +36,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.http1.process import ProxyProcess
 
 THRESHOLD, PROBES, OPEN_FOR = 5, 3, 0.5

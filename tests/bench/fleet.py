@@ -23,7 +23,7 @@ from typing import Any
 
 import redis as blocking
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1.process import ProxyProcess, free_port
 
 #: What cannot be sent again, or is sent once at the start.

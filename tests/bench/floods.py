@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.bench import contenders
 from tests.bench.children import Child, ChildError, Cores, module, running, start
 from tests.bench.contenders.base import Contender, Place

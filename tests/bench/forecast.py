@@ -20,12 +20,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import ManualClock
 from proxy.config.mirrors import Forecast
-from proxy.jobs.forecast import Life
+from proxy.core.clock import ManualClock
+from proxy.jobs.document import FINISHED, parse
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.model import FINISHED, parse
-from proxy.jobs.queue import JobQueue
+from proxy.jobs.queue.forecast import Life
+from proxy.jobs.queue.queue import JobQueue
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 

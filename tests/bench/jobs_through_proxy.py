@@ -23,7 +23,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.bench.mirror import document, percentiles
 from tests.jobs_kit import PREFIX
 from tests.jobs_site import JobSite, routes

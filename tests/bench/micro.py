@@ -20,10 +20,10 @@ from typing import Any
 
 from proxy.config import schema
 from proxy.config.listeners import JobRole
-from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.router import RouteTable
-from proxy.stages.trace_record import TraceRecord
-from proxy.wire import codec
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.router import RouteTable
+from proxy.http1 import heads
+from proxy.routes.trace import TraceRecord
 from tests.bench.exchange import Ends, Looks, hot_exchange
 
 Operation = Callable[[], object]
@@ -86,7 +86,7 @@ _OK = (
 @micro("codec: a request head of four fields")
 def _request_head() -> Operation:
     def parse() -> object:
-        return codec.parse_request(_GET, codec.find_head_end(_GET, 8192, 32768), 128)
+        return heads.parse_request(_GET, heads.find_head_end(_GET, 8192, 32768), 128)
 
     return parse
 
@@ -94,7 +94,7 @@ def _request_head() -> Operation:
 @micro("codec: a response head of four fields")
 def _response_head() -> Operation:
     end = _OK.index(b"\r\n\r\n")
-    return lambda: codec.parse_response(_OK, end, 128)
+    return lambda: heads.parse_response(_OK, end, 128)
 
 
 @micro("router: the last of five routes")

@@ -23,13 +23,13 @@ import uvloop
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from proxy.clock import SystemClock
-from proxy.jobs.ledger import Ledger
+from proxy.core.clock import SystemClock
+from proxy.core.memory.allocator import collect_rarely
+from proxy.demo.redis_server import RedisServer
+from proxy.jobs.document import parse
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.model import parse
-from proxy.memory import collect_rarely
-from proxy.redis_server import RedisServer
+from proxy.jobs.store.store import Ledger
 from tests.jobs_kit import PREFIX, eventually, followed, life, settings, write
 
 DOCUMENT = life("success")[5]["value"]

@@ -20,13 +20,13 @@ import redis
 import uvloop
 from redis.asyncio import Redis
 
-from proxy.clock import SystemClock
-from proxy.jobs import sql
+from proxy.core.clock import SystemClock
+from proxy.core.memory.allocator import collect_rarely
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.memory import collect_rarely
-from proxy.redis_server import RedisServer
-from proxy.telemetry.metrics import Metrics
+from proxy.jobs.store import sql
+from proxy.telemetry.metrics.registry import Metrics
 from tests.bench.mirror import part, percentiles
 from tests.counting_kit import document, iso, stage
 from tests.jobs_kit import PREFIX, eventually, followed, settings

@@ -16,10 +16,10 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from proxy.upload import probe
-from proxy.upload.families import NAMES
-from proxy.upload.job import Job
-from proxy.upload.sniff import Sniffer
+from proxy.uploads.formats.families import NAMES
+from proxy.uploads.formats.sniff import Sniffer
+from proxy.uploads.probe import process as probe
+from proxy.uploads.probe.task import Job
 from tests.bench.stats import quantile
 from tests.bench.uploads import noise, samples
 

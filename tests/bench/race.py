@@ -17,7 +17,7 @@ from functools import partial
 from os import geteuid
 from pathlib import Path
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.bench import children, duties, small_upstream, wrk
 from tests.bench.children import Child, ChildError, Cores
 from tests.bench.contenders.base import Contender, Place, Running

@@ -22,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from proxy.ports import free_port
+from proxy.demo.ports import free_port
 from tests.bench.steady_load import Load, load_site
 from tests.http1.process import ProxyProcess
 

@@ -14,17 +14,17 @@ from typing import Any
 
 import msgspec
 
-from proxy.admin.operated import Check, Readiness
+from proxy.admin.backend import Check, Readiness
 from proxy.admin.status.snapshot import Snapshots, Sources
-from proxy.breaker.board import BreakerBoard
-from proxy.clock import ManualClock
 from proxy.config.upstreams import Upstream
+from proxy.core.clock import ManualClock
+from proxy.core.redis.client import AnyRedis
+from proxy.core.vitals import Vitals
+from proxy.forward.watch import Watch
 from proxy.jobs.service import Mirrors
-from proxy.pipeline.watch import Watch
-from proxy.redis_client import AnyRedis
-from proxy.telemetry.history import SPAN, STEP
-from proxy.telemetry.metrics import Metrics
-from proxy.vitals import Vitals
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.telemetry.metrics.history import SPAN, STEP
+from proxy.telemetry.metrics.registry import Metrics
 from tests.telemetry_facts import Facts
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.bench import small_upstream
 from tests.bench.stats import quantile
 from tests.http1.process import ProxyProcess

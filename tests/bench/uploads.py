@@ -22,8 +22,8 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 
-from proxy.redis_server import free_port
-from proxy.upload.families import NAMES
+from proxy.demo.redis_server import free_port
+from proxy.uploads.formats.families import NAMES
 from tests.bench.children import Child, module, running
 from tests.bench.rawhttp import connect
 from tests.bench.stats import Summary, quantile

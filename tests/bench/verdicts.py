@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.bench.stats import quantile
 from tests.bench.uploads import noise, transfers, upstream
 from tests.http1 import ProxyProcess

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1.message import PATIENCE
 
 QUEUE = "make_video_queue"

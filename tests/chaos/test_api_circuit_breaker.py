@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1 import ProxyProcess, free_port
 from tests.outages import Microservice, Outage, finishes, scaled
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer, free_port
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.celery_worker.kit import CeleryWorker, ran_twice_at_once, runs
 from tests.http1 import PATIENCE
 from tests.jobs_kit import PREFIX

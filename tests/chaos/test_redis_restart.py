@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 import redis
 
-from proxy.clock import iso_utc
-from proxy.redis_server import RedisServer, free_port
+from proxy.core.clock import iso_utc
+from proxy.demo.redis_server import RedisServer, free_port
 from tests.http1 import PATIENCE
 from tests.http1.process import wait_until
 from tests.jobs_kit import PREFIX

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from proxy.cli import main
-from proxy.pipeline import plain
+from proxy.cli.main import main
+from proxy.server import fast_path
 
 if __name__ == "__main__":
-    plain._prepare = lambda data, listener: None
+    fast_path._prepare = lambda data, listener: None
     sys.exit(main())

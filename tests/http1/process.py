@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.http1.message import PATIENCE
 
 

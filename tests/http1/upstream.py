@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.ports import free_port
+from proxy.demo.ports import free_port
 from tests.http1.message import PATIENCE, Malformed, Request, Truncated, Wire
 
 Handler = Callable[["Connection", Request], None]

@@ -20,14 +20,14 @@ from typing import Any, TextIO
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Transition
-from proxy.breaker.permits import ProbePermit
-from proxy.breaker.states import State
 from proxy.config.schema import Redis
 from proxy.config.upstreams import Upstream
-from proxy.errors import CircuitOpen
+from proxy.core.errors import CircuitOpen
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.messages import Transition
+from proxy.resilience.circuit.permits import ProbePermit
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.states import State
 
 CALLERS = 50
 LEASE = 1.0

@@ -13,15 +13,15 @@ import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from proxy.admin.breakers import Action, BreakerControl
-from proxy.admin.jobs import JobControl
-from proxy.admin.operated import Check, Readiness, ReloadResult
+from proxy.admin.backend import Check, Readiness, ReloadResult
+from proxy.admin.endpoints.breakers import Action, BreakerControl
+from proxy.admin.endpoints.jobs import JobControl
 from proxy.admin.problems import RequeueRefused
 from proxy.admin.server import AdminServers
 from proxy.config.schema import Config
 from proxy.config.units import Bind
-from proxy.errors import Unavailable
-from proxy.telemetry.metrics import Metrics
+from proxy.core.errors import Unavailable
+from proxy.telemetry.metrics.registry import Metrics
 from tests.http1 import PATIENCE
 
 TOKEN = "s3cret"
@@ -423,7 +423,7 @@ async def test_changes_are_logged(site: Site, caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO, "proxy.admin")
     await site.ask("GET", "/api/routes")
     await site.ask("POST", "/api/reload")
-    (record,) = [record for record in caplog.records if record.name == "proxy.admin.guard"]
+    (record,) = [record for record in caplog.records if record.name == "proxy.admin.auth"]
     assert (record.__dict__["path"], record.__dict__["status"]) == ("/api/reload", 200)
 
 

@@ -14,12 +14,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from proxy.admin.answers import FREE, Answers, _pieces
-from proxy.admin.jobs import JobControl
+from proxy.admin.endpoints.jobs import JobControl
+from proxy.admin.large_answers import FREE, Answers, _pieces
 from proxy.admin.server import AdminServers
 from proxy.config.schema import Config
-from proxy.errors import Overloaded
-from proxy.memory_budget import MemoryBudget
+from proxy.core.errors import Overloaded
+from proxy.core.memory.budget import MemoryBudget
 from tests.http1 import PATIENCE
 from tests.integration.test_admin import FakeJobs, FakeProxy
 

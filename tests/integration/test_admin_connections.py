@@ -13,11 +13,11 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from proxy.admin import exchange
+from proxy.admin import json_exchange
 from proxy.admin.connections import MOST, Connections
 from proxy.admin.server import AdminServer
 from proxy.config.units import Bind
-from proxy.errors import RequestTimeout
+from proxy.core.errors import RequestTimeout
 from tests.http1 import PATIENCE, RawClient, Site, get, wait_until
 
 BIG = 64 * 1024 * 1024
@@ -216,11 +216,11 @@ def test_a_crowd_at_the_admin_port(tmp_path: Path) -> None:
 
 async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change whose body drips is answered, not waited for."""
-    monkeypatch.setattr(exchange, "BODY_TIME", 0.01)
+    monkeypatch.setattr(json_exchange, "BODY_TIME", 0.01)
 
     async def change(request: web.Request) -> web.Response:
         with pytest.raises(RequestTimeout):
-            await exchange.read_object(request)
+            await json_exchange.read_object(request)
         return web.Response(status=408)
 
     async with opened(change=change) as port:

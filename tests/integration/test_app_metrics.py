@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.clock import ManualClock
+from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.fetch import AppPage
 from proxy.config.telemetry import AppMetrics
-from proxy.redis_server import free_port
-from proxy.telemetry.app_page.fetch import AppPage
-from proxy.telemetry.app_page.guest import AppGuest, Fetched
-from proxy.vitals import Vitals
+from proxy.core.clock import ManualClock
+from proxy.core.vitals import Vitals
+from proxy.demo.redis_server import free_port
 from tests.http1 import PATIENCE
 from tests.streams import Conversation, conversing
 from tests.unit.test_app_page import RECORDED
@@ -215,7 +215,7 @@ async def test_a_mistake_of_ours_does_not_end_the_fetching(
     async with speaking(answering(b"a 1\n")) as url:
         page, guest = page_of(url)
         with monkeypatch.context() as broken:
-            broken.setattr("proxy.telemetry.app_page.fetch.read_page", None)
+            broken.setattr("proxy.app_telemetry.scrape.fetch.read_page", None)
             assert await page.fetch() is Fetched.FAULT
         assert await page.fetch() is Fetched.OK
     assert caplog.records[0].exc_info

@@ -26,15 +26,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Report, Snapshot, Transition
-from proxy.breaker.permits import NeutralPermit, Permit, ProbePermit
-from proxy.breaker.states import State
-from proxy.breaker.store import BreakerStore, parse_snapshot
-from proxy.clock import ManualClock
 from proxy.config.upstreams import Breaker as BreakerRules
-from proxy.errors import CircuitOpen
-from proxy.redis_server import RedisServer
+from proxy.core.clock import ManualClock
+from proxy.core.errors import CircuitOpen
+from proxy.demo.redis_server import RedisServer
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.messages import Report, Snapshot, Transition
+from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
+from proxy.resilience.circuit.states import State
+from proxy.resilience.circuit.store import BreakerStore, parse_snapshot
 
 THRESHOLD, OPEN_FOR, PROBES, LEASE = 3, 10.0, 2, 5.0
 RULES = BreakerRules(failure_threshold=THRESHOLD, open_for="10s", half_open_max_calls=PROBES)

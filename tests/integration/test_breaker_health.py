@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxy.breaker.ejection import TargetHealth
-from proxy.breaker.prober import HealthProber
 from proxy.config.units import TargetAddress, parse_target
 from proxy.config.upstreams import Health
+from proxy.resilience.health_checks import HealthProber
+from proxy.resilience.outlier_ejection import TargetHealth
 from tests.http1 import PATIENCE
 from tests.streams import conversing
 

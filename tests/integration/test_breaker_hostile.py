@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import redis as blocking
 
-from proxy.breaker.states import State
-from proxy.errors import CircuitOpen
-from proxy.redis_server import RedisServer, free_port
+from proxy.core.errors import CircuitOpen
+from proxy.demo.redis_server import RedisServer, free_port
+from proxy.resilience.circuit.states import State
 from tests.breaker_kit import Sidecar, all_in, fleet, lines, now, until
 from tests.http1 import PATIENCE
 
@@ -82,7 +82,7 @@ async def test_a_clock_that_steps_back_does_not_keep_it_open(
 ) -> None:
     """The opening lies an hour ahead by Redis' clock: it opens for `open_for` from when that is
     seen, here and in Redis."""
-    monkeypatch.setattr("proxy.breaker.sync.POLL_TROUBLED", 0.05)
+    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL_TROUBLED", 0.05)
     async with fleet(redis_server.url, open_for="1s") as sidecars:
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
@@ -215,8 +215,8 @@ async def test_an_idle_sidecar_hardly_asks(
 ) -> None:
     """While the channel is known to work, nothing is sent but a poll for all breakers together and
     a heartbeat now and then; when it is not, the poll is quick again."""
-    monkeypatch.setattr("proxy.breaker.sync.POLL_QUIET", 3600.0)
-    monkeypatch.setattr("proxy.breaker.sync.BEAT", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL_QUIET", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.sync.BEAT", 3600.0)
     async with fleet(redis_server.url) as sidecars:
         await until(lambda: all(s.breaker.shared for s in sidecars))
         with blocking.Redis.from_url(redis_server.url) as redis:
@@ -243,7 +243,7 @@ async def test_heartbeats_prove_the_channel_for_all(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever has heard nothing for a while sends one, and every sidecar hears it."""
-    monkeypatch.setattr("proxy.breaker.sync.BEAT", 0.05)
+    monkeypatch.setattr("proxy.resilience.circuit.sync.BEAT", 0.05)
     async with fleet(redis_server.url) as sidecars:
         syncs = [s.board._sync for s in sidecars]
         first = [sync._alive_until for sync in syncs if sync]

@@ -19,9 +19,9 @@ import pytest
 import redis as blocking
 import trustme
 
-from proxy.breaker.states import State
-from proxy.errors import BadRequest, CircuitOpen
-from proxy.redis_server import RedisServer, find_redis_server, free_port
+from proxy.core.errors import BadRequest, CircuitOpen
+from proxy.demo.redis_server import RedisServer, find_redis_server, free_port
+from proxy.resilience.circuit.states import State
 from tests.breaker_kit import HASTY, Sidecar, all_in, fleet, lines, now, until
 from tests.http1 import PATIENCE
 from tests.streams import conversing
@@ -30,7 +30,7 @@ from tests.streams import conversing
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody polls: what a sidecar hears of the others was pushed to it."""
-    monkeypatch.setattr("proxy.breaker.sync.POLL", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL", 3600.0)
 
 
 # --- together -------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ async def test_a_redis_that_refuses_is_one_log_line(
 
 async def both_agree(url: str, settings: dict[str, Any] | None = None) -> None:
     """A trip in one sidecar reaches the other through the Redis at `url`, pushed: nobody polls."""
-    with mock.patch("proxy.breaker.sync.POLL", 3600.0):
+    with mock.patch("proxy.resilience.circuit.sync.POLL", 3600.0):
         async with fleet(url, 2, settings) as sidecars:
             await until(lambda: all(s.breaker.shared for s in sidecars))
             sidecars[0].fail(5)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1 import PATIENCE
 from tests.http1.process import wait_until
 from tests.integration.breaker_sidecar import LEASE

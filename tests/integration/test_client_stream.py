@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from proxy.clock import ManualClock
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.client import ClientStream, Limits
-from proxy.wire.codec import RequestHead
-from proxy.wire.deadlines import NEVER, Sweeper
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.client import ClientStream, Limits
+from proxy.http1.deadlines import NEVER, Sweeper
+from proxy.http1.heads import RequestHead
 from tests.http1 import PATIENCE
 
 ANSWER = b"x" * 16_000_000  # more than the kernel takes

@@ -18,10 +18,10 @@ from typing import cast
 
 import pytest
 
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
-from proxy.redis_server import RedisServer
+from proxy.jobs.store import sql
+from proxy.jobs.store.store import Ledger
 from tests.http1.message import Request
 from tests.http1.process import wait_until
 from tests.http1.site import get

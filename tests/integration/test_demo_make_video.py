@@ -18,12 +18,12 @@ import pytest
 import redis
 from aiohttp import web
 
-from proxy.clock import ManualClock
-from proxy.demo.faults import Faults
-from proxy.demo.make_video import MakeVideo, Settings
+from proxy.core.clock import ManualClock
+from proxy.demo.make_video.faults import Faults
+from proxy.demo.make_video.service import MakeVideo, Settings
+from proxy.demo.make_video.shapes import SHAPES
+from proxy.demo.redis_server import RedisServer, free_port
 from proxy.demo.serving import Site
-from proxy.demo.shapes import SHAPES
-from proxy.redis_server import RedisServer, free_port
 from tests.http1 import PATIENCE
 
 MP3 = b"ID3\x04" + bytes(400)
@@ -459,7 +459,7 @@ async def test_exit_after_n_requests(redis_server: RedisServer, tmp_path: Path) 
     """Pain 6: the process ends by itself, with exit code 0, after its share of requests."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.demo.make_video", "--port", str(port)),
+        *(sys.executable, "-m", "proxy.demo.make_video.service", "--port", str(port)),
         *("--redis-url", redis_server.url, "--data", str(tmp_path), "--exit-every", "3"),
         stdout=asyncio.subprocess.PIPE,
     )

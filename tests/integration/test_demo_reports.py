@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from proxy.app_telemetry.statsd.line import Result
+from proxy.app_telemetry.statsd.listener import StatsdListener
+from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Statsd
 from proxy.demo import media
-from proxy.demo.reports import Receiver, Reports, receiver_from
-from proxy.telemetry.statsd.line import Result
-from proxy.telemetry.statsd.listener import StatsdListener
-from proxy.telemetry.statsd.series import StatsdSeries
+from proxy.demo.make_video.reports import Receiver, Reports, receiver_from
 from tests.http1 import PATIENCE
 
 

@@ -16,11 +16,12 @@ import pytest
 from rich.console import Console
 
 from proxy.config.load import load_config
-from proxy.demo import run, tour, world
+from proxy.demo import run, world
 from proxy.demo.guard import Guard
-from proxy.demo.narrator import Narrator
 from proxy.demo.processes import Child, ChildFailed
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
+from proxy.demo.tour import tour
+from proxy.demo.tour.narrator import Narrator
 from tests.http1 import PATIENCE
 
 

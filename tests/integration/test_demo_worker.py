@@ -16,14 +16,14 @@ import pytest
 import redis
 
 from proxy.demo import media
-from proxy.demo.calls import Services
-from proxy.demo.faults import Faults
-from proxy.demo.make_video import APPROVED, MakeVideo
-from proxy.demo.make_video import Settings as AppSettings
+from proxy.demo.make_video.calls import Services
+from proxy.demo.make_video.faults import Faults
+from proxy.demo.make_video.service import APPROVED, MakeVideo
+from proxy.demo.make_video.service import Settings as AppSettings
+from proxy.demo.make_video.shapes import SHAPES, STAGES
+from proxy.demo.make_video.worker import Settings, Worker
 from proxy.demo.microservices import AudioTranscriber, Trouble, VideoDownloader, YoutubeSearch
-from proxy.demo.shapes import SHAPES, STAGES
-from proxy.demo.worker import Settings, Worker
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.http1 import PATIENCE
 
 SPEED = 100.0

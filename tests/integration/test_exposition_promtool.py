@@ -11,14 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.clock import ManualClock, SystemClock
+from proxy.app_telemetry.resources.pace import Pace
+from proxy.app_telemetry.resources.sampler import ResourceSampler
+from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.page import BadPage, read_page
+from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Resources, Statsd
-from proxy.telemetry.app_page.guest import AppGuest, Fetched
-from proxy.telemetry.app_page.page import BadPage, read_page
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.resources.pace import Pace
-from proxy.telemetry.resources.sampler import ResourceSampler
-from proxy.telemetry.statsd.series import StatsdSeries
+from proxy.core.clock import ManualClock, SystemClock
+from proxy.telemetry.metrics.registry import Metrics
 from tests.unit.test_app_page import RECORDED, pieces
 
 PROMTOOL = shutil.which("promtool")

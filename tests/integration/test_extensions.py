@@ -20,7 +20,7 @@ from aiohttp import web
 from pydantic import ConfigDict, field_validator
 
 from proxy import extend
-from proxy.cli import main
+from proxy.cli.main import main
 from proxy.config import extensions
 from proxy.config.json_schema import json_schema
 from proxy.embed import CannotReload, CannotStart, ReliabilityProxy

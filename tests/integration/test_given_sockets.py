@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from proxy.config.units import Bind
-from proxy.handover import ends_its_container
-from proxy.pipeline.listening import Given, bound, label
-from proxy.systemd import Notifier, given_sockets
+from proxy.core.process.handover import ends_its_container
+from proxy.core.process.systemd import Notifier, given_sockets
+from proxy.server.listening import Given, bound, label
 
 ANY, HERE = Bind("127.0.0.1", 0), Bind("127.0.0.1", 1)
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from proxy.handover import HandoverFailed, _Channel
+from proxy.core.process.handover import HandoverFailed, _Channel
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.clock import SystemClock
-from proxy.errors import IdempotencyInProgress, IdempotencyMismatch
+from proxy.core.clock import SystemClock
+from proxy.core.errors import IdempotencyInProgress, IdempotencyMismatch
+from proxy.demo.redis_server import RedisServer
 from proxy.idempotency.coordinator import Claim, Coordinator
 from proxy.idempotency.record import StoredAnswer
 from proxy.jobs.mirror import Mirror
-from proxy.redis_server import RedisServer
 from tests.jobs_kit import connected, eventually, followed, holds, job, running, write
 
 KEY, PRINT, DAY = "k" * 40, "f" * 64, 86400.0

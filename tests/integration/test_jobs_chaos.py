@@ -11,8 +11,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Creation, Tombstoned
-from proxy.redis_server import RedisServer
 from tests.jobs_kit import PREFIX, connected, eventually, followed, job, running, write
 
 

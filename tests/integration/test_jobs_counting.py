@@ -15,12 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from proxy.clock import SystemClock
-from proxy.jobs import claims, counting
+from proxy.core.clock import SystemClock
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.pipeline_events import EventReader
-from proxy.redis_server import RedisServer
+from proxy.jobs.video_metrics import counting, lease
+from proxy.jobs.video_metrics.events import EventReader
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
 from tests.http1 import PATIENCE
 from tests.jobs_kit import (
@@ -107,7 +107,7 @@ async def fleet(server: RedisServer, home: Path, *names: str) -> AsyncIterator[l
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of a second instead of ten."""
     for name, seconds in {"LEASE": 1.0, "RENEW": 0.2, "LOOK": 0.1}.items():
-        monkeypatch.setattr(claims, name, seconds)
+        monkeypatch.setattr(lease, name, seconds)
     for name, seconds in {"TICK": 0.1, "GATHER": 0.02, "BETTER_WORD": 0.3, "SURVEY": 0.1}.items():
         monkeypatch.setattr(counting, name, seconds)
 

@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from proxy.clock import ManualClock
 from proxy.config.mirrors import JobFields
-from proxy.jobs import sql
-from proxy.jobs.claims import LEASE
-from proxy.jobs.counting import BETTER_WORD, Counting
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import Snapshot, parse
-from proxy.jobs.pipeline_metrics import PipelineMetrics
-from proxy.redis_server import RedisServer
+from proxy.core.clock import ManualClock
+from proxy.demo.redis_server import RedisServer
+from proxy.jobs.document import Snapshot, parse
+from proxy.jobs.store import sql
+from proxy.jobs.store.store import Ledger
+from proxy.jobs.video_metrics.counting import BETTER_WORD, Counting
+from proxy.jobs.video_metrics.lease import LEASE
+from proxy.jobs.video_metrics.metrics import PipelineMetrics
 from tests import jobs_kit
 from tests.counting_kit import distinct, recorded, stage, whole_life
 

@@ -15,13 +15,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from proxy.clock import ManualClock
 from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.jobs import duties
+from proxy.core.clock import ManualClock
+from proxy.demo.redis_server import RedisServer
+from proxy.jobs import maintenance
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation, Expired, Known, Mirror
 from proxy.jobs.service import Mirrors
-from proxy.redis_server import RedisServer
 from tests.jobs_kit import (
     PREFIX,
     connected,
@@ -78,7 +78,7 @@ async def test_stranded_jobs_are_found_and_said(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unfinished and unchanged for too long: listed and counted; finished ones are not."""
-    monkeypatch.setattr(duties, "MEASURE_EVERY", 0.05)
+    monkeypatch.setattr(maintenance, "MEASURE_EVERY", 0.05)
     registry = CollectorRegistry()
     async with (
         connected(redis_server) as app,

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.exceptions import ResponseError
 
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Creation, Expired, Known, Tombstoned
-from proxy.redis_server import RedisServer
 from tests.jobs_kit import (
     CREATED,
     INDEX,

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from proxy.demo.redis_server import RedisServer, free_port
 from proxy.jobs.mirror import Creation, Known, Tombstoned
-from proxy.redis_server import RedisServer, free_port
 from tests.jobs_kit import (
     PREFIX,
     connected,

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.requeue import evidence, workers
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.requeue.starter import CannotRequeue
-from proxy.redis_server import RedisServer
 from tests.celery_worker.kit import QUEUE, CeleryWorker, Producer, producing, runs
 from tests.integration.test_jobs_redis_trouble import as_user, documented_acl
 from tests.jobs_kit import PREFIX, connected, eventually, followed, holds, job, running, write

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.config.units import parse_target
-from proxy.shortage import Shortages
-from proxy.stages.late_deletes import LateDeletes
+from proxy.core.process.shortage import Shortages
+from proxy.routes.jobs.late_deletes import LateDeletes
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from proxy.redis_server import RedisServer
+from proxy.demo.redis_server import RedisServer
 from tests.counting_kit import document, stage, whole_life
 from tests.http1.process import wait_until
 from tests.jobs_kit import PREFIX

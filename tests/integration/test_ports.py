@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from proxy.ports import reserve_port
+from proxy.demo.ports import reserve_port
 
 #: Another process that draws ports, and keeps them until it hears something.
 DRAWS = """

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 
-from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
-from proxy.pipeline.router import RouteTable
-from proxy.ports import free_port
-from proxy.wire.codec import ProtocolError, find_head_end, parse_request
+from proxy.core.errors import BadRequest, MethodNotAllowed, NoRoute
+from proxy.demo.ports import free_port
+from proxy.forward.routing.router import RouteTable
+from proxy.http1.heads import ProtocolError, find_head_end, parse_request
 from tests.routers import HANDLERS, Router
 from tests.routers.python import django_router, flask_router, starlette_router
 from tests.routers.rules import express_rules, go_rules, nginx_config

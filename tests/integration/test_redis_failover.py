@@ -17,12 +17,12 @@ from redis.asyncio import Redis
 from redis.asyncio import Sentinel as LibrarySentinel
 from redis.exceptions import RedisError
 
-from proxy.clock import SystemClock
 from proxy.config.schema import Redis as RedisSection
+from proxy.core.clock import SystemClock
+from proxy.core.redis.client import connect, master_finder
+from proxy.demo.redis_server import RedisServer, free_port
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation, Known, Mirror
-from proxy.redis_client import connect, master_finder
-from proxy.redis_server import RedisServer, free_port
 from tests.jobs_kit import PREFIX, deleted, eventually, followed, holds, job, settings, write
 
 GROUP = "jobs-master"

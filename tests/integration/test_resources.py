@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from proxy.clock import SystemClock
+from proxy.app_telemetry.resources import sampler as sampler_module
+from proxy.app_telemetry.resources.pace import Pace
+from proxy.app_telemetry.resources.sampler import ResourceSampler
+from proxy.app_telemetry.resources.walk import walk
 from proxy.config.telemetry import Resources
-from proxy.telemetry.resources import sampler as sampler_module
-from proxy.telemetry.resources.pace import Pace
-from proxy.telemetry.resources.sampler import ResourceSampler
-from proxy.telemetry.resources.walk import walk
+from proxy.core.clock import SystemClock
 from tests.http1 import PATIENCE
 
 
@@ -131,7 +131,7 @@ def test_a_directory_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Mo
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr("proxy.telemetry.resources.walk.os.scandir", refusing)
+    monkeypatch.setattr("proxy.app_telemetry.resources.walk.os.scandir", refusing)
     found = walk(tmp_path, 100, unhurried())
     assert (found.errors, found.files, found.there) == ({"denied": 1}, 1, True)
     top = walk(tmp_path / "closed", 100, unhurried())

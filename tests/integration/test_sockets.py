@@ -11,14 +11,14 @@ from typing import cast
 import pytest
 import trustme
 
-from proxy.clock import SystemClock
 from proxy.config.listeners import Listener
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline.plan import ListenerPlan
-from proxy.pipeline.sockets import Sockets
-from proxy.telemetry.tally import ListenerTally
-from proxy.wire.client import Limits
-from proxy.wire.deadlines import Sweeper
+from proxy.core.clock import SystemClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.forward.routing.plan import ListenerPlan
+from proxy.http1.client import Limits
+from proxy.http1.deadlines import Sweeper
+from proxy.server.sockets import Sockets
+from proxy.telemetry.metrics.counters import ListenerTally
 from tests.http1 import RawClient, free_port
 
 # Nobody is served here: what connects says nothing of TLS, and leaves.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.clock import SystemClock
-from proxy.memory_budget import MemoryBudget
+from proxy.core.clock import SystemClock
+from proxy.core.memory.budget import MemoryBudget
 from proxy.spool import BodyReader, Spool, SpooledBody, SpooledQueue, SpoolError
 from proxy.spool import file as spool_file
 from tests.http1 import PATIENCE

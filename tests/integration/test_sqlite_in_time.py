@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy import sqlite_upkeep
-from proxy.clock import ManualClock
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import parse
-from proxy.sqlite_file import Schema, Silent, SqliteFile
-from proxy.sqlite_upkeep import Upkeep
+from proxy.core.clock import ManualClock
+from proxy.core.sqlite import recovery
+from proxy.core.sqlite.file import Schema, Silent, SqliteFile
+from proxy.core.sqlite.recovery import Upkeep
+from proxy.jobs.document import parse
+from proxy.jobs.store import sql
+from proxy.jobs.store.store import Ledger
 from tests.http1 import PATIENCE
 from tests.jobs_kit import job
 
@@ -217,9 +217,9 @@ async def test_a_log_that_a_foreign_reader_holds(
 ) -> None:
     """It grows while somebody reads an old state: one warning; afterwards it shrinks to its rest,
     and a second time is a second warning."""
-    monkeypatch.setattr(sqlite_upkeep, "LARGE_LOG", 1024 * 1024)
-    monkeypatch.setattr(sqlite_upkeep, "LOOK", 0.0)
-    caplog.set_level(logging.WARNING, "proxy.sqlite_upkeep")
+    monkeypatch.setattr(recovery, "LARGE_LOG", 1024 * 1024)
+    monkeypatch.setattr(recovery, "LOOK", 0.0)
+    caplog.set_level(logging.WARNING, "proxy.core.sqlite.recovery")
     path = tmp_path / "t.db"
     upkeep = Upkeep(
         "test",

@@ -17,11 +17,11 @@ import pytest
 import statsd
 from datadog.dogstatsd import DogStatsd
 
+from proxy.app_telemetry.statsd.line import Result
+from proxy.app_telemetry.statsd.listener import MAX_PACKET, StatsdListener
+from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Statsd
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.statsd.line import Result
-from proxy.telemetry.statsd.listener import MAX_PACKET, StatsdListener
-from proxy.telemetry.statsd.series import StatsdSeries
+from proxy.telemetry.metrics.registry import Metrics
 
 
 class Site:
@@ -320,7 +320,7 @@ async def test_every_address_without_ipv6(tmp_path: Path, monkeypatch: pytest.Mo
 
     site = Site(tmp_path, bind=":0", allow_remote=True)
     with monkeypatch.context() as without:
-        without.setattr("proxy.telemetry.statsd.listener.socket.socket", Refusing)
+        without.setattr("proxy.app_telemetry.statsd.listener.socket.socket", Refusing)
         site.listener.start()
     assert site.listener.address is not None
     assert site.listener.address[0] == "0.0.0.0"

@@ -16,18 +16,18 @@ from urllib.request import urlopen
 import aiohttp
 import pytest
 
-from proxy.admin.status import board as board_module
+from proxy.admin.status import sampler as board_module
 from proxy.admin.status.page import HEADERS
 from proxy.admin.status.snapshot import Sources
-from proxy.breaker.board import BreakerBoard
-from proxy.clock import ManualClock
-from proxy.jobs.ledger_file import LedgerSilent
+from proxy.core.clock import ManualClock
+from proxy.core.redis.client import connect
+from proxy.core.vitals import Vitals
+from proxy.demo.redis_server import RedisServer
+from proxy.forward.watch import Watch
 from proxy.jobs.service import Mirrors
-from proxy.pipeline.watch import Watch
-from proxy.redis_client import connect
-from proxy.redis_server import RedisServer
-from proxy.telemetry.metrics import Metrics
-from proxy.vitals import Vitals
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.telemetry.metrics.registry import Metrics
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE, Request
 from tests.http1.process import ProxyProcess, free_port

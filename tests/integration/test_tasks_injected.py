@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from proxy import tasks
+from proxy.core import tasks
+from proxy.core.tasks import Tasks
+from proxy.demo.redis_server import RedisServer
 from proxy.embed import ReliabilityProxy
-from proxy.redis_server import RedisServer
-from proxy.tasks import Tasks
 from tests.http1.upstream import Upstream
 from tests.jobs_kit import INDEX, PREFIX, eventually, job
 

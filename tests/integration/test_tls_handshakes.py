@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from proxy.config.units import Bind
-from proxy.pipeline.listening import bound
+from proxy.server.listening import bound
 from tests.http1 import PATIENCE, RawClient, Site, assert_problem, get, wait_until
 
 FEW = 8

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import ManualClock
+from proxy.core.clock import ManualClock
 from proxy.trace import sql
 from proxy.trace import store as store_module
 from proxy.trace.events import Event, Severity
@@ -412,7 +412,7 @@ async def test_others_may_read_the_file_meanwhile(tmp_path: Path) -> None:
 _FULL = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from proxy.clock import SystemClock
+from proxy.core.clock import SystemClock
 from proxy.trace.events import Event, Severity
 from tests.trace_kit import trace
 

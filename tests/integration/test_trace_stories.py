@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from proxy.admin.traced import TracedStories
-from proxy.clock import SystemClock
-from proxy.jobs import inspection
+from proxy.admin.trace_backend import TracedStories
+from proxy.core.clock import SystemClock
+from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
-from proxy.redis_server import RedisServer
+from proxy.jobs.store import inspection
 from proxy.trace.events import Event
 from proxy.trace.recorder import Trace
 from tests.jobs_kit import connected, eventually, followed, job, running, write

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.http1 import Connection, Request, Site, answer, get, post, respond, wait_until
 from tests.http1.upstream import ok
 

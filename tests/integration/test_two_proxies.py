@@ -21,9 +21,9 @@ import pytest
 from aiohttp import web
 
 import proxy
-from proxy import tasks
+from proxy.core import tasks
+from proxy.core.process.shortage import PORTS
 from proxy.embed import CannotReload, ReliabilityProxy
-from proxy.shortage import PORTS
 from tests.jobs_kit import eventually
 
 ROOT = Path(proxy.__file__).parent
@@ -166,7 +166,7 @@ async def test_the_end(pair: Pair) -> None:
 
 def test_each_may_have_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an event loop of its own; what they share is nobody's more than once."""
-    monkeypatch.setattr("proxy.headers._random", [])
+    monkeypatch.setattr("proxy.core.headers._random", [])
     seen: list[str] = []
 
     async def ask() -> None:
@@ -196,12 +196,12 @@ async def test_the_metrics_of_the_program(pair: Pair) -> None:
 
 #: Module-level objects that change, or might, each with the reason why proxies may share it.
 SHARED = {
-    "proxy.breaker.store._digests": "digests of scripts, the same for all",
-    "proxy.headers._random": "random numbers, each taken once",
-    "proxy.pipeline.exchange._NO_BODY": "has no state",
-    "proxy.pipeline.outcome._UNWATCHED": "has no state",
-    "proxy.ports._reservations": "ports are the machine's",
-    "proxy.forms.reader.PART_END": "has no state",
+    "proxy.resilience.circuit.store._digests": "digests of scripts, the same for all",
+    "proxy.core.headers._random": "random numbers, each taken once",
+    "proxy.forward.exchange._NO_BODY": "has no state",
+    "proxy.forward.outcome._UNWATCHED": "has no state",
+    "proxy.demo.ports._reservations": "ports are the machine's",
+    "proxy.uploads.form.reader.PART_END": "has no state",
 }
 
 

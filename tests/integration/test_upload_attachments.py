@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from proxy.config.listeners import AlsoFile, Upload
 from proxy.idempotency.key import fingerprint
-from proxy.upload.check import OTHER_FIELDS
-from proxy.upload.pool import ProbePool
-from proxy.upload.validator import UploadValidator
+from proxy.uploads.check import OTHER_FIELDS
+from proxy.uploads.probe.pool import ProbePool
+from proxy.uploads.rules import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.uploads.drive import form, new_spool, part, upload
 

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 
 from proxy.config.listeners import Upload
-from proxy.errors import UploadRejected, UploadTooLong, forget_frames
-from proxy.upload.check import OTHER_FIELDS
-from proxy.upload.families import NAMES
-from proxy.upload.pool import ProbePool
-from proxy.upload.validator import UploadValidator
+from proxy.core.errors import UploadRejected, UploadTooLong, forget_frames
+from proxy.uploads.check import OTHER_FIELDS
+from proxy.uploads.formats.families import NAMES
+from proxy.uploads.probe.pool import ProbePool
+from proxy.uploads.rules import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import KINDS, encode, wav_header

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from proxy.config.listeners import Upload
-from proxy.upload.families import NAMES
-from proxy.upload.pool import ProbePool
-from proxy.upload.validator import UploadValidator
+from proxy.uploads.formats.families import NAMES
+from proxy.uploads.probe.pool import ProbePool
+from proxy.uploads.rules import UploadValidator
 from tests.uploads.corpus import FILES, FILMS, write
 from tests.uploads.drive import form, new_spool, part, upload
 

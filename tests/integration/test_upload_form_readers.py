@@ -19,10 +19,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
 from proxy.config.listeners import Upload
-from proxy.forms.reader import FormError, FormReader, Part, PartEnd
-from proxy.memory_budget import Holding, MemoryBudget
-from proxy.upload.families import MPEG
-from proxy.upload.rewrite import NewForm
+from proxy.core.memory.budget import Holding, MemoryBudget
+from proxy.uploads.form.reader import FormError, FormReader, Part, PartEnd
+from proxy.uploads.form.rewrite import NewForm
+from proxy.uploads.formats.families import MPEG
 from tests.uploads.apps import Form, django, werkzeug
 from tests.uploads.drive import new_spool
 

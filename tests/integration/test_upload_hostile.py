@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upload import probe
-from proxy.upload.families import BY_MEDIA_TYPE
-from proxy.upload.sniff import load_sniffer
+from proxy.uploads.formats.families import BY_MEDIA_TYPE
+from proxy.uploads.formats.sniff import load_sniffer
+from proxy.uploads.probe import process as probe
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
 from tests.uploads.growing import Growing
@@ -169,7 +169,7 @@ def test_an_index_that_claims_too_much_is_not_expanded(
     data = encode(layout, 2.0, 8000, silent=True)
     for box, offset, value in CLAIMS[name]:
         data = patched(data, box, offset, value)
-    monkeypatch.setattr("proxy.upload.mp4.open_container", None)
+    monkeypatch.setattr("proxy.uploads.formats.mp4.open_container", None)
     answer = examine(data)
     assert (answer["refused"], answer["why"]) == ("unknown", "entries")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import pytest
 
-from proxy.upload import packets
+from proxy.uploads.formats import packets
 from tests.data.audio.generate import path_of
 from tests.integration.test_upload_hostile import examine
 from tests.unit.test_upload_parts import FOREIGN, zipped

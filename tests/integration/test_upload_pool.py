@@ -20,14 +20,14 @@ import uvloop
 from av.audio.stream import AudioStream
 
 from proxy.config.listeners import Upload
-from proxy.errors import Overloaded, UploadDurationUnknown
-from proxy.upload import pool as pool_module
-from proxy.upload import session as session_module
-from proxy.upload.check import UploadCheck
-from proxy.upload.job import FIRST_MEMORY, Job
-from proxy.upload.pool import ProbePool
-from proxy.upload.session import ProbeSession
-from proxy.upload.validator import UploadValidator
+from proxy.core.errors import Overloaded, UploadDurationUnknown
+from proxy.uploads.check import UploadCheck
+from proxy.uploads.probe import pool as pool_module
+from proxy.uploads.probe import session as session_module
+from proxy.uploads.probe.pool import ProbePool
+from proxy.uploads.probe.session import ProbeSession
+from proxy.uploads.probe.task import FIRST_MEMORY, Job
+from proxy.uploads.rules import UploadValidator
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header
@@ -64,7 +64,9 @@ def validator(pool: ProbePool) -> UploadValidator:
 def parent() -> psutil.Process:
     """Of all probe processes."""
     (found,) = (
-        child for child in psutil.Process().children() if "proxy.upload.probe" in child.cmdline()
+        child
+        for child in psutil.Process().children()
+        if "proxy.uploads.probe.process" in child.cmdline()
     )
     return found
 
@@ -80,7 +82,7 @@ def descendants() -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was listed
             alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and "proxy.upload.probe" in process.cmdline():
+            if alive and "proxy.uploads.probe.process" in process.cmdline():
                 found.append(process)
     return found
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from proxy import sandbox
-from proxy.upload import probe
+from proxy.uploads.probe import process as probe
+from proxy.uploads.probe import sandbox
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),

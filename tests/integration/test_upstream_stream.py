@@ -14,14 +14,14 @@ import pytest
 import trustme
 import uvloop
 
-from proxy.clock import SystemClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
-from proxy.memory_budget import MOST, MemoryBudget
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
-from proxy.wire.pool import TargetPool, UpstreamStream
-from proxy.wire.tls_dial import dial_tls
+from proxy.core.clock import SystemClock
+from proxy.core.memory.budget import MOST, MemoryBudget
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+from proxy.http1.upstream.tls_dial import dial_tls
 from tests.http1 import PATIENCE
 
 SERVER, CLIENT = ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT

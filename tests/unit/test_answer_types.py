@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.stages.answer_types import AnswerTypes
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.codec import parse_response
+from proxy.http1.heads import parse_response
+from proxy.routes.answer_types import AnswerTypes
+from proxy.telemetry.metrics.registry import Metrics
 
 HTML = b"text/html; charset=utf-8"
 JSON = b"application/json"

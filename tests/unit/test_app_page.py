@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.clock import ManualClock
-from proxy.telemetry.app_page.guest import AppGuest, Fetched
-from proxy.telemetry.app_page.page import BadPage, TooMany, read_page
-from proxy.telemetry.metrics import Metrics
+from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.page import BadPage, TooMany, read_page
+from proxy.core.clock import ManualClock
+from proxy.telemetry.metrics.registry import Metrics
 
 # As recorded from the real service.
 RECORDED = b"""\

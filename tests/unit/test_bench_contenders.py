@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.redis_server import free_port
+from proxy.demo.redis_server import free_port
 from tests.bench import children, contenders, duties, micro, rawhttp, small_upstream
 from tests.bench.children import ChildError
 from tests.bench.contenders.base import Place

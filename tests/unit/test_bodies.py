@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.clock import ManualClock
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.bodies import (
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.bodies import (
     PIECES_PER_TURN,
     ChunkedBody,
     Decoder,
@@ -21,9 +21,9 @@ from proxy.wire.bodies import (
     chunk,
     last_chunk,
 )
-from proxy.wire.codec import ProtocolError
-from proxy.wire.stream import Stream
-from proxy.wire.turns import Turns
+from proxy.http1.heads import ProtocolError
+from proxy.http1.stream import Stream
+from proxy.http1.turns import Turns
 
 
 def feed(body: Decoder, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:

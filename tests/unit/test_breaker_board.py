@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.states import State
-from proxy.clock import ManualClock
 from proxy.config.upstreams import Upstream
-from proxy.errors import BadRequest
+from proxy.core.clock import ManualClock
+from proxy.core.errors import BadRequest
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.states import State
 
 
 def upstreams(**rules: Any) -> dict[str, Upstream]:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import LogEntry, Snapshot, Transition
-from proxy.breaker.permits import Permit
-from proxy.breaker.states import Event, State
-from proxy.breaker.window import SlidingWindow
-from proxy.clock import ManualClock
 from proxy.config.upstreams import Breaker as BreakerRules
-from proxy.errors import CircuitOpen
+from proxy.core.clock import ManualClock
+from proxy.core.errors import CircuitOpen
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.messages import LogEntry, Snapshot, Transition
+from proxy.resilience.circuit.permits import Permit
+from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.circuit.window import SlidingWindow
 
 
 class Bench:

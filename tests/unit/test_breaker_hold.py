@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.holding import NEVER, PACE, HoldQueue
-from proxy.breaker.permits import Permit
-from proxy.breaker.states import Event, State
-from proxy.clock import ManualClock
 from proxy.config.upstreams import Breaker as BreakerRules
+from proxy.core.clock import ManualClock
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.holding import NEVER, PACE, HoldQueue
+from proxy.resilience.circuit.permits import Permit
+from proxy.resilience.circuit.states import Event, State
 
 PROBES = 3
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from proxy.breaker.bulkhead import Bulkhead
-from proxy.breaker.ejection import TargetHealth
-from proxy.breaker.stale import StaleCache
 from proxy.config.listeners import StaticAnswer
 from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.config.upstreams import Ejection, Health
-from proxy.errors import Overloaded
-from proxy.memory_budget import Holding, MemoryBudget
+from proxy.core.errors import Overloaded
+from proxy.core.memory.budget import Holding, MemoryBudget
+from proxy.resilience.bulkhead import Bulkhead
+from proxy.resilience.outlier_ejection import TargetHealth
+from proxy.resilience.stale_cache import StaleCache
 
 NOW = 100.0
 

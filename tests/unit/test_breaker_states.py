@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from proxy.breaker.states import Event, State, next_state
+from proxy.resilience.circuit.states import Event, State, next_state
 
 C, O, H = State.CLOSED, State.OPEN, State.HALF_OPEN  # noqa: E741
 FO, FC = State.FORCED_OPEN, State.FORCED_CLOSED

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.breaker import sync as sync_module
-from proxy.breaker.circuit import CircuitBreaker
-from proxy.breaker.messages import Notice
-from proxy.breaker.store import BreakerStore, StoreError
-from proxy.breaker.sync import FleetSync
-from proxy.clock import SystemClock
 from proxy.config.upstreams import Breaker
+from proxy.core.clock import SystemClock
+from proxy.resilience.circuit import sync as sync_module
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.messages import Notice
+from proxy.resilience.circuit.store import BreakerStore, StoreError
+from proxy.resilience.circuit.sync import FleetSync
 from tests.jobs_kit import eventually
 
 

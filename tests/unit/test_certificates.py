@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from proxy.clock import SystemClock
 from proxy.config.certificates import ends_of, read_chain
 from proxy.config.load import load
-from proxy.pipeline.handshake_failures import REASONS, HandshakeFailures, reason_of
+from proxy.core.clock import SystemClock
+from proxy.server.handshake_failures import REASONS, HandshakeFailures, reason_of
 
 CONFIG = """\
 listeners:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.clock_skew import EVERY, ClockSkews
+from proxy.core.clock_skew import EVERY, ClockSkews
 
 NOW = 1_795_450_757.25  # 2026-11-23 16:19:17 GMT
 THEN = "Mon, 23 Nov 2026 {} GMT"

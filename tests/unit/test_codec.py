@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.codec import (
+from proxy.http1.heads import (
     ProtocolError,
     RequestHead,
     ResponseHead,

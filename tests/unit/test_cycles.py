@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.errors import ProxyError, forget_frames
+from proxy.core.errors import ProxyError, forget_frames
 from tests.plain_kit import Rig
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from proxy.cli import _parser
+from proxy.cli.main import _parser
 from tests.deployment import (
     DASHBOARD,
     DEPLOY,

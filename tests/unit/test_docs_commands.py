@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli import _parser
+from proxy.cli.main import _parser
 from tests.deployment import DEPLOY, ROOT, metric_names, rules
 from tests.unit.test_deploy_rules import PROMETHEUS_OWN, documented, unknown
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from proxy.config.listeners import PerClient
 from proxy.config.units import parse_rate
-from proxy.errors import TooManyRequests
-from proxy.pipeline.fair_shares import FairShares, client_key, forwarded_client
-from proxy.pipeline.gateway_hint import GatewayHint
-from proxy.rate_limit import TokenBucket
+from proxy.core.errors import TooManyRequests
+from proxy.forward.routing.client_shares import FairShares, client_key, forwarded_client
+from proxy.forward.routing.gateway_hint import GatewayHint
+from proxy.resilience.rate_limit import TokenBucket
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ff::/48"))
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.forms import values
-from proxy.forms.reader import PART_END, FormError, FormReader, Part
-from proxy.upload.families import MP4, MPEG
+from proxy.uploads.form import values
+from proxy.uploads.form.reader import PART_END, FormError, FormReader, Part
+from proxy.uploads.formats.families import MP4, MPEG
 from tests.uploads.drive import BOUNDARY, form, part
 
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from proxy.forms.digests import Digests
+from proxy.uploads.form.digests import Digests
 
 BODY = b"a form, or nearly"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.clock import ManualClock
-from proxy.jobs.active import REMEMBERED, ActiveJobs
+from proxy.core.clock import ManualClock
+from proxy.jobs.redis.active_jobs import REMEMBERED, ActiveJobs
 
 
 def jobs(clock: ManualClock | None = None) -> ActiveJobs:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.clock import ManualClock
-from proxy.jobs.activity import QUIET, Activity
+from proxy.core.clock import ManualClock
+from proxy.jobs.redis.activity import QUIET, Activity
 
 
 def test_questions_grow_rare_when_nothing_happens() -> None:

@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from proxy import sqlite_file
-from proxy.clock import ManualClock
-from proxy.jobs import ledger as ledger_module
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.ledger_file import LedgerSilent
-from proxy.jobs.model import parse
-from proxy.jobs.records import Row, Tombstone
+from proxy.core.clock import ManualClock
+from proxy.core.sqlite import file as sqlite_file
+from proxy.jobs.document import parse
+from proxy.jobs.store import sql
+from proxy.jobs.store import store as ledger_module
+from proxy.jobs.store.records import Row, Tombstone
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.store import Ledger
 from tests.jobs_kit import eventually, job
 
 NOW = 1_795_450_902.0
@@ -276,9 +276,9 @@ async def test_killed_at_any_moment_keeps_what_was_committed(tmp_path: Path) -> 
         """
         import asyncio, sys
         from pathlib import Path
-        from proxy.clock import SystemClock
-        from proxy.jobs.ledger import Ledger
-        from proxy.jobs.model import parse
+        from proxy.core.clock import SystemClock
+        from proxy.jobs.store.store import Ledger
+        from proxy.jobs.document import parse
 
         async def main():
             ledger = Ledger(Path(sys.argv[1]), SystemClock())

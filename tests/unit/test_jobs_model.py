@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.jobs.model import (
+from proxy.jobs.document import (
     KeyPattern,
     as_json,
     deleted_body,

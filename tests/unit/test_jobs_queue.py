@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from proxy.clock import ManualClock, iso_utc
 from proxy.config.mirrors import Forecast
-from proxy.jobs.forecast import Durations, Life, Line, Standing, life_of, stage_starts
+from proxy.core.clock import ManualClock, iso_utc
+from proxy.jobs.document import parse
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.model import parse
-from proxy.jobs.queue import JobQueue
+from proxy.jobs.queue.forecast import Durations, Life, Line, Standing, life_of, stage_starts
+from proxy.jobs.queue.queue import JobQueue
 from tests.bench import forecast as bench
 
 TEN_SECONDS = Life((("a", 0.0), ("b", 4.0)), 10.0)

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.jobs.records import Row
-from proxy.jobs.redis_side import Facts, notifies, parse_facts
-from proxy.jobs.restore import (
+from proxy.jobs.redis.connection import Facts, notifies, parse_facts
+from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,
     continuity,
@@ -18,6 +17,7 @@ from proxy.jobs.restore import (
     replace,
     same_history,
 )
+from proxy.jobs.store.records import Row
 
 NOW = 1_795_450_902.0
 SAME = Facts("run-a", 2, 0, loading=False)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.clock import ManualClock
+from proxy.core.clock import ManualClock
 from proxy.jobs.schedule import Daily, is_due, next_run
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cgroup import memory_limit
-from proxy.memory_budget import (
+from proxy.core.memory.budget import (
     DEFAULT_LIMIT,
     LEAST,
     MOST,
@@ -19,6 +18,7 @@ from proxy.memory_budget import (
     MemoryBudget,
     default_limit,
 )
+from proxy.core.memory.cgroup import memory_limit
 
 MIB = 1024 * 1024
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.errors import Overloaded
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.rescue import reserve
+from proxy.core.errors import Overloaded
+from proxy.core.memory.budget import MemoryBudget
+from proxy.forward.exchange import Exchange
+from proxy.forward.fallbacks import reserve
 
 MIB = 1024 * 1024
 

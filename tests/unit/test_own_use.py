@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from proxy.admin.status.own_use import OwnUse
+from proxy.admin.status.own_usage import OwnUse
 
 
 def test_what_the_process_takes() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.mirrors import JobFields
-from proxy.jobs.model import parse
-from proxy.jobs.pipeline_events import (
+from proxy.jobs.document import parse
+from proxy.jobs.video_metrics.events import (
     DRIFT,
     INPUT_DURATION,
     JOBS,

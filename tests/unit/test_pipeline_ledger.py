@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from proxy.clock import ManualClock
-from proxy.jobs import ledger as ledger_module
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import parse
-from proxy.jobs.pipeline_events import MOST_EVENTS
+from proxy.core.clock import ManualClock
+from proxy.jobs.document import parse
+from proxy.jobs.store import sql
+from proxy.jobs.store import store as ledger_module
+from proxy.jobs.store.store import Ledger
+from proxy.jobs.video_metrics.events import MOST_EVENTS
 from tests.jobs_kit import job
 
 NOW = 1_000_000.0

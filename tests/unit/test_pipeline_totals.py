@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from proxy.jobs.pipeline_events import JOBS, SHORTS, STAGE_DURATION, STAGE_ERRORS
-from proxy.jobs.pipeline_metrics import Counted, PipelineMetrics
-from proxy.jobs.pipeline_totals import (
+from proxy.jobs.video_metrics.events import JOBS, SHORTS, STAGE_DURATION, STAGE_ERRORS
+from proxy.jobs.video_metrics.metrics import Counted, PipelineMetrics
+from proxy.jobs.video_metrics.totals import (
     FAMILIES,
     MOST_ERROR_CODES,
     MOST_ERROR_SERIES,
@@ -20,7 +20,7 @@ from proxy.jobs.pipeline_totals import (
     Example,
     Totals,
 )
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.metrics.registry import Metrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

@@ -6,16 +6,16 @@ from random import Random
 
 import pytest
 
-from proxy.clock import ManualClock
 from proxy.config.schema import Config
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline import plain
-from proxy.pipeline.compile import Binding, Compiler, Stage
-from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.plan import Hooks, ListenerPlan, Trouble
-from proxy.telemetry.tally import RouteTally
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.compile import Binding, Compiler, Stage
+from proxy.forward.routing.plan import Hooks, ListenerPlan, Trouble
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.server import fast_path
+from proxy.telemetry.metrics.counters import RouteTally
 from tests.bench.exchange import REQUEST, hot_exchange
 from tests.plain_kit import spool
 
@@ -94,7 +94,7 @@ def head(line: bytes = b"GET / HTTP/1.1", *fields: bytes, host: bytes = HOST) ->
 def test_a_request_without_body_and_wishes_is_plain(data: bytes) -> None:
     """It gets a frame for its correlation ID, and is remembered by its bytes."""
     front = listener()
-    request = plain._prepare(data, front)
+    request = fast_path._prepare(data, front)
     assert request is not None
     assert request.start.startswith(data.partition(b" HTTP")[0])
     assert request.start.endswith(b"\r\nX-Correlation-ID: ")
@@ -132,14 +132,14 @@ def test_a_request_without_body_and_wishes_is_plain(data: bytes) -> None:
 def test_everything_else_is_for_the_general_path(data: bytes) -> None:
     """Nothing is decided about it here, and nothing remembered."""
     front = listener()
-    assert plain._prepare(data, front) is None
+    assert fast_path._prepare(data, front) is None
     assert front.plain == {}
 
 
 def test_a_route_may_have_observers_and_rescuers() -> None:
     """They see plain exchanges as they see others."""
     seen = Hooks(started=print, finished=print, rescuer=Rescue(needs_body=False))
-    assert plain._prepare(head(), listener(Asking(seen))) is not None
+    assert fast_path._prepare(head(), listener(Asking(seen))) is not None
 
 
 @pytest.mark.parametrize(
@@ -149,27 +149,27 @@ def test_a_route_may_have_observers_and_rescuers() -> None:
 )
 def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:
     """Refusing, filtering and reading an answer first are not for two callbacks."""
-    assert plain._prepare(head(), listener(Asking(hooks))) is None
+    assert fast_path._prepare(head(), listener(Asking(hooks))) is None
 
 
 def test_an_upstream_with_a_bulkhead_is_for_the_general_path() -> None:
     """Who asks for a place in a queue may have to wait for it."""
-    assert plain._prepare(head(), listener(bulkhead={"max_concurrent": 5})) is None
+    assert fast_path._prepare(head(), listener(bulkhead={"max_concurrent": 5})) is None
 
 
 def test_a_request_with_an_id_of_its_own_is_not_remembered() -> None:
     """It will not come again, and must not push others out."""
     front = listener()
-    assert plain._prepare(head(b"GET / HTTP/1.1", b"X-Correlation-ID: a"), front) is not None
+    assert fast_path._prepare(head(b"GET / HTTP/1.1", b"X-Correlation-ID: a"), front) is not None
     assert front.plain == {}
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that never asks the same twice cannot make it grow."""
-    monkeypatch.setattr(plain, "_MEMO", 10)
+    monkeypatch.setattr(fast_path, "_MEMO", 10)
     front = listener()
     for number in range(25):
-        plain._prepare(head(b"GET /%d HTTP/1.1" % number), front)
+        fast_path._prepare(head(b"GET /%d HTTP/1.1" % number), front)
         assert len(front.plain) <= 10
 
 
@@ -179,7 +179,7 @@ def test_the_coroutine_sleeps_through_plain_exchanges(
 ) -> None:
     """That is what the path is for; with it shut, the two reads of an exchange wake it."""
     if shut:
-        monkeypatch.setattr(plain, "_prepare", lambda data, listener: None)
+        monkeypatch.setattr(fast_path, "_prepare", lambda data, listener: None)
     exchange = hot_exchange()
     steps: list[ClientStream] = []
     step = ClientStream._step

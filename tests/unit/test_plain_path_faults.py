@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.breaker.states import State
-from proxy.memory_budget import Holding, MemoryBudget
-from proxy.pipeline.exchange import Exchange, Tee
-from proxy.pipeline.plan import Hooks, Trouble
+from proxy.core.memory.budget import Holding, MemoryBudget
+from proxy.forward.exchange import Exchange, Tee
+from proxy.forward.routing.plan import Hooks, Trouble
+from proxy.resilience.circuit.states import State
 from tests.bench.exchange import REQUEST, RESPONSE
 from tests.plain_kit import Asking, Rig
 

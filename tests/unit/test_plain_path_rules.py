@@ -12,13 +12,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.breaker.states import State
 from proxy.config.listeners import Fallback
-from proxy.memory_budget import Holding, MemoryBudget
-from proxy.pipeline.exchange import Exchange
-from proxy.pipeline.plan import AskAgain, Hooks, Reply, Trouble
-from proxy.stages.fallback import _Fallback, _Stale
-from proxy.wire.pool import UpstreamStream
+from proxy.core.memory.budget import Holding, MemoryBudget
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.plan import AskAgain, Hooks, Reply, Trouble
+from proxy.http1.upstream.pool import UpstreamStream
+from proxy.resilience.circuit.states import State
+from proxy.routes.fallback import _Fallback, _Stale
 from tests.plain_kit import Asking, Recorder, Rig, pieces, plain_shut, same_ids
 
 HOST = b"Host: a\r\n"

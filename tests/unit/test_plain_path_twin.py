@@ -11,8 +11,8 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.clock import ManualClock
-from proxy.wire.pool import TargetPool
+from proxy.core.clock import ManualClock
+from proxy.http1.upstream.pool import TargetPool
 from tests.bench.exchange import hot_exchange
 from tests.plain_kit import pieces, plain_shut, same_ids
 

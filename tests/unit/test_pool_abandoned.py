@@ -6,13 +6,13 @@ from typing import cast
 
 import pytest
 
-from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
-from proxy.wire.pool import TargetPool, Ticket, UpstreamStream
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.http1.upstream.pool import TargetPool, Ticket, UpstreamStream
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"

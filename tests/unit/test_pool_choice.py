@@ -8,14 +8,14 @@ from typing import cast
 
 import pytest
 
-from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
-from proxy.errors import Overloaded
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import Sweeper
-from proxy.wire.pool import TargetPool, Upstream
+from proxy.core.clock import ManualClock
+from proxy.core.errors import Overloaded
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.http1.upstream.pool import TargetPool, Upstream
 
 
 def upstream(seed: int, busy: list[int]) -> Upstream:

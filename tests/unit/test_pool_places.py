@@ -9,15 +9,15 @@ from typing import cast
 
 import pytest
 
-from proxy.clock import ManualClock
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool
-from proxy.errors import Overloaded
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.client import ClientStream
-from proxy.wire.deadlines import NEVER, Sweeper
-from proxy.wire.places import HELD_UP, LATELY, Places
-from proxy.wire.pool import TargetPool, Ticket, UpstreamStream
+from proxy.core.clock import ManualClock
+from proxy.core.errors import Overloaded
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import NEVER, Sweeper
+from proxy.http1.upstream.places import HELD_UP, LATELY, Places
+from proxy.http1.upstream.pool import TargetPool, Ticket, UpstreamStream
 from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.clock import ManualClock
-from proxy.private_files import close_to_others, make, make_directory
-from proxy.sqlite_file import SqliteFile
+from proxy.core.clock import ManualClock
+from proxy.core.process.private_files import close_to_others, make, make_directory
+from proxy.core.sqlite.file import SqliteFile
 from proxy.trace.sql import SCHEMA
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from proxy import embed, extend, pytest_plugin
-from proxy.pipeline import plan
+from proxy.forward.routing import plan
 
 EXTEND = {
     "Duration": "",
@@ -77,7 +77,8 @@ def test_our_own_tests_use_it() -> None:
     starters = [
         file.name
         for file in tests.rglob("*.py")
-        if "from proxy.app import" in file.read_text(encoding="utf-8") and file != Path(__file__)
+        if "from proxy.app.composition import" in file.read_text(encoding="utf-8")
+        and file != Path(__file__)
     ]
     assert starters == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.redis_url import RedisAddress, parse_redis_url
+from proxy.core.redis.url import RedisAddress, parse_redis_url
 
 
 @pytest.mark.parametrize(

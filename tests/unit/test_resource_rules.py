@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from proxy.telemetry.resources.pace import Pace, Stopped
-from proxy.telemetry.resources.processes import Process, by_component, programs_of
+from proxy.app_telemetry.resources.pace import Pace, Stopped
+from proxy.app_telemetry.resources.processes import Process, by_component, programs_of
 
 COMPONENTS = {
     "ffmpeg": ("ffmpeg", "ffprobe"),

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.breaker.retry import (
+from proxy.config.upstreams import Retry as RetryRules
+from proxy.resilience.retry import (
     Ended,
     RetryBudget,
     RetryPlan,
     RetryPolicy,
     parse_retry_after,
 )
-from proxy.config.upstreams import Retry as RetryRules
 
 NOW = 5_000.0
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import BadRequest, MethodNotAllowed, NoRoute
-from proxy.pipeline.readings import _decode, canonical
-from proxy.pipeline.router import RouteTable
+from proxy.core.errors import BadRequest, MethodNotAllowed, NoRoute
+from proxy.forward.routing.path_readings import _decode, canonical
+from proxy.forward.routing.router import RouteTable
 
 TABLE = RouteTable(
     [

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from proxy import sandbox
+from proxy.uploads.probe import sandbox
 
 ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050001
 ANSWERS, OWN = 7, 4711

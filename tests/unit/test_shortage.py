@@ -13,8 +13,8 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from proxy.descriptors import OTHERS, Need, fit, report
-from proxy.shortage import (
+from proxy.core.process.descriptors import OTHERS, Need, fit, report
+from proxy.core.process.shortage import (
     DESCRIPTORS,
     MEMORY,
     PORTS,
@@ -23,8 +23,8 @@ from proxy.shortage import (
     descriptors_left,
     own_shortage,
 )
-from proxy.telemetry.shortage_watch import ShortageWatch
-from proxy.vitals import Vitals
+from proxy.core.vitals import Vitals
+from proxy.telemetry.metrics.shortages import ShortageWatch
 
 
 def failed(number: int) -> OSError:
@@ -127,7 +127,7 @@ def test_one_line_per_episode(caplog: pytest.LogCaptureFixture) -> None:
     """A thousand failures are one line, their end another one, and the next episode a third."""
     now = 0.0
     shortages = Shortages(lambda: now)
-    caplog.set_level(logging.INFO, "proxy.shortage")
+    caplog.set_level(logging.INFO, "proxy.core.process.shortage")
     for _ in range(1000):
         shortages.seen(DESCRIPTORS, "the connection to app")
     shortages.seen(PORTS, "the connection to app")
@@ -206,7 +206,7 @@ def test_the_limit_is_raised_or_clients_are_fewer(
     assert kernel.soft == limit
     if limit >= NEED.total:
         assert sum(found.clients.values()) + NEED.others + OTHERS <= limit
-    caplog.set_level(logging.INFO, "proxy.descriptors")
+    caplog.set_level(logging.INFO, "proxy.core.process.descriptors")
     report(NEED, found)
     (record,) = caplog.records
     assert record.event == "descriptors"

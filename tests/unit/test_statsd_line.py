@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.statsd.line import (
+from proxy.app_telemetry.statsd.line import (
     LARGEST,
     Reading,
     Result,

@@ -12,10 +12,10 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 
+from proxy.app_telemetry.statsd.line import Result
+from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Statsd
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.statsd.line import Result
-from proxy.telemetry.statsd.series import StatsdSeries
+from proxy.telemetry.metrics.registry import Metrics
 
 OPENMETRICS = "application/openmetrics-text"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.history import IDLE, SPAN, STEP, WINDOW, History
-from proxy.telemetry.rates import Reading, between, quantile, read_distribution, read_routes
-from proxy.telemetry.tally import BUCKETS, FINE_BUCKETS, Distribution, RouteTally
+from proxy.telemetry.metrics.counters import BUCKETS, FINE_BUCKETS, Distribution, RouteTally
+from proxy.telemetry.metrics.history import IDLE, SPAN, STEP, WINDOW, History
+from proxy.telemetry.metrics.rates import Reading, between, quantile, read_distribution, read_routes
 from tests.telemetry_facts import Facts
 
 

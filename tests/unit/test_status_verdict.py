@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.admin.status.verdict import RECENT_FAILURE, judge
+from proxy.admin.status.health_summary import RECENT_FAILURE, judge
 
 NOW = 1_795_450_757.0
 

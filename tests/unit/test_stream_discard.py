@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from proxy.clock import ManualClock
-from proxy.memory_budget import MemoryBudget
-from proxy.wire.stream import Stream
-from proxy.wire.turns import Turns
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.stream import Stream
+from proxy.http1.turns import Turns
 
 
 class Transport:

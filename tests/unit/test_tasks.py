@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import proxy
-from proxy import tasks
-from proxy.tasks import Supervised, Tasks
+from proxy.core import tasks
+from proxy.core.tasks import Supervised, Tasks
 from tests.jobs_kit import eventually
 
 ROOT = Path(proxy.__file__).parent
@@ -144,27 +144,27 @@ async def test_pauses_grow_and_are_bounded(
 
 #: Tasks and futures that end with what they were made for: a request, a connection, a question.
 SHORT = {
-    "proxy.admin.probes",  # one page of metrics, for all who wait for it
-    "proxy.app_host",  # one application, which ends with its host
-    "proxy.app_targets",  # an application that leaves
+    "proxy.admin.endpoints.probes",  # one page of metrics, for all who wait for it
+    "proxy.app.hosted",  # one application, which ends with its host
+    "proxy.app.hosted_targets",  # an application that leaves
     "proxy.idempotency.coordinator",  # the settling of one answer
-    "proxy.jobs.keeper",  # parts of one session, which ends with any of them and begins anew
-    "proxy.jobs.redis_side",  # the reader of one connection, which is lost with it
-    "proxy.pipeline.known_answer",  # one question whether the answer is known
-    "proxy.pipeline.listener",  # the last connections of one that closes
-    "proxy.pipeline.request_body",  # the verdict on one upload
-    "proxy.pipeline.rescue",  # one rescue
-    "proxy.pipeline.sockets",  # a listener that leaves
-    "proxy.pipeline.tls_accept",  # one handshake
-    "proxy.pipeline.waiting",  # one decision about a request
-    "proxy.process",  # the start, and the end
-    "proxy.redis_client",  # one question to all Sentinels
-    "proxy.sqlite_file",  # one check of a file
-    "proxy.sqlite_readers",  # one query
-    "proxy.stages.stage_closing",  # the end of one stage
-    "proxy.stages.job_roles",  # one read of the mirror
-    "proxy.tasks",
-    "proxy.wire.pool",  # one dial
+    "proxy.jobs.redis.session",  # parts of one session, which ends with any of them and begins anew
+    "proxy.jobs.redis.connection",  # the reader of one connection, which is lost with it
+    "proxy.forward.known_answer",  # one question whether the answer is known
+    "proxy.server.listener",  # the last connections of one that closes
+    "proxy.forward.relay.request_body",  # the verdict on one upload
+    "proxy.forward.fallbacks",  # one rescue
+    "proxy.server.sockets",  # a listener that leaves
+    "proxy.server.tls_accept",  # one handshake
+    "proxy.forward.waiting",  # one decision about a request
+    "proxy.app.process",  # the start, and the end
+    "proxy.core.redis.client",  # one question to all Sentinels
+    "proxy.core.sqlite.file",  # one check of a file
+    "proxy.core.sqlite.readers",  # one query
+    "proxy.routes.extensions.closing",  # the end of one stage
+    "proxy.routes.jobs.roles",  # one read of the mirror
+    "proxy.core.tasks",
+    "proxy.http1.upstream.pool",  # one dial
 }
 
 

@@ -15,46 +15,46 @@ from unittest.mock import create_autospec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from proxy.admin.breakers import BreakerControl
-from proxy.admin.control import Control
-from proxy.admin.jobs import JobControl
-from proxy.admin.mirrored import StoreAway
-from proxy.admin.probes import Probes
-from proxy.admin.trace import TraceControl
-from proxy.breaker.board import BreakerBoard
-from proxy.breaker.states import Event
-from proxy.clock import SystemClock
+from proxy.admin.endpoints.breakers import BreakerControl
+from proxy.admin.endpoints.control import Control
+from proxy.admin.endpoints.jobs import JobControl
+from proxy.admin.endpoints.probes import Probes
+from proxy.admin.endpoints.trace import TraceControl
+from proxy.admin.job_backend import StoreAway
+from proxy.app_telemetry.collectors import AppSide
+from proxy.app_telemetry.resources.pace import Pace
 from proxy.config.listeners import Upload
 from proxy.config.schema import Config
 from proxy.config.telemetry import AppMetrics, Otlp, Resources, Statsd, TempFiles
 from proxy.config.units import Bind
-from proxy.errors import ProxyError
+from proxy.core.clock import SystemClock
+from proxy.core.errors import ProxyError
+from proxy.core.memory.budget import MemoryBudget
+from proxy.core.vitals import Vitals
+from proxy.forward.routing.compile import Compiler
+from proxy.forward.watch import Watch
+from proxy.http1.deadlines import Sweeper
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
-from proxy.jobs.pipeline_events import STAGE_ERRORS
-from proxy.jobs.pipeline_metrics import Counted
-from proxy.jobs.pipeline_totals import Example, Totals
-from proxy.memory_budget import MemoryBudget
-from proxy.pipeline.compile import Compiler
-from proxy.pipeline.watch import Watch
+from proxy.jobs.video_metrics.events import STAGE_ERRORS
+from proxy.jobs.video_metrics.metrics import Counted
+from proxy.jobs.video_metrics.totals import Example, Totals
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.states import Event
+from proxy.routes.idempotency import IdempotencyStage
+from proxy.routes.upload import UploadCheckStage
 from proxy.spool import Spool
-from proxy.stages.idempotency import IdempotencyStage
-from proxy.stages.upload_check import UploadCheckStage
-from proxy.telemetry import access, logs
-from proxy.telemetry.app_side import AppSide
-from proxy.telemetry.memory import MemoryMetrics
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.otlp import OtlpExporter
-from proxy.telemetry.resources.pace import Pace
-from proxy.telemetry.spool import SpoolMetrics
-from proxy.telemetry.volumes import Volumes
-from proxy.trace.causes import _TROUBLE
+from proxy.telemetry.logs import access, setup
+from proxy.telemetry.metrics.memory import MemoryMetrics
+from proxy.telemetry.metrics.registry import Metrics
+from proxy.telemetry.metrics.spool import SpoolMetrics
+from proxy.telemetry.metrics.volumes import Volumes
+from proxy.telemetry.otel.exporter import OtlpExporter
+from proxy.trace.diagnosis import _TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
-from proxy.upload.check import UploadCheck
-from proxy.upload.facts import FACTS
-from proxy.vitals import Vitals
-from proxy.wire.deadlines import Sweeper
+from proxy.uploads.check import UploadCheck
+from proxy.uploads.facts import FACTS
 from tests.telemetry_facts import Facts
 
 SOURCES = Path(__file__).parents[2] / "proxy"
@@ -208,7 +208,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
 def test_every_log_field() -> None:
     """The fields of ordinary lines and of access lines."""
     basic = {name for row in rows("logs.md", "## Fields of every line") for name in names(row[0])}
-    assert basic == {*logs.FIELDS, *logs.OPTIONAL_FIELDS}
+    assert basic == {*setup.FIELDS, *setup.OPTIONAL_FIELDS}
     more = {name for row in rows("logs.md", "## The access line") for name in names(row[0])}
     assert more == {*access.FIELDS, *access.OPTIONAL_FIELDS} - basic
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.access import FIELDS as ACCESS_FIELDS
-from proxy.telemetry.logs import FIELDS, LineFormatter, Logs, WriterHandler
+from proxy.telemetry.logs.access import FIELDS as ACCESS_FIELDS
+from proxy.telemetry.logs.setup import FIELDS, LineFormatter, Logs, WriterHandler
 from tests.telemetry_facts import Facts
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -243,7 +243,7 @@ def test_facts_that_cannot_be_written_cost_their_line_only(log: Log) -> None:
 )
 def test_hostile_facts_make_one_json_line_or_none(facts: Facts) -> None:
     """Whatever the strings hold: one line of ASCII, valid JSON, the fixed fields untouched."""
-    from proxy.telemetry.access import AccessLog
+    from proxy.telemetry.logs.access import AccessLog
 
     lines: list[bytes] = []
 

@@ -15,10 +15,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.tasks import Tasks
-from proxy.telemetry.lag import LoopLag
-from proxy.telemetry.metrics import Metrics, wants_openmetrics
-from proxy.telemetry.tally import BUCKETS, Distribution
+from proxy.core.tasks import Tasks
+from proxy.telemetry.metrics.counters import BUCKETS, Distribution
+from proxy.telemetry.metrics.loop_lag import LoopLag
+from proxy.telemetry.metrics.registry import Metrics, wants_openmetrics
 from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 

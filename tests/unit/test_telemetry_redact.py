@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.redact import clean_target, clean_text, is_plain, is_secret_name
+from proxy.telemetry.logs.redact import clean_target, clean_text, is_plain, is_secret_name
 
 
 @pytest.mark.parametrize(

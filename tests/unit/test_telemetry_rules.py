@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.load import load_config
 from proxy.config.metric_names import claims
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
 from proxy.config.schema import Config
-from proxy.telemetry.statsd.series import StatsdSeries
 
 MINIMAL = """\
 listeners: {in: {bind: "127.0.0.1:8000", routes: [{name: all, path: "/{rest:*}", upstream: app}]}}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.telemetry.outputs import FileOutput, StandardOutput
-from proxy.telemetry.writer import LogWriter
+from proxy.telemetry.logs.outputs import FileOutput, StandardOutput
+from proxy.telemetry.logs.writer import LogWriter
 from tests.http1 import PATIENCE
 
 
@@ -170,8 +170,8 @@ def test_a_full_disk_is_tried_again_and_a_torn_line_is_ended(
             raise failure
         return os.write(fd, data[:failure] if failure else data)
 
-    monkeypatch.setattr("proxy.telemetry.writer.write", limited)
-    monkeypatch.setattr("proxy.telemetry.writer._RETRY", 0.01)
+    monkeypatch.setattr("proxy.telemetry.logs.writer.write", limited)
+    monkeypatch.setattr("proxy.telemetry.logs.writer._RETRY", 0.01)
     writer = LogWriter(FileOutput(path), linger=0.001)
     writer.put(b"first line\n")
     writer.put(b"second line\n")
@@ -196,8 +196,8 @@ def test_a_line_torn_by_a_full_disk_is_whole_in_the_next_file(
             raise OSError(errno.ENOSPC, "full")
         return os.write(fd, data)
 
-    monkeypatch.setattr("proxy.telemetry.writer.write", limited)
-    monkeypatch.setattr("proxy.telemetry.writer._RETRY", 0.01)
+    monkeypatch.setattr("proxy.telemetry.logs.writer.write", limited)
+    monkeypatch.setattr("proxy.telemetry.logs.writer._RETRY", 0.01)
     writer = LogWriter(FileOutput(path), linger=60.0)
     for line in (b"first line\n", b"second line\n", b"third line\n"):
         writer.put(line)
@@ -220,7 +220,7 @@ def test_after_a_torn_line_the_next_one_starts_anew(
             raise step
         return os.write(fd, data[:step] if step else data)
 
-    monkeypatch.setattr("proxy.telemetry.writer.write", limited)
+    monkeypatch.setattr("proxy.telemetry.logs.writer.write", limited)
     writer = LogWriter(PipeOutput(writing), linger=0.001)
     writer.put(b"one\n")
     writer.put(b"two of the first batch\n")
@@ -289,8 +289,8 @@ def test_standard_output_closed_from_the_start() -> None:
     """Descriptors 0 to 2 are filled before a socket can get their numbers; logging goes on."""
     program = (
         "import os, socket\n"
-        "from proxy.telemetry.outputs import StandardOutput, fill_standard_descriptors\n"
-        "from proxy.telemetry.writer import LogWriter\n"
+        "from proxy.telemetry.logs.outputs import StandardOutput, fill_standard_descriptors\n"
+        "from proxy.telemetry.logs.writer import LogWriter\n"
         "fill_standard_descriptors()\n"
         "assert socket.socket().fileno() > 2\n"
         "writer = LogWriter(StandardOutput())\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.trace.attribution import attribute, services_of
-from proxy.trace.lives import JobLife
+from proxy.trace.job_history import JobLife
 from tests.trace_kit import CALLED_IN, T0, call, failing_life, life, stages
 
 NOW = T0 + 100

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from proxy.trace.case import Case, Cause
-from proxy.trace.causes import suspect
+from proxy.trace.context import Case, Cause
+from proxy.trace.diagnosis import suspect
 from proxy.trace.events import Event
-from proxy.trace.lives import JobLife
+from proxy.trace.job_history import JobLife
 from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages
 
 

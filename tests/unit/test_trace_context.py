@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.trace_context import MOST_ATTEMPTS, ExchangeTrace, parse_traceparent
+from proxy.core.trace_context import MOST_ATTEMPTS, ExchangeTrace, parse_traceparent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.clock import iso_utc
+from proxy.core.clock import iso_utc
 from proxy.trace.events import Severity
-from proxy.trace.lives import EVENTS, JobLife, moment, read_life
+from proxy.trace.job_history import EVENTS, JobLife, moment, read_life
 from tests.jobs_kit import life as recorded
 from tests.trace_kit import T0, failing_life, life, stages
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.rate_limit import TokenBucket
+from proxy.resilience.rate_limit import TokenBucket
 from proxy.trace.events import FACTS, FACTS_BYTES, Event, Severity, bounded, encode_facts, text
-from proxy.trace.lives import JobLife
+from proxy.trace.job_history import JobLife
 from proxy.trace.recorder import BURST
-from proxy.trace.story import MOST, tell, unfold
 from proxy.trace.summaries import duration, summary
+from proxy.trace.timeline import MOST, tell, unfold
 from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failing_life, news, summaries
 
 

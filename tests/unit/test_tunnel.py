@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.clock import ManualClock
-from proxy.wire.client import ClientStream
-from proxy.wire.stream import Stream
-from proxy.wire.tunnel import tunnel
+from proxy.core.clock import ManualClock
+from proxy.http1.client import ClientStream
+from proxy.http1.stream import Stream
+from proxy.http1.tunnel import tunnel
 
 
 class End(SimpleNamespace):

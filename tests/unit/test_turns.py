@@ -10,16 +10,16 @@ from unittest.mock import patch
 
 import pytest
 
-from proxy.clock import ManualClock
-from proxy.memory_budget import MemoryBudget
-from proxy.wire import shedding
-from proxy.wire import stream as stream_module
-from proxy.wire.bodies import ChunkedBody
-from proxy.wire.codec import find_head_end
-from proxy.wire.pace import GRACE, Pace
-from proxy.wire.shedding import Shedding
-from proxy.wire.stream import _CUT, Stream
-from proxy.wire.turns import GREEDY, HEADS_PER_TURN, SHARE, Turns
+from proxy.core.clock import ManualClock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1 import shedding
+from proxy.http1 import stream as stream_module
+from proxy.http1.bodies import ChunkedBody
+from proxy.http1.heads import find_head_end
+from proxy.http1.pace import GRACE, Pace
+from proxy.http1.shedding import Shedding
+from proxy.http1.stream import _CUT, Stream
+from proxy.http1.turns import GREEDY, HEADS_PER_TURN, SHARE, Turns
 from tests.plain_kit import Rig
 
 TRACE = b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.listeners import AudioType, Upload
-from proxy.upload import families, mpeg
+from proxy.uploads.formats import families, mpeg_frames
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, id3
 from tests.uploads.growing import Growing
@@ -46,19 +46,19 @@ FAMILY_OF = {
 )
 def test_frame_lengths_are_those_of_the_standard(header: int, length: int) -> None:
     """Every version and layer, and every forbidden value."""
-    assert mpeg.frame_length(header) == length
+    assert mpeg_frames.frame_length(header) == length
 
 
 def test_random_bytes_hold_no_credible_chain() -> None:
     """64 KiB of noise hold hundreds of headers, but no four that follow each other."""
     for _ in range(20):
-        assert mpeg.find_chain(os.urandom(families.HEAD)) == -1
+        assert mpeg_frames.find_chain(os.urandom(families.HEAD)) == -1
 
 
 def test_a_chain_is_found_behind_junk() -> None:
     """Leading junk does not hide the frames."""
     frames = path_of("mp3-bare").read_bytes()
-    assert mpeg.find_chain(b"\0" * 777 + frames) == 777
+    assert mpeg_frames.find_chain(b"\0" * 777 + frames) == 777
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,13 +11,15 @@ import zipfile
 import pytest
 
 from proxy.config.listeners import Upload
-from proxy.forms.reader import PART_END, Part
-from proxy.memory_budget import Holding, MemoryBudget
-from proxy.upload import foreign, mpeg, refused, verdicts
-from proxy.upload.families import MPEG
-from proxy.upload.job import Job
-from proxy.upload.pool import memory_within
-from proxy.upload.rewrite import NewForm
+from proxy.core.memory.budget import Holding, MemoryBudget
+from proxy.uploads import rejections
+from proxy.uploads.form.reader import PART_END, Part
+from proxy.uploads.form.rewrite import NewForm
+from proxy.uploads.formats import mpeg_frames, polyglots
+from proxy.uploads.formats.families import MPEG
+from proxy.uploads.probe import refused
+from proxy.uploads.probe.pool import memory_within
+from proxy.uploads.probe.task import Job
 from tests.uploads.drive import new_spool
 from tests.uploads.growing import Growing
 
@@ -26,7 +28,7 @@ MIB = 2**20
 
 def test_the_size_message_is_the_sprint_documents() -> None:
     """Word for word, with the facts beside it."""
-    error = verdicts.too_large(int(61.2 * MIB), 50 * MIB, "audio_file")
+    error = rejections.too_large(int(61.2 * MIB), 50 * MIB, "audio_file")
     assert error.detail == "Audio file too large: 61.2MB (max: 50MB)"
     assert error.status == 400
     assert error.facts == {
@@ -42,7 +44,7 @@ def test_the_size_message_is_the_sprint_documents() -> None:
 )
 def test_a_measured_size_never_reads_like_the_limit(size: int, text: str) -> None:
     """One byte over 50 MiB is not "50MB (max: 50MB)"."""
-    assert verdicts.size_text(size, measured=True) == text
+    assert rejections.size_text(size, measured=True) == text
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_a_measured_size_never_reads_like_the_limit(size: int, text: str) -> Non
 )
 def test_durations_in_words(seconds: float, text: str) -> None:
     """As the config's units."""
-    assert verdicts.duration_text(seconds) == text
+    assert rejections.duration_text(seconds) == text
 
 
 def test_tags_at_the_end_of_an_mp3_are_no_junk() -> None:
@@ -60,18 +62,18 @@ def test_tags_at_the_end_of_an_mp3_are_no_junk() -> None:
     footer = b"APETAGEX" + struct.pack("<III", 2000, 532, 1)
     lyrics = b"LYRICSBEGIN" + b"x" * 50 + b"000061LYRICS200"
     audio = b"\xff\xfb" * 4000
-    assert mpeg.trailing_tags(audio) == 0
-    assert mpeg.trailing_tags(audio + id3v1) == 128
-    assert mpeg.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
-    assert mpeg.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
-    assert mpeg.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
+    assert mpeg_frames.trailing_tags(audio) == 0
+    assert mpeg_frames.trailing_tags(audio + id3v1) == 128
+    assert mpeg_frames.trailing_tags(audio + footer + struct.pack("<I", 0) + bytes(8)) == 532
+    assert mpeg_frames.trailing_tags(audio + footer + struct.pack("<I", 1 << 31) + bytes(8)) == 564
+    assert mpeg_frames.trailing_tags(audio + lyrics + id3v1) == len(lyrics) + 128
 
 
 def test_noise_is_not_foreign() -> None:
     """A false alarm would refuse true audio."""
     for _ in range(200):
         noise = os.urandom(4096)
-        assert not foreign.starts_foreign(noise)
+        assert not polyglots.starts_foreign(noise)
 
 
 def zipped(comment: bytes = b"") -> bytes:
@@ -104,14 +106,14 @@ def test_other_content_is_found_wherever_it_begins(what: str, before: int) -> No
     """Also where one piece that is searched ends and the next begins."""
     data = bytes(before) + FOREIGN[what] + bytes(100)
     with pytest.raises(refused.NotAudio) as error:
-        foreign.refuse_foreign(Growing(data).whole_one(), [(0, len(data))])
+        polyglots.refuse_foreign(Growing(data).whole_one(), [(0, len(data))])
     assert error.value.what == what
 
 
 def test_noise_holds_nothing_foreign() -> None:
     """Nor do signatures without what belongs behind them."""
     noise = os.urandom(2**21) + b"PK\x03\x04PK\x05\x06\x7fELFPE\0\0%PDF-<html" + bytes(100)
-    assert foreign.find_foreign(noise) is None
+    assert polyglots.find_foreign(noise) is None
 
 
 @pytest.mark.parametrize("behind", [b"", b"x", b"TAG" + bytes(125), bytes(60_000)])
@@ -121,14 +123,16 @@ def test_a_zip_is_seen_whatever_stands_behind_it(behind: bytes, comment: bytes) 
     for archive in (zipped(comment), zipped(comment) * 2):
         source = Growing(bytes(3000) + archive + behind).whole_one()
         with pytest.raises(refused.NotAudio, match="zip"):
-            foreign.refuse_polyglot(source, b"RIFF")
-    foreign.refuse_polyglot(Growing(bytes(900) + b"PK\x05\x06" + bytes(50)).whole_one(), b"RIFF")
+            polyglots.refuse_polyglot(source, b"RIFF")
+    polyglots.refuse_polyglot(Growing(bytes(900) + b"PK\x05\x06" + bytes(50)).whole_one(), b"RIFF")
 
 
 def test_a_pdf_is_seen_in_the_first_kilobyte() -> None:
     """Its readers accept it there."""
     with pytest.raises(refused.NotAudio, match="pdf"):
-        foreign.refuse_polyglot(Growing(b"x%%EOF\n").whole_one(), b"ID3" + bytes(500) + b"%PDF-1.7")
+        polyglots.refuse_polyglot(
+            Growing(b"x%%EOF\n").whole_one(), b"ID3" + bytes(500) + b"%PDF-1.7"
+        )
 
 
 def test_the_fields_keep_their_order_around_the_file() -> None:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.upload import families, measure, refused
-from proxy.upload.source import Source, SpoolUnreadable
+from proxy.uploads.formats import families, measure
+from proxy.uploads.probe import refused
+from proxy.uploads.probe.source import Source, SpoolUnreadable
 from tests.uploads.audio import encode
 from tests.uploads.growing import Growing
 

@@ -16,7 +16,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 
-from proxy.upload import families, measure, packets, refused
+from proxy.uploads.formats import families, measure, packets
+from proxy.uploads.probe import refused
 from tests.bench.uploads import noise
 from tests.uploads.growing import Growing
 

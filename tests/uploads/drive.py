@@ -10,12 +10,12 @@ from typing import Any
 
 from multipart import PushMultipartParser
 
-from proxy.clock import SystemClock
-from proxy.errors import ProxyError
-from proxy.memory_budget import MemoryBudget
+from proxy.core.clock import SystemClock
+from proxy.core.errors import ProxyError
+from proxy.core.memory.budget import MemoryBudget
 from proxy.spool import Spool, SpooledBody
-from proxy.upload.check import UploadCheck
-from proxy.upload.validator import UploadValidator
+from proxy.uploads.check import UploadCheck
+from proxy.uploads.rules import UploadValidator
 
 BOUNDARY = b"------------------------d74496d66958873e"  # as curl makes them
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.upload.source import Source
+from proxy.uploads.probe.source import Source
 
 
 class Growing(Source):

@@ -111,7 +111,7 @@ def at_work(proxy: psutil.Process) -> list[psutil.Process]:
     found = []
     for process in proxy.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-            probe = "proxy.upload.probe" in process.cmdline()
+            probe = "proxy.uploads.probe.process" in process.cmdline()
             alive = process.status() != psutil.STATUS_ZOMBIE
             if probe and alive and time_limit(process) != time_limit(proxy):
                 found.append(process)

@@ -1,1 +1,5 @@
-"""The status page: what the proxy is doing, live, for people."""
+"""The status page: what the proxy is doing, live, for people.
+
+`sampler` takes a `snapshot` every second while somebody watches; `health_summary` words its
+headline.
+"""

@@ -11,14 +11,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from proxy.clock import Clock, iso_utc
-from proxy.jobs.inspection import SHORT
-from proxy.jobs.ledger_file import LedgerSilent
+from proxy.core.clock import Clock, iso_utc
+from proxy.jobs.document import to_timestamp
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.model import to_timestamp
-from proxy.jobs.records import Overview, Row
 from proxy.jobs.service import Mirrors
 from proxy.jobs.stages import Stage, Story, read_story
+from proxy.jobs.store.inspection import SHORT
+from proxy.jobs.store.records import Overview, Row
+from proxy.jobs.store.schema import LedgerSilent
 
 LIMIT = 25  # jobs of each kind and mirror
 EVERY = 1.0  # seconds between two looks whether something changed

@@ -18,9 +18,9 @@ from importlib.resources import files
 from aiohttp import web
 
 from proxy.admin import problems
-from proxy.admin.exchange import number, read_query
-from proxy.admin.guard import PAGE
-from proxy.admin.status.board import StatusBoard
+from proxy.admin.auth import PAGE
+from proxy.admin.json_exchange import number, read_query
+from proxy.admin.status.sampler import StatusBoard
 
 WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
 TRACES = "/api/trace"

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from proxy import __version__
-from proxy.admin.operated import Readiness
-from proxy.admin.status.own_use import OwnUse
-from proxy.admin.status.verdict import is_slow, judge
-from proxy.breaker.board import BreakerBoard
-from proxy.clock import Clock, iso_utc
+from proxy.admin.backend import Readiness
+from proxy.admin.status.health_summary import is_slow, judge
+from proxy.admin.status.own_usage import OwnUse
+from proxy.core.clock import Clock, iso_utc
+from proxy.core.vitals import Vitals
+from proxy.forward.watch import Watch
 from proxy.jobs.service import Mirrors
-from proxy.pipeline.watch import Watch
-from proxy.telemetry.history import History
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.rates import (
+from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.telemetry.metrics.counters import FINE_BUCKETS, RouteTally
+from proxy.telemetry.metrics.history import History
+from proxy.telemetry.metrics.rates import (
     Reading,
     Summary,
     nothing,
@@ -29,8 +30,7 @@ from proxy.telemetry.rates import (
     read_routes,
     together,
 )
-from proxy.telemetry.tally import FINE_BUCKETS, RouteTally
-from proxy.vitals import Vitals
+from proxy.telemetry.metrics.registry import Metrics
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP = "process:loop_lag"
@@ -81,7 +81,7 @@ class Snapshots:
         self.traces = False  #: whether the door has `/api/trace`
 
     def record(self) -> None:
-        """One step of the history, every `proxy.telemetry.history.STEP` seconds."""
+        """One step of the history, every `proxy.telemetry.metrics.history.STEP` seconds."""
         self._own_use.record(self._clock.monotonic())
         routes = self._routes()
         readings = self._read(routes, self._tallies(routes))

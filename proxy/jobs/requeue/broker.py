@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.jobs.redis_side import Command, CommandError, Link
+from proxy.jobs.redis.connection import Command, CommandError, Link
 from proxy.jobs.requeue import pidbox, scripts
 from proxy.jobs.requeue.messages import (
     PRIORITY_STEPS,

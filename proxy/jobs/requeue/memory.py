@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.model import WAITING, parse
+from proxy.jobs.document import WAITING, parse
 from proxy.jobs.requeue.messages import Message, delivered_anew, for_another_job, read_message
+from proxy.jobs.store import sql
+from proxy.jobs.store.store import Ledger
 
 REMEMBERED = 4096  # records kept in memory
 _CHANGING = frozenset(

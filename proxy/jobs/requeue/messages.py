@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.jobs.model import valid_job_id
+from proxy.jobs.document import valid_job_id
 
 MAX_MESSAGE = 1024 * 1024  # bytes; longer ones are opaque
 MAX_IDS = 16

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.jobs.model import valid_job_id
+from proxy.jobs.document import valid_job_id
 from proxy.jobs.requeue.messages import load_object
 
 MAILBOX = "reliability-proxy"

@@ -20,24 +20,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.clock import Clock, iso_utc
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.jobs import sql
-from proxy.jobs.activity import Activity
-from proxy.jobs.ledger import Ledger
-from proxy.jobs.ledger_file import LedgerSilent
+from proxy.core.clock import Clock, iso_utc
+from proxy.jobs.document import FINISHED, WAITING, KeyPattern
+from proxy.jobs.events import Tell, silence
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.model import FINISHED, WAITING, KeyPattern
-from proxy.jobs.news import Tell, silence
-from proxy.jobs.redis_side import CommandError, Link
+from proxy.jobs.redis.activity import Activity
+from proxy.jobs.redis.connection import CommandError, Link
+from proxy.jobs.redis.restore_rules import Life
 from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
 from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, judge
 from proxy.jobs.requeue.memory import MessageMemory
 from proxy.jobs.requeue.messages import Message
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued, Starter
 from proxy.jobs.requeue.workers import WorkerWatch
-from proxy.jobs.restore import Life
+from proxy.jobs.store import sql
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.store import Ledger
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)

@@ -7,18 +7,18 @@ import logging
 from dataclasses import asdict, dataclass
 
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.jobs import sql
-from proxy.jobs.ledger import Ledger
+from proxy.jobs.document import FINISHED, WAITING, KeyPattern, parse
+from proxy.jobs.events import Tell
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.model import FINISHED, WAITING, KeyPattern, parse
-from proxy.jobs.news import Tell
-from proxy.jobs.records import Row
-from proxy.jobs.redis_side import Command, Link
+from proxy.jobs.redis.connection import Command, Link
 from proxy.jobs.requeue import scripts
 from proxy.jobs.requeue.broker import Broker, View, new_id
 from proxy.jobs.requeue.evidence import Action, Judgement
 from proxy.jobs.requeue.memory import MessageMemory
 from proxy.jobs.requeue.messages import Message, load_object, redelivered
+from proxy.jobs.store import sql
+from proxy.jobs.store.records import Row
+from proxy.jobs.store.store import Ledger
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from proxy.clock import Clock, iso_utc
+from proxy.core.clock import Clock, iso_utc
+from proxy.jobs.document import finite
+from proxy.jobs.events import Tell
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.model import finite
-from proxy.jobs.news import Tell
-from proxy.jobs.redis_side import Link
+from proxy.jobs.redis.connection import Link
 from proxy.jobs.requeue.broker import Broker
 from proxy.jobs.requeue.evidence import CLOCK_SLACK, Start, Workers
 from proxy.jobs.requeue.messages import load_object

@@ -22,8 +22,8 @@ class Ours:
     id_header = "X-Correlation-ID"
 
     def available(self) -> str | None:
-        if importlib.util.find_spec("proxy.cli") is None:
-            return "proxy.cli does not exist"
+        if importlib.util.find_spec("proxy.cli.main") is None:
+            return "proxy.cli.main does not exist"
         return None
 
     def version(self) -> str:

@@ -1,0 +1,1 @@
+"""One file for each group of admin endpoints: request in, JSON out."""

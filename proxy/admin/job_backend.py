@@ -1,0 +1,105 @@
+"""The mirrors, as `JobControl` wants to see them."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from proxy.admin.problems import RequeueRefused
+from proxy.admin.status.jobs import stage_documents
+from proxy.core.errors import StoreAway
+from proxy.jobs.document import to_timestamp
+from proxy.jobs.redis.connection import RedisLost, Refused
+from proxy.jobs.requeue.starter import CannotRequeue
+from proxy.jobs.service import Mirrors
+from proxy.jobs.stages import Story, read_story
+from proxy.jobs.store.schema import LedgerSilent
+
+
+@contextmanager
+def _told(**facts: Any) -> Iterator[None]:
+    """`facts` go into the problem document."""
+    try:
+        yield
+    except RedisLost as error:
+        raise StoreAway(f"Redis does not answer: {error}", retry_after=5, **facts) from error
+    except Refused as error:
+        raise StoreAway(f"Redis {error}", retry_after=5, **facts) from error
+    except LedgerSilent as error:
+        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5, **facts) from error
+
+
+class MirroredJobs:
+    """Implements `proxy.admin.endpoints.jobs.Jobs`."""
+
+    def __init__(self, mirrors: Mirrors) -> None:
+        self._mirrors = mirrors
+
+    async def list(
+        self, mirror: str | None, status: str | None, limit: int, stranded: bool
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        # Just when the ledger is silent, an operator wants to see how the mirrors are.
+        with _told(mirrors=self.states(mirror)):
+            for one in self._mirrors.chosen(mirror):
+                found = await one.inspection.jobs(status, limit, stranded)
+                rows += [{"mirror": one.name, **row} for row in found]
+        rows.sort(key=lambda row: (row["first_seen"], row["created_at"]), reverse=True)
+        return rows[:limit]
+
+    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        return [one.state() for one in self._mirrors.chosen(mirror)]
+
+    async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
+        with _told():
+            job = await self._mirrors.by_name[mirror].inspection.show(job_id)
+        if job is None:
+            return None
+        versions = job["versions"]
+        story = Story()
+        if "data" in job:
+            seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
+            story = read_story(job["data"].encode(), job["status"], seen)
+        stages = stage_documents(story.stages)
+        found = self._mirrors.by_name[mirror].judgement(job_id)
+        return {
+            "mirror": mirror,
+            **job,
+            "error": story.error,
+            "stages": stages,
+            "work": None if found is None else {**asdict(found), "unattended": found.unattended},
+        }
+
+    async def requeue(
+        self, mirror: str, job_id: str, reason: str, force: bool
+    ) -> dict[str, Any] | None:
+        one = self._mirrors.by_name[mirror]
+        with _told():
+            known = await one.inspection.show(job_id)
+            if known is None:
+                return None
+            try:
+                done = await one.requeue(job_id, reason=reason, force=force)
+            except CannotRequeue as cannot:
+                facts: dict[str, Any] = {"evidence": cannot.evidence} if cannot.evidence else {}
+                detail = f"Job {job_id} is not started again: {cannot}"
+                if cannot.evidence:
+                    detail += f" ({cannot.evidence})"
+                raise RequeueRefused(detail, **facts) from cannot
+        return {"mirror": mirror, **asdict(done)}
+
+    async def sync(self, mirror: str | None) -> dict[str, Any]:
+        with _told():
+            return {"synced": [await one.sync() for one in self._mirrors.chosen(mirror)]}
+
+    async def restore(self, mirror: str | None) -> dict[str, Any]:
+        with _told():
+            return {
+                "restored": [
+                    {"mirror": one.name, **asdict(await one.restore())}
+                    for one in self._mirrors.chosen(mirror)
+                ]
+            }

@@ -1,0 +1,215 @@
+"""Trace and mirrors together, as `TraceControl` wants to see them: who is asked for what, and how
+much of it at most."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from proxy.config import schema
+from proxy.core.clock import Clock, iso_utc
+from proxy.jobs.mirror import Known
+from proxy.jobs.service import Mirrors
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.trace.attribution import attribute
+from proxy.trace.context import LOOK_BACK
+from proxy.trace.events import Event, Severity, document
+from proxy.trace.job_history import JobLife, read_life, working_overlaps
+from proxy.trace.queries import Reading
+from proxy.trace.recorder import Trace
+from proxy.trace.summaries import summary
+from proxy.trace.timeline import MARGIN, MOST, tell, unfold, window
+
+log = logging.getLogger(__name__)
+
+JOINED = 10  # jobs, and correlation IDs, that one ID is joined to
+NEWS = 500  # events of breakers, mirrors and the proxy around a story
+CALLS = 500  # calls of one service that may belong to a job
+OTHERS = 20  # jobs of one mirror that are looked at before a call is attributed
+FAILED = 20  # failed jobs among the latest events
+
+_DEFAULTS: dict[str, Any] = {
+    name: field.default for name, field in schema.Trace.model_fields.items() if name != "sqlite"
+}
+
+
+class TracedStories:
+    """Implements `proxy.admin.endpoints.trace.Stories`. Without a trace it tells what the mirrors know."""
+
+    def __init__(self, trace: Trace, mirrors: Mirrors, clock: Clock) -> None:
+        self._trace = trace
+        self._mirrors = mirrors
+        self._clock = clock
+
+    async def story(self, wanted: str) -> dict[str, Any] | None:
+        store = self._trace.store
+        reading = None if store is None else store.reading()
+        own = await _named(reading, wanted)
+        lives: dict[str, JobLife] = {}
+        job_ids = dict.fromkeys([wanted, *(e.job_id for e in own.values() if e.job_id)])
+        notes = []
+        for job_id in list(job_ids)[: JOINED + 1]:
+            try:
+                life = await self._life(job_id)
+            except LedgerSilent as silent:
+                notes.append(f"the jobs' SQLite file does not answer: {silent}")
+                break
+            if life is not None:
+                lives[job_id] = life
+            if life is not None or job_id != wanted:
+                own |= await _named(reading, job_id)
+        if not own and not lives:
+            return None
+        settings = self._settings
+        now = self._clock.time()
+        start, end = window(list(own.values()), list(lives.values()), now)
+        for life in lives.values():
+            if life.first_seen is not None:
+                try:
+                    own |= {e.id: e for e in await self._calls(reading, life, now)}
+                except LedgerSilent as silent:
+                    notes.append(f"calls could not be attributed: {silent}")
+        news: list[Event] = []
+        if store is not None and reading is not None:
+            news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
+            if trouble := reading.silent or store.degraded:
+                notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
+        return await asyncio.to_thread(
+            tell,
+            wanted,
+            list(own.values()),
+            list(lives.values()),
+            news,
+            now=now,
+            stuck_after=settings["stuck_after"],
+            called_in=settings["called_in"],
+            slow=settings["slow"],
+            note="; ".join(notes) or None,
+        )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        given = self._trace.settings
+        if given is None:
+            return _DEFAULTS
+        return {name: getattr(given, name) for name in _DEFAULTS}
+
+    async def _life(self, job_id: str) -> JobLife | None:
+        """Raises `LedgerSilent`."""
+        for name, mirror in self._mirrors.by_name.items():
+            shown = await mirror.inspection.show(job_id)
+            if shown is not None:
+                # Off the loop: fifty versions of a megabyte each are a second's work.
+                return await asyncio.to_thread(read_life, name, shown)
+        return None
+
+    # --- calls of the worker --------------------------------------------------------------------
+
+    async def _calls(self, reading: Reading | None, life: JobLife, now: float) -> list[Event]:
+        """Calls of microservices that were surely made for this job. Raises `LedgerSilent`."""
+        span = life.working(now)
+        settings = self._trace.settings
+        if settings is None or reading is None or span is None:
+            return []
+        start, end = span[0] - MARGIN, span[1] + MARGIN
+        others = await self._others(life, start, end, now)
+        if others is None:
+            return []
+        called_in, idle = settings.called_in, settings.stuck_after
+        found: list[Event] = []
+        for service in called_in:
+            # Recorded when they ended: one that hung through its time-out came a minute later.
+            calls = await reading.calls(service, start, end + 60.0, CALLS)
+            found += attribute(calls, life, others, called_in, now, idle)
+        return found
+
+    async def _others(
+        self, life: JobLife, start: float, end: float, now: float
+    ) -> list[JobLife] | None:
+        """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
+        lives = []
+        for name, mirror in self._mirrors.by_name.items():
+            job_ids = await mirror.inspection.contemporaries(start, end, LOOK_BACK, OTHERS)
+            if job_ids is None:
+                return None
+            for job_id in job_ids:
+                if (name, job_id) == (life.mirror, life.job_id):
+                    continue
+                shown = await mirror.inspection.show(job_id)
+                if shown is not None:
+                    lives.append(await asyncio.to_thread(read_life, name, shown))
+        return working_overlaps(lives, start, end, now, self._settings["stuck_after"])
+
+    # --- the latest events ----------------------------------------------------------------------
+
+    async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
+        least = Severity[severity.upper()]
+        events: list[Event] = []
+        if self._trace.store is not None:
+            for event in await self._trace.store.reading().recent(least, limit):
+                events += [part for part in unfold(event) if part.severity >= least]
+        try:
+            events += await self._failed_jobs(min(limit, FAILED))
+        except LedgerSilent as silent:
+            log.warning("failed jobs are not among the latest", extra={"reason": str(silent)})
+        events.sort(key=lambda event: (event.at, event.id), reverse=True)
+        return [document(event, summary(event)) for event in events[:limit]]
+
+    async def _failed_jobs(self, limit: int) -> list[Event]:
+        """Raises `LedgerSilent`."""
+        found = []
+        for name, mirror in self._mirrors.by_name.items():
+            for row in await mirror.inspection.jobs("failed", limit):
+                known = await mirror.lookup(str(row["job_id"]))
+                if not isinstance(known, Known):
+                    continue
+                seen = iso_utc(known.as_of)
+                data = known.snapshot.raw.decode("utf-8", "replace")
+                shown = {"job_id": row["job_id"], "versions": [{"seen": seen, "data": data}]}
+                life = read_life(name, shown)
+                found.append(_failure(life, known.as_of))
+        return found
+
+    def hint(self) -> str:
+        kept = self._trace.settings
+        if kept is None:
+            return "The trace is off in the config; only jobs are known, by their IDs."
+        return (
+            f"Kept for {kept.keep_for / 86400:g} days are jobs, errors, exchanges over"
+            f" {kept.slow:g} s, and {kept.sample * 100:g} % of the rest; the log has all:"
+            " look there for the correlation ID."
+        )
+
+
+def _failure(life: JobLife, at: float) -> Event:
+    """That a job failed, from its newest version alone."""
+    facts = {"error": life.error, "type": life.error_type, "stage": life.failed_in}
+    return Event(
+        at,
+        "job",
+        "failed",
+        Severity.ERROR,
+        job_id=life.job_id,
+        facts={name: value for name, value in facts.items() if value is not None},
+    )
+
+
+async def _named(reading: Reading | None, wanted: str) -> dict[int, Event]:
+    """Recorded events that name this ID; of a job, also those that share the correlation ID of its
+    creation. Other correlation IDs are of callers that looked at it, among much else perhaps."""
+    if reading is None:
+        return {}
+    found = {e.id: e for e in await reading.by_correlation(wanted, MOST)}
+    by_job = await reading.by_job(wanted, MOST)
+    found |= {e.id: e for e in by_job}
+    others = dict.fromkeys(
+        e.correlation_id for e in by_job if e.kind == "creation" and e.correlation_id
+    )
+    for correlation_id in [one for one in others if one != wanted][:JOINED]:
+        found |= {
+            e.id: e
+            for e in await reading.by_correlation(correlation_id, MOST)
+            if e.job_id in (None, wanted)
+        }
+    return found

@@ -1,0 +1,5 @@
+"""What the proxy reports about the app beyond its requests: statsd, the app's own metrics page,
+resources.
+
+`collectors` starts and stops what the config asks for.
+"""

@@ -1,0 +1,147 @@
+"""Fetches the app's metrics page on a schedule, bounded in time and size.
+
+Each fetch has a connection of its own, which is closed at once: the app takes nine, idle ones
+included. Nothing is followed or unpacked on the app's word: a redirect is a wrong status, and a
+compressed answer, which was not asked for, is malformed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import aiohttp
+from prometheus_client.metrics_core import Metric
+
+from proxy import __version__
+from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.page import BadPage, TooMany, read_page
+from proxy.config.telemetry import AppMetrics
+from proxy.core.process.shortage import DETAILS
+from proxy.core.tasks import Supervised
+from proxy.core.vitals import Vitals
+
+_log = logging.getLogger(__name__)
+
+_CHUNK = 64 * 1024
+_PAUSE = 0.0001  # seconds, so that the thread that parses gives way to the loop
+
+_HEADERS = {
+    "Accept": "text/plain;version=0.0.4",
+    "Accept-Encoding": "identity",
+    "User-Agent": f"reliability-proxy/{__version__}",
+}
+
+
+class _Failed(Exception):
+    """A fetch that brought no page."""
+
+    def __init__(self, result: Fetched, why: str) -> None:
+        super().__init__(why)
+        self.result = result
+
+
+class AppPage:
+    """Keeps `guest` told from `start` to `stop`."""
+
+    def __init__(self, config: AppMetrics, guest: AppGuest, vitals: Vitals) -> None:
+        self._config = config
+        self._guest = guest
+        self._shortages = vitals.shortages
+        ours = {
+            name: value.get_secret_value()
+            for name, value in config.headers.items()
+            if value is not None
+        }
+        self._headers = {**_HEADERS, **ours}
+        self._fetching = Supervised("app-metrics", self._keep_fetching, vitals.tasks)
+        self._told: Fetched | None = None
+
+    def start(self) -> None:
+        """Begin to fetch; needs a running loop."""
+        self._fetching.start()
+
+    async def stop(self) -> None:
+        """End the fetching and wait for its end."""
+        await self._fetching.stop()
+
+    async def _keep_fetching(self) -> None:
+        while True:
+            await self.fetch()
+            await asyncio.sleep(self._config.every)
+
+    async def fetch(self) -> Fetched:
+        """Fetch once and tell the guest."""
+        began = asyncio.get_running_loop().time()
+        families: list[Metric] = []
+        unsound: list[str] = []
+        why = ""
+        try:
+            body = await self._body()
+            families, unsound = await asyncio.to_thread(
+                read_page,
+                body,
+                self._config.max_series,
+                self._config.prefix,
+                lambda: time.sleep(_PAUSE),
+            )
+            result = Fetched.OK if families or unsound else Fetched.EMPTY
+        except _Failed as error:
+            result, why = error.result, str(error)
+        except TooMany as error:
+            result, why = Fetched.TOO_MANY_SERIES, str(error)
+        except BadPage as error:
+            result, why = Fetched.MALFORMED, str(error)
+        except Exception:
+            # A mistake of ours must not end the fetching for ever.
+            _log.exception("app metrics fault", extra={"url": self._config.url})
+            result = Fetched.FAULT
+        took = asyncio.get_running_loop().time() - began
+        self._guest.fetched(result, took, families, unsound)
+        self._tell(result, why)
+        return result
+
+    def _tell(self, result: Fetched, why: str) -> None:
+        """One line when the outcome changes, none while it stays."""
+        if result is self._told:
+            return
+        facts = {"url": self._config.url, "result": result.value}
+        if result in (Fetched.OK, Fetched.EMPTY):
+            _log.info("app metrics fetched", extra=facts)
+        elif result is not Fetched.FAULT:
+            _log.warning("app metrics not fetched", extra={**facts, "reason": why[:200]})
+        self._told = result
+
+    async def _body(self) -> bytes:
+        """Raises `_Failed`."""
+        config = self._config
+        timeout = aiohttp.ClientTimeout(total=config.timeout)
+        connector = aiohttp.TCPConnector(limit=1, force_close=True)
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=connector,
+                    timeout=timeout,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auto_decompress=False,
+                    read_bufsize=_CHUNK,
+                ) as http,
+                http.get(config.url, headers=self._headers, allow_redirects=False) as answer,
+            ):
+                if answer.status != 200:
+                    raise _Failed(Fetched.STATUS, f"status {answer.status}")
+                if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise _Failed(Fetched.MALFORMED, "compressed, which was not asked for")
+                body = bytearray()
+                async for chunk in answer.content.iter_chunked(_CHUNK):
+                    body += chunk
+                    if len(body) > config.max_size:
+                        raise _Failed(Fetched.TOO_LARGE, f"more than {config.max_size} bytes")
+                return bytes(body)
+        except TimeoutError as error:
+            raise _Failed(Fetched.TIMEOUT, f"no whole answer in {config.timeout:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            ours = self._shortages.check(error, "fetching the app's metrics")
+            why = DETAILS[ours] if ours is not None else f"{type(error).__name__}: {error}"
+            raise _Failed(Fetched.UNREACHABLE, why) from error

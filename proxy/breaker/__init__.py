@@ -1,1 +1,0 @@
-"""Circuit breakers shared by the fleet, retries, bulkheads, ejection and stale answers."""

@@ -1,0 +1,5 @@
+"""The command line: arguments in, exit code out.
+
+Start with `main.main`. Commands that ask a running proxy go through its admin API (`admin`,
+`trace`).
+"""

@@ -1,0 +1,1 @@
+"""Redis clients made from the config: `url` parses, `client` connects."""

@@ -1,0 +1,1 @@
+"""A stand-in for the make-video service: its HTTP side, its worker, and their faults on demand."""

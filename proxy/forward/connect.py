@@ -1,0 +1,158 @@
+"""An open connection to one of an upstream's targets.
+
+Targets that refuse are passed over, then tried again for `connect_patience`: the upstream never saw
+anything of that, so it is not an attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.core.errors import Overloaded, UpstreamUnreachable
+from proxy.forward.exchange import Exchange
+from proxy.forward.outcome import own_shortage
+from proxy.forward.routing.plan import UpstreamPlan
+from proxy.forward.waiting import pause, until_left
+from proxy.http1.client import ClientStream
+from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+
+#: Seconds for which a reset is waited for after an end, and between two looks.
+_RESET_PATIENCE, _RESET_TICK = 0.2, 0.02
+
+#: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
+_REFUSED_PAUSE = 0.1
+
+
+def idle_connection(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    return plan.upstream.checkout(x.stream, _usable(x, plan))
+
+
+def _usable(x: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
+    """The targets to prefer, None for all: those that are well, and of them those that have not
+    failed this request yet."""
+    usable = any_target(x.stream, plan)
+    if x.avoid:
+        labels = usable if usable is not None else [pool.label for pool in plan.upstream.pools]
+        usable = [label for label in labels if label not in x.avoid] or usable
+    return usable
+
+
+def any_target(client: ClientStream, plan: UpstreamPlan) -> Sequence[str] | None:
+    """The targets that are well, None for all."""
+    return plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
+
+
+async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
+    """An open connection: an idle one at once, else from the first target that has one to give.
+
+    Targets that cannot be reached are passed over; when none is left, all are tried again until
+    `connect_patience` is over. `fresh` asks for a connection that has not been used before. A
+    shortage of ours is not waited for: another target may have a kept connection, else it is 503.
+    """
+    client = x.stream
+    tried: list[TargetPool] = []
+    short: Overloaded | None = None
+    patient_until: float | None = None
+    while True:
+        pool = plan.upstream.choose(tried, _usable(x, plan))
+        if not fresh:
+            idle = pool.checkout(client)
+            if idle is not None:
+                return idle
+        began = client.clock.monotonic()
+        patient_until = patient_until or began + plan.connect_patience
+        try:
+            answer = await _ask(x, plan, pool, fresh=fresh)
+        except Overloaded:
+            # No time is left to wait for a place; but what has used it up were refusals.
+            if x.unreachable is None or client.clock.monotonic() < x.deadline:
+                raise
+            raise x.unreachable from None
+        if isinstance(answer, UpstreamStream):
+            x.unreachable = None
+            x.connect_time = client.clock.monotonic() - began
+            return answer
+        ours = own_shortage(answer, plan, pool.label)
+        if ours is not None:
+            short = ours
+        else:
+            if plan.health is not None:
+                plan.health.failure(pool.label, client.clock.monotonic())
+            x.failed_attempt("connect", pool.label)
+            x.unreachable = UpstreamUnreachable(
+                f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
+                upstream=plan.name,
+                reason=type(answer).__name__,
+            )
+        tried.append(pool)
+        if len(tried) < len(plan.upstream.pools):
+            continue
+        if short is not None:
+            raise short
+        if client.clock.monotonic() >= min(patient_until, x.deadline):
+            x.target = pool.label
+            x.attempts += 1
+            assert x.unreachable is not None  # no shortage of ours: that one was raised above
+            raise x.unreachable
+        if x.on_refused is not None:
+            x.on_refused(x)
+        tried.clear()
+        await pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
+
+
+async def _ask(
+    x: Exchange, plan: UpstreamPlan, pool: TargetPool, *, fresh: bool
+) -> UpstreamStream | Exception:
+    """What `pool` gives: a connection, or why there is none."""
+    client = x.stream
+    began = client.clock.monotonic()
+    deadline = min(began + plan.queue_timeout, x.deadline)
+    ticket = pool.ask(client, fresh=fresh, route=x.route)
+    try:
+        while ticket.pending:
+            now = client.clock.monotonic()
+            if now >= deadline:
+                within = (
+                    "before the request had to be given up"
+                    if deadline == x.deadline
+                    else f"within {now - began:.3g}s"
+                )
+                raise Overloaded(
+                    f"No connection to {plan.name} became free {within}",
+                    upstream=plan.name,
+                    retry_after=plan.queue_timeout,
+                    reason="queue_timeout",
+                )
+            await client.wait(until_left(x, deadline, now))
+    except BaseException:
+        pool.give_up(ticket)
+        raise
+    if ticket.stream is not None:
+        return ticket.stream
+    assert ticket.error is not None
+    if isinstance(ticket.error, Overloaded):  # it gave way to another client
+        raise ticket.error
+    return ticket.error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "connecting timed out"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+async def was_reset(x: Exchange, upstream: UpstreamStream) -> bool:
+    """Whether a connection that has ended was reset.
+
+    A server that closes a socket while bytes wait in it, or to which bytes come after that, resets
+    the connection (RFC 9293 §3.6.1); one that has read all of the request only ends it. The reset
+    may follow the end by a round trip, so it is waited for a moment.
+    """
+    until = x.stream.clock.monotonic() + _RESET_PATIENCE
+    while not upstream.saw_reset():
+        now = x.stream.clock.monotonic()
+        if now >= until:
+            return False
+        await x.stream.wait(until_left(x, min(until, now + _RESET_TICK), now))
+    return True

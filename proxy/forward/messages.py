@@ -1,0 +1,264 @@
+"""The heads that we write: requests to the upstream, responses to the client, replies of our own.
+
+Framing is never copied: `Content-Length`, `Transfer-Encoding` and `Connection` are made here from
+what the codec understood, whatever the peer wrote (RFC 9112 §6).
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+from proxy.core.clock import Clock
+from proxy.core.errors import (
+    PROBLEM_CONTENT_TYPE,
+    ProxyError,
+    TooManyRequests,
+    problem_body,
+    retry_after_seconds,
+)
+from proxy.core.trace_context import parse_traceparent
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.plan import ListenerPlan, Reply, UpstreamPlan
+from proxy.http1.client import ClientStream
+from proxy.http1.heads import RequestHead, ResponseHead
+from proxy.http1.upstream.pool import TargetPool
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+VIA = b"\r\nVia: 1.1 reliability-proxy"
+_VIA_OLD = b"\r\nVia: 1.0 reliability-proxy"
+
+
+def request_head(
+    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
+) -> bytes:
+    """The head that goes upstream for `x`, over a connection of `pool`."""
+    head = x.head
+    assert head is not None
+    host = head.host if plan.preserve_host else None
+    if host is None:
+        host = pool.address.authority.encode()
+    parts = [
+        _start_of_request(head, host, _passing(x, head, pool)),
+        x.correlation_id.encode(),
+        VIA if head.minor else _VIA_OLD,
+        _forwarded(x.stream, head, listener),
+    ]
+    if head.max_forwards is not None:
+        parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
+    length = request_length(x)
+    if length is not None:
+        parts.append(b"\r\nContent-Length: %d" % length)
+    elif head.chunked or x.filter is not None:
+        parts.append(b"\r\nTransfer-Encoding: chunked")
+    if wants_websocket(head):
+        parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+    elif head.te_trailers:
+        parts.append(b"\r\nTE: trailers\r\nConnection: TE")
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def plain_request_frame(
+    head: RequestHead, plan: UpstreamPlan, *, traced: bool = False
+) -> tuple[bytes, bytes]:
+    """What stands around correlation ID and `forwarded_for` in the `request_head` of a request that
+    is plain (plain.py, rules 1 and 2); `traceparent` is left out where we write our own."""
+    host = head.host
+    assert host is not None
+    shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()
+    passing = head.passing
+    if traced:
+        given = head.values(b"traceparent")
+        stale: dict[bytes, bytes | None] = {b"traceparent": None}
+        if parse_traceparent(given) is None:
+            stale[b"tracestate"] = None
+        if given or head.values(b"tracestate"):
+            passing = head.passing_with(stale)
+    start = _start_of_request(head, shown, passing)
+    return start, b"\r\nX-Forwarded-Host: %b\r\n\r\n" % host
+
+
+def _start_of_request(head: RequestHead, host: bytes, passing: bytes) -> bytes:
+    line = f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode()
+    return b"%b%b%b\r\nX-Correlation-ID: " % (line, host, passing)
+
+
+def request_length(x: Exchange) -> int | None:
+    """The length of the request's body as it goes upstream; None: in chunks, or there is none. A
+    body that is all here has one, but trailers can only follow chunks."""
+    body = x.buffered
+    if body is not None and body.complete and not x.body.trailers:
+        return body.length
+    if x.filter is not None:
+        return x.filter.forward_length
+    return x.head.content_length if x.head is not None else None
+
+
+def _passing(x: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
+    """The client's fields. Of a body that the filter has rewritten: `Content-Type` is its own, and
+    what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, an answer
+    that we must read is asked for uncompressed, and where spans are sent the parent is ours."""
+    edits, span = x.plan.request_edits, x.span
+    unchanged = x.filter is None and not x.retries and not x.plan.reads_answers
+    if unchanged and edits is None and span is None:
+        return head.passing
+    ours: dict[bytes, bytes | None] = {}
+    if x.filter is not None and x.filter.content_type is not None:
+        ours = dict.fromkeys(x.filter.stale)
+        ours[b"content-type"] = x.filter.content_type
+    if x.retries:
+        ours[b"x-retry-count"] = b"%d" % x.retries
+    if x.plan.reads_answers:
+        ours[b"accept-encoding"] = b"identity"
+    if span is not None:
+        ours[b"traceparent"] = span.begin_attempt(pool.label, x.stream.clock.time())
+        if not span.remote:
+            ours[b"tracestate"] = None
+    passing = head.passing_with(ours) if ours else head.passing
+    return passing if edits is None else edits.of_request(passing)
+
+
+def _one_hop_less(method: str, hops: bytes) -> bytes:
+    """`Max-Forwards` after us; it counts for OPTIONS alone here (RFC 9110 §7.6.2)."""
+    return b"%d" % (int(hops[:9]) - 1) if method == "OPTIONS" and hops.isdigit() else hops
+
+
+def wants_websocket(head: RequestHead) -> bool:
+    """The one upgrade that passes (RFC 6455 §4.1). Others, h2c above all, would let a client speak
+    to the upstream in a protocol that we do not read."""
+    return head.upgrade == b"websocket" and head.method == "GET" and not head.has_body
+
+
+def forwarded_for(stream: ClientStream) -> bytes:
+    """`X-Forwarded-For` and `-Proto`, as we know them."""
+    proto = b"https" if stream.secure else b"http"
+    peer = (stream.host_ip or "unknown").encode()
+    return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (peer, proto)
+
+
+def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) -> bytes:
+    """`X-Forwarded-*`: ours; a client's own only if the listener trusts its address."""
+    peer = stream.host_ip or "unknown"
+    proto = b"https" if stream.secure else b"http"
+    host = head.host
+    if head.forwarded is None or not listener.trusts(stream.host_ip):
+        ours = forwarded_for(stream)
+        return ours if host is None else ours + b"\r\nX-Forwarded-Host: " + host
+    chain = [value for name, value in head.forwarded if name == b"x-forwarded-for" and value]
+    lines = {
+        b"x-forwarded-for": b", ".join([*chain, peer.encode()]),
+        b"x-forwarded-proto": proto,
+    }
+    if host is not None:
+        lines[b"x-forwarded-host"] = host
+    for name, value in head.forwarded:
+        if name != b"x-forwarded-for":
+            lines[name] = value
+    return b"".join(b"\r\n" + name.title() + b": " + value for name, value in lines.items())
+
+
+def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
+    """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
+    edits = x.plan.response_edits
+    return b"%bX-Correlation-ID: %b%b%b%b\r\n\r\n" % (
+        head.passing if edits is None else edits.of_response(head.passing),
+        x.correlation_id.encode(),
+        b"" if head.dated else date_field(x.stream.clock),
+        framing + x.added,
+        connection_field(x),
+    )
+
+
+def interim_head(x: Exchange, head: ResponseHead) -> bytes:
+    """A 1xx response, passed on."""
+    return b"%bX-Correlation-ID: %b\r\n\r\n" % (head.passing, x.correlation_id.encode())
+
+
+def upgrade_head(x: Exchange, head: ResponseHead) -> bytes:
+    """The 101 of a tunnel."""
+    return response_head(x, head, b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+
+
+def connection_field(x: Exchange) -> bytes:
+    """What we say about the client's connection (RFC 9112 §9.3, §9.6)."""
+    assert x.head is not None or not x.keep_alive
+    if not x.keep_alive:
+        return b"\r\nConnection: close" if x.status != 101 else b""
+    return b"" if x.head is not None and x.head.minor else b"\r\nConnection: keep-alive"
+
+
+def problem_reply(x: Exchange, error: ProxyError) -> bytes:
+    """A whole response of our own: RFC 9457 problem details."""
+    fields = ""
+    if error.retry_after is not None:
+        fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
+    if error.allow is not None:
+        fields += f"\r\nAllow: {error.allow}"
+    if error.challenge is not None:
+        fields += f"\r\nWWW-Authenticate: {error.challenge}"
+    if isinstance(error, TooManyRequests):
+        policy, state = error.rate_limit
+        fields += f"\r\nRateLimit-Policy: {policy}\r\nRateLimit: {state}"
+    return own_reply(
+        x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
+    )
+
+
+def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: str = "") -> bytes:
+    """A response of our own, with as much of its body as the method allows."""
+    content = f"\r\nContent-Type: {content_type}" if body else ""
+    length = "" if status == 204 else f"\r\nContent-Length: {len(body)}"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(x.stream.clock)}"
+        f"{content}{length}\r\nX-Correlation-ID: {x.correlation_id}{fields}"
+    )
+    return b"".join(
+        (
+            head.encode(),
+            b"" if x.plan.response_edits is None else x.plan.response_edits.added,
+            connection_field(x),
+            b"\r\n\r\n",
+            b"" if x.method == "HEAD" else body,
+        )
+    )
+
+
+def made_reply(x: Exchange, reply: Reply) -> list[bytes]:
+    """A response made by a rescue: its head, and its body if it has one."""
+    phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
+    status = f"HTTP/1.1 {reply.status} {phrase}".encode()
+    framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
+    lines = reply.lines
+    if not any(line[:5].lower() == b"date:" for line in lines):
+        lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
+    edits = x.plan.response_edits
+    head = b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n" % (
+        b"\r\n".join((status, *lines))
+        if edits is None
+        else b"\r\n".join((status, *edits.keep(lines))) + edits.added,
+        x.correlation_id.encode(),
+        framing,
+        connection_field(x),
+    )
+    bodiless = not reply.body or x.method == "HEAD" or reply.status in (204, 304)
+    return [head] if bodiless else [head, reply.body]
+
+
+def date_field(clock: Clock) -> bytes:
+    """The `Date` that an answer gets which came without (RFC 9110 §6.6.1)."""
+    return b"\r\nDate: " + _date(clock).encode()
+
+
+def _date(clock: Clock) -> str:
+    """The `Date` field of a reply (RFC 9110 §6.6.1)."""
+    return _date_of(int(clock.time()))
+
+
+@lru_cache(maxsize=2)
+def _date_of(second: int) -> str:
+    return formatdate(second, usegmt=True)

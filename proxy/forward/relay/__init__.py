@@ -1,0 +1,1 @@
+"""Bytes between a client and its upstream: `request` up, `response` down, `buffering` between."""

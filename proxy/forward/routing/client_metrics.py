@@ -1,0 +1,41 @@
+"""The gauges and counters of what each client may have (`limits.per_client`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.forward.routing.client_shares import FairShares
+
+_REASONS = ("client_connections", "client_requests", "client_uploads")
+
+
+class ClientMetrics(Collector):
+    """Of all listeners that limit clients, read at a scrape. Made for one registry."""
+
+    def __init__(self, shares: Mapping[str, FairShares]) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        refused = CounterMetricFamily(
+            "proxy_clients_refused",
+            "Connections and requests beyond the share of one client",
+            labels=["listener", "reason"],
+        )
+        tracked = GaugeMetricFamily(
+            "proxy_clients_tracked", "Clients whose shares are counted", labels=["listener"]
+        )
+        crowded = CounterMetricFamily(
+            "proxy_clients_crowded",
+            "Clients that were counted by their network, because there were too many",
+            labels=["listener"],
+        )
+        for name, shares in list(self._shares.items()):
+            for reason in _REASONS:
+                refused.add_metric([name, reason], shares.refused[reason])
+            tracked.add_metric([name], len(shares))
+            crowded.add_metric([name], shares.crowded)
+        return refused, tracked, crowded

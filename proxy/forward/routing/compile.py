@@ -1,0 +1,445 @@
+"""From the config to plans: done once per load, so that nothing of it is done per request.
+
+Upstreams that a reload leaves as they were keep their connections; the others get new ones, and the
+old ones end with the exchanges that use them.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from random import Random
+from typing import Protocol
+
+from proxy.config.listeners import FieldRules, Listener, Route
+from proxy.config.schema import Config
+from proxy.config.schema import Trace as TraceSettings
+from proxy.config.upstreams import Bulkhead as BulkheadRules
+from proxy.config.upstreams import Retry as RetryRules
+from proxy.config.upstreams import Upstream as UpstreamConfig
+from proxy.core.clock import Clock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.core.process.descriptors import Need
+from proxy.core.vitals import Vitals
+from proxy.forward.routing.client_shares import FairShares
+from proxy.forward.routing.header_edits import FieldEdits
+from proxy.forward.routing.plan import (
+    FAILING,
+    Admission,
+    Check,
+    FilterFactory,
+    HeadObserver,
+    Hooks,
+    ListenerPlan,
+    Observer,
+    Rescuer,
+    RoutePlan,
+    UpstreamPlan,
+)
+from proxy.forward.routing.router import RouteTable
+from proxy.http1.client import Limits
+from proxy.http1.deadlines import NEVER, Sweeper
+from proxy.http1.upstream.pool import TargetPool, Upstream
+from proxy.resilience.bulkhead import Bulkhead
+from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.outlier_ejection import TargetHealth
+from proxy.resilience.retry import RetryPolicy
+from proxy.spool import Spool
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where a stage is asked to take part. `route` is None for requests that no route matched,
+    and `upstream` with it."""
+
+    listener_name: str
+    listener: Listener
+    route: Route | None
+    upstream: UpstreamConfig | None
+    trace: TraceSettings | None = None
+    """The config's `trace`."""
+    #: All upstreams, by name.
+    upstreams: Mapping[str, UpstreamPlan] = field(default_factory=dict)
+
+    def upstream_plan(self, name: str) -> UpstreamPlan | None:
+        """The plan of an upstream as it is on this route, None where there is none."""
+        return _with_timeouts(self.upstreams.get(name), self.route)
+
+    @property
+    def route_name(self) -> str:
+        """The metric label `endpoint`."""
+        return self.route.name if self.route is not None else "-"
+
+
+class Stage(Protocol):
+    """What a route can be asked to do."""
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Its hooks on that route, or None where the route does not ask for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plans:
+    """All that a config compiles to, by name."""
+
+    listeners: dict[str, ListenerPlan]
+    upstreams: dict[str, UpstreamPlan]
+    #: Contexts of https upstreams, from the files as they are now, also where the plan stays.
+    tls: dict[str, ssl.SSLContext]
+    #: What stages do when these plans come into force (`Hooks.adopted`).
+    adopted: tuple[Callable[[], None], ...]
+
+
+class Compiler:
+    """Compiles configs one after the other. `on_connect(upstream)` gives what is told each
+    connect's seconds, `breaker_of(upstream)` the upstream's breaker."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        clock: Clock,
+        sweeper: Sweeper,
+        random: Random,
+        on_connect: Callable[[str], Callable[[float], None]],
+        breaker_of: Callable[[str], CircuitBreaker | None],
+        memory: MemoryBudget,
+        spool: Spool,
+        vitals: Vitals | None = None,
+    ) -> None:
+        self._vitals = vitals or Vitals()
+        self._stages = stages
+        self._clock = clock
+        self._sweeper = sweeper
+        self._random = random
+        self._on_connect = on_connect
+        self._breaker_of = breaker_of
+        #: By listener, of all that a config in force has limited: who has spent what outlives it.
+        self.shares: dict[str, FairShares] = {}
+        self._memory = memory
+        self._spool = spool
+
+    def compile(
+        self,
+        config: Config,
+        before: tuple[Config, Plans] | None = None,
+        connections: Mapping[str, int] | None = None,
+    ) -> Plans:
+        """Plans for `config`; what did not change since `before` is taken over. `connections`: how
+        many each listener may have, where descriptors are too few for what `config` allows.
+
+        Raises `OSError` (`ssl.SSLError` is one) when a certificate file cannot be loaded.
+        """
+        upstreams: dict[str, UpstreamPlan] = {}
+        tls: dict[str, ssl.SSLContext] = {}
+        adopted: list[Callable[[], None]] = []
+        for name, wanted in config.upstreams.items():
+            context = client_tls(wanted)
+            if context is not None:
+                tls[name] = context
+            if before is not None and before[0].upstreams.get(name) == wanted:
+                upstreams[name] = before[1].upstreams[name]
+            else:
+                old = (
+                    (before[0].upstreams[name], before[1].upstreams[name])
+                    if before is not None and name in before[0].upstreams
+                    else None
+                )
+                upstreams[name] = self._upstream(name, wanted, old, context)
+        listeners = {
+            name: self._listener(
+                name,
+                listener,
+                config.upstreams,
+                upstreams,
+                (connections or {}).get(name, listener.limits.connections),
+                adopted,
+                config.trace,
+            )
+            for name, listener in config.listeners.items()
+        }
+        return Plans(listeners, upstreams, tls, tuple(adopted))
+
+    def settle(self, config: Config, plans: Plans) -> None:
+        """The plans are in force: what lives on from earlier ones takes its new rules."""
+        for name, listener in plans.listeners.items():
+            per_client = config.listeners[name].limits.per_client
+            if listener.shares is not None and per_client is not None:
+                self.shares[name] = listener.shares
+                listener.shares.configure(per_client, listener.trusted_proxies)
+        for adopt in plans.adopted:
+            adopt()
+        for name, plan in plans.upstreams.items():
+            for pool in plan.upstream.pools:
+                pool.tls = plans.tls.get(name)
+            rules = config.upstreams[name]
+            if plan.bulkhead is not None and rules.bulkhead is not None:
+                plan.bulkhead.configure(rules.bulkhead)
+            if plan.unbuffered is not None:
+                plan.unbuffered.configure(_half(rules))
+            if plan.retry is not None and rules.retry is not None:
+                plan.retry.configure(rules.retry)
+
+    def _upstream(
+        self,
+        name: str,
+        config: UpstreamConfig,
+        old: tuple[UpstreamConfig, UpstreamPlan] | None,
+        tls: ssl.SSLContext | None,
+    ) -> UpstreamPlan:
+        """A new plan. What counts requests under way, or what they have spent, is the `old` one's:
+        a reload must not hand out the same places and retries a second time."""
+        retry = old[1].retry if old is not None else None
+        bulkhead = old[1].bulkhead if old is not None else None
+        unbuffered = old[1].unbuffered if old is not None else None
+        health = None
+        if old is not None and _same_targets(old[0], config):
+            health = old[1].health
+        elif config.ejection or config.health:
+            labels = [str(address) for address in config.targets]
+            health = TargetHealth(labels, config.ejection, config.health)
+        pools = [
+            TargetPool(
+                address,
+                config.pool,
+                config.timeouts.connect,
+                self._clock,
+                self._sweeper,
+                self._memory,
+                self._on_connect(name),
+                tls,
+                config.tls.server_name,
+            )
+            for address in config.targets
+        ]
+        return UpstreamPlan(
+            name=name,
+            upstream=Upstream(name, pools, self._random),
+            response_timeout=config.timeouts.response,
+            idle_timeout=config.timeouts.idle,
+            tunnel_timeout=config.timeouts.tunnel,
+            queue_timeout=config.pool.queue_timeout,
+            connect_patience=config.connect_patience,
+            preserve_host=config.host == "preserve",
+            spool=self._spool,
+            vitals=self._vitals,
+            buffer_request=config.buffering.request,
+            buffer_response=config.buffering.response,
+            breaker=self._breaker_of(name) if config.breaker else None,
+            retry=(retry or RetryPolicy(config.retry, self._random)) if config.retry else None,
+            bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
+            unbuffered=(unbuffered or Bulkhead(name, _half(config), "unbuffered requests"))
+            if config.buffering.request
+            else None,
+            health=health,
+            failing=_failing(config),
+            abandoned_after=_abandoned_after(config),
+            answer_timeout=min(
+                config.timeouts.response, config.retry.deadline if config.retry else NEVER
+            ),
+            reuse_for_all=config.pool.reuse == "always",
+            overload=config.overload_answer,
+            resend_unread=config.resend_unread,
+            replay_limit=(config.retry or RetryRules()).buffer,
+        )
+
+    def _listener(
+        self,
+        name: str,
+        config: Listener,
+        configs: dict[str, UpstreamConfig],
+        upstreams: dict[str, UpstreamPlan],
+        connections: int,
+        adopted: list[Callable[[], None]],
+        trace: TraceSettings | None,
+    ) -> ListenerPlan:
+        routes = [
+            (
+                route.methods,
+                route.path,
+                self._route(
+                    Binding(name, config, route, configs[route.upstream], trace, upstreams),
+                    upstreams[route.upstream],
+                    adopted,
+                ),
+            )
+            for route in config.routes
+        ]
+        per_client = config.limits.per_client
+        shares = self.shares.get(name) if per_client is not None else None
+        if shares is None and per_client is not None:
+            shares = FairShares(name, per_client, config.trusted_proxies)
+        return ListenerPlan(
+            name=name,
+            table=RouteTable(routes, guards=attrgetter("guards")),
+            unrouted=self._route(Binding(name, config, None, None, trace), None, adopted),
+            limits=Limits(
+                config.limits.request_line,
+                config.limits.header,
+                config.limits.header_count,
+                config.timeouts.min_rate,
+            ),
+            header_timeout=config.timeouts.header,
+            body_timeout=config.timeouts.body,
+            idle_timeout=config.timeouts.idle,
+            max_connections=connections,
+            trusted_proxies=config.trusted_proxies,
+            shares=shares,
+        )
+
+    def _route(
+        self,
+        binding: Binding,
+        upstream: UpstreamPlan | None,
+        adopted: list[Callable[[], None]],
+    ) -> RoutePlan:
+        route = binding.route
+        started: list[Observer] = []
+        checks: list[Check] = []
+        filters: list[FilterFactory] = []
+        admissions: list[Admission] = []
+        rescuers: list[Rescuer] = []
+        answered: list[HeadObserver] = []
+        finished: list[Observer] = []
+        traced = False
+        for stage in self._stages:
+            hooks = stage.bind(binding)
+            if hooks is None:
+                continue
+            if hooks.started is not None:
+                started.append(hooks.started)
+            if hooks.request is not None:
+                checks.append(hooks.request)
+            if hooks.filter is not None:
+                filters.append(hooks.filter)
+            if hooks.admit is not None:
+                admissions.append(hooks.admit)
+            if hooks.rescuer is not None:
+                rescuers.append(hooks.rescuer)
+            if hooks.response is not None:
+                answered.append(hooks.response)
+            if hooks.finished is not None:
+                finished.append(hooks.finished)
+            traced = traced or hooks.traced
+            if hooks.adopted is not None:
+                adopted.append(hooks.adopted)
+        if len(filters) > 1:
+            raise ValueError("two stages filter the body of one route")
+        return RoutePlan(
+            name=binding.route_name,
+            upstream=_with_timeouts(upstream, route),
+            started=tuple(started),
+            filter=filters[0] if filters else None,
+            checks=tuple(checks),
+            admissions=tuple(admissions),
+            rescuers=tuple(rescuers),
+            guards=bool(filters) or (route is not None and route.guards),
+            reads_answers=any(rescuer.needs_body for rescuer in rescuers),
+            finished=tuple(finished),
+            max_body=_max_body(binding),
+            body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
+            request_edits=_edits(route.headers.request if route and route.headers else None),
+            response_edits=_edits(route.headers.response if route and route.headers else None),
+            repeatable=route is not None and route.repeatable,
+            min_rate=binding.listener.timeouts.min_rate,
+            answered=tuple(answered),
+            traced=traced,
+        )
+
+
+def _edits(rules: FieldRules | None) -> FieldEdits | None:
+    if rules is None or not (rules.set or rules.remove):
+        return None
+    return FieldEdits(rules.set, rules.remove)
+
+
+def _half(config: UpstreamConfig) -> BulkheadRules:
+    """Places for bodies that are not buffered although they should be: half of the connections."""
+    pool = config.pool
+    most = max(1, pool.max_connections * len(config.targets) // 2)
+    return BulkheadRules.model_construct(
+        max_concurrent=most, queue=pool.queue, queue_timeout=pool.queue_timeout
+    )
+
+
+def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:
+    """Whether what is known of the targets still holds."""
+    return (old.targets, old.ejection, old.health) == (new.targets, new.ejection, new.health)
+
+
+def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
+    """The context for https targets, None for others. Verification is on unless turned off."""
+    if config.targets[0].scheme != "https":
+        return None
+    context = ssl.create_default_context(cafile=config.tls.ca)
+    context.set_alpn_protocols(["http/1.1"])
+    if not config.tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def descriptors_needed(config: Config) -> Need:
+    """What `config` can need at most: every client, every connection of a pool, one for each health
+    check, and a spool file for each client of an upstream that has its bodies buffered."""
+    clients = {name: listener.limits.connections for name, listener in config.listeners.items()}
+    upstreams = sum(
+        # An application of our own has its end of each connection here as well.
+        (1 + (target.app is not None))
+        * (upstream.pool.max_connections + (upstream.health is not None))
+        for upstream in config.upstreams.values()
+        for target in upstream.targets
+    )
+    buffered = {
+        name
+        for name, upstream in config.upstreams.items()
+        if upstream.buffering.request or upstream.buffering.response
+    }
+    spooled = sum(
+        clients[name]
+        for name, listener in config.listeners.items()
+        if any(route.upstream in buffered for route in listener.routes)
+    )
+    return Need(clients, upstreams + spooled)
+
+
+def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPlan | None:
+    """The upstream's plan as it is on one route, where that has times of its own."""
+    if plan is None or route is None:
+        return plan
+    times = route.timeouts
+    own = {
+        f"{name}_timeout": value
+        for name in ("response", "idle", "tunnel")
+        if (value := getattr(times, name)) is not None
+    }
+    if times.response is not None:
+        deadline = plan.retry.rules.deadline if plan.retry is not None else NEVER
+        own["answer_timeout"] = min(times.response, deadline)
+    return replace(plan, **own) if own else plan
+
+
+def _max_body(binding: Binding) -> int | None:
+    """Bytes that a request's body may have. An upload in force is bounded by its own rules."""
+    route = binding.route
+    if route is not None and route.limits is not None:
+        return route.limits.body
+    if route is not None and route.upload is not None and route.upload.mode == "enforce":
+        return None
+    return binding.listener.limits.body
+
+
+def _failing(config: UpstreamConfig) -> frozenset[int]:
+    """The statuses that count as failures."""
+    if config.breaker is None:
+        return FAILING
+    return frozenset(kind for kind in config.breaker.failure_on if kind != "abandoned")
+
+
+def _abandoned_after(config: UpstreamConfig) -> float | None:
+    """After how many seconds of silence a client that leaves is a failure; None: never."""
+    if config.breaker is None or "abandoned" not in config.breaker.failure_on:
+        return None
+    return config.breaker.slow_call

@@ -1,0 +1,224 @@
+"""Which route a request takes: the first in file order whose method and path match.
+
+All routes of a listener become one regular expression over `METHOD path`, so that a match is one
+call into C however many routes there are. Matching sees the path as an application would after
+percent-decoding (RFC 3986 §6.2.2): `/%6dake-video` must not slip past the checks of `/make-video`.
+What is forwarded stays as the client wrote it.
+
+Beyond that, a route that guards takes its path in every reading that a framework may have of it
+(readings.py):
+
+1. Where several routes match exactly, the first in file order wins. A guarding route that takes the
+   request in some other reading comes before those that guard nothing.
+2. Where two guarding routes would take it, each in another reading, it is refused: which of them
+   the application would choose, only the application knows.
+3. Where no route takes the method, `Allow` names the methods of all routes that would take the path
+   in any reading; a guarding route that takes GET takes HEAD.
+4. What some framework would take for another method, in lower case or by a field that overrides
+   it, is refused where that method would lead to a guarding route.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from proxy.core.errors import BadRequest, MethodNotAllowed, NoRoute
+from proxy.forward.routing.path_readings import (
+    Guard,
+    Spelling,
+    canonical,
+    needs_care,
+    spellings,
+    with_head,
+)
+
+_SEGMENT = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
+
+_SLASHES = re.compile("/+")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A route's path: its regular expression and the names of its parameters, in order."""
+
+    expression: str
+    parameters: tuple[str, ...]
+
+
+def compile_pattern(path: str) -> Pattern:
+    """`/jobs/{job_id}` or `/files/{rest:*}`. The config loader has checked the syntax."""
+    expression, names, at = "", [], 0
+    for match in _SEGMENT.finditer(path):
+        expression += re.escape(path[at : match.start()])
+        expression += "(.*)" if match[2] else "([^/]+)"
+        names.append(match[1])
+        at = match.end()
+    return Pattern(expression + re.escape(path[at:]), tuple(names))
+
+
+def _none(_: object) -> bool:
+    return False
+
+
+class RouteTable(Generic[T]):
+    """Routes of one listener: `(methods or None, path, what)` in file order. `guards` says of
+    `what` whether the route must not be got around."""
+
+    def __init__(
+        self,
+        routes: Iterable[tuple[Sequence[str] | None, str, T]],
+        guards: Callable[[T], bool] = _none,
+    ) -> None:
+        self._routes: list[_Route[T]] = []
+        self._by_group: dict[int, int] = {}
+        alternatives, group = [], 1
+        for position, (methods, path, what) in enumerate(routes):
+            pattern = compile_pattern(path)
+            everything = methods is None and path.startswith("/{") and path.endswith(":*}")
+            guard = Guard(methods, path) if guards(what) and not everything else None
+            if guard is not None and methods is not None:
+                methods = with_head(methods)
+            method = "|".join(map(re.escape, methods)) if methods else "[^ ]+"
+            # `*` is the server as a whole (OPTIONS): it is every path's, so the catch-all's.
+            extra = r"|\*" if path == "/{rest:*}" else ""
+            alternatives.append(f"((?:{method}) (?:{pattern.expression}{extra}))")
+            self._by_group[group] = position
+            exact = re.compile(pattern.expression, re.DOTALL)
+            self._routes.append(
+                _Route(position, methods, exact, what, pattern.parameters, group, guard)
+            )
+            group += 1 + len(pattern.parameters)
+        self._match = re.compile("|".join(alternatives), re.DOTALL).fullmatch
+        self._guards = [route for route in self._routes if route.guard is not None]
+        #: Guarding routes that share no ordinary path with another one: nothing is to be compared.
+        self._alone = frozenset(
+            one.position
+            for one in self._guards
+            if not any(_rivals(one, other) for other in self._guards)
+        )
+        self._starts = frozenset(one.guard.start for one in self._guards if one.guard is not None)
+
+    def match(
+        self, method: str, target: str, overrides: Sequence[bytes] | None = None
+    ) -> tuple[T, dict[str, str]]:
+        """The route for `target` (origin-form or `*`), and the path's parameters, decoded.
+
+        `overrides` are the methods that the client's fields ask for instead. Raises `BadRequest`
+        for a path that is not to be served, `NoRoute`, or `MethodNotAllowed` with what would be
+        allowed.
+        """
+        raw = target.partition("?")[0]
+        odd = needs_care(raw) is not None
+        path = canonical(raw) if odd else raw
+        route = self._choose(method, raw, path, odd)
+        if self._guards and (overrides or not method.isupper()):
+            self._refuse_others(method, (*(overrides or ()), method.encode()), raw, path, odd)
+        if route is None:
+            raise self._refusal(raw, path)
+        found, parameters = route
+        return found.what, parameters
+
+    def takes(self, method_and_path: str) -> bool:
+        """Whether some route matches exactly, e.g. `OPTIONS *`."""
+        return self._match(method_and_path) is not None
+
+    def _choose(
+        self, method: str, raw: str, path: str, odd: bool
+    ) -> tuple[_Route[T], dict[str, str]] | None:
+        """The route, and the path's parameters."""
+        found = self._match(f"{method} {path}")
+        exact: _Route[T] | None = None
+        if found is not None:
+            # The outermost group of the alternative that matched is the last one to close.
+            assert found.lastindex is not None
+            exact = self._routes[self._by_group[found.lastindex]]
+        if self._guards:
+            guarding = self._guarding(method, raw, path, odd, exact)
+            if guarding is not None:
+                return guarding
+        if exact is None:
+            return None
+        assert found is not None
+        group = exact.group + 1
+        return exact, {name: found[group + i] or "" for i, name in enumerate(exact.parameters)}
+
+    def _guarding(
+        self, method: str, raw: str, path: str, odd: bool, exact: _Route[T] | None
+    ) -> tuple[_Route[T], dict[str, str]] | None:
+        """The guarding route that comes before `exact`, if there is one (rules 1 and 2)."""
+        if not odd:
+            if exact is not None and exact.position in self._alone:
+                return None
+            start = raw[1:].partition("/")[0].casefold()
+            if start not in self._starts and None not in self._starts:
+                return None
+        paths: list[Spelling] = []
+        taken: list[tuple[_Route[T], dict[str, str]]] = []
+        for route in self._guards:
+            assert route.guard is not None
+            if not route.guard.takes(method):
+                continue
+            paths = paths or spellings(raw)
+            parameters = route.guard.match(paths)
+            if parameters is None:
+                continue
+            later = exact is not None and exact.position < route.position
+            if not (later and route.exact.fullmatch(path)):
+                taken.append((route, parameters))
+        if len(taken) > 1:
+            merged = _SLASHES.sub("/", path).rstrip("/")
+            if not all(route.exact.fullmatch(merged) for route, _ in taken):
+                raise BadRequest("Bad request: the path can be read in several ways")
+        return taken[0] if taken and taken[0][0] is not exact else None
+
+    def _refuse_others(
+        self, method: str, others: Sequence[bytes], raw: str, path: str, odd: bool
+    ) -> None:
+        """Rule 4."""
+        for value in others:
+            other = value.decode("latin-1").upper()
+            instead = self._choose(other, raw, path, odd) if other != method else None
+            if instead is not None and instead[0].guard is not None:
+                raise BadRequest("Bad request: some read the method as another one; send that")
+
+    def _refusal(self, raw: str, path: str) -> NoRoute | MethodNotAllowed:
+        allowed: list[str] = []
+        paths = spellings(raw)
+        for route in self._routes:
+            if not route.methods:
+                continue
+            if route.exact.fullmatch(path) or (
+                route.guard is not None and route.guard.match(paths) is not None
+            ):
+                allowed += [name for name in route.methods if name not in allowed]
+        if allowed:
+            return MethodNotAllowed(
+                f"Method not allowed here; allowed: {', '.join(allowed)}", allow=", ".join(allowed)
+            )
+        return NoRoute("No route matches this path")
+
+
+@dataclass(frozen=True, slots=True)
+class _Route(Generic[T]):
+    """One route. `group` is the first of its groups in the common expression; `methods` are those
+    that it takes, None meaning all."""
+
+    position: int
+    methods: Sequence[str] | None
+    exact: re.Pattern[str]
+    what: T
+    parameters: tuple[str, ...]
+    group: int
+    guard: Guard | None
+
+
+def _rivals(one: _Route[T], other: _Route[T]) -> bool:
+    if one is other or one.guard is None or other.guard is None:
+        return False
+    apart = one.methods and other.methods and not set(one.methods) & set(other.methods)
+    return not apart and one.guard.overlaps(other.guard)

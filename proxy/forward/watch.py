@@ -1,0 +1,135 @@
+"""What goes on beside the requests: health checks of targets, and the gauges of targets and places.
+
+Both follow the plans in force: a reload hands over the new ones, and upstreams that it left as they
+were keep their checks and what these found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from proxy.config.upstreams import Upstream
+from proxy.core.clock import Clock
+from proxy.core.vitals import Vitals
+from proxy.forward.routing.plan import UpstreamPlan
+from proxy.resilience.health_checks import HealthProber
+
+
+class Watch(Collector):
+    """Of all upstreams. Made for one registry; `follow` starts it, `stop` ends it."""
+
+    def __init__(self, clock: Clock, vitals: Vitals | None = None) -> None:
+        self._clock = clock
+        self._vitals = vitals or Vitals()
+        self._plans: Mapping[str, UpstreamPlan] = {}
+        self._probers: dict[str, tuple[UpstreamPlan, HealthProber]] = {}
+
+    def show(self, plans: Mapping[str, UpstreamPlan]) -> None:
+        """The plans whose gauges to show."""
+        self._plans = plans
+
+    async def follow(
+        self, upstreams: Mapping[str, Upstream], plans: Mapping[str, UpstreamPlan]
+    ) -> None:
+        """Watch these upstreams, and no others. Raises nothing: the plans were compiled."""
+        self.show(plans)
+        for name, (plan, prober) in list(self._probers.items()):
+            if plans.get(name) is not plan:
+                del self._probers[name]
+                await prober.stop()
+        for name, plan in plans.items():
+            rules = upstreams[name].health
+            if rules is None or plan.health is None or name in self._probers:
+                continue
+            prober = HealthProber(
+                name,
+                rules,
+                {pool.label: pool for pool in plan.upstream.pools},
+                plan.health,
+                server_name=upstreams[name].tls.server_name,
+                clock=self._clock,
+                vitals=self._vitals,
+                on_answer=self._recovery(plan),
+            )
+            self._probers[name] = (plan, prober)
+            prober.start()
+
+    def _recovery(self, plan: UpstreamPlan) -> Callable[[str, int | None, float], None] | None:
+        """What lets a good answer end the open time of the upstream's circuit."""
+        breaker = plan.breaker
+        if breaker is None:
+            return None
+
+        def on_answer(label: str, status: int | None, asked_at: float) -> None:
+            if status is not None and status not in plan.failing:
+                why = f"the health check of {label} is good: {status}"
+                breaker.proven_well(self._clock.monotonic(), asked_at, why)
+
+        return on_answer
+
+    async def stop(self) -> None:
+        """End all health checks."""
+        await self.follow({}, {})
+
+    def targets(self, upstream: str) -> list[tuple[str, bool, bool]]:
+        """(label, healthy, ejected) of an upstream's targets; none for an unknown one."""
+        plan = self._plans.get(upstream)
+        if plan is None:
+            return []
+        labels = [pool.label for pool in plan.upstream.pools]
+        if plan.health is None:
+            return [(label, True, False) for label in labels]
+        unwell, out = plan.health.unhealthy(), plan.health.ejected(self._clock.monotonic())
+        return [(label, label not in unwell, label in out) for label in labels]
+
+    def reasons(self, upstream: str) -> dict[str, str]:
+        """What was wrong with the last health check, by target."""
+        watched = self._probers.get(upstream)
+        return {} if watched is None else dict(watched[1].unwell)
+
+    def collect(self) -> Iterable[Metric]:
+        """The gauges, read at a scrape."""
+        target = ["upstream", "target"]
+        healthy = GaugeMetricFamily(
+            "proxy_target_healthy", "1 unless its health checks failed", labels=target
+        )
+        ejected = GaugeMetricFamily(
+            "proxy_target_ejected", "1 while it is left out for failed calls", labels=target
+        )
+        running = GaugeMetricFamily(
+            "proxy_bulkhead_in_flight", "Requests that have a place", labels=["upstream"]
+        )
+        waiting = GaugeMetricFamily(
+            "proxy_bulkhead_waiting", "Requests that wait for a place", labels=["upstream"]
+        )
+        rejections = CounterMetricFamily(
+            "proxy_bulkhead_rejections", "Requests that got no place", labels=["upstream"]
+        )
+        unbuffered = GaugeMetricFamily(
+            "proxy_unbuffered_in_flight",
+            "Requests that the spool did not take and that have a connection",
+            labels=["upstream"],
+        )
+        queued = GaugeMetricFamily(
+            "proxy_unbuffered_waiting",
+            "Requests that the spool did not take and that wait for one",
+            labels=["upstream"],
+        )
+        now = self._clock.monotonic()
+        for name, plan in self._plans.items():
+            if plan.health is not None:
+                unwell, out = plan.health.unhealthy(), plan.health.ejected(now)
+                for pool in plan.upstream.pools:
+                    healthy.add_metric([name, pool.label], pool.label not in unwell)
+                    ejected.add_metric([name, pool.label], pool.label in out)
+            if plan.bulkhead is not None:
+                running.add_metric([name], plan.bulkhead.running)
+                waiting.add_metric([name], plan.bulkhead.waiting)
+                rejections.add_metric([name], plan.bulkhead.rejections)
+            if plan.unbuffered is not None:
+                unbuffered.add_metric([name], plan.unbuffered.running)
+                queued.add_metric([name], plan.unbuffered.waiting)
+        return healthy, ejected, running, waiting, rejections, unbuffered, queued

@@ -1,0 +1,344 @@
+"""A caller's connection, and the one place where its coroutine waits.
+
+Each client connection is served by one coroutine. Whatever that coroutine may be waiting for — the
+client, the upstream connection it uses, a free connection, a deadline — wakes it through `notify`;
+it then looks at the state of things and decides. So nothing is ever cancelled, and no wake-up is
+missed: one that comes while the coroutine runs makes its next wait end at once.
+
+The coroutine is not an asyncio task. It is resumed from the very callback that has the news, which
+saves a future, a handle and a turn of the event loop each time, 4 us in an exchange. The price:
+`asyncio.current_task` is not it, so what needs a task of its own (`asyncio.timeout`) gets one
+(see pipeline/rescue.py); plain futures can be awaited as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ssl
+import struct
+import termios
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from proxy.core.clock import Clock
+from proxy.core.memory.budget import MemoryBudget
+from proxy.http1.deadlines import NEVER, Sweeper
+from proxy.http1.heads import HeadMemo, RequestHead, parse_request, refuse_no_http
+from proxy.http1.pace import GRACE
+from proxy.http1.stream import Stream
+from proxy.http1.turns import HEADS_PER_TURN
+
+#: Seconds between two looks at a connection that we have closed but the client keeps: one that does
+#: not answer the end of TLS is let go as soon as it has everything, one that takes nothing of what
+#: is still to be sent after `_STALLED`.
+_CLOSING, _STALLED = 1.0, 30.0
+
+#: Seconds after the start of a drain in which a request that was under way then can come in: on a
+#: kept connection, whose client expects that it may be closed, and on one that has had none yet,
+#: whose client does not.
+_UNDER_WAY, _FIRST = 0.05, 1.0
+
+#: Bytes behind the head of a chunked body that are left as they came.
+_CHUNKED = 64 * 1024
+
+
+class Limits:
+    """What a client may send, in bytes and fields (config `limits`), and the least that it must
+    send of a head, in bytes a second."""
+
+    __slots__ = ("fields", "head", "line", "memo", "min_rate")
+
+    def __init__(self, line: int, head: int, fields: int, min_rate: int | None = None) -> None:
+        self.min_rate = min_rate
+        self.line = line
+        self.head = head
+        self.fields = fields
+        self.memo = HeadMemo(parse_request)
+
+
+class ClientStream(Stream):
+    """A connection that a caller opened. `serve` is the coroutine function that serves it."""
+
+    __slots__ = (
+        "_coroutine",
+        "_greedy_until",
+        "_heads",
+        "_last_until",
+        "_loop",
+        "_on_gone",
+        "_parked",
+        "_progress",
+        "_queued",
+        "_serve",
+        "_sweeper",
+        "_unacknowledged",
+        "_woken",
+        "address",
+        "clock",
+        "cut",
+        "draining",
+        "ended",
+        "eof_at",
+        "held",
+        "host_ip",
+        "hurried",
+        "requests",
+        "secure",
+        "share",
+        "shed",
+    )
+
+    def __init__(
+        self,
+        clock: Clock,
+        sweeper: Sweeper,
+        memory: MemoryBudget,
+        serve: Callable[[ClientStream], Coroutine[Any, Any, None]],
+        on_gone: Callable[[ClientStream], None],
+    ) -> None:
+        super().__init__(memory, sweeper.turns)
+        self.clock = clock
+        self._sweeper = sweeper
+        self._serve = serve
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._coroutine: Coroutine[Any, Any, None] | None = None
+        self._parked = False  # the coroutine waits for `notify`
+        self._woken = False  # something happened while it did not wait
+        self._queued = False  # it goes on when its turn comes
+        self._heads = 0  # read since it last went on
+        self._greedy_until = 0.0  # it lately had more than one slice's work
+        #: Bytes held elsewhere on this connection's account (`Holding`).
+        self.held = 0
+        self.ended = False  # the coroutine has
+        self._unacknowledged = NEVER  # bytes that the client has yet to take,
+        self._progress = 0.0  # and when they were last seen to become fewer
+        self.eof_at = NEVER
+        self.address = "unix"
+        self.host_ip = ""
+        self.secure = False
+        self.share: Any = None  # what its address has of the listener, where that is limited
+        self.requests = 0
+        self._last_until = 0.0  # when a drain no longer waits for a request to begin
+        self.draining = False  # the exchange in progress is the last one
+        self.hurried = False  # and should be over soon
+        self.cut = False  # and its time is over
+        self.shed = False  # it must go, as it holds too much
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            self.host_ip = str(peer[0])
+            self.address = (
+                f"[{peer[0]}]:{peer[1]}" if ":" in self.host_ip else f"{peer[0]}:{peer[1]}"
+            )
+        self.secure = isinstance(transport.get_extra_info("ssl_object"), ssl.SSLObject)
+        self._sweeper.add(self)
+        self._coroutine = self._serve(self)
+        self._step()
+
+    def eof_received(self) -> bool:
+        self.eof_at = self.clock.monotonic()
+        return super().eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        ended = self.ended
+        super().connection_lost(error)  # may end the coroutine, which sees to the rest itself then
+        self.taker = None
+        self._sweeper.discard(self)
+        if ended:
+            self._on_gone(self)
+
+    def notify(self) -> None:
+        """Go on with the coroutine now. Called by the event loop alone; others `wake` it."""
+        if not self._parked:
+            self._woken = True
+        elif self._queued:
+            return
+        elif self.turns.begin():
+            self._parked = False
+            self._heads = 0
+            self._step()
+        else:
+            self._queue()
+
+    def _queue(self) -> None:
+        self._queued = True
+        self.turns.later(self._go_on, greedy=self.turns.before(self._greedy_until))
+
+    def mark_greedy(self) -> None:
+        self._greedy_until = self.turns.greedy_until()
+
+    def _go_on(self) -> None:
+        self._queued = False
+        self._parked = False
+        self._heads = 0
+        self._step()
+
+    def wake(self) -> None:
+        """Go on with the coroutine soon: for callers that are in the middle of something."""
+        self._loop.call_soon(self.notify)
+
+    def on_deadline(self) -> None:
+        if self.ended:
+            self._see_out()
+        else:
+            self.notify()
+
+    def close(self) -> None:
+        super().close()
+        if not self.lost:
+            self.deadline = self.clock.monotonic() + _CLOSING
+
+    def _see_out(self) -> None:
+        """The coroutine has ended and the connection has not: see whether there is a reason."""
+        if self._takes_within(_STALLED):
+            self.deadline = self.clock.monotonic() + _CLOSING
+        else:
+            self.abort()
+
+    def _takes_within(self, patience: float) -> bool:
+        """Whether the client has yet to take something, and took some of it in the last `patience`
+        seconds."""
+        now = self.clock.monotonic()
+        unacknowledged = self.to_send()
+        if unacknowledged < self._unacknowledged:
+            self._progress = now
+        self._unacknowledged = unacknowledged
+        return unacknowledged > 0 and now < self._progress + patience
+
+    async def output_taken(self, patience: float) -> bool:
+        """Wait until the client has taken what was written to it; False when it has left, or has
+        taken nothing for `patience` seconds."""
+        self._unacknowledged = NEVER
+        while self.write_paused and not (self.cut or self.shed):
+            if not self._takes_within(patience) and self._unacknowledged:
+                return False
+            await self.wait(self.clock.monotonic() + min(patience, _CLOSING))
+        return not (self.lost or self.shed)
+
+    async def reset_when_sent(self) -> None:
+        """End the connection with a reset, once the client has everything: before that, a reset
+        would take what is on its way with it (RFC 9112 §9.6)."""
+        self._unacknowledged = NEVER
+        while not self.lost and self._takes_within(_STALLED):
+            await self.wait(self.clock.monotonic() + _UNDER_WAY)
+        self.reset()
+
+    def to_send(self) -> int:
+        """Bytes that the client has not acknowledged, here and in the kernel."""
+        raw = self.transport.get_extra_info("socket")
+        if raw is None:
+            return 0
+        (queued,) = struct.unpack("i", fcntl.ioctl(raw.fileno(), termios.TIOCOUTQ, b"\0" * 4))
+        return int(queued) + self.transport.get_write_buffer_size()
+
+    def drain(self, within: float | None = None, *, hurry: bool = True) -> None:
+        """Let the exchange in progress be the last one, or the one that is on its way: that begins
+        `within` so many seconds. `hurry`: the process is to end, so nothing is waited for that may
+        take long."""
+        self.draining = True
+        self.hurried = self.hurried or hurry
+        wait = within or (_UNDER_WAY if self.requests else _FIRST)
+        self._last_until = self.clock.monotonic() + wait
+        self._loop.call_later(_UNDER_WAY, self.notify)
+
+    def end_for_memory(self) -> None:
+        """It is one of the greediest, and memory is short: end soon, with a 503 if possible."""
+        self.shed = True
+        if self.ended:
+            self.abort()
+        else:
+            self.wake()
+
+    @types.coroutine
+    def wait(self, deadline: float) -> Generator[None, None, None]:
+        """Until something happens, or `deadline` (monotonic) is past. Look again afterwards."""
+        if self._woken:
+            self._woken = False
+            return
+        self.deadline = deadline
+        self._parked = True
+        yield
+
+    @types.coroutine
+    def give_way(self) -> Generator[None, None, None]:
+        """Between two requests that lie ready: let others have their turn, if it is time."""
+        self._heads += 1
+        if self._heads < HEADS_PER_TURN and not self.turns.over():
+            return
+        self._parked = True
+        self.mark_greedy()
+        self._queue()
+        yield
+
+    def _step(self, _: object = None) -> None:
+        """Run the coroutine until it waits again, for `notify` or for a future."""
+        assert self._coroutine is not None
+        try:
+            future = self._coroutine.send(None)
+        except BaseException as end:
+            self.ended = True
+            self._coroutine = None  # which refers to us
+            self.drop()
+            if self.lost:
+                self._on_gone(self)
+            if not isinstance(end, StopIteration):
+                raise
+            return
+        if future is not None:
+            future._asyncio_future_blocking = False  # what a task does to take note of it
+            future.add_done_callback(self._step)
+
+    async def read_head(
+        self, limits: Limits, idle_until: float, header_time: float
+    ) -> RequestHead | None:
+        """The next request's head; None when the client left or stayed silent between requests.
+
+        The first byte must come before `idle_until` (monotonic), the end of the head within
+        `header_time` seconds of it. Raises `ProtocolError`, and `TimeoutError` when a head was
+        begun but not ended.
+        """
+        deadline = idle_until
+        begun = judged = False
+        began = latest = 0.0
+        while not self.lost:
+            if self.inbox:
+                self._forgive_empty_line()
+                found = self.find_head(limits.line, limits.head) if self.inbox else None
+                if found is not None:
+                    data, end = found
+                    head = limits.memo.read(data, end, limits.fields)
+                    length = _CHUNKED if head.chunked else head.content_length
+                    self.take_head(end, length or 0)
+                    self.requests += 1
+                    return head
+                if self.inbox and not judged:
+                    judged = refuse_no_http(self.inbox[0], limits.line)
+                if self.inbox and not begun:
+                    begun = True
+                    began = self.clock.monotonic()
+                    deadline = latest = began + header_time
+                if begun and limits.min_rate is not None:
+                    deadline = min(latest, began + GRACE + self._inbox_size / limits.min_rate)
+            if self.eof or self.cut or self.shed:
+                return None
+            if self.draining and not begun:
+                deadline = min(deadline, self._last_until)
+            if self.clock.monotonic() >= deadline:
+                if begun:
+                    raise TimeoutError
+                return None
+            await self.wait(deadline)
+        return None
+
+    def _forgive_empty_line(self) -> None:
+        """One before a request, RFC 9112 §2.2."""
+        inbox = self.inbox
+        if inbox[0] == b"\r" and len(inbox) > 1:
+            self.join(2)
+        if inbox[0][:2] == b"\r\n":
+            self.take_head(-2, None)

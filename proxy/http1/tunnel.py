@@ -1,0 +1,46 @@
+"""Bytes both ways between two connections that no longer speak HTTP (a WebSocket)."""
+
+from __future__ import annotations
+
+from proxy.http1.client import ClientStream
+from proxy.http1.stream import Stream
+
+
+async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[int, int]:
+    """Carry bytes until both sides have ended, one is lost, nothing moved for `idle` seconds, or
+    the proxy can wait no longer.
+
+    An end is passed on as an end, so that a half-closed connection works. Returns the bytes that
+    went up and down.
+    """
+    sent = [0, 0]
+    ended = [False, False]
+    clock = client.clock
+    moved = clock.monotonic()
+    while not (all(ended) or client.cut or client.shed or client.lost or upstream.lost):
+        for way, (source, sink) in enumerate(((client, upstream), (upstream, client))):
+            if source.inbox and not sink.write_paused:
+                data = source.take()
+                sink.transport.write(data)
+                sent[way] += len(data)
+                moved = clock.monotonic()
+            if source.eof and not source.inbox and not ended[way]:
+                ended[way] = True
+                if sink.transport.can_write_eof():
+                    sink.transport.write_eof()
+                else:
+                    ended[not way] = True  # TLS cannot close one half: close both
+        if all(ended):
+            break
+        if clock.monotonic() >= moved + idle:
+            break
+        await client.wait(moved + idle)
+    if client.shed:
+        client.abort()
+        upstream.abort()
+    for source, sink in ((client, upstream), (upstream, client)):
+        if source.inbox and not sink.lost:
+            sink.transport.write(source.take())
+    upstream.close()
+    client.close()
+    return sent[0], sent[1]

@@ -1,0 +1,53 @@
+"""What keeps the place of a request whose client has left, while the upstream still works on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.http1.heads import ProtocolError
+
+if TYPE_CHECKING:
+    from proxy.http1.upstream.pool import UpstreamStream
+
+#: Interim responses that are read over before the final one.
+_MAX_INTERIM = 32
+
+
+class Abandoned:
+    """Owner of `stream` in its client's stead: waits for the head of the answer, which nobody gets.
+
+    Ends with that head, with the connection, or when the stream's deadline is past. `client` is
+    whose turn in the queue the request took.
+    """
+
+    __slots__ = ("_interim", "_stream", "client")
+
+    def __init__(self, stream: UpstreamStream, client: object) -> None:
+        self._stream = stream
+        self._interim = 0
+        self.client = client
+
+    def notify(self) -> None:
+        """Something happened on the connection."""
+        stream = self._stream
+        try:
+            while (head := stream.read_head()) is not None:
+                self._interim += 1
+                if head.status >= 200 or head.status == 101 or self._interim > _MAX_INTERIM:
+                    # An answer that is all there leaves a connection that can be used again.
+                    body = len(stream.take())
+                    whole = head.status >= 200 and head.content_length == body
+                    self.end(reusable=whole and head.keep_alive)
+                    return
+        except ProtocolError:
+            self.end()
+            return
+        if stream.eof:
+            self.end()
+
+    def mark_greedy(self) -> None:
+        """Nobody is to be blamed any more."""
+
+    def end(self, *, reusable: bool = False) -> None:
+        """Give the place to the next one."""
+        self._stream.pool.release(self._stream, reusable=reusable)

@@ -1,0 +1,223 @@
+"""What a mirror does beside following: pass deletions on, clean up, count, find stranded jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from proxy.config.mirrors import Mirror as MirrorConfig
+from proxy.core.clock import Clock, iso_utc
+from proxy.core.tasks import Work
+from proxy.jobs.document import WAITING
+from proxy.jobs.events import Tell, silence
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.redis.session import Keeper
+from proxy.jobs.schedule import Daily
+from proxy.jobs.store import sql
+from proxy.jobs.store.records import Row
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.store import Ledger
+
+log = logging.getLogger(__name__)
+
+MEASURE_EVERY = 15.0  # seconds
+PASS_ON_EVERY = 5.0  # seconds between two attempts to reach the app
+PASS_ON_WAIT = 0.5  # seconds between two looks whether Redis is there for it
+PASS_ON_BATCH = 100
+CLEAN_UP_BATCH = 500
+CLEAN_UP_PATIENCE = 10.0  # seconds for the commit of one batch
+STRANDED_LIMIT = 1000
+REPORTED_AT_ONCE = 20  # stranded jobs in one turn of the event loop
+GONE_REMEMBERED = 100_000
+
+PassOn = Callable[[str], Awaitable[bool]]
+
+
+class Gone:
+    """Jobs that were deleted through us, in memory: asked on every read, so it must cost nothing.
+
+    Bounded: the oldest are forgotten first and then found in the ledger only.
+    """
+
+    def __init__(self) -> None:
+        self._job_ids: dict[str, None] = {}
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._job_ids
+
+    def add(self, job_id: str) -> None:
+        self._job_ids.pop(job_id, None)
+        self._job_ids[job_id] = None
+        if len(self._job_ids) > GONE_REMEMBERED:
+            del self._job_ids[next(iter(self._job_ids))]
+
+    def discard(self, job_id: str) -> None:
+        self._job_ids.pop(job_id, None)
+
+
+class Duties:
+    """The duties of one mirror; `loops` are to be run as tasks until cancelled."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: MirrorConfig,
+        ledger: Ledger,
+        keeper: Keeper,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        tell: Tell = silence,
+    ) -> None:
+        self.gone = Gone()
+        self._tell = tell
+        self.pass_on: PassOn | None = None
+        self.untold = asyncio.Event()
+        self._name = name
+        self._settings = settings
+        self._ledger = ledger
+        self._keeper = keeper
+        self._clock = clock
+        self._metrics = metrics
+        self._reported: set[str] = set()
+        self._recalled = False
+
+    async def recall(self) -> float | None:
+        """Read back which jobs are gone, and when the last clean-up was; None while unknown."""
+        try:
+            meta = dict(await self._ledger.table(sql.META))
+            held = await self._ledger.column(sql.HELD, (GONE_REMEMBERED,))
+            untold = await self._ledger.column(sql.UNTOLD, (GONE_REMEMBERED,))
+        except LedgerSilent:
+            return None
+        self._recalled = True
+        for job_id in (*reversed(held), *untold):
+            self.gone.add(job_id)
+        if untold:
+            self.untold.set()
+        with suppress(KeyError, ValueError):
+            return float(meta["cleaned_up"])
+        return None
+
+    def loops(self, last_clean_up: float | None) -> dict[str, Work]:
+        """What to run, by the name of the duty."""
+        daily = Daily(
+            "clean-up",
+            self._settings.cleanup_at,
+            self._clean_up_if_possible,
+            self._clock,
+            last=last_clean_up,
+        )
+        return {
+            "clean-up": daily.run,
+            "measure": self._measure,
+            "pass-on": self._pass_deletions_on,
+        }
+
+    # --- deletions that the app does not know of -------------------------------------------------
+
+    async def _pass_deletions_on(self) -> None:
+        while True:
+            await self.untold.wait()
+            if not self._keeper.whole:  # without its Redis the app would only say 404
+                await asyncio.sleep(PASS_ON_WAIT)
+                continue
+            self.untold.clear()
+            with suppress(LedgerSilent):
+                for job_id in await self._ledger.column(sql.UNTOLD, (PASS_ON_BATCH,)):
+                    if not await self._pass_one_on(job_id):
+                        self.untold.set()
+                        break
+            await asyncio.sleep(PASS_ON_EVERY)
+
+    async def _pass_one_on(self, job_id: str) -> bool:
+        if self.pass_on is None or not await self.pass_on(job_id):
+            return False
+        self._ledger.passed_on(job_id)
+        if not self._settings.hold_deletes:
+            self.gone.discard(job_id)
+        await self._ledger.flushed(1.0)
+        self._keeper.capture.named.look_at(job_id)
+        log.info("deletion passed on", extra={"mirror": self._name, "job_id": job_id})
+        return True
+
+    # --- clean-up --------------------------------------------------------------------------------
+
+    async def clean_up(self) -> int:
+        """Forget jobs and tombstones that ended `keep_for` ago. How many; raises `LedgerSilent`."""
+        before = self._clock.time() - self._settings.keep_for
+        forgotten = 0
+        while True:
+            job_ids = await self._ledger.column(
+                sql.OUTLIVED, {"before": before, "limit": CLEAN_UP_BATCH}
+            )
+            for job_id in job_ids:
+                self._ledger.execute(sql.FORGET, {"job_id": job_id, "before": before}, key=job_id)
+                self.gone.discard(job_id)
+            if not await self._ledger.flushed(CLEAN_UP_PATIENCE):
+                raise LedgerSilent(self._ledger.degraded or "slow")
+            forgotten += len(job_ids)
+            if len(job_ids) < CLEAN_UP_BATCH:
+                break
+        self._ledger.set_meta("cleaned_up", repr(self._clock.time()))
+        log.info("jobs cleaned up", extra={"mirror": self._name, "forgotten": forgotten})
+        return forgotten
+
+    async def _clean_up_if_possible(self) -> bool:
+        try:
+            await self.clean_up()
+        except LedgerSilent as silent:
+            log.warning("clean-up put off", extra={"mirror": self._name, "reason": str(silent)})
+            return False
+        return True
+
+    # --- counting --------------------------------------------------------------------------------
+
+    async def _measure(self) -> None:
+        while True:
+            if not self._recalled:
+                await self.recall()
+            self._metrics.log.set(self._ledger.log_size)
+            with suppress(LedgerSilent):
+                (rows,) = await self._ledger.column(sql.COUNT)
+                self._metrics.rows.set(rows)
+                await self._report(await self.stranded())
+            await asyncio.sleep(MEASURE_EVERY)
+
+    async def _report(self, stranded: list[Row]) -> None:
+        self._metrics.stranded.set(len(stranded))
+        new = [row for row in stranded if row.job_id not in self._reported]
+        self._reported = {row.job_id for row in stranded}
+        for number, row in enumerate(new, 1):
+            facts: dict[str, object] = {
+                "job_id": row.job_id,
+                "status": row.status,
+                "unchanged_since": iso_utc(row.captured_at),
+            }
+            log.warning("job stranded", extra={"mirror": self._name, **facts})
+            self._tell("stranded", facts)
+            if number % REPORTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def stranded(self, limit: int = STRANDED_LIMIT) -> list[Row]:
+        """Unfinished jobs on which nobody works, the longest unchanged first.
+
+        Where the broker is followed (`requeue`), a job is stranded as soon as nobody is seen to
+        work on it, and one that waits its turn is not; else, as any unfinished job, after
+        `stranded_after`. Raises `LedgerSilent`.
+        """
+        now = self._clock.time()
+        requeue = self._keeper.requeue
+        patience = self._settings.stranded_after
+        if requeue is None:
+            return await self._ledger.stranded(now - patience, now, limit)
+        unattended = requeue.unattended
+        rows = await self._ledger.stranded(now if unattended else now - patience, now, limit)
+        return [
+            row
+            for row in rows
+            if row.job_id in unattended
+            or (row.captured_at < now - patience and row.status not in WAITING)
+            or (row.captured_at < now - patience and row.job_id not in requeue.served)
+        ]

@@ -1,0 +1,108 @@
+"""Gives jobs of the ledger back to Redis where they are missing: all, or the one asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+
+from proxy.core.clock import Clock
+from proxy.jobs.document import KeyPattern
+from proxy.jobs.events import Tell, silence
+from proxy.jobs.metrics import MirrorMetrics
+from proxy.jobs.redis.connection import Command, CommandError, Link, Refused
+from proxy.jobs.redis.restore_rules import Tally, index_entries, put_back
+from proxy.jobs.store.records import Pace, Row
+from proxy.jobs.store.store import Ledger
+
+log = logging.getLogger(__name__)
+
+PAGE = 250  # jobs put back in one piece
+FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is being written
+
+
+class Restorer:
+    """The jobs of one mirror. `under_way`: a restore of all is running; `last`: what the last came
+    to."""
+
+    def __init__(
+        self,
+        name: str,
+        pattern: KeyPattern,
+        index: str | None,
+        ledger: Ledger,
+        clock: Clock,
+        metrics: MirrorMetrics,
+        tell: Tell = silence,
+    ) -> None:
+        self.under_way = False
+        self.last: Tally | None = None
+        self._name = name
+        self._pattern = pattern
+        self._index = index
+        self._ledger = ledger
+        self._clock = clock
+        self._metrics = metrics
+        self._tell = tell
+
+    async def put_all_back(self, link: Link, cause: str) -> Tally:
+        """Every live job of the ledger, where it is missing. Raises `LedgerSilent`, `RedisLost`."""
+        began = time.monotonic()
+        restored = kept = 0
+        self.under_way = True
+        try:
+            await self._ledger.flushed(FLUSH_PATIENCE)
+            # What is captured but still not committed, as while SQLite cannot write.
+            for row in self._ledger.unwritten_rows():
+                restored += await self._put_back(link, [row])
+            after = ""
+            pace = Pace(PAGE)
+            while page := await self._ledger.live_page(after, self._clock.time(), pace.size):
+                after = page[-1].job_id
+                pace.moved(sum(len(row.raw) for row in page))
+                done = await self._put_back(link, page)
+                restored += done
+                kept += len(page) - done
+        finally:
+            self.under_way = False
+        tally = Tally(cause, restored, kept, time.monotonic() - began)
+        self.last = tally
+        self._metrics.restored(cause, restored)
+        log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
+        self._tell("restored", asdict(tally))
+        return tally
+
+    async def _put_back(self, link: Link, rows: list[Row]) -> int:
+        """How many of these jobs were missing and are there now. Raises `RedisLost`."""
+        now = self._clock.time()
+        commands: list[Command] = []
+        sent: list[Row] = []
+        for row in rows:
+            command = put_back(row, self._pattern.key(row.job_id), now)
+            if command is not None:
+                commands.append(command)
+                sent.append(row)
+        if not commands:
+            return 0
+        if self._index is not None:
+            commands.append(index_entries(sent, self._index))
+        replies = await link.call(*commands)
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
+                raise Refused(f"takes no jobs back: {reply.text[:200]}")
+        return sum(reply == b"OK" for reply in replies[: len(sent)])
+
+    async def put_one_back(self, link: Link, row: Row) -> bool:
+        """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
+        command = put_back(row, self._pattern.key(row.job_id), self._clock.time())
+        if command is None:
+            return False
+        commands = [command]
+        if self._index is not None:
+            commands.append(index_entries([row], self._index))
+        reply, *_ = await link.call(*commands)
+        if reply == b"OK":
+            self._metrics.restored("read", 1)
+            log.info("job restored", extra={"mirror": self._name, "job_id": row.job_id})
+        return not isinstance(reply, CommandError)

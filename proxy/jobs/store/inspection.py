@@ -1,0 +1,122 @@
+"""What the ledger tells of jobs to people and to the trace, beyond what clients may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from proxy.core.clock import Clock, iso_utc
+from proxy.jobs.document import sql_time, valid_job_id
+from proxy.jobs.maintenance import Duties
+from proxy.jobs.store import sql
+from proxy.jobs.store.records import Overview, Row, Tombstone
+from proxy.jobs.store.store import Ledger
+
+LIST_LIMIT = (50, 1000)  # the default and the most
+LIST_SIZE = 4 * 1024 * 1024  # bytes of a list for clients; its values are whole documents
+SHORT = 64 * 1024  # bytes of a document that `overview` reads
+_AT_ONCE = 100  # lines that are made in one turn of the event loop
+LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
+
+
+def at_most(limit: int | None) -> int:
+    """How many jobs a list has when so many are asked for."""
+    return min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
+
+
+class Inspection:
+    """The jobs of one mirror, read."""
+
+    def __init__(self, ledger: Ledger, duties: Duties, clock: Clock) -> None:
+        self._ledger = ledger
+        self._duties = duties
+        self._clock = clock
+
+    async def jobs(
+        self, status: str | None = None, limit: int | None = None, stranded: bool = False
+    ) -> list[dict[str, Any]]:
+        """One line a job, for `jobs list`. Raises `LedgerSilent`."""
+        most = at_most(limit)
+        if stranded:
+            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
+                :most
+            ]
+        else:
+            rows = await self._ledger.listing(status, self._clock.time(), most)
+        lines: list[dict[str, Any]] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            lines += map(_brief, rows[start : start + _AT_ONCE])
+            await asyncio.sleep(0)
+        return lines
+
+    async def contemporaries(
+        self, start: float, end: float, look_back: float, most: int
+    ) -> list[str] | None:
+        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
+        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
+        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
+        asked = {
+            "start": start,
+            "end": end,
+            "end_at": sql_time(end),
+            "earliest": start - LIVES_AT_MOST,
+            "most": most + 1,
+        }
+        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
+        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
+        if len(gone) == LIST_LIMIT[1]:
+            return None
+        for job_id, first, last in gone:
+            if first is not None and first <= end and last >= start - look_back:
+                found.append(job_id)
+        return found if len(found) <= most else None
+
+    async def overview(self, limit: int) -> Overview:
+        """The jobs that an operator looks at first, each list `limit` at most; documents over
+        `SHORT` bytes are left out. Raises `LedgerSilent`."""
+        now = self._clock.time()
+        stranded = (await self._duties.stranded())[:limit]
+        documents = await self._ledger.documents([row.job_id for row in stranded], SHORT)
+        return Overview(
+            recent=await self._ledger.listing(None, now, limit, SHORT),
+            failed=await self._ledger.listing("failed", now, limit, SHORT),
+            stranded=[replace(row, raw=documents.get(row.job_id, b"")) for row in stranded],
+        )
+
+    async def show(self, job_id: str) -> dict[str, Any] | None:
+        """All that is known of a job, versions with times; None: nothing. `data` of old versions is
+        None where the newer ones are large. Raises `LedgerSilent`."""
+        if not valid_job_id(job_id):
+            return None
+        found = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
+        versions = [
+            {
+                "version": number,
+                "seen": iso_utc(seen),
+                "status": status,
+                "progress": progress,
+                "data": None if raw is None else raw.decode("utf-8", "replace"),
+            }
+            for number, seen, status, progress, raw in await self._ledger.versions(job_id)
+        ]
+        if found is None:
+            return None
+        if isinstance(found, Tombstone):
+            told = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
+            return {"job_id": job_id, **told, "pass_on": found.pass_on, "versions": versions}
+        raw = found.raw.decode("utf-8", "replace")
+        return {**_brief(found), "data": raw, "versions": versions}
+
+
+def _brief(row: Row) -> dict[str, Any]:
+    return {
+        "job_id": row.job_id,
+        "status": row.status,
+        "progress": row.progress,
+        "created_at": row.created_at,
+        "first_seen": iso_utc(row.first_seen),
+        "changed": iso_utc(row.captured_at),
+        "expires": iso_utc(row.deadline) if row.deadline is not None else None,
+        "version": row.version,
+    }

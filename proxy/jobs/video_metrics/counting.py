@@ -1,0 +1,355 @@
+"""Counts what jobs tell about the pipeline: each event once in the whole fleet, and for good.
+
+1. Events lie in the ledger since the commit of the version that told them (`sql.PUT`). Here they
+   are settled: counted by us, counted by another sidecar, or too old to be news.
+2. One sidecar counts, and claims each event in Redis before it does (`claims.py`). The others only
+   read claims, and settle what another has claimed.
+3. Claimed is not yet counted. An event that we find claimed by ourselves was claimed before a
+   crash, and is counted now. Event, outcome and totals are one transaction of the ledger; a scrape
+   sees totals that are committed. So a crash at any point neither repeats nor loses an event.
+4. When claims may be lost, who knows what is settled publishes it, before anybody counts again.
+5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this ledger
+   began, is history: it is never counted. So neither a forgotten claim nor a sidecar with an empty
+   ledger counts what may have been counted before.
+6. While Redis is away nobody claims, and nobody takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from proxy.config.mirrors import JobFields
+from proxy.config.mirrors import Mirror as MirrorConfig
+from proxy.core.clock import Clock
+from proxy.jobs.document import Snapshot
+from proxy.jobs.redis.activity import Activity
+from proxy.jobs.redis.connection import Link, RedisLost, Refused
+from proxy.jobs.store import sql
+from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.store import Ledger
+from proxy.jobs.video_metrics.events import MOST_EVENTS, Event, EventReader, measured_input
+from proxy.jobs.video_metrics.lease import ANOTHERS, OURS, Claims
+from proxy.jobs.video_metrics.metrics import Counted, PipelineMetrics
+from proxy.jobs.video_metrics.totals import Draft, Example, Totals
+from proxy.jobs.waiting import happened, settled
+
+log = logging.getLogger(__name__)
+
+TICK = 1.0  # seconds between two looks without news
+GATHER = 0.1  # seconds in which news gathers before it is settled
+BATCH = 256  # events settled in one piece: about three milliseconds of the loop's time
+BETTER_WORD = 5.0  # seconds that an event waits for being told better
+NEWS = 24 * 3600.0  # seconds after which an event is history
+PRESUMED = 60.0  # seconds after which what the holder has not claimed was claimed in a lost Redis
+SURVEY = 2.0  # seconds between two counts of active jobs
+REMEMBERED = 8192  # jobs whose events are known to be in the ledger
+
+MINE, THEIRS, HISTORY = OURS, ANOTHERS, 3  # outcomes, as `sql.MIGRATIONS` has them
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Events of one version on their way into the ledger, as `sql.PUT` reads them."""
+
+    job_id: str
+    names: dict[str, bool]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    job_id: str
+    event: str
+    family: str
+    labels: tuple[str, ...]
+    value: float
+    at: float
+    due: float
+
+
+class Counting:
+    """One mirror's counting. What `await begin()` gives is a task's, to be cancelled at the end.
+
+    `link` gives the connection to Redis while there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: MirrorConfig,
+        fields: JobFields,
+        ledger: Ledger,
+        link: Callable[[], Link | None],
+        clock: Clock,
+        metrics: PipelineMetrics,
+        *,
+        key_prefix: str = "",
+        activity: Activity | None = None,
+    ) -> None:
+        self.since = math.inf  # Unix seconds: what happened before is history
+        self._name = name
+        self._reader = EventReader(fields)
+        self._ledger = ledger
+        self._clock = clock
+        self._totals = Totals(fields.stages, fields.validation_counts)
+        self._shown = Counted(self._totals)
+        metrics.show(name, self._shown)
+        family = settings.key.replace("{job_id}", "")
+        self._activity = activity
+        self._claims = Claims(name, family, link, clock, key_prefix=key_prefix, activity=activity)
+        self._remembered: OrderedDict[str, dict[str, bool]] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._loaded = False
+        self._look_at_file = False
+        self._surveyed_at = -math.inf
+        self._obstacle: str | None = None
+
+    # --- on the way into the ledger (synchronous) ------------------------------------------------
+
+    def news(self, snapshot: Snapshot, now: float) -> News | None:
+        """What a version tells that is not known to be in the ledger already."""
+        known = self._remembered.get(snapshot.job_id)
+        try:
+            events = self._reader.events(snapshot, known)
+        except Exception:
+            # A mistake of ours must cost a document's metrics, never the job.
+            log.exception("job not read for metrics", extra={"job_id": snapshot.job_id})
+            return None
+        return _news(snapshot.job_id, events, now) if events else None
+
+    def measured(self, job_id: str, seconds: float) -> None:
+        """An upload that plays so long has become this job, whose version is queued already."""
+        now = self._clock.time()
+        event = measured_input(seconds, now)
+        if event is None:
+            return
+        news = _news(job_id, [event], now)
+        params = {"job_id": job_id, "events": news.text, "most_events": MOST_EVENTS}
+
+        def done(ok: bool) -> None:
+            if ok:
+                self.kept(news)
+
+        self._ledger.execute(sql.ADD_EVENTS, params, done, key=job_id)
+
+    def kept(self, news: News) -> None:
+        """The version and its events are committed."""
+        known = self._remembered.setdefault(news.job_id, {})
+        known.update(news.names)
+        self._remembered.move_to_end(news.job_id)
+        if len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        self._wake.set()
+
+    def ledger_has_gap(self) -> None:
+        """The ledger may be another file now."""
+        self._remembered.clear()
+        self._look_at_file = True
+        self._wake.set()
+
+    @property
+    def counts(self) -> bool:
+        """Whether this sidecar is the one that counts."""
+        return self._claims.holds
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Read what there is, before `run`; a ledger that is silent now is read later."""
+        with suppress(LedgerSilent):
+            await self.load()
+
+    async def load(self) -> None:
+        """Take up what the ledger has; raises `LedgerSilent`."""
+        meta = dict(await self._ledger.table(sql.META))
+        if "pipeline_owner" in meta and "pipeline_since" in meta:
+            self._totals.load(await self._ledger.table(sql.TOTALS))
+            self._claims.owner = meta["pipeline_owner"]
+            self.since = float(meta["pipeline_since"])
+        else:
+            self.since = self._clock.time()
+            self._begin_file()
+            self._claims.newcomer = True
+        self._loaded = True
+
+    def _begin_file(self) -> None:
+        """A ledger that was never counted from gets an owner of its own: what the one before had
+        claimed must not look as if it were ours and still to be counted."""
+        self._claims.owner = uuid.uuid4().hex[:16]
+        self._ledger.set_meta("pipeline_owner", self._claims.owner)
+        self._ledger.set_meta("pipeline_since", repr(self.since))
+        self._ledger.execute(
+            sql.SETTLE, {"settled": "[]", "totals": json.dumps(self._totals.rows())}
+        )
+
+    async def run(self) -> None:
+        """Settle what comes, until cancelled."""
+        while True:
+            if await happened(self._wake, TICK):
+                await asyncio.sleep(GATHER)
+            self._wake.clear()
+            try:
+                await self._round()
+            except (RedisLost, LedgerSilent):
+                self._claims.silent()  # both are told of by the mirror itself
+            except Refused as refused:
+                self._blocked_by(str(refused))
+                self._claims.stand_down()
+            else:
+                self._blocked_by(None)
+            self._show()
+
+    def _blocked_by(self, obstacle: str | None) -> None:
+        if obstacle == self._obstacle:
+            return
+        self._obstacle = obstacle
+        if obstacle is None:
+            log.info("pipeline counted again", extra={"mirror": self._name})
+        else:
+            log.error("pipeline not counted", extra={"mirror": self._name, "reason": obstacle})
+
+    # --- one round -------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        if not self._loaded:
+            await self.load()
+        if self._look_at_file:
+            await self._check_file()
+        await self._ask_for_lease()
+        if self._claims.must_publish:
+            await self._publish()
+        while True:
+            now = self._clock.time()
+            rows = await self._ledger.table(sql.PENDING, (now, BATCH))
+            if rows and self._activity is not None:
+                self._activity.stir()
+            if not rows or not await self._settle([_read(row) for row in rows], now):
+                break
+            await self._ask_for_lease()
+            await self._survey()
+        await self._survey()
+
+    async def _check_file(self) -> None:
+        meta = dict(await self._ledger.table(sql.META))
+        if meta.get("pipeline_owner") != self._claims.owner:
+            self._begin_file()
+        self._look_at_file = False
+
+    async def _ask_for_lease(self) -> None:
+        # A sidecar that cannot commit what it counts leaves the counting to another one.
+        await self._claims.ask(able=self._ledger.degraded is None)
+        self._show()
+
+    async def _publish(self) -> None:
+        """Claim whatever was settled lately, by whomever; what is claimed stays as it is."""
+        after = ("", "")
+        since = self._clock.time() - NEWS
+        self._claims.must_publish = False  # first, as the lease may be lost again meanwhile
+        try:
+            while page := await self._ledger.table(sql.SETTLED, (*after, since, BATCH)):
+                after = page[-1]
+                await self._claims.claim(page, settled_before=True)
+                await self._ask_for_lease()
+        except BaseException:
+            self._claims.must_publish = True
+            raise
+
+    # --- settling --------------------------------------------------------------------------------
+
+    async def _settle(self, events: Sequence[_Pending], now: float) -> bool:
+        """Whether a look at more events is worth while: nothing had to be left undecided."""
+        oldest = max(self.since, now - NEWS)
+        news = [event for event in events if event.at >= oldest]
+        outcomes = [(event, HISTORY) for event in events if event.at < oldest]
+        undecided = False
+        draft = self._totals.draft()
+        owners = await self._claims.claim([(event.job_id, event.event) for event in news])
+        for event, owner in zip(news, owners, strict=True):
+            if owner == MINE:
+                draft.count(
+                    event.family, event.labels, event.value,
+                    Example(event.job_id, event.value, event.at),
+                )  # fmt: skip
+                outcomes.append((event, MINE))
+            elif owner == THEIRS or self._presumed(event, now):
+                outcomes.append((event, THEIRS))
+            else:
+                undecided = True
+        return await self._commit(outcomes, draft) and not undecided
+
+    def _presumed(self, event: _Pending, now: float) -> bool:
+        """Whether another sidecar, which sees what we see, must have dealt with it long ago: its
+        claim was lost with a Redis that is no more."""
+        there = self._claims.other_since()
+        return there is not None and min(there, now - event.due) > PRESUMED
+
+    async def _commit(self, outcomes: list[tuple[_Pending, int]], draft: Draft) -> bool:
+        """Whether outcomes and totals were written; waits as long as SQLite takes none."""
+        if not outcomes:
+            return True
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def done(ok: bool) -> None:
+            # Here, not after the wait: it must be seen even when the wait was cancelled.
+            if ok:
+                draft.adopt()
+            if not written.done():
+                written.set_result(ok)
+
+        self._ledger.execute(
+            sql.SETTLE,
+            {
+                "settled": json.dumps([(one.job_id, one.event, how) for one, how in outcomes]),
+                "totals": json.dumps(draft.rows()),
+            },
+            done,
+        )
+        # To the end, whatever Redis does: who settled these again meanwhile would count them twice.
+        while not await settled(written, TICK):
+            with suppress(RedisLost, Refused):
+                await self._ask_for_lease()
+        return written.result()
+
+    # --- what else is shown ----------------------------------------------------------------------
+
+    async def _survey(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._surveyed_at < SURVEY:
+            return
+        self._surveyed_at = now
+        (self._shown.pending,) = await self._ledger.column(sql.PENDING_COUNT)
+        if self.counts:
+            (active,) = await self._ledger.column(sql.ACTIVE, (self._clock.time(),))
+            self._shown.active = active
+            self._show()
+
+    def _show(self) -> None:
+        self._shown.counting = self.counts
+        if not self.counts:
+            self._shown.active = None  # who counts tells it
+
+
+def _news(job_id: str, events: Sequence[Event], now: float) -> News:
+    names = {event.name: event.sure for event in events}
+    return News(job_id, names, json.dumps([_stored(one, now) for one in events]))
+
+
+def _stored(event: Event, now: float) -> tuple[object, ...]:
+    due = now if event.sure else now + BETTER_WORD
+    at = now if event.at is None else event.at
+    labels = json.dumps(event.labels)
+    return (event.name, event.family, labels, event.value, at, due, int(event.sure))
+
+
+def _read(row: Sequence[Any]) -> _Pending:
+    job_id, event, family, labels, value, at, due = row
+    return _Pending(job_id, event, family, tuple(json.loads(labels)), value, at, due)

@@ -1,1 +1,0 @@
-"""One exchange, top to bottom: route, attempt, relay, rescue."""

@@ -1,0 +1,98 @@
+"""Permits: leave to make one call, owed exactly one outcome. Handed out by circuit.py.
+
+A permit knows the epoch it was given in; what an outcome does, and whether it comes too late, is
+the breaker's to say. One plain permit serves all calls of an epoch, so admitting allocates nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.resilience.circuit.circuit import CircuitBreaker
+
+
+class Permit:
+    """Leave to make one call while closed. One object serves all calls of an epoch."""
+
+    __slots__ = ("_breaker", "_epoch")
+
+    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
+        self._breaker = breaker
+        self._epoch = epoch
+
+    def success(self, now: float, duration: float) -> None:
+        """The upstream answered well (4xx included) after `duration` seconds."""
+        breaker = self._breaker
+        if self._epoch == breaker.epoch:
+            breaker.succeeded(now, duration)
+        else:
+            breaker.late += 1
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        """The call failed: `kind` is `connect`, `reset`, `timeout` or the status as text."""
+        breaker = self._breaker
+        if self._epoch == breaker.epoch:
+            breaker.failed(now, kind, target, correlation_id, duration)
+        else:
+            breaker.late += 1
+
+    def cancel(self) -> None:
+        """Neither: the client left, or the call was never made."""
+
+
+class NeutralPermit(Permit):
+    """Leave to make a call that nobody watches: forced closed."""
+
+    __slots__ = ()
+
+    def success(self, now: float, duration: float) -> None:
+        """Counts for nothing."""
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        """Counts for nothing."""
+
+
+class ProbePermit(Permit):
+    """Leave to make one probe, under a lease."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, breaker: CircuitBreaker, epoch: int, lease: str) -> None:
+        super().__init__(breaker, epoch)
+        self.lease = lease
+
+    def success(self, now: float, duration: float) -> None:
+        slow = self._breaker.is_slow(duration)
+        failure = self._breaker.failed_call("slow", None, None) if slow else None
+        self._breaker.probed(
+            now, self.lease, self._epoch, "failure" if slow else "success", failure
+        )
+
+    def failure(
+        self,
+        now: float,
+        kind: str,
+        target: str | None = None,
+        correlation_id: str | None = None,
+        duration: float = 0.0,
+    ) -> None:
+        failure = self._breaker.failed_call(kind, target, correlation_id)
+        self._breaker.probed(now, self.lease, self._epoch, "failure", failure)
+
+    def cancel(self) -> None:
+        self._breaker.probed(0.0, self.lease, self._epoch, "cancel", None)

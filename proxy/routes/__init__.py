@@ -1,0 +1,65 @@
+"""The stages, in the one order in which they stand on a route.
+
+Metrics first: an exchange is counted as in flight before anything can refuse it. Next, whose job a
+call is for, since that may change the correlation ID. Stages of others, which
+may refuse a request, before its body is looked at. The upload check before all that would hand the
+request on. Fallbacks behind every other rescue, for any other answer is better. Trace and
+access line last: they record what all others noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from proxy.core.memory.budget import MemoryBudget
+from proxy.core.process.shortage import Shortages
+from proxy.forward.routing.compile import Stage
+from proxy.jobs.mirror import Mirror
+from proxy.routes.access_log import AccessLine
+from proxy.routes.answer_types import AnswerTypes
+from proxy.routes.extensions.runner import Extensions
+from proxy.routes.fallback import FallbackStage
+from proxy.routes.idempotency import IdempotencyStage
+from proxy.routes.jobs.context import JobContext
+from proxy.routes.jobs.roles import JobRoles
+from proxy.routes.metrics import RouteMetrics
+from proxy.routes.otel import OtelStage
+from proxy.routes.trace import TraceRecord
+from proxy.routes.upload import UploadCheckStage
+from proxy.routes.upload_shares import UploadShares
+from proxy.spool import Spool
+from proxy.telemetry.logs.access import AccessLog
+from proxy.telemetry.metrics.registry import Metrics
+from proxy.trace.recorder import Trace
+from proxy.uploads.probe.pool import ProbePool
+
+
+def all_stages(
+    metrics: Metrics,
+    access_log: AccessLog,
+    probes: ProbePool,
+    spool: Spool,
+    mirrors: Mapping[str, Mirror],
+    trace: Trace,
+    random: Callable[[], float],
+    idempotency: IdempotencyStage,
+    memory: MemoryBudget,
+    otel: OtelStage,
+    shortages: Shortages,
+    extensions: Extensions,
+) -> tuple[Stage, ...]:
+    """Every stage there is; each decides for itself on which routes it takes part."""
+    return (
+        RouteMetrics(metrics),
+        JobContext(mirrors.values),
+        otel,
+        UploadShares(),
+        extensions,
+        UploadCheckStage(probes, spool, metrics.registry),
+        JobRoles(mirrors.__getitem__, shortages),
+        idempotency,
+        FallbackStage(memory),
+        AnswerTypes(metrics),
+        TraceRecord(trace, random),
+        AccessLine(access_log),
+    )

@@ -1,0 +1,28 @@
+"""One access line for each exchange, also for those that no route matched."""
+
+from __future__ import annotations
+
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.plan import Hooks
+from proxy.telemetry.logs.access import AccessLog
+
+
+class AccessLine:
+    """Binds the access log to every route."""
+
+    def __init__(self, log: AccessLog) -> None:
+        self._log = log
+
+    def bind(self, binding: Binding) -> Hooks:
+        """The line's constant part is encoded here, once."""
+        log = self._log.bind(binding.listener_name, binding.route_name)
+        if binding.listener.direction != "egress":
+            return Hooks(finished=log)
+
+        def finished(x: Exchange) -> None:
+            if x.job_id is not None:
+                x.note(job_id=x.job_id)
+            log(x)
+
+        return Hooks(finished=finished)

@@ -1,0 +1,122 @@
+"""What a caller gets while the upstream is away: the last good answer, or a set one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+
+from proxy.config.listeners import Fallback, StaticAnswer
+from proxy.core.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
+from proxy.core.memory.budget import Account, Holding, MemoryBudget
+from proxy.forward.exchange import Exchange, Tee
+from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.plan import Hooks, Reply, Trouble
+from proxy.resilience.stale_cache import StaleCache
+
+
+class FallbackStage:
+    """Binds to routes with `fallback:`. Kept answers count against the budget."""
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self._memory = memory.account("stale_answers")
+        self._copies = memory.account("answers_being_copied")
+        # What plans in force or in use remember. A reload that leaves a route's memory as it was
+        # goes on with it; the rest ends with the last exchange of its plan.
+        self._remembered: weakref.WeakValueDictionary[Hashable, _Stale] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Stale answers are remembered per route."""
+        if binding.route is None or binding.route.fallback is None:
+            return None
+        rules = binding.route.fallback
+        stale = self._stale(binding, rules) if rules.stale is not None else None
+        return Hooks(
+            started=stale.listen if stale else None,
+            rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
+            finished=stale.remember if stale else None,
+        )
+
+    def _stale(self, binding: Binding, rules: Fallback) -> _Stale:
+        route = binding.route
+        assert route is not None
+        place = (binding.listener_name, route.name, route.path, route.upstream)
+        key = (*place, rules.stale, rules.stale_memory, rules.stale_max_body)
+        stale = self._remembered.get(key)
+        if stale is None:
+            stale = self._remembered[key] = _Stale(rules, Holding(self._memory), self._copies)
+        return stale
+
+
+class _Stale:
+    """The last good answers of a route."""
+
+    def __init__(self, rules: Fallback, memory: Holding, copies: Account) -> None:
+        assert rules.stale is not None
+        weakref.finalize(self, memory.clear)
+        self._copies = copies
+        self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
+
+    def key(self, x: Exchange) -> bytes | None:
+        """A HEAD may be answered from a GET (RFC 9110 §9.3.2)."""
+        assert x.head is not None
+        method = "GET" if x.method == "HEAD" else x.method
+        return self.cache.key(method, x.head.target, x.head.host, x.head.lines)
+
+    def listen(self, x: Exchange) -> None:
+        """Have the body of the answer copied, if it is one to keep."""
+        if x.method == "GET":
+            x.tee = Tee(self.cache.max_body, Holding(self._copies, x.stream))
+
+    def remember(self, x: Exchange) -> None:
+        """Keep a complete 200."""
+        if x.status != 200 or x.response is None or x.tee is None or not x.tee.complete:
+            return
+        key = self.key(x)
+        if key is not None:
+            body = b"".join(x.tee.pieces)
+            self.cache.keep(key, x.response.lines, body, x.stream.clock.monotonic())
+
+    def answer(self, x: Exchange) -> Reply | None:
+        """The kept answer, marked as old."""
+        now = x.stream.clock.monotonic()
+        key = self.key(x)
+        kept = self.cache.get(key, now) if key is not None else None
+        if kept is None:
+            return None
+        lines, age = [], kept.age(now)
+        for line in kept.lines:
+            name, _, value = line.partition(b":")
+            if name.lower() != b"age":
+                lines.append(line)
+            elif value.strip().isdigit():
+                age += int(value.strip()[:9])  # it was not fresh then (RFC 9111 §4.2.3)
+        return Reply(200, (*lines, b"Age: %d" % age, b"X-Stale: true"), kept.body)
+
+
+class _Fallback:
+    """Stale first, then the set answer."""
+
+    needs_body = False
+
+    def __init__(self, stale: _Stale | None, answer: Reply | None) -> None:
+        self._stale = stale
+        self._answer = answer
+
+    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+        """Refusals of ours for the upstream's sake, its failures, and statuses that mean one."""
+        if isinstance(trouble, ProxyError):
+            return isinstance(trouble, UpstreamFailure | CircuitOpen | Overloaded)
+        assert x.plan.upstream is not None
+        return trouble.status in x.plan.upstream.failing
+
+    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+        return (self._stale.answer(x) if self._stale else None) or self._answer
+
+
+def _static(answer: StaticAnswer) -> Reply:
+    lines = [
+        f"{name}: {value}".encode("latin-1", "replace") for name, value in answer.headers.items()
+    ]
+    return Reply(answer.status, tuple(lines), answer.body.encode())

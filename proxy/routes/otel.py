@@ -1,0 +1,274 @@
+"""Exchanges, their attempts, upload checks and jobs as OpenTelemetry spans.
+
+1. An exchange is a span of kind `server`, each attempt at its upstream a `client` span below it,
+   whose id the upstream gets as its parent. Names and attributes follow the semantic conventions
+   for HTTP (`http.request.method`, `url.path`, `http.response.status_code`, `error.type`, ...).
+2. A job is a span from its creation to its end, below the exchange that created it, with its stages
+   below. The calls that a worker makes for it, where one job can be meant and the worker sends no
+   trace of its own, are below the job. What is known of it is in memory: the sidecar that created
+   it sends it, and a restart in between loses it.
+3. Spans are made when an exchange is over, and only of sampled traces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from proxy.config.listeners import Route
+from proxy.core.trace_context import Attempt, ExchangeTrace, Parent, new_span_id, parse_traceparent
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.plan import Hooks
+from proxy.jobs.document import FINISHED, Snapshot
+from proxy.jobs.queue.forecast import stage_starts
+from proxy.jobs.stages import read_story
+from proxy.telemetry.logs.redact import clean_target, clean_text
+from proxy.telemetry.metrics.counters import KNOWN_METHODS
+from proxy.telemetry.otel.exporter import OtlpExporter, Span
+from proxy.uploads.check import UploadCheck
+
+_JOBS = 4096  # created jobs that are remembered until they end
+
+
+class OtelStage:
+    """Binds to every route, if spans are sent. `random` gives 0 <= x < 1."""
+
+    def __init__(self, exporter: OtlpExporter | None, random: Callable[[], float]) -> None:
+        self._exporter = exporter
+        self._random = random
+        self._jobs: dict[str, tuple[Parent, str, float, str]] = {}  # parent, span, begun, ID
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Nothing where no collector is configured."""
+        exporter = self._exporter
+        if exporter is None:
+            return None
+        sample, random, jobs = exporter.settings.sample, self._random, self._jobs
+        creates = binding.route is not None and binding.route.job is not None
+        creates = creates and bool(
+            binding.route and binding.route.job and binding.route.job.creates
+        )
+        spans = _Spans(exporter.put, binding)
+
+        def started(x: Exchange) -> None:
+            assert x.head is not None
+            parent = parse_traceparent(x.head.values(b"traceparent"))
+            if parent is None and x.job_id is not None and (job := jobs.get(x.job_id)):
+                of, span_id, _, _ = job
+                parent = Parent(of.trace_id, span_id, of.flags, remote=False)
+            x.span = ExchangeTrace(parent, sampled=random() < sample)
+            x.trace_id = x.span.trace_id
+
+        def finished(x: Exchange) -> None:
+            if x.span is None:  # no route matched, or it was refused before
+                if x.head is None:
+                    return
+                started(x)
+            if x.span is not None and x.span.sampled:
+                spans.send(x, x.span)
+                if creates and 200 <= x.status < 300 and x.extra is not None:
+                    self._created(x, x.span)
+
+        return Hooks(started=started, finished=finished, traced=True)
+
+    def _created(self, x: Exchange, span: ExchangeTrace) -> None:
+        job_id = (x.extra or {}).get("job_id")
+        if isinstance(job_id, str):
+            self._jobs[job_id] = (span.parent, new_span_id(), x.started_at, x.correlation_id)
+            if len(self._jobs) > _JOBS:
+                del self._jobs[next(iter(self._jobs))]
+
+    def job_seen(self, snapshot: Snapshot) -> None:
+        """A version of a job was seen; a final one ends its span."""
+        if snapshot.status not in FINISHED or self._exporter is None:
+            return
+        known = self._jobs.pop(snapshot.job_id, None)
+        if known is None:
+            return
+        parent, span_id, begun, correlation_id = known
+        common = {"job.id": snapshot.job_id, "correlation_id": correlation_id}
+        story = read_story(snapshot.raw, snapshot.status)
+        failed = "job_failed" if snapshot.status == "failed" else None
+        self._exporter.put(
+            Span(
+                "job",
+                "internal",
+                parent.trace_id,
+                span_id,
+                parent.span_id,
+                parent.flags,
+                begun,
+                time.time(),
+                {**common, "job.status": snapshot.status, "job.error": story.error},
+                failed,
+            )
+        )
+        began = dict(stage_starts(snapshot))
+        for stage in story.stages:
+            start = began.get(stage.name, stage.started_at)
+            if start is None:
+                continue
+            self._exporter.put(
+                Span(
+                    f"stage {stage.name}",
+                    "internal",
+                    parent.trace_id,
+                    new_span_id(),
+                    span_id,
+                    parent.flags,
+                    start,
+                    stage.ended_at or start + (stage.seconds or 0.0),
+                    {**common, "job.stage": stage.name, "job.stage.state": stage.state},
+                    "stage_failed" if stage.state == "failed" else None,
+                )
+            )
+
+
+class _Spans:
+    """Makes the spans of one route's exchanges."""
+
+    def __init__(self, put: Callable[[Span], None], binding: Binding) -> None:
+        self._put = put
+        route: Route | None = binding.route
+        self._path = None if route is None else str(route.path)
+        self._always: dict[str, Any] = {
+            "http.route": self._path,
+            "proxy.listener": binding.listener_name,
+            "proxy.route": binding.route_name,
+        }
+
+    def send(self, x: Exchange, span: ExchangeTrace) -> None:
+        """All spans of a finished exchange."""
+        ended = x.started_at + x.duration
+        last = str(x.status) if x.response is not None and x.status >= 400 else None
+        if x.response is None:
+            last = x.reason or x.code or ("client_left" if x.status == 499 else None)
+        span.end_attempt(ended, last)
+        common = {"http.request.method": x.method, "correlation_id": x.correlation_id}
+        if x.method not in KNOWN_METHODS:
+            common["http.request.method"] = "_OTHER"
+            common["http.request.method_original"] = clean_text(x.method, 32)
+        name = common["http.request.method"]
+        name = "HTTP" if name == "_OTHER" else name
+        self._put(
+            Span(
+                f"{name} {self._path}" if self._path is not None else name,
+                "server",
+                span.trace_id,
+                span.span_id,
+                span.parent_id,
+                span.flags,
+                x.started_at,
+                ended,
+                {**self._always, **common, **_of_request(x)},
+                _error(x),
+                span.remote,
+            )
+        )
+        for number, attempt in enumerate(span.attempts):
+            self._put(_attempt_span(x, span, attempt, number, name, common))
+        if isinstance(x.filter, UploadCheck):
+            self._put(_upload_span(x, span, x.filter.facts, ended))
+
+
+def _of_request(x: Exchange) -> dict[str, Any]:
+    path, _, query = clean_target(x.path[:2000]).partition("?")
+    address, _, port = x.client.rpartition(":")
+    host = x.head.host.decode("latin-1") if x.head is not None and x.head.host else None
+    server, server_port = _host_and_port(host or "")
+    agents = x.head.values(b"user-agent") if x.head is not None else []
+    return {
+        "url.path": path,
+        "url.query": query or None,
+        "url.scheme": "https" if x.stream.secure else "http",
+        "server.address": server,
+        "server.port": server_port,
+        "client.address": address.strip("[]") or None,
+        "client.port": int(port) if port.isdecimal() else None,
+        "network.protocol.version": "1.1" if x.head is not None and x.head.minor else "1.0",
+        "user_agent.original": clean_text(agents[0].decode("latin-1"), 256) if agents else None,
+        "http.response.status_code": x.status or None,
+        "http.request.body.size": x.bytes_in,
+        "http.response.body.size": x.bytes_out,
+        "proxy.code": x.code,
+        "job.id": x.job_id or (x.extra or {}).get("job_id"),
+    }
+
+
+def _host_and_port(text: str) -> tuple[str | None, int | None]:
+    """Of a `Host` field or a target; what is neither a name nor an address is given as it is."""
+    clean = clean_text(text, 256)
+    try:
+        parts = urlsplit(f"//{clean}")
+        return parts.hostname or clean or None, parts.port
+    except ValueError:  # a port that is none, an address that is none
+        return clean or None, None
+
+
+def _error(x: Exchange) -> str | None:
+    """Of a server span: what was our side's doing (a 4xx is the caller's)."""
+    return (x.code or str(x.status)) if x.status >= 500 else None
+
+
+def _attempt_span(
+    x: Exchange,
+    span: ExchangeTrace,
+    attempt: Attempt,
+    number: int,
+    name: str,
+    common: dict[str, str],
+) -> Span:
+    target = attempt.target or x.target or ""
+    host, port = _host_and_port(target.partition("://")[2] or target)
+    status: int | None = None
+    if attempt.error is not None and attempt.error.isdecimal():
+        status = int(attempt.error)
+    elif attempt.error is None:
+        status = x.status or None
+    attributes = {
+        **common,
+        "server.address": host,
+        "server.port": port,
+        "url.full": clean_target(target + x.path[:2000]),
+        "http.response.status_code": status,
+        "http.request.resend_count": number or None,
+        "proxy.upstream": x.upstream,
+    }
+    return Span(
+        name,
+        "client",
+        span.trace_id,
+        attempt.span_id,
+        span.span_id,
+        span.flags,
+        attempt.began,
+        attempt.ended or attempt.began,
+        attributes,
+        attempt.error,
+    )
+
+
+def _upload_span(x: Exchange, span: ExchangeTrace, facts: dict[str, Any], ended: float) -> Span:
+    """From the first byte to the verdict, which comes before the upstream gets the file."""
+    sent = span.attempts[0].began if span.attempts else ended
+    verdict = str(facts.get("verdict"))
+    attributes = {
+        f"upload.{name}": value
+        for name, value in facts.items()
+        if isinstance(value, str | float | int)
+    }
+    return Span(
+        "upload check",
+        "internal",
+        span.trace_id,
+        new_span_id(),
+        span.span_id,
+        span.flags,
+        x.started_at,
+        sent,
+        {**attributes, "correlation_id": x.correlation_id},
+        verdict if verdict.startswith("upload_") else None,
+    )

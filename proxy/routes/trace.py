@@ -1,0 +1,214 @@
+"""Which exchanges are kept in the trace, and what of them.
+
+1. Kept are: what failed in any way, what was slow, what stages had something to say about (a job
+   created, deleted or rescued, an upload), calls on egress listeners that begin something (POST and
+   the like), one good read of a job and one good call of an egress route in `polls_every`, and a
+   sample of the rest.
+2. Whether to keep is decided in a few attribute reads; only what is kept is looked at.
+3. Of one route no more than `max_rate` is kept, and as much again of what failed, so that a flood
+   of errors neither costs nor pushes out the rest of the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from proxy.config.schema import Trace as Settings
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.plan import Hooks, Observer
+from proxy.jobs.document import valid_job_id
+from proxy.resilience.rate_limit import TokenBucket
+from proxy.telemetry.logs.redact import clean_target, clean_text
+from proxy.trace.events import Event, Severity, bounded
+from proxy.trace.recorder import BURST, Trace
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: Jobs whose last kept read is remembered.
+_JOBS = 4096
+
+
+class TraceRecord:
+    """Binds to every route that may be kept, if there is a trace. `random` gives 0 <= x < 1."""
+
+    def __init__(self, trace: Trace, random: Callable[[], float]) -> None:
+        self._trace = trace
+        self._random = random
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """One observer of finished exchanges, made for the route."""
+        if binding.trace is None or (binding.route is not None and not binding.route.trace):
+            return None
+        observer = self._observer(self._trace, binding.trace, binding)
+        return Hooks(finished=observer)
+
+    def _observer(self, trace: Trace, settings: Settings, binding: Binding) -> Observer:
+        """One of three, each with the whole test in it: a call more would cost as much as all."""
+        slow, sample, random = settings.slow, settings.sample, self._random
+        keep = _Keep(trace, settings, binding)
+        role = binding.route.job if binding.route is not None else None
+        reads = role.reads if role is not None else None
+        parameter = reads or ""
+        next_of = keep.next.get
+
+        def finished(x: Exchange) -> None:
+            if (
+                x.status >= 400
+                or x.extra is not None
+                or x.failures is not None
+                or x.duration >= slow
+                or x.code is not None
+                or random() < sample
+            ):
+                keep(x)
+
+        def finished_read(x: Exchange) -> None:
+            if (
+                x.started >= next_of(x.parameters[parameter], 0.0)
+                or x.status >= 400
+                or x.extra is not None
+                or x.failures is not None
+                or x.duration >= slow
+                or x.code is not None
+                or random() < sample
+            ):
+                keep.one_of(x, x.parameters[parameter])
+
+        def finished_call(x: Exchange) -> None:
+            if (
+                x.method not in _READING
+                or x.started >= next_of("", 0.0)
+                or x.status >= 400
+                or x.extra is not None
+                or x.failures is not None
+                or x.duration >= slow
+                or x.code is not None
+                or random() < sample
+            ):
+                keep.one_of(x, "")
+
+        if reads is not None:
+            return finished_read
+        return finished_call if binding.listener.direction == "egress" else finished
+
+
+class _Keep:
+    """Keeps exchanges of one route."""
+
+    def __init__(self, trace: Trace, settings: Settings, binding: Binding) -> None:
+        self._trace = trace
+        self._every = settings.polls_every
+        self._slow = settings.slow
+        self._allowance = TokenBucket(settings.max_rate, settings.max_rate * BURST)
+        self._allowance_of_errors = TokenBucket(settings.max_rate, settings.max_rate * BURST)
+        self._direction = binding.listener.direction
+        role = binding.route.job if binding.route is not None else None
+        self._parameter = (role.reads or role.deletes) if role is not None else None
+        self._role = (
+            None
+            if role is None
+            else "creation"
+            if role.creates
+            else "deletion"
+            if role.deletes
+            else "read"
+            if role.reads
+            else "list"
+        )
+        self.next: dict[str, float] = {}  # when a good one of a job is kept again, monotonic
+
+    def one_of(self, x: Exchange, what: str) -> None:
+        """Keep `x`; of what is good of `what`, nothing more for `polls_every`."""
+        if x.status < 400 and x.method in _READING:
+            if len(self.next) >= _JOBS:
+                for one in [one for one, at in self.next.items() if at <= x.started]:
+                    del self.next[one]
+                if len(self.next) >= _JOBS:
+                    self.next.clear()
+            self.next[what] = x.started + self._every
+        self(x)
+
+    def __call__(self, x: Exchange) -> None:
+        failed = x.code is not None or x.status >= 400
+        allowance = self._allowance_of_errors if failed else self._allowance
+        if not allowance.take(x.started):
+            self._trace.refused_by_rate()
+            return
+        extra = x.extra or {}
+        self._trace.record(
+            Event(
+                at=x.started_at,
+                source="exchange",
+                kind=self._kind(x),
+                severity=self._severity(x),
+                correlation_id=x.correlation_id,
+                job_id=self._job_id(x, extra),
+                service=x.upstream,
+                duration=x.duration,
+                facts=self._facts(x, extra),
+            )
+        )
+
+    def _kind(self, x: Exchange) -> str:
+        if x.code is not None:
+            return x.code
+        if x.status >= 400:
+            return "failed" if x.status >= 500 else "refused"
+        if self._role is not None and not (self._role == "creation" and x.method in _READING):
+            return self._role
+        return "call" if self._direction == "egress" else "request"
+
+    def _severity(self, x: Exchange) -> Severity:
+        if x.status >= 500 or (x.code is not None and not 400 <= x.status < 500):
+            return Severity.ERROR
+        odd = x.extra is not None and "unexpected_type" in x.extra
+        troubled = odd or x.status >= 400 or x.failures is not None or x.duration >= self._slow
+        return Severity.WARNING if troubled else Severity.OK
+
+    def _job_id(self, x: Exchange, extra: dict[str, Any]) -> str | None:
+        job_id = extra.get("job_id") or x.job_id
+        if job_id is None and self._parameter is not None:
+            job_id = x.parameters.get(self._parameter)
+        if job_id is None and x.head is not None and self._direction == "egress":
+            given = x.head.values(b"x-job-id")
+            job_id = given[0].decode("latin-1") if len(given) == 1 else None
+        return job_id if isinstance(job_id, str) and valid_job_id(job_id) else None
+
+    def _facts(self, x: Exchange, extra: dict[str, Any]) -> dict[str, Any]:
+        facts: dict[str, object] = {
+            "listener": x.listener,
+            "direction": self._direction,
+            "route": x.route,
+            "method": clean_text(x.method, 32),
+            "path": clean_target(x.path[:2000]),
+            "status": x.status,
+            "code": x.code,
+            "reason": x.reason,
+            "detail": None if x.detail is None else clean_text(x.detail, 500),
+            "target": x.target,
+            "upstream_ms": _ms(x.upstream_time),
+            "connect_ms": _ms(x.connect_time),
+            "attempts": x.attempts,
+            "bytes_in": x.bytes_in,
+            "bytes_out": x.bytes_out,
+        }
+        if x.failures is not None:
+            facts["failed_attempts"] = [
+                {
+                    "at": round(one.at, 3),
+                    "until": round(one.until, 3),
+                    "kind": one.kind,
+                    "target": one.target,
+                    "count": one.count,
+                }
+                for one in x.failures
+            ]
+        facts.update((name, value) for name, value in extra.items() if name not in facts)
+        facts.pop("job_id", None)
+        return bounded(facts)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

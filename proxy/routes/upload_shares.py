@@ -1,0 +1,34 @@
+"""`limits.per_client.uploads`: how many uploads one client may have under way."""
+
+from __future__ import annotations
+
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.plan import Hooks
+
+_BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+
+
+class UploadShares:
+    """Binds to routes with `upload:` on listeners that limit uploads."""
+
+    def bind(self, binding: Binding) -> Hooks | None:
+        """Refuses before anything of the body is read, and before a probe is asked for."""
+        route, per_client = binding.route, binding.listener.limits.per_client
+        if route is None or route.upload is None or per_client is None:
+            return None
+        return Hooks(request=_begin, finished=_end) if per_client.uploads is not None else None
+
+
+def _begin(x: Exchange) -> None:
+    assert x.head is not None
+    if x.share is not None and (x.head.has_body or x.method in _BODY_METHODS):
+        x.share.owner.begin_upload(x.share)
+        x.uploads = True
+
+
+def _end(x: Exchange) -> None:
+    if x.uploads:
+        assert x.share is not None
+        x.uploads = False
+        x.share.owner.end_upload(x.share)

@@ -1,0 +1,315 @@
+"""The sockets of one listener and the connections that came through them: open, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from proxy.core.clock import Clock
+from proxy.core.errors import ProxyError
+from proxy.core.memory.budget import MemoryBudget
+from proxy.core.process.shortage import Shortages
+from proxy.forward.routing.client_shares import FairShares
+from proxy.forward.routing.plan import ListenerPlan
+from proxy.http1.client import ClientStream
+from proxy.http1.deadlines import Sweeper
+from proxy.server.connection import Service
+from proxy.server.handshake_failures import HandshakeFailures
+from proxy.server.listening import duplicate, stop_taking, waiting
+from proxy.server.tls_accept import TlsAcceptor
+from proxy.telemetry.metrics.counters import ListenerTally
+
+#: Connections that the kernel keeps for us while we are busy.
+_BACKLOG = 4096
+
+#: Descriptors of each listening socket: the event loop accepts one connection from each in a turn,
+#: and who comes behind a hundred others should not wait for a hundred turns.
+_ACCEPTS = 8
+
+#: Seconds after the start of a drain within which a connection that the kernel has begun must be
+#: confirmed by its client (the time of a round trip, twice), and those for the queue to be empty.
+_CONFIRMED, _LAST_CALL = 0.2, 5.0
+
+#: Seconds that handshakes under way have after that: as long as a first request over plain TCP.
+_HANDSHAKES = 1.0
+
+
+#: Seconds that a connection has for its first request before it gives way where there is no place.
+_PROVE_WITHIN = 1.0
+
+
+class ListenerRuntime:
+    """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
+
+    def __init__(
+        self,
+        plan: ListenerPlan,
+        clock: Clock,
+        sweeper: Sweeper,
+        memory: MemoryBudget,
+        tally: ListenerTally,
+        shortages: Shortages,
+    ) -> None:
+        self._shortages = shortages
+        self.service = Service(plan)
+        self.clients: set[ClientStream] = set()
+        # Connections without a complete request head so far, the oldest first, and since when.
+        self._unproven: dict[ClientStream, float] = {}
+        self._tally = tally
+        self._clock = clock
+        self._sweeper = sweeper
+        self._memory = memory
+        self.sockets: tuple[socket.socket, ...] = ()
+        self._shared = False  # what waits in the kernel is somebody else's, too
+        self._tls: ssl.SSLContext | None = None
+        self._acceptor: TlsAcceptor | None = None
+        self._servers: list[asyncio.Server] = []  # without TLS
+        self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
+        self._failures = HandshakeFailures(clock)
+        self._draining = False
+        self._paused = False  # for a successor, or until `resume`
+        self._easing_until = 0.0  # monotonic
+        self._emptying: asyncio.Task[None] | None = None
+        self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of every socket, with the real port where the config said 0."""
+        names = [s.getsockname() for s in self.sockets]
+        return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
+
+    async def open(
+        self,
+        sockets: Sequence[socket.socket],
+        tls: ssl.SSLContext | None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """Begin to listen on `sockets`, which are ours from now on, also if this fails; `shared`:
+        somebody else holds them, too. Raises `OSError`.
+
+        A TLS client has as long for its handshake as for the head of its first request.
+        """
+        self.sockets = tuple(sockets)
+        self._shared = shared
+        self._tls = tls
+        try:
+            await self._accept()
+        except OSError:
+            self.close()
+            raise
+
+    async def _accept(self) -> None:
+        """Accept connections: on descriptors of their own, as servers close theirs."""
+        if self._tls is not None:
+            self._acceptor = TlsAcceptor(
+                [duplicate(one) for one in self.sockets],
+                self._tls,
+                self,
+                lambda: self.service.plan.header_timeout,
+                self._shortages,
+            )
+            self._acceptor.start(_BACKLOG)
+            return
+        loop = asyncio.get_running_loop()
+        for listening in self.sockets:
+            # An answer must not wait for the client's delayed acknowledgement of the head.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(_ACCEPTS):
+                self._servers.append(
+                    await loop.create_server(
+                        self._stream, sock=duplicate(listening), backlog=_BACKLOG
+                    )
+                )
+
+    @property
+    def connections(self) -> int:
+        """Those that are served, and those that are in their handshake; not those whose client has
+        yet to notice the end."""
+        return sum(not client.ended for client in self.clients) + len(self._arrived)
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Take new certificates. Handshakes under way and connections keep theirs."""
+        self._tls = context
+        if self._acceptor is not None:
+            self._acceptor.context = context
+
+    def _stream(self) -> ClientStream:
+        return ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone)
+
+    # --- TLS, before its handshake (`tls_accept.Connections`) ------------------------------------
+
+    def arrive(self, address: str) -> ClientStream | None:
+        """The stream of a connection from there, counted; None: close it at once."""
+        client = self._stream()
+        client.host_ip = address
+        shares = self.service.plan.shares
+        if shares is not None and not shares.arrive(client, self._clock.monotonic()):
+            shares.disconnect(client)
+            return None
+        self._arrived.add(client)
+        return client
+
+    def failed(self, client: ClientStream, error: BaseException) -> None:
+        """Its handshake has failed."""
+        tally = self._tally
+        self._failures.note(tally.name, tally.handshake_failures, client.host_ip, error)
+
+    def vanish(self, client: ClientStream) -> None:
+        """Its handshake is over: forget it, unless it has begun to be served."""
+        if client in self._arrived:
+            self._arrived.remove(client)
+            FairShares.disconnect(client)
+
+    def full(self, handshakes: int) -> bool:
+        """Whether there is no place for another connection beside so many handshakes."""
+        return len(self.clients) + handshakes >= self.service.plan.max_connections
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
+        """Count a connection in, and say what serves it."""
+        plan = self.service.plan
+        if self._acceptor is not None:
+            self._arrived.discard(client)
+            self._acceptor.done(client)
+        refusal: ProxyError | None = None
+        if plan.shares is not None:
+            refusal = plan.shares.connect(client, self._clock.monotonic())
+        if len(self.clients) >= plan.max_connections and not self._make_room():
+            refusal = self.service.full()
+        self.clients.add(client)
+        if refusal is None:
+            self._unproven[client] = self._clock.monotonic()
+        self._tally.opened()
+        if self._draining:
+            client.drain(hurry=not self._paused)
+        elif self._easing_until > (now := self._clock.monotonic()):
+            client.drain(self._easing_until - now, hurry=False)
+        return self.service(client) if refusal is None else self.service.turn_away(client, refusal)
+
+    def _make_room(self) -> bool:
+        """End the oldest connection that has not come to its first request yet, if it has had
+        `_PROVE_WITHIN`: who has shown the least has the least claim to a place."""
+        now = self._clock.monotonic()
+        while self._unproven:
+            client = next(iter(self._unproven))
+            if not client.requests and now - self._unproven[client] < _PROVE_WITHIN:
+                return False  # and all behind it are younger
+            del self._unproven[client]
+            if not client.requests:
+                client.abort()
+                return True
+        return False
+
+    def _gone(self, client: ClientStream) -> None:
+        self.clients.discard(client)
+        self._unproven.pop(client, None)
+        self._tally.closed()
+        if client.share is not None:
+            FairShares.disconnect(client)
+        if not self.clients and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def count_at(self, tally: ListenerTally) -> None:
+        """From now on connections count there, those that are open too: the listener's name may
+        have changed."""
+        self._tally.open -= len(self.clients)
+        tally.open += len(self.clients)
+        self._tally = tally
+
+    def drain(self) -> None:
+        """Take no new connections; end each one we have after its current exchange, and those that
+        the kernel has for us after their first."""
+        if self._shared:
+            self.close()
+        if not self._draining:
+            self._draining = True
+            for listening in self.sockets:
+                stop_taking(listening)
+            self._emptying = asyncio.get_running_loop().create_task(
+                self._empty_queues(), name="last connections"
+            )
+        for client in list(self.clients):
+            client.drain(hurry=not self._paused)
+
+    async def _empty_queues(self) -> None:
+        """Accept what the kernel has, and close. A connection whose client has not been seen to
+        confirm it is not in the queue yet: `_CONFIRMED` is waited for it."""
+        end = self._clock.monotonic() + _LAST_CALL
+        empty_since = self._clock.monotonic()
+        try:
+            while (now := self._clock.monotonic()) < min(end, empty_since + _CONFIRMED):
+                await asyncio.sleep(_CONFIRMED / 4)
+                if any(waiting(listening) for listening in self.sockets):
+                    empty_since = now
+        finally:
+            self.close()
+        end = min(end, self._clock.monotonic() + _HANDSHAKES)
+        while self._arrived and self._clock.monotonic() < end:  # noqa: ASYNC110 (each ends in its way)
+            await asyncio.sleep(_CONFIRMED / 4)
+
+    def ease(self, seconds: float) -> None:
+        """Let every connection end with its next exchange, if that begins so soon; new ones are
+        accepted, for one exchange. Closing an idle connection at once may cross with a request."""
+        self._easing_until = self._clock.monotonic() + seconds
+        for client in list(self.clients):
+            client.drain(seconds, hurry=False)
+
+    def pause(self) -> None:
+        """Accept nothing, but keep the sockets: newcomers wait in the kernel. Connections end after
+        their current exchange."""
+        self._draining = self._paused = True
+        self._stop_accepting()
+        for client in list(self.clients):
+            client.drain(hurry=False)
+
+    async def resume(self) -> None:
+        """Accept again. Raises `OSError`."""
+        self._draining = self._paused = False
+        self._easing_until = 0.0
+        await self._accept()
+
+    def _stop_accepting(self) -> None:
+        for server in (self._acceptor, *self._servers):
+            if server is not None:
+                server.close()
+        self._servers.clear()
+
+    def close(self) -> None:
+        """Close the sockets now. The kernel resets what waits in their queues, unless somebody else
+        has them, too."""
+        self._draining = True
+        self._stop_accepting()
+        for listening in self.sockets:
+            listening.close()
+        self.sockets = ()
+
+    def cut(self) -> None:
+        """End every exchange in progress: with a 503 where no answer has begun."""
+        for client in list(self.clients):
+            client.cut = True
+            client.wake()
+
+    async def drained(self) -> None:
+        """Until the last connection is gone and its coroutine has ended."""
+        if self._emptying is not None:
+            await asyncio.wait({self._emptying})
+        while self.clients:
+            if self._empty is None or self._empty.done():
+                self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._empty)
+
+    async def abort(self) -> None:
+        """End everything now."""
+        self.close()
+        if self._emptying is not None:
+            self._emptying.cancel()
+        if self._acceptor is not None:
+            await self._acceptor.abort()
+        for client in list(self.clients):
+            client.abort()
+        await self.drained()

@@ -1,1 +1,0 @@
-"""The metrics page of the app, fetched, distrusted, and shown as part of ours."""

@@ -1,0 +1,320 @@
+"""One upload, as the engine sees it: bytes in, a verdict, and a body for the upstream at the end.
+
+Rules:
+1. The file goes into the spool, and a probe process reads it there. Nothing goes upstream, and the
+   upload needs no upstream connection, before the verdict is good. So a PDF called `song.mp3` never
+   reaches the app, not even its first byte, and a slow sender takes no connection from others.
+2. What goes upstream is written anew around the spooled file (rewrite.py): our own boundary, which
+   no client can know (so no parser, be it as lenient as it likes, finds a boundary within the
+   file), the detected type, and the length of it all.
+3. Everything in a form but its files has 1 MiB at most.
+4. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
+5. No room in the spool, no probe process in time: that is 503, and the log says why (session.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.core.errors import ProxyError, forget_frames
+from proxy.core.memory.budget import Holding, Owner
+from proxy.spool import SpooledBody
+from proxy.uploads import rejections
+from proxy.uploads.facts import facts_of
+from proxy.uploads.form import values
+from proxy.uploads.form.digests import DIGEST_FIELDS, Digests
+from proxy.uploads.form.reader import FormError, FormReader
+from proxy.uploads.form.rewrite import NewForm
+from proxy.uploads.formats.families import BY_MEDIA_TYPE, HEAD
+from proxy.uploads.probe.session import ProbeSession
+
+if TYPE_CHECKING:
+    from proxy.uploads.rules import UploadValidator
+
+OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not its files
+SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
+
+log = logging.getLogger("proxy.uploads")
+
+
+def _nobody() -> None:
+    """Listens any more."""
+
+
+class UploadCheck:
+    """Call `feed` for each piece of the body, `finish` after the last, `close` in any case.
+
+    `content_type`: the `Content-Type` to send upstream, None to leave the client's. `on_change` is
+    called from the event loop when something is new: an early refusal, or room for more.
+    """
+
+    stale = DIGEST_FIELDS
+
+    def __init__(
+        self, validator: UploadValidator, content_length: int | None, owner: Owner | None
+    ) -> None:
+        self._validator = validator
+        self._rules = validator.rules
+        self._field = validator.rules.field
+        self._clock = validator.clock
+        self._report = validator.rules.mode == "report"
+        self._content_length = content_length
+        self._owner = owner
+        self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
+        self._file = self._new_body(keep=True)
+        self._reader: FormReader | None = None
+        self._form: NewForm | None = None
+        self._digests: Digests | None = None
+        self._body = 0
+        self._error: ProxyError | None = None
+        self._validation_ms: float | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.on_change: Callable[[], None] | None = None
+        self.content_type: bytes | None = None
+
+    # --- what the engine calls ---------------------------------------------------------------
+
+    @property
+    def forward_length(self) -> int | None:
+        """The length of the body that goes upstream, None where only chunked will do."""
+        return self._content_length if self._report else self._file.length
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now: nothing,
+        except in report mode. Raises `UploadRejected`, or `Overloaded` for trouble of ours."""
+        self._raise_if_failed()
+        self._body += len(data)
+        if self._error is None:  # else: report mode, verdict known
+            try:
+                self._consult()
+                if data:
+                    self._take(data)
+            except ProxyError as error:
+                self.fail(error)
+        return [data] if data and self._report else []
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the engine should stop reading the client until `on_change`: the disk is slow."""
+        if self._error is not None:
+            return False
+        file = self._file.blocked and not self._session.decided
+        return file or any(body.blocked for body in self._others())
+
+    async def finish(self) -> list[bytes] | SpooledBody:
+        """The body is complete: wait for the verdict. Raises it, or returns the body that goes
+        upstream; nothing in report mode, where it went as it came."""
+        self._raise_if_failed()
+        finished_at = self._clock.monotonic()
+        try:
+            if self._error is None:
+                self._end_of_body()
+                await self._verdict()
+                self._consult()
+        except ProxyError as error:
+            self.fail(error)
+        self._validation_ms = (self._clock.monotonic() - finished_at) * 1000
+        if self._report:
+            return []
+        if self._form is not None:
+            assert self._session.kind is not None
+            self._form.frame(BY_MEDIA_TYPE[self._session.kind["type"]])
+        return self._file
+
+    def close(self) -> None:
+        """Free the probe process and the spool. Always call it; a second call does nothing. What
+        refers to each other lets go, so that a flood of uploads leaves nothing to the collector."""
+        self._session.close()
+        self._session.listener = _nobody
+        self._reader = self.on_change = None
+        self._file.close()
+        if self._form is not None:
+            self._form.close()
+        if self._error is not None:
+            forget_frames(self._error)
+
+    @property
+    def content(self) -> list[tuple[bytes, ...]] | None:
+        """What makes two uploads the same: SHA-256 of each field's value and of each file, with
+        their names. None before the verdict is good, and where it is not wanted (`digest`)."""
+        if self._validation_ms is None or self._error is not None:
+            return None
+        if self._form is not None:
+            return self._form.content()
+        digest = self._file.digest()
+        return None if digest is None else [(b"file", b"", digest)]
+
+    @property
+    def detail(self) -> str | None:
+        """What the refusal says, in report mode too."""
+        return self._error.detail if self._error is not None else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of it by now, as `FACTS` names it."""
+        return facts_of(
+            self._session, self._error, self._rules.mode, self._file.size, self._validation_ms
+        )
+
+    # --- the request's head ---------------------------------------------------------------------
+
+    def expect_form(
+        self, form_type: values.FormType, digests: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """The body is a form; `digests` as for `UploadValidator.begin`."""
+        validator, charset = self._validator, form_type.charset
+        boundary = validator.new_boundary().encode()
+        self._reader = FormReader(form_type.boundary)
+        self._form = NewForm(
+            self._rules,
+            self._file,
+            self._new_body,
+            Holding(validator.spool.memory, self._owner),
+            boundary=boundary,
+            raw=charset is not None,
+            digest=validator.digest,
+        )
+        self._digests = Digests(digests) if digests else None
+        if not self._report:
+            self.content_type = b"multipart/form-data; boundary=" + boundary
+            if charset is not None:
+                self.content_type += b"; charset=" + charset.encode()
+
+    def _new_body(self, *, keep: bool = False) -> SpooledBody:
+        spool, digest = self._validator.spool, self._validator.digest
+        return spool.body(self._spool_changed, owner=self._owner, sha256=digest, keep=keep)
+
+    # --- the body -------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        file = self._file
+        if self._reader is None or self._form is None:
+            file.append([data])
+        else:
+            if self._digests is not None:
+                self._digests.update(data)
+            try:
+                for event in self._reader.feed(data):
+                    self._form.take(event)
+            except FormError as error:
+                raise rejections.malformed(str(error), self._field) from error
+            if self._body - self._form.size > OTHER_FIELDS:
+                raise rejections.malformed(
+                    "the other fields are over 1MB", self._field, reason="fields"
+                )
+        if file.size > self._rules.max_size:
+            self._raise_too_large()
+        if file.size >= HEAD or file.complete:
+            file.to_file()
+            self._notify_session()
+
+    def _raise_too_large(self) -> None:
+        limit, length, size = self._rules.max_size, self._content_length, self._file.size
+        if length is None or self._rules.also:
+            raise rejections.too_large(size, limit, self._field, at_least=True)
+        # The file is what the rest of the body is, the last boundary aside.
+        expected = size + length - self._body if self._form is not None else length
+        raise rejections.too_large(max(expected, size), limit, self._field)
+
+    def _end_of_body(self) -> None:
+        if self._reader is None or self._form is None:
+            if self._file.size == 0:
+                raise rejections.empty(None)
+            self._file.end()
+            self._file.to_file()
+            self._notify_session()
+            return
+        assert self._field is not None
+        if self._body == 0:
+            raise rejections.missing(self._field)
+        try:
+            self._reader.close()
+        except FormError as error:
+            raise rejections.malformed(str(error), self._field, reason="cut_short") from error
+        if not self._form.has_file:
+            raise rejections.missing(self._field)
+        wrong = self._digests.mismatch() if self._digests is not None else None
+        if wrong is not None:
+            raise rejections.malformed(
+                f"the body is not the one that its {wrong} is of", self._field, reason="digest"
+            )
+
+    # --- the verdict ----------------------------------------------------------------------------
+
+    def _notify_session(self) -> None:
+        file, session = self._file, self._session
+        if file.fd is not None:
+            whole = file.complete and file.in_file
+            if session.opened:
+                session.grew(file.fd, file.written, whole=whole)
+            elif file.written >= HEAD or whole:
+                session.open(file.fd, file.written, whole=whole)
+
+    def _others(self) -> list[SpooledBody]:
+        return [a.body for a in self._form.attachments] if self._form is not None else []
+
+    async def _verdict(self) -> None:
+        """Wait for it. Raises `Overloaded` where the disk does not take the file in time."""
+        try:
+            async with asyncio.timeout(SPOOL_TIMEOUT):
+                while not (self._session.decided or self._file.in_file) or any(
+                    body.writing for body in self._others()
+                ):
+                    self._consult()
+                    await self._next_change()
+        except TimeoutError:
+            log.warning("upload not examined", extra={"cause": "spool: the disk does not answer"})
+            raise rejections.overloaded("upload_spool") from None
+        while not self._session.decided:
+            await self._next_change()
+
+    def _consult(self) -> None:
+        """Raise what the probe has found so far, or that there is no room."""
+        error = rejections.refusal(
+            self._session, self._validator.job.types, self._rules.max_duration, self._field
+        )
+        if error is not None:
+            raise error
+        bodies = self._others() if self._session.decided else [self._file, *self._others()]
+        full = next((body.full for body in bodies if body.full is not None), None)
+        if full is not None:
+            log.warning("upload not examined", extra={"cause": f"spool: {full}"})
+            raise rejections.overloaded("upload_spool")
+
+    def fail(self, error: ProxyError) -> None:
+        """Settle on `error`; in report mode it is only kept for `facts`."""
+        self._error = error
+        self.close()
+        self._raise_if_failed()
+
+    def _raise_if_failed(self) -> None:
+        if self._error is None and not self._report and self._session.decided:
+            try:
+                self._consult()
+            except ProxyError as error:
+                self._error = error
+        if self._error is not None and not self._report:
+            raise self._error
+
+    # --- waiting --------------------------------------------------------------------------------
+
+    def _spool_changed(self) -> None:
+        if self._error is None:
+            self._notify_session()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.on_change is not None:
+            self.on_change()
+
+    async def _next_change(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None

@@ -1,0 +1,208 @@
+"""A form written anew: what the app gets of the one that came.
+
+Rules:
+1. The parts keep their order. Each gets one `Content-Disposition` and one type, a safe file name
+   and a boundary that no client can know.
+2. One file in the audio's field; others only where `also` names their field (attachments.py).
+3. A file input that was left empty (`filename=""` and no byte) is no file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from proxy.config.listeners import Upload
+from proxy.core.memory.budget import Holding
+from proxy.spool import SpooledBody
+from proxy.uploads import rejections
+from proxy.uploads.form import values
+from proxy.uploads.form.attachments import Attachment
+from proxy.uploads.form.reader import Event, Part, PartEnd
+from proxy.uploads.formats.families import Family
+
+
+def _ignore(data: bytes) -> None:
+    """Nothing more is taken."""
+
+
+def _no_body() -> SpooledBody:
+    """There is room for nothing more."""
+    raise RuntimeError("the form is closed")
+
+
+class NewForm:
+    """Takes the events of a `FormReader`. `file`: where the audio goes; `new_body` makes room for
+    another file; `held` counts the fields' bytes. `raw`: names go as they came, whatever their
+    charset; else in UTF-8. `digest`: `content` is wanted."""
+
+    def __init__(
+        self,
+        rules: Upload,
+        file: SpooledBody,
+        new_body: Callable[[], SpooledBody],
+        held: Holding,
+        *,
+        boundary: bytes,
+        raw: bool,
+        digest: bool,
+    ) -> None:
+        self._field = rules.field or ""
+        self._also = {rule.field: rule for rule in rules.also}
+        self._file = file
+        self._new_body = new_body
+        self._held = held
+        self._boundary = boundary
+        self._raw = raw
+        self._digest = digest
+        self._before: list[bytearray | SpooledBody] = []  # the audio
+        self._parts = self._before  # where parts go
+        self._part: Part | None = None  # the one we are in
+        self._add: Callable[[bytes], None] = self._begin_file  # where its bytes go
+        self._value = hashlib.sha256(usedforsecurity=False)
+        self._values: list[tuple[bytes, ...]] = []
+        self._audio: Part | None = None
+        self.attachments: list[Attachment] = []
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the audio's part has begun."""
+        return self._audio is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files so far."""
+        return self._file.size + sum(attachment.body.size for attachment in self.attachments)
+
+    def take(self, event: Event) -> None:
+        """The next event. Raises the refusal."""
+        if isinstance(event, bytes):
+            self._add(event)
+        elif isinstance(event, PartEnd):
+            self._end()
+        else:
+            self._begin(event)
+
+    def _begin(self, part: Part) -> None:
+        self._part = part
+        if part.filename is None and part.name != self._field:
+            self._open(part, part.text_type)
+            self._value = hashlib.sha256(usedforsecurity=False)
+            self._add = self._add_value
+        else:
+            self._add = self._begin_file  # when its first byte comes
+            if part.filename != "":
+                self._begin_file(b"")
+
+    def _add_value(self, data: bytes) -> None:
+        self._last().extend(data)
+        self._held.grow(len(data))
+        if self._digest:
+            self._value.update(data)
+
+    def _begin_file(self, data: bytes) -> None:
+        part = self._part
+        assert part is not None
+        if part.name != self._field:
+            self._begin_attachment(part)
+        elif self.has_file:
+            raise rejections.malformed(
+                f"field {self._field} is there twice", self._field, reason="duplicate"
+            )
+        elif part.filename is None:
+            raise rejections.missing(part.name)
+        else:
+            self._audio, self._parts = part, []
+            self._add = self._add_audio
+        if data:
+            self._add(data)
+
+    def _begin_attachment(self, part: Part) -> None:
+        rule = self._also.get(part.name)
+        if rule is None:
+            raise rejections.malformed(
+                f"a file in a field other than {self._field}", self._field, reason="other_file"
+            )
+        if sum(other.part.name == part.name for other in self.attachments) >= rule.max_count:
+            raise rejections.malformed(
+                f"there are more than {rule.max_count} files in field {rule.field}"
+                if rule.max_count > 1
+                else f"field {rule.field} is there twice",
+                rule.field,
+                reason="duplicate",
+            )
+        self.attachments.append(Attachment(rule, part, self._new_body()))
+        self._add = self.attachments[-1].append
+
+    def _add_audio(self, data: bytes) -> None:
+        self._file.append([data])
+
+    def _end(self) -> None:
+        part = self._part
+        assert part is not None
+        if self._add == self._add_value:
+            self._last().extend(b"\r\n")
+            if self._digest:
+                self._values.append((b"field", part.name.encode(), self._value.digest()))
+        elif self._add == self._add_audio:
+            self.end_file()
+        elif self._add != self._begin_file:
+            attachment = self.attachments[-1]
+            attachment.end()
+            name, kind = attachment.head()
+            self._open(part, kind, name)
+            self._parts += [attachment.body, bytearray(b"\r\n")]
+        elif part.name != self._field:  # rule 3
+            self._open(part, b"application/octet-stream", "")
+            self._last().extend(b"\r\n")
+
+    def end_file(self) -> None:
+        """That was all of the audio. Raises the refusal."""
+        if self._file.size == 0:
+            raise rejections.empty(self._field or None)
+        self._file.end()
+        self._file.to_file()
+
+    def _last(self) -> bytearray:
+        last = self._parts[-1]
+        assert isinstance(last, bytearray)
+        return last
+
+    def _open(self, part: Part, kind: bytes | None, filename: str | None = None) -> None:
+        name = part.raw_name
+        if not self._raw:
+            name = values.decode(name.decode("latin-1")).encode()
+        line = values.write_disposition(name, filename)
+        if kind is not None:
+            line += b"Content-Type: " + kind + b"\r\n"
+        self._parts.append(bytearray(b"--" + self._boundary + b"\r\n" + line + b"\r\n"))
+
+    def frame(self, family: Family) -> None:
+        """Put all parts around the audio, which is of that `family`."""
+        assert self._audio is not None
+        behind, self._parts = self._parts, self._before
+        name = values.safe_file_name(self._audio.filename or "", family.extensions)
+        self._open(self._audio, family.media_type.encode(), name)
+        behind = [bytearray(b"\r\n"), *behind, bytearray(b"--" + self._boundary + b"--\r\n")]
+        before, after = (
+            [bytes(part) if isinstance(part, bytearray) else part for part in parts]
+            for parts in (self._before, behind)
+        )
+        self._held.clear()
+        self._file.frame(before, after)
+
+    def content(self) -> list[tuple[bytes, ...]] | None:
+        """SHA-256 of each field's value and of each file, with their names. None where a file is
+        still being written."""
+        files = [(a.part.name, a.body.digest()) for a in self.attachments]
+        files.append((self._field, self._file.digest()))
+        found = [(b"file", name.encode(), digest) for name, digest in files if digest is not None]
+        return [*self._values, *found] if len(found) == len(files) else None
+
+    def close(self) -> None:
+        """Free the spool, but for the audio, and forget the values."""
+        for attachment in self.attachments:
+            attachment.body.close()
+        self._before, self._parts = [], []
+        self._add, self._new_body = _ignore, _no_body  # methods would be cycles for the collector
+        self._held.clear()

@@ -1,0 +1,73 @@
+"""How long does it play: each family's way to find out, and what the answer must withstand.
+
+Rules:
+1. Every packet counts, and none that is not there: what a header claims is compared, not believed
+   (packets.py). The largest of several measures wins.
+2. The walk ends as soon as it is past the limit.
+3. What no decoder reads is searched for other content (foreign.py), and must be a small part of an
+   MP3: FFmpeg finds "audio" in any bytes.
+"""
+
+from __future__ import annotations
+
+from proxy.uploads.formats.families import FLAC, MP4, MPEG, OGG, WAV, WEBM, Family
+from proxy.uploads.formats.mp4 import measure_mp4
+from proxy.uploads.formats.mpeg_frames import trailing_tags
+from proxy.uploads.formats.ogg import measure_ogg
+from proxy.uploads.formats.packets import MAX_ENTRIES, settle, walk_file
+from proxy.uploads.formats.polyglots import refuse_foreign
+from proxy.uploads.formats.wav import measure_wav
+from proxy.uploads.probe.refused import Undecodable
+from proxy.uploads.probe.source import Prefixed, Source
+
+_STREAM_INFO = 38  # bytes of FLAC's first block, with its header
+_TAIL = 64 * 1024  # bytes at the end in which tags are looked for
+_JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
+_MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4}
+
+
+def measure(source: Source, family: Family, limit: float | None) -> float:
+    """Seconds that the file plays, from the source's position on, where its tags end. Raises
+    `NotAudio`, `Undecodable` or `PastLimit`."""
+    own_way = _MEASURES.get(family)
+    if own_way is not None:
+        return own_way(source, limit)
+    return _measure_frames(source, family, limit)
+
+
+def _measure_frames(source: Source, family: Family, limit: float | None) -> float:
+    """MP3, FLAC, AAC and WebM: all that there is goes through the demuxer."""
+    start = source.position
+    before = _flac_head(source) if family is FLAC else b""
+    shift = source.position - len(before)
+    walks = walk_file(Prefixed(before, source), family, limit)
+    source.drain()
+    end = source.received
+    if family is WEBM:
+        covered = sum(walk.size for walk in walks)
+        slack = covered // 8 + 4096  # headers of blocks
+        refuse_foreign(source, [(start if end - start > covered + slack else end - slack, end)])
+        return settle(walks, limit)
+    walk = walks[0]
+    end -= trailing_tags(source.at(max(start, end - _TAIL), _TAIL))
+    gaps = [*walk.gaps, (walk.last, end - shift)]
+    refuse_foreign(source, [(a + shift, b + shift) for a, b in gaps])
+    junk = walk.size - walk.covered - (source.received - end)
+    if family is MPEG and junk > min(walk.covered, max(_JUNK_FLOOR, walk.size // 20)):
+        raise Undecodable("junk")
+    return settle(walks, limit)
+
+
+def _flac_head(source: Source) -> bytes:
+    """The one block of metadata that a decoder needs; `source` goes to the first frame."""
+    magic = source.peek(4 + _STREAM_INFO)
+    if magic[4] & 0x7F != 0:
+        return b""  # FFmpeg's to judge
+    at = source.position + 4
+    for _ in range(MAX_ENTRIES):
+        header = source.at(at, 4)
+        at += 4 + int.from_bytes(header[1:], "big")
+        if len(header) < 4 or header[0] & 0x80:
+            source.skip(at - source.position)
+            return magic[:4] + bytes((0x80,)) + magic[5:]
+    raise Undecodable("entries")

@@ -1,0 +1,119 @@
+"""Ogg, link by link.
+
+Rules:
+1. A file may be several, one behind the other (chained, RFC 3533 §4): a page that begins a stream
+   behind one that does not begins the next link, be its codec and rate what they may. Each link is
+   opened as a file of its own, so a film does not hide behind a second of sound; their lengths add
+   up.
+2. Packets carry their length inside. Granule positions, and so time stamps, may say anything: in
+   short clips FFmpeg takes the last packet to play 2^32 ticks less a few.
+3. Comments are counted before FFmpeg sees them: it compares each with all before it.
+"""
+
+from __future__ import annotations
+
+from proxy.uploads.formats.families import OGG
+from proxy.uploads.formats.packets import MAX_ENTRIES, settle, walk_file
+from proxy.uploads.formats.polyglots import refuse_foreign
+from proxy.uploads.probe.refused import PastLimit, Undecodable
+from proxy.uploads.probe.source import Source
+
+_MAX_LINKS = 256
+_HEADER = 27
+_LONGEST_HEADER = _HEADER + 255
+_BEGINS = 2  # flag: first page of a logical stream
+_LONGEST_PACKET = 255 * 255  # bytes of it in a page
+#: What stands before the comments, by the first bytes of a stream's second packet.
+_COMMENTS = ((b"OpusTags", 8), (b"\x03vorbis", 7), (b"\x84", 4), (b"\x04", 4))
+
+
+def measure_ogg(source: Source, limit: float | None) -> float:
+    """Seconds of all links together. Raises the exceptions of refused.py."""
+    pages = _Pages(source)
+    links, seconds = 0, 0.0
+    while pages.begin_link():
+        if links == _MAX_LINKS:
+            raise Undecodable("entries")
+        rest = None if limit is None else limit - seconds
+        try:
+            seconds += settle(walk_file(pages, OGG, rest), rest)
+        except PastLimit as error:
+            raise PastLimit(seconds + error.seconds) from error
+        except Undecodable:
+            pages.finish_link()
+            if not links or not pages.ended:
+                raise  # else it is cut short in the headers of the last link: nobody plays that
+        pages.finish_link()
+        links += 1
+    refuse_foreign(source, pages.stray)
+    return seconds
+
+
+class _Pages:
+    """One link after the other, as a file that cannot seek. `stray`: ranges that belong to no page;
+    `ended`: there is no other link."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._given = self._next = source.position  # what was read, and where the next page is
+        self._heads = True  # of the link: pages that begin a stream
+        self._over = True
+        self._comments_due: set[bytes] = set()  # serial numbers
+        self.stray: list[tuple[int, int]] = []
+        self.ended = False
+
+    def begin_link(self) -> bool:
+        """Go on with the next link. Whether there is one."""
+        self._heads, self._over = True, False
+        return not self.ended
+
+    def finish_link(self) -> None:
+        """Pass over what was not read of it."""
+        while self.read(_LONGEST_PACKET):
+            pass
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, empty at the end of the link."""
+        data = b"" if self._over else self._source.some(self._given, size)
+        while (at := self._next - self._given) < len(data):
+            header = data[at : at + _LONGEST_HEADER]
+            if len(header) < _LONGEST_HEADER:
+                header = self._source.at(self._next, _LONGEST_HEADER)
+            if header[:5] != b"OggS\0" or len(header) <= _HEADER:
+                self._pass_over(data, at)
+            elif header[5] & _BEGINS and not self._heads:
+                self._over = True
+                data = data[:at]
+            else:
+                self._note_page(header)
+                self._next += _HEADER + header[26] + sum(header[_HEADER : _HEADER + header[26]])
+        self._given += len(data)
+        if not data and not self._over:
+            self._over = self.ended = True
+        return data
+
+    def _pass_over(self, data: bytes, at: int) -> None:
+        """To the next page, or what may be the beginning of one where `data` ends."""
+        found = data.find(b"OggS\0", at + 1)
+        start, self._next = (
+            self._next,
+            self._given + (found if found >= 0 else max(at + 1, len(data) - 4)),
+        )
+        if self.stray and self.stray[-1][1] == start:
+            start = self.stray.pop()[0]
+        self.stray.append((start, self._next))
+
+    def _note_page(self, header: bytes) -> None:
+        serial = header[14:18]
+        if header[5] & _BEGINS:
+            self._comments_due.add(serial)
+            return
+        self._heads = False
+        if serial in self._comments_due:
+            self._comments_due.discard(serial)
+            packet = self._source.at(self._next + _HEADER + header[26], _LONGEST_PACKET)
+            at = next((skip for magic, skip in _COMMENTS if packet.startswith(magic)), 0)
+            at += 4 + int.from_bytes(packet[at : at + 4], "little")  # the name of the writer
+            number = int.from_bytes(packet[at : at + 4], "little")
+            if at + 4 <= len(packet) and number > MAX_ENTRIES:
+                raise Undecodable("entries")

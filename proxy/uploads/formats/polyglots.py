@@ -1,0 +1,105 @@
+"""Other people's file formats, in bytes that no audio decoder reads.
+
+Rules:
+1. What stands where sound should begin is compared with the first bytes of common formats
+   (`starts_foreign`), and must not be plain text.
+2. What no decoder reads is searched for archives, documents, programs and pages, wherever they
+   begin (`refuse_foreign`). A signature and the fields behind it make 45 bits or more, so that
+   noise and pictures do not match.
+3. A ZIP's readers look for its directory from the end of the file, whatever stands behind it. So
+   the end of every file is searched, sound or not: `refuse_polyglot`.
+4. Sound is not searched, since any bytes can be samples; nor are tags with their pictures and
+   texts, which may quote anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from proxy.uploads.probe.refused import NotAudio
+from proxy.uploads.probe.source import Source
+
+_SIGNATURES = (
+    rb"PK\x03\x04|%PDF-|\x7fELF|\x89PNG\r\n|GIF8[79]a|\xff\xd8\xff[\xdb\xe0-\xef]|Rar!\x1a\x07"
+    rb"|7z\xbc\xaf\x27\x1c|\x1f\x8b\x08[\0-\x1f]|BZh[1-9]1AY|\xfd7zXZ\0|\xd0\xcf\x11\xe0\xa1\xb1"
+    rb"|<(?:!doctype|html|script|svg|\?xml|\?php)|#!\s*/|OggS|fLaC|\xca\xfe\xba\xbe"
+    rb"|MZ.{58}..\0\0"
+)
+_AT_START = re.compile(rb"\s*(?:" + _SIGNATURES + rb")", re.IGNORECASE | re.DOTALL)
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{512,}")  # 64 ms of 8 kHz PCM that never crosses silence
+
+_BINARY: Final = (
+    # needle, what must match where it stands, what that is
+    (b"PK\x03\x04", rb"PK\x03\x04[\x0a-\x3f][\0-\x0a]..[\0\x08\x09\x0c\x0e\x5d\x5f\x60\x63]\0",
+     "application/zip"),
+    (b"\x7fELF", rb"\x7fELF[\x01\x02][\x01\x02]\x01", "application/x-executable"),
+    (b"PE\0\0", rb"PE\0\0(?:\x4c\x01|\x64\x86|\xc4\x01|\x64\xaa).{18}\x0b[\x01\x02]",
+     "application/x-dosexec"),
+    (b"\xfa\xed\xfe", rb"\xfa\xed\xfe(?:\x07|\x0c)\0\0[\0\x01]", "application/x-mach-binary"),
+    (b"%PDF-", rb"%PDF-[12]\.\d", "application/pdf"),
+    (b"Rar!\x1a\x07", rb"Rar!\x1a\x07[\0\x01]", "application/x-rar"),
+    (b"7z\xbc\xaf\x27\x1c", rb"7z\xbc\xaf\x27\x1c\0", "application/x-7z-compressed"),
+)  # fmt: skip
+_COMPILED = tuple(
+    (needle, re.compile(pattern, re.DOTALL), what) for needle, pattern, what in _BINARY
+)
+_PAGE = re.compile(rb"<(?:!doctype\s|html[\s>]|script[\s>]|\?php\s)", re.IGNORECASE)
+_PIECE = 1024 * 1024
+_OVERLAP = 64
+
+_DIRECTORY_END: Final = b"PK\x05\x06"
+_DIRECTORY_END_SIZE = 22
+_FARTHEST = 65_535 + _DIRECTORY_END_SIZE  # bytes from the end of a file: APPNOTE §4.3.16
+
+
+def starts_foreign(data: bytes) -> bool:
+    """Whether `data` begins like another format, or is nothing but text."""
+    return bool(_AT_START.match(data) or _TEXT.fullmatch(data))
+
+
+def find_foreign(data: bytes) -> str | None:
+    """The media type of what begins anywhere in `data`."""
+    for needle, pattern, what in _COMPILED:
+        at = data.find(needle)
+        while at >= 0:
+            if pattern.match(data, at):
+                return what
+            at = data.find(needle, at + 1)
+    return "text/html" if _PAGE.search(data) else None
+
+
+def refuse_foreign(source: Source, ranges: Iterable[tuple[int, int]]) -> None:
+    """Raise `NotAudio` where something else begins in those ranges (start, end), which no decoder
+    reads."""
+    for start, end in ranges:
+        for at in range(start, min(end, source.received), _PIECE):
+            size = min(_PIECE + _OVERLAP, end - at)
+            if what := find_foreign(source.at(at, size)):
+                raise NotAudio(what)
+
+
+def refuse_polyglot(source: Source, head: bytes) -> None:
+    """Raise `NotAudio` where the whole file is also a ZIP archive (rule 3) or a PDF document, which
+    its readers accept when it begins in the first KiB."""
+    tail = source.at(max(0, source.received - 2 * _FARTHEST), 2 * _FARTHEST)
+    at = tail.rfind(_DIRECTORY_END)
+    while at >= 0:
+        if _ends_directory(source, tail, at):
+            raise NotAudio("application/zip")
+        at = tail.rfind(_DIRECTORY_END, 0, at)
+    if b"%PDF-" in head[:1024] and b"%%EOF" in tail:
+        raise NotAudio("application/pdf")
+
+
+def _ends_directory(source: Source, tail: bytes, at: int) -> bool:
+    """Whether a ZIP's directory ends at `at`. Sound hits on its four letters now and then."""
+    end = tail[at : at + _DIRECTORY_END_SIZE]
+    if len(end) < _DIRECTORY_END_SIZE or end[4:8] != bytes(4) or end[8:10] != end[10:12]:
+        return False
+    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):  # ZIP64: the sizes stand elsewhere
+        return True
+    size = int.from_bytes(end[12:16], "little")
+    start = source.received - len(tail) + at - size
+    return size >= 46 and start >= 0 and source.at(start, 4) == b"PK\x01\x02"

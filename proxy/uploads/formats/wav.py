@@ -1,0 +1,90 @@
+"""WAV, RF64, BW64 and RIFX.
+
+Rules:
+1. FFmpeg gets the format and all from the first samples on, none of the chunks before them. It ends
+   where the header tells it to (0 and 2^32-1: nowhere), and goes on with the next chunk of samples.
+2. A chunk that holds neither sound nor tags is searched for other content, as is what is no chunk.
+3. A header may claim one second of an hour. Bytes behind the samples that are no chunk count as if
+   they were played where there are many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxy.uploads.formats.families import WAV
+from proxy.uploads.formats.packets import MAX_ENTRIES, Walk, settle, walk_file
+from proxy.uploads.formats.polyglots import refuse_foreign, starts_foreign
+from proxy.uploads.probe.refused import NotAudio, Undecodable
+from proxy.uploads.probe.source import ENDLESS, Prefixed, Source
+
+_CHUNK = 8  # bytes of a header: four letters and a size
+_TAGS = frozenset((b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"axml", b"_PMX", b"cart"))
+_MAX_FORMAT = 64 * 1024
+_STRAY = 128 * 1024  # bytes that may stand behind a WAV's samples without being a chunk
+
+
+def measure_wav(source: Source, limit: float | None) -> float:
+    """Seconds. Raises the exceptions of refused.py."""
+    start = source.position
+    before, sound = source.peek(12), 0
+    for name, at, end in _chunks(source, start):
+        if name == b"data" and b"fmt " in before[12:]:
+            sound = at
+            break
+        if name in (b"fmt ", b"ds64") and end - at <= _MAX_FORMAT and name not in before:
+            before += source.at(at, end + end % 2 - at)
+    if not sound:
+        raise Undecodable("no_audio")
+    if starts_foreign(source.at(sound + _CHUNK, 4096)):
+        raise NotAudio("a wav header before other content")
+    source.skip(sound - start)
+    walks = walk_file(Prefixed(before, source), WAV, limit)
+    source.drain()
+    _look_around(walks[0], source, start)
+    return settle(walks, limit)
+
+
+def _look_around(walk: Walk, source: Source, start: int) -> None:
+    """Rules 2 and 3."""
+    behind = source.received
+    for name, at, end in _chunks(source, start):
+        behind = end + end % 2
+        if name != b"data" and name not in _TAGS:
+            refuse_foreign(source, [(at + _CHUNK, end)])
+    refuse_foreign(source, [(behind, source.received)])
+    stray = source.received - behind
+    if walk.size and stray > max(_STRAY, walk.size // 2):
+        walk.total += walk.total * stray // walk.size
+
+
+def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, place and end of each; of those that no end is told of, and of those that the file is
+    too short for, it is the file's, if they hold sound."""
+    magic, at = source.at(at, 4), at + 12
+    size_64 = 0
+    sampled = False
+    for _ in range(MAX_ENTRIES):
+        header = source.at(at, _CHUNK)
+        if len(header) < _CHUNK:
+            return
+        name = header[:4]
+        size = int.from_bytes(header[4:], "big" if magic == b"RIFX" else "little")
+        if name == b"data":
+            if magic in (b"RF64", b"BW64") and size_64:
+                size, size_64 = size_64, 0
+            elif size == 0xFFFFFFFF or (size == 0 and not sampled):
+                size = ENDLESS
+            sampled = True
+        elif (sampled and not _is_name(name)) or not source.arrive(at + _CHUNK + size):
+            return  # before the samples FFmpeg hops over whatever it is called
+        elif name == b"ds64":  # EBU Tech 3306: RF64 has its sizes here, in 64 bits
+            size_64 = min(int.from_bytes(source.at(at + 16, 8), "little"), ENDLESS)
+        yield name, at, at + _CHUNK + size
+        at += _CHUNK + size + size % 2
+    raise Undecodable("entries")
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether these four bytes can be a chunk's: letters, digits, blanks and the like."""
+    return all(0x20 <= byte < 0x7F for byte in name) and not name.isspace()
