@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class TracedStories:
-    """Implements `proxy.admin.endpoints.trace.Stories`. Without a trace it tells what the mirrors know."""
+    """Implements `endpoints.trace.Stories`. Without a trace it gives what the mirrors know."""
 
     def __init__(self, trace: Trace, mirrors: Mirrors, clock: Clock) -> None:
         self._trace = trace

@@ -1,9 +1,9 @@
 """Leave to call an upstream: a place in its bulkhead, and what an open circuit says.
 
 A call that meets an open circuit is refused, or held where the breaker says so: it waits its turn
-in breaker/holding.py, at most `hold` after the request came and never beyond the deadline of all
-its attempts. Nothing is read and nothing is dialled meanwhile; a client that leaves and a proxy
-that drains end the wait.
+(resilience/circuit/holding.py), at most `hold` after the request came and never beyond the deadline
+of all its attempts. Nothing is read and nothing is dialled meanwhile; a client that leaves and a
+proxy that drains end the wait.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ async def _attempt(
 async def _begin(x: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
     """Leave for an attempt, and who is told its end. Raises `CircuitOpen`."""
     if x.outcome is not None:
-        # What plain.py has sent needs no leave any more, whatever has become of the circuit since.
+        # What the fast path has sent needs no permit, whatever has become of the circuit since.
         outcome, x.outcome = x.outcome, None
         return outcome
     if plan.breaker is None or plan.breaker.state is State.CLOSED:

@@ -173,7 +173,7 @@ class Exchange:
     unfinished: float | None = None  # how long it had been sending its response by then
     gone_in: str | None = None  # what was under way when the client left: `PHASES` of the tally
     head_after: float | None = None  # of a stream without an end: its head came so long after ours
-    # Where plain.py has begun the attempt: on which connection, sent when, and who is told its end.
+    # Where the fast path has begun the attempt: on which connection, when, and who counts its end.
     sent_on: UpstreamStream | None = None
     sent_at = 0.0
     outcome: Unwatched | None = None

@@ -67,7 +67,7 @@ def plain_request_frame(
     head: RequestHead, plan: UpstreamPlan, *, traced: bool = False
 ) -> tuple[bytes, bytes]:
     """What stands around correlation ID and `forwarded_for` in the `request_head` of a request that
-    is plain (plain.py, rules 1 and 2); `traceparent` is left out where we write our own."""
+    is plain (fast_path.py, rules 1 and 2); `traceparent` is left out where we write our own."""
     host = head.host
     assert host is not None
     shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()

@@ -8,7 +8,7 @@ missed: one that comes while the coroutine runs makes its next wait end at once.
 The coroutine is not an asyncio task. It is resumed from the very callback that has the news, which
 saves a future, a handle and a turn of the event loop each time, 4 us in an exchange. The price:
 `asyncio.current_task` is not it, so what needs a task of its own (`asyncio.timeout`) gets one
-(see pipeline/rescue.py); plain futures can be awaited as ever.
+(see forward/fallbacks.py); plain futures can be awaited as ever.
 """
 
 from __future__ import annotations

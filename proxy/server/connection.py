@@ -2,7 +2,7 @@
 
 This is where one request can be followed from top to bottom: `_exchange` reads a head, finds the
 route, lets `forward` do the work, turns whatever went wrong into an answer, and hands the record to
-the sinks. Before that it sleeps for as long as the requests are of the plain kind (plain.py).
+the sinks. Before that it sleeps for as long as the requests are of the plain kind (fast_path.py).
 """
 
 from __future__ import annotations

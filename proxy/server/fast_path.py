@@ -2,7 +2,7 @@
 
 A small request that asks for nothing special, answered by a small response that says nothing
 special, needs no decisions but these; so it passes in two callbacks, one for each read. It is the
-general path (serve.py and below) with everything taken out that cannot happen here. An exchange is
+general path (connection.py) with everything taken out that cannot happen here. An exchange is
 plain as long as all of this holds:
 
  1. The request is one read: a whole head of at most `_HEAD` bytes and nothing behind it. It has no

@@ -180,7 +180,7 @@ class Sockets:
                 runtime.cut()
             await asyncio.wait(late, timeout=_LAST_WORDS)
 
-    # --- handing over (proxy/core/process/handover.py) --------------------------------------------------------
+    # --- handing over (core/process/handover.py) ----------------------------------------------
 
     def labelled(self) -> list[tuple[str, socket.socket]]:
         """Every socket that is not somebody else's, for a successor."""

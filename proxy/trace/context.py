@@ -1,4 +1,4 @@
-"""What the rules of causes.py look at, and what they find. Pure."""
+"""What the rules of diagnosis.py look at, and what they find. Pure."""
 
 from __future__ import annotations
 

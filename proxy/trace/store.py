@@ -10,7 +10,7 @@
    it as large as the next. So nothing pushes out what others recorded, neither here nor in the
    queue.
 4. A damaged or foreign file is renamed and a new one begun, one that somebody removes is written
-   anew (`sqlite_upkeep.py`). Nothing of SQLite's leaves this file as an exception.
+   anew (`core/sqlite/recovery.py`). Nothing of SQLite's leaves this file as an exception.
 """
 
 from __future__ import annotations

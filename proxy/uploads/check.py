@@ -4,12 +4,12 @@ Rules:
 1. The file goes into the spool, and a probe process reads it there. Nothing goes upstream, and the
    upload needs no upstream connection, before the verdict is good. So a PDF called `song.mp3` never
    reaches the app, not even its first byte, and a slow sender takes no connection from others.
-2. What goes upstream is written anew around the spooled file (rewrite.py): our own boundary, which
-   no client can know (so no parser, be it as lenient as it likes, finds a boundary within the
+2. What goes upstream is written anew around the spooled file (form/rewrite.py): our own boundary,
+   which no client can know (so no parser, be it as lenient as it likes, finds a boundary within the
    file), the detected type, and the length of it all.
 3. Everything in a form but its files has 1 MiB at most.
 4. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
-5. No room in the spool, no probe process in time: that is 503, and the log says why (session.py).
+5. No room in the spool, no probe process in time: that is 503, and the log says why.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The house keeps its floors: imports point strictly down, and a few libraries have one door each.
 
-Ranks count upwards. A unit is a package or a single module directly below `proxy`; inside one unit
+Ranks count upwards. A unit is a room or a single module directly below `proxy`; inside one unit
 imports are free. Imports under TYPE_CHECKING and inside functions count like all others.
 """
 
@@ -18,25 +18,21 @@ ROOT = Path(proxy.__file__).parent
 
 RANKS: dict[str, int] = {
     # what the user types, or imports
-    "proxy.embed": 7,
-    "proxy.app.test_client": 5,
-    "proxy.pytest_plugin": 8,
-    "proxy.__main__": 7,
-    "proxy.cli.main": 7,
-    "proxy.cli.admin": 7,
-    "proxy.cli.trace": 7,
+    "proxy.pytest_plugin": 9,
+    "proxy.__main__": 9,
+    "proxy.cli": 8,
+    "proxy.embed": 8,
     # what puts everything together, and what stands beside it
-    "proxy.app.composition": 6,
-    "proxy.app.process": 6,
+    "proxy.app": 7,
     "proxy.admin": 6,
     "proxy.demo": 6,
     # what a route can be asked to do
     "proxy.routes": 5,
     "proxy.extend": 4,
-    "proxy.app.hosted": 3,
-    "proxy.app.hosted_targets": 4,
-    # one request, top to bottom
+    # a client's connection, and one request, top to bottom
+    "proxy.server": 4,
     "proxy.forward": 3,
+    "proxy.app_telemetry": 3,
     # seven rooms that know nothing of each other
     "proxy.http1": 2,
     "proxy.resilience": 2,
@@ -47,55 +43,14 @@ RANKS: dict[str, int] = {
     "proxy.trace": 2,
     "proxy.config": 1,
     "proxy.spool": 1,
-    "proxy.core.sqlite.file": 1,
-    "proxy.core.sqlite.recovery": 1,
-    "proxy.core.sqlite.readers": 1,
     # what anybody may use
-    "proxy.core.errors": 0,
-    "proxy.uploads.form": 0,
-    "proxy.core.headers": 0,
-    "proxy.core.clock": 0,
-    "proxy.core.clock_skew": 0,
-    "proxy.core.memory.cgroup": 0,
-    "proxy.core.memory.allocator": 0,
-    "proxy.core.process.private_files": 0,
-    "proxy.core.memory.budget": 0,
-    "proxy.core.redis.client": 0,
-    "proxy.core.process.shortage": 0,
-    "proxy.core.tasks": 0,
-    "proxy.core.vitals": 0,
-    "proxy.core.process.systemd": 0,
-    "proxy.core.process.handover": 1,
-    "proxy.core.trace_context": 0,
-    "proxy.core.process.descriptors": 0,
-    "proxy.demo.ports": 0,
-    "proxy.resilience.rate_limit": 0,
-    "proxy.uploads.probe.sandbox": 0,
-    "proxy.demo.redis_server": 0,
-    "proxy.core.redis.url": 0,
+    "proxy.core": 0,
     "proxy": 0,  # the version, nothing else
 }
 
 # The only imports between units of one rank, each with its reason.
 NEIGHBOURS = {
-    ("proxy.__main__", "proxy.cli.main"): "`python -m proxy` is the command",
-    ("proxy.cli.main", "proxy.cli.admin"): "one command line in several files",
-    ("proxy.cli.main", "proxy.cli.trace"): "one command line in several files",
-    ("proxy.cli.trace", "proxy.cli.admin"): "both ask the admin API",
-    (
-        "proxy.app.process",
-        "proxy.app.composition",
-    ): "signals drive the proxy, which knows nothing of them",
-    ("proxy.app.composition", "proxy.admin"): "the composition root builds the operator's door too",
-    ("proxy.core.sqlite.file", "proxy.core.sqlite.readers"): "a file has its readers",
-    ("proxy.core.sqlite.recovery", "proxy.core.sqlite.file"): "what one knows, the other acts on",
-    ("proxy.demo.redis_server", "proxy.demo.ports"): "a server needs a port",
-    ("proxy.core.redis.client", "proxy.core.redis.url"): "a client is made from a parsed URL",
-    **{
-        ("proxy.core.vitals", f"proxy.{one}"): "it holds one of each"
-        for one in ("clock_skew", "shortage", "tasks")
-    },
-    **{(unit, "proxy"): "the version" for unit, rank in RANKS.items() if rank == 0},
+    ("proxy.core", "proxy"): "the version",
 }
 
 # Who may import what is not ours and tends to spread: files, or everything below a package.

@@ -32,7 +32,7 @@ class Probes:
         accept = ",".join(request.headers.getall("Accept", ()))
         packed = _takes_gzip(",".join(request.headers.getall("Accept-Encoding", ())))
         body, content_type = await self._page(accept, packed)
-        # Many who take nothing of it wait for memory like others; see answers.py.
+        # Many who take nothing of it wait for memory like others; see admin/large_answers.py.
         answers = request.app[ANSWERS]
         answers.admit(len(body), holding := answers.holding(), METRICS_FREE)
         holding.clear()  # from here on the connection counts it

@@ -35,7 +35,7 @@ forwarded stays as the client wrote it.
 Not here, because it is settled elsewhere: a method in lower case, which Werkzeug and Django raise,
 and a method override (`X-HTTP-Method-Override` and its kin) are 400 where they would lead to a
 guarding route (`router.py`); targets in absolute form become a path and a `Host`, fragments are 400
-(`wire/codec.py`); fields by which a client may change the path for some frameworks are believed
+(`http1/heads.py`); fields by which a client may change the path for some frameworks are believed
 only from a trusted proxy (`headers.READDRESSING`).
 
 Not considered: what an application adds for itself. A Django view or `app.all` in Express takes

@@ -164,7 +164,7 @@ class RoutePlan:
 
 @dataclass(frozen=True, slots=True)
 class PlainRequest:
-    """A request that plain.py may carry, the parameters of its path where the route wants them, and
+    """A request for the fast path, the parameters of its path where the route wants them, and
     what goes upstream for it: `start`, the correlation ID, the client's forwarding fields, `end`.
     """
 

@@ -6,7 +6,7 @@ percent-decoding (RFC 3986 §6.2.2): `/%6dake-video` must not slip past the chec
 What is forwarded stays as the client wrote it.
 
 Beyond that, a route that guards takes its path in every reading that a framework may have of it
-(readings.py):
+(path_readings.py):
 
 1. Where several routes match exactly, the first in file order wins. A guarding route that takes the
    request in some other reading comes before those that guard nothing.

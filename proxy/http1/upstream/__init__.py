@@ -1,1 +1,1 @@
-"""Connections to the targets of one upstream: `pool` lends them, `queue` decides whose turn it is."""
+"""Connections to the targets of an upstream: `pool` lends them, `queue` decides who is next."""

@@ -12,7 +12,7 @@ pool, not to who asked, so a caller that leaves wastes nothing. The rules:
  4. A failed dial is told to one waiting caller, the one at the head of the queue.
  5. Who asks for a `fresh` connection never gets one that has carried an exchange: a kept one is
     closed to make room.
- 6. Routes take turns in the queue, and so do the clients of each (line.py).
+ 6. Routes take turns in the queue, and so do the clients of each (queue.py).
  7. No client has all connections while others are there, and slow takers of answers hold half of
     them at most while somebody waits (places.py).
  8. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:

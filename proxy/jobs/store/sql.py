@@ -5,8 +5,8 @@ are not deleted; an expired one stays until retention ends. `versions` holds wha
 deflated. `tombstones` names what was deleted: `held` ones forbid the job to come back, `pass_on`
 ones still have to be told to the app.
 
-`pipeline_events` are what versions told about the pipeline, each once (`pipeline_events.py`), and
-what became of it; `pipeline_totals` what this sidecar has counted, so that counters outlive it.
+`pipeline_events` are what versions say about the pipeline, each once (`video_metrics/events.py`),
+and what became of it; `pipeline_totals` what this sidecar has counted, so that counters outlive it.
 
 `deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
 `captured_at`, `first_seen` and `deadline` are Unix seconds of our clock. `deadline` is when Redis

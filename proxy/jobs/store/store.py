@@ -7,7 +7,7 @@
    queue is kept (bounded, newest version per job), tried again every `RETRY` seconds, and
    `degraded` says why. A damaged or foreign file is set aside under another name and a new one
    begun. Both end in `on_gap`, by which the mirror knows that it must fill the ledger again. The
-   file itself is looked after by `sqlite_upkeep.py`.
+   file itself is looked after by `core/sqlite/recovery.py`.
 3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
 4. The whole file is checked at start while small; a big one is checked by a reader while already in
    use, as a start must not wait for a gigabyte to be read.

@@ -2,7 +2,7 @@
 
 1. Events lie in the ledger since the commit of the version that told them (`sql.PUT`). Here they
    are settled: counted by us, counted by another sidecar, or too old to be news.
-2. One sidecar counts, and claims each event in Redis before it does (`claims.py`). The others only
+2. One sidecar counts, and claims each event in Redis before it does (`lease.py`). The others only
    read claims, and settle what another has claimed.
 3. Claimed is not yet counted. An event that we find claimed by ourselves was claimed before a
    crash, and is counted now. Event, outcome and totals are one transaction of the ledger; a scrape

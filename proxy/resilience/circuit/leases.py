@@ -2,7 +2,7 @@
 
 A lease comes from Redis, a round trip after it was asked for. A caller that is refused meanwhile
 and comes again only in a minute would never meet its lease, which is given back before. So a caller
-may wait for the answer, a moment (attempts.py says how long).
+may wait for the answer, a moment (forward/attempts.py says how long).
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ class FleetSync:
 
     def _deciding(self, breaker: CircuitBreaker) -> bool:
         """Whether outcomes of our own are about to free a lease or to close the circuit: then a
-        caller who waits for one waits on (attempts.py says how long)."""
+        caller who waits for one waits on (forward/attempts.py says how long)."""
         return breaker.has_report or breaker.probes_in_flight > 0
 
     async def _take(

@@ -1,4 +1,4 @@
-"""Runs the stages of others (`use` on a route), each hook behind its guard (`stage_guard.py`).
+"""Runs the stages of others (`use` on a route), each hook behind its guard (`guard.py`).
 
 They stand where a stage of the proxy's own does, with hooks of the same names; what these get is
 the exchange itself, and theirs is a view of it (`proxy.extend`), whose changes are checked before

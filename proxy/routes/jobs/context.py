@@ -1,6 +1,6 @@
 """The worker's calls carry the job: its ID in the log, its creation's correlation ID upstream.
 
-Only where one job can be meant (`jobs/active.py`), and never over an ID that the caller sends.
+Only where one job can be meant (`active_jobs.py`), and never over an ID that the caller sends.
 """
 
 from __future__ import annotations

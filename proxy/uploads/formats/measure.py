@@ -4,7 +4,7 @@ Rules:
 1. Every packet counts, and none that is not there: what a header claims is compared, not believed
    (packets.py). The largest of several measures wins.
 2. The walk ends as soon as it is past the limit.
-3. What no decoder reads is searched for other content (foreign.py), and must be a small part of an
+3. What no decoder reads is searched for others (polyglots.py), and must be a small part of an
    MP3: FFmpeg finds "audio" in any bytes.
 """
 

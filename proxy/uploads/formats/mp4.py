@@ -59,7 +59,7 @@ _KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"sidx", b"mfra"))
 
 
 def measure_mp4(source: Source, limit: float | None) -> float:
-    """Seconds of its longest track. Raises the exceptions of refused.py."""
+    """Seconds of its longest track. Raises the exceptions of probe/refused.py."""
     fragmented = _begins_with_fragments(source)
     walks = walk_file(source, MP4, limit) if fragmented else []
     source.rewind()

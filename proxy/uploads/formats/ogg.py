@@ -28,7 +28,7 @@ _COMMENTS = ((b"OpusTags", 8), (b"\x03vorbis", 7), (b"\x84", 4), (b"\x04", 4))
 
 
 def measure_ogg(source: Source, limit: float | None) -> float:
-    """Seconds of all links together. Raises the exceptions of refused.py."""
+    """Seconds of all links together. Raises the exceptions of probe/refused.py."""
     pages = _Pages(source)
     links, seconds = 0, 0.0
     while pages.begin_link():

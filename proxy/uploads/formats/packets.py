@@ -149,7 +149,7 @@ def refuse_video(container: InputContainer, family: Family) -> None:
 
 def walk_file(file: Any, family: Family, limit: float | None) -> list[Walk]:
     """The walks through all tracks of a file, from its first byte to its last. Raises the
-    exceptions of refused.py."""
+    exceptions of probe/refused.py."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
         walks = new_walks(streams)
@@ -192,7 +192,7 @@ def walk_packets(
 ) -> None:
     """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
-    exceptions of refused.py."""
+    exceptions of probe/refused.py."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     framed = family in (MPEG, AAC, FLAC)
     past = sys.maxsize if limit is None else limit + GRACE

@@ -25,7 +25,7 @@ _STRAY = 128 * 1024  # bytes that may stand behind a WAV's samples without being
 
 
 def measure_wav(source: Source, limit: float | None) -> float:
-    """Seconds. Raises the exceptions of refused.py."""
+    """Seconds. Raises the exceptions of probe/refused.py."""
     start = source.position
     before, sound = source.peek(12), 0
     for name, at, end in _chunks(source, start):
