@@ -224,7 +224,7 @@ def test_every_fact_of_an_upload() -> None:
 def test_every_line_that_a_mirror_logs() -> None:
     """Message and fields, in the mirror's own page; and the values of `job_stored`."""
     page = (DOCS / "reference" / "job-mirror.md").read_text()
-    for source in (SOURCES / "jobs").glob("*.py"):
+    for source in (SOURCES / "jobs").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             match node:
                 case ast.Call(
@@ -286,7 +286,7 @@ def test_the_page_on_traces() -> None:
     page = (DOCS / "how-to" / "find-out-what-happened.md").read_text()
     page += (DOCS / "reference" / "trace.md").read_text()
     causes = {kind for kind, _ in _TROUBLE.values()}
-    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "traced.py"]
+    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "trace_backend.py"]
     for source in files:
         for node in ast.walk(ast.parse(source.read_text())):
             match node:
