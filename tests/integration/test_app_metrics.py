@@ -98,7 +98,7 @@ async def test_changes_are_logged_once(caplog: pytest.LogCaptureFixture) -> None
     async def next_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await answering(bodies.pop(0))(reader, writer)
 
-    with caplog.at_level(logging.INFO, logger="proxy.telemetry"):
+    with caplog.at_level(logging.INFO, logger="proxy.app_telemetry"):
         async with speaking(next_one) as url:
             page, _ = page_of(url)
             while bodies:
