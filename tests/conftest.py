@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from proxy.demo.redis_server import RedisServer
+
+# Tests start the program hundreds of times. Where the environment forbids bytecode, each start
+# would compile its 270 modules anew, and each worker all the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same examples in every run, against no clock: a build fails neither by chance nor because the
 # machine is slow. `--hypothesis-profile=explore` draws others each time, to find what these do not.

@@ -137,6 +137,5 @@ class Model(BaseModel):
         frozen=True,
         arbitrary_types_allowed=True,
         validate_default=False,
-        use_attribute_docstrings=True,
         hide_input_in_errors=True,
     )

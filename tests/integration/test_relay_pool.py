@@ -23,8 +23,6 @@ from tests.http1 import (
     respond,
 )
 
-LATE_PORT = free_port()
-
 
 def to(upstream: str) -> dict[str, object]:
     """A listener that forwards everything to `upstream`."""
@@ -40,7 +38,15 @@ def small() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, small: Upstream) -> Iterator[Site]:
+def late_port() -> int:
+    """Where an upstream comes up during a test."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, small: Upstream, late_port: int
+) -> Iterator[Site]:
     """One proxy; a listener per upstream setting."""
     dead = f"http://127.0.0.1:{free_port()}"
     pool = {"max_connections": 8, "queue": 3}
@@ -62,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, small: Upstream) -> Iterator[
             },
             "brief": {"targets": [small.url], "pool": {"keepalive": "300ms"}},
             "dead": {"targets": [dead]},
-            "late": {"targets": [f"http://127.0.0.1:{LATE_PORT}"], "connect_patience": "60s"},
+            "late": {"targets": [f"http://127.0.0.1:{late_port}"], "connect_patience": "60s"},
         },
     ) as site:
         yield site
@@ -326,13 +332,13 @@ def test_refused_connection_is_502(site: Site) -> None:
 
 
 @pytest.mark.parametrize("raw", [get("/x"), post(b"hello", "/x")], ids=["get", "post"])
-def test_patience_outlasts_a_restart(site: Site, raw: bytes) -> None:
+def test_patience_outlasts_a_restart(site: Site, late_port: int, raw: bytes) -> None:
     """A refused connection is tried again while `connect_patience` lasts, POST included."""
     replies: list[int] = []
     with site.connect("late") as client:
         client.send(raw)
         assert client.silent_for(0.5), "refused although there was patience left"
-        upstream = Upstream(port=LATE_PORT)
+        upstream = Upstream(port=late_port)
         try:
             replies.append(client.response("POST").status)
             assert upstream.only.target == "/x"

@@ -57,18 +57,35 @@ def outcome(attempt: Callable[[], object], *, memory: int | None = None) -> str:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PARENT = os.getpid()
-FILE, _path = tempfile.mkstemp()
-PATH = _path.encode()
-PAIR = socket.socketpair()
+PATH = os.path.join(tempfile.gettempdir(), f"sandboxed-{PARENT}").encode()
 PAGE = 4096
 
 
+class Opened:
+    """What the attempts have open: a file at `PATH` and one end of a pair of sockets."""
+
+    file: int
+    link: socket.socket
+
+
+def file() -> int:
+    """The descriptor of `Opened.file`."""
+    return Opened.file
+
+
+def link() -> int:
+    """The descriptor of `Opened.link`."""
+    return Opened.link.fileno()
+
+
 def call(name: str, *arguments: object) -> Callable[[], object]:
-    """A function of the C library, which raises what it sets `errno` to."""
+    """A function of the C library, which raises what it sets `errno` to. `file` and `link` stand
+    for their descriptors, which are not open yet when the tests are collected."""
 
     def attempt() -> None:
         ctypes.set_errno(0)
-        if getattr(LIBC, name)(*arguments) == -1 and ctypes.get_errno():
+        values = [one() if one in (file, link) else one for one in arguments]
+        if getattr(LIBC, name)(*values) == -1 and ctypes.get_errno():
             raise OSError(ctypes.get_errno(), name)
 
     return attempt
@@ -91,9 +108,9 @@ def import_late(module: str) -> None:
 FORBIDDEN: dict[str, Callable[[], object]] = {
     # files
     "truncate": call("truncate", PATH, ctypes.c_long(0)),
-    "ftruncate": call("ftruncate", FILE, ctypes.c_long(0)),
+    "ftruncate": call("ftruncate", file, ctypes.c_long(0)),
     "chmod": call("chmod", PATH, 0o777),
-    "fchmod": call("fchmod", FILE, 0o777),
+    "fchmod": call("fchmod", file, 0o777),
     "chown": call("chown", PATH, 1, 1),
     "link": call("link", PATH, PATH + b".link"),
     "symlink": call("symlink", PATH, PATH + b".link"),
@@ -105,16 +122,16 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
     "utimes": call("utimes", PATH, None),
     "setxattr": call("setxattr", PATH, b"user.a", b"b", 1, 0),
     "memfd_create": call("memfd_create", b"a", 0),
-    "fcntl": call("fcntl", FILE, 1),
-    "ioctl": call("ioctl", FILE, 0x5412, b"x"),
-    "dup": call("dup", FILE),
-    "lseek": call("lseek", FILE, ctypes.c_long(0), 0),
-    "write elsewhere": lambda: os.write(FILE, b"x"),
-    "pwrite": lambda: os.pwrite(FILE, b"x", 0),
+    "fcntl": call("fcntl", file, 1),
+    "ioctl": call("ioctl", file, 0x5412, b"x"),
+    "dup": call("dup", file),
+    "lseek": call("lseek", file, ctypes.c_long(0), 0),
+    "write elsewhere": lambda: os.write(file(), b"x"),
+    "pwrite": lambda: os.pwrite(file(), b"x", 0),
     "chdir": call("chdir", b"/"),
     "chroot": call("chroot", b"/"),
     "mount": call("mount", b"a", b"/mnt", b"tmpfs", ctypes.c_long(0), None),
-    "open_by_handle_at": raw(304, 265, FILE, b"\0" * 16, 0),
+    "open_by_handle_at": raw(304, 265, file, b"\0" * 16, 0),
     # other processes
     "kill": call("kill", PARENT, 0),
     "tgkill": raw(234, 131, PARENT, PARENT, signal.SIGTERM),
@@ -140,11 +157,11 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
     # the network, and what crosses processes
     "socket": call("socket", 2, 1, 0),
     "socketpair": call("socketpair", 1, 1, 0, ctypes.create_string_buffer(8)),
-    "connect": call("connect", PAIR[0].fileno(), b"\0" * 16, 16),
-    "bind": call("bind", PAIR[0].fileno(), b"\0" * 16, 16),
-    "sendto": call("send", PAIR[0].fileno(), b"x", 1, 0),
-    "sendmsg": lambda: PAIR[0].sendmsg([b"x"]),
-    "recvmsg": lambda: PAIR[0].recvmsg(1, 100, socket.MSG_DONTWAIT),
+    "connect": call("connect", link, b"\0" * 16, 16),
+    "bind": call("bind", link, b"\0" * 16, 16),
+    "sendto": call("send", link, b"x", 1, 0),
+    "sendmsg": lambda: Opened.link.sendmsg([b"x"]),
+    "recvmsg": lambda: Opened.link.recvmsg(1, 100, socket.MSG_DONTWAIT),
     "shmget": call("shmget", 1, PAGE, 0o1600),
     "msgget": call("msgget", 1, 0o1600),
     "eventfd": call("eventfd", 0, 0),
@@ -157,7 +174,7 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
     "perf_event_open": raw(298, 241, b"\0" * 120, 0, -1, -1, 0),
     "userfaultfd": raw(323, 282, 0),
     "unshare": call("unshare", 0),
-    "setns": call("setns", FILE, 0),
+    "setns": call("setns", file, 0),
     "personality": call("personality", 0),
     "prctl": call("prctl", 4, 1, 0, 0, 0),
     "seccomp": raw(317, 277, 0, 0, None),
@@ -170,7 +187,7 @@ LOOK_UPS: dict[str, Callable[[], object]] = {
     "open for reading": lambda: os.open("/etc/passwd", os.O_RDONLY),
     "open for writing": lambda: os.open(PATH, os.O_WRONLY),
     "create": lambda: os.open(PATH + b".new", os.O_CREAT | os.O_WRONLY),
-    "open itself": lambda: os.open(f"/proc/self/fd/{FILE}", os.O_RDWR),
+    "open itself": lambda: os.open(f"/proc/self/fd/{file()}", os.O_RDWR),
     "stat": lambda: os.stat(PATH),
     "readlink": lambda: os.readlink("/proc/self/exe"),
     "import": lambda: import_late("this"),
@@ -179,12 +196,13 @@ LOOK_UPS: dict[str, Callable[[], object]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cleared() -> Iterator[None]:
-    """The file goes; nothing was made beside it."""
-    yield
-    os.close(FILE)
+    """The file comes and goes; nothing was made beside it."""
+    Opened.file = os.open(PATH, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    Opened.link, theirs = socket.socketpair()
+    with Opened.link, theirs:
+        yield
+    os.close(Opened.file)
     os.unlink(PATH)
-    for end in PAIR:
-        end.close()
     for name in (b".link", b".new", b".dir", b".node"):
         assert not os.path.lexists(PATH + name)
 
@@ -215,7 +233,7 @@ def test_what_a_probe_does_is_allowed() -> None:
         blocks = [bytes(size) for size in (100, 10_000, 1_000_000, 20_000_000)]
         blocks.sort(key=len)
         del blocks
-        os.pread(FILE, 10, 0)
+        os.pread(file(), 10, 0)
         os.urandom(8)
 
     assert outcome(work) == ALLOWED
