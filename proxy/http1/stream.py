@@ -146,7 +146,7 @@ class Stream(asyncio.Protocol):
         pieces.clear()
         self._scanned = 0
         self._count(-self._inbox_size)
-        self._read_on()
+        self.read_on()
         return data
 
     def find_head(self, line_limit: int, head_limit: int) -> tuple[bytes, int] | None:
@@ -188,7 +188,7 @@ class Stream(asyncio.Protocol):
         inbox[:1] = pieces
         self._scanned = 0
         self._count(_PIECE_COST * (len(pieces) - 1) - behind)
-        self._read_on()
+        self.read_on()
 
     def read_body(self, body: Decoder) -> list[bytes]:
         """The content in what has arrived, piece by piece and uncopied.
@@ -215,7 +215,7 @@ class Stream(asyncio.Protocol):
         del pieces[:used]
         self._scanned = 0
         self._count(-taken - _PIECE_COST * used)
-        self._read_on()
+        self.read_on()
         if pieces and not body.done and not self._later:
             self._later = True
             self.mark_greedy()
@@ -271,6 +271,11 @@ class Stream(asyncio.Protocol):
             self._count_unsent(self.transport.get_write_buffer_size())
         return self._unsent < before
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that have been written and that the peer had not taken when this was last seen."""
+        return self._unsent
+
     def _count(self, size: int) -> None:
         """The inbox has grown by `size` bytes, or shrunk."""
         self._inbox_size += size
@@ -288,7 +293,14 @@ class Stream(asyncio.Protocol):
         elif change < 0:
             self.memory.outboxes.release(-change)
 
-    def _read_on(self) -> None:
+    def hold_reading(self) -> None:
+        """Read nothing more until something of the inbox is taken or `read_on` is called."""
+        if not (self._read_paused or self.lost or self.transport.is_closing()):
+            self._read_paused = True
+            self.transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Read again, as far as the inbox has room."""
         if self._read_paused and self._inbox_size <= self.memory.allowance:
             self._resume()
 

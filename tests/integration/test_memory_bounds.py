@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def resident(site: Site) -> int:
 def used(site: Site) -> float:
     """Bytes that the proxy's connections hold."""
     return sum(
-        site.proxy.metric(f'proxy_memory_used_bytes{{holder="{holder}"}}') or 0.0
+        site.proxy.metric("proxy_memory_used_bytes", holder=holder) or 0.0
         for holder in ("inboxes", "outboxes")
     )
 
@@ -92,3 +93,37 @@ def test_clients_that_take_nothing_are_bounded(site: Site, request_: bytes, size
     wait_until(lambda: used(site) == 0, "what they held to be given back")
     assert site.proxy.metric("proxy_memory_level") == 0
     site.proxy.assert_sane()
+
+
+def test_uploads_that_the_upstream_does_not_take_are_held_once(site: Site) -> None:
+    """Nothing more is read of an upload while what was read last has not been written."""
+    uploads, one_read = 12, 256 * 1024
+    go = threading.Event()
+
+    def take_nothing(connection: Connection, request: Request) -> None:
+        go.wait(PATIENCE)
+        connection.close()
+
+    site.upstream.handler = take_nothing
+    head = get("/", "Content-Length: 100000000", method="POST")
+    clients: list[socket.socket] = []
+
+    def held_up() -> bool:
+        """Send what is taken; whether all of them hold something that goes no further."""
+        sent = 0
+        for client in clients:
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(bytes(one_read))
+        return not sent and used(site) > uploads * one_read / 8
+
+    try:
+        for _ in range(uploads):
+            clients.append(socket.create_connection(site.addresses["front"]))
+            clients[-1].sendall(head)
+            clients[-1].setblocking(False)
+        wait_until(held_up, "uploads that are held up")
+        assert used(site) <= uploads * (one_read + 1024)
+    finally:
+        go.set()
+        for client in clients:
+            client.close()

@@ -12,6 +12,7 @@ import asyncio
 
 from proxy.core.errors import ClientLeft, Overloaded, ProxyError, UpstreamReset
 from proxy.core.errors import UpstreamTimeout as Timeout
+from proxy.core.memory.budget import LEAST
 from proxy.forward.exchange import Exchange
 from proxy.forward.messages import interim_head, request_length
 from proxy.forward.outcome import own_shortage
@@ -144,6 +145,7 @@ class Relay:
         if self._released:
             return
         self._released = True
+        self._client.read_on()
         self.upstream.pool.release(self.upstream, reusable=reusable)
         if self._ending is not None:
             await drop_ending(self._ending)
@@ -168,6 +170,7 @@ class Relay:
                 self._write_upstream(asked, end=False)
         if upstream.write_paused:
             return moved
+        client.read_on()
         if x.body.done:
             return self._send_end() or moved
         if not client.inbox or (check is not None and check.blocked):
@@ -181,6 +184,8 @@ class Relay:
         self._write_upstream(pieces, end=x.body.done and check is None)
         if x.body.done and check is not None:
             self._send_end()
+        if upstream.unsent > LEAST and not x.body.done:
+            client.hold_reading()  # what the upstream does not take need not come yet
         return True
 
     def _send_buffered(self, reader: BodyReader) -> bool:
