@@ -229,6 +229,8 @@ async def test_an_idle_sidecar_hardly_asks(
                 )
 
             syncs = [s.board._sync for s in sidecars]
+            await until(lambda: all(sync and sync._subscribed for sync in syncs))
+            redis.publish("cb:events", json.dumps({"by": "somebody"}))
             await until(lambda: all(sync and sync._poll_at > now() + 100 for sync in syncs))
             before = asked()
             await asyncio.sleep(2.5)

@@ -187,7 +187,7 @@ async def test_healthy_traffic_sends_nothing_to_redis(
             await until(lambda: one.breaker.shared and two.breaker.shared)
             syncs = [one.board._sync, two.board._sync]
             # Whoever has just subscribed polls once, for what was published before.
-            await until(lambda: all(s and s._alive_until and s._poll_at > now() for s in syncs))
+            await until(lambda: all(s and s._subscribed and s._poll_at > now() for s in syncs))
             before: Any = client.info("commandstats")
             for _ in range(10_000):
                 one.breaker.admit(now()).success(now(), 0.01)

@@ -77,16 +77,17 @@ class Mute:
 
     def __init__(self) -> None:
         self.missing_rights: dict[str, str] = {}
-        self.polls_since = 0
+        self.polls = self.polls_since = 0
 
     async def listen(self) -> AsyncIterator[Notice]:
-        yield Notice()
+        yield Notice(published=False)
         await asyncio.Event().wait()
 
     async def beat(self) -> None:
         self.missing_rights["publish"] = "PUBLISH"
 
     async def peek(self, breakers: object) -> list[object]:
+        self.polls += 1
         self.polls_since += bool(self.missing_rights)
         return []
 
@@ -103,4 +104,17 @@ async def test_who_may_not_publish_polls_from_then_on(monkeypatch: pytest.Monkey
     sync = FleetSync({}, cast(BreakerStore, store), clock=SystemClock(), where="here")
     sync.start()
     await eventually(lambda: store.polls_since >= 3, "it polls again and again")
+    await sync.stop()
+
+
+async def test_a_subscription_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perhaps nobody may publish: it polls from the start, before any heartbeat has shown that."""
+    monkeypatch.setattr(sync_module, "BEAT", 3600.0)
+    monkeypatch.setattr(sync_module, "POLL", 0.01)
+    monkeypatch.setattr(sync_module, "POLL_QUIET", 3600.0)
+    store = Mute()
+    sync = FleetSync({}, cast(BreakerStore, store), clock=SystemClock(), where="here")
+    sync.start()
+    await eventually(lambda: store.polls >= 5, "it polls again and again")
+    assert not store.missing_rights
     await sync.stop()

@@ -109,11 +109,14 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Notice:
     """What comes over the channel. `name` is a breaker that has changed, or empty for what only
-    shows that the channel works. It is a hint and nothing else: anybody may have sent it."""
+    shows that the channel works. It is a hint and nothing else: anybody may have sent it.
+    `published`: somebody has, so messages come through; else it is Redis' own word that the
+    subscription stands, which says nothing of whether anybody may publish."""
 
     name: str = ""
     generation: int = 0
     by: str = ""
+    published: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ class BreakerStore:
                 if message["type"] == "message":
                     yield parse_notice(message["data"])
                 else:
-                    yield Notice()
+                    yield Notice(published=False)
         except NoPermissionError as error:
             if self._is_about_name(error):
                 self._lacks("client", error)

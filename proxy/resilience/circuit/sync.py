@@ -6,7 +6,8 @@ it is woken by the breakers and by their timers, and sends everything of one rou
 sent it: what counts is what a look at Redis says then.
 
 The poll is the safety net for messages that were lost. How often it comes depends on whether the
-channel is known to work: something has come over it lately. In a fleet that is quiet, whoever has
+channel is known to work: somebody's message has come over it lately. That the subscription stands
+proves nothing: perhaps nobody may publish. In a fleet that is quiet, whoever has
 heard nothing for `BEAT` seconds sends a heartbeat that all hear, itself included. So ten thousand
 idle sidecars send one heartbeat between them and a poll each in `POLL_QUIET` seconds, and one whose
 channel is cut polls every second until it is whole again.
@@ -85,6 +86,7 @@ class FleetSync:
         self._dirty: set[str] = set()
         self._ask_after: dict[str, float] = {}
         self._poll_at = 0.0
+        self._subscribed = False
         self._alive_until = 0.0  # the channel has proved to work
         self._beat_at = NEVER
         self._noticed: set[str] = set()  # breakers that others say they have changed
@@ -321,7 +323,7 @@ class FleetSync:
             return
         self.reachable = True
         self._poll_at = self._clock.monotonic() + POLL
-        self._beat_at = NEVER if self._alive_until == 0.0 else self._next_beat()
+        self._beat_at = self._next_beat() if self._subscribed else NEVER
         self._tell(True, "")
 
     def _lost(self, error: StoreError) -> None:
@@ -370,18 +372,22 @@ class FleetSync:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 _log.exception("Listening to breaker states failed", extra={"event": "fault"})
-            if self._alive_until:
+            if self._subscribed:
                 self._poll_soon()  # perhaps Redis is gone as well
-            self._alive_until, self._beat_at = 0.0, NEVER
+            self._subscribed, self._alive_until, self._beat_at = False, 0.0, NEVER
             pause = REFUSED if "subscribe" in self._store.missing_rights else RETRY
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
     def _heard(self, notice: Notice) -> None:
         now = self._clock.monotonic()
-        if now >= self._alive_until:
+        if not self._subscribed or (notice.published and now >= self._alive_until):
             self._poll_soon()  # what was published while nobody listened
+        if notice.published or not self._subscribed:
+            self._beat_at = self._next_beat()
+        self._subscribed = True
+        if not notice.published:
+            return
         self._alive_until = now + ALIVE
-        self._beat_at = self._next_beat()
         breaker = self._breakers.get(notice.name)
         if breaker is None or not breaker.shared or notice.by == breaker.owner:
             return
