@@ -145,6 +145,29 @@ async def test_a_lost_answer_is_found_by_its_job(redis_server: RedisServer, tmp_
         assert counted == ["first", "adopted", "replayed"]
 
 
+async def test_a_lost_answer_is_looked_for_among_so_many_bytes(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Large documents are read a few at a time; of more than a bound of them nothing is concluded."""
+    filling = "x" * 500_000
+    async with (
+        sidecar(redis_server, tmp_path / "a.db") as (_, mirror, _),
+        connected(redis_server) as app,
+    ):
+        raw = b""
+        for number in range(8):
+            raw = await write(app, f"mv_{number}", created(max_shorts=number, note=filling))
+            await eventually(holds(mirror, f"mv_{number}", raw), "the job in the mirror")
+        found = await mirror.answers.jobs_created(0.0)
+        assert found is not None
+        assert {job_id: document["max_shorts"] for job_id, document in found} == {
+            f"mv_{number}": number for number in range(8)
+        }
+        raw = await write(app, "mv_8", created(max_shorts=8, note=filling))
+        await eventually(holds(mirror, "mv_8", raw), "one more")
+        assert await mirror.answers.jobs_created(0.0) is None
+
+
 async def test_no_job_means_that_nothing_was_done(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:

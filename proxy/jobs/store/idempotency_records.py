@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from proxy.core.clock import Clock
@@ -28,7 +28,9 @@ CREATED_PATIENCE = 1.0
 # Seconds by which the app's clock may be behind: after a gap it has a say in `first_seen`. Wide, as
 # this only bounds the search; what decides is when we saw the first version.
 CLOCK_SKEW = 3600.0
-MOST_CREATED = 200  # jobs that one lost answer is looked for among
+MOST_CREATED = 200  # jobs that one lost answer is looked for among,
+CREATED_SIZE = 4 * 1024 * 1024  # and bytes of their documents
+_PAGE = 128 * 1024  # bytes of documents that are read and parsed at a time, or one document
 
 EXTEND = """
 for i, key in ipairs(KEYS) do
@@ -106,9 +108,16 @@ class AnswerStore:
             rows = await self._ledger.table(sql.CREATED_SINCE, params)
         except LedgerSilent:
             return None
-        if len(rows) >= MOST_CREATED:
+        if len(rows) >= MOST_CREATED or sum(size for _, size in rows) > CREATED_SIZE:
             return None
-        return [(job_id, _document(data)) for job_id, data in rows]
+        created: list[tuple[str, Mapping[str, Any]]] = []
+        try:
+            for page in _pages(rows):
+                found = await self._ledger.table(sql.DOCUMENTS, (json.dumps(page),))
+                created += [(job_id, _document(data)) for job_id, data in found]
+        except LedgerSilent:
+            return None
+        return created
 
     # --- Redis -----------------------------------------------------------------------------------
 
@@ -165,6 +174,20 @@ class AnswerStore:
                 raise ConnectionError(reply.text)
         self._refusal = ""
         return replies
+
+
+def _pages(rows: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
+    """Job IDs, as many at a time as have documents of `_PAGE` bytes together, but at least one."""
+    page: list[str] = []
+    size = 0
+    for job_id, length in rows:
+        if page and size + length > _PAGE:
+            yield page
+            page, size = [], 0
+        page.append(job_id)
+        size += length
+    if page:
+        yield page
 
 
 def _document(data: object) -> Mapping[str, Any]:

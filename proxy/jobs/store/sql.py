@@ -359,11 +359,13 @@ QUEUE_UNFINISHED = """SELECT job_id, data, captured_at FROM jobs INDEXED BY idx_
 
 GET_ANSWER = "SELECT record FROM answers WHERE record_id = ? AND expires_at > ?"
 
-CREATED_SINCE = """SELECT job_id, data FROM jobs
+CREATED_SINCE = f"""SELECT {_SIZE} FROM jobs
                     WHERE first_seen >= :earliest
                       AND (SELECT min(captured_at) FROM versions
                             WHERE versions.job_id = jobs.job_id) >= :since
-                    LIMIT :most"""
+                    LIMIT :most"""  # noqa: S608
+DOCUMENTS = """SELECT job_id, data FROM jobs
+                WHERE job_id IN (SELECT value FROM json_each(?))"""
 
 BINDINGS = "SELECT key, member FROM broker_bindings"
 _MESSAGE = "job_id, queue, task_id, kind, message, node, pid, seen_at"
@@ -396,6 +398,7 @@ ANSWERS = frozenset(
         FIRST_VERSION,
         GET_ANSWER,
         CREATED_SINCE,
+        DOCUMENTS,
         BEING_WORKED_ON,
         QUEUE_HISTORY,
         QUEUE_UNFINISHED,
