@@ -76,6 +76,7 @@ class ClientStream(Stream):
         "_unacknowledged",
         "_woken",
         "address",
+        "asker",
         "clock",
         "cut",
         "draining",
@@ -119,7 +120,8 @@ class ClientStream(Stream):
         self.address = "unix"
         self.host_ip = ""
         self.secure = False
-        self.share: Any = None  # what its address has of the listener, where that is limited
+        self.share: Any = None  # what its address has of the listener, where that is limited,
+        self.asker: Any = None  # and the share that the present request counts in
         self.requests = 0
         self._last_until = 0.0  # when a drain no longer waits for a request to begin
         self.draining = False  # the exchange in progress is the last one
@@ -139,6 +141,12 @@ class ClientStream(Stream):
         self._sweeper.add(self)
         self._coroutine = self._serve(self)
         self._step()
+
+    @property
+    def who(self) -> object:
+        """Whom it serves: the share of the present request's client, else that of its address, else
+        the address."""
+        return self.asker or self.share or self.host_ip
 
     def eof_received(self) -> bool:
         self.eof_at = self.clock.monotonic()

@@ -91,6 +91,7 @@ class Service:
         """Any number of plain exchanges, and one request and its response that are not; whether the
         connection may carry another."""
         plan = self.plan
+        client.asker = None
         silence = plan.idle_timeout if client.requests else plan.header_timeout
         x = await plain.until_not_plain(client.clock.monotonic() + silence)
         if x is not None:
@@ -135,7 +136,7 @@ class Service:
             raise x.defect
         if x.sent_on is None and x.away is None:
             if plan.shares is not None:
-                x.share = plan.shares.admit(x.stream, head, x.started)
+                x.share = x.stream.asker = plan.shares.admit(x.stream, head, x.started)
             if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
                 return
             self._route(x, plan, head)

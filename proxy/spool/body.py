@@ -134,7 +134,7 @@ class SpooledBody:
         if self.full is not None or not self._memory.size:
             return
         if self._file is None:
-            self._file = self._spool.file()
+            self._file = self._spool.file(self._owner)
         hasher = self._hasher if self._hashed == self.written else None
         if hasher is None:
             self._catch_up()  # a file that failed had seen some of it

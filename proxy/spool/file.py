@@ -79,10 +79,11 @@ class SpoolFile:
     """`fd` is None until the first write is done. At most one write is under way at a time; any
     number of reads may be. `reserved` is what it has of the spool's bound, in bytes."""
 
-    __slots__ = ("_busy", "_closed", "_in_memory", "_spool", "fd", "reserved")
+    __slots__ = ("_busy", "_closed", "_in_memory", "_spool", "client", "fd", "reserved")
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, client: object = None) -> None:
         self._spool = spool
+        self.client = client  # whose share of the bound it is in
         self._busy = 0  # work that threads do for it now
         self._closed = False
         self._in_memory = False  # whether it is known never to wait for a disk
@@ -100,7 +101,7 @@ class SpoolFile:
         could be. Or say at once why it cannot be. Nothing may change in `blocks` meanwhile."""
         spool = self._spool
         size = sum(map(len, blocks))
-        refusal = spool.reserve(size)
+        refusal = spool.reserve(size, self.client)
         if refusal is not None:
             return refusal
         self.reserved += size
@@ -166,7 +167,7 @@ class SpoolFile:
     def give_back(self, size: int) -> None:
         """So many bytes are no longer needed, or were not written."""
         self.reserved -= size
-        self._spool.release(size)
+        self._spool.release(size, self.client)
 
     def hold(self) -> None:
         """Keep it open until `let_go`, though it may be closed meanwhile."""

@@ -5,7 +5,8 @@ as the reader keeps up, nothing of it touches a disk; when the reader has caught
 that begins anew, so a body may be longer than any bound.
 
 What one body may have in files is bounded by what is left for all others (dynamic thresholds, as in
-the shared buffers of switches): one slow download cannot use up the spool.
+the shared buffers of switches): one slow download cannot use up the spool. Nor can many of one
+client's, by the same rule (`Spool.share_left`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class SpooledQueue:
         "_full",
         "_memory",
         "_on_change",
+        "_owner",
         "_reading",
         "_ready",
         "_spool",
@@ -49,6 +51,7 @@ class SpooledQueue:
     ) -> None:
         self._spool = spool
         self._on_change = on_change
+        self._owner = owner
         self._memory = Blocks(spool.memory, owner)
         self._writing: list[Block] = []
         self._taken = 0  # bytes of these that were read meanwhile
@@ -144,9 +147,9 @@ class SpooledQueue:
         if self._writing or self._full or self._closed:
             return
         if self._file is None:
-            self._file = self._spool.file()
-        spool, size = self._spool, self._memory.size
-        if self._file.reserved + size > spool.max_size - spool.used:
+            self._file = self._spool.file(self._owner)
+        spool, size, file = self._spool, self._memory.size, self._file
+        if size > min(spool.max_size - spool.used - file.reserved, spool.share_left(file.client)):
             self._full = True  # its share, though there may be room for others
             return
         self._writing, self._taken = self._memory.move_out(), 0

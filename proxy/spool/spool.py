@@ -20,9 +20,19 @@ from proxy.spool.threads import DiskThreads
 logger = logging.getLogger(__name__)
 
 #: Why there is no room: the bound `spool.max_size`, a disk or quota that is full, a directory that
-#: cannot be written to, or any other error of the disk.
-Reason = Literal["max_size", "no_space", "no_directory", "disk_error"]
-REASONS: tuple[Reason, ...] = ("max_size", "no_space", "no_directory", "disk_error")
+#: cannot be written to, any other error of the disk, or a client that has its share of the bound.
+Reason = Literal["max_size", "no_space", "no_directory", "disk_error", "client_share"]
+REASONS: tuple[Reason, ...] = (
+    "max_size",
+    "no_space",
+    "no_directory",
+    "disk_error",
+    "client_share",
+)
+
+#: How many times what is left of the bound one client may have in files, while others have some
+#: there and while none has: a fifth is always left for those who come.
+SHARE, SHARE_ALONE = 1, 4
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS})
@@ -35,6 +45,11 @@ _QUIET = 10.0
 
 #: Share of the bound below which a spool that was full has room again.
 _ROOM_AGAIN = 0.8
+
+
+def client_of(owner: Owner | None) -> object:
+    """Whose share of the spool `owner` uses; None: nobody's, as over a unix socket."""
+    return (owner.who or None) if owner is not None else None
 
 
 class Spool:
@@ -66,6 +81,7 @@ class Spool:
         self.spooled = 0  # bytes ever written to files
         self.refused: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self.full: Reason | None = None
+        self._shares: dict[object, int] = {}  # what each client has in files, in bytes
 
     def configure(self, directory: Path, max_size: int) -> None:
         """Take new rules at a reload; files that are open stay where they are."""
@@ -115,19 +131,31 @@ class Spool:
 
         self.disk.submit(work, done)
 
-    def admits(self, size: int) -> bool:
+    def admits(self, size: int, owner: Owner | None = None) -> bool:
         """Whether a body of `size` bytes is worth beginning with; a refusal is counted."""
         if size <= MOST:
             return True
-        if self.reserve(size) is not None:
+        client = client_of(owner)
+        if self.reserve(size, client) is not None:
             return False
-        self.release(size)
+        self.release(size, client)
         return True
+
+    def share_left(self, client: object) -> int:
+        """Bytes that `client` may have in files beside those it has (dynamic thresholds, as in the
+        memory budget); what is left of the bound for all where it is None."""
+        left = max(0, self.max_size - self.used)
+        if client is None:
+            return left
+        has = self._shares.get(client, 0)
+        others = len(self._shares) > (client in self._shares)
+        return min(left, left * (SHARE if others else SHARE_ALONE) - has)
 
     # --- what the files call ----------------------------------------------------------------------
 
-    def reserve(self, size: int) -> Reason | None:
-        """Count `size` bytes that are about to be written, or say why they must not be."""
+    def reserve(self, size: int, client: object = None) -> Reason | None:
+        """Count `size` bytes of `client`'s that are about to be written, or say why they must not
+        be."""
         if self.used + size > self.max_size:
             self._refuse("max_size", f"all of its {self.max_size} bytes are in use")
             return "max_size"
@@ -135,12 +163,21 @@ class Spool:
             assert self.full is not None
             self.refused[self.full] += 1
             return self.full
+        if client is not None and size:
+            if size > self.share_left(client):
+                self.refused["client_share"] += 1
+                return "client_share"
+            self._shares[client] = self._shares.get(client, 0) + size
         self.used += size
         return None
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, client: object = None) -> None:
         """Bytes that are in no file any more, or never got there."""
         self.used -= size
+        if client is not None and size:
+            self._shares[client] -= size
+            if not self._shares[client]:
+                del self._shares[client]
         if self.full == "max_size" and self.used <= self.max_size * _ROOM_AGAIN:
             self._room_again()
 
@@ -162,9 +199,9 @@ class Spool:
         self._refuse(reason, error.strerror or str(error))
         return reason
 
-    def file(self) -> SpoolFile:
-        """A nameless file, opened when something is written to it."""
-        return SpoolFile(self)
+    def file(self, owner: Owner | None = None) -> SpoolFile:
+        """A nameless file, opened when something is written to it, in the share of `owner`."""
+        return SpoolFile(self, client_of(owner))
 
     def _refuse(self, reason: Reason, detail: str) -> None:
         self.refused[reason] += 1

@@ -148,7 +148,7 @@ async def test_a_lost_answer_is_found_by_its_job(redis_server: RedisServer, tmp_
 async def test_a_lost_answer_is_looked_for_among_so_many_bytes(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Large documents are read a few at a time; of more than a bound of them nothing is concluded."""
+    """Large documents are read a few at a time; from more than a bound nothing is concluded."""
     filling = "x" * 500_000
     async with (
         sidecar(redis_server, tmp_path / "a.db") as (_, mirror, _),

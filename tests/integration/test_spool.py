@@ -23,6 +23,15 @@ from tests.http1 import PATIENCE
 KIB, MIB = 1024, 1024 * 1024
 
 
+class Client:
+    """Who has bodies in the spool."""
+
+    held = 0
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+
+
 class Site:
     """A spool and what wakes its owner."""
 
@@ -158,11 +167,7 @@ async def test_memory_is_bounded_by_the_disk_s_pace(site: Site) -> None:
 async def test_less_memory_for_each_when_it_is_short(site: Site) -> None:
     """With the budget nearly used up, a body of 40 KiB goes to the disk; its owner answers for what
     is in memory until then."""
-
-    class Owner:
-        held = 0
-
-    owner = Owner()
+    owner = Client("192.0.2.1")
     others = site.budget.account("others")
     others.reserve(site.budget.limit * 95 // 100)
     body = site.spool.body(site.changed.set, owner=owner)
@@ -172,6 +177,60 @@ async def test_less_memory_for_each_when_it_is_short(site: Site) -> None:
     assert owner.held == 0
     others.release(others.used)
     body.close()
+
+
+async def test_one_client_leaves_room_for_others(site: Site) -> None:
+    """Its bodies get four fifths of the bound, and others get what is left. Its share is available
+    again when it has been given back."""
+    site.spool.max_size = 20 * MIB
+    greedy = Client("greedy")
+    bodies: list[SpooledBody] = []
+
+    async def fill(who: Client) -> int:
+        """Bodies of 1 MiB until one does not fit; how many did."""
+        for count in range(100):
+            body = site.spool.body(site.changed.set, owner=who)
+            bodies.append(body)
+            body.append([noise(MIB)])
+            body.to_file()
+            await site.until(lambda body=body: body.full or body.in_file)  # type: ignore[misc]
+            if body.full is not None:
+                assert body.full == "client_share"
+                return count
+        return 100
+
+    assert await fill(greedy) == 16
+    assert site.spool.full is None, "others have room"
+    assert not site.spool.admits(MIB, greedy)
+    assert site.spool.admits(MIB, Client("other"))
+    assert site.spool.refused["client_share"] == 2
+    assert await fill(Client("neighbour")) == 2
+    assert site.spool.admits(MIB, Client("third"))
+    assert site.spool.admits(MIB, None), "over a unix socket nobody has an address"
+    for body in bodies:
+        body.close()
+    await site.settled()
+    bodies.clear()
+    assert await fill(greedy) == 16
+    for body in bodies:
+        body.close()
+
+
+async def test_slow_downloads_of_one_client_are_one_share(site: Site) -> None:
+    """However many queues it has, they leave to others what one of them would."""
+    site.spool.max_size = 20 * MIB
+    greedy = Client("greedy")
+    queues = [site.spool.queue(site.changed.set, owner=greedy) for _ in range(8)]
+    for _ in range(40):
+        for queue in queues:
+            if not queue.blocked:
+                queue.put([noise(256 * KIB)])
+        await site.until(lambda: not any(queue._writing for queue in queues))
+    assert all(queue.blocked for queue in queues)
+    assert site.spool.used <= 16 * MIB
+    assert site.spool.admits(2 * MIB, Client("neighbour"))
+    for queue in queues:
+        queue.close()
 
 
 async def test_a_body_over_the_bound_stays_readable(site: Site) -> None:

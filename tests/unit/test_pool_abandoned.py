@@ -21,10 +21,8 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 class Client:
     """A client as the pool knows it."""
 
-    share = None
-
     def __init__(self, host_ip: str) -> None:
-        self.host_ip = host_ip
+        self.who = host_ip
 
     def wake(self) -> None:
         """Its turn has come; the ticket shows it."""

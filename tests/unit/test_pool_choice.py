@@ -82,6 +82,11 @@ class Caller:
     host_ip: str
     share: object = None
 
+    @property
+    def who(self) -> object:
+        """As of a connection."""
+        return self.share or self.host_ip
+
     def wake(self) -> None:
         """Nobody sleeps."""
 

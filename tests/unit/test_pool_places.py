@@ -26,12 +26,13 @@ class Case:
 
     def __init__(self, most: int = 4, queue: int = 20) -> None:
         self.clock = ManualClock()
+        self.sweeper = Sweeper(self.clock)
         self.pool = TargetPool(
             TargetAddress("http", "10.0.0.1", 8000),
             Pool(max_connections=most, queue=queue, keep_abandoned=True, keepalive="1h"),
             1.0,
             self.clock,
-            Sweeper(self.clock),
+            self.sweeper,
             MemoryBudget(),
             lambda _: None,
         )
@@ -145,6 +146,95 @@ async def test_what_a_client_leaves_behind_counts_as_its_own() -> None:
             await case.free(await case.use("neighbour"))
         left[1].data_received(WHOLE)
         await case.settle()
+        assert waits.stream is not None
+
+
+def leave(case: Case, streams: dict[str, UpstreamStream]) -> None:
+    """Those clients go, whose requests may last for a minute."""
+    for host, stream in streams.items():
+        client = cast(ClientStream, Client(host))
+        case.pool.abandon(stream, client, case.clock.monotonic() + 60)
+
+
+async def look(case: Case) -> None:
+    """What is due happens."""
+    case.sweeper.sweep()
+    await case.settle()
+
+
+async def test_what_clients_leave_behind_has_half_while_somebody_waits() -> None:
+    """Slow requests of many clients, each followed by a reset: the two that were left first lose
+    their places, after a moment and one at a time."""
+    async with opened() as case:
+        leave(case, {f"slow {n}": await case.use(f"slow {n}") for n in range(4)})
+        await look(case)
+        waits = [await case.ask("one"), await case.ask("other")]
+        case.clock.advance(HELD_UP)
+        assert all(ticket.pending for ticket in waits), "a moment is nothing"
+        await look(case)
+        assert all(ticket.stream is not None for ticket in waits)
+        third = await case.ask("third")
+        case.clock.advance(30)
+        await look(case)
+        assert third.pending, "two are half"
+        assert case.pool.active_connections == 4
+
+
+async def test_nobody_waits_for_what_was_left_behind() -> None:
+    """It keeps its places until somebody comes, who then gets one at once."""
+    async with opened() as case:
+        leave(case, {f"slow {n}": await case.use(f"slow {n}") for n in range(4)})
+        case.clock.advance(HELD_UP)
+        await look(case)
+        case.clock.advance(5)
+        await look(case)
+        assert case.pool.active_connections == 4
+        assert (await case.ask("one")).stream is not None
+
+
+async def test_who_leaves_slow_requests_behind_has_half() -> None:
+    """Whose request was given up waits while the places of such clients are half of all, though it
+    comes first; when that request must be over, it is one as all others."""
+    async with opened() as case:
+        leave(case, {f"slow {n}": await case.use(f"slow {n}") for n in range(4)})
+        case.clock.advance(HELD_UP)
+        one = await case.ask("one")
+        other = await case.ask("other")
+        assert one.stream is not None
+        await look(case)
+        assert other.stream is not None
+        again = [await case.ask(f"slow {n}") for n in (0, 1)]
+        await case.free(one.stream, reusable=True)
+        await case.free(other.stream, reusable=False)
+        assert all(ticket.pending for ticket in again)
+        assert (await case.use("one")).owner is not None
+        assert case.pool.checkout(cast(ClientStream, Client("slow 0"))) is None
+        case.clock.advance(60)
+        case.pool._check_again()
+        await look(case)
+        assert all(ticket.stream is not None for ticket in again)
+
+
+async def test_no_more_is_given_up_than_the_upstream_has_connections() -> None:
+    """It may still work on all that: twice its connections is the most that it has at a time."""
+    async with opened() as case:
+        given_up, number = 0, 0
+        waits = await case.ask("honest 0")
+        while waits.stream is not None:
+            case.pool.release(waits.stream, reusable=False)
+            await case.settle()
+            while case.pool.active_connections < 4:
+                number += 1
+                leave(case, {f"slow {number}": await case.use(f"slow {number}")})
+            case.clock.advance(HELD_UP)
+            await look(case)
+            before = case.dials
+            waits = await case.ask(f"honest {number}")
+            given_up += case.dials - before
+            assert given_up < 20
+        assert given_up == 4
+        case.clock.advance(60)
+        await look(case)
         assert waits.stream is not None
 
 

@@ -64,9 +64,14 @@ class Level(IntEnum):
 
 
 class Owner(Protocol):
-    """Who is slowed or shed for what is held: `held` is the sum of its holdings, in bytes."""
+    """Who is slowed or shed for what is held: `held` is the sum of its holdings, in bytes; `who` is
+    the client that it counts as, `""` where that has no address."""
 
     held: int
+
+    @property
+    def who(self) -> object:
+        """The same for all connections of one client."""
 
 
 class Account:

@@ -43,7 +43,7 @@ def wants_buffering(x: Exchange, plan: UpstreamPlan) -> bool:
     if x.body.done or not (plan.buffer_request or x.plan.admissions):
         return False
     assert x.head is not None
-    return x.head.content_length is None or plan.spool.admits(x.head.content_length)
+    return x.head.content_length is None or plan.spool.admits(x.head.content_length, x.stream)
 
 
 async def buffer_request(x: Exchange, plan: UpstreamPlan) -> None:

@@ -16,16 +16,20 @@ _MAX_INTERIM = 32
 class Abandoned:
     """Owner of `stream` in its client's stead: waits for the head of the answer, which nobody gets.
 
-    Ends with that head, with the connection, or when the stream's deadline is past. `client` is
-    whose turn in the queue the request took.
+    Ends with that head, with the connection, or at the monotonic second `until`. `client` is whose
+    turn in the queue the request took; it left at `left_at`.
     """
 
-    __slots__ = ("_interim", "_stream", "client")
+    __slots__ = ("_interim", "_stream", "client", "left_at", "until")
 
-    def __init__(self, stream: UpstreamStream, client: object) -> None:
+    def __init__(
+        self, stream: UpstreamStream, client: object, left_at: float, until: float
+    ) -> None:
         self._stream = stream
         self._interim = 0
         self.client = client
+        self.left_at = left_at
+        self.until = until
 
     def notify(self) -> None:
         """Something happened on the connection."""
@@ -44,6 +48,14 @@ class Abandoned:
             return
         if stream.eof:
             self.end()
+
+    def on_deadline(self, now: float) -> None:
+        """The stream's deadline is past: the first is for a look at who waits."""
+        if now >= self.until:
+            self.end()
+        else:
+            self._stream.deadline = self.until
+            self._stream.pool.make_way()
 
     def mark_greedy(self) -> None:
         """Nobody is to be blamed any more."""

@@ -7,6 +7,10 @@ Rules, for targets of `FEW` connections at most:
    target for all. A client that is alone has all of them.
 2. At most half of them are held up by clients that take their answers slowly, while somebody waits
    for one: of those that have been held up for `HELD_UP` seconds the slowest is `unwanted` then.
+3. Where places of requests whose clients have left are kept, these hold half at most while somebody
+   waits: of those left for `HELD_UP` seconds the first is given up. The upstream may still work on
+   it, so no more are given up than it has connections, until their time is over; and clients
+   whose requests were given up have half of the places together, while others are there.
 """
 
 from __future__ import annotations
@@ -45,6 +49,8 @@ class Places:
         self.seen: object = None  # the client that asked last,
         self._others_until = 0.0  # and until when those before it count
         self.held_up: dict[UpstreamStream, _HeldUp] = {}
+        self._half = max(1, most // 2)
+        self._given_up: dict[object, list[float]] = {}  # by client, until when each may run
 
     # --- rule 1 -----------------------------------------------------------------------------------
 
@@ -56,9 +62,10 @@ class Places:
 
     def keeps_last_from(self, client: object, users: Iterable[object], now: float) -> bool:
         """Whether the last connection is not for `client`. `users` are those who use the others."""
-        if client == self.seen and now >= self._others_until:
-            return False
-        return all(user == client for user in users)
+        return not self._alone(client, now) and all(user == client for user in users)
+
+    def _alone(self, client: object, now: float) -> bool:
+        return client == self.seen and now >= self._others_until
 
     # --- rule 2 -----------------------------------------------------------------------------------
 
@@ -77,7 +84,7 @@ class Places:
 
     def unwanted(self, now: float) -> UpstreamStream | None:
         """The connection that makes way for somebody who waits, if one has to."""
-        if len(self.held_up) <= max(1, self._most // 2):
+        if len(self.held_up) <= self._half:
             return None
         held = [one for one in self.held_up.items() if now >= one[1].since + HELD_UP]
         if not held:
@@ -85,3 +92,38 @@ class Places:
         slowest, _ = min(held, key=lambda one: one[1].rate(now))
         del self.held_up[slowest]
         return slowest
+
+    # --- rule 3 -----------------------------------------------------------------------------------
+
+    def gives_up(self, left_at: float, others: int, now: float) -> bool:
+        """Whether the request whose client left first, at `left_at`, loses its place to somebody
+        who waits; `others` have been left, too."""
+        if others < self._half or now < left_at + HELD_UP:
+            return False
+        self._forget(now)
+        return sum(map(len, self._given_up.values())) < self._most
+
+    def give_up(self, client: object, until: float) -> None:
+        """A request of `client`'s has lost its place; the upstream may work on it `until` then."""
+        self._given_up.setdefault(client, []).append(until)
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether there may be clients to which the half applies."""
+        return bool(self._given_up)
+
+    def keeps_half_from(self, client: object, users: Iterable[object], now: float) -> bool:
+        """Whether the other half is not for `client`. `users` are those who use connections, None
+        for each that was left."""
+        self._forget(now)
+        given_up = self._given_up
+        if client not in given_up or self._alone(client, now):
+            return False
+        return sum(user is None or user in given_up for user in users) >= self._half
+
+    def _forget(self, now: float) -> None:
+        """What was given up long ago has come to its end."""
+        for client, running in list(self._given_up.items()):
+            running[:] = [until for until in running if until > now]
+            if not running:
+                del self._given_up[client]

@@ -16,7 +16,8 @@ pool, not to who asked, so a caller that leaves wastes nothing. The rules:
  7. No client has all connections while others are there, and slow takers of answers hold half of
     them at most while somebody waits (places.py).
  8. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:
-    the upstream still works on it. It counts as one of its client's in the queue's rounds.
+    the upstream still works on it. It counts as one of its client's in the queue's rounds. Such
+    places are half of all at most while somebody waits (places.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.heads import HeadMemo, ResponseHead, parse_response
 from proxy.http1.stream import Stream
 from proxy.http1.upstream.abandoned import Abandoned
-from proxy.http1.upstream.places import FEW, LATELY, LEAST, Places
+from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
 from proxy.http1.upstream.queue import Line, Ticket, client_of
 from proxy.http1.upstream.tls_dial import dial_tls
 
@@ -113,7 +114,7 @@ class UpstreamStream(Stream):
         if self.owner is None:
             self.pool.retire(self)
         elif isinstance(self.owner, Abandoned):
-            self.owner.end()
+            self.owner.on_deadline(self.pool.now())
 
     def read_head(self) -> ResponseHead | None:
         """The response head, or None while it is not complete. Raises `ProtocolError`."""
@@ -193,7 +194,8 @@ class TargetPool:
         self._open: set[UpstreamStream] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
-        self._abandoned: set[Abandoned] = set()  # those in use whose client has left
+        #: Those in use whose client has left, the first that left first.
+        self._abandoned: dict[Abandoned, None] = {}
         self._closed = False
 
     @property
@@ -222,7 +224,8 @@ class TargetPool:
             who = client_of(owner)
             if who != self._places.seen:
                 self._places.saw(who, self._clock.monotonic())
-            if self._in_use == self._last and not self._may_have(owner):
+            scarce = self._in_use == self._last or self._places.has_given_up
+            if scarce and not self._may_have(owner):
                 return None
         while idle:
             stream = idle.pop()
@@ -250,41 +253,62 @@ class TargetPool:
             gives_way.error = self._overloaded()
             gives_way.owner.wake()
         self._dial_for_waiting()
-        self._make_way()
+        self.make_way()
         return ticket
 
     def hold_up(self, stream: UpstreamStream, taken: int) -> float:
         """The client that `stream` answers has taken `taken` bytes and takes no more now. Until
         when to wait before it is said again; `stream.unwanted` may be set then."""
         again = self._places.hold_up(stream, taken, self._clock.monotonic())
-        self._make_way()
+        self.make_way()
         return again if self._waiting else NEVER
 
     def flows(self, stream: UpstreamStream) -> None:
         """The client takes its answer again."""
         self._places.flows(stream)
 
-    def _make_way(self) -> None:
-        """Who waits gets the place of who takes an answer slowly, if too many do."""
-        if self._waiting and not self._idle and not self._has_room():
-            stream = self._places.unwanted(self._clock.monotonic())
-            if stream is not None and not isinstance(stream.owner, Abandoned | None):
-                stream.unwanted = True
-                stream.owner.wake()
+    def make_way(self) -> None:
+        """Who waits gets the place of who takes an answer slowly, if too many do, or of who has
+        left it behind."""
+        if not self._waiting or self._idle or self._has_room():
+            return
+        if self._served_next() <= len(self._dials):
+            return  # they get those that are being opened
+        now = self._clock.monotonic()
+        stream = self._places.unwanted(now)
+        if stream is not None and not isinstance(stream.owner, Abandoned | None):
+            stream.unwanted = True
+            stream.owner.wake()
+        first = next(iter(self._abandoned), None) if self._few else None
+        if first is not None and self._places.gives_up(
+            first.left_at, len(self._abandoned) - 1, now
+        ):
+            self._places.give_up(first.client, first.until)
+            first.end()
+
+    def now(self) -> float:
+        """The monotonic second."""
+        return self._clock.monotonic()
 
     def _may_have(self, owner: ClientStream) -> bool:
-        """Whether `owner` may have a connection that is free (places.py, rule 1)."""
-        if not self._few or self._in_use != self._last:
+        """Whether `owner` may have a connection that is free (places.py, rules 1 and 3)."""
+        places = self._places
+        last = self._in_use == self._last
+        if not self._few or not (last or places.has_given_up):
             return True
-        users = [_user(stream.owner) for stream in self._open if stream.owner is not None]
-        return not self._places.keeps_last_from(client_of(owner), users, self._clock.monotonic())
+        who, now = client_of(owner), self._clock.monotonic()
+        owners = [stream.owner for stream in self._open if stream.owner is not None]
+        if last and places.keeps_last_from(who, map(_user, owners), now):
+            return False
+        left = (None if isinstance(one, Abandoned) else client_of(one) for one in owners)
+        return not places.keeps_half_from(who, left, now)
 
     def _may(self, ticket: Ticket) -> bool:
         return self._may_have(ticket.owner)
 
     def _served_next(self) -> int:
         """How many of those who wait may have a connection now."""
-        if not self._few or self._in_use != self._last:
+        if not self._few or not (self._in_use == self._last or self._places.has_given_up):
             return len(self._waiting)
         may = sum(map(self._may, self._waiting))
         if may < len(self._waiting) and self._recheck is None and not self._closed:
@@ -322,7 +346,7 @@ class TargetPool:
         connection persists."""
         self._in_use -= 1
         if self._abandoned and isinstance(stream.owner, Abandoned):
-            self._abandoned.discard(stream.owner)
+            self._abandoned.pop(stream.owner, None)
             stream.deadline = NEVER
         stream.owner = None
         if self._places.held_up:
@@ -347,10 +371,11 @@ class TargetPool:
         if self._closed or not self._settings.keep_abandoned:
             self.release(stream, reusable=False)
             return
-        stand_in = Abandoned(stream, client_of(client))
-        self._abandoned.add(stand_in)
+        now = self._clock.monotonic()
+        stand_in = Abandoned(stream, client_of(client), now, until)
+        self._abandoned[stand_in] = None
         stream.owner = stand_in
-        stream.deadline = until
+        stream.deadline = min(until, now + HELD_UP)
         stand_in.notify()
 
     def retire(self, stream: UpstreamStream) -> None:

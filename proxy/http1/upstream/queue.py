@@ -42,8 +42,8 @@ class Ticket:
 
 
 def client_of(owner: ClientStream) -> object:
-    """Who it is: the client's share of its listener where there are shares, else its address."""
-    return owner.host_ip if owner.share is None else owner.share
+    """Who it is (`ClientStream.who`)."""
+    return owner.who
 
 
 class Line(deque[Ticket]):
