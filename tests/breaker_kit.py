@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from proxy.config.upstreams import Upstream
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.registry import BreakerBoard
 from proxy.resilience.circuit.states import State
+from proxy.resilience.circuit.store import BreakerStore, Glance
 from tests.http1 import PATIENCE
 
 now = time.monotonic
@@ -87,6 +88,23 @@ async def until(true: Callable[[], bool], within: float = PATIENCE) -> None:
 
 async def all_in(sidecars: list[Sidecar], state: State) -> None:
     await until(lambda: all(s.breaker.state is state for s in sidecars))
+
+
+def polls_under_way(monkeypatch: pytest.MonkeyPatch) -> list[BreakerStore]:
+    """The stores of the sidecars to come that have asked Redis and not been answered yet: whoever
+    counts commands must not begin in the middle of a poll."""
+    under_way: list[BreakerStore] = []
+    peek = BreakerStore.peek
+
+    async def counted(store: BreakerStore, breakers: Sequence[CircuitBreaker]) -> list[Glance]:
+        under_way.append(store)
+        try:
+            return await peek(store, breakers)
+        finally:
+            under_way.remove(store)
+
+    monkeypatch.setattr(BreakerStore, "peek", counted)
+    return under_way
 
 
 def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[Any]:

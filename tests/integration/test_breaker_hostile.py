@@ -17,7 +17,7 @@ import redis as blocking
 from proxy.core.errors import CircuitOpen
 from proxy.demo.redis_server import RedisServer, free_port
 from proxy.resilience.circuit.states import State
-from tests.breaker_kit import Sidecar, all_in, fleet, lines, now, until
+from tests.breaker_kit import Sidecar, all_in, fleet, lines, now, polls_under_way, until
 from tests.http1 import PATIENCE
 
 HOUR = 3600_000
@@ -217,6 +217,7 @@ async def test_an_idle_sidecar_hardly_asks(
     a heartbeat now and then; when it is not, the poll is quick again."""
     monkeypatch.setattr("proxy.resilience.circuit.sync.POLL_QUIET", 3600.0)
     monkeypatch.setattr("proxy.resilience.circuit.sync.BEAT", 3600.0)
+    polling = polls_under_way(monkeypatch)
     async with fleet(redis_server.url) as sidecars:
         await until(lambda: all(s.breaker.shared for s in sidecars))
         with blocking.Redis.from_url(redis_server.url) as redis:
@@ -232,6 +233,7 @@ async def test_an_idle_sidecar_hardly_asks(
             await until(lambda: all(sync and sync._subscribed for sync in syncs))
             redis.publish("cb:events", json.dumps({"by": "somebody"}))
             await until(lambda: all(sync and sync._poll_at > now() + 100 for sync in syncs))
+            await until(lambda: not polling)
             before = asked()
             await asyncio.sleep(2.5)
             assert asked() == before

@@ -22,7 +22,7 @@ import trustme
 from proxy.core.errors import BadRequest, CircuitOpen
 from proxy.demo.redis_server import RedisServer, find_redis_server, free_port
 from proxy.resilience.circuit.states import State
-from tests.breaker_kit import HASTY, Sidecar, all_in, fleet, lines, now, until
+from tests.breaker_kit import HASTY, Sidecar, all_in, fleet, lines, now, polls_under_way, until
 from tests.http1 import PATIENCE
 from tests.streams import conversing
 
@@ -179,15 +179,17 @@ async def test_by_hand_for_the_whole_fleet_and_for_a_time(redis_server: RedisSer
 
 
 async def test_healthy_traffic_sends_nothing_to_redis(
-    redis_server: RedisServer, pushed: None
+    redis_server: RedisServer, pushed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten thousand good calls add no command: there is none beside the poll, which is held off."""
+    polling = polls_under_way(monkeypatch)
     with blocking.Redis(port=redis_server.port, protocol=2) as client:
         async with fleet(redis_server.url) as (one, two):
             await until(lambda: one.breaker.shared and two.breaker.shared)
             syncs = [one.board._sync, two.board._sync]
             # Whoever has just subscribed polls once, for what was published before.
             await until(lambda: all(s and s._subscribed and s._poll_at > now() for s in syncs))
+            await until(lambda: not polling)
             before: Any = client.info("commandstats")
             for _ in range(10_000):
                 one.breaker.admit(now()).success(now(), 0.01)
