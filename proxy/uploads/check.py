@@ -71,7 +71,7 @@ class UploadCheck:
         self._body = 0
         self._error: ProxyError | None = None
         self._validation_ms: float | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._change = asyncio.Event()
         self.on_change: Callable[[], None] | None = None
         self.content_type: bytes | None = None
 
@@ -206,18 +206,17 @@ class UploadCheck:
                     "the other fields are over 1MB", self._field, reason="fields"
                 )
         if file.size > self._rules.max_size:
-            self._raise_too_large()
+            raise rejections.too_large(self._expected(), self._rules.max_size, self._field)
         if file.size >= HEAD or file.complete:
             file.to_file()
             self._notify_session()
 
-    def _raise_too_large(self) -> None:
-        limit, length, size = self._rules.max_size, self._content_length, self._file.size
-        if length is None or self._rules.also:
-            raise rejections.too_large(size, limit, self._field, at_least=True)
-        # The file is what the rest of the body is, the last boundary aside.
-        expected = size + length - self._body if self._form is not None else length
-        raise rejections.too_large(max(expected, size), limit, self._field)
+    def _expected(self) -> int | None:
+        """Bytes of the file where the rest of the body is its, the last boundary aside."""
+        if self._content_length is None or self._rules.also:
+            return None
+        rest = self._content_length - self._body
+        return self._file.size + max(rest, 0)
 
     def _end_of_body(self) -> None:
         if self._reader is None or self._form is None:
@@ -248,10 +247,8 @@ class UploadCheck:
         file, session = self._file, self._session
         if file.fd is not None:
             whole = file.complete and file.in_file
-            if session.opened:
+            if session.opened or whole or file.written >= HEAD:
                 session.grew(file.fd, file.written, whole=whole)
-            elif file.written >= HEAD or whole:
-                session.open(file.fd, file.written, whole=whole)
 
     def _others(self) -> list[SpooledBody]:
         return [a.body for a in self._form.attachments] if self._form is not None else []
@@ -307,14 +304,10 @@ class UploadCheck:
         self._changed()
 
     def _changed(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._change.set()
         if self.on_change is not None:
             self.on_change()
 
     async def _next_change(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._change.clear()
+        await self._change.wait()

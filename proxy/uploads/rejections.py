@@ -122,13 +122,11 @@ def duration_text(seconds: float) -> str:
     return " ".join(f"{value}{name}" for value, name in units if value)
 
 
-def too_large(
-    measured: int, limit: int, field: str | None, *, at_least: bool = False
-) -> errors.UploadTooLarge:
-    """`measured` bytes; `at_least`: it was only counted so far, the rest was not read."""
-    found = size_text(measured, measured=True)
-    if at_least or found == size_text(limit):
-        found = f"over {size_text(limit)}"
+def too_large(measured: int | None, limit: int, field: str | None) -> errors.UploadTooLarge:
+    """`measured` bytes; None: it was only counted up to the limit, the rest was not read."""
+    found = size_text(measured or limit, measured=True)
+    if found == size_text(limit):
+        found = f"over {found}"
     return errors.UploadTooLarge(
         f"Audio file too large: {found} (max: {size_text(limit)})",
         limit=limit,

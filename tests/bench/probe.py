@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 
 from proxy.uploads.formats.families import NAMES
-from proxy.uploads.formats.sniff import Sniffer
 from proxy.uploads.probe import process as probe
 from proxy.uploads.probe.task import Job
 from tests.bench.stats import quantile
@@ -34,7 +33,7 @@ class Cost:
     verdict: dict[str, object]
 
 
-def cost(data: bytes, sniffer: Sniffer) -> Cost:
+def cost(data: bytes, sniffer: probe.Sniffer) -> Cost:
     """Give `data` to a new process. Raises `ValueError` where there is no duration."""
     job = Job(tuple(dict.fromkeys(family.media_type for family in NAMES.values())), None)
     file = os.memfd_create("upload")

@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.uploads.formats.families import BY_MEDIA_TYPE
-from proxy.uploads.formats.sniff import load_sniffer
 from proxy.uploads.probe import process as probe
 from tests.data.audio.generate import path_of
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
 from tests.uploads.growing import Growing
 
-SNIFFER = load_sniffer()
+SNIFFER = probe.load_sniffer()
 SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
 
 

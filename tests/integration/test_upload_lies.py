@@ -7,8 +7,9 @@ import io
 import os
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, cycle, repeat
 from pathlib import Path
 
 import av
@@ -226,19 +227,19 @@ LONG = ["m4a-last", "alac", "opus-mp4", "flac-mp4", "pcm-mov", "mulaw-mov", "ac3
 @pytest.mark.parametrize("kind", LONG)
 def test_eleven_minutes_do_not_pass_as_less(kind: str) -> None:
     """Whatever the index claims: fifty times less, nine minutes, or more than one frame in some of
-    its samples."""
-    data = encode(kind, 660, 48_000 if kind.startswith("ac3") else 8000, silent=True)
-    assert examine(data)["refused"] == "long"
+    its samples. (Tenths of it all.)"""
+    data = encode(kind, 66, 48_000 if kind.startswith("ac3") else 8000, silent=True)
+    assert examine(data, 60)["refused"] == "long"
     scale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
-    assert examine(faster(data, scale * 50))["refused"] == "long"
-    assert examine(faster(data, scale * 11 // 9))["refused"] == "long"
+    assert examine(faster(data, scale * 50), 60)["refused"] == "long"
+    assert examine(faster(data, scale * 11 // 9), 60)["refused"] == "long"
     sizes = sizes_of(data)
     if kind == "m4a-last":
-        ticks = 660 * scale // len(sizes)
-        assert examine(reindexed(data, [sum(sizes)], [5 * scale]))["refused"] == "long"
+        ticks = 66 * scale // len(sizes)
+        assert examine(reindexed(data, [sum(sizes)], [5 * scale]), 60)["refused"] == "long"
         for few in (2, 50):
             joined = join_some(sizes, few)
-            assert examine(reindexed(data, joined, [ticks] * len(joined)))["refused"] == "long"
+            assert examine(reindexed(data, joined, [ticks] * len(joined)), 60)["refused"] == "long"
 
 
 def faster(data: bytes, scale: int) -> bytes:
@@ -255,6 +256,63 @@ def join_some(sizes: Sequence[int], few: int) -> list[int]:
         joined.append(sum(sizes[at : at + take]))
         at += take
     return joined
+
+
+def joined(kind: str, container: str, pattern: Iterator[int]) -> bytes:
+    """66 seconds of silence, of which a packet holds as many frames as `pattern` says, and claims
+    to play one."""
+    out = io.BytesIO()
+    data = encode(kind, 66, 48_000 if kind == "ac3-mp4" else 8000, silent=True)
+    options = {"strict": "-2"}
+    with (
+        av.open(io.BytesIO(data)) as source,
+        av.open(out, "w", format=container, options=options) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.audio[0])
+        frames = [bytes(one) for one in source.demux(audio=0) if one.size]
+        source.seek(0)
+        length = next(source.demux(audio=0)).duration
+        time = at = 0
+        while at < len(frames):
+            take = next(pattern)
+            packet = av.Packet(b"".join(frames[at : at + take]))
+            packet.pts = packet.dts = time
+            packet.duration, packet.time_base = length, source.streams.audio[0].time_base
+            packet.stream = stream
+            target.mux(packet)
+            time, at = time + (length or 0), at + take
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "container"),
+    [(k, c) for k in ("flac-mp4", "m4a-last", "ac3-mp4") for c in ("mp4", "matroska")]
+    + [("flac-mp4", "ogg")],
+)
+@pytest.mark.parametrize("pattern", ["half", "one in three", "one in ten", "a few"])
+def test_several_frames_in_a_packet_count(kind: str, container: str, pattern: str) -> None:
+    """Behind a beginning that is honest, be the file as small as it likes."""
+    numbers = {
+        "half": chain(repeat(1, 40), repeat(2)),
+        "one in three": chain(repeat(1, 40), cycle((3, 1, 1))),
+        "one in ten": chain(repeat(1, 100), cycle((20, *repeat(1, 9)))),
+        "a few": chain(*(chain(repeat(1, 100), [100]) for _ in range(4)), repeat(1)),
+    }
+    assert examine(joined(kind, container, numbers[pattern]), 60)["refused"] == "long"
+
+
+def test_a_short_recording_in_matroska_is_accepted() -> None:
+    """It is smaller than what is searched at the end of a longer one."""
+    for kind in ("webm", "webm-live"):
+        assert 0 < examine(encode(kind, 0.02, silent=True))["duration"] < 0.1
+
+
+def test_time_stamps_make_nothing_longer() -> None:
+    """A damaged one, in the cluster of a recording of three seconds, is a gap in it."""
+    data = encode("webm-live", 3.0)
+    at = data.rindex(b"\xe7\x82") + 2  # the last cluster's: two bytes, in milliseconds
+    damaged = data[:at] + b"\xff\xff" + data[at + 2 :]
+    assert examine(damaged, 10)["duration"] == pytest.approx(3.0, abs=0.1)
 
 
 @pytest.mark.parametrize("what", FOREIGN)

@@ -125,7 +125,6 @@ PURE = (
     "proxy.uploads.formats.polyglots",
     "proxy.uploads.formats.measure",
     "proxy.uploads.formats.mpeg_frames",
-    "proxy.uploads.formats.sniff",
     "proxy.uploads.rejections",
     "proxy.idempotency.decide",
     "proxy.idempotency.key",

@@ -46,7 +46,7 @@ M4AS = {
 def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
     """To a packet, and of a file cut short only what is there; half a packet is not."""
     data = M4AS[name][: int(len(M4AS[name]) * cut)]
-    (walk,) = packets.walk_file(io.BytesIO(data), families.MP4, None)
+    (walk,) = packets.walk_file(lambda: io.BytesIO(data), families.MP4, None)
     found = measure.measure(Growing(data), families.MP4, None)
     assert found == pytest.approx(walk.seconds(), abs=0.12)
 

@@ -40,13 +40,15 @@ def _measure_frames(source: Source, family: Family, limit: float | None) -> floa
     start = source.position
     before = _flac_head(source) if family is FLAC else b""
     shift = source.position - len(before)
-    walks = walk_file(Prefixed(before, source), family, limit)
+    sound = source.position
+    walks = walk_file(lambda: Prefixed(before, source.back(sound)), family, limit)
     source.drain()
     end = source.received
     if family is WEBM:
         covered = sum(walk.size for walk in walks)
         slack = covered // 8 + 4096  # headers of blocks
-        refuse_foreign(source, [(start if end - start > covered + slack else end - slack, end)])
+        begin = start if end - start > covered + slack else max(start, end - slack)
+        refuse_foreign(source, [(begin, end)])
         return settle(walks, limit)
     walk = walks[0]
     end -= trailing_tags(source.at(max(start, end - _TAIL), _TAIL))

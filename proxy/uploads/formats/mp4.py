@@ -35,14 +35,17 @@ from proxy.uploads.formats.mp4_boxes import (
     sample_sizes,
 )
 from proxy.uploads.formats.packets import (
+    LARGE,
     MAX_ENTRIES,
     TRY_DECODE,
+    Lies,
     Walk,
     audio_streams,
     decode,
     new_walks,
     open_container,
     settle,
+    walk_all,
     walk_file,
     walk_packets,
 )
@@ -53,7 +56,6 @@ from proxy.uploads.probe.source import Source
 _MAX_INDEX = 32 * 1024 * 1024  # bytes, of hours of sound
 _INDEXED = frozenset({"aac", "alac"})  # one frame in a sample
 _SPREAD = 160
-_LARGE = 8  # times the mean, of a sample
 _SLACK = 64  # bytes of sound that may belong to no sample
 _KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"sidx", b"mfra"))
 
@@ -61,11 +63,14 @@ _KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"sidx", b"mfra"))
 def measure_mp4(source: Source, limit: float | None) -> float:
     """Seconds of its longest track. Raises the exceptions of probe/refused.py."""
     fragmented = _begins_with_fragments(source)
-    walks = walk_file(source, MP4, limit) if fragmented else []
+    walks = walk_file(lambda: source.back(0), MP4, limit) if fragmented else []
     source.rewind()
     layout = _layout(source)
     if not fragmented:
-        walks = _measure_indexed(source, limit, layout)
+        try:
+            walks = _measure_indexed(source, limit, layout)
+        except Lies:
+            walks = walk_all(source.back(0), MP4, limit, every=True)
     covered = max(layout.samples, sum(walk.size for walk in walks))
     refuse_foreign(source, layout.others)
     if sum(end - start for start, end in layout.sound) > covered + _SLACK:
@@ -166,7 +171,7 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
 
 def _follow_index(walk: Walk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
     """Add what the index says of the packets behind the trial. False where that cannot be relied
-    on: nothing of the trial plays, or the last sample is not there."""
+    on: nothing of the trial plays, or the last sample is not there. Raises `Lies`."""
     entries = stream.index_entries
     if not walk.packets or len(entries) <= walk.tried:
         return False
@@ -174,9 +179,12 @@ def _follow_index(walk: Walk, stream: AudioStream, source: Source, layout: _Layo
     if not 0 <= end.pos <= source.received - end.size:
         return False
     step = max(end.timestamp - entries[-2].timestamp, 0)
-    walk.total += max(end.timestamp + step - entries[walk.tried].timestamp, 0)
-    walk.packets += len(entries) - walk.tried
+    played = max(end.timestamp + step - entries[walk.tried].timestamp, 0)
     _decode_spread(walk, stream, source, layout)
+    if walk.lies:
+        raise Lies
+    walk.total += played
+    walk.packets += len(entries) - TRY_DECODE
     return True
 
 
@@ -186,7 +194,7 @@ def _decode_spread(walk: Walk, stream: AudioStream, source: Source, layout: _Lay
     number = len(entries)
     assert context is not None
     chosen = {int((n + random.random()) * number / _SPREAD) for n in range(_SPREAD)}  # noqa: S311
-    large = _LARGE * layout.samples / number
+    large = LARGE * layout.samples / number
     if layout.largest > large:
         chosen |= {at for at, entry in enumerate(entries) if entry.size > large}
     context.flush_buffers()

@@ -36,7 +36,7 @@ def measure_ogg(source: Source, limit: float | None) -> float:
             raise Undecodable("entries")
         rest = None if limit is None else limit - seconds
         try:
-            seconds += settle(walk_file(pages, OGG, rest), rest)
+            seconds += settle(walk_file(pages.open_link, OGG, rest), rest)
         except PastLimit as error:
             raise PastLimit(seconds + error.seconds) from error
         except Undecodable:
@@ -56,7 +56,8 @@ class _Pages:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._given = self._next = source.position  # what was read, and where the next page is
-        self._heads = True  # of the link: pages that begin a stream
+        self._begin = self._next  # of the link
+        self._heads = True  # of it: pages that begin a stream
         self._over = True
         self._comments_due: set[bytes] = set()  # serial numbers
         self.stray: list[tuple[int, int]] = []
@@ -64,8 +65,14 @@ class _Pages:
 
     def begin_link(self) -> bool:
         """Go on with the next link. Whether there is one."""
-        self._heads, self._over = True, False
+        self._begin = self._next
         return not self.ended
+
+    def open_link(self) -> _Pages:
+        """From its beginning on."""
+        self._given = self._next = self._begin
+        self._heads, self._over, self.ended = True, False, False
+        return self
 
     def finish_link(self) -> None:
         """Pass over what was not read of it."""

@@ -4,7 +4,8 @@ Rules:
 1. The demuxer is named, never guessed, and reads from our file object only.
 2. What the file claims is compared with what comes out of a decoder: the first packets are
    decoded, and after them some all over the file, at random, the largest ones always. Where more
-   comes out than was claimed, that counts.
+   comes out than was claimed, that counts. True files have a packet at the end that is odd; where
+   there are three (several frames in one, as a rule), the file is walked anew and all are decoded.
 3. What plays are packets, so time stamps do not count: a gap between them, or a damaged one, makes
    nothing longer. Only where packets claim no length does the time to the next one stand for it.
 4. For codecs whose packets all play equally long, packets times the length of a decoded one count
@@ -23,7 +24,7 @@ import random
 import statistics
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -56,8 +57,8 @@ _SKIP = struct.Struct("<I").unpack_from
 _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
 # A packet's claim may differ from what it decodes to by so much: the last ones are often cut.
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
+LARGE = 8  # times the mean, of a packet
 _LIES = 3  # packets: one may be odd, so many stand for others
-_SPREAD = 32 * 1024  # bytes between two packets that are decoded, growing with their number
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -81,24 +82,17 @@ class Walk:
     kind: int | None = None  # of MPEG frames
     tried: int = 0
     lengths: list[float] = field(default_factory=list)  # seconds of those that decoded
-    claimed: float = 0.0  # seconds that these claim to play
-    heard: float = 0.0  # seconds that came out of them, or were claimed
-    lies: int = 0  # those that play longer than they claim
+    lies: int = 0  # those that play longer than they claim,
+    excess: float = 0.0  # by so many seconds
     inner: float = 0.0  # seconds that the packets say themselves (Opus)
     skipped: float = 0.0  # seconds at the beginning that are decoded, but not played
-    next_try: int = 0  # when `size` is there
+    next_try: int = 0  # when so many `packets` are there
 
     def seconds(self) -> float:
         """How long it plays; the largest of the measures, if it is larger by more than padding."""
         claimed = self.total * self.tick
-        spread = self.heard / self.claimed if self.lies >= _LIES else 1.0
         alike = self.packet_seconds if self.constant or not self.total else 0.0
-        implied = max(
-            self.packets * alike,
-            self.inner,
-            claimed + self.heard - self.claimed,
-            claimed * spread,
-        )
+        implied = max(self.packets * alike, self.inner, claimed + self.excess)
         if implied <= claimed * _TOLERANCE + _PADDING:
             implied = claimed or implied
         return max(implied - self.skipped, min(implied, self.tick))
@@ -147,13 +141,25 @@ def refuse_video(container: InputContainer, family: Family) -> None:
             raise NotAudio(f"{family.media_type} with a video track")
 
 
-def walk_file(file: Any, family: Family, limit: float | None) -> list[Walk]:
-    """The walks through all tracks of a file, from its first byte to its last. Raises the
-    exceptions of probe/refused.py."""
+class Lies(Exception):
+    """Only a walk that decodes everything tells how long the file plays (rule 2)."""
+
+
+def walk_file(opened: Callable[[], Any], family: Family, limit: float | None) -> list[Walk]:
+    """The walks through all tracks of the file that `opened` returns from its first byte on, twice
+    where need be. Raises the exceptions of probe/refused.py."""
+    try:
+        return walk_all(opened(), family, limit)
+    except Lies:
+        return walk_all(opened(), family, limit, every=True)
+
+
+def walk_all(file: Any, family: Family, limit: float | None, *, every: bool = False) -> list[Walk]:
+    """The same, once; with `every` packet decoded. Raises `Lies` where that is necessary."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
         walks = new_walks(streams)
-        walk_packets(container, streams, walks, family, limit)
+        walk_packets(container, streams, walks, family, limit, every=every)
         refuse_video(container, family)
         return walks
 
@@ -189,10 +195,11 @@ def walk_packets(
     limit: float | None,
     *,
     stop_after: int | None = None,
+    every: bool = False,
 ) -> None:
     """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
-    it into `walks`, one for each of `streams`. May be called again, to go on. Raises the
-    exceptions of probe/refused.py."""
+    it into `walks`, one for each of `streams`. May be called again, to go on. Raises as
+    `walk_all`."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     framed = family in (MPEG, AAC, FLAC)
     past = sys.maxsize if limit is None else limit + GRACE
@@ -208,10 +215,17 @@ def walk_packets(
             walk.size += size
             if framed:
                 _cover(walk, packet, size, family)
-            if walk.size > walk.next_try or walk.tried < TRY_DECODE:
+            if (
+                walk.packets >= walk.next_try
+                or walk.tried < TRY_DECODE
+                or (size * walk.packets > LARGE * walk.size and not walk.opus)
+                or every
+            ):
                 if not walk.tried and family is not MP4:
                     walk.skipped = _skipped(packet)
-                _try_decode(walk, packet, 0.0 if framed else duration * walk.tick)
+                _try_decode(walk, packet, duration * walk.tick)
+                if walk.lies == _LIES and not every:
+                    raise Lies
             if not (duration and packet.is_discard):
                 walk.packets += 1
                 walk.total += duration
@@ -271,8 +285,8 @@ def opus_seconds(packet: Any) -> float:
 
 
 def _try_decode(walk: Walk, packet: Any, claim: float) -> None:
-    gap = _SPREAD * (0.5 + random.random()) * (1 + walk.tried / 8)  # noqa: S311
-    walk.next_try = sys.maxsize if walk.opus else walk.size + int(gap)
+    gap = 1 + int(2 * walk.tried * random.random())  # noqa: S311
+    walk.next_try = sys.maxsize if walk.opus else walk.packets + gap
     context: AudioCodecContext | None = packet.stream.codec_context
     if context is not None:
         decode(walk, context, packet, claim)
@@ -295,9 +309,6 @@ def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float) ->
     if not heard:
         return
     walk.lengths.append(heard)
-    if not claim:
-        return
-    lies = heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002)  # rounded to ticks
-    walk.lies += lies
-    walk.heard += heard if lies else claim
-    walk.claimed += claim
+    if (claim or walk.total) and heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):
+        walk.lies += 1
+        walk.excess += heard - claim

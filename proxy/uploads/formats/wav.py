@@ -38,8 +38,7 @@ def measure_wav(source: Source, limit: float | None) -> float:
         raise Undecodable("no_audio")
     if starts_foreign(source.at(sound + _CHUNK, 4096)):
         raise NotAudio("a wav header before other content")
-    source.skip(sound - start)
-    walks = walk_file(Prefixed(before, source), WAV, limit)
+    walks = walk_file(lambda: Prefixed(before, source.back(sound)), WAV, limit)
     source.drain()
     _look_around(walks[0], source, start)
     return settle(walks, limit)

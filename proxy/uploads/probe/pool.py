@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import proxy
@@ -58,9 +59,7 @@ class ProbePool:
         self._running: dict[bytes, ProbeSession] = {}
         self._alive: dict[bytes, int] = {}  # what processes may take, also those being killed
         # Who waits for one, in order: whole files, those that have had a turn, those that grow.
-        self._whole: dict[ProbeSession, None] = {}
-        self._slow: dict[ProbeSession, None] = {}
-        self._growing: dict[ProbeSession, None] = {}
+        self._queues: tuple[dict[ProbeSession, None], ...] = ({}, {}, {})
         self._look_again: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
         self._keeping = Supervised("upload-probes", self._keep, tasks or Tasks())
@@ -86,7 +85,7 @@ class ProbePool:
     @property
     def waiting(self) -> int:
         """Uploads that wait for a process."""
-        return len(self._whole) + len(self._slow) + len(self._growing)
+        return sum(map(len, self._queues))
 
     async def start(self) -> None:
         """Start the parent; returns when it is ready. Raises `RuntimeError` where it does not get
@@ -99,8 +98,8 @@ class ProbePool:
         self._stopping = True
         if self._look_again is not None:
             self._look_again.cancel()
-        for session in [*self._running.values(), *self._whole, *self._slow, *self._growing]:
-            session.stop("stopped")
+        for session in [*self._running.values(), *chain(*self._queues)]:
+            session.give_up("stopped")
         await self._keeping.stop()
 
     def session(self, job: Job, listener: Callable[[], None]) -> ProbeSession:
@@ -151,7 +150,7 @@ class ProbePool:
         self._heard = b""
         self._ended.clear()
         loop.add_reader(ours, self._hear)
-        self._admit()
+        self.admit()
         return process
 
     async def _keep(self) -> None:
@@ -215,7 +214,7 @@ class ProbePool:
             self._alive.pop(name, None)
             if (session := self._running.get(name)) is not None:
                 session.died(int.from_bytes(message[9:], "big"))
-        self._admit()
+        self.admit()
 
     async def _respawn(self) -> subprocess.Popen[bytes]:
         failures = 0
@@ -232,13 +231,8 @@ class ProbePool:
     def enqueue(self, session: ProbeSession) -> None:
         """Give `session` a process now or when its turn comes."""
         self._forget(session)
-        if not session.whole:
-            self._growing[session] = None
-        elif session.had_a_turn:
-            self._slow[session] = None
-        else:
-            self._whole[session] = None
-        self._admit()
+        self._queues[session.had_a_turn if session.whole else 2][session] = None
+        self.admit()
 
     def leave(self, session: ProbeSession) -> None:
         """`session` needs its process or its place in the queue no more. Not even a process that
@@ -250,15 +244,11 @@ class ProbePool:
             self._forget(session)
 
     def _forget(self, session: ProbeSession) -> None:
-        for queue in (self._whole, self._slow, self._growing):
+        for queue in self._queues:
             queue.pop(session, None)
 
-    def idle(self, session: ProbeSession) -> None:
-        """The process of `session` waits for its client."""
-        if self._whole or self._slow:
-            self._admit()
-
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Give those who wait a process as long as there are some."""
         while self.ready and (session := self._next()) is not None:
             self._next_id += 1
             session.name = self._next_id.to_bytes(8, "big")
@@ -277,7 +267,7 @@ class ProbePool:
 
     def _next(self) -> ProbeSession | None:
         """Who gets a process now (rules 3 and 4); None for nobody yet."""
-        first = next(iter(self._whole or self._slow or self._growing), None)
+        first = next(chain(*self._queues), None)
         if first is None:
             return None
         if not self._alive or sum(self._alive.values()) + first.memory <= self._memory:
@@ -301,7 +291,7 @@ class ProbePool:
 
     def _look(self) -> None:
         self._look_again = None
-        self._admit()
+        self.admit()
 
     def _command(self, command: bytes, fd: int | None = None) -> bool:
         """False when the parent does not take it: it is dead, or a thousand commands behind."""

@@ -18,6 +18,7 @@ how many there are (8 bytes) and whether that is all (1); and at last one of `{"
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import gc
 import importlib
 import json
@@ -28,6 +29,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import av.error
@@ -37,10 +39,11 @@ from proxy.core.memory.allocator import keep_freed_memory
 from proxy.uploads.formats import measure
 from proxy.uploads.formats.families import BY_MEDIA_TYPE, HEAD, recognise, skip_tags
 from proxy.uploads.formats.polyglots import refuse_polyglot
-from proxy.uploads.formats.sniff import Sniffer, load_sniffer
 from proxy.uploads.probe import sandbox
 from proxy.uploads.probe.refused import NotAudio, PastLimit, Undecodable
 from proxy.uploads.probe.source import Source, SpoolUnreadable
+
+Sniffer = Callable[[bytes], str]  # the media type of what starts with these bytes
 
 _ID = 8
 _MAX_JOB = 64 * 1024
@@ -73,10 +76,20 @@ def prepare() -> Sniffer:
     for codec in _CODECS:
         "a".encode(codec).decode(codec)
     sniffer = load_sniffer()
-    sniffer.from_buffer(b"warm")
     _rehearse(sniffer)
     gc.collect()
     gc.freeze()  # the children share these pages as long as nobody writes to them
+    return sniffer
+
+
+def load_sniffer() -> Sniffer:
+    """libmagic with its database loaded: the system's own, else the one in the `pylibmagic` wheel.
+    Raises `ImportError` where neither is usable."""
+    if ctypes.util.find_library("magic") is None:
+        import pylibmagic  # noqa: F401 - makes its copy findable, changes environment and ctypes
+    import magic
+
+    sniffer: Sniffer = magic.Magic(mime=True).from_buffer
     return sniffer
 
 
@@ -224,7 +237,7 @@ def judge(
     that."""
     try:
         head = source.peek(HEAD)
-        label = sniffer.from_buffer(head)
+        label = sniffer(head)
         tagged = skip_tags(source)
         family = recognise(source.peek(HEAD), label, tagged=tagged)
         if family is None or family.media_type not in types:

@@ -111,20 +111,13 @@ class ProbeSession:
         """Whether there is a verdict, or never will be."""
         return self.verdict is not None or self.lost is not None
 
-    def open(self, descriptor: int, received: int, *, whole: bool) -> None:
-        """Have the file behind `descriptor` examined, of which `received` bytes can be read. The
-        descriptor must stay open until `close`."""
-        if self._closed or self._file is not None:
-            return
-        self._file = descriptor
-        self._received, self.whole = received, whole
-        self._enqueue()
-
     def grew(self, descriptor: int, received: int, *, whole: bool) -> None:
-        """So many bytes can be read by now. Behind another `descriptor` they are examined anew,
-        once they are whole."""
-        if self._closed or self._file is None:
+        """So many bytes of the file behind `descriptor` can be read by now; the first call has it
+        examined. The descriptor must stay open until `close`. Behind another one the bytes are
+        examined anew, once they are whole."""
+        if self._closed:
             return
+        first = self._file is None
         if descriptor != self._file:
             self._detach()
             self._file, self.whole = descriptor, False
@@ -132,7 +125,7 @@ class ProbeSession:
         self._received, self.whole = received, whole
         if self._sock is not None:
             self._answer_want()
-        elif became_whole and self._timer is None:
+        elif first or (became_whole and self._timer is None):
             self._enqueue()
 
     def close(self) -> None:
@@ -193,9 +186,10 @@ class ProbeSession:
         self.to_blame = True
         self._lose(blame)
 
-    def stop(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
         """There will be no verdict."""
         if not self.decided and not self._closed:
+            log.warning("upload not examined", extra={"cause": why})
             self._lose(why)
 
     # --- inside -------------------------------------------------------------------------------
@@ -203,12 +197,8 @@ class ProbeSession:
     def _enqueue(self) -> None:
         self._cancel_timer()
         if self.whole:
-            self._set_timer(QUEUE_TIMEOUT, self._give_up, "busy")
+            self._set_timer(QUEUE_TIMEOUT, self.give_up, "busy")
         self._pool.enqueue(self)
-
-    def _give_up(self, why: str) -> None:
-        log.warning("upload not examined", extra={"cause": why})
-        self._lose(why)
 
     def _ours(self, why: str) -> None:
         """Trouble of ours (rule 3): once more from the spool when the file is whole, or the end."""
@@ -298,7 +288,7 @@ class ProbeSession:
             if self.waits_since is None:
                 self.waits_since = self._loop.time()
                 self._cancel_timer()
-                self._pool.idle(self)
+                self._pool.admit()  # perhaps somebody else needs the process more
             return
         self._wanted = self.waits_since = None
         self._known, self._knows_all = self._received, self.whole
@@ -308,11 +298,7 @@ class ProbeSession:
 
     def _set_timer(self, delay: float, then: Callable[..., None], *arguments: str) -> None:
         self._cancel_timer()
-        self._timer = self._loop.call_later(delay, self._timed_out, then, arguments)
-
-    def _timed_out(self, then: Callable[..., None], arguments: tuple[str, ...]) -> None:
-        self._timer = None
-        then(*arguments)
+        self._timer = self._loop.call_later(delay, then, *arguments)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -78,6 +78,11 @@ class Source:
         self.arrive(self.position + size)
         self.position = min(self.position + size, self.received)
 
+    def back(self, position: int) -> Source:
+        """Read on from a place that was there."""
+        self.position = position
+        return self
+
     # --- as a file, for FFmpeg ----------------------------------------------------------------
 
     def read(self, size: int = _READ) -> bytes:
