@@ -23,6 +23,10 @@ _EXTENSION = (
 )
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*+\r\n")
 _CHUNK_LINE_LIMIT = 1024
+#: Bytes of chunk-size lines that are more than the chunks are worth, over all of a body: a line may
+#: have `_LINE_FREE` bytes, and two for each byte of its chunk. Extensions take a hundred times as
+#: long to read as data, and nobody needs many of them (Go and Node bound them as well).
+_LINES_EXCESS, _LINE_FREE = 16 * 1024, 16
 #: Pieces of content that are decoded before other connections get their turn: half a millisecond.
 #: Without it a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.
 PIECES_PER_TURN = 512
@@ -93,13 +97,14 @@ class UntilClose:
 class ChunkedBody:
     """`Transfer-Encoding: chunked`."""
 
-    __slots__ = ("_in_trailers", "_kept", "_left", "_needs_end", "done", "trailers")
+    __slots__ = ("_excess", "_in_trailers", "_kept", "_left", "_needs_end", "done", "trailers")
 
     def __init__(self) -> None:
         self.done = False
         self.trailers: list[bytes] = []
         self._kept = b""  # an unfinished line
         self._left = 0  # bytes of the current chunk still to come
+        self._excess = 0
         self._needs_end = False  # the CRLF behind a chunk's data is still to come
         self._in_trailers = False
 
@@ -139,6 +144,11 @@ class ChunkedBody:
                 if at - start > _CHUNK_LINE_LIMIT:
                     raise ProtocolError("chunk extension is too long")
                 length = int(line[1], 16)
+                excess = self._excess + at - start - _LINE_FREE - 2 * length
+                if excess > 0 or self._excess:
+                    self._excess = max(0, excess)
+                    if excess > _LINES_EXCESS:
+                        raise ProtocolError("chunk extensions are more than the content")
                 end = at + length
                 if length and data[end : end + 2] == b"\r\n":  # all of it is here: the usual case
                     content.append(data[at:end])

@@ -12,6 +12,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import django
 import flask
 import httptools
+import pytest
 import starlette.routing
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
@@ -136,6 +137,25 @@ def flask_router(strict_slashes: bool, merges: bool) -> Router:
         rule = path.replace("{rest:*}", "<path:rest>").replace("{", "<").replace("}", ">")
         app.add_url_rule(rule, name, view(name), methods=[method or "GET"])
     return _served(app.wsgi_app, ran, merges)
+
+
+def bottle_router() -> Router:
+    """Bottle, which leaves out of a path what is no UTF-8. Skips where it is not installed."""
+    bottle = pytest.importorskip("bottle")
+    ran: list[str] = []
+    app = bottle.Bottle()
+
+    def view(name: str) -> Callable[..., str]:
+        def run(**parameters: str) -> str:
+            ran.append(name)
+            return ""
+
+        return run
+
+    for name, method, path in HANDLERS:
+        rule = path.replace("{rest:*}", "<rest:path>").replace("{", "<").replace("}", ">")
+        app.route(rule, method or "GET", view(name))
+    return _served(app, ran, merges=False)
 
 
 _DJANGO_RAN: list[str] = []

@@ -50,6 +50,8 @@ MUTATIONS: tuple[Callable[[str], str], ...] = (
         lambda path, slash=slash: _last_slash(path, slash)
         for slash in ("//", "\\", "%2f", "%2F", "%5c", "%252f", "/./", "/x/../", ";/", "%c0%af")
     ),
+    lambda path: path[:3] + "%ff" + path[3:],
+    lambda path: path[:2] + "%e2%82" + path[2:] + "%c3",
     lambda path: path.upper(),
     lambda path: path.title(),
     lambda path: path.swapcase(),

@@ -61,6 +61,33 @@ def test_chunked_body_survives_any_cut(pieces: list[bytes], rest: bytes, at: lis
     assert body.trailers == [b"A: 1"]
 
 
+def feed_all(body: ChunkedBody, pieces: list[bytes]) -> None:
+    """As turn by turn."""
+    for piece in pieces:
+        rest = piece
+        while rest:
+            _, rest = body.feed(rest)
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [(b"1;" + b"a=b;" * 200 + b"c", 1), (b"1;" + b"a;" * 20 + b"a", 1), (b"1;a=" + b"b" * 60, 1)],
+    ids=["many", "some", "one"],
+)
+def test_extensions_may_not_be_most_of_a_body(line: bytes, size: int) -> None:
+    """Chunks of a byte with extensions are refused when these have come to some kilobytes, in
+    whatever pieces they come; between larger chunks there may be any number."""
+    one = line + b"\r\n" + b"x" * size + b"\r\n"
+    for pieces in ([one * 1000], [one] * 1000, [one[:50], one[50:]] * 1000):
+        with pytest.raises(ProtocolError, match="extensions"):
+            feed_all(ChunkedBody(), pieces)
+    body = ChunkedBody()
+    signed = b"1000;chunk-signature=" + b"f" * 64 + b"\r\n" + b"x" * 0x1000 + b"\r\n"
+    feed_all(body, [signed] * 1000)
+    body.feed(b"0;chunk-signature=" + b"f" * 64 + b"\r\n\r\n")
+    assert body.done
+
+
 def test_chunk_extensions_are_read_over() -> None:
     """Extensions are allowed (RFC 9112 §7.1.1) and dropped."""
     body = ChunkedBody()

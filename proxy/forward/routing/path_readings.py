@@ -20,6 +20,7 @@ forwarded stays as the client wrote it.
      encoded slash is part of a segment          the raw path
    decoded again, three times in all           a second proxy or a framework behind one that decodes
    bytes that spell ASCII in overlong UTF-8    decoders of old
+   bytes that are no UTF-8 left out            Bottle
    letter case ignored                         Express
    trailing slashes ignored                    Express; Flask with `strict_slashes=False`; Rails
    slashes merged, leading ones too            nginx, Werkzeug (leading), http.server, Rails
@@ -64,6 +65,9 @@ _DECODINGS = 3
 _EMPTY = 16
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: What is left out of a segment before it is compared: these, and what stands for bytes that are no
+#: UTF-8.
+_LEFT_OUT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 _DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:;[^/\\]*)?(?:[/\\]|$)")
 _CUT = re.compile(r"[;?#]")
 _SLASHES, _BOTH_SLASHES = re.compile("/+"), re.compile(r"[/\\]+")
@@ -165,7 +169,7 @@ class Spelling:
             text = self.pieces[at]
             for _ in range(_DECODINGS):
                 text = _decode(text)
-            text = _CONTROL.sub("", text).casefold()
+            text = _LEFT_OUT.sub("", text).casefold()
             known = self._folded[at] = (text, _CUT.split(text, maxsplit=1)[0])
         return known
 

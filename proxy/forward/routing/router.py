@@ -101,6 +101,9 @@ class RouteTable(Generic[T]):
             for one in self._guards
             if not any(_rivals(one, other) for other in self._guards)
         )
+        #: Methods for which some guarding route asks, and whether one takes any method.
+        self._guarded = frozenset(name for one in self._guards for name in one.methods or ())
+        self._any_guarded = any(one.methods is None for one in self._guards)
         self._starts = frozenset(one.guard.start for one in self._guards if one.guard is not None)
 
     def match(
@@ -179,10 +182,17 @@ class RouteTable(Generic[T]):
     def _refuse_others(
         self, method: str, others: Sequence[bytes], raw: str, path: str, odd: bool
     ) -> None:
-        """Rule 4."""
-        for value in others:
-            other = value.decode("latin-1").upper()
-            instead = self._choose(other, raw, path, odd) if other != method else None
+        """Rule 4. Each method is looked at once, however many fields name it."""
+        named = {
+            member.strip().upper()
+            for value in others
+            for member in value.decode("latin-1").split(",")  # Express takes the first of several
+        } - {method}
+        suspects = named & self._guarded
+        if self._any_guarded:
+            suspects |= set(list(named - suspects)[:1])  # for such a route all are the same
+        for other in suspects:
+            instead = self._choose(other, raw, path, odd)
             if instead is not None and instead[0].guard is not None:
                 raise BadRequest("Bad request: some read the method as another one; send that")
 
