@@ -146,6 +146,9 @@ async def test_what_a_client_leaves_behind_counts_as_its_own() -> None:
             await case.free(await case.use("neighbour"))
         left[1].data_received(WHOLE)
         await case.settle()
+        assert waits.pending, "what it has left is half of all"
+        left[2].data_received(WHOLE)
+        await case.settle()
         assert waits.stream is not None
 
 

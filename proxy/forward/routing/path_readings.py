@@ -50,6 +50,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from proxy.config.patterns import Segment, parse_pattern
 from proxy.core.errors import BadRequest
@@ -112,6 +113,11 @@ def _decode(path: str) -> str:
     decoded some twenty times. Escapes of bytes are what Python writes as `\\xNN`."""
     if "%" not in path:
         return path
+    return _decode_escapes(path)
+
+
+@lru_cache(maxsize=32)  # the readings of one path decode the same again and again
+def _decode_escapes(path: str) -> str:
     escaped = _STRAY.sub("%25", path).encode().replace(b"\\", b"\\\\").replace(b"%", b"\\x")
     return escaped.decode("unicode_escape").encode("latin-1").decode(errors="replace")
 

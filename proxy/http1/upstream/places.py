@@ -10,12 +10,12 @@ Rules, for targets of `FEW` connections at most:
 3. Where places of requests whose clients have left are kept, these hold half at most while somebody
    waits: of those left for `HELD_UP` seconds the first is given up. The upstream may still work on
    it, so no more are given up than it has connections, until their time is over; and clients
-   whose requests were given up have half of the places together, while others are there.
+   with requests that they have left have half of the places together, while others are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,19 +107,21 @@ class Places:
         """A request of `client`'s has lost its place; the upstream may work on it `until` then."""
         self._given_up.setdefault(client, []).append(until)
 
-    @property
-    def has_given_up(self) -> bool:
-        """Whether there may be clients to which the half applies."""
-        return bool(self._given_up)
+    def half_matters(self, left: int) -> bool:
+        """Whether there may be clients that have half of the places; `left` requests were left and
+        keep theirs."""
+        return left >= self._half or bool(self._given_up)
 
-    def keeps_half_from(self, client: object, users: Iterable[object], now: float) -> bool:
-        """Whether the other half is not for `client`. `users` are those who use connections, None
-        for each that was left."""
+    def keeps_half_from(
+        self, client: object, users: Iterable[object], left: Collection[object], now: float
+    ) -> bool:
+        """Whether the other half is not for `client`. `users` are those who use connections, `left`
+        the clients of requests that were left and keep theirs."""
         self._forget(now)
         given_up = self._given_up
-        if client not in given_up or self._alone(client, now):
+        if (client not in given_up and client not in left) or self._alone(client, now):
             return False
-        return sum(user is None or user in given_up for user in users) >= self._half
+        return sum(user in given_up or user in left for user in users) >= self._half
 
     def _forget(self, now: float) -> None:
         """What was given up long ago has come to its end."""

@@ -224,7 +224,7 @@ class TargetPool:
             who = client_of(owner)
             if who != self._places.seen:
                 self._places.saw(who, self._clock.monotonic())
-            scarce = self._in_use == self._last or self._places.has_given_up
+            scarce = self._in_use == self._last or self._half_matters
             if scarce and not self._may_have(owner):
                 return None
         while idle:
@@ -294,21 +294,25 @@ class TargetPool:
         """Whether `owner` may have a connection that is free (places.py, rules 1 and 3)."""
         places = self._places
         last = self._in_use == self._last
-        if not self._few or not (last or places.has_given_up):
+        if not self._few or not (last or self._half_matters):
             return True
         who, now = client_of(owner), self._clock.monotonic()
-        owners = [stream.owner for stream in self._open if stream.owner is not None]
-        if last and places.keeps_last_from(who, map(_user, owners), now):
+        users = [_user(stream.owner) for stream in self._open if stream.owner is not None]
+        if last and places.keeps_last_from(who, users, now):
             return False
-        left = (None if isinstance(one, Abandoned) else client_of(one) for one in owners)
-        return not places.keeps_half_from(who, left, now)
+        left = {one.client for one in self._abandoned}
+        return not places.keeps_half_from(who, users, left, now)
+
+    @property
+    def _half_matters(self) -> bool:
+        return self._places.half_matters(len(self._abandoned))
 
     def _may(self, ticket: Ticket) -> bool:
         return self._may_have(ticket.owner)
 
     def _served_next(self) -> int:
         """How many of those who wait may have a connection now."""
-        if not self._few or not (self._in_use == self._last or self._places.has_given_up):
+        if not self._few or not (self._in_use == self._last or self._half_matters):
             return len(self._waiting)
         may = sum(map(self._may, self._waiting))
         if may < len(self._waiting) and self._recheck is None and not self._closed:
