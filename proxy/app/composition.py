@@ -213,6 +213,8 @@ class Proxy:
                 self._watch,
                 vitals,
                 lambda: [*self._volumes.disks(), *self._app_side.disks()],
+                self._memory,
+                lambda: self._shedding.shed,
             ),
             self._clock,
         )

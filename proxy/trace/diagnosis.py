@@ -262,7 +262,7 @@ def stranded(case: Case) -> Cause | None:
                 " perhaps the message for the worker"
             )
         else:
-            said += ": is the worker running, and listening to its queue?"
+            said += ": are the workers busy with others, stopped, or not listening to its queue?"
         event = told[-1] if told else case.job_event(life)
         if event is not None:
             return Cause("stranded", said, event)

@@ -42,7 +42,12 @@ def mirror(**changes: Any) -> dict[str, Any]:
     """One that is well."""
     well = {"redis": "live", "reason": None, "sqlite": "ok", "sqlite_reason": None}
     rights = {"writes": "ok", "missing_rights": [], "obstacle": None}
-    return {"mirror": "make_video", **well, **rights, **changes}
+    return {"mirror": "make_video", "queue": queue(9), **well, **rights, **changes}
+
+
+def queue(waiting: int, slots: int | None = 1) -> dict[str, Any]:
+    """Of jobs that wait."""
+    return {"waiting": waiting, "slots": slots, "oldest_seconds": 1234.5}
 
 
 def job(status: str = "completed", age: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -55,7 +60,13 @@ def process(**changes: Any) -> dict[str, Any]:
     """One that is well."""
     well = {"loop_lag_p99": 0.002, "log_lines_dropped": 0, "tasks_dying": []}
     use = {"reload_problem": None, "descriptors": 40, "descriptors_most": 1024}
+    use |= {"buffers": memory()}
     return {**well, **use, **changes}
+
+
+def memory(level: str = "normal", shed: int = 0) -> dict[str, Any]:
+    """The budget of all buffers."""
+    return {"level": level, "used": 14 * 2**20, "limit": 16 * 2**20, "shed": shed}
 
 
 def certificate(days: float) -> dict[str, Any]:
@@ -145,6 +156,10 @@ def test_all_is_well() -> None:
         ({"jobs": {"problem": "silent", "list": []}}, "warning", "jobs_unknown", "jobs"),
         ({"process": process(loop_lag_p99=0.3, log_lines_dropped=0)},
          "warning", "loop_lag", "process"),
+        ({"mirrors": [mirror(queue=queue(20, 2))]}, "warning", "queue_long", "jobs"),
+        ({"mirrors": [mirror(queue=queue(10, None))]}, "warning", "queue_long", "jobs"),
+        ({"process": process(buffers=memory("slow"))}, "warning", "memory_short", "process"),
+        ({"process": process(buffers=memory(shed=3))}, "warning", "memory_short", "process"),
         ({"process": process(loop_lag_p99=None, log_lines_dropped=7)},
          "warning", "log_lines_dropped", "process"),
     ],
@@ -165,6 +180,8 @@ def test_each_trouble_is_found(changes: dict[str, Any], level: str, kind: str, a
         {"routes": [route(100, 0.01)]},
         {"job_list": [job("failed", age=RECENT_FAILURE + 1)]},
         {"process": process(loop_lag_p99=0.05, log_lines_dropped=0)},
+        {"mirrors": [mirror(queue=queue(19, 2))]},
+        {"mirrors": [mirror(queue=None)]},
     ],
 )
 def test_what_is_no_trouble(changes: dict[str, Any]) -> None:

@@ -183,7 +183,7 @@ def test_nobody_takes_a_job() -> None:
     cause = found(lives=[waits], now=60)
     assert cause.kind == "stranded"
     assert "queued for 1 min 0 s" in cause.summary
-    assert "is the worker running" in cause.summary
+    assert "are the workers busy with others" in cause.summary
     lost = news(-5, "restore", "restored", restored=3)
     assert "Redis lost its data" in found(lives=[waits], now=60, before=[lost]).summary
 

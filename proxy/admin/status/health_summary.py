@@ -9,9 +9,9 @@ Rules, in order of importance
    web pages; clients that have used up their share; routes whose service takes many times as long
    as usual, which slow clients do not count for.
 5. Certificates of listeners that have expired or are about to; clocks that differ.
-6. Jobs: stranded ones, and those that failed within `RECENT_FAILURE`.
+6. Jobs: stranded ones, those that failed within `RECENT_FAILURE`, a long queue.
 7. The proxy's own state: disks that are nearly full, a refused config, checks that fail, few
-   descriptors left, a late event loop, lost log lines.
+   descriptors left, buffers near their limit, a late event loop, lost log lines.
 
 A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
 circuits are somebody's will, hence warnings.
@@ -38,6 +38,7 @@ SERVED = 0.5  # share of the time that must be the service's own
 LONG_SILENCE = 1.0  # seconds, on average
 MANY_DESCRIPTORS = 0.8  # of those that the process may have
 DISK_LOW, DISK_FULL = 0.1, 0.02  # shares that are free, as the alerts have them
+LONG_QUEUE = 10  # jobs that wait for each worker
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
 Level = Literal["ok", "warning", "error"]
@@ -88,6 +89,7 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
         *_certificates(snapshot["certificates"]),
         *_clocks(snapshot["clocks"]),
         *_jobs(snapshot["jobs"], now),
+        *_queues(snapshot["mirrors"]),
         *_disks(snapshot["disks"]),
         *_checks(snapshot["checks"]),
         *_process(snapshot["process"]),
@@ -298,6 +300,20 @@ def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:
         yield Finding("warning", "jobs_failed", said, _about(failed))
 
 
+def _queues(mirrors: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """More comes than the workers can do, or they have become slow."""
+    for mirror in mirrors:
+        queue = mirror["queue"]
+        if queue is None or queue["waiting"] < LONG_QUEUE * max(1, queue["slots"] or 0):
+            continue
+        workers = "" if queue["slots"] is None else f" for {queue['slots']} at a time"
+        summary = (
+            f"{queue['waiting']} jobs of {mirror['mirror']} wait{workers}, the oldest for"
+            f" {queue['oldest_seconds']:,.0f} s"
+        )
+        yield Finding("warning", "queue_long", summary, "jobs")
+
+
 def _counted(jobs: Sequence[Mapping[str, Any]], one: str, many: str) -> str:
     if len(jobs) == 1:
         return f"Job {jobs[0]['job_id']} {one}"
@@ -337,6 +353,15 @@ def _process(process: Mapping[str, Any]) -> Iterator[Finding]:
     if used and most and used >= MANY_DESCRIPTORS * most:
         summary = f"The proxy has {used:,} of {most:,} file descriptors in use"
         yield Finding("warning", "descriptors_low", summary, "process")
+    buffers = process["buffers"]
+    if buffers["level"] != "normal" or buffers["shed"]:
+        summary = (
+            f"The proxy is short of memory: buffers hold {buffers['used'] / 2**20:,.0f} of"
+            f" {buffers['limit'] / 2**20:,.0f} MiB"
+        )
+        if buffers["shed"]:
+            summary += f", and {buffers['shed']} connections were ended in the last minute"
+        yield Finding("warning", "memory_short", summary, "process")
     for task in process["tasks_dying"]:
         summary = f"A part of the proxy keeps failing: {task['task']} ({task['error']})"
         yield Finding("error", "task_dying", summary, "process")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from proxy import __version__
@@ -16,6 +16,7 @@ from proxy.admin.backend import Readiness
 from proxy.admin.status.health_summary import is_slow, judge
 from proxy.admin.status.own_usage import OwnUse
 from proxy.core.clock import Clock, iso_utc
+from proxy.core.memory.budget import MemoryBudget
 from proxy.core.vitals import Vitals
 from proxy.forward.watch import Watch
 from proxy.jobs.service import Mirrors
@@ -33,7 +34,7 @@ from proxy.telemetry.metrics.rates import (
 from proxy.telemetry.metrics.registry import Metrics
 
 NO_ROUTE = "-"  #: the name under which is counted what no route matched
-_LOOP = "process:loop_lag"
+_LOOP, _SHED = "process:loop_lag", "process:shed"
 #: Checks of `/readyz` that have a place of their own in the document.
 _SHOWN_ELSEWHERE = frozenset({"listeners", "tasks", "mirror", "breakers"})
 _FINE = ("upstream:", "abandoned:", "unfinished:")
@@ -67,6 +68,9 @@ class Sources:
     vitals: Vitals
     #: Name, bytes free and bytes in all of each directory that is watched.
     disks: Callable[[], Sequence[tuple[str, int, int]]] = tuple
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    #: Client connections ended for memory since the start.
+    shed: Callable[[], int] = int
 
 
 class Snapshots:
@@ -137,6 +141,7 @@ class Snapshots:
                 readings[f"abandoned:{upstream.name}"] = read_distribution(upstream.abandoned)
                 readings[f"unfinished:{upstream.name}"] = read_distribution(upstream.unfinished)
         readings[_LOOP] = read_distribution(metrics.loop_lag)
+        readings[_SHED] = replace(nothing(), errors=self._sources.shed())
         return readings
 
     def take(self, jobs: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +269,14 @@ class Snapshots:
     def _process(self, readings: Mapping[str, Reading], moment: float) -> dict[str, Any]:
         lag = self.history.summary(_LOOP, moment, readings[_LOOP])
         listeners = self._sources.metrics.listener_tallies()
+        memory = self._sources.memory
         return {
+            "buffers": {
+                "level": memory.level.label,
+                "used": memory.used,
+                "limit": memory.limit,
+                "shed": self.history.summary(_SHED, moment, readings[_SHED]).errors,
+            },
             **self._own_use.document(),
             "client_connections": sum(tally.open for tally in listeners),
             "reload_problem": self._sources.metrics.reload_problem,
