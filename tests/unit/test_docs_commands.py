@@ -15,7 +15,13 @@ from proxy.cli.main import _parser
 from tests.deployment import DEPLOY, ROOT, metric_names, rules
 from tests.unit.test_deploy_rules import PROMETHEUS_OWN, documented, unknown
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+    DEPLOY / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SHELL = {"sh", "bash", "shell", "console"}
 
 _FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -111,7 +117,7 @@ def test_every_query_is_about_metrics_that_exist(page: Path) -> None:
 def test_every_make_target_exists() -> None:
     """`make NAME` on any page, CONTRIBUTING included, is in the Makefile."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in (*PAGES, ROOT / "CONTRIBUTING.md", DEPLOY / "README.md"):
+    for page in PAGES:
         for text in (*shell(page), *spans(page)):
             for name in re.findall(r"^make (?:[A-Z]+=\S+ )*([a-z][a-z-]+)\b", text, re.MULTILINE):
                 assert name in targets, f"{page.name}: make {name}"
