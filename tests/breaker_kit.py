@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config.schema import Redis
 from proxy.config.upstreams import Upstream
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.resilience.circuit.states import State
 from proxy.resilience.circuit.store import BreakerStore, Glance
 from tests.http1 import PATIENCE
@@ -39,7 +39,9 @@ class Sidecar:
             )
         }
         redis = Redis.model_validate({"url": url, **settings})
-        self.board = BreakerBoard(self.upstreams, registry=self.registry, redis=redis, owner=name)
+        self.board = BreakerRegistry(
+            self.upstreams, registry=self.registry, redis=redis, owner=name
+        )
 
     @property
     def breaker(self) -> CircuitBreaker:

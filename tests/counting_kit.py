@@ -10,8 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from proxy.config.mirrors import JobFields
-from proxy.jobs.document import Snapshot, parse
-from proxy.jobs.video_metrics.events import Event, EventReader
+from proxy.jobs.document import JobDocument, parse
+from proxy.jobs.video_metrics.events import EventReader, PipelineEvent
 from tests.jobs_kit import PREFIX, life
 
 STAGES = ("analyze_audio", "load_approved", "assemble_video")
@@ -70,7 +70,7 @@ def whole_life(job_id: str, began: float) -> list[bytes]:
     return versions
 
 
-def recorded(name: str) -> list[Snapshot]:
+def recorded(name: str) -> list[JobDocument]:
     """Every version of a recorded life, as the mirror reads it."""
     return [
         parse(entry["key"].removeprefix(PREFIX), json.dumps(entry["value"]).encode())
@@ -80,11 +80,11 @@ def recorded(name: str) -> list[Snapshot]:
 
 
 def distinct(
-    snapshots: Iterable[Snapshot], fields: JobFields | None = None
-) -> dict[tuple[str, str], Event]:
+    snapshots: Iterable[JobDocument], fields: JobFields | None = None
+) -> dict[tuple[str, str], PipelineEvent]:
     """All events of all versions by job and name; the surest of each."""
     reader = EventReader(fields or JobFields())
-    found: dict[tuple[str, str], Event] = {}
+    found: dict[tuple[str, str], PipelineEvent] = {}
     for snapshot in snapshots:
         for event in reader.events(snapshot):
             before = found.get((snapshot.job_id, event.name))

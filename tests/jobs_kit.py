@@ -117,7 +117,7 @@ async def followed(mirror: Mirror, since: str | None = None, limit: float = PATI
 
 
 def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[bool]]:
-    """Whether the ledger's newest version of a job is exactly this value."""
+    """Whether the store's newest version of a job is exactly this value."""
 
     async def check() -> bool:
         shown = await mirror.inspection.show(job_id)
@@ -127,7 +127,7 @@ def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[boo
 
 
 def deleted(mirror: Mirror, job_id: str) -> Callable[[], Awaitable[bool]]:
-    """Whether the ledger has a tombstone for a job."""
+    """Whether the store has a tombstone for a job."""
 
     async def check() -> bool:
         return "deleted" in (await mirror.inspection.show(job_id) or {})

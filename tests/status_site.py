@@ -20,7 +20,7 @@ from proxy.admin.endpoints.jobs import JobControl
 from proxy.admin.job_backend import MirroredJobs
 from proxy.admin.server import AdminServers
 from proxy.admin.status.page import StatusPage
-from proxy.admin.status.sampler import StatusBoard
+from proxy.admin.status.sampler import StatusSampler
 from proxy.admin.status.snapshot import Sources
 from proxy.config import schema
 from proxy.config.mirrors import Mirror as MirrorConfig
@@ -30,9 +30,9 @@ from proxy.core.clock import SystemClock
 from proxy.core.redis.client import connect
 from proxy.core.vitals import Vitals
 from proxy.demo.redis_server import RedisServer
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.jobs.service import Mirrors
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.telemetry.metrics.registry import Metrics
 from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
@@ -124,7 +124,7 @@ class Site:
         upstreams = {
             "search": Upstream.model_validate({"targets": ["http://127.0.0.1:1"], "breaker": {}})
         }
-        self.breakers = BreakerBoard(upstreams, registry=self.metrics.registry)
+        self.breakers = BreakerRegistry(upstreams, registry=self.metrics.registry)
         self.mirrors = Mirrors(
             mirrors or {},
             lambda: connect(redis_config(redis), client_name="test", protocol=3),
@@ -132,9 +132,14 @@ class Site:
             self.clock,
         )
         self.proxy = FakeProxy(self.metrics)
-        self.board = StatusBoard(
+        self.board = StatusSampler(
             Sources(
-                self.proxy, self.metrics, self.breakers, self.mirrors, Watch(self.clock), Vitals()
+                self.proxy,
+                self.metrics,
+                self.breakers,
+                self.mirrors,
+                UpstreamWatch(self.clock),
+                Vitals(),
             ),
             self.clock,
             tick=tick,

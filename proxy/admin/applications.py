@@ -9,7 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from proxy.admin.auth import Guard
-from proxy.admin.backend import Operated
+from proxy.admin.backend import AdminBackend
 from proxy.admin.endpoints.control import Control
 from proxy.admin.endpoints.probes import Probes
 from proxy.admin.json_exchange import BODY_LIMIT
@@ -17,7 +17,7 @@ from proxy.config.schema import Admin
 from proxy.config.units import Bind
 
 
-class Part(Protocol):
+class EndpointGroup(Protocol):
     """Further endpoints, such as `BreakerControl` and `JobControl`."""
 
     def mount(self, router: web.UrlDispatcher) -> None:
@@ -25,14 +25,16 @@ class Part(Protocol):
         ...
 
 
-def admin_app(config: Admin, operated: Operated, parts: Sequence[Part] = ()) -> web.Application:
+def admin_app(
+    config: Admin, operated: AdminBackend, parts: Sequence[EndpointGroup] = ()
+) -> web.Application:
     """The operator's door: everything, behind the token if there is one."""
     token = None if config.token is None else config.token.get_secret_value()
-    mounted: list[Part] = [Probes(operated), Control(operated), *parts]
+    mounted: list[EndpointGroup] = [Probes(operated), Control(operated), *parts]
     return _app(token, config.bind, config.hosts, mounted, operated)
 
 
-def metrics_app(bind: Bind, operated: Operated) -> web.Application:
+def metrics_app(bind: Bind, operated: AdminBackend) -> web.Application:
     """The read-only door, for Prometheus and probes; needs no token."""
     return _app(None, bind, (), [Probes(operated)], operated)
 
@@ -41,8 +43,8 @@ def _app(
     token: str | None,
     bind: Bind,
     hosts: Collection[str],
-    parts: Sequence[Part],
-    operated: Operated,
+    parts: Sequence[EndpointGroup],
+    operated: AdminBackend,
 ) -> web.Application:
     guard = Guard(token, hosts if _is_loopback(bind) else None, lambda: operated.starting)
     app = web.Application(middlewares=[guard.middleware()], client_max_size=BODY_LIMIT)

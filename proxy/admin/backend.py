@@ -42,7 +42,7 @@ class Exposed(Protocol):
         ...
 
 
-class Operated(Protocol):
+class AdminBackend(Protocol):
     """The running proxy, as an operator sees it."""
 
     @property

@@ -12,11 +12,11 @@ from proxy.admin.problems import RequeueRefused
 from proxy.admin.status.jobs import stage_documents
 from proxy.core.errors import StoreAway
 from proxy.jobs.document import to_timestamp
-from proxy.jobs.redis.connection import RedisLost, Refused
+from proxy.jobs.redis.connection import CommandRefused, RedisLost
 from proxy.jobs.requeue.starter import CannotRequeue
 from proxy.jobs.service import Mirrors
-from proxy.jobs.stages import Story, read_story
-from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.stages import StageTimeline, read_story
+from proxy.jobs.store.schema import StoreSilent
 
 
 @contextmanager
@@ -26,10 +26,10 @@ def _told(**facts: Any) -> Iterator[None]:
         yield
     except RedisLost as error:
         raise StoreAway(f"Redis does not answer: {error}", retry_after=5, **facts) from error
-    except Refused as error:
+    except CommandRefused as error:
         raise StoreAway(f"Redis {error}", retry_after=5, **facts) from error
-    except LedgerSilent as error:
-        raise StoreAway(f"The ledger does not answer: {error}", retry_after=5, **facts) from error
+    except StoreSilent as error:
+        raise StoreAway(f"The store does not answer: {error}", retry_after=5, **facts) from error
 
 
 class MirroredJobs:
@@ -42,7 +42,7 @@ class MirroredJobs:
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        # Just when the ledger is silent, an operator wants to see how the mirrors are.
+        # Just when the store is silent, an operator wants to see how the mirrors are.
         with _told(mirrors=self.states(mirror)):
             for one in self._mirrors.chosen(mirror):
                 found = await one.inspection.jobs(status, limit, stranded)
@@ -59,7 +59,7 @@ class MirroredJobs:
         if job is None:
             return None
         versions = job["versions"]
-        story = Story()
+        story = StageTimeline()
         if "data" in job:
             seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
             story = read_story(job["data"].encode(), job["status"], seen)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from proxy.admin.applications import Part, admin_app, metrics_app
-from proxy.admin.backend import Operated
+from proxy.admin.applications import EndpointGroup, admin_app, metrics_app
+from proxy.admin.backend import AdminBackend
 from proxy.admin.connections import Connections
 from proxy.admin.large_answers import ANSWERS, Answers
 from proxy.config.schema import Config
@@ -115,8 +115,8 @@ class AdminServers:
 
     def __init__(
         self,
-        operated: Operated,
-        parts: Sequence[Part] = (),
+        operated: AdminBackend,
+        parts: Sequence[EndpointGroup] = (),
         given: Given | None = None,
         memory: MemoryBudget | None = None,
     ) -> None:

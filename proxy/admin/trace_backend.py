@@ -11,12 +11,12 @@ from proxy.config import schema
 from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.mirror import Known
 from proxy.jobs.service import Mirrors
-from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.schema import StoreSilent
 from proxy.trace.attribution import attribute
 from proxy.trace.context import LOOK_BACK
-from proxy.trace.events import Event, Severity, document
-from proxy.trace.job_history import JobLife, read_life, working_overlaps
-from proxy.trace.queries import Reading
+from proxy.trace.events import Severity, TraceEvent, document
+from proxy.trace.job_history import JobHistory, read_life, working_overlaps
+from proxy.trace.queries import TraceQueries
 from proxy.trace.recorder import Trace
 from proxy.trace.summaries import summary
 from proxy.trace.timeline import MARGIN, MOST, tell, unfold, window
@@ -46,13 +46,13 @@ class TracedStories:
         store = self._trace.store
         reading = None if store is None else store.reading()
         own = await _named(reading, wanted)
-        lives: dict[str, JobLife] = {}
+        lives: dict[str, JobHistory] = {}
         job_ids = dict.fromkeys([wanted, *(e.job_id for e in own.values() if e.job_id)])
         notes = []
         for job_id in list(job_ids)[: JOINED + 1]:
             try:
                 life = await self._life(job_id)
-            except LedgerSilent as silent:
+            except StoreSilent as silent:
                 notes.append(f"the jobs' SQLite file does not answer: {silent}")
                 break
             if life is not None:
@@ -68,9 +68,9 @@ class TracedStories:
             if life.first_seen is not None:
                 try:
                     own |= {e.id: e for e in await self._calls(reading, life, now)}
-                except LedgerSilent as silent:
+                except StoreSilent as silent:
                     notes.append(f"calls could not be attributed: {silent}")
-        news: list[Event] = []
+        news: list[TraceEvent] = []
         if store is not None and reading is not None:
             news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
             if trouble := reading.silent or store.degraded:
@@ -95,8 +95,8 @@ class TracedStories:
             return _DEFAULTS
         return {name: getattr(given, name) for name in _DEFAULTS}
 
-    async def _life(self, job_id: str) -> JobLife | None:
-        """Raises `LedgerSilent`."""
+    async def _life(self, job_id: str) -> JobHistory | None:
+        """Raises `StoreSilent`."""
         for name, mirror in self._mirrors.by_name.items():
             shown = await mirror.inspection.show(job_id)
             if shown is not None:
@@ -106,8 +106,10 @@ class TracedStories:
 
     # --- calls of the worker --------------------------------------------------------------------
 
-    async def _calls(self, reading: Reading | None, life: JobLife, now: float) -> list[Event]:
-        """Calls of microservices that were surely made for this job. Raises `LedgerSilent`."""
+    async def _calls(
+        self, reading: TraceQueries | None, life: JobHistory, now: float
+    ) -> list[TraceEvent]:
+        """Calls of microservices that were surely made for this job. Raises `StoreSilent`."""
         span = life.working(now)
         settings = self._trace.settings
         if settings is None or reading is None or span is None:
@@ -117,7 +119,7 @@ class TracedStories:
         if others is None:
             return []
         called_in, idle = settings.called_in, settings.stuck_after
-        found: list[Event] = []
+        found: list[TraceEvent] = []
         for service in called_in:
             # Recorded when they ended: one that hung through its time-out came a minute later.
             calls = await reading.calls(service, start, end + 60.0, CALLS)
@@ -125,8 +127,8 @@ class TracedStories:
         return found
 
     async def _others(
-        self, life: JobLife, start: float, end: float, now: float
-    ) -> list[JobLife] | None:
+        self, life: JobHistory, start: float, end: float, now: float
+    ) -> list[JobHistory] | None:
         """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
         lives = []
         for name, mirror in self._mirrors.by_name.items():
@@ -145,19 +147,19 @@ class TracedStories:
 
     async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
         least = Severity[severity.upper()]
-        events: list[Event] = []
+        events: list[TraceEvent] = []
         if self._trace.store is not None:
             for event in await self._trace.store.reading().recent(least, limit):
                 events += [part for part in unfold(event) if part.severity >= least]
         try:
             events += await self._failed_jobs(min(limit, FAILED))
-        except LedgerSilent as silent:
+        except StoreSilent as silent:
             log.warning("failed jobs are not among the latest", extra={"reason": str(silent)})
         events.sort(key=lambda event: (event.at, event.id), reverse=True)
         return [document(event, summary(event)) for event in events[:limit]]
 
-    async def _failed_jobs(self, limit: int) -> list[Event]:
-        """Raises `LedgerSilent`."""
+    async def _failed_jobs(self, limit: int) -> list[TraceEvent]:
+        """Raises `StoreSilent`."""
         found = []
         for name, mirror in self._mirrors.by_name.items():
             for row in await mirror.inspection.jobs("failed", limit):
@@ -182,10 +184,10 @@ class TracedStories:
         )
 
 
-def _failure(life: JobLife, at: float) -> Event:
+def _failure(life: JobHistory, at: float) -> TraceEvent:
     """That a job failed, from its newest version alone."""
     facts = {"error": life.error, "type": life.error_type, "stage": life.failed_in}
-    return Event(
+    return TraceEvent(
         at,
         "job",
         "failed",
@@ -195,7 +197,7 @@ def _failure(life: JobLife, at: float) -> Event:
     )
 
 
-async def _named(reading: Reading | None, wanted: str) -> dict[int, Event]:
+async def _named(reading: TraceQueries | None, wanted: str) -> dict[int, TraceEvent]:
     """Recorded events that name this ID; of a job, also those that share the correlation ID of its
     creation. Other correlation IDs are of callers that looked at it, among much else perhaps."""
     if reading is None:

@@ -21,11 +21,11 @@ from proxy.admin.endpoints.trace import TraceControl
 from proxy.admin.job_backend import MirroredJobs
 from proxy.admin.server import AdminServers
 from proxy.admin.status.page import StatusPage
-from proxy.admin.status.sampler import StatusBoard
+from proxy.admin.status.sampler import StatusSampler
 from proxy.admin.status.snapshot import Sources
 from proxy.admin.trace_backend import TracedStories
 from proxy.app.hosted_targets import AppTargets
-from proxy.app_telemetry.collectors import AppSide
+from proxy.app_telemetry.collectors import AppTelemetry
 from proxy.config.load import load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
@@ -41,12 +41,12 @@ from proxy.core.redis.client import AnyRedis, connect
 from proxy.core.vitals import Vitals
 from proxy.forward.routing.client_metrics import ClientMetrics
 from proxy.forward.routing.compile import Compiler, Plans, descriptors_needed
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.shedding import Shedding
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.service import Mirrors
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.routes import all_stages
 from proxy.routes.extensions.runner import Extensions
 from proxy.routes.idempotency import IdempotencyStage
@@ -130,7 +130,7 @@ class Proxy:
         self.metrics.registry.register(SpoolMetrics(self._spool))
         self._lag = LoopLag(self.metrics.loop_lag, vitals.tasks)
         self._shortages = ShortageWatch(vitals)
-        self._app_side = AppSide(config, self.metrics, self._clock, self.vitals)
+        self._app_side = AppTelemetry(config, self.metrics, self._clock, self.vitals)
         self._volumes = Volumes(lambda: own_directories(self._config))
         self.metrics.registry.register(self._volumes)
         self._probes = ProbePool(vitals.tasks, memory=memory_within(memory_limit()))
@@ -144,7 +144,7 @@ class Proxy:
             told=self._trace.mirror,
             vitals=vitals,
         )
-        self._breakers = BreakerBoard(
+        self._breakers = BreakerRegistry(
             config.upstreams,
             registry=self.metrics.registry,
             redis=config.redis,
@@ -189,7 +189,7 @@ class Proxy:
             self._spool,
             vitals,
         )
-        self._watch = Watch(self._clock, vitals)
+        self._watch = UpstreamWatch(self._clock, vitals)
         self.metrics.registry.register(self._watch)
         self.metrics.registry.register(ClientMetrics(self._compiler.shares))
         self._plans = Plans({}, {}, {}, ())
@@ -204,7 +204,7 @@ class Proxy:
             self._given,
             vitals.shortages,
         )
-        self._status = StatusBoard(
+        self._status = StatusSampler(
             Sources(
                 self,
                 self.metrics,
@@ -433,7 +433,7 @@ class Proxy:
     async def _take_back(self) -> None:
         """The successor is gone: go on as before."""
         self._app_side.forget()
-        self._app_side = AppSide(self._config, self.metrics, self._clock, self.vitals)
+        self._app_side = AppTelemetry(self._config, self.metrics, self._clock, self.vitals)
         try:
             await self._start_writers(HANDOVER_PATIENCE)
         except OSError as error:
@@ -543,13 +543,13 @@ class Proxy:
             return
         await self._app_side.stop()
         self._app_side.forget()
-        self._app_side = AppSide(config, self.metrics, self._clock, self.vitals)
+        self._app_side = AppTelemetry(config, self.metrics, self._clock, self.vitals)
         try:
             self._app_side.start()
         except OSError:
             await self._app_side.stop()
             self._app_side.forget()
-            self._app_side = AppSide(self._config, self.metrics, self._clock, self.vitals)
+            self._app_side = AppTelemetry(self._config, self.metrics, self._clock, self.vitals)
             self._app_side.start()
             raise
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from proxy.app_telemetry.resources.sampler import ResourceSampler
-from proxy.app_telemetry.scrape.external_metrics import AppGuest
-from proxy.app_telemetry.scrape.fetch import AppPage
+from proxy.app_telemetry.scrape.external_metrics import ExternalMetrics
+from proxy.app_telemetry.scrape.fetch import AppScrape
 from proxy.app_telemetry.statsd.listener import StatsdListener
 from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.schema import Config
@@ -13,25 +13,25 @@ from proxy.core.vitals import Vitals
 from proxy.telemetry.metrics.registry import Metrics
 
 
-class AppSide:
+class AppTelemetry:
     """The statsd listener, the app's page and the resources of `config`; what it does not name is
     absent. A reload that changes any of them stops all and starts them as a whole."""
 
     def __init__(self, config: Config, metrics: Metrics, clock: Clock, vitals: Vitals) -> None:
         self._metrics = metrics
-        self._guest: AppGuest | None = None
+        self._guest: ExternalMetrics | None = None
         self.series: StatsdSeries | None = None
         self.resources: ResourceSampler | None = None
         self._statsd: StatsdListener | None = None
-        self._page: AppPage | None = None
+        self._page: AppScrape | None = None
         if config.statsd is not None:
             self.series = StatsdSeries(config.statsd)
             metrics.registry.register(self.series)
             self._statsd = StatsdListener(config.statsd, self.series)
         if config.app_metrics is not None:
-            guest = self._guest = AppGuest(clock, config.app_metrics.stale_after)
+            guest = self._guest = ExternalMetrics(clock, config.app_metrics.stale_after)
             metrics.guests.append(guest.families)
-            self._page = AppPage(config.app_metrics, guest, vitals)
+            self._page = AppScrape(config.app_metrics, guest, vitals)
         if config.resources is not None:
             self.resources = ResourceSampler(config.resources, clock)
             metrics.registry.register(self.resources)

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from proxy.config import rules, shape
 from proxy.config.document import Element, merge, read_document, read_mapping
-from proxy.config.problems import ConfigError, Key, Notice, Problem, dotted
+from proxy.config.problems import ConfigError, ConfigWarning, Key, Problem, dotted
 from proxy.config.schema import Config
 from proxy.config.units import without_userinfo
 
@@ -77,7 +77,7 @@ class Loaded:
     """A sound config, and what in it is legal but hardly meant."""
 
     config: Config
-    notices: tuple[Notice, ...]
+    notices: tuple[ConfigWarning, ...]
 
 
 def load_config(file: Path, environ: Mapping[str, str] = os.environ) -> Config:

@@ -38,7 +38,7 @@ class Requeue(Model):
     max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
 
-class Rescue(Model):
+class CeleryRecovery(Model):
     """The former name of `requeue`, still accepted. `unacked_after` has no effect any more: a taken
     message is restored once it is shown that nobody works on it."""
 
@@ -153,7 +153,7 @@ class Mirror(Model):
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     requeue: Requeue | None = None
-    rescue: Rescue | None = None
+    rescue: CeleryRecovery | None = None
     job_metrics: JobFields | None = JobFields()
     forecast: Forecast | None = Forecast()
     api_key: Annotated[Secret, Field(min_length=1)] | None = None

@@ -25,7 +25,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class ConfigWarning:
     """Something legal that is hardly meant. It is shown by `check` and stops nothing."""
 
     file: Path

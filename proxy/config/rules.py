@@ -22,7 +22,7 @@ from proxy.config.document import Element
 from proxy.config.extensions import upstreams_named
 from proxy.config.imports import CannotImport, load_object
 from proxy.config.listeners import Listener, Route
-from proxy.config.problems import Key, Notice, Problem, dotted
+from proxy.config.problems import ConfigWarning, Key, Problem, dotted
 from proxy.config.schema import Config
 from proxy.config.units import Bind
 from proxy.config.upstreams import Upstream
@@ -46,7 +46,7 @@ class Findings:
         self.tree = tree
         self.trimmed = trimmed
         self.problems: list[Problem] = []
-        self.notices: list[Notice] = []
+        self.notices: list[ConfigWarning] = []
 
     def problem(self, key: Key, expected: str, found: str) -> None:
         """A rule is broken at `key`, a path in the file as the model has it."""
@@ -58,7 +58,7 @@ class Findings:
     def notice(self, key: Key, text: str) -> None:
         """Legal, but hardly meant."""
         line, name = self._locate(key)
-        self.notices.append(Notice(self.file, line, name, text))
+        self.notices.append(ConfigWarning(self.file, line, name, text))
 
     def names(self, section: str) -> tuple[str, ...]:
         """The names that the file defines in a section such as `upstreams`."""

@@ -17,7 +17,7 @@ from proxy.forward.outcome import refuses
 from proxy.forward.routing.plan import UpstreamPlan
 from proxy.forward.waiting import until_left
 from proxy.resilience.bulkhead import Bulkhead
-from proxy.resilience.bulkhead import Ticket as Place
+from proxy.resilience.bulkhead import BulkheadTicket as Place
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.holding import NEVER
 from proxy.resilience.circuit.permits import Permit
@@ -28,40 +28,42 @@ _LEASE_PATIENCE = 0.25
 _T = TypeVar("_T")
 
 
-async def until_not_open(x: Exchange, plan: UpstreamPlan) -> None:
+async def until_not_open(exchange: Exchange, plan: UpstreamPlan) -> None:
     """Before anything is read or queued for: raises `CircuitOpen` while nobody has leave to call,
     after a wait where calls are held."""
     breaker = plan.breaker
-    if breaker is None or not refuses(breaker, x.stream.clock.monotonic()):
+    if breaker is None or not refuses(breaker, exchange.stream.clock.monotonic()):
         return
-    if not _may_hold(x, breaker):
-        breaker.admit(x.stream.clock.monotonic())  # raises
+    if not _may_hold(exchange, breaker):
+        breaker.admit(exchange.stream.clock.monotonic())  # raises
         return
-    await _hold(x, breaker, lambda now: None if refuses(breaker, now) else True)
+    await _hold(exchange, breaker, lambda now: None if refuses(breaker, now) else True)
 
 
-async def permitted(x: Exchange, breaker: CircuitBreaker) -> Permit:
+async def permitted(exchange: Exchange, breaker: CircuitBreaker) -> Permit:
     """Leave for one call at a breaker that is not closed. Raises `CircuitOpen`."""
-    now = x.stream.clock.monotonic()
-    if not _may_hold(x, breaker):
-        await _wait_for_lease(x, breaker)
-        return breaker.admit(x.stream.clock.monotonic())
+    now = exchange.stream.clock.monotonic()
+    if not _may_hold(exchange, breaker):
+        await _wait_for_lease(exchange, breaker)
+        return breaker.admit(exchange.stream.clock.monotonic())
     permit = None if breaker.held else breaker.try_admit(now)
     if permit is None:
-        permit = await _hold(x, breaker, breaker.try_admit)
+        permit = await _hold(exchange, breaker, breaker.try_admit)
     return permit
 
 
-def _may_hold(x: Exchange, breaker: CircuitBreaker) -> bool:
+def _may_hold(exchange: Exchange, breaker: CircuitBreaker) -> bool:
     rules = breaker.rules
-    return bool(rules.hold) and len(breaker.held) < rules.hold_queue and not x.stream.hurried
+    return bool(rules.hold) and len(breaker.held) < rules.hold_queue and not exchange.stream.hurried
 
 
-async def _hold(x: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T | None]) -> _T:
+async def _hold(
+    exchange: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T | None]
+) -> _T:
     """What `take(now)` gives when it is this call's turn. Raises `CircuitOpen` when its time is
     over, `Draining` when the proxy is about to stop."""
-    client = x.stream
-    until = min(x.started + breaker.rules.hold, x.deadline)
+    client = exchange.stream
+    until = min(exchange.started + breaker.rules.hold, exchange.deadline)
     held = breaker.hold(client.wake)
     began = client.clock.monotonic()
     try:
@@ -82,34 +84,34 @@ async def _hold(x: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T
             chance = breaker.next_chance if first else NEVER
             # A chance that has passed without leave comes again with the next change.
             wake_at = min(until, held.turn, chance if chance > now else NEVER)
-            await client.wait(until_left(x, wake_at, now))
+            await client.wait(until_left(exchange, wake_at, now))
     finally:
         breaker.held.leave(held)
         waited = client.clock.monotonic() - began
-        earlier = x.extra.get("held", 0.0) if x.extra else 0.0
-        x.note(held=round(waited + (earlier if isinstance(earlier, float) else 0.0), 3))
+        earlier = exchange.extra.get("held", 0.0) if exchange.extra else 0.0
+        exchange.note(held=round(waited + (earlier if isinstance(earlier, float) else 0.0), 3))
 
 
-async def enter(x: Exchange, bulkhead: Bulkhead) -> Place:
+async def enter(exchange: Exchange, bulkhead: Bulkhead) -> Place:
     """A place at the upstream. Raises `Overloaded` when there is none in time."""
-    client = x.stream
+    client = exchange.stream
     place = bulkhead.enter(client.clock.monotonic(), client.wake)
     try:
         while place.waiting:
             now = client.clock.monotonic()
             if now >= place.deadline:
                 raise bulkhead.refuse(place)
-            await client.wait(until_left(x, place.deadline, now))
+            await client.wait(until_left(exchange, place.deadline, now))
     except BaseException:
         bulkhead.leave(place)
         raise
     return place
 
 
-async def _wait_for_lease(x: Exchange, breaker: CircuitBreaker) -> None:
+async def _wait_for_lease(exchange: Exchange, breaker: CircuitBreaker) -> None:
     """In a fleet a probe needs a lease from Redis: wait a moment for the answer. Who is refused
     instead may come again only when the lease has long been given back, and so each time."""
-    client = x.stream
+    client = exchange.stream
     now = client.clock.monotonic()
     caller = breaker.ask(now, client.wake)
     if caller is None:
@@ -117,7 +119,7 @@ async def _wait_for_lease(x: Exchange, breaker: CircuitBreaker) -> None:
     deadline = now + _LEASE_PATIENCE
     try:
         while caller.waiting and now < deadline:
-            await client.wait(until_left(x, deadline, now))
+            await client.wait(until_left(exchange, deadline, now))
             now = client.clock.monotonic()
     finally:
         breaker.callers.leave(caller)

@@ -25,7 +25,7 @@ from proxy.forward.known_answer import answered_already
 from proxy.forward.messages import request_head, upgrade_head, wants_websocket
 from proxy.forward.outcome import Unwatched, begin, refuses
 from proxy.forward.relay.buffering import buffer_request, wants_buffering
-from proxy.forward.relay.request import Relay, Unanswered
+from proxy.forward.relay.request import Relay, UnansweredRequest
 from proxy.forward.relay.response import Response
 from proxy.forward.routing.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.forward.waiting import pause
@@ -47,94 +47,96 @@ _RESENT = 2
 _FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
 
 
-async def forward(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+async def forward(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
-    x.upstream = plan.name
-    if wants_buffering(x, plan):
-        await until_not_open(x, plan)
-        await buffer_request(x, plan)
-    if x.plan.admissions and await answered_already(x):
+    exchange.upstream = plan.name
+    if wants_buffering(exchange, plan):
+        await until_not_open(exchange, plan)
+        await buffer_request(exchange, plan)
+    if exchange.plan.admissions and await answered_already(exchange):
         return
-    if plan.unbuffered is None or x.body.done:
-        await _placed(x, listener, plan)
+    if plan.unbuffered is None or exchange.body.done:
+        await _placed(exchange, listener, plan)
         return
     # The spool does not take this body. Such requests share half of the connections: a client that
     # sends slowly must not shut the service, whoever has filled the spool.
-    place = await enter(x, plan.unbuffered)
+    place = await enter(exchange, plan.unbuffered)
     try:
-        await _placed(x, listener, plan)
+        await _placed(exchange, listener, plan)
     finally:
         plan.unbuffered.leave(place)
 
 
-async def _placed(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+async def _placed(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """The same once there is a place in the bulkhead."""
     if plan.bulkhead is None:
-        if plan.retry is None and plan.overload is None and not x.plan.rescuers:
-            await _attempt(x, listener, plan, None)  # nothing here would ask for another
+        if plan.retry is None and plan.overload is None and not exchange.plan.fallback_sources:
+            await _attempt(exchange, listener, plan, None)  # nothing here would ask for another
         else:
-            await _attempts(x, listener, plan)
+            await _attempts(exchange, listener, plan)
         return
-    await until_not_open(x, plan)  # nobody queues for a refusal
-    x.place = await enter(x, plan.bulkhead)
+    await until_not_open(exchange, plan)  # nobody queues for a refusal
+    exchange.place = await enter(exchange, plan.bulkhead)
     try:
-        await _attempts(x, listener, plan)
+        await _attempts(exchange, listener, plan)
     finally:
-        plan.bulkhead.leave(x.place)
+        plan.bulkhead.leave(exchange.place)
 
 
-async def _attempts(x: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+async def _attempts(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
     """Attempts until one has answered the client. Raises what the last one failed with."""
     retry: RetryPlan | None = None
     if plan.retry is not None:
-        assert x.head is not None
-        sent = x.sent_on is not None  # by the plain path, which has counted it
+        assert exchange.head is not None
+        sent = exchange.sent_on is not None  # by the plain path, which has counted it
         retry = plan.retry.begin(
-            x.method,
-            x.sent_at if sent else x.stream.clock.monotonic(),
-            idempotency_key=bool(x.head.values(b"idempotency-key")),
+            exchange.method,
+            exchange.sent_at if sent else exchange.stream.clock.monotonic(),
+            idempotency_key=bool(exchange.head.values(b"idempotency-key")),
             counted=sent,
-            repeatable=x.plan.repeatable,
+            repeatable=exchange.plan.repeatable,
         )
-        x.deadline = retry.deadline
-    unread = not x.body.done and x.filter is None and x.buffered is None
+        exchange.deadline = retry.deadline
+    unread = not exchange.body.done and exchange.filter is None and exchange.buffered is None
     if unread and (retry is not None or plan.overload is not None):
-        x.buffered = plan.spool.body(x.stream.wake, owner=x.stream, limit=plan.replay_limit)
-    while (wait := await _attempt(x, listener, plan, retry)) is not None:
-        await pause(x, x.stream.clock.monotonic() + wait)
+        exchange.buffered = plan.spool.body(
+            exchange.stream.wake, owner=exchange.stream, limit=plan.replay_limit
+        )
+    while (wait := await _attempt(exchange, listener, plan, retry)) is not None:
+        await pause(exchange, exchange.stream.clock.monotonic() + wait)
 
 
 async def _attempt(
-    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
     """One attempt: None when the client has its answer, else seconds to wait before the next."""
-    outcome = await _begin(x, plan, retry)
+    outcome = await _begin(exchange, plan, retry)
     relay: Relay | None = None
-    x.held = None  # an earlier attempt's
+    exchange.held = None  # an earlier attempt's
     try:
-        relay, head = await _response(x, listener, plan)
-        response = Response(x, relay, plan, head)
-        wait = await _while_full(x, plan, response)
+        relay, head = await _response(exchange, listener, plan)
+        response = Response(exchange, relay, plan, head)
+        wait = await _while_full(exchange, plan, response)
         if wait is None:
-            wait = _another(x, plan, retry, head, outcome)
+            wait = _another(exchange, plan, retry, head, outcome)
         if wait is None:
-            wait = await _answer(x, plan, response, outcome)
+            wait = await _answer(exchange, plan, response, outcome)
         return wait
     except UpstreamFailure as error:
         if error.reason != "deadline" or retry is None or not retry.retries:
             outcome.failed(error.kind)  # an attempt that the deadline cut short proves nothing
         if error.kind != "connect":  # those are told where they happen
-            x.failed_attempt(error.kind, x.target)
-        if x.replied or retry is None:
+            exchange.failed_attempt(error.kind, exchange.target)
+        if exchange.replied or retry is None:
             raise
-        ended = Ended(error.kind, error.kind != "connect", x.body_whole)
-        wait = _again(x, plan, retry, ended)
+        ended = Ended(error.kind, error.kind != "connect", exchange.body_whole)
+        wait = _again(exchange, plan, retry, ended)
         if wait is None:
             raise
         return wait
     except ClientLeft:
         limit = plan.abandoned_after
-        if limit is not None and x.silence is not None and x.silence >= limit:
+        if limit is not None and exchange.silence is not None and exchange.silence >= limit:
             outcome.failed("abandoned")
         raise
     finally:
@@ -143,21 +145,21 @@ async def _attempt(
             await relay.release(reusable=False)  # unless its response has done that
 
 
-async def _begin(x: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
+async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
     """Leave for an attempt, and who is told its end. Raises `CircuitOpen`."""
-    if x.outcome is not None:
+    if exchange.outcome is not None:
         # What the fast path has sent needs no permit, whatever has become of the circuit since.
-        outcome, x.outcome = x.outcome, None
+        outcome, exchange.outcome = exchange.outcome, None
         return outcome
     if plan.breaker is None or plan.breaker.state is State.CLOSED:
-        return begin(x, plan)
-    permit = await permitted(x, plan.breaker)
+        return begin(exchange, plan)
+    permit = await permitted(exchange, plan.breaker)
     if retry is not None and isinstance(permit, ProbePermit):
         retry.held += 1
-    return begin(x, plan, permit)
+    return begin(exchange, plan, permit)
 
 
-async def _while_full(x: Exchange, plan: UpstreamPlan, response: Response) -> float | None:
+async def _while_full(exchange: Exchange, plan: UpstreamPlan, response: Response) -> float | None:
     """Seconds to wait before the request is sent again to a server that says it is full and has not
     looked at it; None for any other answer, and when its patience is over."""
     full, head = plan.overload, response.head
@@ -166,21 +168,23 @@ async def _while_full(x: Exchange, plan: UpstreamPlan, response: Response) -> fl
     media_type = _field(head, b"content-type").partition(";")[0].strip().lower()
     if media_type != full.content_type.lower():
         return None
-    x.held = await response.hold(_HELD)
-    now = x.stream.clock.monotonic()
-    x.waited_at = x.waited_at or now
-    if x.held != full.body.encode() or not x.body_whole:
+    exchange.held = await response.hold(_HELD)
+    now = exchange.stream.clock.monotonic()
+    exchange.waited_at = exchange.waited_at or now
+    if exchange.held != full.body.encode() or not exchange.body_whole:
         return None
-    wait = min(_FULL_LONGEST, _FULL_PAUSE + (now - x.waited_at) / 2)  # grows by half each time
-    if now + wait > min(x.deadline, x.waited_at + full.patience):
+    wait = min(
+        _FULL_LONGEST, _FULL_PAUSE + (now - exchange.waited_at) / 2
+    )  # grows by half each time
+    if now + wait > min(exchange.deadline, exchange.waited_at + full.patience):
         return None
-    x.retries += 1
-    x.failed_attempt("overload", x.target)
+    exchange.retries += 1
+    exchange.failed_attempt("overload", exchange.target)
     return wait
 
 
 def _another(
-    x: Exchange,
+    exchange: Exchange,
     plan: UpstreamPlan,
     retry: RetryPlan | None,
     response: ResponseHead,
@@ -190,47 +194,47 @@ def _another(
     failed = response.status in plan.failing
     if failed:
         outcome.failed(str(response.status))
-        x.failed_attempt(str(response.status), x.target)
+        exchange.failed_attempt(str(response.status), exchange.target)
     if retry is None or 200 <= response.status < 400:
         return None
-    ended = Ended(str(response.status), True, x.body_whole, _retry_after(x, response))
-    wait = _again(x, plan, retry, ended)
+    ended = Ended(str(response.status), True, exchange.body_whole, _retry_after(exchange, response))
+    wait = _again(exchange, plan, retry, ended)
     if wait is not None and not failed:
         outcome.succeeded()
-        x.failed_attempt(str(response.status), x.target)
+        exchange.failed_attempt(str(response.status), exchange.target)
     return wait
 
 
 async def _answer(
-    x: Exchange, plan: UpstreamPlan, response: Response, outcome: Unwatched
+    exchange: Exchange, plan: UpstreamPlan, response: Response, outcome: Unwatched
 ) -> float | None:
     """Give the client `response`, or what a rescuer has instead. Seconds to wait where the upstream
     is to be asked again after all."""
     head = response.head
     better: Reply | AskAgain | None = None
-    if x.plan.rescuers:
-        if x.held is None and needs_body(x, head):
-            x.held = await response.hold(_HELD)
+    if exchange.plan.fallback_sources:
+        if exchange.held is None and needs_body(exchange, head):
+            exchange.held = await response.hold(_HELD)
         try:
-            better = await rescue(x, head)
+            better = await rescue(exchange, head)
         except ProxyError:
             # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
             outcome.succeeded()
             raise
     if isinstance(better, Reply):
-        send(x, better)
-    elif better is not None and not x.asked_again and x.body_whole:
-        x.asked_again = True
-        if x.span is not None:
-            x.span.end_attempt(x.stream.clock.time(), str(head.status))
-        x.added = b"".join(b"\r\n" + line for line in better.lines)
+        send(exchange, better)
+    elif better is not None and not exchange.asked_again and exchange.body_whole:
+        exchange.asked_again = True
+        if exchange.span is not None:
+            exchange.span.end_attempt(exchange.stream.clock.time(), str(head.status))
+        exchange.added = b"".join(b"\r\n" + line for line in better.lines)
         outcome.succeeded()
         return 0.0
-    elif x.plan.answered and (refusal := _looked_at(x, head)) is not None:
+    elif exchange.plan.answered and (refusal := _looked_at(exchange, head)) is not None:
         outcome.succeeded()  # the upstream has done its part
         raise refusal
     elif head.status == 101:
-        await _tunnel(x, response.upstream, plan, head, outcome)
+        await _tunnel(exchange, response.upstream, plan, head, outcome)
     else:
         outcome.flows()
         await response.pass_on(outcome)
@@ -238,55 +242,57 @@ async def _answer(
     return None
 
 
-def _looked_at(x: Exchange, head: ResponseHead) -> ProxyError | None:
+def _looked_at(exchange: Exchange, head: ResponseHead) -> ProxyError | None:
     """What a stage that looks at answers has against this one."""
     try:
-        for observe in x.plan.answered:
-            observe(x, head)
+        for observe in exchange.plan.answered:
+            observe(exchange, head)
     except ProxyError as refusal:
         return refusal
     return None
 
 
 async def _response(
-    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan
 ) -> tuple[Relay, ResponseHead]:
     """The head of a response, and the relay that will pass it on."""
-    assert x.head is not None
-    repeatable = x.method in IDEMPOTENT or x.plan.repeatable
-    fresh = not plan.reuse_for_all and not (repeatable and _can_replay(x))
+    assert exchange.head is not None
+    repeatable = exchange.method in IDEMPOTENT or exchange.plan.repeatable
+    fresh = not plan.reuse_for_all and not (repeatable and _can_replay(exchange))
     resent = 0
     while True:
-        upstream, x.sent_on = x.sent_on, None
+        upstream, exchange.sent_on = exchange.sent_on, None
         sent = upstream is not None  # by the plain path, as the attempt that it has counted
         if upstream is None:
-            upstream = None if fresh else idle_connection(x, plan)
+            upstream = None if fresh else idle_connection(exchange, plan)
             if upstream is None:
-                upstream = await connection(x, plan, fresh=fresh)
-            x.attempts += not resent
-            x.target = upstream.pool.label
-        relay = Relay(x, upstream, plan)
+                upstream = await connection(exchange, plan, fresh=fresh)
+            exchange.attempts += not resent
+            exchange.target = upstream.pool.label
+        relay = Relay(exchange, upstream, plan)
         try:
             if not sent:
-                relay.send(request_head(x, listener, plan, upstream.pool))
+                relay.send(request_head(exchange, listener, plan, upstream.pool))
             return relay, await relay.converse()
-        except Unanswered:
+        except UnansweredRequest:
             try:
-                again = x.body_whole and await _goes_again(x, plan, upstream, repeatable, resent)
+                again = exchange.body_whole and await _goes_again(
+                    exchange, plan, upstream, repeatable, resent
+                )
             finally:
                 await relay.release(reusable=False)
             if not again:
                 raise
             fresh = True
             resent += 1
-            x.retries += 1
+            exchange.retries += 1
         except BaseException:
             await relay.release(reusable=False)
             raise
 
 
 async def _goes_again(
-    x: Exchange, plan: UpstreamPlan, upstream: UpstreamStream, repeatable: bool, resent: int
+    exchange: Exchange, plan: UpstreamPlan, upstream: UpstreamStream, repeatable: bool, resent: int
 ) -> bool:
     """Whether a request without an answer is sent again as if nothing had been sent: once after a
     kept connection, if it may be repeated; after a reset, where `resend_unread` says what one
@@ -295,44 +301,46 @@ async def _goes_again(
         return True
     if not plan.resend_unread or resent >= _RESENT:
         return False
-    return repeatable or await was_reset(x, upstream)
+    return repeatable or await was_reset(exchange, upstream)
 
 
-def _again(x: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:
+def _again(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:
     """Seconds to wait before another attempt; None if there is none, and the log says why."""
-    now = x.stream.clock.monotonic()
+    now = exchange.stream.clock.monotonic()
     breaker = plan.breaker
     if breaker is not None and refuses(breaker, now) and retry.covers(ended.kind):
-        held_until = x.started + breaker.rules.hold
+        held_until = exchange.started + breaker.rules.hold
         if now >= held_until:
-            x.note(no_retry="circuit")  # the answer at hand says more than `circuit_open` would
+            exchange.note(
+                no_retry="circuit"
+            )  # the answer at hand says more than `circuit_open` would
             return None
     verdict = retry.after(ended, now)
     if verdict.wait is None:
         if verdict.reason != "kind":
-            x.note(no_retry=verdict.reason)
+            exchange.note(no_retry=verdict.reason)
         return None
-    x.retries += 1
-    if x.target is not None and len(plan.upstream.pools) > 1:
-        x.avoid = (*x.avoid, x.target)
+    exchange.retries += 1
+    if exchange.target is not None and len(plan.upstream.pools) > 1:
+        exchange.avoid = (*exchange.avoid, exchange.target)
     return verdict.wait
 
 
-def _can_replay(x: Exchange) -> bool:
+def _can_replay(exchange: Exchange) -> bool:
     """Whether the request's body, if there is one, can be sent a second time whatever happens."""
-    assert x.head is not None
-    if not x.head.has_body and x.filter is None:
+    assert exchange.head is not None
+    if not exchange.head.has_body and exchange.filter is None:
         return True
-    body, length = x.buffered, x.head.content_length
+    body, length = exchange.buffered, exchange.head.content_length
     if body is None or body.complete:
         return body is not None
-    return x.body_whole and length is not None and body.keeps(length)
+    return exchange.body_whole and length is not None and body.keeps(length)
 
 
-def _retry_after(x: Exchange, response: ResponseHead) -> float | None:
+def _retry_after(exchange: Exchange, response: ResponseHead) -> float | None:
     """What the upstream asks for, in seconds."""
     value = _field(response, b"retry-after")
-    return parse_retry_after(value, x.stream.clock.time()) if value else None
+    return parse_retry_after(value, exchange.stream.clock.time()) if value else None
 
 
 def _field(response: ResponseHead, wanted: bytes) -> str:
@@ -345,24 +353,26 @@ def _field(response: ResponseHead, wanted: bytes) -> str:
 
 
 async def _tunnel(
-    x: Exchange,
+    exchange: Exchange,
     upstream: UpstreamStream,
     plan: UpstreamPlan,
     response: ResponseHead,
     outcome: Unwatched,
 ) -> None:
     """Switch protocols: from here on bytes go both ways unread."""
-    assert x.head is not None
-    if not wants_websocket(x.head) or response.upgrade != b"websocket":
+    assert exchange.head is not None
+    if not wants_websocket(exchange.head) or response.upgrade != b"websocket":
         raise UpstreamReset(
             f"Upstream {plan.name} switched protocols unasked",
             upstream=plan.name,
             reason="unasked_upgrade",
         )
     outcome.succeeded()
-    x.head_after = x.stream.clock.monotonic() - x.started
-    x.status = 101
-    x.replied = True
-    x.keep_alive = False
-    x.stream.transport.write(upgrade_head(x, response))
-    x.bytes_in, x.bytes_out = await tunnel(x.stream, upstream, plan.tunnel_timeout)
+    exchange.head_after = exchange.stream.clock.monotonic() - exchange.started
+    exchange.status = 101
+    exchange.replied = True
+    exchange.keep_alive = False
+    exchange.stream.transport.write(upgrade_head(exchange, response))
+    exchange.bytes_in, exchange.bytes_out = await tunnel(
+        exchange.stream, upstream, plan.tunnel_timeout
+    )

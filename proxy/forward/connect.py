@@ -23,18 +23,18 @@ _RESET_PATIENCE, _RESET_TICK = 0.2, 0.02
 _REFUSED_PAUSE = 0.1
 
 
-def idle_connection(x: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
+def idle_connection(exchange: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
     """The usual case, without waiting: a kept connection of the target that is to be used."""
-    return plan.upstream.checkout(x.stream, _usable(x, plan))
+    return plan.upstream.checkout(exchange.stream, _usable(exchange, plan))
 
 
-def _usable(x: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
+def _usable(exchange: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
     """The targets to prefer, None for all: those that are well, and of them those that have not
     failed this request yet."""
-    usable = any_target(x.stream, plan)
-    if x.avoid:
+    usable = any_target(exchange.stream, plan)
+    if exchange.avoid:
         labels = usable if usable is not None else [pool.label for pool in plan.upstream.pools]
-        usable = [label for label in labels if label not in x.avoid] or usable
+        usable = [label for label in labels if label not in exchange.avoid] or usable
     return usable
 
 
@@ -43,19 +43,19 @@ def any_target(client: ClientStream, plan: UpstreamPlan) -> Sequence[str] | None
     return plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
 
 
-async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
+async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
     """An open connection: an idle one at once, else from the first target that has one to give.
 
     Targets that cannot be reached are passed over; when none is left, all are tried again until
     `connect_patience` is over. `fresh` asks for a connection that has not been used before. A
     shortage of ours is not waited for: another target may have a kept connection, else it is 503.
     """
-    client = x.stream
+    client = exchange.stream
     tried: list[TargetPool] = []
     short: Overloaded | None = None
     patient_until: float | None = None
     while True:
-        pool = plan.upstream.choose(tried, _usable(x, plan))
+        pool = plan.upstream.choose(tried, _usable(exchange, plan))
         if not fresh:
             idle = pool.checkout(client)
             if idle is not None:
@@ -63,15 +63,15 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         began = client.clock.monotonic()
         patient_until = patient_until or began + plan.connect_patience
         try:
-            answer = await _ask(x, plan, pool, fresh=fresh)
+            answer = await _ask(exchange, plan, pool, fresh=fresh)
         except Overloaded:
             # No time is left to wait for a place; but what has used it up were refusals.
-            if x.unreachable is None or client.clock.monotonic() < x.deadline:
+            if exchange.unreachable is None or client.clock.monotonic() < exchange.deadline:
                 raise
-            raise x.unreachable from None
+            raise exchange.unreachable from None
         if isinstance(answer, UpstreamStream):
-            x.unreachable = None
-            x.connect_time = client.clock.monotonic() - began
+            exchange.unreachable = None
+            exchange.connect_time = client.clock.monotonic() - began
             return answer
         ours = own_shortage(answer, plan, pool.label)
         if ours is not None:
@@ -79,8 +79,8 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
         else:
             if plan.health is not None:
                 plan.health.failure(pool.label, client.clock.monotonic())
-            x.failed_attempt("connect", pool.label)
-            x.unreachable = UpstreamUnreachable(
+            exchange.failed_attempt("connect", pool.label)
+            exchange.unreachable = UpstreamUnreachable(
                 f"Upstream {plan.name} cannot be reached at {pool.label}: {_why(answer)}",
                 upstream=plan.name,
                 reason=type(answer).__name__,
@@ -90,32 +90,34 @@ async def connection(x: Exchange, plan: UpstreamPlan, *, fresh: bool) -> Upstrea
             continue
         if short is not None:
             raise short
-        if client.clock.monotonic() >= min(patient_until, x.deadline):
-            x.target = pool.label
-            x.attempts += 1
-            assert x.unreachable is not None  # no shortage of ours: that one was raised above
-            raise x.unreachable
-        if x.on_refused is not None:
-            x.on_refused(x)
+        if client.clock.monotonic() >= min(patient_until, exchange.deadline):
+            exchange.target = pool.label
+            exchange.attempts += 1
+            assert (
+                exchange.unreachable is not None
+            )  # no shortage of ours: that one was raised above
+            raise exchange.unreachable
+        if exchange.on_refused is not None:
+            exchange.on_refused(exchange)
         tried.clear()
-        await pause(x, client.clock.monotonic() + _REFUSED_PAUSE)
+        await pause(exchange, client.clock.monotonic() + _REFUSED_PAUSE)
 
 
 async def _ask(
-    x: Exchange, plan: UpstreamPlan, pool: TargetPool, *, fresh: bool
+    exchange: Exchange, plan: UpstreamPlan, pool: TargetPool, *, fresh: bool
 ) -> UpstreamStream | Exception:
     """What `pool` gives: a connection, or why there is none."""
-    client = x.stream
+    client = exchange.stream
     began = client.clock.monotonic()
-    deadline = min(began + plan.queue_timeout, x.deadline)
-    ticket = pool.ask(client, fresh=fresh, route=x.route)
+    deadline = min(began + plan.queue_timeout, exchange.deadline)
+    ticket = pool.ask(client, fresh=fresh, route=exchange.route)
     try:
         while ticket.pending:
             now = client.clock.monotonic()
             if now >= deadline:
                 within = (
                     "before the request had to be given up"
-                    if deadline == x.deadline
+                    if deadline == exchange.deadline
                     else f"within {now - began:.3g}s"
                 )
                 raise Overloaded(
@@ -124,7 +126,7 @@ async def _ask(
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",
                 )
-            await client.wait(until_left(x, deadline, now))
+            await client.wait(until_left(exchange, deadline, now))
     except BaseException:
         pool.give_up(ticket)
         raise
@@ -142,17 +144,17 @@ def _why(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
-async def was_reset(x: Exchange, upstream: UpstreamStream) -> bool:
+async def was_reset(exchange: Exchange, upstream: UpstreamStream) -> bool:
     """Whether a connection that has ended was reset.
 
     A server that closes a socket while bytes wait in it, or to which bytes come after that, resets
     the connection (RFC 9293 §3.6.1); one that has read all of the request only ends it. The reset
     may follow the end by a round trip, so it is waited for a moment.
     """
-    until = x.stream.clock.monotonic() + _RESET_PATIENCE
+    until = exchange.stream.clock.monotonic() + _RESET_PATIENCE
     while not upstream.saw_reset():
-        now = x.stream.clock.monotonic()
+        now = exchange.stream.clock.monotonic()
         if now >= until:
             return False
-        await x.stream.wait(until_left(x, min(until, now + _RESET_TICK), now))
+        await exchange.stream.wait(until_left(exchange, min(until, now + _RESET_TICK), now))
     return True

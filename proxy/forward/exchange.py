@@ -16,7 +16,7 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER
 from proxy.http1.heads import RequestHead, ResponseHead
 from proxy.http1.pace import Pace
-from proxy.resilience.bulkhead import Ticket as Place
+from proxy.resilience.bulkhead import BulkheadTicket as Place
 from proxy.spool import SpooledBody
 
 if TYPE_CHECKING:
@@ -252,19 +252,19 @@ class Exchange:
             self.failures.append(FailedAttempt(kind, target, now, now))
 
 
-def finish(x: Exchange) -> None:
+def finish(exchange: Exchange) -> None:
     """The exchange is over: tell the sinks. None of them may harm the next one."""
-    x.duration = x.stream.clock.monotonic() - x.started
-    for observe in x.plan.finished:
+    exchange.duration = exchange.stream.clock.monotonic() - exchange.started
+    for observe in exchange.plan.finished:
         try:
-            observe(x)
+            observe(exchange)
         except Exception:
-            logger.exception("sink failed", extra={"correlation_id": x.correlation_id})
-    if x.buffered is not None:
-        x.drop_body()
-    if x.holding is not None:
-        x.holding.clear()
-    if x.filter is not None:
-        x.filter.close()
-    if x.tee is not None:
-        x.tee.close()
+            logger.exception("sink failed", extra={"correlation_id": exchange.correlation_id})
+    if exchange.buffered is not None:
+        exchange.drop_body()
+    if exchange.holding is not None:
+        exchange.holding.clear()
+    if exchange.filter is not None:
+        exchange.filter.close()
+    if exchange.tee is not None:
+        exchange.tee.close()

@@ -11,22 +11,24 @@ from proxy.forward.waiting import until_left
 from proxy.http1.deadlines import NEVER
 
 
-async def answered_already(x: Exchange) -> bool:
+async def answered_already(exchange: Exchange) -> bool:
     """Whether a stage had the answer, which has been sent then. Raises what refuses the request,
     and what `until_left` raises. A stage bounds its own time."""
-    for admit in x.plan.admissions:
-        asked = asyncio.ensure_future(admit(x))
-        asked.add_done_callback(lambda _: x.stream.wake())
+    for admit in exchange.plan.admissions:
+        asked = asyncio.ensure_future(admit(exchange))
+        asked.add_done_callback(lambda _: exchange.stream.wake())
         try:
             while not asked.done():
-                await x.stream.wait(until_left(x, NEVER, x.stream.clock.monotonic()))
+                await exchange.stream.wait(
+                    until_left(exchange, NEVER, exchange.stream.clock.monotonic())
+                )
         finally:
             if not asked.done():
                 asked.cancel()
                 await asyncio.wait([asked])
         reply: Reply | None = asked.result()
         if reply is not None:
-            x.drop_body()
-            send(x, reply)
+            exchange.drop_body()
+            send(exchange, reply)
             return True
     return False

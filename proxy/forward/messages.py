@@ -34,26 +34,26 @@ _VIA_OLD = b"\r\nVia: 1.0 reliability-proxy"
 
 
 def request_head(
-    x: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
 ) -> bytes:
     """The head that goes upstream for `x`, over a connection of `pool`."""
-    head = x.head
+    head = exchange.head
     assert head is not None
     host = head.host if plan.preserve_host else None
     if host is None:
         host = pool.address.authority.encode()
     parts = [
-        _start_of_request(head, host, _passing(x, head, pool)),
-        x.correlation_id.encode(),
+        _start_of_request(head, host, _passing(exchange, head, pool)),
+        exchange.correlation_id.encode(),
         VIA if head.minor else _VIA_OLD,
-        _forwarded(x.stream, head, listener),
+        _forwarded(exchange.stream, head, listener),
     ]
     if head.max_forwards is not None:
         parts.append(b"\r\nMax-Forwards: " + _one_hop_less(head.method, head.max_forwards))
-    length = request_length(x)
+    length = request_length(exchange)
     if length is not None:
         parts.append(b"\r\nContent-Length: %d" % length)
-    elif head.chunked or x.filter is not None:
+    elif head.chunked or exchange.filter is not None:
         parts.append(b"\r\nTransfer-Encoding: chunked")
     if wants_websocket(head):
         parts.append(b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
@@ -88,35 +88,35 @@ def _start_of_request(head: RequestHead, host: bytes, passing: bytes) -> bytes:
     return b"%b%b%b\r\nX-Correlation-ID: " % (line, host, passing)
 
 
-def request_length(x: Exchange) -> int | None:
+def request_length(exchange: Exchange) -> int | None:
     """The length of the request's body as it goes upstream; None: in chunks, or there is none. A
     body that is all here has one, but trailers can only follow chunks."""
-    body = x.buffered
-    if body is not None and body.complete and not x.body.trailers:
+    body = exchange.buffered
+    if body is not None and body.complete and not exchange.body.trailers:
         return body.length
-    if x.filter is not None:
-        return x.filter.forward_length
-    return x.head.content_length if x.head is not None else None
+    if exchange.filter is not None:
+        return exchange.filter.forward_length
+    return exchange.head.content_length if exchange.head is not None else None
 
 
-def _passing(x: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
+def _passing(exchange: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
     """The client's fields. Of a body that the filter has rewritten: `Content-Type` is its own, and
     what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, an answer
     that we must read is asked for uncompressed, and where spans are sent the parent is ours."""
-    edits, span = x.plan.request_edits, x.span
-    unchanged = x.filter is None and not x.retries and not x.plan.reads_answers
+    edits, span = exchange.plan.request_edits, exchange.span
+    unchanged = exchange.filter is None and not exchange.retries and not exchange.plan.reads_answers
     if unchanged and edits is None and span is None:
         return head.passing
     ours: dict[bytes, bytes | None] = {}
-    if x.filter is not None and x.filter.content_type is not None:
-        ours = dict.fromkeys(x.filter.stale)
-        ours[b"content-type"] = x.filter.content_type
-    if x.retries:
-        ours[b"x-retry-count"] = b"%d" % x.retries
-    if x.plan.reads_answers:
+    if exchange.filter is not None and exchange.filter.content_type is not None:
+        ours = dict.fromkeys(exchange.filter.stale)
+        ours[b"content-type"] = exchange.filter.content_type
+    if exchange.retries:
+        ours[b"x-retry-count"] = b"%d" % exchange.retries
+    if exchange.plan.reads_answers:
         ours[b"accept-encoding"] = b"identity"
     if span is not None:
-        ours[b"traceparent"] = span.begin_attempt(pool.label, x.stream.clock.time())
+        ours[b"traceparent"] = span.begin_attempt(pool.label, exchange.stream.clock.time())
         if not span.remote:
             ours[b"tracestate"] = None
     passing = head.passing_with(ours) if ours else head.passing
@@ -162,37 +162,39 @@ def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) 
     return b"".join(b"\r\n" + name.title() + b": " + value for name, value in lines.items())
 
 
-def response_head(x: Exchange, head: ResponseHead, framing: bytes) -> bytes:
+def response_head(exchange: Exchange, head: ResponseHead, framing: bytes) -> bytes:
     """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
-    edits = x.plan.response_edits
+    edits = exchange.plan.response_edits
     return b"%bX-Correlation-ID: %b%b%b%b\r\n\r\n" % (
         head.passing if edits is None else edits.of_response(head.passing),
-        x.correlation_id.encode(),
-        b"" if head.dated else date_field(x.stream.clock),
-        framing + x.added,
-        connection_field(x),
+        exchange.correlation_id.encode(),
+        b"" if head.dated else date_field(exchange.stream.clock),
+        framing + exchange.added,
+        connection_field(exchange),
     )
 
 
-def interim_head(x: Exchange, head: ResponseHead) -> bytes:
+def interim_head(exchange: Exchange, head: ResponseHead) -> bytes:
     """A 1xx response, passed on."""
-    return b"%bX-Correlation-ID: %b\r\n\r\n" % (head.passing, x.correlation_id.encode())
+    return b"%bX-Correlation-ID: %b\r\n\r\n" % (head.passing, exchange.correlation_id.encode())
 
 
-def upgrade_head(x: Exchange, head: ResponseHead) -> bytes:
+def upgrade_head(exchange: Exchange, head: ResponseHead) -> bytes:
     """The 101 of a tunnel."""
-    return response_head(x, head, b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
+    return response_head(exchange, head, b"\r\nConnection: Upgrade\r\nUpgrade: websocket")
 
 
-def connection_field(x: Exchange) -> bytes:
+def connection_field(exchange: Exchange) -> bytes:
     """What we say about the client's connection (RFC 9112 §9.3, §9.6)."""
-    assert x.head is not None or not x.keep_alive
-    if not x.keep_alive:
-        return b"\r\nConnection: close" if x.status != 101 else b""
-    return b"" if x.head is not None and x.head.minor else b"\r\nConnection: keep-alive"
+    assert exchange.head is not None or not exchange.keep_alive
+    if not exchange.keep_alive:
+        return b"\r\nConnection: close" if exchange.status != 101 else b""
+    return (
+        b"" if exchange.head is not None and exchange.head.minor else b"\r\nConnection: keep-alive"
+    )
 
 
-def problem_reply(x: Exchange, error: ProxyError) -> bytes:
+def problem_reply(exchange: Exchange, error: ProxyError) -> bytes:
     """A whole response of our own: RFC 9457 problem details."""
     fields = ""
     if error.retry_after is not None:
@@ -205,47 +207,53 @@ def problem_reply(x: Exchange, error: ProxyError) -> bytes:
         policy, state = error.rate_limit
         fields += f"\r\nRateLimit-Policy: {policy}\r\nRateLimit: {state}"
     return own_reply(
-        x, error.status, PROBLEM_CONTENT_TYPE, problem_body(error, x.correlation_id), fields
+        exchange,
+        error.status,
+        PROBLEM_CONTENT_TYPE,
+        problem_body(error, exchange.correlation_id),
+        fields,
     )
 
 
-def own_reply(x: Exchange, status: int, content_type: str, body: bytes, fields: str = "") -> bytes:
+def own_reply(
+    exchange: Exchange, status: int, content_type: str, body: bytes, fields: str = ""
+) -> bytes:
     """A response of our own, with as much of its body as the method allows."""
     content = f"\r\nContent-Type: {content_type}" if body else ""
     length = "" if status == 204 else f"\r\nContent-Length: {len(body)}"
     head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(x.stream.clock)}"
-        f"{content}{length}\r\nX-Correlation-ID: {x.correlation_id}{fields}"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(exchange.stream.clock)}"
+        f"{content}{length}\r\nX-Correlation-ID: {exchange.correlation_id}{fields}"
     )
     return b"".join(
         (
             head.encode(),
-            b"" if x.plan.response_edits is None else x.plan.response_edits.added,
-            connection_field(x),
+            b"" if exchange.plan.response_edits is None else exchange.plan.response_edits.added,
+            connection_field(exchange),
             b"\r\n\r\n",
-            b"" if x.method == "HEAD" else body,
+            b"" if exchange.method == "HEAD" else body,
         )
     )
 
 
-def made_reply(x: Exchange, reply: Reply) -> list[bytes]:
+def made_reply(exchange: Exchange, reply: Reply) -> list[bytes]:
     """A response made by a rescue: its head, and its body if it has one."""
     phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
     status = f"HTTP/1.1 {reply.status} {phrase}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
     lines = reply.lines
     if not any(line[:5].lower() == b"date:" for line in lines):
-        lines = (f"Date: {_date(x.stream.clock)}".encode(), *lines)
-    edits = x.plan.response_edits
+        lines = (f"Date: {_date(exchange.stream.clock)}".encode(), *lines)
+    edits = exchange.plan.response_edits
     head = b"%b\r\nX-Correlation-ID: %b%b%b\r\n\r\n" % (
         b"\r\n".join((status, *lines))
         if edits is None
         else b"\r\n".join((status, *edits.keep(lines))) + edits.added,
-        x.correlation_id.encode(),
+        exchange.correlation_id.encode(),
         framing,
-        connection_field(x),
+        connection_field(exchange),
     )
-    bodiless = not reply.body or x.method == "HEAD" or reply.status in (204, 304)
+    bodiless = not reply.body or exchange.method == "HEAD" or reply.status in (204, 304)
     return [head] if bodiless else [head, reply.body]
 
 

@@ -52,12 +52,12 @@ class Unwatched:
 _UNWATCHED = Unwatched()
 
 
-def begin(x: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> Unwatched:
+def begin(exchange: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> Unwatched:
     """For the attempt that begins now, with the breaker's `permit` where it has been asked already.
     Raises `CircuitOpen` where there is leave for none."""
     if plan.breaker is None and plan.health is None:
         return _UNWATCHED
-    return Outcome(x, plan, permit)
+    return Outcome(exchange, plan, permit)
 
 
 class Outcome(Unwatched):
@@ -65,10 +65,12 @@ class Outcome(Unwatched):
 
     __slots__ = ("_began", "_permit", "_plan", "_timer", "_told", "_x")
 
-    def __init__(self, x: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> None:
-        self._x = x
+    def __init__(
+        self, exchange: Exchange, plan: UpstreamPlan, permit: Permit | None = None
+    ) -> None:
+        self._x = exchange
         self._plan = plan
-        self._began = x.stream.clock.monotonic()
+        self._began = exchange.stream.clock.monotonic()
         if permit is None and plan.breaker is not None:
             permit = plan.breaker.admit(self._began)
         self._permit = permit

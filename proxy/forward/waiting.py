@@ -29,43 +29,45 @@ def memory_is_short() -> Overloaded:
     )
 
 
-def until_left(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+def until_left(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
     """As `while_here`, for who waits for the upstream. Also raises `AnsweredMeanwhile`."""
-    if x.instead is not None and not x.replied:
+    if exchange.instead is not None and not exchange.replied:
         raise AnsweredMeanwhile
-    return while_here(x, deadline, now, moved)
+    return while_here(exchange, deadline, now, moved)
 
 
-def while_here(x: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+def while_here(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
     """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
 
     `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
     `Draining` when the proxy can wait no longer, and `Overloaded` when it has no memory for it.
     """
-    client = x.stream
+    client = exchange.stream
     if client.cut:
         raise Draining("The proxy is stopping", retry_after=1)
     if client.shed:
         raise memory_is_short()
-    if not client.eof or x.see_through:
+    if not client.eof or exchange.see_through:
         return deadline
     # Over TLS there is no closed half: whatever would be sent is thrown away.
     gone = client.lost or client.secure
-    unfinished = not (x.body.done or client.inbox)
+    unfinished = not (exchange.body.done or client.inbox)
     grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
     if gone or unfinished or (now >= grace and not client.write_paused):
         raise ClientLeft("Client left")
     return deadline if client.write_paused else min(deadline, grace)
 
 
-async def decided(x: Exchange, decision: Coroutine[Any, Any, None]) -> None:
+async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> None:
     """Wait for what decides about the request. It is ended when the client leaves. Raises what
     refuses the request, and what `while_here` raises: no answer is good before the decision."""
     asked = asyncio.ensure_future(decision)  # a task of its own, since it may limit its time
-    asked.add_done_callback(lambda _: x.stream.wake())
+    asked.add_done_callback(lambda _: exchange.stream.wake())
     try:
         while not asked.done():
-            await x.stream.wait(while_here(x, NEVER, x.stream.clock.monotonic()))
+            await exchange.stream.wait(
+                while_here(exchange, NEVER, exchange.stream.clock.monotonic())
+            )
     finally:
         if not asked.done():
             asked.cancel()
@@ -73,7 +75,7 @@ async def decided(x: Exchange, decision: Coroutine[Any, Any, None]) -> None:
     asked.result()
 
 
-async def pause(x: Exchange, until: float) -> None:
+async def pause(exchange: Exchange, until: float) -> None:
     """Wait until the monotonic second `until`. Raises what `until_left` raises."""
-    while (now := x.stream.clock.monotonic()) < until:
-        await x.stream.wait(until_left(x, until, now))
+    while (now := exchange.stream.clock.monotonic()) < until:
+        await exchange.stream.wait(until_left(exchange, until, now))

@@ -18,7 +18,7 @@ from proxy.forward.routing.plan import UpstreamPlan
 from proxy.resilience.health_checks import HealthProber
 
 
-class Watch(Collector):
+class UpstreamWatch(Collector):
     """Of all upstreams. Made for one registry; `follow` starts it, `stop` ends it."""
 
     def __init__(self, clock: Clock, vitals: Vitals | None = None) -> None:

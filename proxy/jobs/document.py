@@ -5,7 +5,7 @@
 2. The current shape has `id` and stage times with an offset, and no `updated_at`. The older shape
    has `job_id` and naive UTC times; its `updated_at` is stale in some final versions and its status
    moves backwards at times. So neither status nor `updated_at` alone orders two versions: the
-   latest time found anywhere in the document does (`Snapshot.activity`).
+   latest time found anywhere in the document does (`JobDocument.activity`).
 3. Order matters only after a gap (a restart, an old snapshot). While the mirror watches, the last
    write is the newest, whatever it says.
 """
@@ -80,7 +80,7 @@ def _escape_glob(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class JobDocument:
     """One version of a job as Redis held it.
 
     Times are Unix seconds or None. `activity` is the latest time in the document, by which two
@@ -108,11 +108,11 @@ def digest_of(raw: bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest()
 
 
-def parse(job_id: str, raw: bytes) -> Snapshot:
+def parse(job_id: str, raw: bytes) -> JobDocument:
     """Read a value as a job. Never raises, whatever the bytes are."""
     document, oddity = _load(raw)
     if document is None:
-        return Snapshot(
+        return JobDocument(
             job_id, raw, digest_of(raw), "opaque", UNKNOWN_STATUS, 0.0,
             None, None, None, None, None, (oddity,),
         )  # fmt: skip
@@ -135,7 +135,7 @@ def parse(job_id: str, raw: bytes) -> Snapshot:
         status = UNKNOWN_STATUS
     known = [times[name] for name in ("created_at", "updated_at", "started_at", "completed_at")]
     known.extend(_stage_times(document.get("stages")))
-    return Snapshot(
+    return JobDocument(
         job_id=job_id,
         raw=raw,
         digest=digest_of(raw),
@@ -221,7 +221,7 @@ def sql_time(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
-def is_newer(one: Snapshot, other: Snapshot) -> bool:
+def is_newer(one: JobDocument, other: JobDocument) -> bool:
     """Whether `one` is surely a later version than `other` (rule 2).
 
     A strict order among documents of known shape: latest time in the document, then finished before
@@ -233,7 +233,7 @@ def is_newer(one: Snapshot, other: Snapshot) -> bool:
     return _rank(one) > _rank(other)
 
 
-def _rank(snapshot: Snapshot) -> tuple[float, bool, float]:
+def _rank(snapshot: JobDocument) -> tuple[float, bool, float]:
     return (snapshot.activity or 0.0, snapshot.status in FINISHED, snapshot.progress)
 
 
@@ -242,7 +242,7 @@ def _rank(snapshot: Snapshot) -> tuple[float, bool, float]:
 _JOB_MEMBERS = ("status", "progress", "stages", "result", "error", "created_at")
 
 
-def job_body(snapshot: Snapshot) -> bytes | None:
+def job_body(snapshot: JobDocument) -> bytes | None:
     """What the app of that version answers to `GET /jobs/{id}`; None for an opaque value.
 
     The older app gives the document as it is; the current one eight members of it, with

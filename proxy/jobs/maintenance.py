@@ -13,12 +13,12 @@ from proxy.core.tasks import Work
 from proxy.jobs.document import WAITING
 from proxy.jobs.events import Tell, silence
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.session import Keeper
+from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.schedule import Daily
 from proxy.jobs.store import sql
 from proxy.jobs.store.records import Row
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ PassOn = Callable[[str], Awaitable[bool]]
 class Gone:
     """Jobs that were deleted through us, in memory: asked on every read, so it must cost nothing.
 
-    Bounded: the oldest are forgotten first and then found in the ledger only.
+    Bounded: the oldest are forgotten first and then found in the store only.
     """
 
     def __init__(self) -> None:
@@ -57,15 +57,15 @@ class Gone:
         self._job_ids.pop(job_id, None)
 
 
-class Duties:
+class Maintenance:
     """The duties of one mirror; `loops` are to be run as tasks until cancelled."""
 
     def __init__(
         self,
         name: str,
         settings: MirrorConfig,
-        ledger: Ledger,
-        keeper: Keeper,
+        store: JobStore,
+        session: RedisSession,
         clock: Clock,
         metrics: MirrorMetrics,
         tell: Tell = silence,
@@ -76,8 +76,8 @@ class Duties:
         self.untold = asyncio.Event()
         self._name = name
         self._settings = settings
-        self._ledger = ledger
-        self._keeper = keeper
+        self._store = store
+        self._session = session
         self._clock = clock
         self._metrics = metrics
         self._reported: set[str] = set()
@@ -86,10 +86,10 @@ class Duties:
     async def recall(self) -> float | None:
         """Read back which jobs are gone, and when the last clean-up was; None while unknown."""
         try:
-            meta = dict(await self._ledger.table(sql.META))
-            held = await self._ledger.column(sql.HELD, (GONE_REMEMBERED,))
-            untold = await self._ledger.column(sql.UNTOLD, (GONE_REMEMBERED,))
-        except LedgerSilent:
+            meta = dict(await self._store.table(sql.META))
+            held = await self._store.column(sql.HELD, (GONE_REMEMBERED,))
+            untold = await self._store.column(sql.UNTOLD, (GONE_REMEMBERED,))
+        except StoreSilent:
             return None
         self._recalled = True
         for job_id in (*reversed(held), *untold):
@@ -120,12 +120,12 @@ class Duties:
     async def _pass_deletions_on(self) -> None:
         while True:
             await self.untold.wait()
-            if not self._keeper.whole:  # without its Redis the app would only say 404
+            if not self._session.whole:  # without its Redis the app would only say 404
                 await asyncio.sleep(PASS_ON_WAIT)
                 continue
             self.untold.clear()
-            with suppress(LedgerSilent):
-                for job_id in await self._ledger.column(sql.UNTOLD, (PASS_ON_BATCH,)):
+            with suppress(StoreSilent):
+                for job_id in await self._store.column(sql.UNTOLD, (PASS_ON_BATCH,)):
                     if not await self._pass_one_on(job_id):
                         self.untold.set()
                         break
@@ -134,40 +134,40 @@ class Duties:
     async def _pass_one_on(self, job_id: str) -> bool:
         if self.pass_on is None or not await self.pass_on(job_id):
             return False
-        self._ledger.passed_on(job_id)
+        self._store.passed_on(job_id)
         if not self._settings.hold_deletes:
             self.gone.discard(job_id)
-        await self._ledger.flushed(1.0)
-        self._keeper.capture.named.look_at(job_id)
+        await self._store.flushed(1.0)
+        self._session.capture.named.look_at(job_id)
         log.info("deletion passed on", extra={"mirror": self._name, "job_id": job_id})
         return True
 
     # --- clean-up --------------------------------------------------------------------------------
 
     async def clean_up(self) -> int:
-        """Forget jobs and tombstones that ended `keep_for` ago. How many; raises `LedgerSilent`."""
+        """Forget jobs and tombstones that ended `keep_for` ago. How many; raises `StoreSilent`."""
         before = self._clock.time() - self._settings.keep_for
         forgotten = 0
         while True:
-            job_ids = await self._ledger.column(
+            job_ids = await self._store.column(
                 sql.OUTLIVED, {"before": before, "limit": CLEAN_UP_BATCH}
             )
             for job_id in job_ids:
-                self._ledger.execute(sql.FORGET, {"job_id": job_id, "before": before}, key=job_id)
+                self._store.execute(sql.FORGET, {"job_id": job_id, "before": before}, key=job_id)
                 self.gone.discard(job_id)
-            if not await self._ledger.flushed(CLEAN_UP_PATIENCE):
-                raise LedgerSilent(self._ledger.degraded or "slow")
+            if not await self._store.flushed(CLEAN_UP_PATIENCE):
+                raise StoreSilent(self._store.degraded or "slow")
             forgotten += len(job_ids)
             if len(job_ids) < CLEAN_UP_BATCH:
                 break
-        self._ledger.set_meta("cleaned_up", repr(self._clock.time()))
+        self._store.set_meta("cleaned_up", repr(self._clock.time()))
         log.info("jobs cleaned up", extra={"mirror": self._name, "forgotten": forgotten})
         return forgotten
 
     async def _clean_up_if_possible(self) -> bool:
         try:
             await self.clean_up()
-        except LedgerSilent as silent:
+        except StoreSilent as silent:
             log.warning("clean-up put off", extra={"mirror": self._name, "reason": str(silent)})
             return False
         return True
@@ -178,9 +178,9 @@ class Duties:
         while True:
             if not self._recalled:
                 await self.recall()
-            self._metrics.log.set(self._ledger.log_size)
-            with suppress(LedgerSilent):
-                (rows,) = await self._ledger.column(sql.COUNT)
+            self._metrics.log.set(self._store.log_size)
+            with suppress(StoreSilent):
+                (rows,) = await self._store.column(sql.COUNT)
                 self._metrics.rows.set(rows)
                 await self._report(await self.stranded())
             await asyncio.sleep(MEASURE_EVERY)
@@ -205,15 +205,15 @@ class Duties:
 
         Where the broker is followed (`requeue`), a job is stranded as soon as nobody is seen to
         work on it, and one that waits its turn is not; else, as any unfinished job, after
-        `stranded_after`. Raises `LedgerSilent`.
+        `stranded_after`. Raises `StoreSilent`.
         """
         now = self._clock.time()
-        requeue = self._keeper.requeue
+        requeue = self._session.requeue
         patience = self._settings.stranded_after
         if requeue is None:
-            return await self._ledger.stranded(now - patience, now, limit)
+            return await self._store.stranded(now - patience, now, limit)
         unattended = requeue.unattended
-        rows = await self._ledger.stranded(now if unattended else now - patience, now, limit)
+        rows = await self._store.stranded(now if unattended else now - patience, now, limit)
         return [
             row
             for row in rows

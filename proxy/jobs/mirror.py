@@ -23,7 +23,7 @@ from proxy.core.tasks import Supervised
 from proxy.core.vitals import Vitals
 from proxy.jobs.document import (
     UNKNOWN_STATUS,
-    Snapshot,
+    JobDocument,
     as_json,
     deleted_body,
     job_body,
@@ -33,14 +33,14 @@ from proxy.jobs.document import (
     valid_job_id,
 )
 from proxy.jobs.events import Tell, silence
-from proxy.jobs.maintenance import Duties, PassOn
+from proxy.jobs.maintenance import Maintenance, PassOn
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.queue.queue import JobQueue
 from proxy.jobs.queue.watch import follow_queue, recall_queue
 from proxy.jobs.redis.active_jobs import ActiveJobs
-from proxy.jobs.redis.connection import CaptureMode, ClientFactory, RedisLost, Refused
-from proxy.jobs.redis.restore_rules import Tally
-from proxy.jobs.redis.session import Keeper
+from proxy.jobs.redis.connection import CaptureMode, ClientFactory, CommandRefused, RedisLost
+from proxy.jobs.redis.restore_rules import RestoreCounts
+from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.requeue.broker import BrokerRefused
 from proxy.jobs.requeue.evidence import Judgement
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued
@@ -48,9 +48,9 @@ from proxy.jobs.store import sql
 from proxy.jobs.store.idempotency_records import AnswerStore
 from proxy.jobs.store.inspection import LIST_SIZE, Inspection, at_most
 from proxy.jobs.store.records import Row, Tombstone
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
-from proxy.jobs.video_metrics.counting import Counting
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
+from proxy.jobs.video_metrics.counting import EventCounting
 from proxy.jobs.video_metrics.lease import lease_key
 from proxy.jobs.waiting import settled
 
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 COMMIT_PATIENCE = 0.25  # seconds that a creation may wait for SQLite
 LOOK_AGAIN = 0.05  # seconds between two looks for a created job's key
-READ_PATIENCE = 0.5  # seconds that a read may wait for the ledger or for Redis
+READ_PATIENCE = 0.5  # seconds that a read may wait for the store or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
 
@@ -83,7 +83,7 @@ _ROWS_AT_ONCE = 100
 class Known:
     """A live job as the mirror holds it; `as_of` is when this version was seen, Unix seconds."""
 
-    snapshot: Snapshot
+    snapshot: JobDocument
     row: Row
     as_of: float
 
@@ -104,8 +104,8 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
-    """The ledger did not answer in time: the job may be one that it holds."""
+class NoAnswer:
+    """The store did not answer in time: the job may be one that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +141,20 @@ class Mirror:
         self._clock = clock
         self._lists = asyncio.Semaphore(_LISTS)
         self._metrics = metrics.for_mirror(name)
-        self._ledger = Ledger(
+        self._store = JobStore(
             settings.sqlite,
             clock,
             vitals.tasks,
             keep_versions=settings.keep_versions,
             on_gap=self._fill_gap,
             on_commit=self._committed,
-            on_degraded=self._ledger_degraded,
+            on_degraded=self._store_degraded,
         )
-        self._keeper = Keeper(
+        self._session = RedisSession(
             name,
             settings,
             factory,
-            self._ledger,
+            self._store,
             clock,
             self._metrics,
             mode=mode,
@@ -165,20 +165,20 @@ class Mirror:
             if settings.job_metrics is None
             else lease_key(settings.key.replace("{job_id}", ""), key_prefix),
         )
-        self._duties = Duties(
-            name, settings, self._ledger, self._keeper, clock, self._metrics, tell
+        self._maintenance = Maintenance(
+            name, settings, self._store, self._session, clock, self._metrics, tell
         )
         self.answers = AnswerStore(
             settings.key.replace("{job_id}", ""),
-            self._ledger,
-            lambda: self._keeper.link if self.redis_up else None,
+            self._store,
+            lambda: self._session.link if self.redis_up else None,
             lambda: self.redis_whole,
             clock,
             key_prefix=key_prefix,
         )
         self.active = ActiveJobs(
             settings.key.replace("{job_id}", ""),
-            lambda: self._keeper.link if self.redis_up else None,
+            lambda: self._session.link if self.redis_up else None,
             clock,
             idle=settings.stranded_after,
             key_prefix=key_prefix,
@@ -188,23 +188,23 @@ class Mirror:
             self.queue = JobQueue(
                 settings.forecast, clock, self._metrics.queue(), self._connected_workers
             )
-        self.on_version: Callable[[Snapshot], None] | None = None
-        self._keeper.capture.on_version = self._version_seen
-        self._keeper.capture.on_deleted = self._job_ended
-        self.inspection = Inspection(self._ledger, self._duties, clock)
+        self.on_version: Callable[[JobDocument], None] | None = None
+        self._session.capture.on_version = self._version_seen
+        self._session.capture.on_deleted = self._job_ended
+        self.inspection = Inspection(self._store, self._maintenance, clock)
         self._was_degraded = False
-        self._counting: Counting | None = None
+        self._counting: EventCounting | None = None
         if settings.job_metrics is not None:
-            self._counting = self._keeper.capture.counting = Counting(
+            self._counting = self._session.capture.counting = EventCounting(
                 name,
                 settings,
                 settings.job_metrics,
-                self._ledger,
-                lambda: self._keeper.link,
+                self._store,
+                lambda: self._session.link,
                 clock,
                 metrics.pipeline,
                 key_prefix=key_prefix,
-                activity=self._keeper.activity,
+                activity=self._session.activity,
             )
         self._tasks: list[Supervised] = []
         self._refuse_until = float("-inf")
@@ -214,7 +214,7 @@ class Mirror:
         self.commits += 1
         self._metrics.commits.inc()
 
-    def _version_seen(self, snapshot: Snapshot) -> None:
+    def _version_seen(self, snapshot: JobDocument) -> None:
         self.active.changed(snapshot.job_id, snapshot.status)
         if self.queue is not None or self.on_version is not None:
             try:
@@ -231,21 +231,21 @@ class Mirror:
             self.queue.ended(job_id)
 
     def _connected_workers(self) -> int | None:
-        requeue = self._keeper.requeue
+        requeue = self._session.requeue
         return None if requeue is None or not self.redis_up else requeue.connected_workers
 
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the ledger and begin to follow Redis; returns without waiting for Redis."""
-        self._keeper.first_word.clear()
-        await self._ledger.start()
-        loops = self._duties.loops(await self._duties.recall())
-        loops["keeper"] = self._keeper.run
+        """Open the store and begin to follow Redis; returns without waiting for Redis."""
+        self._session.first_word.clear()
+        await self._store.start()
+        loops = self._maintenance.loops(await self._maintenance.recall())
+        loops["keeper"] = self._session.run
         loops["active"] = self.active.run
         await self._recall_active()
         if self.queue is not None:
-            await recall_queue(self.queue, self._ledger, self._clock)
+            await recall_queue(self.queue, self._store, self._clock)
             loops["queue"] = partial(follow_queue, self.queue)
         if self._counting is not None:
             await self._counting.begin()
@@ -257,11 +257,11 @@ class Mirror:
 
     async def _recall_active(self) -> None:
         since = self._clock.time() - self.settings.stranded_after
-        with suppress(LedgerSilent):
-            for job_id, status in await self._ledger.table(sql.BEING_WORKED_ON, (since,)):
+        with suppress(StoreSilent):
+            for job_id, status in await self._store.table(sql.BEING_WORKED_ON, (since,)):
                 self.active.changed(job_id, status)
 
-    def _ledger_degraded(self, reason: str | None) -> None:
+    def _store_degraded(self, reason: str | None) -> None:
         self._metrics.degraded("sqlite", reason is not None)
         if reason is not None:
             self._tell("sqlite_degraded", {"reason": reason})
@@ -271,61 +271,63 @@ class Mirror:
 
     async def first_word(self) -> None:
         """Until it is known whether Redis answers."""
-        await self._keeper.first_word.wait()
+        await self._session.first_word.wait()
 
     async def stop(self) -> None:
         """End all tasks, write what is queued, close."""
         await asyncio.gather(*(task.stop() for task in self._tasks))
         self._tasks.clear()
-        await self._ledger.stop()
+        await self._store.stop()
 
     def _fill_gap(self, reason: str) -> None:
-        self._keeper.fill_gap(reason)
+        self._session.fill_gap(reason)
         self._tell("gap", {"reason": reason})
         if self._counting is not None:
-            self._counting.ledger_has_gap()
+            self._counting.store_has_gap()
 
     @property
     def redis_up(self) -> bool:
         """Whether Redis answers now: while it does not, the app's 404 says nothing about a job."""
-        return self._keeper.state == "live"
+        return self._session.state == "live"
 
     @property
     def redis_whole(self) -> bool:
         """Whether Redis answers and nothing that it lost is still to be put back: while it is not
         whole, a list from it lacks jobs and a 404 says nothing."""
-        return self._keeper.whole
+        return self._session.whole
 
     def pass_deletions_to(self, pass_on: PassOn) -> None:
         """Whom to call with the id of a job that was deleted while the app was away.
 
         It returns whether the app has been told; its 404 counts as told.
         """
-        self._duties.pass_on = pass_on
+        self._maintenance.pass_on = pass_on
 
     # --- creating --------------------------------------------------------------------------------
 
     @property
     def store_problem(self) -> str | None:
         """What Redis last said, while it cannot be used; for operators, not for callers."""
-        return (self._keeper.why if self._keeper.state != "live" else self._keeper.refusing) or None
+        return (
+            self._session.why if self._session.state != "live" else self._session.refusing
+        ) or None
 
     def creation_refusal(self) -> JobNotStored | None:
         """Why no job can be accepted now; None when one can. Costs nothing."""
-        keeper = self._keeper
-        keeper.activity.stir()
-        if keeper.state != "live":
+        session = self._session
+        session.activity.stir()
+        if session.state != "live":
             self._metrics.creation("refused")
             return JobNotStored(
                 "The job store is not reachable, so the job would be lost; try again",
                 retry_after=DOWN_RETRY_AFTER,
                 reason="redis_down",
             )
-        if keeper.refusing is not None:
+        if session.refusing is not None:
             self._metrics.creation("refused")
             return JobNotStored(
                 "The job store takes no jobs now "
-                f"({keeper.refusing.partition(' ')[0]}), so the job would be lost; try again",
+                f"({session.refusing.partition(' ')[0]}), so the job would be lost; try again",
                 retry_after=DOWN_RETRY_AFTER,
                 reason="redis_refuses_writes",
             )
@@ -345,7 +347,7 @@ class Mirror:
 
     def not_stored(self) -> JobNotStored:
         """The answer instead of an acceptance that proved untrue, or cannot be relied on."""
-        if self._keeper.state != "live":
+        if self._session.state != "live":
             return JobNotStored(
                 "The job store went away before the job was seen in it; try again",
                 retry_after=DOWN_RETRY_AFTER,
@@ -371,7 +373,7 @@ class Mirror:
         result = await self._confirm(job_id, timeout)
         self._metrics.creation(result)
         if result is Creation.NOT_STORED:
-            back_at = self._keeper.back_at
+            back_at = self._session.back_at
             if back_at is not None:
                 # The app's breaker opened before Redis came back, at the latest.
                 until = back_at + self.settings.app_breaker
@@ -391,14 +393,14 @@ class Mirror:
 
     def _stopped(self) -> bool:
         """Whether a successor has the store: then nobody here can look any more."""
-        return self._keeper.state == "stopped"
+        return self._session.state == "stopped"
 
     async def _confirm(self, job_id: str, within: float) -> Creation:
         if not valid_job_id(job_id):
             return Creation.DEGRADED  # not an id that the mirror could ever hold
         if self._stopped():
             return Creation.UNCONFIRMED
-        capture = self._keeper.capture
+        capture = self._session.capture
         began = time.monotonic()
         sighting = capture.named.watch(job_id)
         try:
@@ -407,11 +409,11 @@ class Mirror:
                     return Creation.UNCONFIRMED
                 missing = sighting.missing
                 if missing is not None and missing >= began + within:
-                    if await self._keeper.leads_to_master():
+                    if await self._session.leads_to_master():
                         return Creation.NOT_STORED
                     sighting.missing = None  # the word of a server that is the master no more
                 if time.monotonic() >= began + max(within, self.settings.confirm_within):
-                    silent = self._keeper.state == "live" and sighting.missing is None
+                    silent = self._session.state == "live" and sighting.missing is None
                     return Creation.UNCONFIRMED if silent else Creation.NOT_STORED
                 capture.named.look_at(job_id)
             if not await settled(sighting.kept, COMMIT_PATIENCE):
@@ -429,44 +431,44 @@ class Mirror:
 
     def is_gone(self, job_id: str) -> bool:
         """Whether the job was deleted through us and must look so. Costs nothing."""
-        return job_id in self._duties.gone
+        return job_id in self._maintenance.gone
 
-    async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | Silent | None:
+    async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | NoAnswer | None:
         """What the mirror knows; None: nothing."""
-        self._keeper.activity.stir()
+        self._session.activity.stir()
         if not valid_job_id(job_id):
             return None
         found: Row | Tombstone | None
         silent = False
         try:
             async with asyncio.timeout(READ_PATIENCE):
-                found = await self._ledger.get(job_id)
-        except (LedgerSilent, TimeoutError):
+                found = await self._store.get(job_id)
+        except (StoreSilent, TimeoutError):
             found, silent = None, True
         if isinstance(found, Tombstone):
             return Tombstoned(found.deleted_at, found.origin)
-        if job_id in self._duties.gone:
+        if job_id in self._maintenance.gone:
             return Tombstoned(self._clock.time(), "client")
-        row = self._ledger.unwritten(job_id) or found
+        row = self._store.unwritten(job_id) or found
         if row is None:
-            return Silent() if silent else None
+            return NoAnswer() if silent else None
         if row.deadline is not None and row.deadline <= self._clock.time():
             return Expired(row.deadline)
         return Known(parse(job_id, row.raw), row, row.captured_at)
 
     def cannot_tell(self, job_id: str) -> StoreAway | None:
-        """What to say instead of the app's 404 while the ledger is silent; None where the 404 may
+        """What to say instead of the app's 404 while the store is silent; None where the 404 may
         be believed: the app could look into a Redis that has everything."""
-        back_at = self._keeper.back_at
+        back_at = self._session.back_at
         # The app's breaker makes it blind for a while after Redis is back.
         until = 0.0 if back_at is None else back_at + self.settings.app_breaker
         left = until - self._clock.monotonic()
-        if self._keeper.whole and left <= 0:
+        if self._session.whole and left <= 0:
             return None
         return StoreAway(
             f"Whether there is a job {job_id} cannot be told now; try again",
             retry_after=DOWN_RETRY_AFTER,
-            reason="ledger_silent",
+            reason="store_silent",
         )
 
     async def revive(self, job_id: str) -> bool:
@@ -476,7 +478,7 @@ class Mirror:
             return False
         try:
             async with asyncio.timeout(READ_PATIENCE):
-                return await self._keeper.put_one_back(known.row)
+                return await self._session.put_one_back(known.row)
         except (RedisLost, TimeoutError):
             return False
 
@@ -507,7 +509,7 @@ class Mirror:
     def not_found(self) -> Answer:
         """The app's own 404."""
         fields = (("Content-Type", "application/json"),)
-        return Answer(404, fields, not_found_body(self._keeper.capture.shape))
+        return Answer(404, fields, not_found_body(self._session.capture.shape))
 
     async def listing(
         self,
@@ -515,34 +517,34 @@ class Mirror:
         limit: int | None,
         reserve: Callable[[int], None] | None = None,
     ) -> Answer | None:
-        """`GET /jobs` as the app answers it, the newest first; None when the ledger is silent. One
+        """`GET /jobs` as the app answers it, the newest first; None when the store is silent. One
         that is shorter than was asked for, because it would be too large, says so in a field.
         `reserve` is called with the bytes that it will take, before it takes them; what it raises
         is raised."""
         most = at_most(limit)
         try:
             async with self._lists:
-                rows, cut = await self._ledger.listing_within(
+                rows, cut = await self._store.listing_within(
                     status, self._clock.time(), most, LIST_SIZE, reserve
                 )
                 cut = cut or (limit is not None and limit > most == len(rows))
                 return await self._list_of(rows, cut)
-        except LedgerSilent:
+        except StoreSilent:
             return None
 
     async def _list_of(self, rows: list[Row], cut: bool) -> Answer:
-        shape = self._keeper.capture.shape
+        shape = self._session.capture.shape
         values = []
         for number, row in enumerate(rows, 1):
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            if row.job_id in self._duties.gone:
+            if row.job_id in self._maintenance.gone:
                 continue
             if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
                 continue  # no JSON: it would spoil the whole list
             values.append(as_json(row.raw))
-        as_of = self._keeper.known_until
-        if self._keeper.state == "live":
+        as_of = self._session.known_until
+        if self._session.state == "live":
             as_of = self._clock.time()
         elif as_of is None:  # this process has not seen Redis yet
             as_of = max((row.captured_at for row in rows), default=0.0)
@@ -562,82 +564,82 @@ class Mirror:
             return False
         hold = self.settings.hold_deletes
         if hold or not told:
-            self._duties.gone.add(job_id)
+            self._maintenance.gone.add(job_id)
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def done(ok: bool) -> None:
             if not committed.done():
                 committed.set_result(ok)
             # A write of a worker may have come between the deletion and the tombstone.
-            self._keeper.capture.named.look_at(job_id)
+            self._session.capture.named.look_at(job_id)
             if not told:
-                self._duties.untold.set()
+                self._maintenance.untold.set()
 
         self._job_ended(job_id)
-        self._ledger.bury(job_id, "client", held=hold, pass_on=not told, done=done)
+        self._store.bury(job_id, "client", held=hold, pass_on=not told, done=done)
         return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 
     def deleted_answer(self, job_id: str) -> Answer:
         """The app's own answer to a `DELETE` that worked, for one that is passed on later."""
         fields = (("Content-Type", "application/json"), ("X-Job-Source", "sqlite"))
-        return Answer(200, fields, deleted_body(self._keeper.capture.shape, job_id))
+        return Answer(200, fields, deleted_body(self._session.capture.shape, job_id))
 
     # --- admin -----------------------------------------------------------------------------------
 
     async def clean_up(self) -> int:
-        """Forget what ended `keep_for` ago, now. How many; raises `LedgerSilent`."""
-        return await self._duties.clean_up()
+        """Forget what ended `keep_for` ago, now. How many; raises `StoreSilent`."""
+        return await self._maintenance.clean_up()
 
     async def sync(self) -> dict[str, Any]:
-        """Compare in full, now. Raises `RedisLost`, `Refused`, `LedgerSilent`."""
-        compared = await self._keeper.sync()
-        last = self._keeper.last_sync
+        """Compare in full, now. Raises `RedisLost`, `CommandRefused`, `StoreSilent`."""
+        compared = await self._session.sync()
+        last = self._session.last_sync
         return {
             "mirror": self.name,
             "last_sync": iso_utc(last) if last else None,
             **asdict(compared),
         }
 
-    async def restore(self) -> Tally:
+    async def restore(self) -> RestoreCounts:
         """Put back every live job that is missing in Redis. Raises as `sync`."""
-        return await self._keeper.restore()
+        return await self._session.restore()
 
     async def requeue(self, job_id: str, *, reason: str, force: bool) -> Requeued:
         """Start a job again by hand. Raises `CannotRequeue` and as `sync`."""
-        requeuer, link = self._keeper.requeue, self._keeper.link
+        requeuer, link = self._session.requeue, self._session.link
         if requeuer is None:
             raise CannotRequeue("the mirror has no `requeue`, so nothing is known of its messages")
         if link is None:
-            raise RedisLost(self._keeper.why)
+            raise RedisLost(self._session.why)
         try:
             return await requeuer.requeue(link, job_id, reason=reason, force=force)
         except BrokerRefused as refused:
-            raise Refused(f"refuses to read or write the broker: {refused}") from refused
+            raise CommandRefused(f"refuses to read or write the broker: {refused}") from refused
 
     def judgement(self, job_id: str) -> Judgement | None:
         """Who works on an unfinished job, as far as can be seen; None without `requeue`."""
-        return None if self._keeper.requeue is None else self._keeper.requeue.judgement(job_id)
+        return None if self._session.requeue is None else self._session.requeue.judgement(job_id)
 
     def state(self) -> dict[str, Any]:
         """How the mirror is, for `/api/jobs` and `/readyz`."""
-        keeper = self._keeper
-        counts = keeper.capture.counts
-        last = keeper.restorer.last
+        session = self._session
+        counts = session.capture.counts
+        last = session.restorer.last
         return {
             "mirror": self.name,
-            "redis": keeper.state,
-            "whole": keeper.whole,
-            "reason": keeper.why or None,
-            "since": iso_utc(keeper.since),
-            "capture": keeper.link.mode if keeper.link else None,
-            "writes": keeper.refusing or "ok",
-            "missing_rights": [str(right) for right in keeper.missing_rights],
-            "restoring": keeper.restorer.under_way,
-            "obstacle": keeper.obstacle,
-            "sqlite": "degraded" if self._ledger.degraded else "ok",
-            "sqlite_reason": self._ledger.degraded,
-            "backlog": self._ledger.backlog,
-            "last_sync": iso_utc(keeper.last_sync) if keeper.last_sync else None,
+            "redis": session.state,
+            "whole": session.whole,
+            "reason": session.why or None,
+            "since": iso_utc(session.since),
+            "capture": session.link.mode if session.link else None,
+            "writes": session.refusing or "ok",
+            "missing_rights": [str(right) for right in session.missing_rights],
+            "restoring": session.restorer.under_way,
+            "obstacle": session.obstacle,
+            "sqlite": "degraded" if self._store.degraded else "ok",
+            "sqlite_reason": self._store.degraded,
+            "backlog": self._store.backlog,
+            "last_sync": iso_utc(session.last_sync) if session.last_sync else None,
             "last_restore": None
             if last is None
             else {
@@ -648,9 +650,9 @@ class Mirror:
             },
             "counting": self._counting.counts if self._counting is not None else None,
             "queue": self.queue.state.facts() if self.queue is not None else None,
-            "requeue": keeper.requeue.state() if keeper.requeue is not None else None,
+            "requeue": session.requeue.state() if session.requeue is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
-            "evicted": keeper.capture.evictions.total,
+            "evicted": session.capture.evictions.total,
             "oddities": dict(counts.oddities),
         }

@@ -49,7 +49,7 @@ class Mirrors:
         }
 
     async def start(self, patience: float = 1.0) -> None:
-        """Open every ledger. Returns when Redis has answered each mirror or failed to, at the
+        """Open every store. Returns when Redis has answered each mirror or failed to, at the
         latest after `patience` seconds: until then creations are refused, and a proxy that says it
         is ready should take them."""
         mirrors = list(self.by_name.values())
@@ -59,7 +59,7 @@ class Mirrors:
                 await asyncio.gather(*(mirror.first_word() for mirror in mirrors))
 
     async def stop(self) -> None:
-        """End all tasks and close every ledger."""
+        """End all tasks and close every store."""
         await asyncio.gather(*(mirror.stop() for mirror in self.by_name.values()))
 
     def chosen(self, name: str | None) -> list[Mirror]:

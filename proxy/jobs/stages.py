@@ -57,14 +57,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class StageTimeline:
     """The stages in order, and why the job failed, if it says so."""
 
     stages: tuple[Stage, ...] = ()
     error: str | None = None
 
 
-def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) -> Story:
+def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) -> StageTimeline:
     """The story of a job whose value is `raw`. `seen`: when the mirror saw which status, in order.
 
     Never raises, whatever the bytes are.
@@ -72,9 +72,9 @@ def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) 
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return Story()
+        return StageTimeline()
     if not isinstance(document, dict):
-        return Story()
+        return StageTimeline()
     stages = document.get("stages")
     found = [
         _stage(str(name), value)
@@ -90,7 +90,7 @@ def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) 
             else s
             for s in found
         ]
-    return Story(tuple(found), _error(document))
+    return StageTimeline(tuple(found), _error(document))
 
 
 def _stage(name: str, value: dict[str, Any]) -> Stage:

@@ -16,7 +16,7 @@ from proxy.config.upstreams import Bulkhead as BulkheadRules
 from proxy.core.errors import Overloaded
 
 
-class Ticket:
+class BulkheadTicket:
     """A place at an upstream: `waiting`, until `ready` is called. `deadline` is when to give up."""
 
     __slots__ = ("deadline", "left", "ready", "waiting")
@@ -36,7 +36,7 @@ class Bulkhead:
         self._what = what
         self.rules = rules
         self.running = 0
-        self._queue: deque[Ticket] = deque()
+        self._queue: deque[BulkheadTicket] = deque()
         self.rejections = 0
 
     @property
@@ -49,24 +49,24 @@ class Bulkhead:
         self.rules = rules
         self._hand_on()
 
-    def enter(self, now: float, ready: Callable[[], None]) -> Ticket:
+    def enter(self, now: float, ready: Callable[[], None]) -> BulkheadTicket:
         """A ticket, running or waiting. Raises `Overloaded` when the queue is full too."""
         if self.running < self.rules.max_concurrent and not self._queue:
             self.running += 1
-            return Ticket(False, now, ready)
+            return BulkheadTicket(False, now, ready)
         if len(self._queue) >= self.rules.queue:
             raise self._overloaded("queue_full", f"and {len(self._queue)} wait already")
-        ticket = Ticket(True, now + self.rules.queue_timeout, ready)
+        ticket = BulkheadTicket(True, now + self.rules.queue_timeout, ready)
         self._queue.append(ticket)
         return ticket
 
-    def refuse(self, ticket: Ticket) -> Overloaded:
+    def refuse(self, ticket: BulkheadTicket) -> Overloaded:
         """Take a ticket whose deadline is over out of the queue; the error to raise."""
         self.leave(ticket)
         waited = f"none became free within {self.rules.queue_timeout:g}s"
         return self._overloaded("queue_timeout", waited)
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: BulkheadTicket) -> None:
         """Give the place back. A second time does nothing."""
         if ticket.left:
             return

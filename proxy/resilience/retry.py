@@ -46,7 +46,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetryDecision:
     """`wait` seconds and try again; or None, and `reason` is why not: `kind`, `attempts`,
     `unsafe`, `body`, `retry_after`, `deadline` or `budget`."""
 
@@ -160,32 +160,32 @@ class RetryPlan:
         """Whether an attempt that ended so is one to repeat at all."""
         return self._policy.retries(kind)
 
-    def after(self, ended: Ended, now: float) -> Verdict:
+    def after(self, ended: Ended, now: float) -> RetryDecision:
         """What to do after an attempt ended at `now` without a good answer."""
         policy = self._policy
         rules = policy.rules
         if not policy.retries(ended.kind):
-            return Verdict(None, "kind")
+            return RetryDecision(None, "kind")
         if self.retries - self.held + 1 >= rules.attempts:
-            return Verdict(None, "attempts")
+            return RetryDecision(None, "attempts")
         if ended.sent and not self.repeatable:
-            return Verdict(None, "unsafe")
+            return RetryDecision(None, "unsafe")
         if not ended.body_whole:
-            return Verdict(None, "body")
+            return RetryDecision(None, "body")
         wait = policy.backoff(self.retries + 1)
         left = self.deadline - now
         if ended.retry_after is not None:
             if ended.retry_after > rules.max_backoff:
-                return Verdict(None, "retry_after")
+                return RetryDecision(None, "retry_after")
             wait += ended.retry_after  # the jitter on top: all were told the same second
         elif wait > left >= rules.backoff:
             wait = left * _LAST_WAIT
         if wait > left:
-            return Verdict(None, "deadline")
+            return RetryDecision(None, "deadline")
         if not policy.budget.spend(now):
-            return Verdict(None, "budget")
+            return RetryDecision(None, "budget")
         self.retries += 1
-        return Verdict(wait, "again")
+        return RetryDecision(wait, "again")
 
 
 def parse_retry_after(value: str, today: float) -> float | None:

@@ -20,9 +20,9 @@ class AccessLine:
         if binding.listener.direction != "egress":
             return Hooks(finished=log)
 
-        def finished(x: Exchange) -> None:
-            if x.job_id is not None:
-                x.note(job_id=x.job_id)
-            log(x)
+        def finished(exchange: Exchange) -> None:
+            if exchange.job_id is not None:
+                exchange.note(job_id=exchange.job_id)
+            log(exchange)
 
         return Hooks(finished=finished)

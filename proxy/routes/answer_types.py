@@ -37,9 +37,9 @@ class AnswerTypes:
         )
         others = False  # it has got something else before
 
-        def finished(x: Exchange) -> None:
+        def finished(exchange: Exchange) -> None:
             nonlocal others
-            head = x.response
+            head = exchange.response
             if head is None or not 200 <= head.status < 300:
                 return
             found = head.media_type
@@ -49,7 +49,7 @@ class AnswerTypes:
             if wants_json or (others and found in _PAGES):
                 tally.unexpected += 1
                 tally.unexpected_type = shown = clean_text(found, 64)
-                x.note(unexpected_type=shown)
+                exchange.note(unexpected_type=shown)
             elif found not in _PAGES:
                 others = True
 

@@ -34,7 +34,7 @@ class FallbackStage:
         stale = self._stale(binding, rules) if rules.stale is not None else None
         return Hooks(
             started=stale.listen if stale else None,
-            rescuer=_Fallback(stale, _static(rules.answer) if rules.answer else None),
+            fallback_source=_Fallback(stale, _static(rules.answer) if rules.answer else None),
             finished=stale.remember if stale else None,
         )
 
@@ -58,30 +58,35 @@ class _Stale:
         self._copies = copies
         self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
 
-    def key(self, x: Exchange) -> bytes | None:
+    def key(self, exchange: Exchange) -> bytes | None:
         """A HEAD may be answered from a GET (RFC 9110 §9.3.2)."""
-        assert x.head is not None
-        method = "GET" if x.method == "HEAD" else x.method
-        return self.cache.key(method, x.head.target, x.head.host, x.head.lines)
+        assert exchange.head is not None
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        return self.cache.key(method, exchange.head.target, exchange.head.host, exchange.head.lines)
 
-    def listen(self, x: Exchange) -> None:
+    def listen(self, exchange: Exchange) -> None:
         """Have the body of the answer copied, if it is one to keep."""
-        if x.method == "GET":
-            x.tee = Tee(self.cache.max_body, Holding(self._copies, x.stream))
+        if exchange.method == "GET":
+            exchange.tee = Tee(self.cache.max_body, Holding(self._copies, exchange.stream))
 
-    def remember(self, x: Exchange) -> None:
+    def remember(self, exchange: Exchange) -> None:
         """Keep a complete 200."""
-        if x.status != 200 or x.response is None or x.tee is None or not x.tee.complete:
+        if (
+            exchange.status != 200
+            or exchange.response is None
+            or exchange.tee is None
+            or not exchange.tee.complete
+        ):
             return
-        key = self.key(x)
+        key = self.key(exchange)
         if key is not None:
-            body = b"".join(x.tee.pieces)
-            self.cache.keep(key, x.response.lines, body, x.stream.clock.monotonic())
+            body = b"".join(exchange.tee.pieces)
+            self.cache.keep(key, exchange.response.lines, body, exchange.stream.clock.monotonic())
 
-    def answer(self, x: Exchange) -> Reply | None:
+    def answer(self, exchange: Exchange) -> Reply | None:
         """The kept answer, marked as old."""
-        now = x.stream.clock.monotonic()
-        key = self.key(x)
+        now = exchange.stream.clock.monotonic()
+        key = self.key(exchange)
         kept = self.cache.get(key, now) if key is not None else None
         if kept is None:
             return None
@@ -104,15 +109,15 @@ class _Fallback:
         self._stale = stale
         self._answer = answer
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
         """Refusals of ours for the upstream's sake, its failures, and statuses that mean one."""
         if isinstance(trouble, ProxyError):
             return isinstance(trouble, UpstreamFailure | CircuitOpen | Overloaded)
-        assert x.plan.upstream is not None
-        return trouble.status in x.plan.upstream.failing
+        assert exchange.plan.upstream is not None
+        return trouble.status in exchange.plan.upstream.failing
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
-        return (self._stale.answer(x) if self._stale else None) or self._answer
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        return (self._stale.answer(exchange) if self._stale else None) or self._answer
 
 
 def _static(answer: StaticAnswer) -> Reply:

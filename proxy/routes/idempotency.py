@@ -78,7 +78,7 @@ class IdempotencyStage:
         coordinator = self._coordinator(route.job.mirror)
         proxies = binding.listener.trusted_proxies
         guard = _Guard(coordinator, route.idempotency, route.job.mirror, proxies)
-        return Hooks(admit=guard.admit, rescuer=guard, finished=guard.finished)
+        return Hooks(admit=guard.admit, fallback_source=guard, finished=guard.finished)
 
     def _coordinator(self, mirror: str) -> Coordinator:
         """One for each mirror, whatever is bound how often: claims outlive a reload."""
@@ -125,122 +125,124 @@ class _Guard:
 
     # --- before the app -------------------------------------------------------------------------
 
-    async def admit(self, x: Exchange) -> Reply | None:
+    async def admit(self, exchange: Exchange) -> Reply | None:
         """The answer to repeat, or None to go on. Raises `BadRequest` for a key that is none,
         `IdempotencyMismatch` and `IdempotencyInProgress`."""
-        if x.method in _SAFE:
+        if exchange.method in _SAFE:
             return None
-        assert x.head is not None
+        assert exchange.head is not None
         try:
-            key = parse_key(x.head.values(b"idempotency-key"))
+            key = parse_key(exchange.head.values(b"idempotency-key"))
         except ValueError as error:
             raise BadRequest(str(error), reason="idempotency_key") from None
-        answer = await self._claim(x, key)
+        answer = await self._claim(exchange, key)
         if answer is None:
-            self._coordinator.sent(x)
+            self._coordinator.sent(exchange)
             return None
-        x.note(idempotency="replayed")
+        exchange.note(idempotency="replayed")
         return Reply(answer.status, (*answer.fields, REPLAYED), answer.body)
 
-    async def _claim(self, x: Exchange, key: str | None) -> StoredAnswer | None:
+    async def _claim(self, exchange: Exchange, key: str | None) -> StoredAnswer | None:
         same_within = self._rules.same_upload_within
         if key is None and not same_within:
             return None
-        content = _content(x)
+        content = _content(exchange)
         if content is None:
             # The spool is full, so it streams: nobody knows what it is before it has gone.
-            x.note(idempotency="streamed")
+            exchange.note(idempotency="streamed")
             return None
-        print_ = fingerprint(x.method, x.path, content)
-        caller = _caller(x)
+        print_ = fingerprint(exchange.method, exchange.path, content)
+        caller = _caller(exchange)
         if key is not None:
             name, keep = record_id(self._family, caller, key), self._rules.keep
         else:
-            caller = caller or [_address(x, self._proxies)]
+            caller = caller or [_address(exchange, self._proxies)]
             name, keep = upload_record_id(self._family, caller, print_), same_within
         claimed = await self._coordinator.begin(name, print_, keep, _fields(content))
         if isinstance(claimed, StoredAnswer):
             return claimed
-        self._claims[x] = claimed
-        x.see_through = True
+        self._claims[exchange] = claimed
+        exchange.see_through = True
         return None
 
     # --- after the app --------------------------------------------------------------------------
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
         """Every end of a claimed exchange, and the answer to any creation."""
-        if x in self._claims:
+        if exchange in self._claims:
             return True
-        return not isinstance(trouble, ProxyError) and x.method not in _SAFE
+        return not isinstance(trouble, ProxyError) and exchange.method not in _SAFE
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         """Keep the answer before it leaves; find the job of one that did not come."""
-        claim = self._claims.pop(x, None)
+        claim = self._claims.pop(exchange, None)
         if claim is None:
-            await self._answered(x)
+            await self._answered(exchange)
             return None
-        x.see_through = False
+        exchange.see_through = False
         if isinstance(trouble, ProxyError):
-            outcome = outcome_of_failure(trouble.code, sent=x.sent_at > 0)
+            outcome = outcome_of_failure(trouble.code, sent=exchange.sent_at > 0)
         else:
             outcome = outcome_of_answer(trouble.status)
         if outcome == "keep" and not isinstance(trouble, ProxyError):
-            await self._answered(x)
-            if x.held is not None:
+            await self._answered(exchange)
+            if exchange.held is not None:
                 fields = tuple(line for line in trouble.lines if _kept(line))
-                await self._coordinator.keep(claim, StoredAnswer(trouble.status, fields, x.held))
+                await self._coordinator.keep(
+                    claim, StoredAnswer(trouble.status, fields, exchange.held)
+                )
                 return None
             outcome = "unknown"  # longer than what can be repeated
-        self._coordinator.ended(x)
+        self._coordinator.ended(exchange)
         if outcome == "release":
             await self._coordinator.release(claim)
             return None
         settled = await self._coordinator.settle(claim)
         if settled is None:
             return None
-        x.note(idempotency="adopted")
+        exchange.note(idempotency="adopted")
         return Reply(settled.status, settled.fields, settled.body)
 
-    async def _answered(self, x: Exchange) -> None:
-        self._coordinator.ended(x)
-        job_id = (x.extra or {}).get("job_id")
+    async def _answered(self, exchange: Exchange) -> None:
+        self._coordinator.ended(exchange)
+        job_id = (exchange.extra or {}).get("job_id")
         if isinstance(job_id, str):
             await self._coordinator.answered(job_id)
 
-    def finished(self, x: Exchange) -> None:
+    def finished(self, exchange: Exchange) -> None:
         """The exchange is over, and its claim must not outlive it."""
-        self._coordinator.ended(x)
-        claim = self._claims.pop(x, None)
+        self._coordinator.ended(exchange)
+        claim = self._claims.pop(exchange, None)
         if claim is not None:
-            self._coordinator.close(claim, sent=x.sent_at > 0)
+            self._coordinator.close(claim, sent=exchange.sent_at > 0)
 
 
-def _caller(x: Exchange) -> list[bytes]:
-    assert x.head is not None
-    return [value for name in _CREDENTIALS for value in x.head.values(name)]
+def _caller(exchange: Exchange) -> list[bytes]:
+    assert exchange.head is not None
+    return [value for name in _CREDENTIALS for value in exchange.head.values(name)]
 
 
-def _address(x: Exchange, proxies: Networks) -> bytes:
+def _address(exchange: Exchange, proxies: Networks) -> bytes:
     """Of a caller without credentials: its own, or the one that a trusted proxy gives."""
-    assert x.head is not None
-    host = x.stream.host_ip
-    chain = [v for name, v in x.head.forwarded or () if name == b"x-forwarded-for"]
+    assert exchange.head is not None
+    host = exchange.stream.host_ip
+    chain = [v for name, v in exchange.head.forwarded or () if name == b"x-forwarded-for"]
     if chain and trusted(host, proxies):
         host = forwarded_client(host, chain, proxies)
     return client_key(host) or b"unix"
 
 
-def _content(x: Exchange) -> list[tuple[bytes, ...]] | None:
+def _content(exchange: Exchange) -> list[tuple[bytes, ...]] | None:
     """What the request is made of, for its fingerprint; None while its body is not known whole."""
-    if isinstance(x.filter, UploadCheck):
-        return x.filter.content
-    body = x.buffered
+    if isinstance(exchange.filter, UploadCheck):
+        return exchange.filter.content
+    body = exchange.buffered
     if body is None:
-        return [] if x.body.done else None
+        return [] if exchange.body.done else None
     if not body.complete:
         return None
-    assert x.head is not None
-    kinds = x.head.values(b"content-type")
+    assert exchange.head is not None
+    kinds = exchange.head.values(b"content-type")
     boundary = _BOUNDARY.search(kinds[0]) if kinds else None
     if boundary is not None and body.size <= _SMALL_FORM and not body.in_file:
         # Clients make a new boundary each time: without it the form is the same.

@@ -26,8 +26,8 @@ class RouteMetrics:
         if binding.route is not None:
             return Hooks(started=tally.begin, finished=tally.record)
 
-        def unrouted(x: Exchange) -> None:
+        def unrouted(exchange: Exchange) -> None:
             tally.begin()
-            tally.record(x)
+            tally.record(exchange)
 
         return Hooks(finished=unrouted)

@@ -22,7 +22,7 @@ from proxy.core.trace_context import Attempt, ExchangeTrace, Parent, new_span_id
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.compile import Binding
 from proxy.forward.routing.plan import Hooks
-from proxy.jobs.document import FINISHED, Snapshot
+from proxy.jobs.document import FINISHED, JobDocument
 from proxy.jobs.queue.forecast import stage_starts
 from proxy.jobs.stages import read_story
 from proxy.telemetry.logs.redact import clean_target, clean_text
@@ -53,35 +53,44 @@ class OtelStage:
         )
         spans = _Spans(exporter.put, binding)
 
-        def started(x: Exchange) -> None:
-            assert x.head is not None
-            parent = parse_traceparent(x.head.values(b"traceparent"))
-            if parent is None and x.job_id is not None and (job := jobs.get(x.job_id)):
+        def started(exchange: Exchange) -> None:
+            assert exchange.head is not None
+            parent = parse_traceparent(exchange.head.values(b"traceparent"))
+            if (
+                parent is None
+                and exchange.job_id is not None
+                and (job := jobs.get(exchange.job_id))
+            ):
                 of, span_id, _, _ = job
                 parent = Parent(of.trace_id, span_id, of.flags, remote=False)
-            x.span = ExchangeTrace(parent, sampled=random() < sample)
-            x.trace_id = x.span.trace_id
+            exchange.span = ExchangeTrace(parent, sampled=random() < sample)
+            exchange.trace_id = exchange.span.trace_id
 
-        def finished(x: Exchange) -> None:
-            if x.span is None:  # no route matched, or it was refused before
-                if x.head is None:
+        def finished(exchange: Exchange) -> None:
+            if exchange.span is None:  # no route matched, or it was refused before
+                if exchange.head is None:
                     return
-                started(x)
-            if x.span is not None and x.span.sampled:
-                spans.send(x, x.span)
-                if creates and 200 <= x.status < 300 and x.extra is not None:
-                    self._created(x, x.span)
+                started(exchange)
+            if exchange.span is not None and exchange.span.sampled:
+                spans.send(exchange, exchange.span)
+                if creates and 200 <= exchange.status < 300 and exchange.extra is not None:
+                    self._created(exchange, exchange.span)
 
         return Hooks(started=started, finished=finished, traced=True)
 
-    def _created(self, x: Exchange, span: ExchangeTrace) -> None:
-        job_id = (x.extra or {}).get("job_id")
+    def _created(self, exchange: Exchange, span: ExchangeTrace) -> None:
+        job_id = (exchange.extra or {}).get("job_id")
         if isinstance(job_id, str):
-            self._jobs[job_id] = (span.parent, new_span_id(), x.started_at, x.correlation_id)
+            self._jobs[job_id] = (
+                span.parent,
+                new_span_id(),
+                exchange.started_at,
+                exchange.correlation_id,
+            )
             if len(self._jobs) > _JOBS:
                 del self._jobs[next(iter(self._jobs))]
 
-    def job_seen(self, snapshot: Snapshot) -> None:
+    def job_seen(self, snapshot: JobDocument) -> None:
         """A version of a job was seen; a final one ends its span."""
         if snapshot.status not in FINISHED or self._exporter is None:
             return
@@ -140,17 +149,25 @@ class _Spans:
             "proxy.route": binding.route_name,
         }
 
-    def send(self, x: Exchange, span: ExchangeTrace) -> None:
+    def send(self, exchange: Exchange, span: ExchangeTrace) -> None:
         """All spans of a finished exchange."""
-        ended = x.started_at + x.duration
-        last = str(x.status) if x.response is not None and x.status >= 400 else None
-        if x.response is None:
-            last = x.reason or x.code or ("client_left" if x.status == 499 else None)
+        ended = exchange.started_at + exchange.duration
+        last = (
+            str(exchange.status)
+            if exchange.response is not None and exchange.status >= 400
+            else None
+        )
+        if exchange.response is None:
+            last = (
+                exchange.reason
+                or exchange.code
+                or ("client_left" if exchange.status == 499 else None)
+            )
         span.end_attempt(ended, last)
-        common = {"http.request.method": x.method, "correlation_id": x.correlation_id}
-        if x.method not in KNOWN_METHODS:
+        common = {"http.request.method": exchange.method, "correlation_id": exchange.correlation_id}
+        if exchange.method not in KNOWN_METHODS:
             common["http.request.method"] = "_OTHER"
-            common["http.request.method_original"] = clean_text(x.method, 32)
+            common["http.request.method_original"] = clean_text(exchange.method, 32)
         name = common["http.request.method"]
         name = "HTTP" if name == "_OTHER" else name
         self._put(
@@ -161,40 +178,46 @@ class _Spans:
                 span.span_id,
                 span.parent_id,
                 span.flags,
-                x.started_at,
+                exchange.started_at,
                 ended,
-                {**self._always, **common, **_of_request(x)},
-                _error(x),
+                {**self._always, **common, **_of_request(exchange)},
+                _error(exchange),
                 span.remote,
             )
         )
         for number, attempt in enumerate(span.attempts):
-            self._put(_attempt_span(x, span, attempt, number, name, common))
-        if isinstance(x.filter, UploadCheck):
-            self._put(_upload_span(x, span, x.filter.facts, ended))
+            self._put(_attempt_span(exchange, span, attempt, number, name, common))
+        if isinstance(exchange.filter, UploadCheck):
+            self._put(_upload_span(exchange, span, exchange.filter.facts, ended))
 
 
-def _of_request(x: Exchange) -> dict[str, Any]:
-    path, _, query = clean_target(x.path[:2000]).partition("?")
-    address, _, port = x.client.rpartition(":")
-    host = x.head.host.decode("latin-1") if x.head is not None and x.head.host else None
+def _of_request(exchange: Exchange) -> dict[str, Any]:
+    path, _, query = clean_target(exchange.path[:2000]).partition("?")
+    address, _, port = exchange.client.rpartition(":")
+    host = (
+        exchange.head.host.decode("latin-1")
+        if exchange.head is not None and exchange.head.host
+        else None
+    )
     server, server_port = _host_and_port(host or "")
-    agents = x.head.values(b"user-agent") if x.head is not None else []
+    agents = exchange.head.values(b"user-agent") if exchange.head is not None else []
     return {
         "url.path": path,
         "url.query": query or None,
-        "url.scheme": "https" if x.stream.secure else "http",
+        "url.scheme": "https" if exchange.stream.secure else "http",
         "server.address": server,
         "server.port": server_port,
         "client.address": address.strip("[]") or None,
         "client.port": int(port) if port.isdecimal() else None,
-        "network.protocol.version": "1.1" if x.head is not None and x.head.minor else "1.0",
+        "network.protocol.version": "1.1"
+        if exchange.head is not None and exchange.head.minor
+        else "1.0",
         "user_agent.original": clean_text(agents[0].decode("latin-1"), 256) if agents else None,
-        "http.response.status_code": x.status or None,
-        "http.request.body.size": x.bytes_in,
-        "http.response.body.size": x.bytes_out,
-        "proxy.code": x.code,
-        "job.id": x.job_id or (x.extra or {}).get("job_id"),
+        "http.response.status_code": exchange.status or None,
+        "http.request.body.size": exchange.bytes_in,
+        "http.response.body.size": exchange.bytes_out,
+        "proxy.code": exchange.code,
+        "job.id": exchange.job_id or (exchange.extra or {}).get("job_id"),
     }
 
 
@@ -208,34 +231,34 @@ def _host_and_port(text: str) -> tuple[str | None, int | None]:
         return clean or None, None
 
 
-def _error(x: Exchange) -> str | None:
+def _error(exchange: Exchange) -> str | None:
     """Of a server span: what was our side's doing (a 4xx is the caller's)."""
-    return (x.code or str(x.status)) if x.status >= 500 else None
+    return (exchange.code or str(exchange.status)) if exchange.status >= 500 else None
 
 
 def _attempt_span(
-    x: Exchange,
+    exchange: Exchange,
     span: ExchangeTrace,
     attempt: Attempt,
     number: int,
     name: str,
     common: dict[str, str],
 ) -> Span:
-    target = attempt.target or x.target or ""
+    target = attempt.target or exchange.target or ""
     host, port = _host_and_port(target.partition("://")[2] or target)
     status: int | None = None
     if attempt.error is not None and attempt.error.isdecimal():
         status = int(attempt.error)
     elif attempt.error is None:
-        status = x.status or None
+        status = exchange.status or None
     attributes = {
         **common,
         "server.address": host,
         "server.port": port,
-        "url.full": clean_target(target + x.path[:2000]),
+        "url.full": clean_target(target + exchange.path[:2000]),
         "http.response.status_code": status,
         "http.request.resend_count": number or None,
-        "proxy.upstream": x.upstream,
+        "proxy.upstream": exchange.upstream,
     }
     return Span(
         name,
@@ -251,7 +274,9 @@ def _attempt_span(
     )
 
 
-def _upload_span(x: Exchange, span: ExchangeTrace, facts: dict[str, Any], ended: float) -> Span:
+def _upload_span(
+    exchange: Exchange, span: ExchangeTrace, facts: dict[str, Any], ended: float
+) -> Span:
     """From the first byte to the verdict, which comes before the upstream gets the file."""
     sent = span.attempts[0].began if span.attempts else ended
     verdict = str(facts.get("verdict"))
@@ -267,8 +292,8 @@ def _upload_span(x: Exchange, span: ExchangeTrace, facts: dict[str, Any], ended:
         new_span_id(),
         span.span_id,
         span.flags,
-        x.started_at,
+        exchange.started_at,
         sent,
-        {**attributes, "correlation_id": x.correlation_id},
+        {**attributes, "correlation_id": exchange.correlation_id},
         verdict if verdict.startswith("upload_") else None,
     )

@@ -21,7 +21,7 @@ from proxy.forward.routing.plan import Hooks, Observer
 from proxy.jobs.document import valid_job_id
 from proxy.resilience.rate_limit import TokenBucket
 from proxy.telemetry.logs.redact import clean_target, clean_text
-from proxy.trace.events import Event, Severity, bounded
+from proxy.trace.events import Severity, TraceEvent, bounded
 from proxy.trace.recorder import BURST, Trace
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -53,41 +53,41 @@ class TraceRecord:
         parameter = reads or ""
         next_of = keep.next.get
 
-        def finished(x: Exchange) -> None:
+        def finished(exchange: Exchange) -> None:
             if (
-                x.status >= 400
-                or x.extra is not None
-                or x.failures is not None
-                or x.duration >= slow
-                or x.code is not None
+                exchange.status >= 400
+                or exchange.extra is not None
+                or exchange.failures is not None
+                or exchange.duration >= slow
+                or exchange.code is not None
                 or random() < sample
             ):
-                keep(x)
+                keep(exchange)
 
-        def finished_read(x: Exchange) -> None:
+        def finished_read(exchange: Exchange) -> None:
             if (
-                x.started >= next_of(x.parameters[parameter], 0.0)
-                or x.status >= 400
-                or x.extra is not None
-                or x.failures is not None
-                or x.duration >= slow
-                or x.code is not None
+                exchange.started >= next_of(exchange.parameters[parameter], 0.0)
+                or exchange.status >= 400
+                or exchange.extra is not None
+                or exchange.failures is not None
+                or exchange.duration >= slow
+                or exchange.code is not None
                 or random() < sample
             ):
-                keep.one_of(x, x.parameters[parameter])
+                keep.one_of(exchange, exchange.parameters[parameter])
 
-        def finished_call(x: Exchange) -> None:
+        def finished_call(exchange: Exchange) -> None:
             if (
-                x.method not in _READING
-                or x.started >= next_of("", 0.0)
-                or x.status >= 400
-                or x.extra is not None
-                or x.failures is not None
-                or x.duration >= slow
-                or x.code is not None
+                exchange.method not in _READING
+                or exchange.started >= next_of("", 0.0)
+                or exchange.status >= 400
+                or exchange.extra is not None
+                or exchange.failures is not None
+                or exchange.duration >= slow
+                or exchange.code is not None
                 or random() < sample
             ):
-                keep.one_of(x, "")
+                keep.one_of(exchange, "")
 
         if reads is not None:
             return finished_read
@@ -119,82 +119,91 @@ class _Keep:
         )
         self.next: dict[str, float] = {}  # when a good one of a job is kept again, monotonic
 
-    def one_of(self, x: Exchange, what: str) -> None:
+    def one_of(self, exchange: Exchange, what: str) -> None:
         """Keep `x`; of what is good of `what`, nothing more for `polls_every`."""
-        if x.status < 400 and x.method in _READING:
+        if exchange.status < 400 and exchange.method in _READING:
             if len(self.next) >= _JOBS:
-                for one in [one for one, at in self.next.items() if at <= x.started]:
+                for one in [one for one, at in self.next.items() if at <= exchange.started]:
                     del self.next[one]
                 if len(self.next) >= _JOBS:
                     self.next.clear()
-            self.next[what] = x.started + self._every
-        self(x)
+            self.next[what] = exchange.started + self._every
+        self(exchange)
 
-    def __call__(self, x: Exchange) -> None:
-        failed = x.code is not None or x.status >= 400
+    def __call__(self, exchange: Exchange) -> None:
+        failed = exchange.code is not None or exchange.status >= 400
         allowance = self._allowance_of_errors if failed else self._allowance
-        if not allowance.take(x.started):
+        if not allowance.take(exchange.started):
             self._trace.refused_by_rate()
             return
-        extra = x.extra or {}
+        extra = exchange.extra or {}
         self._trace.record(
-            Event(
-                at=x.started_at,
+            TraceEvent(
+                at=exchange.started_at,
                 source="exchange",
-                kind=self._kind(x),
-                severity=self._severity(x),
-                correlation_id=x.correlation_id,
-                job_id=self._job_id(x, extra),
-                service=x.upstream,
-                duration=x.duration,
-                facts=self._facts(x, extra),
+                kind=self._kind(exchange),
+                severity=self._severity(exchange),
+                correlation_id=exchange.correlation_id,
+                job_id=self._job_id(exchange, extra),
+                service=exchange.upstream,
+                duration=exchange.duration,
+                facts=self._facts(exchange, extra),
             )
         )
 
-    def _kind(self, x: Exchange) -> str:
-        if x.code is not None:
-            return x.code
-        if x.status >= 400:
-            return "failed" if x.status >= 500 else "refused"
-        if self._role is not None and not (self._role == "creation" and x.method in _READING):
+    def _kind(self, exchange: Exchange) -> str:
+        if exchange.code is not None:
+            return exchange.code
+        if exchange.status >= 400:
+            return "failed" if exchange.status >= 500 else "refused"
+        if self._role is not None and not (
+            self._role == "creation" and exchange.method in _READING
+        ):
             return self._role
         return "call" if self._direction == "egress" else "request"
 
-    def _severity(self, x: Exchange) -> Severity:
-        if x.status >= 500 or (x.code is not None and not 400 <= x.status < 500):
+    def _severity(self, exchange: Exchange) -> Severity:
+        if exchange.status >= 500 or (
+            exchange.code is not None and not 400 <= exchange.status < 500
+        ):
             return Severity.ERROR
-        odd = x.extra is not None and "unexpected_type" in x.extra
-        troubled = odd or x.status >= 400 or x.failures is not None or x.duration >= self._slow
+        odd = exchange.extra is not None and "unexpected_type" in exchange.extra
+        troubled = (
+            odd
+            or exchange.status >= 400
+            or exchange.failures is not None
+            or exchange.duration >= self._slow
+        )
         return Severity.WARNING if troubled else Severity.OK
 
-    def _job_id(self, x: Exchange, extra: dict[str, Any]) -> str | None:
-        job_id = extra.get("job_id") or x.job_id
+    def _job_id(self, exchange: Exchange, extra: dict[str, Any]) -> str | None:
+        job_id = extra.get("job_id") or exchange.job_id
         if job_id is None and self._parameter is not None:
-            job_id = x.parameters.get(self._parameter)
-        if job_id is None and x.head is not None and self._direction == "egress":
-            given = x.head.values(b"x-job-id")
+            job_id = exchange.parameters.get(self._parameter)
+        if job_id is None and exchange.head is not None and self._direction == "egress":
+            given = exchange.head.values(b"x-job-id")
             job_id = given[0].decode("latin-1") if len(given) == 1 else None
         return job_id if isinstance(job_id, str) and valid_job_id(job_id) else None
 
-    def _facts(self, x: Exchange, extra: dict[str, Any]) -> dict[str, Any]:
+    def _facts(self, exchange: Exchange, extra: dict[str, Any]) -> dict[str, Any]:
         facts: dict[str, object] = {
-            "listener": x.listener,
+            "listener": exchange.listener,
             "direction": self._direction,
-            "route": x.route,
-            "method": clean_text(x.method, 32),
-            "path": clean_target(x.path[:2000]),
-            "status": x.status,
-            "code": x.code,
-            "reason": x.reason,
-            "detail": None if x.detail is None else clean_text(x.detail, 500),
-            "target": x.target,
-            "upstream_ms": _ms(x.upstream_time),
-            "connect_ms": _ms(x.connect_time),
-            "attempts": x.attempts,
-            "bytes_in": x.bytes_in,
-            "bytes_out": x.bytes_out,
+            "route": exchange.route,
+            "method": clean_text(exchange.method, 32),
+            "path": clean_target(exchange.path[:2000]),
+            "status": exchange.status,
+            "code": exchange.code,
+            "reason": exchange.reason,
+            "detail": None if exchange.detail is None else clean_text(exchange.detail, 500),
+            "target": exchange.target,
+            "upstream_ms": _ms(exchange.upstream_time),
+            "connect_ms": _ms(exchange.connect_time),
+            "attempts": exchange.attempts,
+            "bytes_in": exchange.bytes_in,
+            "bytes_out": exchange.bytes_out,
         }
-        if x.failures is not None:
+        if exchange.failures is not None:
             facts["failed_attempts"] = [
                 {
                     "at": round(one.at, 3),
@@ -203,7 +212,7 @@ class _Keep:
                     "target": one.target,
                     "count": one.count,
                 }
-                for one in x.failures
+                for one in exchange.failures
             ]
         facts.update((name, value) for name, value in extra.items() if name not in facts)
         facts.pop("job_id", None)

@@ -12,7 +12,7 @@ from proxy.uploads import rejections
 from proxy.uploads.check import UploadCheck
 from proxy.uploads.form.digests import DIGEST_FIELDS
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 
 _VERDICT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _AUDIO_SECONDS = (5, 15, 30, 60, 120, 180, 300, 600, 1200, 3600)
@@ -62,7 +62,7 @@ class UploadCheckStage:
         """A route without `upload:` has nothing of this."""
         if binding.route is None or binding.route.upload is None:
             return None
-        validator = UploadValidator(
+        validator = UploadRules(
             binding.route.upload,
             self._pool,
             self._spool,
@@ -73,10 +73,10 @@ class UploadCheckStage:
         delay = self._delay.labels(endpoint)
         duration = self._duration.labels(endpoint)
 
-        def begin(x: Exchange) -> UploadCheck | None:
-            head = x.head
+        def begin(exchange: Exchange) -> UploadCheck | None:
+            head = exchange.head
             assert head is not None
-            if not head.has_body and x.method not in _BODY_METHODS:
+            if not head.has_body and exchange.method not in _BODY_METHODS:
                 return None
             kinds, encodings = head.values(b"content-type"), head.values(b"content-encoding")
             twice = len(set(kinds)) > 1 or len(set(encodings)) > 1
@@ -91,26 +91,26 @@ class UploadCheckStage:
                 head.content_length,
                 encodings[0] if encodings else None,
                 [(name, value) for name in DIGEST_FIELDS for value in head.values(name)],
-                owner=x.stream,
+                owner=exchange.stream,
             )
-            check.on_change = x.stream.wake
+            check.on_change = exchange.stream.wake
             return check
 
-        def finished(x: Exchange) -> None:
-            if isinstance(x.filter, UploadCheck):
-                facts = x.filter.facts
+        def finished(exchange: Exchange) -> None:
+            if isinstance(exchange.filter, UploadCheck):
+                facts = exchange.filter.facts
                 received.inc(facts["size"])
                 if "validation_ms" in facts:
                     delay.observe(facts["validation_ms"] / 1000)
                 if "duration" in facts:
                     duration.observe(facts["duration"])
-                x.note(**{f"upload_{name}": value for name, value in facts.items()})
-                if x.filter.detail is not None:  # in report mode nobody else knows it
-                    x.detail = x.filter.detail
+                exchange.note(**{f"upload_{name}": value for name, value in facts.items()})
+                if exchange.filter.detail is not None:  # in report mode nobody else knows it
+                    exchange.detail = exchange.filter.detail
                 verdict = facts["verdict"]
-            elif x.code is not None and x.code.startswith("upload_"):
-                verdict = x.code  # refused by its head alone
-                x.note(upload_verdict=verdict)
+            elif exchange.code is not None and exchange.code.startswith("upload_"):
+                verdict = exchange.code  # refused by its head alone
+                exchange.note(upload_verdict=verdict)
             else:
                 return
             self._verdicts.labels(endpoint, verdict).inc()

@@ -20,15 +20,15 @@ class UploadShares:
         return Hooks(request=_begin, finished=_end) if per_client.uploads is not None else None
 
 
-def _begin(x: Exchange) -> None:
-    assert x.head is not None
-    if x.share is not None and (x.head.has_body or x.method in _BODY_METHODS):
-        x.share.owner.begin_upload(x.share)
-        x.uploads = True
+def _begin(exchange: Exchange) -> None:
+    assert exchange.head is not None
+    if exchange.share is not None and (exchange.head.has_body or exchange.method in _BODY_METHODS):
+        exchange.share.owner.begin_upload(exchange.share)
+        exchange.uploads = True
 
 
-def _end(x: Exchange) -> None:
-    if x.uploads:
-        assert x.share is not None
-        x.uploads = False
-        x.share.owner.end_upload(x.share)
+def _end(exchange: Exchange) -> None:
+    if exchange.uploads:
+        assert exchange.share is not None
+        exchange.uploads = False
+        exchange.share.owner.end_upload(exchange.share)

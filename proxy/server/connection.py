@@ -31,7 +31,7 @@ from proxy.forward.routing.plan import ListenerPlan, Reply
 from proxy.forward.waiting import AnsweredMeanwhile, decided, memory_is_short
 from proxy.http1.client import ClientStream
 from proxy.http1.heads import ProtocolError, RequestHead
-from proxy.server.fast_path import PlainPath
+from proxy.server.fast_path import FastPath
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Service:
 
     async def __call__(self, client: ClientStream) -> None:
         """Serve `client` until it leaves or must go."""
-        plain = PlainPath(client, self)
+        plain = FastPath(client, self)
         try:
             while await self._exchange(client, plain):
                 if client.inbox:
@@ -87,7 +87,7 @@ class Service:
         finish(x)
         client.close()
 
-    async def _exchange(self, client: ClientStream, plain: PlainPath) -> bool:
+    async def _exchange(self, client: ClientStream, plain: FastPath) -> bool:
         """Any number of plain exchanges, and one request and its response that are not; whether the
         connection may carry another."""
         plan = self.plan
@@ -128,49 +128,55 @@ class Service:
         await _linger(client, x)
         return False
 
-    async def _answer(self, x: Exchange, plan: ListenerPlan) -> None:
+    async def _answer(self, exchange: Exchange, plan: ListenerPlan) -> None:
         """Route and forward; raises the `ProxyError` that is to be the answer instead."""
-        head = x.head
+        head = exchange.head
         assert head is not None
-        if x.defect is not None:
-            raise x.defect
-        if x.sent_on is None and x.away is None:
+        if exchange.defect is not None:
+            raise exchange.defect
+        if exchange.sent_on is None and exchange.away is None:
             if plan.shares is not None:
-                x.share = x.stream.asker = plan.shares.admit(x.stream, head, x.started)
-            if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(x, head, plan):
+                exchange.share = exchange.stream.asker = plan.shares.admit(
+                    exchange.stream, head, exchange.started
+                )
+            if head.method in ("CONNECT", "TRACE", "OPTIONS") and _answered_here(
+                exchange, head, plan
+            ):
                 return
-            self._route(x, plan, head)
-            for check in x.plan.checks:
-                decision = check(x)
+            self._route(exchange, plan, head)
+            for check in exchange.plan.checks:
+                decision = check(exchange)
                 if decision is not None:
-                    await decided(x, decision)
-            self._begin_body(x, head)
-        assert x.plan.upstream is not None
-        if x.away is not None and await _answered_for(x, x.away):
+                    await decided(exchange, decision)
+            self._begin_body(exchange, head)
+        assert exchange.plan.upstream is not None
+        if exchange.away is not None and await _answered_for(exchange, exchange.away):
             return
         try:
-            await forward(x, plan, x.plan.upstream)
+            await forward(exchange, plan, exchange.plan.upstream)
         except AnsweredMeanwhile:
-            assert x.instead is not None
-            send(x, x.instead)
+            assert exchange.instead is not None
+            send(exchange, exchange.instead)
         except ProxyError as error:
-            better = await rescue(x, error) if x.plan.rescuers else None
+            better = await rescue(exchange, error) if exchange.plan.fallback_sources else None
             if not isinstance(better, Reply):
                 raise
-            send(x, better)
+            send(exchange, better)
 
-    def _route(self, x: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
+    def _route(self, exchange: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
         """Find the route, and let its stages know."""
-        x.plan, x.parameters = plan.table.match(head.method, head.target, head.overrides)
-        x.route = x.plan.name
-        for observe in x.plan.started:
-            observe(x)
+        exchange.plan, exchange.parameters = plan.table.match(
+            head.method, head.target, head.overrides
+        )
+        exchange.route = exchange.plan.name
+        for observe in exchange.plan.started:
+            observe(exchange)
 
-    def _begin_body(self, x: Exchange, head: RequestHead) -> None:
+    def _begin_body(self, exchange: Exchange, head: RequestHead) -> None:
         """Nobody refuses the request for what its head says: see whether its body may come."""
-        if x.plan.filter is not None:
-            x.filter = x.plan.filter(x)
-        limit, length = x.plan.max_body, head.content_length
+        if exchange.plan.filter is not None:
+            exchange.filter = exchange.plan.filter(exchange)
+        limit, length = exchange.plan.max_body, head.content_length
         if limit is not None and length is not None and length > limit:
             raise too_large(limit, length)
 
@@ -194,21 +200,21 @@ class Service:
         return False
 
 
-async def _answered_for(x: Exchange, away: ProxyError) -> bool:
+async def _answered_for(exchange: Exchange, away: ProxyError) -> bool:
     """Whether a rescuer had the answer of an upstream that is known to be away. An error of the
     rescuer's is not worth more than what the upstream may still say."""
     try:
-        better = await rescue(x, away)
+        better = await rescue(exchange, away)
     except ProxyError:
         return False
     if not isinstance(better, Reply):
         return False
-    x.note(rescued_from="away")
-    send(x, better)
+    exchange.note(rescued_from="away")
+    send(exchange, better)
     return True
 
 
-def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
+def _answered_here(exchange: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
     """Methods that are about the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2)."""
     if head.method == "CONNECT":
         raise MethodNotAllowed("This is not a forward proxy", close=True, allow="GET, HEAD, POST")
@@ -218,75 +224,75 @@ def _answered_here(x: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
     last = hops is not None and hops.isdigit() and int(hops[:9]) == 0
     if not last and (head.target != "*" or plan.table.takes("OPTIONS *")):
         return False
-    x.status = 204
-    x.replied = True
-    x.stream.transport.write(own_reply(x, 204, "", b""))
+    exchange.status = 204
+    exchange.replied = True
+    exchange.stream.transport.write(own_reply(exchange, 204, "", b""))
     return True
 
 
-def _answer_with(x: Exchange, error: ProxyError) -> None:
+def _answer_with(exchange: Exchange, error: ProxyError) -> None:
     """Put `error` on record and, if there is still someone to tell, on the wire."""
-    client = x.stream
-    x.code, x.reason, x.detail = error.code, error.reason, error.detail
+    client = exchange.stream
+    exchange.code, exchange.reason, exchange.detail = error.code, error.reason, error.detail
     if isinstance(error, ClientLeft):
-        x.status = error.status
-        x.gone_in = _phase(x)
-        if x.silence is not None:
-            x.note(silent_ms=round(x.silence * 1000, 1))
-        if x.unfinished is not None:
-            x.note(unfinished_ms=round(x.unfinished * 1000, 1))
-        x.keep_alive = False
+        exchange.status = error.status
+        exchange.gone_in = _phase(exchange)
+        if exchange.silence is not None:
+            exchange.note(silent_ms=round(exchange.silence * 1000, 1))
+        if exchange.unfinished is not None:
+            exchange.note(unfinished_ms=round(exchange.unfinished * 1000, 1))
+        exchange.keep_alive = False
         client.abort()
-    elif x.replied:
+    elif exchange.replied:
         # The response has begun: cut it, in a way that cannot be taken for its end. Its framing
         # shows that, or `_cut` does; only a proxy that must stop does not wait for the client.
-        x.keep_alive = False
+        exchange.keep_alive = False
         if isinstance(error, Draining):
             client.reset()
     else:
-        x.status = error.status
-        if error.close or client.draining or not x.body.done:
-            x.keep_alive = False
-        x.replied = True
+        exchange.status = error.status
+        if error.close or client.draining or not exchange.body.done:
+            exchange.keep_alive = False
+        exchange.replied = True
         if not client.lost:
-            reply = problem_reply(x, error)
+            reply = problem_reply(exchange, error)
             client.transport.write(reply)
 
 
-def _phase(x: Exchange) -> str:
+def _phase(exchange: Exchange) -> str:
     """What was under way when the client left."""
-    if x.silence is not None:
+    if exchange.silence is not None:
         return "upstream"
-    if x.replied:
-        return "response" if x.unfinished is None else "unfinished"
-    return "queue" if x.body.done else "request"
+    if exchange.replied:
+        return "response" if exchange.unfinished is None else "unfinished"
+    return "queue" if exchange.body.done else "request"
 
 
-async def _discard_rest(client: ClientStream, x: Exchange) -> bool:
+async def _discard_rest(client: ClientStream, exchange: Exchange) -> bool:
     """Read over what is left of a request that was answered early; whether it came to its end."""
     end = client.clock.monotonic() + _LINGER
     try:
         while not client.eof and client.clock.monotonic() < end:
-            client.read_body(x.body)
-            if x.body.done:
+            client.read_body(exchange.body)
+            if exchange.body.done:
                 return True
             await client.wait(end)
     except ProtocolError as error:
         logger.info(
             "malformed rest of a request",
-            extra={"detail": error.detail, "correlation_id": x.correlation_id},
+            extra={"detail": error.detail, "correlation_id": exchange.correlation_id},
         )
     return False
 
 
-async def _linger(client: ClientStream, x: Exchange) -> None:
+async def _linger(client: ClientStream, exchange: Exchange) -> None:
     """Give the client time to read its answer before the connection goes (RFC 9112 §9.6)."""
-    unread = not x.body.done or client.inbox or x.head is None
+    unread = not exchange.body.done or client.inbox or exchange.head is None
     if not unread or client.eof or client.transport.is_closing():
         return
     if client.transport.can_write_eof():
         client.transport.write_eof()
-    rubbish = x.head is None
+    rubbish = exchange.head is None
     client.drop(_RUBBISH if rubbish else math.inf)
     now = client.clock.monotonic()
     end, seen = now + _LINGER, client.discarded

@@ -33,7 +33,7 @@ from proxy.forward.connect import any_target
 from proxy.forward.exchange import Exchange, finish
 from proxy.forward.messages import VIA, date_field, forwarded_for, plain_request_frame
 from proxy.forward.outcome import begin
-from proxy.forward.routing.plan import ListenerPlan, PlainRequest, RoutePlan, UpstreamPlan
+from proxy.forward.routing.plan import FastRequest, ListenerPlan, RoutePlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER
 from proxy.http1.heads import ProtocolError, RequestHead, find_head_end
@@ -55,7 +55,7 @@ _MEMO = 1024
 _OTHER_METHODS = frozenset({"CONNECT", "HEAD", "OPTIONS", "TRACE"})
 
 
-class PlainPath:
+class FastPath:
     """The plain exchanges of one client connection, one at a time.
 
     `listener` is the plan that the last one began with; `idle_until` is when the client will have
@@ -171,8 +171,8 @@ class PlainPath:
         if plan.retry is not None and not 200 <= head.status < 400:
             return False
         try:
-            for rescuer in x.plan.rescuers:
-                if rescuer.wants(x, head):
+            for fallback_source in x.plan.fallback_sources:
+                if fallback_source.wants(x, head):
                     return False
         except Exception:
             return False  # the general path asks again, and reports it
@@ -208,7 +208,7 @@ class PlainPath:
         return True
 
 
-def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
+def _prepare(data: bytes, listener: ListenerPlan) -> FastRequest | None:
     """What follows from a request that has not been seen before, if it is plain."""
     if len(data) > _HEAD or data[-4:] != b"\r\n\r\n":
         return None
@@ -227,7 +227,7 @@ def _prepare(data: bytes, listener: ListenerPlan) -> PlainRequest | None:
     if plan is None or not _takes_plain(route, plan):
         return None
     start, end_of_head = plain_request_frame(head, plan, traced=route.traced)
-    request = PlainRequest(head, route, plan, parameters, start, end_of_head)
+    request = FastRequest(head, route, plan, parameters, start, end_of_head)
     # With an ID of its own no other one will be like it.
     if head.correlation is None and not (route.traced and head.values(b"traceparent")):
         if len(listener.plain) >= _MEMO:

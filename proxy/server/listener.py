@@ -12,7 +12,7 @@ from proxy.core.clock import Clock
 from proxy.core.errors import ProxyError
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.process.shortage import Shortages
-from proxy.forward.routing.client_shares import FairShares
+from proxy.forward.routing.client_shares import ClientShares
 from proxy.forward.routing.plan import ListenerPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
@@ -162,7 +162,7 @@ class ListenerRuntime:
         """Its handshake is over: forget it, unless it has begun to be served."""
         if client in self._arrived:
             self._arrived.remove(client)
-            FairShares.disconnect(client)
+            ClientShares.disconnect(client)
 
     def full(self, handshakes: int) -> bool:
         """Whether there is no place for another connection beside so many handshakes."""
@@ -210,7 +210,7 @@ class ListenerRuntime:
         self._unproven.pop(client, None)
         self._tally.closed()
         if client.share is not None:
-            FairShares.disconnect(client)
+            ClientShares.disconnect(client)
         if not self.clients and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 

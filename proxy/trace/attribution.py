@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from proxy.trace.events import Event
-from proxy.trace.job_history import JobLife
+from proxy.trace.events import TraceEvent
+from proxy.trace.job_history import JobHistory
 
 LATE = 0.25  # seconds
 
@@ -26,13 +26,13 @@ def services_of(phase: str, called_in: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def attribute(
-    calls: Iterable[Event],
-    life: JobLife,
-    others: Sequence[JobLife],
+    calls: Iterable[TraceEvent],
+    life: JobHistory,
+    others: Sequence[JobHistory],
     called_in: Mapping[str, Sequence[str]],
     now: float,
     idle: float,
-) -> list[Event]:
+) -> list[TraceEvent]:
     """The calls that were surely made for this job, marked as `inferred`. `idle`: see rule 2."""
     spans = [span for span in (other.working(now, idle) for other in others) if span is not None]
     found = []

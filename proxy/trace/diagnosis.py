@@ -15,18 +15,18 @@ from collections.abc import Callable
 from proxy.core.clock import iso_utc
 from proxy.core.process.shortage import DETAILS
 from proxy.trace.attribution import services_of
-from proxy.trace.context import Case, Cause
-from proxy.trace.events import Event, Severity, text
+from proxy.trace.context import Cause, DiagnosisContext
+from proxy.trace.events import Severity, TraceEvent, text
 from proxy.trace.job_history import FINISHED, WAITING
 from proxy.trace.summaries import duration
 
 LAST_CALL = 1.0  # seconds before a job fails in which a call may have something to do with it
 NEWS_LATE = 1.0  # seconds by which the news of a circuit, which Redis confirms, may come late
 
-Rule = Callable[[Case], Cause | None]
+Rule = Callable[[DiagnosisContext], Cause | None]
 
 
-def suspect(case: Case) -> Cause | None:
+def suspect(case: DiagnosisContext) -> Cause | None:
     """The cause that the first rule finds."""
     for rule in RULES:
         cause = rule(case)
@@ -38,7 +38,7 @@ def suspect(case: Case) -> Cause | None:
 # --- what a request was refused for -------------------------------------------------------------
 
 
-def upload_refused(case: Case) -> Cause | None:
+def upload_refused(case: DiagnosisContext) -> Cause | None:
     """The upload was not what the route takes."""
     for event in case.of("upload"):
         refused = event.severity is not Severity.OK and event.kind.startswith("upload_")
@@ -59,7 +59,7 @@ _NOT_STORED = {
 }
 
 
-def not_stored(case: Case) -> Cause | None:
+def not_stored(case: DiagnosisContext) -> Cause | None:
     """The service said yes, and there is no job."""
     for event in case.ingress:
         lost = event.kind == "job_not_stored" or event.facts.get("job_stored") == "not_stored"
@@ -75,7 +75,7 @@ def not_stored(case: Case) -> Cause | None:
 # --- what became of a job -----------------------------------------------------------------------
 
 
-def deleted(case: Case) -> Cause | None:
+def deleted(case: DiagnosisContext) -> Cause | None:
     """Somebody deleted the job before it was done."""
     for life in case.lives:
         event = case.job_event(life, "deleted")
@@ -99,7 +99,7 @@ _TROUBLE = {
 _REFUSED = ("circuit_open", "overloaded")
 
 
-def trouble_of(event: Event) -> str | None:
+def trouble_of(event: TraceEvent) -> str | None:
     """What was wrong with a call: a key of `_TROUBLE`; None for nothing."""
     code = event.facts.get("code")
     if code in _REFUSED:
@@ -111,7 +111,9 @@ def trouble_of(event: Event) -> str | None:
     return None
 
 
-def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, Event] | None:
+def _service_trouble(
+    case: DiagnosisContext, service: str, until: float
+) -> tuple[str, str, TraceEvent] | None:
     """Kind, words and the first sign of trouble with a service; None where there was none.
 
     What the proxy refused says nothing about the service, so it is counted by itself.
@@ -142,7 +144,7 @@ def _service_trouble(case: Case, service: str, until: float) -> tuple[str, str, 
     return kind, said, first
 
 
-def _worst(failed: list[tuple[Event, str]], opened: Event | None) -> str | None:
+def _worst(failed: list[tuple[TraceEvent, str]], opened: TraceEvent | None) -> str | None:
     """The most frequent trouble: of the calls, else of those for which the circuit opened."""
     troubles = Counter(trouble for _, trouble in failed)
     if not troubles and opened is not None:
@@ -157,7 +159,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def service_failed_job(case: Case) -> Cause | None:
+def service_failed_job(case: DiagnosisContext) -> Cause | None:
     """A job failed in a stage that calls a service which was in trouble."""
     for life in case.lives:
         failed = case.job_event(life, "failed")
@@ -172,7 +174,7 @@ def service_failed_job(case: Case) -> Cause | None:
     return None
 
 
-def stage_failed(case: Case) -> Cause | None:
+def stage_failed(case: DiagnosisContext) -> Cause | None:
     """A job failed, and says why itself."""
     for life in case.lives:
         failed = case.job_event(life, "failed")
@@ -184,7 +186,7 @@ def stage_failed(case: Case) -> Cause | None:
     return None
 
 
-def _last_call(case: Case, failed: Event) -> str:
+def _last_call(case: DiagnosisContext, failed: TraceEvent) -> str:
     """The call that ended just before a job failed: what it could not make sense of, perhaps."""
     calls = [
         e
@@ -198,7 +200,7 @@ def _last_call(case: Case, failed: Event) -> str:
     return f"; just before, {last.service} answered {last.facts.get('status')} to {asked}"
 
 
-def ledger_cannot_write(case: Case) -> Cause | None:
+def store_cannot_write(case: DiagnosisContext) -> Cause | None:
     """SQLite takes nothing: no creation is confirmed, and nothing could be put back."""
     degraded = case.lasting("sqlite_degraded", "sqlite_back")
     unconfirmed = [e for e in case.ingress if e.facts.get("job_stored") == "degraded"]
@@ -206,14 +208,14 @@ def ledger_cannot_write(case: Case) -> Cause | None:
         why = degraded.facts.get("reason")
         said = f"The proxy cannot write jobs to its SQLite file since {iso_utc(degraded.at)}: {why}"
         last = unconfirmed[-1] if unconfirmed else case.events[-1] if case.events else degraded
-        return Cause("ledger_cannot_write", said, case.shown(degraded, last))
+        return Cause("store_cannot_write", said, case.shown(degraded, last))
     if unconfirmed:
         said = "The job is in Redis, but SQLite did not confirm it in time"
-        return Cause("ledger_slow", said, unconfirmed[-1])
+        return Cause("store_slow", said, unconfirmed[-1])
     return None
 
 
-def unattended(case: Case) -> Cause | None:
+def unattended(case: DiagnosisContext) -> Cause | None:
     """The broker and its workers show that nobody works on a job."""
     for life in case.lives:
         if life.finished:
@@ -233,7 +235,9 @@ def unattended(case: Case) -> Cause | None:
     return None
 
 
-def _newest(case: Case, kinds: tuple[str, ...], job_id: str | None = None) -> Event | None:
+def _newest(
+    case: DiagnosisContext, kinds: tuple[str, ...], job_id: str | None = None
+) -> TraceEvent | None:
     """The latest news of these kinds, before the end of the story or in it."""
     found = [
         event
@@ -245,7 +249,7 @@ def _newest(case: Case, kinds: tuple[str, ...], job_id: str | None = None) -> Ev
     return max(found, key=lambda event: event.at, default=None)
 
 
-def stranded(case: Case) -> Cause | None:
+def stranded(case: DiagnosisContext) -> Cause | None:
     """A job waits, and nobody takes it."""
     for life in case.lives:
         if life.finished or life.status not in WAITING:
@@ -269,12 +273,12 @@ def stranded(case: Case) -> Cause | None:
     return None
 
 
-def _is_loss(event: Event) -> bool:
+def _is_loss(event: TraceEvent) -> bool:
     restored = event.source == "restore" and event.facts.get("restored")
     return bool(restored) or (event.source == "mirror" and event.kind == "redis_lost")
 
 
-def stuck(case: Case) -> Cause | None:
+def stuck(case: DiagnosisContext) -> Cause | None:
     """A job works on one thing for longer than it should."""
     for life in case.lives:
         if life.finished or life.status in WAITING or not life.phases:
@@ -307,7 +311,7 @@ def stuck(case: Case) -> Cause | None:
     return None
 
 
-def redis_lost(case: Case) -> Cause | None:
+def redis_lost(case: DiagnosisContext) -> Cause | None:
     """Redis went away, or lost its data, and something was not as it should be."""
     lost = [e for e in case.events if _is_loss(e)]
     unwell = [e for e in case.ingress if e.severity is not Severity.OK or _was_rescued(e)]
@@ -324,7 +328,7 @@ def redis_lost(case: Case) -> Cause | None:
     return Cause("redis_lost", said, first)
 
 
-def _was_rescued(event: Event) -> bool:
+def _was_rescued(event: TraceEvent) -> bool:
     return "rescued_from" in event.facts
 
 
@@ -349,7 +353,7 @@ _CODES = {
 _ROUTING = frozenset({"no_route", "method_not_allowed"})
 
 
-def exchange_failed(case: Case) -> Cause | None:
+def exchange_failed(case: DiagnosisContext) -> Cause | None:
     """The proxy answered with an error of its own."""
     failed = [e for e in case.of("exchange") if e.facts.get("code") and case.concerns(e)]
     for event in reversed(failed):
@@ -385,7 +389,7 @@ def exchange_failed(case: Case) -> Cause | None:
     return None
 
 
-def upstream_error(case: Case) -> Cause | None:
+def upstream_error(case: DiagnosisContext) -> Cause | None:
     """The service itself answered with an error."""
     for least, kind in ((500, "upstream_error"), (400, "refused_by_service")):
         for event in reversed(case.ingress or case.of("exchange")):
@@ -401,7 +405,7 @@ def upstream_error(case: Case) -> Cause | None:
     return None
 
 
-def unexpected_answer(case: Case) -> Cause | None:
+def unexpected_answer(case: DiagnosisContext) -> Cause | None:
     """The service answered well, but not with what the route is for."""
     for event in reversed(case.of("exchange")):
         found = event.facts.get("unexpected_type")
@@ -415,7 +419,7 @@ def unexpected_answer(case: Case) -> Cause | None:
 # --- what was merely slow -----------------------------------------------------------------------
 
 
-def restarting(case: Case) -> Cause | None:
+def restarting(case: DiagnosisContext) -> Cause | None:
     """The service refused connections for a while and then answered."""
     for event in case.of("attempt", "connect"):
         waited = event.duration or 0.0
@@ -427,7 +431,7 @@ def restarting(case: Case) -> Cause | None:
     return None
 
 
-def service_slow(case: Case) -> Cause | None:
+def service_slow(case: DiagnosisContext) -> Cause | None:
     """Calls of a microservice, or the exchange itself, took long."""
     slow = [e for e in case.of("exchange") if (e.duration or 0.0) >= case.slow]
     if not slow:
@@ -444,7 +448,7 @@ def service_slow(case: Case) -> Cause | None:
     return Cause("service_slow", said, longest)
 
 
-def recovered_trouble(case: Case) -> Cause | None:
+def recovered_trouble(case: DiagnosisContext) -> Cause | None:
     """Calls of a microservice failed, though the job went on."""
     services = dict.fromkeys(e.service for e in case.of("exchange") if e.service)
     for service in services:
@@ -456,7 +460,7 @@ def recovered_trouble(case: Case) -> Cause | None:
     return None
 
 
-def answered_from_mirror(case: Case) -> Cause | None:
+def answered_from_mirror(case: DiagnosisContext) -> Cause | None:
     """The client got what the mirror knew, not what the service said."""
     for event in reversed(case.ingress):
         if _was_rescued(event):
@@ -473,7 +477,7 @@ RULES: tuple[Rule, ...] = (
     deleted,
     service_failed_job,
     stage_failed,
-    ledger_cannot_write,
+    store_cannot_write,
     unattended,
     stranded,
     stuck,

@@ -38,7 +38,7 @@ class Severity(IntEnum):
 
 
 @dataclass(slots=True)
-class Event:
+class TraceEvent:
     """One event. `at` is Unix seconds, `duration` seconds: for an exchange `at` is its beginning,
     for what a job says of itself the moment when the mirror saw it. `id` orders events as they were
     recorded; 0 for one that is not recorded, but made from another or from a job's versions.
@@ -122,7 +122,7 @@ def encode_facts(facts: Mapping[str, Any]) -> str:
     return json.dumps({name: facts[name] for name in facts if name in sizes} | {"cut": True})
 
 
-def document(event: Event, summary: str) -> dict[str, Any]:
+def document(event: TraceEvent, summary: str) -> dict[str, Any]:
     """The event as the admin API gives it."""
     return {
         "at": iso_utc(event.at),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from proxy.trace.events import NAME, Event, Severity, bounded, text
+from proxy.trace.events import NAME, Severity, TraceEvent, bounded, text
 
 STAGES = 64
 EVENTS = 500  # of one job
@@ -34,7 +34,7 @@ class Phase:
 
 
 @dataclass(slots=True)
-class JobLife:
+class JobHistory:
     """What is known of one job. Times are Unix seconds. `failed_in` is the stage that failed, or
     the phase in which the job was when it did."""
 
@@ -42,7 +42,7 @@ class JobLife:
     mirror: str
     status: str = "unknown"
     phases: list[Phase] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[TraceEvent] = field(default_factory=list)
     first_seen: float | None = None
     last_change: float | None = None
     ended_at: float | None = None
@@ -69,10 +69,10 @@ class JobLife:
         return started, now if idle is None else min(now, (self.last_change or now) + idle)
 
 
-def read_life(mirror: str, shown: Mapping[str, Any]) -> JobLife:
+def read_life(mirror: str, shown: Mapping[str, Any]) -> JobHistory:
     """The life of a job as `GET /api/jobs/{mirror}/{job_id}` shows it: its versions, with `seen`
     and `data` each, and what became of it."""
-    life = JobLife(job_id=str(shown.get("job_id"))[:NAME], mirror=mirror)
+    life = JobHistory(job_id=str(shown.get("job_id"))[:NAME], mirror=mirror)
     before: dict[str, Any] = {}
     for version in shown.get("versions") or ():
         seen = moment(version.get("seen"))
@@ -88,7 +88,7 @@ def read_life(mirror: str, shown: Mapping[str, Any]) -> JobLife:
         life.deleted_at = deleted
         life.deleted_by = text(shown.get("origin", ""), NAME)
         life.events.append(
-            Event(
+            TraceEvent(
                 deleted,
                 "job",
                 "deleted",
@@ -101,7 +101,7 @@ def read_life(mirror: str, shown: Mapping[str, Any]) -> JobLife:
     return life
 
 
-def _take(life: JobLife, before: dict[str, Any], now: dict[str, Any], seen: float) -> None:
+def _take(life: JobHistory, before: dict[str, Any], now: dict[str, Any], seen: float) -> None:
     """One more version."""
     first = life.first_seen is None
     if first:
@@ -131,7 +131,7 @@ def _take(life: JobLife, before: dict[str, Any], now: dict[str, Any], seen: floa
 
 
 def _take_stage(
-    life: JobLife,
+    life: JobHistory,
     name: str,
     before: dict[str, Any],
     stage: dict[str, Any],
@@ -158,7 +158,7 @@ def _take_stage(
 
 
 def _take_status(
-    life: JobLife, was: str, status: str, document: dict[str, Any], seen: float
+    life: JobHistory, was: str, status: str, document: dict[str, Any], seen: float
 ) -> None:
     since = seen - (life.first_seen or seen)
     if status in FINISHED:
@@ -182,7 +182,7 @@ def _take_status(
 
 
 def _add(
-    life: JobLife,
+    life: JobHistory,
     at: float,
     kind: str,
     severity: Severity = Severity.OK,
@@ -193,7 +193,7 @@ def _add(
         kept = bounded(facts or {})
         kind = text(kind, NAME)
         life.events.append(
-            Event(at, "job", kind, severity, job_id=life.job_id, duration=duration, facts=kept)
+            TraceEvent(at, "job", kind, severity, job_id=life.job_id, duration=duration, facts=kept)
         )
 
 
@@ -258,8 +258,8 @@ def _between(start: object, end: object) -> float | None:
 
 
 def working_overlaps(
-    lives: Iterable[JobLife], start: float, end: float, now: float, idle: float
-) -> list[JobLife]:
+    lives: Iterable[JobHistory], start: float, end: float, now: float, idle: float
+) -> list[JobHistory]:
     """Those at which a worker was at some time between the two moments."""
     found = []
     for life in lives:

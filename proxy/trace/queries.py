@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy.core.sqlite.file import Silent, SqliteFile
 from proxy.trace import sql
-from proxy.trace.events import Event, Severity
+from proxy.trace.events import Severity, TraceEvent
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 Row = tuple[Any, ...]
 
 
-class Reading:
+class TraceQueries:
     """The questions of one answer. Each has a limit, in events; what it finds is in the order in
     which it was recorded, and of too many the newest. While the file does not answer they find only
     what waits to be written, and `silent` says why."""
@@ -27,17 +27,17 @@ class Reading:
         self._file = file
         self._waiting = waiting
 
-    async def by_correlation(self, correlation_id: str, limit: int) -> list[Event]:
+    async def by_correlation(self, correlation_id: str, limit: int) -> list[TraceEvent]:
         """With that correlation ID."""
         return await self._read(
             sql.BY_CORRELATION, (correlation_id, limit), lambda row: row[5] == correlation_id
         )
 
-    async def by_job(self, job_id: str, limit: int) -> list[Event]:
+    async def by_job(self, job_id: str, limit: int) -> list[TraceEvent]:
         """That name that job."""
         return await self._read(sql.BY_JOB, (job_id, limit), lambda row: row[6] == job_id)
 
-    async def news(self, start: float, end: float, limit: int) -> list[Event]:
+    async def news(self, start: float, end: float, limit: int) -> list[TraceEvent]:
         """What happened to breakers, mirrors and the proxy between two moments, Unix seconds."""
         first, last = int(start * 1e6), int(end * 1e6)
         return await self._read(
@@ -46,7 +46,7 @@ class Reading:
             lambda row: row[2] in sql.NEWS_SOURCES and first <= row[0] <= last,
         )
 
-    async def calls(self, service: str, start: float, end: float, limit: int) -> list[Event]:
+    async def calls(self, service: str, start: float, end: float, limit: int) -> list[TraceEvent]:
         """Exchanges with an upstream that ended between two moments, Unix seconds."""
         first, last = int(start * 1e6), int(end * 1e6)
         return await self._read(
@@ -55,13 +55,13 @@ class Reading:
             lambda row: row[2] == "exchange" and row[7] == service and first <= row[0] <= last,
         )
 
-    async def recent(self, least: Severity, limit: int) -> list[Event]:
+    async def recent(self, least: Severity, limit: int) -> list[TraceEvent]:
         """The newest, of at least that severity."""
         return await self._read(sql.RECENT[least], (limit,), lambda row: row[4] >= least)
 
     async def _read(
         self, statement: str, params: tuple[Any, ...], wanted: Callable[[Row], bool]
-    ) -> list[Event]:
+    ) -> list[TraceEvent]:
         # In this order: what is committed between the two is found twice, not never.
         found = {row[0]: row for row in self._waiting() if wanted(row)}
         try:
@@ -72,10 +72,10 @@ class Reading:
         return [read_event(found[number]) for number in sorted(found)[-params[-1] :]]
 
 
-def read_event(row: Row) -> Event:
+def read_event(row: Row) -> TraceEvent:
     """A row of the columns that `sql` selects."""
     number, at, source, kind, severity, correlation_id, job_id, service, duration, facts = row[:10]
-    return Event(
+    return TraceEvent(
         at=at,
         source=source,
         kind=kind,

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config import schema
 from proxy.core.clock import Clock
 from proxy.core.tasks import Tasks
-from proxy.trace.events import Event, Severity, Source, bounded, text
+from proxy.trace.events import Severity, Source, TraceEvent, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore
 
@@ -77,7 +77,7 @@ _PROXY = {
 }
 
 
-def _ignore(event: Event) -> None:
+def _ignore(event: TraceEvent) -> None:
     """What is recorded while there is no trace."""
 
 
@@ -102,7 +102,7 @@ class Trace:
     def _use(self, settings: schema.Trace | None) -> None:
         self.settings = settings
         self.store: TraceStore | None = None
-        self.record: Callable[[Event], None] = _ignore
+        self.record: Callable[[TraceEvent], None] = _ignore
         if settings is None:
             return
         self.store = TraceStore(
@@ -148,7 +148,7 @@ class Trace:
         """A circuit changed its state."""
         kind = made.to_state.value
         self.record(
-            Event(
+            TraceEvent(
                 at=self.clock.time(),
                 source="breaker",
                 kind=kind,
@@ -175,7 +175,7 @@ class Trace:
             return  # nothing was missing
         job_id = facts.pop("job_id", None)
         self.record(
-            Event(
+            TraceEvent(
                 at=self.clock.time(),
                 source=source,
                 kind=kind,
@@ -189,7 +189,7 @@ class Trace:
         """The proxy itself: `started`, `stopped`, `reloaded`, `reload_refused`, `trace_degraded`,
         `trace_back`."""
         severity = _PROXY.get(kind, Severity.OK)
-        self.record(Event(self.clock.time(), "proxy", kind, severity, facts=bounded(facts)))
+        self.record(TraceEvent(self.clock.time(), "proxy", kind, severity, facts=bounded(facts)))
 
     def _degraded(self, reason: str | None) -> None:
         if reason is None:

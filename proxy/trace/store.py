@@ -26,12 +26,12 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.core.sqlite.file import REFUSED
-from proxy.core.sqlite.recovery import LOOK, Upkeep
+from proxy.core.sqlite.recovery import LOOK, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
 from proxy.trace import sql
-from proxy.trace.events import Event, encode_facts
+from proxy.trace.events import TraceEvent, encode_facts
 from proxy.trace.metrics import TraceMetrics
-from proxy.trace.queries import Reading, Row
+from proxy.trace.queries import Row, TraceQueries
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class TraceStore:
         max_size: int,
         on_degraded: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
-        self._upkeep = Upkeep(
+        self._upkeep = FileRecovery(
             "trace",
             path,
             sql.SCHEMA,
@@ -107,7 +107,7 @@ class TraceStore:
 
     # --- recording ------------------------------------------------------------------------------
 
-    def put(self, event: Event) -> None:
+    def put(self, event: TraceEvent) -> None:
         """Record `event`; its id is set."""
         self._last_id = event.id = max(self._last_id + 1, int(self._clock.time() * 1e6))
         facts = encode_facts(event.facts)
@@ -292,9 +292,9 @@ class TraceStore:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def reading(self) -> Reading:
+    def reading(self) -> TraceQueries:
         """For one answer: what the file has and what still waits to be written."""
-        return Reading(self._file, lambda: (*self._group, *self._queue))
+        return TraceQueries(self._file, lambda: (*self._group, *self._queue))
 
 
 def _size(row: Row) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from proxy.trace.events import Event, text
+from proxy.trace.events import TraceEvent, text
 
 
-def summary(event: Event) -> str:
+def summary(event: TraceEvent) -> str:
     """What happened, in at most some 300 characters."""
     say = _BY_KIND.get((event.source, event.kind)) or _BY_SOURCE[event.source]
     return text(say(event), 300)
@@ -29,7 +29,7 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
-def _exchange(event: Event) -> str:
+def _exchange(event: TraceEvent) -> str:
     facts = event.facts
     said = f"{facts.get('method')} {facts.get('path')}"
     if facts.get("direction") == "egress":
@@ -63,7 +63,7 @@ def _left(facts: dict[str, Any]) -> str:
     return f"the client left; the service had been silent for {duration(silent / 1000)}"
 
 
-def _creation(event: Event) -> str:
+def _creation(event: TraceEvent) -> str:
     facts = event.facts
     words = {"confirmed": "and stored", "degraded": "stored in Redis, not confirmed in SQLite"}
     stored = words.get(str(facts.get("job_stored")), "nothing is known of its storing")
@@ -78,7 +78,7 @@ _ATTEMPTS = {
 }
 
 
-def _attempt(event: Event) -> str:
+def _attempt(event: TraceEvent) -> str:
     facts = event.facts
     kind = event.kind
     said = _ATTEMPTS.get(kind) or f"answered {kind.removeprefix('status_')}"
@@ -88,7 +88,7 @@ def _attempt(event: Event) -> str:
     return f"{event.service or 'the upstream'}{target} {said}{times}"
 
 
-def _breaker(event: Event) -> str:
+def _breaker(event: TraceEvent) -> str:
     words = {
         "open": "opens: calls are refused",
         "half_open": "lets probes through",
@@ -101,7 +101,7 @@ def _breaker(event: Event) -> str:
     return f"{said} ({reason})" if reason else said
 
 
-def _upload(event: Event) -> str:
+def _upload(event: TraceEvent) -> str:
     facts = event.facts
     what = facts.get("upload_type") or facts.get("upload_label") or "unknown type"
     size = facts.get("upload_size")
@@ -118,8 +118,8 @@ def _upload(event: Event) -> str:
     return f"upload refused: {facts.get('detail') or verdict}"
 
 
-def _stage(said: str) -> Callable[[Event], str]:
-    def say(event: Event) -> str:
+def _stage(said: str) -> Callable[[TraceEvent], str]:
+    def say(event: TraceEvent) -> str:
         error = event.facts.get("error")
         line = f"stage {event.facts.get('stage')} {said}"
         return f"{line}: {error}" if error else line
@@ -127,26 +127,26 @@ def _stage(said: str) -> Callable[[Event], str]:
     return say
 
 
-def _job(event: Event) -> str:
+def _job(event: TraceEvent) -> str:
     facts = event.facts
     if event.kind.startswith("stage_"):
         return _stage(event.kind.removeprefix("stage_"))(event)
     return f"job {event.kind}" + (f": {facts['status']}" if facts.get("status") else "")
 
 
-def _started(event: Event) -> str:
+def _started(event: TraceEvent) -> str:
     waited = event.facts.get("waited_ms")
     after = duration(waited / 1000) if isinstance(waited, int | float) else ""
     return f"a worker has taken the job, {after} after it was first seen"
 
 
-def _failed(event: Event) -> str:
+def _failed(event: TraceEvent) -> str:
     facts = event.facts
     where = f" in {facts['stage']}" if facts.get("stage") else ""
     return f"job failed{where}: {facts.get('error') or facts.get('type') or 'it does not say why'}"
 
 
-def _restored(event: Event) -> str:
+def _restored(event: TraceEvent) -> str:
     facts = event.facts
     return (
         f"{facts.get('restored')} jobs put back into Redis ({facts.get('cause')}),"
@@ -154,21 +154,21 @@ def _restored(event: Event) -> str:
     )
 
 
-def _reason(said: str) -> Callable[[Event], str]:
-    def say(event: Event) -> str:
+def _reason(said: str) -> Callable[[TraceEvent], str]:
+    def say(event: TraceEvent) -> str:
         reason = event.facts.get("reason")
         return f"{said}: {reason}" if reason else said
 
     return say
 
 
-def _refused_reload(event: Event) -> str:
+def _refused_reload(event: TraceEvent) -> str:
     problems = event.facts.get("problems") or ["?"]
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"reload refused, the old config stays: {problems[0]}{more}"
 
 
-_BY_SOURCE: dict[str, Callable[[Event], str]] = {
+_BY_SOURCE: dict[str, Callable[[TraceEvent], str]] = {
     "exchange": _exchange,
     "attempt": _attempt,
     "breaker": _breaker,
@@ -179,7 +179,7 @@ _BY_SOURCE: dict[str, Callable[[Event], str]] = {
     "proxy": lambda event: f"the proxy {event.kind.replace('_', ' ')}",
 }
 
-_BY_KIND: dict[tuple[str, str], Callable[[Event], str]] = {
+_BY_KIND: dict[tuple[str, str], Callable[[TraceEvent], str]] = {
     ("exchange", "creation"): _creation,
     ("job", "created"): lambda event: f"job {event.job_id} is {event.facts.get('status')}",
     ("job", "started"): _started,

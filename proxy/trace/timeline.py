@@ -14,17 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxy.core.clock import iso_utc
-from proxy.trace.context import LOOK_BACK, Case, Cause, index_of
+from proxy.trace.context import LOOK_BACK, Cause, DiagnosisContext, index_of
 from proxy.trace.diagnosis import suspect
-from proxy.trace.events import Event, Severity, document
-from proxy.trace.job_history import JobLife
+from proxy.trace.events import Severity, TraceEvent, document
+from proxy.trace.job_history import JobHistory
 from proxy.trace.summaries import summary
 
 MOST = 1000  # events of one story
 MARGIN = 1.0  # seconds behind a story within which news still belong to it
 
 
-def unfold(event: Event) -> list[Event]:
+def unfold(event: TraceEvent) -> list[TraceEvent]:
     """An exchange, and what its facts tell: the verdict on its upload, attempts that failed."""
     if event.source != "exchange":
         return [event]
@@ -48,14 +48,14 @@ def unfold(event: Event) -> list[Event]:
         found.append(_child(event, event.at, "upload", verdict, severity, upload))
     if not found:
         return [event]
-    whole = Event(
+    whole = TraceEvent(
         event.at, "exchange", event.kind, event.severity, event.correlation_id, event.job_id,
         event.service, event.duration, facts, event.id,
     )  # fmt: skip
     return [whole, *found]
 
 
-def _attempt(event: Event, told: Mapping[str, Any]) -> Event:
+def _attempt(event: TraceEvent, told: Mapping[str, Any]) -> TraceEvent:
     kind = str(told.get("kind"))
     facts = {"target": told.get("target"), "count": told.get("count", 1)}
     at, until = float(told.get("at", event.at)), float(told.get("until", event.at))
@@ -68,14 +68,16 @@ def _attempt(event: Event, told: Mapping[str, Any]) -> Event:
 
 
 def _child(
-    event: Event, at: float, source: Any, kind: str, severity: Severity, facts: dict[str, Any]
-) -> Event:
-    return Event(
+    event: TraceEvent, at: float, source: Any, kind: str, severity: Severity, facts: dict[str, Any]
+) -> TraceEvent:
+    return TraceEvent(
         at, source, kind, severity, event.correlation_id, event.job_id, event.service, None, facts
     )
 
 
-def window(events: Sequence[Event], lives: Sequence[JobLife], now: float) -> tuple[float, float]:
+def window(
+    events: Sequence[TraceEvent], lives: Sequence[JobHistory], now: float
+) -> tuple[float, float]:
     """From when to when a story goes, Unix seconds; until now while a job is not finished."""
     times = [event.at for event in events]
     times += [event.until for event in events if event.source != "job"]
@@ -88,9 +90,9 @@ def window(events: Sequence[Event], lives: Sequence[JobLife], now: float) -> tup
 
 def tell(
     wanted: str,
-    own: Iterable[Event],
-    lives: Sequence[JobLife],
-    news: Sequence[Event],
+    own: Iterable[TraceEvent],
+    lives: Sequence[JobHistory],
+    news: Sequence[TraceEvent],
     *,
     now: float,
     stuck_after: float,
@@ -110,7 +112,7 @@ def tell(
     events.sort(key=lambda event: event.at)
     events, dropped = _bounded(events)
     kind = _kind(wanted, events, lives)
-    case = Case(events, lives, now, stuck_after, called_in, slow, kind == "job", before)
+    case = DiagnosisContext(events, lives, now, stuck_after, called_in, slow, kind == "job", before)
     cause = suspect(case) if events else None
     told: dict[str, Any] = {
         "id": wanted,
@@ -128,7 +130,7 @@ def tell(
     return told
 
 
-def _cause(cause: Cause, events: Sequence[Event]) -> dict[str, Any]:
+def _cause(cause: Cause, events: Sequence[TraceEvent]) -> dict[str, Any]:
     return {
         "summary": cause.summary,
         "kind": cause.kind,
@@ -137,7 +139,7 @@ def _cause(cause: Cause, events: Sequence[Event]) -> dict[str, Any]:
     }
 
 
-def _kind(wanted: str, events: Sequence[Event], lives: Sequence[JobLife]) -> str:
+def _kind(wanted: str, events: Sequence[TraceEvent], lives: Sequence[JobHistory]) -> str:
     if wanted in _ids(lives) or any(event.job_id == wanted for event in events):
         return "job"
     if any(event.correlation_id == wanted for event in events):
@@ -145,7 +147,7 @@ def _kind(wanted: str, events: Sequence[Event], lives: Sequence[JobLife]) -> str
     return "unknown"
 
 
-def _ids(lives: Sequence[JobLife]) -> tuple[str, ...]:
+def _ids(lives: Sequence[JobHistory]) -> tuple[str, ...]:
     return tuple(life.job_id for life in lives)
 
 
@@ -153,7 +155,7 @@ def _distinct(*lists: Sequence[str | None]) -> list[str]:
     return list(dict.fromkeys(one for several in lists for one in several if one is not None))
 
 
-def _bounded(events: list[Event]) -> tuple[list[Event], int]:
+def _bounded(events: list[TraceEvent]) -> tuple[list[TraceEvent], int]:
     """At most `MOST`; how many were left out. Troubles stay, then what is first and last."""
     spare = len(events) - MOST
     if spare <= 0:

@@ -32,7 +32,7 @@ from proxy.uploads.formats.families import BY_MEDIA_TYPE, HEAD
 from proxy.uploads.probe.session import ProbeSession
 
 if TYPE_CHECKING:
-    from proxy.uploads.rules import UploadValidator
+    from proxy.uploads.rules import UploadRules
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not its files
 SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
@@ -54,7 +54,7 @@ class UploadCheck:
     stale = DIGEST_FIELDS
 
     def __init__(
-        self, validator: UploadValidator, content_length: int | None, owner: Owner | None
+        self, validator: UploadRules, content_length: int | None, owner: Owner | None
     ) -> None:
         self._validator = validator
         self._rules = validator.rules
@@ -164,7 +164,7 @@ class UploadCheck:
     def expect_form(
         self, form_type: values.FormType, digests: Sequence[tuple[bytes, bytes]]
     ) -> None:
-        """The body is a form; `digests` as for `UploadValidator.begin`."""
+        """The body is a form; `digests` as for `UploadRules.begin`."""
         validator, charset = self._validator, form_type.charset
         boundary = validator.new_boundary().encode()
         self._reader = FormReader(form_type.boundary)

@@ -15,12 +15,12 @@ from proxy.uploads.check import OTHER_FIELDS, UploadCheck
 from proxy.uploads.form import values
 from proxy.uploads.formats.families import compile_types
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.probe.task import Job
+from proxy.uploads.probe.task import ProbeTask
 
 _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg", "application/mp4")
 
 
-class UploadValidator:
+class UploadRules:
     """The rules of one route, compiled. `digest`: whether uploads are to know what is in them
     (`UploadCheck.content`). `boundary` makes 32 hexadecimal digits, at random."""
 
@@ -41,7 +41,7 @@ class UploadValidator:
         self.clock: Clock = clock or SystemClock()
         self.new_boundary = boundary
         types = tuple(family.media_type for family in compile_types(rules.types))
-        self.job = Job.of(types, rules.max_duration, rules.max_size)
+        self.job = ProbeTask.of(types, rules.max_duration, rules.max_size)
 
     def begin(
         self,

@@ -142,11 +142,11 @@ def test_a_start_without_redis(tmp_path: Path, redis_server: RedisServer, app: A
 
 
 @pytest.mark.parametrize("how", ["garbage", "foreign", "folder", "nowhere", "gone"])
-def test_a_ledger_that_cannot_be_used(
+def test_a_store_that_cannot_be_used(
     tmp_path: Path, redis_server: RedisServer, app: App, how: str
 ) -> None:
     """Damaged or foreign: set aside, begun anew. Impossible: the proxy serves all the same."""
-    path = tmp_path / "ledger" / "jobs.db"
+    path = tmp_path / "store" / "jobs.db"
     path.parent.mkdir()
     if how == "garbage":
         path.write_bytes(os.urandom(100_000))
@@ -183,16 +183,16 @@ def test_a_ledger_that_cannot_be_used(
 def test_a_404_is_not_believed_while_nobody_can_look(
     tmp_path: Path, redis_server: RedisServer, app: App
 ) -> None:
-    """The ledger silent and Redis away, or perhaps not whole: 503 to come back later, for reads and
+    """The store silent and Redis away, or perhaps not whole: 503 to come back later, for reads and
     deletions. A job that waits for SQLite is known all the same; once somebody can look, the app's
     404 counts."""
-    ledger = tmp_path / "ledger"
-    ledger.mkdir()
+    store = tmp_path / "store"
+    store.mkdir()
     with JobSite(
         tmp_path / "site",
         redis_server,
         app.upstream.url,
-        mirror={"sqlite": str(ledger)},
+        mirror={"sqlite": str(store)},
         live=False,
     ) as site:
         wait_until(lambda: site.state()["redis"] == "live", "redis")
@@ -207,7 +207,7 @@ def test_a_404_is_not_believed_while_nobody_can_look(
             app.status = 500
             assert site.read("mv_perhaps").status == 500
             app.status = None
-        ledger.rmdir()
+        store.rmdir()
         site.wait_live()
         assert site.read(job_id).status == 200
         assert json.loads(site.read("mv_perhaps").body) == NOT_FOUND
@@ -424,10 +424,10 @@ def test_a_kill_between_any_two_steps_leaves_whole_rows(
             wait_until(lambda count=before + 20: len(accepted) > count, "creations")
             time.sleep(pause / 10)
             site.kill_proxy()
-            with sqlite3.connect(f"file:{site.sqlite}?mode=ro", uri=True) as ledger:
-                assert ledger.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-                rows = {row[0]: row[1] for row in ledger.execute("SELECT job_id, data FROM jobs")}
-            ledger.close()
+            with sqlite3.connect(f"file:{site.sqlite}?mode=ro", uri=True) as store:
+                assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                rows = {row[0]: row[1] for row in store.execute("SELECT job_id, data FROM jobs")}
+            store.close()
             for job_id in list(accepted):
                 assert json.loads(rows[job_id])["id"] == job_id
             site.start_proxy()

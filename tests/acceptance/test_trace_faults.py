@@ -318,7 +318,7 @@ async def test_full_disk(operator: Operator) -> None:
         assert (await operator.upload())[0] == 503  # it has nowhere to wait for its verdict
         status, answer, correlation_id = await operator.search()
         assert status == 202
-        await operator.named(correlation_id, "ledger_cannot_write", "cannot write jobs")
+        await operator.named(correlation_id, "store_cannot_write", "cannot write jobs")
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
     await operator.until(answer["job_id"], "completed")

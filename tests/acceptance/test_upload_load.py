@@ -71,7 +71,7 @@ def test_forty_at_once(tmp_path: Path, record_property: pytest.RecordProperty) -
                     assert f'"{verdict}"'.encode() in answer.body
         accepted = sum(wanted[number % len(wanted)][0][:8] == "accepted" for number in range(40))
         site.settle()
-        assert Counter(arrived.complete for arrived in site.keeper.arrived)[True] == 2 * accepted
+        assert Counter(arrived.complete for arrived in site.session.arrived)[True] == 2 * accepted
         # 40 x (what waits for the disk, a MiB or two, and a quarter MiB each way), not 40 x 10 MiB;
         # how many buffers are full at once is a matter of chance
         assert waves[1] - waves[0] < AT_ONCE * MIB

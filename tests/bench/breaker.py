@@ -24,8 +24,8 @@ from proxy.core.clock import SystemClock
 from proxy.core.errors import CircuitOpen
 from proxy.demo.redis_server import RedisServer
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.registry import BreakerBoard
-from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.circuit.registry import BreakerRegistry
+from proxy.resilience.circuit.states import CircuitEvent, State
 from proxy.resilience.retry import Ended, RetryPolicy
 
 _BATCH = 20_000
@@ -47,7 +47,7 @@ def decisions() -> list[tuple[str, float]]:
     plain = _breaker()
     watched = _breaker(failure_ratio=0.5, slow_call="1s", slow_ratio=0.5)
     opened = _breaker()
-    opened.force(Event.FORCE_OPEN, now(), "bench", 3600.0)
+    opened.force(CircuitEvent.FORCE_OPEN, now(), "bench", 3600.0)
     failing = _breaker(failure_threshold=10**9)
     policy = RetryPolicy(Retry())
 
@@ -82,7 +82,7 @@ async def propagation(url: str) -> list[float]:
         {"targets": ["http://h"], "breaker": {"failure_threshold": 1, "open_for": "1h"}}
     )
     boards = [
-        BreakerBoard(
+        BreakerRegistry(
             {"svc": upstream},
             registry=CollectorRegistry(),
             redis=Redis.model_validate({"url": url}),

@@ -29,7 +29,7 @@ class _Pipe:
         self.read = io.BytesIO(data).read
 
 
-def claimed(data: bytes, family: families.Family) -> str:
+def claimed(data: bytes, family: families.FormatFamily) -> str:
     """The duration that FFmpeg reports without walking."""
     try:
         with av.open(_Pipe(data), "r", format=family.demuxer) as container:

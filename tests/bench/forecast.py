@@ -24,7 +24,7 @@ from proxy.config.mirrors import Forecast
 from proxy.core.clock import ManualClock
 from proxy.jobs.document import FINISHED, parse
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.queue.forecast import Life
+from proxy.jobs.queue.forecast import JobDuration
 from proxy.jobs.queue.queue import JobQueue
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -51,7 +51,7 @@ def versions(name: str) -> list[Version]:
     return found
 
 
-def life(found: list[Version]) -> Life:
+def life(found: list[Version]) -> JobDuration:
     """The recorded life itself, by the moments at which Redis got its versions."""
     starts: list[tuple[str, float]] = []
     for at, document in found:
@@ -59,10 +59,10 @@ def life(found: list[Version]) -> Life:
             if value["status"] == "processing" and stage not in [one for one, _ in starts]:
                 starts.append((stage, at))
     first = starts[0][1]
-    return Life(tuple((name, at - first) for name, at in starts), found[-1][0] - first)
+    return JobDuration(tuple((name, at - first) for name, at in starts), found[-1][0] - first)
 
 
-def varied(one: Life, dice: random.Random) -> Life:
+def varied(one: JobDuration, dice: random.Random) -> JobDuration:
     """Another job of the same kind."""
     size = dice.lognormvariate(0, 0.3)
     ends = [at for _, at in one.starts[1:]] + [one.total]
@@ -70,7 +70,7 @@ def varied(one: Life, dice: random.Random) -> Life:
     for (name, at), end in zip(one.starts, ends, strict=True):
         starts.append((name, now))
         now += (end - at) * size * dice.lognormvariate(0, 0.25)
-    return Life(tuple(starts), now)
+    return JobDuration(tuple(starts), now)
 
 
 def stretched(document: dict[str, Any], began: float, scale: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def stretched(document: dict[str, Any], began: float, scale: float) -> dict[str,
     return copy
 
 
-def errors(target: list[Version], known: list[Life], scale: float = 1.0) -> Iterator[float]:
+def errors(target: list[Version], known: list[JobDuration], scale: float = 1.0) -> Iterator[float]:
     """The error of every estimate from the first stage on, as a share of what was left."""
     began = parse("x", json.dumps(target[0][1]).encode()).created_at or 0.0
     clock = ManualClock(began)

@@ -61,9 +61,9 @@ def lag(site: JobSite, name: str) -> dict[float, int]:
 
 
 def rows(site: JobSite) -> int:
-    """Jobs in the ledger."""
-    with closing(sqlite3.connect(f"file:{site.sqlite}?mode=ro", uri=True)) as ledger:
-        return int(ledger.execute("SELECT count(*) FROM jobs").fetchone()[0])
+    """Jobs in the store."""
+    with closing(sqlite3.connect(f"file:{site.sqlite}?mode=ro", uri=True)) as store:
+        return int(store.execute("SELECT count(*) FROM jobs").fetchone()[0])
 
 
 def told(before: dict[float, int], after: dict[float, int]) -> str:

@@ -1,6 +1,6 @@
 """What the job mirror costs and how fast it is: `python -m tests.bench.mirror`.
 
-Prints capture latency, creations, restore after an empty restart, reads in a big ledger, its start,
+Prints capture latency, creations, restore after an empty restart, reads in a big store, its start,
 and the longest time that the event loop was held up in each part: by the clock, and by its own work
 (processor time of its thread, which other processes on the machine cannot spoil).
 """
@@ -29,7 +29,7 @@ from proxy.demo.redis_server import RedisServer
 from proxy.jobs.document import parse
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 from tests.jobs_kit import PREFIX, eventually, followed, life, settings, write
 
 DOCUMENT = life("success")[5]["value"]
@@ -91,11 +91,11 @@ async def capture(server: RedisServer, mirror: Mirror) -> None:
             for number in range(1000):
                 job_id = f"mv_{number % 50}"
                 await write(app, job_id, document(job_id, number / 10))
-                sighting = mirror._keeper.capture.named.watch(job_id)
+                sighting = mirror._session.capture.named.watch(job_id)
                 wrote = time.perf_counter()
                 await sighting.kept
                 lags.append(time.perf_counter() - wrote)
-                mirror._keeper.capture.named.unwatch(job_id, sighting)
+                mirror._session.capture.named.unwatch(job_id, sighting)
                 await asyncio.sleep(max(0.0, 0.005 - lags[-1]))
         print("  write to commit:", percentiles(lags))
 
@@ -127,7 +127,7 @@ async def restore(server: RedisServer, mirror: Mirror, jobs: int) -> None:
                     await pipe.execute()
 
             async def all_there() -> bool:
-                (rows,) = await mirror._ledger.column("SELECT count(*) FROM jobs")
+                (rows,) = await mirror._store.column("SELECT count(*) FROM jobs")
                 return bool(rows >= jobs)
 
             await eventually(all_there, "captured", 120)
@@ -140,39 +140,39 @@ async def restore(server: RedisServer, mirror: Mirror, jobs: int) -> None:
 
 
 async def big(path: Path, rows: int) -> None:
-    ledger = Ledger(path, SystemClock())
-    await ledger.start()
+    store = JobStore(path, SystemClock())
+    await store.start()
     now = time.time()
     async with part(f"{rows} rows written"):
         for number in range(rows):
             job_id = f"big_{number}"
-            ledger.put(parse(job_id, document(job_id)), now, now + 86400, None)
+            store.put(parse(job_id, document(job_id)), now, now + 86400, None)
             if number % 200 == 0:
                 await asyncio.sleep(0)
-            if ledger.backlog > 4000:
-                await ledger.flushed(30)
-        await ledger.flushed(60)
-    await ledger.stop()
+            if store.backlog > 4000:
+                await store.flushed(30)
+        await store.flushed(60)
+    await store.stop()
     size = (await asyncio.to_thread(path.stat)).st_size
     print(f"  file: {size / 2**30:.2f} GiB")
-    ledger = Ledger(path, SystemClock())
+    store = JobStore(path, SystemClock())
     async with part("start"):
-        await ledger.start()
-        await ledger.get("big_1")
+        await store.start()
+        await store.get("big_1")
     gets: list[float] = []
     lists: list[float] = []
     async with part("reads"):
         for number in range(0, rows, max(1, rows // 1000)):
             began = time.perf_counter()
-            await ledger.get(f"big_{number}")
+            await store.get(f"big_{number}")
             gets.append(time.perf_counter() - began)
         for status in (None, "processing", "failed") * 30:
             began = time.perf_counter()
-            await ledger.listing(status, now, 50)
+            await store.listing(status, now, 50)
             lists.append(time.perf_counter() - began)
     print("  get:", percentiles(gets))
     print("  list of 50:", percentiles(lists))
-    await ledger.stop()
+    await store.stop()
 
 
 async def main(rows: int, jobs: int) -> None:

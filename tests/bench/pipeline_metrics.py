@@ -127,16 +127,16 @@ async def load(
         ended = time.perf_counter()
 
     async def all_settled() -> bool:
-        (pending,) = await mirror._ledger.column(sql.PENDING_COUNT)
+        (pending,) = await mirror._store.column(sql.PENDING_COUNT)
         return (
-            mirror._ledger.backlog == 0
-            and not mirror._keeper.capture.named._urgent
+            mirror._store.backlog == 0
+            and not mirror._session.capture.named._urgent
             and pending == 0
         )
 
     await eventually(all_settled, "settled", 60)
     print(f"  all counted {time.perf_counter() - ended:.2f} s after the last write")
-    events = await mirror._ledger.table("SELECT outcome, count(*) FROM pipeline_events GROUP BY 1")
+    events = await mirror._store.table("SELECT outcome, count(*) FROM pipeline_events GROUP BY 1")
     print(f"  written {written.value}, captured {mirror.state()['captured']}, events {events}")
     print("  scrape under load:", percentiles(scrapes))
     print("  scrape at rest:", percentiles([(await scrape(metrics))[0] for _ in range(20)]))

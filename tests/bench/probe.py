@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from proxy.uploads.formats.families import NAMES
 from proxy.uploads.probe import process as probe
-from proxy.uploads.probe.task import Job
+from proxy.uploads.probe.task import ProbeTask
 from tests.bench.stats import quantile
 from tests.bench.uploads import noise, samples
 
@@ -35,7 +35,7 @@ class Cost:
 
 def cost(data: bytes, sniffer: probe.Sniffer) -> Cost:
     """Give `data` to a new process. Raises `ValueError` where there is no duration."""
-    job = Job(tuple(dict.fromkeys(family.media_type for family in NAMES.values())), None)
+    job = ProbeTask(tuple(dict.fromkeys(family.media_type for family in NAMES.values())), None)
     file = os.memfd_create("upload")
     os.write(file, data)
     ours, theirs = socket.socketpair()

@@ -20,9 +20,9 @@ from proxy.config.upstreams import Upstream
 from proxy.core.clock import ManualClock
 from proxy.core.redis.client import AnyRedis
 from proxy.core.vitals import Vitals
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.jobs.service import Mirrors
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.telemetry.metrics.history import SPAN, STEP
 from proxy.telemetry.metrics.registry import Metrics
 from tests.telemetry_facts import Facts
@@ -61,9 +61,11 @@ def measure(routes: int) -> None:
     metrics, clock, proxy = Metrics("1"), ManualClock(), Operated(routes)
     breaker = {"targets": ["http://127.0.0.1:1"], "breaker": {}}
     upstreams = {name: Upstream.model_validate(breaker) for name in proxy.upstreams}
-    breakers = BreakerBoard(upstreams, registry=metrics.registry, clock=clock)
+    breakers = BreakerRegistry(upstreams, registry=metrics.registry, clock=clock)
     mirrors = Mirrors({}, no_redis, metrics.registry, clock)
-    snapshots = Snapshots(Sources(proxy, metrics, breakers, mirrors, Watch(clock), Vitals()), clock)
+    snapshots = Snapshots(
+        Sources(proxy, metrics, breakers, mirrors, UpstreamWatch(clock), Vitals()), clock
+    )
     chance = random.Random(1)
     tallies = [
         metrics.route("in", route["route"], "ingress", route["upstream"])

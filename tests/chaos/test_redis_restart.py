@@ -196,9 +196,9 @@ class Chaos:
     def compare(self) -> str:
         """What is wrong; empty when all is well."""
         client = client_of(self.server)
-        with sqlite3.connect(f"file:{self.site.sqlite}?mode=ro", uri=True) as ledger:
-            rows = dict(ledger.execute("SELECT job_id, data FROM jobs"))
-        ledger.close()
+        with sqlite3.connect(f"file:{self.site.sqlite}?mode=ro", uri=True) as store:
+            rows = dict(store.execute("SELECT job_id, data FROM jobs"))
+        store.close()
         wrong = []
         for job_id in self.alive:
             value = client.get(PREFIX + job_id)

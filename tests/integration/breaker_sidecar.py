@@ -26,7 +26,7 @@ from proxy.core.errors import CircuitOpen
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.messages import Transition
 from proxy.resilience.circuit.permits import ProbePermit
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.resilience.circuit.states import State
 
 CALLERS = 50
@@ -78,7 +78,7 @@ async def caller(breaker: CircuitBreaker, record: Recorder, end: float) -> None:
             await asyncio.sleep(0.02)
 
 
-async def watch(board: BreakerBoard, record: Recorder) -> None:
+async def watch(board: BreakerRegistry, record: Recorder) -> None:
     """Record what this sidecar believes whenever that changes, until cancelled."""
     breaker = board.get("svc")
     assert breaker is not None
@@ -99,7 +99,7 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
         redis = Redis.model_validate(
             {"url": url, "connect_timeout": "500ms", "command_timeout": "500ms"}
         )
-        board = BreakerBoard(
+        board = BreakerRegistry(
             {"svc": upstream}, registry=CollectorRegistry(), redis=redis, owner=owner
         )
         breaker = board.get("svc")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
-from proxy.app_telemetry.scrape.fetch import AppPage
+from proxy.app_telemetry.scrape.external_metrics import ExternalMetrics, Fetched
+from proxy.app_telemetry.scrape.fetch import AppScrape
 from proxy.config.telemetry import AppMetrics
 from proxy.core.clock import ManualClock
 from proxy.core.vitals import Vitals
@@ -45,13 +45,13 @@ def answering(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> Conversation:
     return answer
 
 
-def page_of(url: str, **keys: Any) -> tuple[AppPage, AppGuest]:
+def page_of(url: str, **keys: Any) -> tuple[AppScrape, ExternalMetrics]:
     """A fetcher and what it tells."""
-    guest = AppGuest(ManualClock(), 60.0)
-    return AppPage(AppMetrics.model_validate({"url": url, **keys}), guest, Vitals()), guest
+    guest = ExternalMetrics(ManualClock(), 60.0)
+    return AppScrape(AppMetrics.model_validate({"url": url, **keys}), guest, Vitals()), guest
 
 
-def shown(guest: AppGuest) -> list[str]:
+def shown(guest: ExternalMetrics) -> list[str]:
     """Names of the app's families that are told."""
     return [f.name for f in guest.families(set()) if not f.name.startswith("proxy_")]
 
@@ -174,14 +174,14 @@ BOMB = gzip.compress(b"a 1\n" * 10_000_000)
 )  # fmt: skip
 async def test_what_servers_do(conversation: Conversation, result: Fetched) -> None:
     """Each has its result, soon; what was fetched before is still shown."""
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     async with speaking(answering(b"before 1\n")) as url:
         config = AppMetrics.model_validate({"url": url})
-        assert await AppPage(config, guest, Vitals()).fetch() is Fetched.OK
+        assert await AppScrape(config, guest, Vitals()).fetch() is Fetched.OK
     async with speaking(conversation) as url:
         patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
         keys = {"url": url, "timeout": patience, "max_size": "100KiB"}
-        page = AppPage(AppMetrics.model_validate(keys), guest, Vitals())
+        page = AppScrape(AppMetrics.model_validate(keys), guest, Vitals())
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)
     assert (shown(guest) == ["before"]) is not good

@@ -31,7 +31,7 @@ from proxy.core.clock import ManualClock
 from proxy.core.errors import CircuitOpen
 from proxy.demo.redis_server import RedisServer
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.messages import Report, Snapshot, Transition
+from proxy.resilience.circuit.messages import Report, SharedState, Transition
 from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
 from proxy.resilience.circuit.states import State
 from proxy.resilience.circuit.store import BreakerStore, parse_snapshot
@@ -50,7 +50,7 @@ class HandClockStore(BreakerStore):
         self._prefix = ""
         self._channel = "cb:events"
 
-    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
+    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> SharedState:
         script = script.replace("redis.call('TIME')", "{tonumber(ARGV[2]), tonumber(ARGV[3])}")
         seconds, rest = divmod(self._clock.time(), 1.0)
         keys = self.keys(breaker.name)
@@ -60,12 +60,12 @@ class HandClockStore(BreakerStore):
         return parse_snapshot(client.eval(script, len(keys), *keys, packed, int(seconds), micros))
 
 
-def now_(coroutine: Any) -> Snapshot:
+def now_(coroutine: Any) -> SharedState:
     """The result of a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as done:
-        result: Snapshot = done.value
+        result: SharedState = done.value
         return result
     raise AssertionError("the coroutine waited")
 
@@ -173,7 +173,7 @@ class Fleet(RuleBasedStateMachine):
         breaker.adopt(news, self.now)
         self.current = news.generation
 
-    def agree(self, news: Snapshot) -> None:
+    def agree(self, news: SharedState) -> None:
         """Redis and the model say the same."""
         assert news.state is self.model.state
         assert news.failures == self.model.failures

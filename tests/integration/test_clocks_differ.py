@@ -17,18 +17,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from tests.unit.test_jobs_store import NOW, opened
 
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.store import sql
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 from tests.http1.message import Request
 from tests.http1.process import wait_until
 from tests.http1.site import get
 from tests.http1.upstream import Connection, Upstream, respond
 from tests.jobs_kit import connected, eventually, followed, holds, job, running, write
 from tests.jobs_site import JobSite
-from tests.unit.test_jobs_ledger import NOW, opened
 
 
 def dated(job_id: str, moment: float, status: str = "queued") -> bytes:
@@ -114,16 +114,16 @@ async def test_an_older_file_learns_when_its_jobs_came(tmp_path: Path) -> None:
                 "INSERT INTO versions VALUES (?, 1, ?, 'queued', 0, x'00', x'00')", (job_id, seen)
             )
     db.close()
-    async with opened(path) as ledger:
-        first = {row.job_id: row.first_seen for row in await ledger.listing(None, NOW, 10)}
+    async with opened(path) as store:
+        first = {row.job_id: row.first_seen for row in await store.listing(None, NOW, 10)}
         assert first["mv_ahead"] == NOW
         assert first["mv_old"] == pytest.approx(1795132800.0)
 
 
 async def test_lists_need_no_sorting(tmp_path: Path) -> None:
     """Their order is an index's, for all jobs and for those of one status."""
-    async with opened(tmp_path / "jobs.db") as ledger:
-        assert isinstance(ledger, Ledger)
+    async with opened(tmp_path / "jobs.db") as store:
+        assert isinstance(store, JobStore)
     with sqlite3.connect(tmp_path / "jobs.db") as db:
         for statement, params in ((sql.LIST, (0, 9, 0)), (sql.LIST_STATUS, ("failed", 0, 9, 0))):
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", params)]

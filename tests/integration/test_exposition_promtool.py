@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.app_telemetry.resources.pace import Pace
 from proxy.app_telemetry.resources.sampler import ResourceSampler
-from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.external_metrics import ExternalMetrics, Fetched
 from proxy.app_telemetry.scrape.page import BadPage, read_page
 from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Resources, Statsd
@@ -56,7 +56,7 @@ def test_everything_that_comes_from_elsewhere(tmp_path: Path) -> None:
     for part in ("processes", "directories"):
         sampler.sample(part, Pace(1.0, threading.Event()))  # type: ignore[arg-type]
     metrics.registry.register(sampler)
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     families, unsound = read_page(RECORDED, 100)
     guest.fetched(Fetched.OK, 0.1, families, unsound)
     metrics.guests.append(guest.families)
@@ -72,7 +72,7 @@ def test_pages_of_nonsense(page: str) -> None:
     except BadPage:
         return
     metrics = Metrics("1")
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     guest.fetched(Fetched.OK, 0.1, families, unsound)
     metrics.guests.append(guest.families)
     parsed(metrics)

@@ -22,7 +22,7 @@ async def test_no_acknowledged_version_is_lost(
 ) -> None:
     """Jobs are created, updated and deleted while Redis is killed empty and the proxy restarted.
 
-    What counts as acknowledged is what the ledger had committed; `confirm_created` is asked as a
+    What counts as acknowledged is what the store had committed; `confirm_created` is asked as a
     creating route asks it.
     """
     chance = random.Random(seed)

@@ -70,8 +70,8 @@ class Sidecar:
         """The lease stays as it is, and so does what is not committed."""
         tasks, self.mirror._tasks = self.mirror._tasks, []
         await asyncio.gather(*(task.stop() for task in tasks))
-        self.mirror._ledger._queue.clear()
-        await self.mirror._ledger.stop()
+        self.mirror._store._queue.clear()
+        await self.mirror._store.stop()
 
     def has(self, name: str, **labels: str) -> float:
         """A sample of this sidecar."""
@@ -217,7 +217,7 @@ async def test_what_was_claimed_before_a_crash_is_counted_after_it(
         keys = await app.keys("pipeline:*counted:*")
         assert [key.rpartition(b":")[2] for key in keys] == [b"mv_1"]
         assert one.stages == 0
-        await eventually(lambda: one.mirror._ledger.backlog == 0, "events committed")
+        await eventually(lambda: one.mirror._store.backlog == 0, "events committed")
         await one.kill()
         await one.start()
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 1, "counted")
@@ -242,8 +242,8 @@ async def test_one_of_two_counts(redis_server: RedisServer, tmp_path: Path) -> N
 
 
 async def outcomes(sidecar: Sidecar) -> dict[int, int]:
-    """How many events of a ledger were settled in which way."""
-    rows = await sidecar.mirror._ledger.table(
+    """How many events of a store were settled in which way."""
+    rows = await sidecar.mirror._store.table(
         "SELECT outcome, count(*) FROM pipeline_events GROUP BY outcome"
     )
     return dict(rows)
@@ -367,10 +367,10 @@ async def test_events_whose_claims_were_lost_are_not_counted_by_another(
         assert other.stages == 0
 
 
-async def test_old_jobs_are_no_news_for_a_new_ledger(
+async def test_old_jobs_are_no_news_for_a_new_store(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """What ended before the ledger began is history; what ends after that is counted."""
+    """What ended before the store began is history; what ends after that is counted."""
     async with connected(redis_server) as app:
         hour_ago = time.time() - 3600
         await write_all(app, "mv_old", hour_ago)
@@ -389,7 +389,7 @@ async def test_old_jobs_are_no_news_for_a_new_ledger(
             assert (await outcomes(one))[counting.HISTORY] > 0
 
 
-async def test_a_damaged_ledger_counts_nothing_again(
+async def test_a_damaged_store_counts_nothing_again(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """A new file is begun and filled from Redis; totals go on, and survive the next restart."""
@@ -399,7 +399,7 @@ async def test_a_damaged_ledger_counts_nothing_again(
         part = one.mirror._counting
         assert part is not None
         before = part._claims.owner
-        one.mirror._ledger._upkeep._suspected()
+        one.mirror._store._upkeep._suspected()
         await eventually(lambda: part._claims.owner != before, "a file of its own")
         await write_all(app, "mv_2")
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 2, "goes on")
@@ -512,9 +512,9 @@ async def test_turned_off(redis_server: RedisServer, tmp_path: Path) -> None:
         await followed(mirror)
         await write(app, "mv_1", job("mv_1", "completed"))
         await eventually(lambda: bool(mirror.state()["captured"]), "captured")
-        assert await mirror._ledger.flushed(PATIENCE)
+        assert await mirror._store.flushed(PATIENCE)
         assert not [f.name for f in registry.collect() if f.name.startswith("pipeline")]
-        assert await mirror._ledger.column("SELECT count(*) FROM pipeline_events") == [0]
+        assert await mirror._store.column("SELECT count(*) FROM pipeline_events") == [0]
         assert await app.keys("pipeline:*") == []
 
 

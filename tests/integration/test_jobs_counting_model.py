@@ -1,6 +1,6 @@
 """Whatever is replayed, in whatever order, whoever crashes when: the fleet's counts are the same.
 
-Two sidecars with real ledgers and a real Redis, but with hands for a clock and for the capture: the
+Two sidecars with real stores and a real Redis, but with hands for a clock and for the capture: the
 versions of recorded and made-up jobs reach each of them in any order, any number of times, between
 rounds of counting, crashes of either (also between claim and commit), and pauses in which leases
 end. When at last both have seen everything, the sum of what they show is what the versions tell.
@@ -24,10 +24,10 @@ from redis.asyncio import Redis
 from proxy.config.mirrors import JobFields
 from proxy.core.clock import ManualClock
 from proxy.demo.redis_server import RedisServer
-from proxy.jobs.document import Snapshot, parse
+from proxy.jobs.document import JobDocument, parse
 from proxy.jobs.store import sql
-from proxy.jobs.store.store import Ledger
-from proxy.jobs.video_metrics.counting import BETTER_WORD, Counting
+from proxy.jobs.store.store import JobStore
+from proxy.jobs.video_metrics.counting import BETTER_WORD, EventCounting
 from proxy.jobs.video_metrics.lease import LEASE
 from proxy.jobs.video_metrics.metrics import PipelineMetrics
 from tests import jobs_kit
@@ -36,7 +36,7 @@ from tests.counting_kit import distinct, recorded, stage, whole_life
 BEGAN = 1_795_450_000.0  # before everything in the recordings
 
 
-def retried() -> list[Snapshot]:
+def retried() -> list[JobDocument]:
     """A job whose stage fails, waits, fails again and completes at the third attempt."""
     attempts = [
         stage("failed", BEGAN + 10, BEGAN + 11, error_message="[TRY_1] a"),
@@ -51,7 +51,7 @@ def retried() -> list[Snapshot]:
     ]
 
 
-VERSIONS: list[Snapshot] = [
+VERSIONS: list[JobDocument] = [
     *recorded("success")[::3],
     recorded("success")[-1],
     *recorded("failures"),
@@ -81,7 +81,7 @@ class Connection:
 
 
 class Sidecar:
-    """One process: a ledger and what is counted from it."""
+    """One process: a store and what is counted from it."""
 
     def __init__(self, path: Path, client: Redis, clock: ManualClock) -> None:
         self._path = path
@@ -91,13 +91,13 @@ class Sidecar:
     async def start(self) -> None:
         self.registry = CollectorRegistry()
         self.metrics = PipelineMetrics(self.registry)
-        self.ledger = Ledger(self._path, self._clock)
-        await self.ledger.start()
-        self.counting = Counting(
+        self.store = JobStore(self._path, self._clock)
+        await self.store.start()
+        self.counting = EventCounting(
             "m",
             jobs_kit.settings(self._path),
             JobFields(),
-            self.ledger,
+            self.store,
             lambda: self.link,  # type: ignore[arg-type, return-value]
             self._clock,
             self.metrics,
@@ -105,15 +105,15 @@ class Sidecar:
         await self.counting.load()
 
     async def stop(self) -> None:
-        await self.ledger.stop()
+        await self.store.stop()
 
     async def crash(self) -> None:
         """What is queued is lost."""
-        self.ledger._queue.clear()
-        await self.ledger.stop()
+        self.store._queue.clear()
+        await self.store.stop()
         await self.start()
 
-    def see(self, snapshot: Snapshot) -> None:
+    def see(self, snapshot: JobDocument) -> None:
         """As the capture does it."""
         now = self._clock.time()
         news = self.counting.news(snapshot, now)
@@ -122,7 +122,7 @@ class Sidecar:
             if ok and news is not None:
                 self.counting.kept(news)
 
-        self.ledger.put(snapshot, now, now + 86400, done, news.text if news else "[]")
+        self.store.put(snapshot, now, now + 86400, done, news.text if news else "[]")
 
     async def round(self) -> None:
         """One round of counting; a crash in it is a crash of the process."""
@@ -187,7 +187,7 @@ async def run_example(server: RedisServer, home: Path, steps: Any, order: int) -
         for sidecar in fleet:
             await sidecar.start()
         try:
-            clock.advance(30_000)  # the recordings lie before now, and after the ledgers' beginning
+            clock.advance(30_000)  # the recordings lie before now, and after the stores' beginning
             for step, who, which in steps:
                 if step == "pause":
                     await lease_ends(client, clock)
@@ -207,11 +207,11 @@ async def lease_ends(client: Redis, clock: ManualClock) -> None:
         await client.delete(key)
 
 
-async def one_step(sidecar: Sidecar, step: str, version: Snapshot) -> None:
+async def one_step(sidecar: Sidecar, step: str, version: JobDocument) -> None:
     if step == "see":
         sidecar.see(version)
         # Or the version might be lost in a crash, and nobody could tell.
-        assert await sidecar.ledger.flushed(5)
+        assert await sidecar.store.flushed(5)
     elif step == "round":
         await sidecar.round()
     elif step == "crash":
@@ -230,23 +230,23 @@ async def everything_to_everybody(
     for number, (sidecar, version) in enumerate(unseen):
         sidecar.see(version)
         if number % 25 == 0:
-            assert await sidecar.ledger.flushed(5)
+            assert await sidecar.store.flushed(5)
             await chance.choice(fleet).round()
             if chance.random() < 0.5:
                 await lease_ends(client, clock)
             if chance.random() < 0.3:
                 victim = chance.choice(fleet)
-                assert await victim.ledger.flushed(5)
+                assert await victim.store.flushed(5)
                 await victim.crash()
     for sidecar in fleet:
-        assert await sidecar.ledger.flushed(5)
+        assert await sidecar.store.flushed(5)
     for alone in (*fleet, *reversed(fleet)):
         await lease_ends(client, clock)
         for _ in range(4):
             clock.advance(max(LEASE, BETTER_WORD) / 2 + 0.1)
             await alone.round()
         assert alone.counting.counts
-        assert await alone.ledger.column(sql.PENDING_COUNT) == [0]
+        assert await alone.store.column(sql.PENDING_COUNT) == [0]
 
 
 def compare(fleet: Iterable[Sidecar]) -> None:

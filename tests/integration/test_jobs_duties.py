@@ -236,7 +236,7 @@ async def test_redis_without_memory_is_an_obstacle_not_a_loss(
 async def test_evicted_jobs_are_not_taken_for_deleted(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Redis drops keys for want of memory: the ledger keeps them as live jobs."""
+    """Redis drops keys for want of memory: the store keeps them as live jobs."""
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
         raw = await write(app, "mv_1", job("mv_1", padding="x" * 100_000))

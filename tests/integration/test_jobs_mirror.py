@@ -40,7 +40,7 @@ async def restart_empty(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["success", "failures", "older-shape"])
-async def test_recorded_lives_end_in_the_ledger(
+async def test_recorded_lives_end_in_the_store(
     name: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Every recorded command is replayed; the last version of each job is in SQLite."""
@@ -195,7 +195,7 @@ async def test_a_deletion_between_restore_and_comparison(
             for job_id, raw in (("mv_1", job("mv_1")), ("mv_2", job("mv_2")), ("mv_2", newest)):
                 await write(app, job_id, raw)
                 await eventually(holds(mirror, job_id, raw), "captured")
-        mirror._keeper._compare = compare_for_ever  # type: ignore[method-assign]
+        mirror._session._compare = compare_for_ever  # type: ignore[method-assign]
         await restart_empty(redis_server)
         await eventually(comparing.is_set, "restored, and comparing")
         assert mirror.redis_whole
@@ -437,20 +437,20 @@ async def test_a_killed_proxy_knows_that_redis_has_just_come_back(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Whether this process or the one before it saw Redis return, one lost job closes creation."""
-    ledger = tmp_path / "j.db"
-    async with running(redis_server, ledger, app_breaker="60s") as mirror:
+    store = tmp_path / "j.db"
+    async with running(redis_server, store, app_breaker="60s") as mirror:
         since = await followed(mirror)
         await restart_empty(redis_server)
         await followed(mirror, since)
     for again in ("seen by an earlier process", "while no process ran"):
-        async with running(redis_server, ledger, app_breaker="60s") as mirror:
+        async with running(redis_server, store, app_breaker="60s") as mirror:
             await followed(mirror)
             assert mirror.creation_refusal() is None
             assert await mirror.confirm_created("mv_1", timeout=0.05) is Creation.NOT_STORED
             refusal = mirror.creation_refusal()
             assert refusal is not None, again
             assert refusal.reason == "app_breaker_open"
-        with sqlite3.connect(ledger) as direct:
+        with sqlite3.connect(store) as direct:
             direct.execute("DELETE FROM meta WHERE name = 'redis_back_at'")
         await restart_empty(redis_server)
 
@@ -566,24 +566,24 @@ async def test_forbidden_tracking_falls_back(redis_server: RedisServer, tmp_path
 async def test_absence_seen_before_a_restore_proves_nothing_after_it(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """A job is fetched from the empty server, and the ledger is slow to say what it knew of it."""
+    """A job is fetched from the empty server, and the store is slow to say what it knew of it."""
     async with running(redis_server, tmp_path / "j.db") as mirror, connected(redis_server) as app:
         await followed(mirror)
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "the job")
-        ledger, keeper = mirror._ledger, mirror._keeper
-        quick = ledger.heads
+        store, session = mirror._store, mirror._session
+        quick = store.heads
 
         async def slow(job_ids: list[str]) -> Any:
-            if not keeper.whole:
-                await eventually(lambda: keeper.whole, "the restore")
+            if not session.whole:
+                await eventually(lambda: session.whole, "the restore")
             return await quick(job_ids)
 
-        ledger.heads = slow  # type: ignore[method-assign]
+        store.heads = slow  # type: ignore[method-assign]
         since = mirror.state()["last_sync"]
         await asyncio.to_thread(redis_server.kill)
         await eventually(lambda: mirror.state()["redis"] == "down", "the loss")
-        keeper.capture.named.look_at(
+        session.capture.named.look_at(
             "mv_1"
         )  # fetched at once when Redis is back, before the restore
         await asyncio.to_thread(redis_server.start)

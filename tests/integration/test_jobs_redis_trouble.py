@@ -91,7 +91,7 @@ async def test_evicted_jobs_stay_known(
         evicted = (await app.info("stats"))["evicted_keys"]
 
         def marked() -> bool:
-            mark = mirror._keeper._life.mark  # type: ignore[union-attr]
+            mark = mirror._session._life.mark  # type: ignore[union-attr]
             return mark is not None and mark.facts.evicted == evicted
 
         await eventually(marked, "the burst is over")
@@ -99,12 +99,12 @@ async def test_evicted_jobs_stay_known(
         await eventually(deleted(mirror, survivor), "the deletion was noticed")
         assert await mirror.revive(captured[0])
         assert await app.get(PREFIX + captured[0]) == raws[captured[0]]
-        mirror._keeper.capture.evictions.report(float("inf"))
+        mirror._session.capture.evictions.report(float("inf"))
     assert len(lines(caplog, "jobs evicted from Redis")) <= 2, "a burst is one line"
 
 
 async def seen_all(mirror: Any, raws: dict[str, bytes]) -> bool:
-    named = mirror._keeper.capture.named
+    named = mirror._session.capture.named
     return not named._urgent and not named._bulk and mirror.state()["backlog"] == 0
 
 
@@ -225,7 +225,7 @@ async def test_no_answer_is_not_a_missing_key(redis_server: RedisServer, tmp_pat
         running(far, tmp_path / "j.db", confirm_within="0.5s") as mirror,
     ):
         await followed(mirror)
-        mirror._keeper.link.round_trip = 3.0  # type: ignore[union-attr]
+        mirror._session.link.round_trip = 3.0  # type: ignore[union-attr]
         distance.seconds = 2.5
         await asyncio.sleep(0)
         await write(app, "mv_slow")
@@ -371,7 +371,7 @@ async def test_a_value_that_defeats_us_costs_one_line(
     """A mistake of ours with one value is no reason to stop mirroring the others."""
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
-        capture = mirror._keeper.capture
+        capture = mirror._session.capture
         honest = capture._note
 
         def fails(snapshot: Any) -> None:
@@ -405,11 +405,11 @@ async def test_an_unseen_old_version_of_a_deleted_job_stays_away(
             await followed(mirror, since)
             # As from a snapshot: before the mirror is through with its comparison it is all the
             # same; here the gap is held open for it.
-            mirror._keeper._life.old_data = True  # type: ignore[union-attr]
+            mirror._session._life.old_data = True  # type: ignore[union-attr]
             await write(app, "mv_1", job("mv_1", "processing", progress=3.0))
             await eventually(lambda: gone(app, "mv_1"), "the old version is removed")
             assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
-            mirror._keeper._life.old_data = True  # type: ignore[union-attr]
+            mirror._session._life.old_data = True  # type: ignore[union-attr]
             newer = job("mv_1", "queued", started_at="2199-01-01T00:00:00+00:00")
             await write(app, "mv_1", newer)
             await eventually(holds(mirror, "mv_1", newer), "a later one is a new job")
@@ -467,7 +467,7 @@ async def test_a_list_is_as_old_as_the_last_word_of_redis(
         as_of = dict(answer.headers)["X-Job-As-Of"]
         assert as_of >= mirror.state()["last_sync"]
         assert as_of[:19] <= mirror.state()["since"][:19]
-        assert mirror._keeper.known_until == pytest.approx(mirror._keeper.since, abs=2)
+        assert mirror._session.known_until == pytest.approx(mirror._session.since, abs=2)
         assert json.loads(answer.body)["total"] == 1
 
 

@@ -86,7 +86,7 @@ async def test_a_job_whose_message_was_discarded_is_worked_on(
         await asyncio.to_thread(producer.send, "mv_first")
 
         async def message_seen() -> bool:
-            return bool(await mirror._ledger.table("SELECT 1 FROM job_messages"))
+            return bool(await mirror._store.table("SELECT 1 FROM job_messages"))
 
         await eventually(message_seen, "message seen")
         await app.delete(QUEUE)
@@ -224,7 +224,7 @@ async def test_many_sidecars_push_one_message(
         for mirror in (one, other):
 
             async def seen(mirror: Mirror = mirror) -> bool:
-                return bool(await mirror._ledger.table("SELECT 1 FROM job_messages"))
+                return bool(await mirror._store.table("SELECT 1 FROM job_messages"))
 
             await eventually(seen, "message seen")
         for _ in range(2):
@@ -324,7 +324,7 @@ async def test_that_nobody_works_is_known_at_once(
         running(redis_server, tmp_path / "j.db", registry=registry, **FAST) as mirror,
         connected(redis_server) as app,
     ):
-        mirror._keeper.requeue._workers._tell = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
+        mirror._session.requeue._workers._tell = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
         await followed(mirror)
         worker = app.pubsub()
         await worker.psubscribe("/0.celery.pidbox")
@@ -357,14 +357,14 @@ async def test_workers_stay_known_across_a_restart_of_the_proxy(
         worker.start()
 
         async def known() -> bool:
-            rows = dict(await mirror._ledger.table("SELECT name, value FROM meta"))
+            rows = dict(await mirror._store.table("SELECT name, value FROM meta"))
             return "one@test" in rows.get("workers", "")
 
         await eventually(known, "known", LONG)
     worker.kill()
     async with running(redis_server, path, **FAST) as mirror:
         await followed(mirror)
-        requeuer = mirror._keeper.requeue
+        requeuer = mirror._session.requeue
         assert requeuer is not None
         await eventually(lambda: "one@test" in requeuer._workers.state.known, "remembered")
 
@@ -381,7 +381,7 @@ async def test_a_worker_that_has_begun_another_job_since_does_not_keep_the_first
         async with running(redis_server, path, **late) as mirror, connected(redis_server) as app:
 
             async def stored(what: str) -> bool:
-                rows = dict(await mirror._ledger.table("SELECT name, value FROM meta"))
+                rows = dict(await mirror._store.table("SELECT name, value FROM meta"))
                 return what in rows.get("solo_workers", "")
 
             await followed(mirror)
@@ -425,7 +425,7 @@ async def test_an_idle_worker_does_not_get_what_another_is_at(
     idle = CeleryWorker(tmp_path, redis_server, "idle", **fast)
     async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
         since = await followed(mirror)
-        requeuer = mirror._keeper.requeue
+        requeuer = mirror._session.requeue
         assert requeuer is not None
         try:
             async with connected(redis_server) as app:

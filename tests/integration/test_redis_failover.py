@@ -180,7 +180,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
             elif written_to == old:
                 del outcomes[job_id]  # it is lost: a master that was replaced took it
 
-        link = mirror._keeper.link
+        link = mirror._session.link
         assert link is not None
         old = link.address
         await asyncio.gather(*(create(number) for number in range(20)))
@@ -190,7 +190,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
         async def moved() -> bool:
             creations.append(asyncio.create_task(create(100 + len(creations))))
             await asyncio.sleep(0.05)
-            link = mirror._keeper.link
+            link = mirror._session.link
             return link is not None and link.address not in (None, old)
 
         await eventually(moved, "the mirror follows the new master", 60)

@@ -16,10 +16,10 @@ import pytest
 from proxy.core.clock import ManualClock
 from proxy.core.sqlite import recovery
 from proxy.core.sqlite.file import Schema, Silent, SqliteFile
-from proxy.core.sqlite.recovery import Upkeep
+from proxy.core.sqlite.recovery import FileRecovery
 from proxy.jobs.document import parse
 from proxy.jobs.store import sql
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 from tests.http1 import PATIENCE
 from tests.jobs_kit import job
 
@@ -178,38 +178,38 @@ async def test_a_value_that_is_refused_is_still_refused(tmp_path: Path) -> None:
         await file.transaction([(ADD, [{"v": 1}])])
 
 
-async def test_a_ledger_whose_connection_is_closed_loses_nothing(tmp_path: Path) -> None:
+async def test_a_store_whose_connection_is_closed_loses_nothing(tmp_path: Path) -> None:
     """It opens its file anew and writes what was queued."""
-    ledger = Ledger(tmp_path / "j.db", ManualClock(NOW))
-    await ledger.start()
+    store = JobStore(tmp_path / "j.db", ManualClock(NOW))
+    await store.start()
     try:
-        writer = ledger._file.writer
+        writer = store._file.writer
         assert writer is not None
         await writer.close()
         for number in range(3):
-            ledger.put(parse(f"mv_{number}", job(f"mv_{number}")), NOW, NOW + 10, None)
-        assert await ledger.flushed(PATIENCE)
-        assert ledger.refused == 0
-        assert len(await ledger.listing(None, NOW, 10)) == 3
+            store.put(parse(f"mv_{number}", job(f"mv_{number}")), NOW, NOW + 10, None)
+        assert await store.flushed(PATIENCE)
+        assert store.refused == 0
+        assert len(await store.listing(None, NOW, 10)) == 3
     finally:
-        await ledger.stop()
+        await store.stop()
 
 
 async def test_clean_up_and_surveys_use_their_indexes(tmp_path: Path) -> None:
     """Neither sorts all that is outlived, nor goes through the rows of active jobs."""
-    ledger = Ledger(tmp_path / "j.db", ManualClock(NOW))
-    await ledger.start()
+    store = JobStore(tmp_path / "j.db", ManualClock(NOW))
+    await store.start()
     try:
         for statement, params in (
             (sql.OUTLIVED, {"before": NOW, "limit": 500}),
             (sql.WORKED_ON, {"end": 3, "end_at": "3", "earliest": 2, "start": 0, "most": 10}),
             (sql.ACTIVE, (NOW,)),
         ):
-            plan = str(await ledger.table(f"EXPLAIN QUERY PLAN {statement}", params))
+            plan = str(await store.table(f"EXPLAIN QUERY PLAN {statement}", params))
             assert "TEMP B-TREE" not in plan
             assert "SCAN jobs" not in plan.replace("SCAN jobs USING INDEX idx_jobs_unfinished", "")
     finally:
-        await ledger.stop()
+        await store.stop()
 
 
 async def test_a_log_that_a_foreign_reader_holds(
@@ -221,7 +221,7 @@ async def test_a_log_that_a_foreign_reader_holds(
     monkeypatch.setattr(recovery, "LOOK", 0.0)
     caplog.set_level(logging.WARNING, "proxy.core.sqlite.recovery")
     path = tmp_path / "t.db"
-    upkeep = Upkeep(
+    upkeep = FileRecovery(
         "test",
         path,
         schema(),

@@ -23,10 +23,10 @@ from proxy.core.clock import ManualClock
 from proxy.core.redis.client import connect
 from proxy.core.vitals import Vitals
 from proxy.demo.redis_server import RedisServer
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.jobs.service import Mirrors
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.jobs.store.schema import StoreSilent
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.telemetry.metrics.registry import Metrics
 from tests.http1.client import RawClient
 from tests.http1.message import PATIENCE, Request
@@ -328,7 +328,7 @@ async def test_jobs_with_their_stages(redis_server: RedisServer, tmp_path: Path)
         assert (shown["stages"][0]["seconds"], shown["error"]) == (2.5, "<b>none</b>")
 
 
-async def test_a_silent_ledger_costs_no_snapshot(
+async def test_a_silent_store_costs_no_snapshot(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stream goes on, says why jobs are not fresh, and shows those it had."""
@@ -338,7 +338,7 @@ async def test_a_silent_ledger_costs_no_snapshot(
 
         async def overview(limit: int) -> Any:
             await silent.wait()
-            raise LedgerSilent("disk hung")
+            raise StoreSilent("disk hung")
 
         monkeypatch.setattr(site.mirrors.by_name["make_video"].inspection, "overview", overview)
         async with site.stream() as answer:
@@ -349,7 +349,7 @@ async def test_a_silent_ledger_costs_no_snapshot(
                 document.get("jobs", {}).get("problem")
             ):
                 pass
-            assert document["jobs"]["problem"] == "the ledger does not answer: disk hung"
+            assert document["jobs"]["problem"] == "the store does not answer: disk hung"
             assert document["health"]["findings"][-1]["kind"] == "jobs_unknown"
 
 
@@ -408,9 +408,11 @@ def test_the_history_is_recorded_with_a_clock_of_its_own() -> None:
     """Snapshots take the injected clock, so that tests and replays can stand still."""
     metrics = Metrics("1")
     clock = ManualClock()
-    breakers = BreakerBoard({}, registry=metrics.registry)
+    breakers = BreakerRegistry({}, registry=metrics.registry)
     mirrors = Mirrors({}, lambda: pytest.fail("no Redis here"), metrics.registry, clock)
-    sources = Sources(FakeProxy(metrics), metrics, breakers, mirrors, Watch(clock), Vitals())
+    sources = Sources(
+        FakeProxy(metrics), metrics, breakers, mirrors, UpstreamWatch(clock), Vitals()
+    )
     snapshots = board_module.Snapshots(sources, clock)
     snapshots.record()
     clock.advance(30.0)

@@ -27,7 +27,7 @@ LOOPS = {
     "deadlines",
     "health-app-http://127.0.0.1:PORT",
     "idempotency:renew",
-    "ledger-writer:jobs.db",
+    "store-writer:jobs.db",
     "loop-lag",
     "mirror:make_video:active",
     "mirror:make_video:clean-up",

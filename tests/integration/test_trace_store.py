@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from proxy.core.clock import ManualClock
 from proxy.trace import sql
 from proxy.trace import store as store_module
-from proxy.trace.events import Event, Severity
+from proxy.trace.events import Severity, TraceEvent
 from proxy.trace.recorder import Trace
 from tests.jobs_kit import eventually
 from tests.trace_kit import T0, exchange, trace
@@ -413,7 +413,7 @@ _FULL = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 from proxy.core.clock import SystemClock
-from proxy.trace.events import Event, Severity
+from proxy.trace.events import TraceEvent, Severity
 from tests.trace_kit import trace
 
 async def main():
@@ -426,7 +426,7 @@ async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, soft[1]))
     for number in range(3000):
         facts = {"x": "y" * 400}
-        one.record(Event(float(number), "exchange", "request", Severity.ERROR, "c", facts=facts))
+        one.record(TraceEvent(float(number), "exchange", "request", Severity.ERROR, "c", facts=facts))
     while one.store.degraded is None:
         await asyncio.sleep(0.01)
     found = await one.store.reading().by_correlation("c", 9999)
@@ -465,4 +465,4 @@ def test_a_full_disk_and_room_again(tmp_path: Path) -> None:
 def test_events_are_equal_by_what_they_say() -> None:
     """Two events of the same facts are the same to the tests above."""
     assert exchange() == exchange()
-    assert exchange() != Event(T0, "exchange", "request")
+    assert exchange() != TraceEvent(T0, "exchange", "request")

@@ -16,7 +16,7 @@ from proxy.core.clock import SystemClock
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.store import inspection
-from proxy.trace.events import Event
+from proxy.trace.events import TraceEvent
 from proxy.trace.recorder import Trace
 from tests.jobs_kit import connected, eventually, followed, job, running, write
 from tests.trace_kit import stages, trace
@@ -48,7 +48,9 @@ class Stage:
     def call(self, correlation_id: str) -> None:
         """The worker calls audio-transcriber now, in vain."""
         facts = {"direction": "egress", "status": 503, "method": "POST", "path": "/jobs"}
-        event = Event(time.time(), "exchange", "failed", facts=facts, service="audio-transcriber")
+        event = TraceEvent(
+            time.time(), "exchange", "failed", facts=facts, service="audio-transcriber"
+        )
         event.correlation_id = correlation_id
         self.trace.record(event)
 

@@ -13,7 +13,7 @@ from proxy.config.listeners import AlsoFile, Upload
 from proxy.idempotency.key import fingerprint
 from proxy.uploads.check import OTHER_FIELDS
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 from tests.data.audio.generate import path_of
 from tests.uploads.drive import form, new_spool, part, upload
 
@@ -42,14 +42,14 @@ async def pool() -> AsyncIterator[ProbePool]:
 
 
 @pytest.fixture
-def validator(pool: ProbePool) -> UploadValidator:
+def validator(pool: ProbePool) -> UploadRules:
     """A route with a few rules."""
     rules = Upload(also=tuple(AlsoFile.model_validate(rule) for rule in ALSO))
-    return UploadValidator(rules, pool, new_spool(), digest=True, boundary=lambda: "ours")
+    return UploadRules(rules, pool, new_spool(), digest=True, boundary=lambda: "ours")
 
 
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
-async def test_they_pass_beside_the_audio(validator: UploadValidator, chunk: int) -> None:
+async def test_they_pass_beside_the_audio(validator: UploadRules, chunk: int) -> None:
     """In their places, byte for byte, with a safe name and the type that they have."""
     body = form(
         part(b"1", b"a", None),
@@ -78,7 +78,7 @@ async def test_a_large_one_goes_to_the_disk(pool: ProbePool, first: bool) -> Non
     """Like the audio: it takes no more memory than that, and comes back whole."""
     rule = AlsoFile(field="cover", types=("image/png",), max_size=40_000_000)
     spool = new_spool()
-    validator = UploadValidator(Upload(also=(rule,)), pool, spool, digest=True)
+    validator = UploadRules(Upload(also=(rule,)), pool, spool, digest=True)
     large = PNG + bytes(range(256)) * 80_000
     parts = [part(large, b"cover", b"c.png"), part(MP3)]
     outcome = await upload(validator, form(*(parts if first else reversed(parts))))
@@ -125,7 +125,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("chunk", [333, 1 << 22])
-async def test_each_has_its_rule(validator: UploadValidator, name: str, chunk: int) -> None:
+async def test_each_has_its_rule(validator: UploadRules, name: str, chunk: int) -> None:
     """With the code and the field of what was wrong with it."""
     more, code = REFUSED[name]
     for body in (form(part(MP3), more), form(more, part(MP3))):
@@ -137,14 +137,14 @@ async def test_each_has_its_rule(validator: UploadValidator, name: str, chunk: i
             assert outcome.error.facts["field"] in str(outcome.error)
 
 
-async def test_the_length_allows_for_them(validator: UploadValidator) -> None:
+async def test_the_length_allows_for_them(validator: UploadRules) -> None:
     """A `Content-Length` that audio, files and fields have room in is not refused by itself."""
     most = 50 * 2**20 + 500_000 + 3 * 5 * 2**20 + 5 * 2**20 + OTHER_FIELDS
     assert (await upload(validator, form(part(MP3)), length=most)).code == "accepted"
     assert (await upload(validator, b"", length=most + 1)).code == "upload_too_large"
 
 
-async def test_they_belong_to_what_makes_an_upload_the_same(validator: UploadValidator) -> None:
+async def test_they_belong_to_what_makes_an_upload_the_same(validator: UploadRules) -> None:
     """In any order and under any boundary; another cover is another request."""
 
     async def of(*parts: bytes) -> str:

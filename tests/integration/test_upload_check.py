@@ -18,7 +18,7 @@ from proxy.core.errors import UploadRejected, UploadTooLong, forget_frames
 from proxy.uploads.check import OTHER_FIELDS
 from proxy.uploads.formats.families import NAMES
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import KINDS, encode, wav_header
@@ -48,14 +48,14 @@ async def pool() -> AsyncIterator[ProbePool]:
 
 
 @pytest.fixture
-def validator(pool: ProbePool) -> UploadValidator:
+def validator(pool: ProbePool) -> UploadRules:
     """Every family, ten minutes, 50 MiB."""
-    return UploadValidator(Upload(types=ALL), pool, new_spool(), boundary=lambda: "ours")
+    return UploadRules(Upload(types=ALL), pool, new_spool(), boundary=lambda: "ours")
 
 
 @pytest.mark.parametrize("chunk", [1, 777, 1 << 20])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("wav")] + ["wav"])
-async def test_every_sample_is_accepted(validator: UploadValidator, kind: str, chunk: int) -> None:
+async def test_every_sample_is_accepted(validator: UploadRules, kind: str, chunk: int) -> None:
     """In pieces of any size, measured to the tenth of a second, and forwarded byte for byte."""
     audio = path_of(kind).read_bytes()
     outcome = await upload(validator, form(part(audio)), chunk=chunk)
@@ -65,7 +65,7 @@ async def test_every_sample_is_accepted(validator: UploadValidator, kind: str, c
     assert outcome.parts()[0][3] == audio
 
 
-async def test_the_app_gets_a_canonical_form(validator: UploadValidator) -> None:
+async def test_the_app_gets_a_canonical_form(validator: UploadRules) -> None:
     """Our boundary, one disposition, a safe name with the true extension, the detected type; other
     fields in their order."""
     audio = path_of("m4a-last").read_bytes()
@@ -87,9 +87,7 @@ async def test_the_app_gets_a_canonical_form(validator: UploadValidator) -> None
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
-async def test_inputs_that_were_left_empty_are_no_files(
-    validator: UploadValidator, chunk: int
-) -> None:
+async def test_inputs_that_were_left_empty_are_no_files(validator: UploadRules, chunk: int) -> None:
     """Browsers send them with an empty name and no byte: the app gets them so, the audio once."""
     unfilled = part(b"", b"cover", b"", b"Content-Type: application/octet-stream")
     nothing = part(b"", b"audio_file", b"")
@@ -102,7 +100,7 @@ async def test_inputs_that_were_left_empty_are_no_files(
     ]
 
 
-async def test_names_and_charset_go_as_they_came(validator: UploadValidator) -> None:
+async def test_names_and_charset_go_as_they_came(validator: UploadRules) -> None:
     """In the charset that the client names; without one, names are UTF-8."""
     body = form(part(b"\xe7", "a\xe7\xe3o".encode("latin-1"), None), part(AUDIO))
     for charset, name in ((b"", "a\xe7\xe3o".encode()), (b"; charset=ISO-8859-1", b"a\xe7\xe3o")):
@@ -111,7 +109,7 @@ async def test_names_and_charset_go_as_they_came(validator: UploadValidator) -> 
         assert b'name="' + name + b'"\r\n\r\n\xe7\r\n' in outcome.sent
 
 
-async def test_a_refused_type_never_reaches_the_app(validator: UploadValidator) -> None:
+async def test_a_refused_type_never_reaches_the_app(validator: UploadRules) -> None:
     """Not one byte goes upstream, the fields before the file included."""
     body = form(part(b"5", b"max_shorts", None), part(b"%PDF-1.7\n" + b"x" * 500_000))
     outcome = await upload(validator, body)
@@ -125,7 +123,7 @@ async def test_a_refused_type_never_reaches_the_app(validator: UploadValidator) 
 
 async def test_an_unlisted_family_is_refused_by_its_name(pool: ProbePool) -> None:
     """FLAC, WebM and AAC are true audio, but only where the config says so."""
-    strict = UploadValidator(Upload(), pool, new_spool())
+    strict = UploadRules(Upload(), pool, new_spool())
     for kind, name in (("flac", "audio/flac"), ("webm", "audio/webm"), ("aac", "audio/aac")):
         outcome = await upload(strict, form(part(path_of(kind).read_bytes())))
         assert outcome.code == "upload_type_rejected"
@@ -135,7 +133,7 @@ async def test_an_unlisted_family_is_refused_by_its_name(pool: ProbePool) -> Non
 
 
 @pytest.mark.parametrize("kind", ["mp3", "m4a-last", "m4a-first", "flac", "opus"])
-async def test_eleven_minutes_are_too_long(validator: UploadValidator, kind: str) -> None:
+async def test_eleven_minutes_are_too_long(validator: UploadRules, kind: str) -> None:
     """And the app never sees the end."""
     rate = 8000 if kind != "opus" else 48_000
     outcome = await upload(validator, form(part(encode(kind, 660, rate, silent=True))))
@@ -146,7 +144,7 @@ async def test_eleven_minutes_are_too_long(validator: UploadValidator, kind: str
     assert not outcome.sent.endswith(b"--ours--\r\n")
 
 
-async def test_three_hours_are_refused_after_ten_minutes(validator: UploadValidator) -> None:
+async def test_three_hours_are_refused_after_ten_minutes(validator: UploadRules) -> None:
     """The rest of the body is not waited for."""
     second = bytes(16_000)
     check = validator.begin(CONTENT_TYPE, None, None)
@@ -169,14 +167,14 @@ async def test_three_hours_are_refused_after_ten_minutes(validator: UploadValida
 
 
 @pytest.mark.parametrize("kind", ["mp3", "m4a-last", "wav"])
-async def test_ten_minutes_are_not_too_long(validator: UploadValidator, kind: str) -> None:
+async def test_ten_minutes_are_not_too_long(validator: UploadRules, kind: str) -> None:
     """An encoder's padding does not push a file of exactly ten minutes over the limit."""
     outcome = await upload(validator, form(part(encode(kind, 600, 8000, silent=True))))
     assert outcome.code == "accepted"
 
 
 @pytest.mark.parametrize("chunk", [65_536, MIB])
-async def test_most_of_a_long_wav_is_only_counted(validator: UploadValidator, chunk: int) -> None:
+async def test_most_of_a_long_wav_is_only_counted(validator: UploadRules, chunk: int) -> None:
     """And all of it is forwarded; one that goes on for too long in another chunk of samples is
     refused, and so is one that ends in an archive."""
     audio = wav_header(12 * MIB, 16_000) + random.Random(chunk).randbytes(12 * MIB)
@@ -195,7 +193,7 @@ async def test_most_of_a_long_wav_is_only_counted(validator: UploadValidator, ch
 
 
 async def test_a_length_that_cannot_fit_is_refused_before_the_body(
-    validator: UploadValidator,
+    validator: UploadRules,
 ) -> None:
     """File limit plus 1 MiB for the rest."""
     length = int(61.2 * MIB)
@@ -207,7 +205,7 @@ async def test_a_length_that_cannot_fit_is_refused_before_the_body(
 @pytest.mark.parametrize("known", [True, False])
 async def test_bytes_are_counted_whatever_the_length_says(pool: ProbePool, known: bool) -> None:
     """Chunked bodies, and lengths that fit only because of the allowance."""
-    small = UploadValidator(Upload(max_size=100_000), pool, new_spool())
+    small = UploadRules(Upload(max_size=100_000), pool, new_spool())
     body = form(part(wav_header(100_000) + bytes(109_900)))
     outcome = await upload(small, body, length=len(body) if known else None)
     found = "107.4KB" if known else "over 97.7KB"
@@ -218,7 +216,7 @@ async def test_bytes_are_counted_whatever_the_length_says(pool: ProbePool, known
 async def test_the_largest_file_is_accepted(pool: ProbePool) -> None:
     """To the byte."""
     audio = wav_header(99_956) + bytes(99_956)
-    exact = UploadValidator(Upload(max_size=100_000), pool, new_spool())
+    exact = UploadRules(Upload(max_size=100_000), pool, new_spool())
     assert (await upload(exact, form(part(audio)))).code == "accepted"
 
 
@@ -244,7 +242,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("chunk", [100, 1 << 20])
-async def test_broken_forms_are_refused(validator: UploadValidator, name: str, chunk: int) -> None:
+async def test_broken_forms_are_refused(validator: UploadRules, name: str, chunk: int) -> None:
     """With the code that says what is wrong, and never with a complete request upstream."""
     body, code = REFUSED[name]
     outcome = await upload(validator, body, chunk=chunk)
@@ -263,7 +261,7 @@ async def test_broken_forms_are_refused(validator: UploadValidator, name: str, c
     ],
 )
 async def test_heads_that_cannot_lead_to_an_upload(
-    validator: UploadValidator, content_type: bytes, encoding: bytes | None, code: str
+    validator: UploadRules, content_type: bytes, encoding: bytes | None, code: str
 ) -> None:
     """Refused at once, before any body."""
     with pytest.raises(UploadRejected) as refusal:
@@ -274,7 +272,7 @@ async def test_heads_that_cannot_lead_to_an_upload(
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])
 async def test_raw_bodies(pool: ProbePool, chunk: int) -> None:
     """Unchanged, with their length, the last piece held back until the verdict."""
-    raw = UploadValidator(Upload(field=None), pool, new_spool())
+    raw = UploadRules(Upload(field=None), pool, new_spool())
     outcome = await upload(
         raw, AUDIO, chunk=chunk, content_type=b"audio/mpeg; x=y", length=len(AUDIO)
     )
@@ -286,7 +284,7 @@ async def test_raw_bodies(pool: ProbePool, chunk: int) -> None:
 
 async def test_raw_bodies_that_are_refused(pool: ProbePool) -> None:
     """Declared as something else, empty, or one byte too large."""
-    raw = UploadValidator(Upload(field=None, max_size=1000), pool, new_spool())
+    raw = UploadRules(Upload(field=None, max_size=1000), pool, new_spool())
     for content_type, length, code in (
         (b"text/html", 10, "upload_type_rejected"),
         (CONTENT_TYPE, 10, "upload_type_rejected"),
@@ -301,7 +299,7 @@ async def test_raw_bodies_that_are_refused(pool: ProbePool) -> None:
 
 async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
     """Every byte as it came; the facts say what would have been."""
-    report = UploadValidator(Upload(mode="report", max_size=1 * MIB), pool, new_spool())
+    report = UploadRules(Upload(mode="report", max_size=1 * MIB), pool, new_spool())
     bodies = {
         "accepted": form(part(AUDIO)),
         "upload_type_rejected": form(part(b"%PDF-1.7" + bytes(100_000))),
@@ -319,7 +317,7 @@ async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
     assert (far_too_large.forward_length, far_too_large.content_type) == (10**9, None)
 
 
-async def test_forty_at_once(validator: UploadValidator) -> None:
+async def test_forty_at_once(validator: UploadRules) -> None:
     """All accepted, the loop never held up, and every verdict soon after its last byte."""
     audio = encode("mp3", 60, 8000, silent=True)
     outcomes = await asyncio.gather(
@@ -330,7 +328,7 @@ async def test_forty_at_once(validator: UploadValidator) -> None:
 
 
 async def test_an_upload_that_is_given_up_frees_its_process(
-    pool: ProbePool, validator: UploadValidator
+    pool: ProbePool, validator: UploadRules
 ) -> None:
     """The client left midway."""
     check = validator.begin(CONTENT_TYPE, None, None)
@@ -344,7 +342,7 @@ async def test_an_upload_that_is_given_up_frees_its_process(
     assert check.facts["verdict"] == "unfinished"
 
 
-async def test_the_client_answers_for_what_an_upload_holds(validator: UploadValidator) -> None:
+async def test_the_client_answers_for_what_an_upload_holds(validator: UploadRules) -> None:
     """Fields, file and what is written around it count as the connection's, until it is closed."""
 
     class Client:
@@ -364,7 +362,7 @@ async def test_the_client_answers_for_what_an_upload_holds(validator: UploadVali
     "body", [b"", b"no form", part(b"x" * 70_000)[:-2], part(b"x")[:20] + b"\0\r\n\r\n"]
 )
 async def test_an_upload_leaves_nothing_to_the_collector(
-    validator: UploadValidator, body: bytes
+    validator: UploadRules, body: bytes
 ) -> None:
     """A flood of refused ones would keep it busy, and everybody waiting for it."""
     gc.collect()

@@ -13,7 +13,7 @@ import pytest_asyncio
 from proxy.config.listeners import Upload
 from proxy.uploads.formats.families import NAMES
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 from tests.uploads.corpus import FILES, FILMS, write
 from tests.uploads.drive import form, new_spool, part, upload
 
@@ -24,11 +24,11 @@ pytestmark = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def validator() -> AsyncIterator[UploadValidator]:
+async def validator() -> AsyncIterator[UploadRules]:
     """Every family."""
     pool = ProbePool()
     await pool.start()
-    yield UploadValidator(Upload(types=tuple(NAMES)), pool, new_spool())
+    yield UploadRules(Upload(types=tuple(NAMES)), pool, new_spool())
     await pool.stop()
 
 
@@ -41,9 +41,7 @@ def written(path: Path, arguments: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", FILES)
-async def test_true_audio_is_accepted(
-    validator: UploadValidator, tmp_path: Path, name: str
-) -> None:
+async def test_true_audio_is_accepted(validator: UploadRules, tmp_path: Path, name: str) -> None:
     """Five seconds, give or take the encoder's padding."""
     data = written(tmp_path / name, FILES[name])
     outcome = await upload(validator, form(part(data)))
@@ -52,7 +50,7 @@ async def test_true_audio_is_accepted(
 
 
 @pytest.mark.parametrize("name", FILMS)
-async def test_films_are_refused(validator: UploadValidator, tmp_path: Path, name: str) -> None:
+async def test_films_are_refused(validator: UploadRules, tmp_path: Path, name: str) -> None:
     """A video track in a container that may hold audio, or a container that may not."""
     data = written(tmp_path / name, FILMS[name])
     assert (await upload(validator, form(part(data)))).code == "upload_type_rejected"

@@ -14,7 +14,7 @@ import pytest_asyncio
 from proxy.config.listeners import Upload
 from proxy.uploads.formats.families import NAMES
 from proxy.uploads.probe.pool import ProbePool
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 from tests.uploads.audio import samples, wav_header
 from tests.uploads.drive import form, new_spool, part, upload
 
@@ -131,11 +131,11 @@ CHAPTERS = ";FFMETADATA1\n" + "".join(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def validator() -> AsyncIterator[UploadValidator]:
+async def validator() -> AsyncIterator[UploadRules]:
     """Every family."""
     pool = ProbePool()
     await pool.start()
-    yield UploadValidator(Upload(types=tuple(NAMES)), pool, new_spool())
+    yield UploadRules(Upload(types=tuple(NAMES)), pool, new_spool())
     await pool.stop()
 
 
@@ -158,9 +158,7 @@ def written(folder: Path, name: str, command: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*LAME, *SOX, *XIPH, *FFMPEG])
-async def test_true_audio_is_accepted(
-    validator: UploadValidator, tmp_path: Path, name: str
-) -> None:
+async def test_true_audio_is_accepted(validator: UploadRules, tmp_path: Path, name: str) -> None:
     """Five seconds, give or take the encoder's padding."""
     data = written(tmp_path, name, (LAME | SOX | XIPH | FFMPEG)[name])
     outcome = await upload(validator, form(part(data)))

@@ -26,8 +26,8 @@ from proxy.uploads.probe import pool as pool_module
 from proxy.uploads.probe import session as session_module
 from proxy.uploads.probe.pool import ProbePool
 from proxy.uploads.probe.session import ProbeSession
-from proxy.uploads.probe.task import FIRST_MEMORY, Job
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.probe.task import FIRST_MEMORY, ProbeTask
+from proxy.uploads.rules import UploadRules
 from tests.data.audio.generate import path_of
 from tests.http1 import PATIENCE
 from tests.uploads.audio import encode, wav_header
@@ -49,16 +49,16 @@ async def pool() -> AsyncIterator[ProbePool]:
 @pytest.fixture
 async def roomy() -> AsyncIterator[ProbePool]:
     """Two processes at a time that have all the memory which one may have."""
-    pool = ProbePool(memory=2 * Job.memory)
+    pool = ProbePool(memory=2 * ProbeTask.memory)
     await pool.start()
     yield pool
     await pool.stop()
 
 
 @pytest.fixture
-def validator(pool: ProbePool) -> UploadValidator:
+def validator(pool: ProbePool) -> UploadRules:
     """The default rules."""
-    return UploadValidator(Upload(), pool, new_spool())
+    return UploadRules(Upload(), pool, new_spool())
 
 
 def parent() -> psutil.Process:
@@ -95,7 +95,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def half_an_upload(validator: UploadValidator) -> Iterator[UploadCheck]:
+def half_an_upload(validator: UploadRules) -> Iterator[UploadCheck]:
     """One whose process is at work and waits for more."""
     check = validator.begin(CONTENT_TYPE, None, None)
     try:
@@ -115,7 +115,7 @@ def half_an_upload(validator: UploadValidator) -> Iterator[UploadCheck]:
     ],
 )
 async def test_a_crash_rejects_that_upload_only(
-    pool: ProbePool, validator: UploadValidator, ending: signal.Signals, reason: str
+    pool: ProbePool, validator: UploadRules, ending: signal.Signals, reason: str
 ) -> None:
     """The next one is examined as ever."""
     with half_an_upload(validator) as check:
@@ -133,7 +133,7 @@ async def test_a_crash_rejects_that_upload_only(
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
 async def test_who_is_killed_is_examined_again(
     pool: ProbePool,
-    validator: UploadValidator,
+    validator: UploadRules,
     caplog: pytest.LogCaptureFixture,
     ending: signal.Signals,
 ) -> None:
@@ -151,7 +151,7 @@ async def test_who_is_killed_is_examined_again(
 
 async def test_who_is_killed_each_time_is_told_to_come_back(
     pool: ProbePool,
-    validator: UploadValidator,
+    validator: UploadRules,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -174,7 +174,7 @@ async def test_who_is_killed_each_time_is_told_to_come_back(
     assert causes == ["killed by SIGKILL"] * 2
 
 
-async def test_the_parent_is_started_again(pool: ProbePool, validator: UploadValidator) -> None:
+async def test_the_parent_is_started_again(pool: ProbePool, validator: UploadRules) -> None:
     """Uploads at work are examined anew, later ones wait for the new parent."""
     with half_an_upload(validator) as check:
         await until(lambda: len(probes()) == 1)
@@ -190,7 +190,7 @@ async def test_the_parent_is_started_again(pool: ProbePool, validator: UploadVal
 
 
 async def test_a_parent_that_hangs_is_replaced(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes commands and does not answer: whoever waits for it gets the next one."""
     monkeypatch.setattr(pool_module, "ANSWER_TIMEOUT", 0.2)
@@ -201,7 +201,7 @@ async def test_a_parent_that_hangs_is_replaced(
 
 
 async def test_a_hang_is_ended(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that neither answers nor waits for more is killed, and the file examined again."""
     monkeypatch.setattr(session_module, "PATIENCE", 0.05)
@@ -238,7 +238,7 @@ async def test_a_balloon_is_refused(
     roomy: ProbePool, memory: int | None, samples: int, reason: str
 ) -> None:
     """Out of memory there is out of luck for that upload."""
-    validator = UploadValidator(Upload(), roomy, new_spool())
+    validator = UploadRules(Upload(), roomy, new_spool())
     if memory is not None:
         validator.job = replace(validator.job, memory=memory)
     outcome = await upload(validator, form(part(balloon(samples))))
@@ -250,7 +250,7 @@ async def test_many_balloons_share_one_budget(
     roomy: ProbePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight crafted indexes at once take what two processes may, whatever their number."""
-    validator = UploadValidator(Upload(), roomy, new_spool())
+    validator = UploadRules(Upload(), roomy, new_spool())
     monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
     monkeypatch.setattr(pool_module, "TURN", PATIENCE)
     body = form(part(balloon(1_500_000)))
@@ -267,7 +267,7 @@ async def test_many_balloons_share_one_budget(
     done.set()
     await watcher
     assert {outcome.facts["reason"] for outcome in outcomes} == {"undecodable"}
-    assert max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent
+    assert max(peaks) < 2 * ProbeTask.memory + 64 * 2**20  # the parent
 
 
 def own_memory(process: psutil.Process) -> int:
@@ -278,7 +278,7 @@ def own_memory(process: psutil.Process) -> int:
 
 
 @contextmanager
-def two_at_work(pool: ProbePool, validator: UploadValidator) -> Iterator[UploadCheck]:
+def two_at_work(pool: ProbePool, validator: UploadRules) -> Iterator[UploadCheck]:
     """Both processes have an upload and do not wait for its client: they do not get so far."""
     stopped = parent()
     stopped.suspend()
@@ -289,7 +289,7 @@ def two_at_work(pool: ProbePool, validator: UploadValidator) -> Iterator[UploadC
         stopped.resume()
 
 
-async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadValidator) -> None:
+async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadRules) -> None:
     """With both processes taken, the third upload is held up, then examined."""
     with two_at_work(pool, validator) as second:
         await until(lambda: pool.running == 2)
@@ -302,7 +302,7 @@ async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadValida
 
 
 async def test_who_waits_too_long_is_told_to_come_back(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503: it is not the upload's fault."""
     monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", 0.05)
@@ -313,7 +313,7 @@ async def test_who_waits_too_long_is_told_to_come_back(
     assert outcome.facts["verdict"] == "overloaded"
 
 
-async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadValidator) -> None:
+async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadRules) -> None:
     """Sixty-four clients that stop in the middle hold up nobody, and each may still go on."""
     with contextlib.ExitStack() as stack:
         idlers = [stack.enter_context(half_an_upload(validator)) for _ in range(64)]
@@ -341,7 +341,7 @@ def slow_to_read(comments: int, value: bytes = b"v") -> bytes:
 
 
 async def test_slow_files_cost_their_own_time_only(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thirty of them keep both processes busy; one that is not slow does not wait for all
     of them, and they come to their ends."""
@@ -360,7 +360,7 @@ async def test_a_spool_that_fills_in_the_middle_of_a_file(
 ) -> None:
     """The file goes on in memory, and is examined anew from there."""
     spool = new_spool(max_size=600_000)
-    validator = UploadValidator(Upload(), pool, spool)
+    validator = UploadRules(Upload(), pool, spool)
     opened: list[bool] = []
     grew = ProbeSession.grew
 
@@ -392,7 +392,7 @@ async def test_a_full_spool_is_no_fault_of_the_file(
     gone = new_spool()
     gone.directory = Path("/nonexistent")
     for spool, cause in ((new_spool(max_size=1000), "max_size"), (gone, "no_directory")):
-        validator = UploadValidator(Upload(), pool, spool)
+        validator = UploadRules(Upload(), pool, spool)
         assert (await upload(validator, GOOD)).code == "accepted"
         spool.memory.reserve(200 * 1024 * 1024)
         outcome = await upload(validator, GOOD)
@@ -402,7 +402,7 @@ async def test_a_full_spool_is_no_fault_of_the_file(
 
 
 async def test_a_probe_that_cannot_read_the_spool_is_no_fault_of_the_file(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that breaks between the writing and the reading: tried twice, then 503."""
     monkeypatch.setattr(session_module, "RETRY_DELAY", 0.01)
@@ -428,7 +428,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("said", HOSTILE)
 async def test_a_probe_that_was_taken_over_is_not_believed(
-    pool: ProbePool, validator: UploadValidator, monkeypatch: pytest.MonkeyPatch, said: str
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     """Whatever it sends is bounded, and refuses its own upload only."""
     ours, theirs = socket.socketpair()
@@ -449,7 +449,7 @@ async def test_a_probe_that_was_taken_over_is_not_believed(
 
 async def test_last_words_count_where_the_end_is_known_first(
     pool: ProbePool,
-    validator: UploadValidator,
+    validator: UploadRules,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -472,7 +472,7 @@ async def test_last_words_count_where_the_end_is_known_first(
     with ours, contextlib.ExitStack() as kept:
         monkeypatch.setattr(ProbeSession, "attach", attach_to_us)
         assert (await upload(validator, GOOD)).code == "accepted"
-    assert memory == [FIRST_MEMORY, Job.memory]
+    assert memory == [FIRST_MEMORY, ProbeTask.memory]
     assert "upload probe lost" not in caplog.text
 
 
@@ -482,7 +482,7 @@ async def test_many_large_comments_share_one_budget(
     """Eight of 20 MB at once, of which FFmpeg makes copies: they take what two processes may."""
     monkeypatch.setattr(session_module, "QUEUE_TIMEOUT", PATIENCE)
     monkeypatch.setattr(pool_module, "TURN", PATIENCE)
-    validator = UploadValidator(Upload(), roomy, new_spool())
+    validator = UploadRules(Upload(), roomy, new_spool())
     body = form(part(slow_to_read(1, b"v" * 20_000_000)))
     peaks = [0]
     done = asyncio.Event()
@@ -497,12 +497,10 @@ async def test_many_large_comments_share_one_budget(
     done.set()
     await watcher
     assert {o.facts.get("reason") for o in outcomes} <= {None, "memory"}
-    assert 20 * 2**20 < max(peaks) < 2 * Job.memory + 64 * 2**20  # the parent
+    assert 20 * 2**20 < max(peaks) < 2 * ProbeTask.memory + 64 * 2**20  # the parent
 
 
-async def test_a_dribbling_client_holds_no_process(
-    pool: ProbePool, validator: UploadValidator
-) -> None:
+async def test_a_dribbling_client_holds_no_process(pool: ProbePool, validator: UploadRules) -> None:
     """Before 64 KiB of the file are there, none is asked for."""
     check = validator.begin(CONTENT_TYPE, None, None)
     check.feed(part(wav_header(10**6) + bytes(60_000)).removesuffix(b"\r\n"))
@@ -511,7 +509,7 @@ async def test_a_dribbling_client_holds_no_process(
     check.close()
 
 
-async def test_stopping_ends_what_is_open(validator: UploadValidator, pool: ProbePool) -> None:
+async def test_stopping_ends_what_is_open(validator: UploadRules, pool: ProbePool) -> None:
     """Nothing is left behind, and the upload is told."""
     with half_an_upload(validator) as check:
         await until(lambda: len(probes()) == 1)
@@ -529,7 +527,7 @@ async def test_a_probe_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch
     assert not descendants()
 
 
-async def test_the_proxy_keeps_no_descriptors(pool: ProbePool, validator: UploadValidator) -> None:
+async def test_the_proxy_keeps_no_descriptors(pool: ProbePool, validator: UploadRules) -> None:
     """After any number of uploads, good and bad."""
     await upload(validator, GOOD)
     await until(lambda: not validator.spool.files)
@@ -547,9 +545,7 @@ def test_it_works_on_uvloop() -> None:
         pool = ProbePool()
         await pool.start()
         try:
-            return (
-                await upload(UploadValidator(Upload(), pool, new_spool()), GOOD, chunk=1000)
-            ).code
+            return (await upload(UploadRules(Upload(), pool, new_spool()), GOOD, chunk=1000)).code
         finally:
             await pool.stop()
 

@@ -111,10 +111,10 @@ def test_a_slow_sender_holds_nothing_until_its_file_is_there(site: UploadSite) -
         client.send(head(len(GOOD)) + GOOD[:1500])
         assert site.ask(get("/other")).status == 202  # the half has been read by then
         assert site.probes() == []
-        assert [arrived.request.method for arrived in site.keeper.arrived] == ["GET"]
+        assert [arrived.request.method for arrived in site.session.arrived] == ["GET"]
         client.send(GOOD[1500:])
         assert client.response().status == 202
-    assert site.keeper.arrived[1].complete
+    assert site.session.arrived[1].complete
 
 
 @pytest.mark.parametrize("kept", [0, 70_000, 900_000])
@@ -197,10 +197,10 @@ def test_digests_of_a_form_are_checked_and_dropped(site: UploadSite) -> None:
     trailer = f"Content-Digest: sha-256=:{SHA256}:\r\nX-Kept: 1\r\n\r\n".encode()
     raw = head(None, "Trailer: X-Kept") + chunked(GOOD).removesuffix(b"\r\n") + trailer
     assert site.ask(raw).status == 202
-    for arrived in site.keeper.arrived:
+    for arrived in site.session.arrived:
         names = {name.lower() for name, _ in arrived.request.fields}
         assert not names & {b"content-md5", b"digest", b"repr-digest", b"content-digest"}
-    assert len(site.keeper.arrived) == 2
+    assert len(site.session.arrived) == 2
 
 
 @pytest.mark.parametrize("field", ["Content-MD5: {}", "Digest: md5={}", "Content-Digest: md5=:{}:"])
@@ -268,7 +268,7 @@ def test_what_has_no_meaning_of_its_own_reaches_nobody(site: UploadSite, path: s
     """Control characters and dot segments are refused, and the app sees nothing of the request."""
     assert_problem(site.ask(head(len(GOOD), path=path) + GOOD), 400, "bad_request")
     site.settle()
-    assert site.keeper.arrived == []
+    assert site.session.arrived == []
 
 
 def test_a_spelled_upload_goes_on_as_it_came(site: UploadSite) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.external_metrics import ExternalMetrics, Fetched
 from proxy.app_telemetry.scrape.page import BadPage, TooMany, read_page
 from proxy.core.clock import ManualClock
 from proxy.telemetry.metrics.registry import Metrics
@@ -46,7 +46,7 @@ def shown(body: bytes, accept: str, prefix: str = "") -> dict[Any, float]:
     """Samples of a page as they are told on a whole scrape of ours, in either format."""
     families, _ = read_page(body, 1000, prefix)
     metrics = Metrics("1")
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     guest.fetched(Fetched.OK, 0.1, families)
     metrics.guests.append(guest.families)
     told, _ = metrics.exposition(accept)
@@ -253,12 +253,12 @@ def test_a_long_page_gives_way() -> None:
 # --- the guest ----------------------------------------------------------------------------------
 
 
-def names(guest: AppGuest, taken: set[str]) -> list[str]:
+def names(guest: ExternalMetrics, taken: set[str]) -> list[str]:
     """Families shown beside names that are taken, without those about the page."""
     return [f.name for f in guest.families(taken) if not f.name.startswith("proxy_")]
 
 
-def about(guest: AppGuest, name: str, **labels: str) -> float:
+def about(guest: ExternalMetrics, name: str, **labels: str) -> float:
     """A sample of what is told about the page."""
     for family in guest.families(set()):
         for sample in family.samples:
@@ -274,7 +274,7 @@ def gauges(*names: str) -> list[Metric]:
 
 def test_names_that_are_taken_are_left_out() -> None:
     """By us, by an earlier family, by a suffix, or kept for us for ever."""
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     page = b"""\
 # TYPE clips_total counter
 clips_total 1
@@ -301,7 +301,7 @@ mine 1
 
 def test_a_prefix_avoids_clashes_but_opens_no_door() -> None:
     """A name that becomes one of ours by its prefix is left out as well."""
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     families, _ = read_page(b"errors_total 1\nup 1\n", 100, "proxy_")
     guest.fetched(Fetched.OK, 0.1, families)
     assert names(guest, set()) == []
@@ -310,7 +310,7 @@ def test_a_prefix_avoids_clashes_but_opens_no_door() -> None:
 
 def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """By name, when it changes, not at every scrape; never more than twenty names."""
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     many = gauges(*(f"proxy_{number}" for number in range(30)))
     for families, unsound in ((gauges("a", "b"), ["c"]), (gauges("b"), []), (many, [])):
         guest.fetched(Fetched.OK, 0.1, families, unsound)
@@ -325,7 +325,7 @@ def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None
 def test_old_values_disappear() -> None:
     """A failed fetch leaves what was there, until it is too old; an empty page clears at once."""
     clock = ManualClock()
-    guest = AppGuest(clock, stale_after=60.0)
+    guest = ExternalMetrics(clock, stale_after=60.0)
     assert about(guest, "last_success_timestamp_seconds") == 0
     guest.fetched(Fetched.OK, 0.1, gauges("a", "b"))
     then = clock.time()
@@ -348,7 +348,7 @@ def test_old_values_disappear() -> None:
 def test_scrapes_at_the_same_time_do_not_share_samples() -> None:
     """The exposition wraps lists of samples; the next scrape begins with the plain ones."""
     metrics = Metrics("1")
-    guest = AppGuest(ManualClock(), 60.0)
+    guest = ExternalMetrics(ManualClock(), 60.0)
     families = gauges("a")
     guest.fetched(Fetched.OK, 0.1, families)
     metrics.guests.append(guest.families)

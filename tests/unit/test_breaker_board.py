@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config.upstreams import Upstream
 from proxy.core.clock import ManualClock
 from proxy.core.errors import BadRequest
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.resilience.circuit.states import State
 
 
@@ -23,13 +23,13 @@ def upstreams(**rules: Any) -> dict[str, Upstream]:
     }
 
 
-def board(**rules: Any) -> tuple[BreakerBoard, ManualClock, CollectorRegistry]:
+def board(**rules: Any) -> tuple[BreakerRegistry, ManualClock, CollectorRegistry]:
     """A board with a clock by hand."""
     clock, registry = ManualClock(), CollectorRegistry()
-    return BreakerBoard(upstreams(**rules), registry=registry, clock=clock), clock, registry
+    return BreakerRegistry(upstreams(**rules), registry=registry, clock=clock), clock, registry
 
 
-def trip(which: BreakerBoard, clock: ManualClock) -> None:
+def trip(which: BreakerRegistry, clock: ManualClock) -> None:
     """Five failures in a row."""
     breaker = which.get("svc")
     assert breaker is not None

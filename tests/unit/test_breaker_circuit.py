@@ -11,9 +11,9 @@ from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.core.clock import ManualClock
 from proxy.core.errors import CircuitOpen
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.messages import LogEntry, Snapshot, Transition
+from proxy.resilience.circuit.messages import LogEntry, SharedState, Transition
 from proxy.resilience.circuit.permits import Permit
-from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.circuit.states import CircuitEvent, State
 from proxy.resilience.circuit.window import SlidingWindow
 
 
@@ -203,7 +203,7 @@ def test_slow_calls_trip_it_and_slow_probes_open_it_again() -> None:
 def test_forced_open_refuses_until_its_time_is_over_then_probes() -> None:
     """By hand: refused for ten minutes, then half-open, whatever calls did."""
     bench = Bench()
-    bench.breaker.force(Event.FORCE_OPEN, bench.now, "quota used up", 600.0)
+    bench.breaker.force(CircuitEvent.FORCE_OPEN, bench.now, "quota used up", 600.0)
     assert bench.refused().retry_after == pytest.approx(600.0)
     bench.clock.advance(600.0)
     bench.admit().cancel()
@@ -213,7 +213,7 @@ def test_forced_open_refuses_until_its_time_is_over_then_probes() -> None:
 def test_forced_closed_counts_nothing_until_its_time_is_over() -> None:
     """By hand: a hundred failures pass; afterwards five are enough again."""
     bench = Bench()
-    bench.breaker.force(Event.FORCE_CLOSE, bench.now, "we know", 60.0)
+    bench.breaker.force(CircuitEvent.FORCE_CLOSE, bench.now, "we know", 60.0)
     bench.fail(100)
     assert bench.breaker.state is State.FORCED_CLOSED
     bench.clock.advance(60.0)
@@ -225,9 +225,9 @@ def test_reset_closes_and_forgets() -> None:
     """Reset of an open one closes it; of a closed one it clears the counts."""
     bench = Bench()
     bench.fail(5)
-    bench.breaker.force(Event.RESET, bench.now, "fixed", 0.0)
+    bench.breaker.force(CircuitEvent.RESET, bench.now, "fixed", 0.0)
     bench.fail(4)
-    bench.breaker.force(Event.RESET, bench.now, "fixed", 0.0)
+    bench.breaker.force(CircuitEvent.RESET, bench.now, "fixed", 0.0)
     bench.fail(4)
     assert bench.breaker.state is State.CLOSED
 
@@ -251,10 +251,10 @@ def test_healthy_traffic_has_nothing_to_report() -> None:
     assert not bench.breaker.has_report
 
 
-def fleet_says(state: State, generation: int, failures: int, tid: str) -> Snapshot:
+def fleet_says(state: State, generation: int, failures: int, tid: str) -> SharedState:
     """An answer of Redis; its log tells of our own transition `tid`, where there is one."""
     entry = LogEntry(generation, State.CLOSED, State.OPEN, "five", "me", tid, False)
-    return Snapshot(
+    return SharedState(
         name="svc",
         generation=generation,
         state=state,

@@ -11,7 +11,7 @@ from proxy.core.clock import ManualClock
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.holding import NEVER, PACE, HoldQueue
 from proxy.resilience.circuit.permits import Permit
-from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.circuit.states import CircuitEvent, State
 
 PROBES = 3
 
@@ -144,7 +144,7 @@ def test_a_good_health_answer_ends_the_open_time() -> None:
     waiters.breaker.proven_well(waiters.now, waiters.now, "well")
     assert waiters.breaker.state is State.HALF_OPEN
     assert waiters.breaker.reason == "well"
-    waiters.breaker.force(Event.FORCE_OPEN, waiters.now, "by hand", 60.0)
+    waiters.breaker.force(CircuitEvent.FORCE_OPEN, waiters.now, "by hand", 60.0)
     waiters.breaker.proven_well(waiters.now, waiters.now, "well")
     assert waiters.breaker.state is State.FORCED_OPEN
 

@@ -13,7 +13,7 @@ from proxy.config.upstreams import Breaker
 from proxy.core.clock import SystemClock
 from proxy.resilience.circuit import sync as sync_module
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.messages import Notice
+from proxy.resilience.circuit.messages import ChangeNotice
 from proxy.resilience.circuit.store import BreakerStore, StoreError
 from proxy.resilience.circuit.sync import FleetSync
 from tests.jobs_kit import eventually
@@ -79,8 +79,8 @@ class Mute:
         self.missing_rights: dict[str, str] = {}
         self.polls = self.polls_since = 0
 
-    async def listen(self) -> AsyncIterator[Notice]:
-        yield Notice(published=False)
+    async def listen(self) -> AsyncIterator[ChangeNotice]:
+        yield ChangeNotice(published=False)
         await asyncio.Event().wait()
 
     async def beat(self) -> None:

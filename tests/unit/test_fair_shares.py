@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.config.listeners import PerClient
 from proxy.config.units import parse_rate
 from proxy.core.errors import TooManyRequests
-from proxy.forward.routing.client_shares import FairShares, client_key, forwarded_client
+from proxy.forward.routing.client_shares import ClientShares, client_key, forwarded_client
 from proxy.forward.routing.gateway_hint import GatewayHint
 from proxy.resilience.rate_limit import TokenBucket
 
@@ -32,12 +32,12 @@ def head(*forwarded: str) -> Any:
     return SimpleNamespace(forwarded=lines or None)
 
 
-def shares(most: int = 1000, **rules: Any) -> FairShares:
+def shares(most: int = 1000, **rules: Any) -> ClientShares:
     """The clients of a listener."""
-    return FairShares("front", PerClient.model_validate(rules), PROXIES, most=most)
+    return ClientShares("front", PerClient.model_validate(rules), PROXIES, most=most)
 
 
-def asks(table: FairShares, address: str, now: float, *forwarded: str) -> bool:
+def asks(table: ClientShares, address: str, now: float, *forwarded: str) -> bool:
     """Whether one request of a new connection is admitted; the connection ends."""
     connection = client(address)
     try:
@@ -241,7 +241,7 @@ def test_a_connection_may_change_its_listener() -> None:
     assert new.take(one, 0)
     assert not new.take(one, 0)
     assert (before.connections, one.share.connections) == (0, 1)
-    FairShares.disconnect(one)
+    ClientShares.disconnect(one)
     assert one.share is None
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.errors import JobExpired, StillWaiting
 from proxy.forward.routing.plan import Reply
-from proxy.jobs.mirror import Silent
+from proxy.jobs.mirror import NoAnswer
 from proxy.routes.jobs import roles
 
 
@@ -45,9 +45,9 @@ async def asked(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[Exchange,
             raise one
         return one
 
-    rescuer = cast(Any, SimpleNamespace(look=look))
+    fallback_source = cast(Any, SimpleNamespace(look=look))
     role = cast(Any, SimpleNamespace(fallback_after=1.0))
-    patience = roles._Patience(cast(Any, None), rescuer, role, cast(Any, None))
+    patience = roles._Patience(cast(Any, None), fallback_source, role, cast(Any, None))
     x = Exchange()
     await patience._ask(cast(Any, x), StillWaiting("No answer"))
     return x, count
@@ -56,7 +56,7 @@ async def asked(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[Exchange,
 async def test_a_slow_look_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the third look finds is the answer."""
     reply = Reply(200, (), b"{}")
-    x, looks = await asked(monkeypatch, Silent(), Silent(), reply)
+    x, looks = await asked(monkeypatch, NoAnswer(), NoAnswer(), reply)
     assert (x.instead, x.woken, looks) == (reply, 1, 3)
 
 

@@ -1,4 +1,4 @@
-"""The ledger on real files: durable, bounded, and never the cause of anybody's failure."""
+"""The store on real files: durable, bounded, and never the cause of anybody's failure."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from proxy.core.clock import ManualClock
 from proxy.core.sqlite import file as sqlite_file
 from proxy.jobs.document import parse
 from proxy.jobs.store import sql
-from proxy.jobs.store import store as ledger_module
+from proxy.jobs.store import store as store_module
 from proxy.jobs.store.records import Row, Tombstone
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 from tests.jobs_kit import eventually, job
 
 NOW = 1_795_450_902.0
 
 
 @asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[Ledger]:
-    """A started ledger on a clock that stands at `NOW`."""
-    ledger = Ledger(path, ManualClock(NOW), **options)
-    await ledger.start()
+async def opened(path: Path, **options: Any) -> AsyncIterator[JobStore]:
+    """A started store on a clock that stands at `NOW`."""
+    store = JobStore(path, ManualClock(NOW), **options)
+    await store.start()
     try:
-        yield ledger
+        yield store
     finally:
-        await ledger.stop()
+        await store.stop()
 
 
-def put(ledger: Ledger, job_id: str, raw: bytes | None = None, at: float = NOW) -> None:
+def put(store: JobStore, job_id: str, raw: bytes | None = None, at: float = NOW) -> None:
     """A version of a job was seen, a day before its end."""
-    ledger.put(parse(job_id, raw if raw is not None else job(job_id)), at, NOW + 86400, None)
+    store.put(parse(job_id, raw if raw is not None else job(job_id)), at, NOW + 86400, None)
 
 
 def files(directory: Path) -> list[str]:
@@ -55,9 +55,9 @@ def files(directory: Path) -> list[str]:
 
 async def test_the_table_answers_plain_sql(tmp_path: Path) -> None:
     """Columns, types, key and indexes are those that outside queries rely on; dates compare."""
-    async with opened(tmp_path / "j.db") as ledger:
-        put(ledger, "mv_1", job("mv_1", "processing", 40.0))
-        assert await ledger.flushed(2.0)
+    async with opened(tmp_path / "j.db") as store:
+        put(store, "mv_1", job("mv_1", "processing", 40.0))
+        assert await store.flushed(2.0)
     with sqlite3.connect(tmp_path / "j.db") as db:
         columns = {row[1]: (row[2], row[5]) for row in db.execute("PRAGMA table_info(jobs)")}
         assert columns["job_id"] == ("TEXT", 1)
@@ -82,34 +82,34 @@ async def test_the_table_answers_plain_sql(tmp_path: Path) -> None:
 
 async def test_versions_are_numbered_and_bounded(tmp_path: Path) -> None:
     """Each new value is a version, an equal one is not, and only the last few are kept."""
-    async with opened(tmp_path / "j.db", keep_versions=3) as ledger:
+    async with opened(tmp_path / "j.db", keep_versions=3) as store:
         for progress in range(6):
-            put(ledger, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress)
-            put(ledger, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress + 0.5)
-        assert await ledger.flushed(2.0)
-        versions = await ledger.versions("mv_1")
+            put(store, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress)
+            put(store, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress + 0.5)
+        assert await store.flushed(2.0)
+        versions = await store.versions("mv_1")
         assert [(number, seen) for number, seen, *_ in versions] == [
             (4, NOW + 3),
             (5, NOW + 4),
             (6, NOW + 5),
         ]
-        row = await ledger.get("mv_1")
+        row = await store.get("mv_1")
         assert isinstance(row, Row)
         assert (row.version, row.captured_at) == (6, NOW + 5)
-        assert await ledger.was_version("mv_1", parse("mv_1", versions[0][4]).digest)
+        assert await store.was_version("mv_1", parse("mv_1", versions[0][4]).digest)
 
 
 async def test_a_held_tombstone_wins_over_every_later_write(tmp_path: Path) -> None:
     """A job deleted by a client does not come back; one deleted in Redis may be written anew."""
-    async with opened(tmp_path / "j.db") as ledger:
+    async with opened(tmp_path / "j.db") as store:
         for job_id, held in (("mv_held", True), ("mv_free", False)):
-            put(ledger, job_id)
-            ledger.bury(job_id, "client" if held else "redis", held=held)
-            put(ledger, job_id, job(job_id, "completed", 100.0))
-        assert await ledger.flushed(2.0)
-        assert isinstance(await ledger.get("mv_held"), Tombstone)
-        assert isinstance(await ledger.get("mv_free"), Row)
-        heads = await ledger.heads(["mv_held", "mv_free", "mv_never"])
+            put(store, job_id)
+            store.bury(job_id, "client" if held else "redis", held=held)
+            put(store, job_id, job(job_id, "completed", 100.0))
+        assert await store.flushed(2.0)
+        assert isinstance(await store.get("mv_held"), Tombstone)
+        assert isinstance(await store.get("mv_free"), Row)
+        heads = await store.heads(["mv_held", "mv_free", "mv_never"])
         assert heads["mv_held"].held
         assert not heads["mv_free"].buried
         assert heads["mv_never"].digest is None
@@ -117,21 +117,21 @@ async def test_a_held_tombstone_wins_over_every_later_write(tmp_path: Path) -> N
 
 async def test_a_client_deletion_outranks_the_one_seen_in_redis(tmp_path: Path) -> None:
     """Whichever comes first, the tombstone ends held and of the client's origin."""
-    async with opened(tmp_path / "j.db") as ledger:
+    async with opened(tmp_path / "j.db") as store:
         for first, second in (("client", "redis"), ("redis", "client")):
             job_id = f"mv_{first}"
-            ledger.bury(job_id, first, held=first == "client")
-            ledger.bury(job_id, second, held=second == "client")
-        assert await ledger.flushed(2.0)
+            store.bury(job_id, first, held=first == "client")
+            store.bury(job_id, second, held=second == "client")
+        assert await store.flushed(2.0)
         for job_id in ("mv_client", "mv_redis"):
-            found = await ledger.get(job_id)
+            found = await store.get(job_id)
             assert isinstance(found, Tombstone)
             assert (found.held, found.origin) == (True, "client")
 
 
 @pytest.mark.parametrize("kind", ["garbage", "torn", "foreign"])
 async def test_an_unfit_file_is_set_aside(kind: str, tmp_path: Path) -> None:
-    """A damaged or foreign file is kept under another name; a new ledger works and says so."""
+    """A damaged or foreign file is kept under another name; a new store works and says so."""
     path = tmp_path / "j.db"
     if kind == "garbage":
         path.write_bytes(b"this is no database" * 1000)
@@ -140,20 +140,20 @@ async def test_an_unfit_file_is_set_aside(kind: str, tmp_path: Path) -> None:
             db.execute("CREATE TABLE cookies (a)")
         db.close()
     else:
-        async with opened(path) as ledger:
+        async with opened(path) as store:
             for number in range(200):
-                put(ledger, f"mv_{number}")
-            await ledger.flushed(2.0)
+                put(store, f"mv_{number}")
+            await store.flushed(2.0)
         content = bytearray(path.read_bytes())
         content[4096 : 4096 * 6] = b"\xa5" * (4096 * 5)
         path.write_bytes(content)
     before = path.read_bytes()
     gaps: list[str] = []
-    async with opened(path, on_gap=gaps.append) as ledger:
-        put(ledger, "mv_new")
-        assert await ledger.flushed(2.0)
-        assert isinstance(await ledger.get("mv_new"), Row)
-        assert ledger.degraded is None
+    async with opened(path, on_gap=gaps.append) as store:
+        put(store, "mv_new")
+        assert await store.flushed(2.0)
+        assert isinstance(await store.get("mv_new"), Row)
+        assert store.degraded is None
         await eventually(lambda: len(gaps) == 1, "gap reported")
     current, kept = files(tmp_path)
     assert current == "j.db"
@@ -165,50 +165,50 @@ async def test_damage_met_while_in_use_is_survived(
 ) -> None:
     """A reader that meets damage makes the writer begin a new file; readers get an answer again."""
     path = tmp_path / "j.db"
-    async with opened(path) as ledger:
+    async with opened(path) as store:
         for number in range(2000):
-            put(ledger, f"mv_{number}")
-        await ledger.flushed(5.0)
+            put(store, f"mv_{number}")
+        await store.flushed(5.0)
     content = bytearray(path.read_bytes())
     content[4096 * 20 :] = b"\xa5" * (len(content) - 4096 * 20)
     path.write_bytes(content)
     monkeypatch.setattr(sqlite_file, "CHECK_AT_START", 0)
-    async with opened(path) as ledger:
+    async with opened(path) as store:
         await eventually(lambda: bool(list(tmp_path.glob("j.db.damaged-*"))), "set aside")
-        put(ledger, "mv_new")
-        assert await ledger.flushed(3.0)
-        assert isinstance(await ledger.get("mv_new"), Row)
+        put(store, "mv_new")
+        assert await store.flushed(3.0)
+        assert isinstance(await store.get("mv_new"), Row)
 
 
-async def test_a_ledger_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
+async def test_a_store_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
     """An older release cannot know what a newer one wrote: degraded, the file as it was."""
     path = tmp_path / "j.db"
-    async with opened(path) as ledger:
-        await ledger.flushed(2.0)
+    async with opened(path) as store:
+        await store.flushed(2.0)
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version={len(sql.MIGRATIONS) + 1}")
     db.close()
-    async with opened(path) as ledger:
-        assert ledger.degraded is not None
-        assert "newer" in ledger.degraded
+    async with opened(path) as store:
+        assert store.degraded is not None
+        assert "newer" in store.degraded
     assert files(tmp_path) == ["j.db"]
 
 
 async def test_a_full_disk_degrades_and_recovers(tmp_path: Path) -> None:
     """Nothing raises while SQLite has no room; what was queued is committed once it has."""
     states: list[str | None] = []
-    async with opened(tmp_path / "j.db", on_degraded=states.append) as ledger:
-        assert ledger._file.writer is not None
-        await ledger._file.writer.execute("PRAGMA max_page_count=40")
+    async with opened(tmp_path / "j.db", on_degraded=states.append) as store:
+        assert store._file.writer is not None
+        await store._file.writer.execute("PRAGMA max_page_count=40")
         for number in range(200):
-            put(ledger, f"mv_{number}", job(f"mv_{number}", padding="x" * 2000))
-        await eventually(lambda: ledger.degraded is not None, "degraded")
-        assert ledger.unwritten("mv_199") is not None
-        await ledger._file.writer.execute("PRAGMA max_page_count=100000")
-        await eventually(lambda: ledger.degraded is None, "recovered")
-        assert await ledger.flushed(3.0)
-        assert len(await ledger.listing(None, NOW, 1000)) == 200
-        assert ledger.unwritten("mv_199") is None
+            put(store, f"mv_{number}", job(f"mv_{number}", padding="x" * 2000))
+        await eventually(lambda: store.degraded is not None, "degraded")
+        assert store.unwritten("mv_199") is not None
+        await store._file.writer.execute("PRAGMA max_page_count=100000")
+        await eventually(lambda: store.degraded is None, "recovered")
+        assert await store.flushed(3.0)
+        assert len(await store.listing(None, NOW, 1000)) == 200
+        assert store.unwritten("mv_199") is None
     assert states[0] is None
     assert len(states) >= 3
 
@@ -216,58 +216,58 @@ async def test_a_full_disk_degrades_and_recovers(tmp_path: Path) -> None:
 async def test_what_is_being_written_still_waits(tmp_path: Path) -> None:
     """While another process holds the file, the backlog has what the writer holds in its hands."""
     path = tmp_path / "j.db"
-    async with opened(path) as ledger:
+    async with opened(path) as store:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            put(ledger, "mv_1")
-            await eventually(lambda: not ledger._queue, "the writer has taken it")
-            assert ledger.backlog == 1
+            put(store, "mv_1")
+            await eventually(lambda: not store._queue, "the writer has taken it")
+            assert store.backlog == 1
             other.execute("ROLLBACK")
-        await eventually(lambda: ledger.backlog == 0, "committed")
+        await eventually(lambda: store.backlog == 0, "committed")
 
 
 async def test_an_unusable_directory_degrades_and_recovers(tmp_path: Path) -> None:
     """A place where no file can be made is no reason to fail: it is tried again."""
     blocked = tmp_path / "data"
     blocked.write_text("a file where a directory should be")
-    async with opened(blocked / "j.db") as ledger:
-        assert ledger.degraded is not None
-        put(ledger, "mv_1")
-        with pytest.raises(LedgerSilent):
-            await ledger.get("mv_1")
+    async with opened(blocked / "j.db") as store:
+        assert store.degraded is not None
+        put(store, "mv_1")
+        with pytest.raises(StoreSilent):
+            await store.get("mv_1")
         blocked.unlink()
-        await eventually(lambda: ledger.degraded is None, "recovered")
-        assert await ledger.flushed(3.0)
-        assert isinstance(await ledger.get("mv_1"), Row)
+        await eventually(lambda: store.degraded is None, "recovered")
+        assert await store.flushed(3.0)
+        assert isinstance(await store.get("mv_1"), Row)
 
 
 async def test_a_value_that_sqlite_refuses_goes_alone(tmp_path: Path) -> None:
     """One bad operation in a group is dropped and counted; its neighbours are committed."""
     outcomes: list[bool] = []
-    async with opened(tmp_path / "j.db") as ledger:
-        put(ledger, "mv_1")
-        ledger.execute(sql.SET_META, {"name": "bad", "value": None}, outcomes.append)
-        put(ledger, "mv_2")
-        assert await ledger.flushed(2.0)
-        assert ledger.refused == 1
+    async with opened(tmp_path / "j.db") as store:
+        put(store, "mv_1")
+        store.execute(sql.SET_META, {"name": "bad", "value": None}, outcomes.append)
+        put(store, "mv_2")
+        assert await store.flushed(2.0)
+        assert store.refused == 1
         assert outcomes == [False]
-        assert len(await ledger.listing(None, NOW, 10)) == 2
+        assert len(await store.listing(None, NOW, 10)) == 2
 
 
 async def test_the_backlog_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing can be written, old versions go first, tombstones never, and a gap is told."""
-    monkeypatch.setattr(ledger_module, "BACKLOG", 100)
+    monkeypatch.setattr(store_module, "BACKLOG", 100)
     blocked = tmp_path / "data"
     blocked.write_text("")
     gaps: list[str] = []
-    async with opened(blocked / "j.db", on_gap=gaps.append) as ledger:
-        ledger.bury("mv_gone", "client", held=True)
+    async with opened(blocked / "j.db", on_gap=gaps.append) as store:
+        store.bury("mv_gone", "client", held=True)
         for number in range(1000):
-            put(ledger, f"mv_{number % 300}", job(f"mv_{number % 300}", progress=float(number)))
-        assert ledger.backlog <= 101
+            put(store, f"mv_{number % 300}", job(f"mv_{number % 300}", progress=float(number)))
+        assert store.backlog <= 101
         blocked.unlink()
         await eventually(lambda: gaps == ["backlog overflowed"], "gap reported")
-        assert isinstance(await ledger.get("mv_gone"), Tombstone)
+        assert isinstance(await store.get("mv_gone"), Tombstone)
 
 
 async def test_killed_at_any_moment_keeps_what_was_committed(tmp_path: Path) -> None:
@@ -277,18 +277,18 @@ async def test_killed_at_any_moment_keeps_what_was_committed(tmp_path: Path) -> 
         import asyncio, sys
         from pathlib import Path
         from proxy.core.clock import SystemClock
-        from proxy.jobs.store.store import Ledger
+        from proxy.jobs.store.store import JobStore
         from proxy.jobs.document import parse
 
         async def main():
-            ledger = Ledger(Path(sys.argv[1]), SystemClock())
-            await ledger.start()
+            store = JobStore(Path(sys.argv[1]), SystemClock())
+            await store.start()
             for number in range(100_000):
                 raw = b'{"id":"mv_%d","status":"queued"}' % number
-                ledger.put(parse(f"mv_{number}", raw), 1.0, None,
+                store.put(parse(f"mv_{number}", raw), 1.0, None,
                            lambda ok, number=number: print(number, flush=True))
                 if number % 20 == 0:
-                    await ledger.flushed(5.0)
+                    await store.flushed(5.0)
 
         asyncio.run(main())
         """
@@ -305,20 +305,20 @@ async def test_killed_at_any_moment_keeps_what_was_committed(tmp_path: Path) -> 
     rest = await process.stdout.read()
     await process.wait()
     reported.update(int(line) for line in rest.split(b"\n")[:-1])
-    async with opened(path) as ledger:
-        assert ledger.degraded is None
+    async with opened(path) as store:
+        assert store.degraded is None
         for number in reported:
-            row = await ledger.get(f"mv_{number}")
+            row = await store.get(f"mv_{number}")
             assert isinstance(row, Row)
             assert row.raw == b'{"id":"mv_%d","status":"queued"}' % number
 
 
 async def test_start_and_stop_at_once_leave_nothing(tmp_path: Path) -> None:
-    """A ledger that is stopped right after its start closes every connection."""
+    """A store that is stopped right after its start closes every connection."""
     for _ in range(3):
         async with opened(tmp_path / "j.db"):
             pass
-    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("ledger")]
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("store")]
 
 
 async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
@@ -329,20 +329,20 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
     def made(job_id: str, status: str, minute: int) -> bytes:
         return job(job_id, status, created_at=f"2026-11-23T13:{minute:02d}:00-03:00")
 
-    async with opened(path) as ledger:
+    async with opened(path) as store:
 
         async def ids(status: str | None, limit: int = 10) -> list[str]:
-            return [row.job_id for row in await ledger.listing(status, NOW, limit)]
+            return [row.job_id for row in await store.listing(status, NOW, limit)]
 
         for minute in range(4):
-            put(ledger, f"mv_{minute}", made(f"mv_{minute}", "queued", minute))
-        assert await ledger.flushed(2.0)
+            put(store, f"mv_{minute}", made(f"mv_{minute}", "queued", minute))
+        assert await store.flushed(2.0)
         blocker = sqlite3.connect(path, isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         try:
-            put(ledger, "mv_1", made("mv_1", "processing", 1))
-            put(ledger, "mv_5", made("mv_5", "queued", 5))
-            ledger.put(parse("mv_6", made("mv_6", "queued", 6)), NOW, NOW - 1, None)
+            put(store, "mv_1", made("mv_1", "processing", 1))
+            put(store, "mv_5", made("mv_5", "queued", 5))
+            store.put(parse("mv_6", made("mv_6", "queued", 6)), NOW, NOW - 1, None)
             assert await ids(None) == ["mv_5", "mv_3", "mv_2", "mv_1", "mv_0"]
             assert await ids("queued") == ["mv_5", "mv_3", "mv_2", "mv_0"]
             assert await ids("processing") == ["mv_1"]
@@ -350,43 +350,43 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
         finally:
             blocker.rollback()
             blocker.close()
-        assert await ledger.flushed(10.0)
+        assert await store.flushed(10.0)
         assert await ids("queued", 3) == ["mv_5", "mv_3", "mv_2"]
 
 
 async def test_a_list_for_people_reads_no_large_documents(tmp_path: Path) -> None:
     """A thousand jobs of a megabyte each are not read for a list that shows none of it."""
-    async with opened(tmp_path / "j.db") as ledger:
-        put(ledger, "mv_small", job("mv_small"))
-        put(ledger, "mv_large", job("mv_large", padding="x" * 70_000))
-        assert await ledger.flushed(5.0)
+    async with opened(tmp_path / "j.db") as store:
+        put(store, "mv_small", job("mv_small"))
+        put(store, "mv_large", job("mv_large", padding="x" * 70_000))
+        assert await store.flushed(5.0)
 
         async def read(longest: int, status: str | None = None) -> dict[str, int]:
-            rows = await ledger.listing(status, NOW, 10, longest)
+            rows = await store.listing(status, NOW, 10, longest)
             return {row.job_id: len(row.raw) for row in rows}
 
         small, large = len(job("mv_small")), len(job("mv_large", padding="x" * 70_000))
         assert await read(0) == await read(0, "queued") == {"mv_small": 0, "mv_large": 0}
         assert await read(70_000) == {"mv_small": small, "mv_large": 0}
         assert await read(80_000, "queued") == {"mv_small": small, "mv_large": large}
-        assert [len(row.raw) for row in await ledger.stranded(NOW + 1, NOW + 1, 10)] == [0, 0]
-        documents = await ledger.documents(["mv_large", "mv_small", "mv_none"], 70_000)
+        assert [len(row.raw) for row in await store.stranded(NOW + 1, NOW + 1, 10)] == [0, 0]
+        documents = await store.documents(["mv_large", "mv_small", "mv_none"], 70_000)
         assert documents == {"mv_small": job("mv_small"), "mv_large": b""}
 
 
 async def test_the_versions_of_a_job_are_cut_by_their_size(tmp_path: Path) -> None:
     """The newest come whole, older ones without their value, whether they are stored small or
     large; one that is too large alone is given all the same."""
-    async with opened(tmp_path / "j.db") as ledger:
+    async with opened(tmp_path / "j.db") as store:
         noise = "".join(map(chr, random.Random(1).choices(range(48, 122), k=20_000)))
         values = [job("mv_1", padding="x" * 30_000, progress=step) for step in range(6)]
         values += [job("mv_1", padding=noise, progress=10 + step) for step in range(4)]
         for value in values:
-            put(ledger, "mv_1", value)
-            assert await ledger.flushed(5.0)
+            put(store, "mv_1", value)
+            assert await store.flushed(5.0)
 
         async def kept(size: int) -> list[bool]:
-            versions = await ledger.versions("mv_1", size)
+            versions = await store.versions("mv_1", size)
             assert [one[0] for one in versions] == list(range(1, 11))
             for version, value in zip(versions, values, strict=True):
                 assert version[4] in (None, value)
@@ -396,32 +396,32 @@ async def test_the_versions_of_a_job_are_cut_by_their_size(tmp_path: Path) -> No
         assert await kept(45_000) == [False] * 8 + [True] * 2
         assert await kept(110_000) == [False] * 5 + [True] * 5
         assert await kept(1_000_000) == [True] * 10
-        assert await ledger.first_version("mv_1") == ("queued", values[0])
-        assert await ledger.first_version("mv_2") is None
+        assert await store.first_version("mv_1") == ("queued", values[0])
+        assert await store.first_version("mv_2") is None
 
 
 async def test_a_long_list_is_cut_by_its_size(tmp_path: Path) -> None:
     """Values are read until they are as many bytes as may be; the rest is known to be missing, and
     a list that fits is whole. Its size is known before it is read, and may be refused."""
-    async with opened(tmp_path / "j.db") as ledger:
+    async with opened(tmp_path / "j.db") as store:
         for number in range(200):
-            put(ledger, f"mv_{number}", job(f"mv_{number}", padding="x" * 2_000))
-        assert await ledger.flushed(5.0)
+            put(store, f"mv_{number}", job(f"mv_{number}", padding="x" * 2_000))
+        assert await store.flushed(5.0)
         one = len(job("mv_100", padding="x" * 2_000))
-        rows, cut = await ledger.listing_within(None, NOW, 1000, 150 * one)
+        rows, cut = await store.listing_within(None, NOW, 1000, 150 * one)
         assert cut
         assert 145 <= len(rows) <= 151
         assert sum(len(row.raw) for row in rows) <= 150 * one
         assert len({row.job_id for row in rows}) == len(rows)
         sizes: list[int] = []
-        rows, cut = await ledger.listing_within("queued", NOW, 1000, 1000 * one, sizes.append)
+        rows, cut = await store.listing_within("queued", NOW, 1000, 1000 * one, sizes.append)
         assert sizes == [sum(len(row.raw) for row in rows)]
-        assert (len(rows), cut) == (len(await ledger.listing("queued", NOW, 1000)), False)
-        rows, cut = await ledger.listing_within(None, NOW, 100, 1000 * one)
+        assert (len(rows), cut) == (len(await store.listing("queued", NOW, 1000)), False)
+        rows, cut = await store.listing_within(None, NOW, 100, 1000 * one)
         assert (len(rows), cut) == (100, False)
 
         def refuse(size: int) -> None:
             raise MemoryError(size)
 
         with pytest.raises(MemoryError):
-            await ledger.listing_within(None, NOW, 100, 1000 * one, refuse)
+            await store.listing_within(None, NOW, 100, 1000 * one, refuse)

@@ -13,11 +13,18 @@ from proxy.config.mirrors import Forecast
 from proxy.core.clock import ManualClock, iso_utc
 from proxy.jobs.document import parse
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.queue.forecast import Durations, Life, Line, Standing, life_of, stage_starts
+from proxy.jobs.queue.forecast import (
+    Durations,
+    JobDuration,
+    Standing,
+    WaitingLine,
+    life_of,
+    stage_starts,
+)
 from proxy.jobs.queue.queue import JobQueue
 from tests.bench import forecast as bench
 
-TEN_SECONDS = Life((("a", 0.0), ("b", 4.0)), 10.0)
+TEN_SECONDS = JobDuration((("a", 0.0), ("b", 4.0)), 10.0)
 
 
 class World:
@@ -268,7 +275,7 @@ def test_hostile_documents_are_survived(raw: bytes) -> None:
 
 def test_a_life_must_make_sense() -> None:
     """Stages behind the end, or an end before the beginning, are no life."""
-    assert life_of([("a", 5.0), ("b", 7.0)], 9.0) == Life((("a", 0.0), ("b", 2.0)), 4.0)
+    assert life_of([("a", 5.0), ("b", 7.0)], 9.0) == JobDuration((("a", 0.0), ("b", 2.0)), 4.0)
     assert life_of([("a", 5.0)], 5.0) is None
     assert life_of([("a", 5.0), ("b", 11.0)], 9.0) is None
     assert life_of([], 9.0) is None
@@ -300,7 +307,7 @@ def test_an_unknown_stage_falls_back_to_the_whole() -> None:
 
 def test_busy_workers_beyond_the_slots_do_not_count_twice() -> None:
     """A job more than there are slots (stranded, perhaps) leaves the line as it is."""
-    line = Line(1, [4.0, 9.0], 10.0)
+    line = WaitingLine(1, [4.0, 9.0], 10.0)
     assert [line.next(), line.next()] == [14.0, 24.0]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.jobs.redis.connection import Facts, notifies, parse_facts
+from proxy.jobs.redis.connection import ServerInfo, notifies, parse_facts
 from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,
@@ -20,7 +20,7 @@ from proxy.jobs.redis.restore_rules import (
 from proxy.jobs.store.records import Row
 
 NOW = 1_795_450_902.0
-SAME = Facts("run-a", 2, 0, loading=False)
+SAME = ServerInfo("run-a", 2, 0, loading=False)
 
 
 def row(deadline: float | None) -> Row:
@@ -33,24 +33,28 @@ def row(deadline: float | None) -> Row:
     [
         (SAME, SAME, Continuity.SAME),
         (None, SAME, Continuity.BROKEN),
-        (SAME, Facts("run-b", 2, 0, False), Continuity.BROKEN),
-        (SAME, Facts("run-a", 3, 0, False), Continuity.BROKEN),
-        (SAME, Facts("run-a", 0, 0, False), Continuity.BROKEN),
-        (SAME, Facts("run-a", None, 0, False), Continuity.BROKEN),
-        (Facts(None, 2, 0, False), Facts(None, 2, 0, False), Continuity.BROKEN),
-        (SAME, Facts("run-a", 2, 7, False), Continuity.EVICTING),
-        (SAME, Facts("run-a", 2, None, False), Continuity.EVICTING),
-        (Facts("run-a", 2, None, False), Facts("run-a", 2, None, False), Continuity.EVICTING),
+        (SAME, ServerInfo("run-b", 2, 0, False), Continuity.BROKEN),
+        (SAME, ServerInfo("run-a", 3, 0, False), Continuity.BROKEN),
+        (SAME, ServerInfo("run-a", 0, 0, False), Continuity.BROKEN),
+        (SAME, ServerInfo("run-a", None, 0, False), Continuity.BROKEN),
+        (ServerInfo(None, 2, 0, False), ServerInfo(None, 2, 0, False), Continuity.BROKEN),
+        (SAME, ServerInfo("run-a", 2, 7, False), Continuity.EVICTING),
+        (SAME, ServerInfo("run-a", 2, None, False), Continuity.EVICTING),
+        (
+            ServerInfo("run-a", 2, None, False),
+            ServerInfo("run-a", 2, None, False),
+            Continuity.EVICTING,
+        ),
         # The statistics were reset in between: the same numbers, by chance.
         (
-            Facts("run-a", 2, 5, False, commands=900),
-            Facts("run-a", 2, 5, False, commands=12),
+            ServerInfo("run-a", 2, 5, False, commands=900),
+            ServerInfo("run-a", 2, 5, False, commands=12),
             Continuity.EVICTING,
         ),
     ],
 )
 def test_only_a_provably_same_server_has_the_same_data(
-    before: Facts | None, now: Facts, expected: Continuity
+    before: ServerInfo | None, now: ServerInfo, expected: Continuity
 ) -> None:
     """Another run, another count of flushes, or silence: the data may be others."""
     assert continuity(before, now) is expected
@@ -79,9 +83,9 @@ def test_the_last_event_of_a_key_explains_it(link: Continuity) -> None:
 
 def test_a_promoted_server_has_another_history() -> None:
     """A master that was a replica meanwhile has another's data; an older memory does not say."""
-    before = Facts("run-a", 2, 0, False, replication="a")
+    before = ServerInfo("run-a", 2, 0, False, replication="a")
     assert same_history(before, before)
-    assert not same_history(before, Facts("run-a", 2, 0, False, replication="b"))
+    assert not same_history(before, ServerInfo("run-a", 2, 0, False, replication="b"))
     assert same_history(SAME, before)
 
 
@@ -100,7 +104,7 @@ def test_nothing_comes_back_with_more_life_than_it_had(deadline: float | None) -
 
 
 def test_a_replacement_depends_on_the_old_value_and_keeps_the_longer_life() -> None:
-    """Compare-and-set, with the ledger's TTL or the present one."""
+    """Compare-and-set, with the store's TTL or the present one."""
     assert replace(row(NOW + 100), "k", b"old", 5_000, NOW)[3:] == ("k", b"old", b"{}", 100_000)
     assert replace(row(NOW + 1), "k", b"old", 5_000, NOW)[3:] == ("k", b"old", b"{}", 5_000)
     assert replace(row(NOW + 1), "k", b"old", -1, NOW)[3:] == ("k", b"old", b"{}", 0)
@@ -121,8 +125,8 @@ def test_info_is_read_or_not_believed() -> None:
         "run_id:abc\r\nevicted_keys:4\r\nloading:1\r\n"
         "cmdstat_get:calls=10\r\ncmdstat_flushall:calls=2,usec=1\r\ncmdstat_flushdb:calls=1,x=1\r\n"
     )
-    assert parse_facts(info) == Facts("abc", 3, 4, loading=True)
-    assert parse_facts("") == Facts(None, None, None, loading=False)
+    assert parse_facts(info) == ServerInfo("abc", 3, 4, loading=True)
+    assert parse_facts("") == ServerInfo(None, None, None, loading=False)
     assert parse_facts("cmdstat_get:calls=1").flushes == 0
 
 

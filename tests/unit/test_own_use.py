@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 
-from proxy.admin.status.own_usage import OwnUse
+from proxy.admin.status.own_usage import OwnUsage
 
 
 def test_what_the_process_takes() -> None:
     """Memory and descriptors as they are, the processor's share since the time before."""
-    use = OwnUse()
+    use = OwnUsage()
     assert set(use.document().values()) == {None}
     use.record(100.0)
     first = use.document()

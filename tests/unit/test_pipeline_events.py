@@ -22,8 +22,8 @@ from proxy.jobs.video_metrics.events import (
     STAGE_DURATION,
     STAGE_ERRORS,
     VALIDATIONS,
-    Event,
     EventReader,
+    PipelineEvent,
     token,
 )
 from tests.counting_kit import distinct, document, iso, recorded, stage
@@ -31,12 +31,12 @@ from tests.counting_kit import distinct, document, iso, recorded, stage
 NOW = 1_795_000_000.0
 
 
-def events(raw: bytes, fields: JobFields | None = None) -> list[Event]:
+def events(raw: bytes, fields: JobFields | None = None) -> list[PipelineEvent]:
     """The events of one document."""
     return EventReader(fields or JobFields()).events(parse("mv_1", raw))
 
 
-def of(found: list[Event], family: str) -> list[tuple[tuple[str, ...], float]]:
+def of(found: list[PipelineEvent], family: str) -> list[tuple[tuple[str, ...], float]]:
     """Labels and values of one family's events."""
     return [(event.labels, event.value) for event in found if event.family == family]
 

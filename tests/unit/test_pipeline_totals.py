@@ -39,7 +39,7 @@ def count(
 
 
 def stored(totals: Totals) -> list[tuple[str, str]]:
-    """All series as the ledger gives them back."""
+    """All series as the store gives them back."""
     return [(series, json.dumps(total)) for series, total in totals.rows()]
 
 

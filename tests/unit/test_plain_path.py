@@ -138,13 +138,17 @@ def test_everything_else_is_for_the_general_path(data: bytes) -> None:
 
 def test_a_route_may_have_observers_and_rescuers() -> None:
     """They see plain exchanges as they see others."""
-    seen = Hooks(started=print, finished=print, rescuer=Rescue(needs_body=False))
+    seen = Hooks(started=print, finished=print, fallback_source=Rescue(needs_body=False))
     assert fast_path._prepare(head(), listener(Asking(seen))) is not None
 
 
 @pytest.mark.parametrize(
     "hooks",
-    [Hooks(request=print), Hooks(filter=lambda x: None), Hooks(rescuer=Rescue(needs_body=True))],
+    [
+        Hooks(request=print),
+        Hooks(filter=lambda x: None),
+        Hooks(fallback_source=Rescue(needs_body=True)),
+    ],
     ids=["check", "filter", "reads answers"],
 )
 def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:

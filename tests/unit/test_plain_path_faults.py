@@ -83,7 +83,7 @@ async def test_a_rescuer_that_fails_is_a_defect_of_ours(caplog: pytest.LogCaptur
         async def rescue(self, x: Exchange, trouble: Trouble) -> None:
             """Is never asked."""
 
-    async with sent(Hooks(rescuer=Broken())) as rig:
+    async with sent(Hooks(fallback_source=Broken())) as rig:
         answer(rig)
         assert rig.answer.written.startswith(b"HTTP/1.1 500 ")
         assert rig.pool.active_connections == 0

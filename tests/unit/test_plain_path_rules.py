@@ -103,7 +103,7 @@ class Twin:
         self.running: list[Exchange] = []
         stages = [Asking(Hooks(started=self.running.append, finished=self._finished))]
         if rescue == "second":
-            stages.append(Asking(Hooks(rescuer=Second())))
+            stages.append(Asking(Hooks(fallback_source=Second())))
         if rescue == "stale":
             account = MemoryBudget().account("stale_answers")
             stale = _Stale(Fallback.model_validate({"stale": "10m"}), Holding(account), account)
@@ -111,7 +111,7 @@ class Twin:
                 Asking(
                     Hooks(
                         started=stale.listen,
-                        rescuer=_Fallback(stale, None),
+                        fallback_source=_Fallback(stale, None),
                         finished=stale.remember,
                     )
                 )

@@ -12,7 +12,7 @@ from proxy.core.clock import ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import TargetPool, Ticket, UpstreamStream
+from proxy.http1.upstream.pool import ConnectionRequest, TargetPool, UpstreamStream
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
@@ -75,7 +75,7 @@ class Case:
         for stream in self.streams:
             self.pool.abandon(stream, self.greedy, self.clock.monotonic() + 10)
 
-    def ask(self, host_ip: str = "192.0.2.2") -> Ticket:
+    def ask(self, host_ip: str = "192.0.2.2") -> ConnectionRequest:
         """Somebody else wants a connection."""
         return self.pool.ask(cast(ClientStream, Client(host_ip)))
 

@@ -17,7 +17,7 @@ from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.upstream.places import HELD_UP, LATELY, Places
-from proxy.http1.upstream.pool import TargetPool, Ticket, UpstreamStream
+from proxy.http1.upstream.pool import ConnectionRequest, TargetPool, UpstreamStream
 from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
 
 
@@ -51,7 +51,7 @@ class Case:
         for _ in range(10):
             await asyncio.sleep(0)
 
-    async def ask(self, host: str, route: str = "r", *, fresh: bool = False) -> Ticket:
+    async def ask(self, host: str, route: str = "r", *, fresh: bool = False) -> ConnectionRequest:
         """Somebody wants a connection."""
         ticket = self.pool.ask(cast(ClientStream, Client(host)), route=route, fresh=fresh)
         await self.settle()
@@ -256,7 +256,7 @@ async def test_routes_take_turns() -> None:
         used = await case.use("one")
         lists = [await case.ask(f"client {number}", "list") for number in range(9)]
         jobs = [await case.ask(f"other {number}", "job") for number in range(2)]
-        order: list[Ticket] = []
+        order: list[ConnectionRequest] = []
         for _ in range(5):
             await case.free(used)
             (served,) = [one for one in (*lists, *jobs) if not one.pending and one not in order]

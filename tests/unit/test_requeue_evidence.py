@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, Workers, judge
-from proxy.jobs.requeue.pidbox import Answer, Consumers, Result
+from proxy.jobs.requeue.pidbox import Consumers, Result, WorkerAnswer
 
 NOW = 10_000.0
 LIMITS = Limits(app_breaker=60, stranded_after=1800, settle=10)
 LOST = Work("mv_1", waiting=True, changed_at=NOW - 100, missing_for=70)
 TAKEN = Work("mv_1", False, NOW - 100, place="taken", task_id="t1", taken_at=NOW - 101)
 GONE = Work("mv_1", False, NOW - 100, task_id="t1", missing_for=70)
-IDLE = Answer(NOW - 2, frozenset())
+IDLE = WorkerAnswer(NOW - 2, frozenset())
 
 
 def workers(receivers: int | None = 1, **more: Any) -> Workers:
@@ -23,7 +23,7 @@ def workers(receivers: int | None = 1, **more: Any) -> Workers:
     return Workers(receivers, asked_at=NOW - 2, had_receivers=True, **more)
 
 
-def answering(**nodes: Answer) -> Workers:
+def answering(**nodes: WorkerAnswer) -> Workers:
     """As many workers as answers, all of them known."""
     return workers(len(nodes), answers=nodes, known=frozenset(nodes))
 
@@ -48,7 +48,7 @@ def test_a_busy_worker_that_nothing_else_explains_may_have_the_job() -> None:
     assert judged(LOST, workers()).reason == "unknown_work"
     assert judged(LOST, workers(), others=1).action is Action.PUSH
     assert judged(LOST, Workers()).action is Action.PUSH  # nobody can be asked
-    holds = Answer(NOW - 2, frozenset({"mv_1"}))
+    holds = WorkerAnswer(NOW - 2, frozenset({"mv_1"}))
     assert judged(LOST, answering(a=holds)).reason == "running"
 
 
@@ -111,8 +111,11 @@ def test_proofs(job: Work, who: Workers, reason: str) -> None:
         (replace(TAKEN, node="a", pid=1), workers(starts={"a": Start("mv_2", 2, NOW - 100)})),
         (replace(TAKEN, node="a"), workers(starts={"a": Start("mv_2", 2, NOW - 90)})),
         (TAKEN, workers(starts={"a": Start("mv_2", 2, NOW - 90)})),
-        (replace(TAKEN, node="a", pid=1), answering(a=Answer(NOW - 100, frozenset()))),  # before
-        (replace(TAKEN, node="a", pid=1), answering(a=Answer(NOW - 2, frozenset({"t1"})))),
+        (
+            replace(TAKEN, node="a", pid=1),
+            answering(a=WorkerAnswer(NOW - 100, frozenset())),
+        ),  # before
+        (replace(TAKEN, node="a", pid=1), answering(a=WorkerAnswer(NOW - 2, frozenset({"t1"})))),
         (replace(TAKEN, changed_at=NOW - 9, appeared=True), answering(a=IDLE)),  # just changed
         (replace(TAKEN, taken_at=NOW - 9, appeared=True), answering(a=IDLE)),  # just taken
         (replace(TAKEN, result=Result("SUCCESS")), workers()),  # an old result, taken again
@@ -129,7 +132,7 @@ def test_what_proves_nothing(job: Work, who: Workers) -> None:
 
 def test_an_answer_holds_while_no_message_could_have_come() -> None:
     """Beyond a minute, if the job's message has been where it is since before the question."""
-    old = Answer(NOW - 80, frozenset())
+    old = WorkerAnswer(NOW - 80, frozenset())
     busy = workers(answers={"a": old}, known=frozenset("a"))
     taken = replace(TAKEN, node="a", pid=1)
     assert judged(taken, busy).reason == "worker_idle"

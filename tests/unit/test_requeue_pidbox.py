@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from proxy.jobs.requeue.pidbox import (
-    Answer,
     Consumers,
     Result,
+    WorkerAnswer,
     answers,
     consumers,
     question,
@@ -39,16 +39,18 @@ def whole(at: int, node: str, active: Any, reserved: Any, stats: Any) -> list[by
 def test_what_a_worker_has_in_its_hands() -> None:
     """Task ids and job ids of both lists; the newest whole answer counts."""
     found = answers(whole(10, "a", [TASK], [{"id": "t2", "args": ["mv_2"]}], PREFORK))
-    assert found == {"a": Answer(10.0, frozenset({"t1", "mv_1", "t2", "mv_2"}))}
+    assert found == {"a": WorkerAnswer(10.0, frozenset({"t1", "mv_1", "t2", "mv_2"}))}
     newer = [*whole(10, "a", [TASK], [], PREFORK), *whole(20, "a", [], [], PREFORK)]
-    assert answers(newer) == {"a": Answer(20.0, frozenset())}
+    assert answers(newer) == {"a": WorkerAnswer(20.0, frozenset())}
     partly = [*whole(10, "a", [TASK], [], PREFORK), reply("active", 20, "a", [])]
     assert answers(partly)["a"].asked_at == 10.0
 
 
 def test_a_solo_worker_that_answers_works_on_nothing() -> None:
     """What it lists as active was left behind by a connection that broke (seen with Celery 5.7)."""
-    assert answers(whole(10, "a", [TASK], [], SOLO)) == {"a": Answer(10.0, frozenset(), solo=True)}
+    assert answers(whole(10, "a", [TASK], [], SOLO)) == {
+        "a": WorkerAnswer(10.0, frozenset(), solo=True)
+    }
     prefetched = answers(whole(10, "a", [TASK], [{"id": "t2"}], SOLO))
     assert prefetched["a"].holds == frozenset({"t2"})
 
@@ -64,7 +66,7 @@ def test_hostile_replies() -> None:
         b'{"headers":{"ticket":1}}',
     ):
         assert answers([raw]) == {}
-    assert answers(whole(10, "a", "x", {"y": 1}, [])) == {"a": Answer(10.0, frozenset())}
+    assert answers(whole(10, "a", "x", {"y": 1}, [])) == {"a": WorkerAnswer(10.0, frozenset())}
     broken = json.loads(reply("active", 1, "a", []))
     broken["body"] = "%%%"
     assert answers([json.dumps(broken).encode()]) == {}

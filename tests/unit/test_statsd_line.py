@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from proxy.app_telemetry.statsd.line import (
     LARGEST,
-    Reading,
     Result,
+    StatsdSample,
     name_of,
     read,
     refuse_name,
@@ -40,7 +40,7 @@ def test_what_a_line_says(
 ) -> None:
     """Every type, packed values, rates, tags, and sections of newer protocols."""
     reading = read(line)
-    assert isinstance(reading, Reading)
+    assert isinstance(reading, StatsdSample)
     assert (reading.kind, reading.values, reading.weight, reading.tags) == (
         kind,
         values,
@@ -116,7 +116,7 @@ def test_nothing_raises(line: bytes) -> None:
     refuse_name(line)
     tag_values(line)
     reading = read(line)
-    if isinstance(reading, Reading):
+    if isinstance(reading, StatsdSample):
         assert all(abs(value) <= LARGEST for value in reading.values)
         assert 1.0 <= reading.weight <= 1e6
         assert len(reading.values) == len(reading.signed) >= 1
@@ -142,7 +142,7 @@ def test_round_trip(values: list[str], kind: str, rate: float | None, tags: dict
     if tags:
         line += "|#" + ",".join(f"{name}:{value}" for name, value in tags.items())
     reading = read(line.encode())
-    assert isinstance(reading, Reading)
+    assert isinstance(reading, StatsdSample)
     assert name_of(line.encode()) == b"a.b"
     assert reading.kind == kind
     assert reading.values == [float(value) for value in values]

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from proxy.telemetry.metrics.counters import BUCKETS, FINE_BUCKETS, Distribution, RouteTally
 from proxy.telemetry.metrics.history import IDLE, SPAN, STEP, WINDOW, History
-from proxy.telemetry.metrics.rates import Reading, between, quantile, read_distribution, read_routes
+from proxy.telemetry.metrics.rates import (
+    CounterReading,
+    between,
+    quantile,
+    read_distribution,
+    read_routes,
+)
 from tests.telemetry_facts import Facts
 
 
@@ -89,9 +95,9 @@ def test_routes_are_read_together() -> None:
     assert sum(read_routes([]).counts) == 0
 
 
-def at(count: int) -> Reading:
+def at(count: int) -> CounterReading:
     """A reading after so many quick requests."""
-    return Reading((count,) + (0,) * len(BUCKETS))
+    return CounterReading((count,) + (0,) * len(BUCKETS))
 
 
 def test_the_window_is_a_minute_and_at_most_a_step_more() -> None:
@@ -159,7 +165,7 @@ def test_what_is_usual_is_from_before_the_trouble() -> None:
     for step in range(1, 61):
         # Ten answers a step: of 15 ms, and in the last two minutes of 6 s.
         counts[bisect_left(BUCKETS, 0.015 if step <= 36 else 6.0)] += 10
-        history.record(step * STEP, {"a": Reading(tuple(counts))}, {})
+        history.record(step * STEP, {"a": CounterReading(tuple(counts))}, {})
         if step == 10:
             assert history.usual("a") is None
     usual = history.usual("a")

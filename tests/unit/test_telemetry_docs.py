@@ -21,7 +21,7 @@ from proxy.admin.endpoints.jobs import JobControl
 from proxy.admin.endpoints.probes import Probes
 from proxy.admin.endpoints.trace import TraceControl
 from proxy.admin.job_backend import StoreAway
-from proxy.app_telemetry.collectors import AppSide
+from proxy.app_telemetry.collectors import AppTelemetry
 from proxy.app_telemetry.resources.pace import Pace
 from proxy.config.listeners import Upload
 from proxy.config.schema import Config
@@ -32,15 +32,15 @@ from proxy.core.errors import ProxyError
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.vitals import Vitals
 from proxy.forward.routing.compile import Compiler
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Creation
 from proxy.jobs.video_metrics.events import STAGE_ERRORS
 from proxy.jobs.video_metrics.metrics import Counted
 from proxy.jobs.video_metrics.totals import Example, Totals
-from proxy.resilience.circuit.registry import BreakerBoard
-from proxy.resilience.circuit.states import Event
+from proxy.resilience.circuit.registry import BreakerRegistry
+from proxy.resilience.circuit.states import CircuitEvent
 from proxy.routes.idempotency import IdempotencyStage
 from proxy.routes.upload import UploadCheckStage
 from proxy.spool import Spool
@@ -126,7 +126,7 @@ def everything_about_the_app(metrics: Metrics, folder: Path) -> None:
             temp=TempFiles(directories=(folder,)),
         ),
     )
-    side = AppSide(config, metrics, SystemClock(), Vitals())
+    side = AppTelemetry(config, metrics, SystemClock(), Vitals())
     assert side.series is not None
     assert side.resources is not None
     side.series.line(b"video.processing:1|ms|#operation:concat")
@@ -179,11 +179,11 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
         }
     )
     clock = SystemClock()
-    board = BreakerBoard(config.upstreams, registry=metrics.registry, redis=config.redis)
+    board = BreakerRegistry(config.upstreams, registry=metrics.registry, redis=config.redis)
     board.metrics.reachable(False)
     breaker = board.get("u")
     assert breaker is not None
-    breaker.force(Event.FORCE_OPEN, clock.monotonic(), "test", 1.0)
+    breaker.force(CircuitEvent.FORCE_OPEN, clock.monotonic(), "test", 1.0)
     memory = MemoryBudget()
     spool = Spool(tmp_path, 1, memory.account("spool"), clock)
     metrics.registry.register(SpoolMetrics(spool))
@@ -191,7 +191,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     volumes = Volumes(lambda: {"spool": tmp_path})
     volumes.measure()
     metrics.registry.register(volumes)
-    watch = Watch(clock)
+    watch = UpstreamWatch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(
         [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, memory, spool

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from proxy.trace.attribution import attribute, services_of
-from proxy.trace.job_history import JobLife
+from proxy.trace.job_history import JobHistory
 from tests.trace_kit import CALLED_IN, T0, call, failing_life, life, stages
 
 NOW = T0 + 100
 IDLE = 10.0
 
 
-def mine(*calls: object, others: tuple[JobLife, ...] = ()) -> list[float]:
+def mine(*calls: object, others: tuple[JobHistory, ...] = ()) -> list[float]:
     """When the calls were made that go to a job in `generate_subtitles` from 1 to 20."""
     found = attribute(calls, failing_life(), others, CALLED_IN, NOW, IDLE)  # type: ignore[arg-type]
     assert all(event.job_id == "mv_1" for event in found)

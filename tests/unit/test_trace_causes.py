@@ -7,26 +7,26 @@ from typing import Any
 
 import pytest
 
-from proxy.trace.context import Case, Cause
+from proxy.trace.context import Cause, DiagnosisContext
 from proxy.trace.diagnosis import suspect
-from proxy.trace.events import Event
-from proxy.trace.job_history import JobLife
+from proxy.trace.events import TraceEvent
+from proxy.trace.job_history import JobHistory
 from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages
 
 
 def case(
-    *events: Event,
-    lives: Sequence[JobLife] = (),
+    *events: TraceEvent,
+    lives: Sequence[JobHistory] = (),
     now: float = 100.0,
-    before: Sequence[Event] = (),
+    before: Sequence[TraceEvent] = (),
     about_job: bool = False,
-) -> Case:
+) -> DiagnosisContext:
     """The story of these events and lives, asked for `now` seconds after `T0`."""
     every = sorted([*events, *(e for one in lives for e in one.events)], key=lambda e: e.at)
-    return Case(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
+    return DiagnosisContext(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
 
 
-def found(*events: Event, **more: Any) -> Cause:
+def found(*events: TraceEvent, **more: Any) -> Cause:
     """The cause; that it points into the story is always so."""
     asked = case(*events, **more)
     cause = suspect(asked)
@@ -35,7 +35,7 @@ def found(*events: Event, **more: Any) -> Cause:
     return cause
 
 
-def done() -> JobLife:
+def done() -> JobHistory:
     """A job that went well."""
     return life(
         (0, {"status": "queued"}), (1, {"status": "processing"}), (20, {"status": "completed"})
@@ -52,7 +52,7 @@ def test_nothing_wrong_no_cause() -> None:
 def test_upload_refused() -> None:
     """A bad upload: what was wrong with it, in the words that the client got."""
     refused = exchange(0, 400, code="upload_too_long", detail="over 10min")
-    upload = Event(
+    upload = TraceEvent(
         T0, "upload", "upload_too_long", refused.severity, facts={"detail": "over 10min"}
     )
     cause = found(refused, upload)
@@ -75,7 +75,7 @@ def test_a_refusal_is_not_of_a_job_that_there_is() -> None:
     """A client that was refused once and tried again with the same correlation ID: the refusal is
     part of its story, and not the cause of anything about the job that it then got."""
     refused = exchange(0, 503, code="job_not_stored", reason="redis_down")
-    upload = Event(T0, "upload", "upload_too_long", refused.severity)
+    upload = TraceEvent(T0, "upload", "upload_too_long", refused.severity)
     one = failing_life()
     assert found(refused, upload, lives=[one], about_job=True).kind == "stage_failed"
     assert found(refused, upload, lives=[one]).kind == "upload_refused"
@@ -164,7 +164,7 @@ def test_sqlite_cannot_write() -> None:
     full = news(-60, "mirror", "sqlite_degraded", reason="database or disk is full")
     created = exchange(0, 202, kind="creation", job_stored="degraded")
     cause = found(created, before=[full], lives=[done()])
-    assert cause.kind == "ledger_cannot_write"
+    assert cause.kind == "store_cannot_write"
     assert "database or disk is full" in cause.summary
     assert cause.event is created
     over = news(-30, "mirror", "sqlite_back")
@@ -173,7 +173,7 @@ def test_sqlite_cannot_write() -> None:
 
 def test_sqlite_was_merely_slow() -> None:
     """Not confirmed in time, and nothing else is known."""
-    assert found(exchange(0, 202, job_stored="degraded")).kind == "ledger_slow"
+    assert found(exchange(0, 202, job_stored="degraded")).kind == "store_slow"
 
 
 def test_nobody_takes_a_job() -> None:
@@ -342,7 +342,7 @@ def test_calls_failed_though_the_job_went_on() -> None:
 
 def test_the_service_was_restarting() -> None:
     """Connections were refused for a while, then it answered."""
-    waited = Event(T0, "attempt", "connect", service="make-video", duration=2.1)
+    waited = TraceEvent(T0, "attempt", "connect", service="make-video", duration=2.1)
     cause = found(exchange(0, duration=2.2), waited)
     assert cause.kind == "service_restarting"
     assert "refused connections for 2.1 s" in cause.summary

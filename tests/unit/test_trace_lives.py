@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from proxy.core.clock import iso_utc
 from proxy.trace.events import Severity
-from proxy.trace.job_history import EVENTS, JobLife, moment, read_life
+from proxy.trace.job_history import EVENTS, JobHistory, moment, read_life
 from tests.jobs_kit import life as recorded
 from tests.trace_kit import T0, failing_life, life, stages
 
 
-def from_recording(name: str) -> list[JobLife]:
+def from_recording(name: str) -> list[JobHistory]:
     """The lives in a recording of the real service."""
     versions: dict[str, list[dict[str, Any]]] = {}
     for line in recorded(name):

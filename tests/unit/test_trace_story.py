@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.resilience.rate_limit import TokenBucket
-from proxy.trace.events import FACTS, FACTS_BYTES, Event, Severity, bounded, encode_facts, text
-from proxy.trace.job_history import JobLife
+from proxy.trace.events import FACTS, FACTS_BYTES, Severity, TraceEvent, bounded, encode_facts, text
+from proxy.trace.job_history import JobHistory
 from proxy.trace.recorder import BURST
 from proxy.trace.summaries import duration, summary
 from proxy.trace.timeline import MOST, tell, unfold
 from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failing_life, news, summaries
 
 
-def told(wanted: str, *own: Event, lives: tuple[JobLife, ...] = (), **more: Any) -> dict[str, Any]:
+def told(
+    wanted: str, *own: TraceEvent, lives: tuple[JobHistory, ...] = (), **more: Any
+) -> dict[str, Any]:
     """The answer about an ID, asked for 100 s after `T0`."""
     given = {"news": [], "now": T0 + 100, "stuck_after": 30.0, "called_in": CALLED_IN, "slow": 2.0}
     return tell(wanted, own, lives, **{**given, **more})
@@ -194,7 +196,7 @@ def test_durations(seconds: float | None, said: str) -> None:
         (news(0, "mirror", "something_new"), "something new"),
     ],
 )  # fmt: skip
-def test_summaries(event: Event, said: str) -> None:
+def test_summaries(event: TraceEvent, said: str) -> None:
     """One line each; a kind that nobody has written words for is told by its name."""
     assert summary(event) == said
 
@@ -206,6 +208,6 @@ def test_summaries(event: Event, said: str) -> None:
 )
 def test_every_event_has_a_summary(source: Any, kind: str, facts: dict[str, Any]) -> None:
     """One printable line, whatever was kept."""
-    line = summary(Event(T0, source, kind, Severity.OK, facts=bounded(facts)))
+    line = summary(TraceEvent(T0, source, kind, Severity.OK, facts=bounded(facts)))
     assert line.isprintable()
     assert len(line) <= 2000

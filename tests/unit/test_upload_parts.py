@@ -19,7 +19,7 @@ from proxy.uploads.formats import mpeg_frames, polyglots
 from proxy.uploads.formats.families import MPEG
 from proxy.uploads.probe import refused
 from proxy.uploads.probe.pool import memory_within
-from proxy.uploads.probe.task import Job
+from proxy.uploads.probe.task import ProbeTask
 from tests.uploads.drive import new_spool
 from tests.uploads.growing import Growing
 
@@ -170,6 +170,6 @@ def test_probe_processes_share_what_the_container_has() -> None:
     assert memory_within(None) == memory_within(16 * 2**30) == 512 * MIB
     assert memory_within(2**30) == 256 * MIB
     assert memory_within(64 * MIB) == 128 * MIB
-    assert Job.of((), None, 50 * MIB).memory == 64 * MIB
-    large = Job.of((), None, 2**30)
+    assert ProbeTask.of((), None, 50 * MIB).memory == 64 * MIB
+    large = ProbeTask.of((), None, 2**30)
     assert (large.memory, large.cpu) == (128 * MIB, 18)

@@ -76,7 +76,7 @@ def test_what_there_is_no_memory_for_might_play() -> None:
     """So the packets before it are not all that the file has."""
     with packets.open_container(io.BytesIO(M4AS["opus"]), families.MP4) as container:
         (stream,) = packets.audio_streams(container, families.MP4)
-        walk = packets.Walk(float(stream.time_base or 1))
+        walk = packets.PacketWalk(float(stream.time_base or 1))
         with pytest.raises(refused.Undecodable, match="memory"):
             packets.walk_packets(Short(container), [stream], [walk], families.MP4, None)  # type: ignore[arg-type]
     assert walk.packets == 40

@@ -15,7 +15,7 @@ from proxy.core.errors import ProxyError
 from proxy.core.memory.budget import MemoryBudget
 from proxy.spool import Spool, SpooledBody
 from proxy.uploads.check import UploadCheck
-from proxy.uploads.rules import UploadValidator
+from proxy.uploads.rules import UploadRules
 
 BOUNDARY = b"------------------------d74496d66958873e"  # as curl makes them
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
@@ -109,7 +109,7 @@ class Outcome:
 
 
 async def upload(
-    validator: UploadValidator,
+    validator: UploadRules,
     body: bytes,
     *,
     chunk: int = 64 * 1024,

@@ -63,8 +63,8 @@ class UploadSite(Site):
         """Forget what arrived."""
         self.settle()
         self.upstream.fresh()
-        self.keeper = Keeper()
-        self.upstream.handler = self.keeper
+        self.session = Keeper()
+        self.upstream.handler = self.session
 
     def settle(self) -> None:
         """Until the app has seen all that the proxy did: every connection that was opened, and the
@@ -81,14 +81,14 @@ class UploadSite(Site):
 
     def only_arrival(self) -> Arrived:
         """The one request of this test, once the app has its end or lost it."""
-        self.upstream.wait(lambda: bool(self.keeper.arrived), "a request that ended")
-        assert len(self.keeper.arrived) == 1
-        return self.keeper.arrived[0]
+        self.upstream.wait(lambda: bool(self.session.arrived), "a request that ended")
+        assert len(self.session.arrived) == 1
+        return self.session.arrived[0]
 
     def assert_nothing_arrived(self) -> None:
         """The app was not asked for anything."""
         self.settle()
-        assert self.keeper.arrived == []
+        assert self.session.arrived == []
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample at /metrics; 0 where it is not there."""

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from proxy.admin import problems
-from proxy.admin.backend import Operated
+from proxy.admin.backend import AdminBackend
 from proxy.admin.json_exchange import answer, read_object, text
 from proxy.core.errors import BadRequest
 from proxy.core.process.handover import HandoverFailed
@@ -16,7 +16,7 @@ from proxy.core.process.handover import HandoverFailed
 class Control:
     """`/api/config`, `/api/routes`, `/api/reload`, `/api/upgrade`, `/api/log-level`."""
 
-    def __init__(self, operated: Operated) -> None:
+    def __init__(self, operated: AdminBackend) -> None:
         self._operated = operated
 
     def mount(self, router: web.UrlDispatcher) -> None:

@@ -22,7 +22,7 @@ LINE, JOB = 1024, 2 * 1024 * 1024
 
 class Jobs(Protocol):
     """All mirrors. `mirror` None is all of them; an unknown name raises `KeyError`. What cannot be
-    done now (Redis or the ledger does not answer) raises `ProxyError`."""
+    done now (Redis or the store does not answer) raises `ProxyError`."""
 
     async def list(
         self, mirror: str | None, status: str | None, limit: int, stranded: bool

@@ -8,7 +8,7 @@ import re
 
 from aiohttp import web
 
-from proxy.admin.backend import Operated
+from proxy.admin.backend import AdminBackend
 from proxy.admin.json_exchange import answer
 from proxy.admin.large_answers import ANSWERS, METRICS_FREE
 
@@ -16,7 +16,7 @@ from proxy.admin.large_answers import ANSWERS, METRICS_FREE
 class Probes:
     """`/metrics`, `/livez` and `/readyz`."""
 
-    def __init__(self, operated: Operated) -> None:
+    def __init__(self, operated: AdminBackend) -> None:
         self._operated = operated
         #: Those that are not begun yet.
         self._pages: dict[tuple[str, bool], asyncio.Future[tuple[bytes, str]]] = {}

@@ -56,7 +56,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthSummary:
     """`sentence` is for people; `findings` are in order of importance."""
 
     level: Level
@@ -75,7 +75,7 @@ class Verdict:
         }
 
 
-def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
+def judge(snapshot: Mapping[str, Any], now: float) -> HealthSummary:
     """The verdict on a snapshot without one; `now` is Unix seconds."""
     found = [
         *_serving(snapshot),
@@ -96,12 +96,12 @@ def judge(snapshot: Mapping[str, Any], now: float) -> Verdict:
     ]
     found.sort(key=lambda finding: finding.level)  # "error" before "warning"; else as they came
     if not found:
-        return Verdict("ok", "All good.", ())
+        return HealthSummary("ok", "All good.", ())
     more = len(found) - 1
     sentence = found[0].summary.rstrip(".") + "."
     if more:
         sentence += f" And {more} more thing{'s' * (more > 1)} to look at."
-    return Verdict(found[0].level, sentence, tuple(found))
+    return HealthSummary(found[0].level, sentence, tuple(found))
 
 
 def _serving(snapshot: Mapping[str, Any]) -> Iterator[Finding]:

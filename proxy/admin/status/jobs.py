@@ -1,6 +1,6 @@
 """The jobs that the status page lists, read from the mirrors beside the snapshots, never in them.
 
-A ledger that is silent costs its patience, not a snapshot's: the page says so and shows the jobs
+A store that is silent costs its patience, not a snapshot's: the page says so and shows the jobs
 that were read last. A job is read again only when it has a new version. Large ones show no stages.
 """
 
@@ -15,10 +15,10 @@ from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import to_timestamp
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.service import Mirrors
-from proxy.jobs.stages import Stage, Story, read_story
+from proxy.jobs.stages import Stage, StageTimeline, read_story
 from proxy.jobs.store.inspection import SHORT
 from proxy.jobs.store.records import Overview, Row
-from proxy.jobs.store.schema import LedgerSilent
+from proxy.jobs.store.schema import StoreSilent
 
 LIMIT = 25  # jobs of each kind and mirror
 EVERY = 1.0  # seconds between two looks whether something changed
@@ -35,7 +35,7 @@ class JobWatch:
         self._clock = clock
         self._rows: list[dict[str, Any]] = []
         self._problem: str | None = None
-        self._stories: dict[tuple[str, str, bytes], Story] = {}
+        self._stories: dict[tuple[str, str, bytes], StageTimeline] = {}
         self._seen: dict[str, int] = {}
         self._due = 0.0
         self.fresh = asyncio.Event()  #: set once `run` has read the list, or failed to
@@ -60,13 +60,13 @@ class JobWatch:
         counts = {mirror.name: mirror.commits for mirror in mirrors}
         if counts == self._seen and now < self._due and self._problem is None:
             return
-        stories: dict[tuple[str, str, bytes], Story] = {}
+        stories: dict[tuple[str, str, bytes], StageTimeline] = {}
         rows: list[dict[str, Any]] = []
         try:
             for mirror in mirrors:
                 rows += self._read(mirror, await mirror.inspection.overview(LIMIT), stories)
-        except LedgerSilent as error:
-            self._problem = f"the ledger does not answer: {error}"
+        except StoreSilent as error:
+            self._problem = f"the store does not answer: {error}"
             return
         self._problem = None
         self._seen, self._due = counts, now + AT_LEAST_EVERY
@@ -74,7 +74,7 @@ class JobWatch:
         self._stories = stories
 
     def _read(
-        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, bytes], Story]
+        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, bytes], StageTimeline]
     ) -> Iterable[dict[str, Any]]:
         stranded = {row.job_id for row in found.stranded}
         by_id = {row.job_id: row for row in (*found.recent, *found.failed, *found.stranded)}
@@ -83,12 +83,12 @@ class JobWatch:
             story = self._stories.get(key)
             if story is None:
                 short = 0 < len(row.raw) <= SHORT
-                story = read_story(row.raw, row.status) if short else Story()
+                story = read_story(row.raw, row.status) if short else StageTimeline()
             stories[key] = story
             yield _line(mirror.name, row, story, stranded=row.job_id in stranded)
 
 
-def _line(mirror: str, row: Row, story: Story, *, stranded: bool) -> dict[str, Any]:
+def _line(mirror: str, row: Row, story: StageTimeline, *, stranded: bool) -> dict[str, Any]:
     created = to_timestamp(row.created_at)
     return {
         "mirror": mirror,

@@ -12,7 +12,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc/self")
 
 
-class OwnUse:
+class OwnUsage:
     """Call `record` now and then; `document` is what it was since the last time but one."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from aiohttp import web
 from proxy.admin import problems
 from proxy.admin.auth import PAGE
 from proxy.admin.json_exchange import number, read_query
-from proxy.admin.status.sampler import StatusBoard
+from proxy.admin.status.sampler import StatusSampler
 
 WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
 TRACES = "/api/trace"
@@ -46,7 +46,7 @@ HEADERS = {
 class StatusPage:
     """A `Part` of the admin door."""
 
-    def __init__(self, board: StatusBoard, *, write_limit: float = WRITE_LIMIT) -> None:
+    def __init__(self, board: StatusSampler, *, write_limit: float = WRITE_LIMIT) -> None:
         self._board = board
         self._write_limit = write_limit
         self._files = load_files()

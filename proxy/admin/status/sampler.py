@@ -42,7 +42,7 @@ class Viewer:
         self.step = 0  #: the last step of the history that it has
 
 
-class StatusBoard:
+class StatusSampler:
     """`await start()`, then `snapshot` and `frames`; `await stop()` ends every stream."""
 
     def __init__(

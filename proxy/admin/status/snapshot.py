@@ -14,17 +14,17 @@ from typing import Any, Protocol
 from proxy import __version__
 from proxy.admin.backend import Readiness
 from proxy.admin.status.health_summary import is_slow, judge
-from proxy.admin.status.own_usage import OwnUse
+from proxy.admin.status.own_usage import OwnUsage
 from proxy.core.clock import Clock, iso_utc
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.vitals import Vitals
-from proxy.forward.watch import Watch
+from proxy.forward.watch import UpstreamWatch
 from proxy.jobs.service import Mirrors
-from proxy.resilience.circuit.registry import BreakerBoard
+from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.telemetry.metrics.counters import FINE_BUCKETS, RouteTally
 from proxy.telemetry.metrics.history import History
 from proxy.telemetry.metrics.rates import (
-    Reading,
+    CounterReading,
     Summary,
     nothing,
     read_distribution,
@@ -62,9 +62,9 @@ class Sources:
 
     proxy: Watched
     metrics: Metrics
-    breakers: BreakerBoard
+    breakers: BreakerRegistry
     mirrors: Mirrors
-    watch: Watch
+    watch: UpstreamWatch
     vitals: Vitals
     #: Name, bytes free and bytes in all of each directory that is watched.
     disks: Callable[[], Sequence[tuple[str, int, int]]] = tuple
@@ -81,7 +81,7 @@ class Snapshots:
         self._clock = clock
         self._started = clock.monotonic()
         self.history = History()
-        self._own_use = OwnUse()
+        self._own_use = OwnUsage()
         self.traces = False  #: whether the door has `/api/trace`
 
     def record(self) -> None:
@@ -122,14 +122,14 @@ class Snapshots:
 
     def _read(
         self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
-    ) -> dict[str, Reading]:
+    ) -> dict[str, CounterReading]:
         """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, as
         `abandoned:NAME` its silences that clients did not see the end of, and as `unfinished:NAME`
         for how long it had been sending answers that clients left."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
         names = self._sources.proxy.upstream_names()
-        services: dict[str, list[Reading]] = {name: [] for name in names}
+        services: dict[str, list[CounterReading]] = {name: [] for name in names}
         for route in routes:
             if route["upstream"] in services:
                 services[route["upstream"]].append(readings[_name(route)])
@@ -195,7 +195,7 @@ class Snapshots:
         self,
         route: Mapping[str, Any],
         tallies: Mapping[str, Sequence[RouteTally]],
-        readings: Mapping[str, Reading],
+        readings: Mapping[str, CounterReading],
         moment: float,
     ) -> dict[str, Any]:
         name = _name(route)
@@ -223,7 +223,9 @@ class Snapshots:
             **_figures(summary),
         }
 
-    def _upstreams(self, readings: Mapping[str, Reading], moment: float) -> list[dict[str, Any]]:
+    def _upstreams(
+        self, readings: Mapping[str, CounterReading], moment: float
+    ) -> list[dict[str, Any]]:
         connections = {
             name: {"idle": idle, "active": active}
             for name, idle, active in self._sources.metrics.upstream_connections()
@@ -266,7 +268,7 @@ class Snapshots:
             )
         return found
 
-    def _process(self, readings: Mapping[str, Reading], moment: float) -> dict[str, Any]:
+    def _process(self, readings: Mapping[str, CounterReading], moment: float) -> dict[str, Any]:
         lag = self.history.summary(_LOOP, moment, readings[_LOOP])
         listeners = self._sources.metrics.listener_tallies()
         memory = self._sources.memory

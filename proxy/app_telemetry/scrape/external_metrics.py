@@ -42,7 +42,7 @@ class Fetched(StrEnum):
     FAULT = "fault"
 
 
-class AppGuest:
+class ExternalMetrics:
     """The app's families as last fetched. The event loop replaces them, a scrape reads them."""
 
     def __init__(self, clock: Clock, stale_after: float) -> None:

@@ -15,7 +15,7 @@ import aiohttp
 from prometheus_client.metrics_core import Metric
 
 from proxy import __version__
-from proxy.app_telemetry.scrape.external_metrics import AppGuest, Fetched
+from proxy.app_telemetry.scrape.external_metrics import ExternalMetrics, Fetched
 from proxy.app_telemetry.scrape.page import BadPage, TooMany, read_page
 from proxy.config.telemetry import AppMetrics
 from proxy.core.process.shortage import DETAILS
@@ -42,10 +42,10 @@ class _Failed(Exception):
         self.result = result
 
 
-class AppPage:
+class AppScrape:
     """Keeps `guest` told from `start` to `stop`."""
 
-    def __init__(self, config: AppMetrics, guest: AppGuest, vitals: Vitals) -> None:
+    def __init__(self, config: AppMetrics, guest: ExternalMetrics, vitals: Vitals) -> None:
         self._config = config
         self._guest = guest
         self._shortages = vitals.shortages

@@ -45,7 +45,7 @@ _KINDS = {b"c": "c", b"g": "g", b"ms": "ms", b"h": "h", b"d": "d"}
 
 
 @dataclass(slots=True)
-class Reading:
+class StatsdSample:
     """A line that was understood. `signed` tells for each value whether it was written with a sign,
     `weight` how many readings each stands for; `tags` is the text behind `#`, not yet taken apart.
     """
@@ -71,7 +71,7 @@ def refuse_name(name: bytes) -> Result:
     return Result.UNDECLARED if _NAME.fullmatch(name) else Result.MALFORMED
 
 
-def read(line: bytes) -> Reading | Result:
+def read(line: bytes) -> StatsdSample | Result:
     """What a line says, or why that cannot be told. The name is not looked at."""
     _, colon, rest = line.partition(b":")
     numbers, *sections = rest.split(b"|")
@@ -100,7 +100,7 @@ def read(line: bytes) -> Reading | Result:
             return Result.VALUE
         values.append(value)
         signed.append(number[0] in b"+-")
-    return Reading(kind, values, signed, weight, tags)
+    return StatsdSample(kind, values, signed, weight, tags)
 
 
 def tag_values(tags: bytes) -> dict[bytes, bytes]:

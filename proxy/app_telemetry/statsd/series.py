@@ -21,7 +21,14 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from proxy.app_telemetry.statsd.line import Reading, Result, name_of, read, refuse_name, tag_values
+from proxy.app_telemetry.statsd.line import (
+    Result,
+    StatsdSample,
+    name_of,
+    read,
+    refuse_name,
+    tag_values,
+)
 from proxy.config.telemetry import Statsd, StatsdLabel, StatsdMetric
 from proxy.telemetry.metrics.counters import Distribution
 
@@ -64,7 +71,7 @@ class _Label:
         return known
 
 
-class Family:
+class StatsdFamily:
     """One declared family and its series. `replaced` counts label values that became `other`."""
 
     __slots__ = ("_about", "_bounds", "_labels", "_name", "_rules", "_signed_is_value", "_type",
@@ -105,7 +112,7 @@ class Family:
         """Whether there is such a series already."""
         return labels in self.counts or labels in self.distributions
 
-    def count(self, labels: Labels, reading: Reading) -> Result:
+    def count(self, labels: Labels, reading: StatsdSample) -> Result:
         """Take in all values of a reading, or none of them."""
         if self._type != "gauge" and min(reading.values) < 0:
             return Result.VALUE  # a sum that shrinks looks like a restart
@@ -156,9 +163,9 @@ class StatsdSeries:
     register it. `dropped` tells how many packets the kernel had to drop."""
 
     def __init__(self, config: Statsd) -> None:
-        self._families = [Family(name, rules) for name, rules in config.families.items()]
-        self._exact: dict[bytes, Family] = {}
-        self._patterns: dict[bytes, tuple[Family, bytes]] = {}
+        self._families = [StatsdFamily(name, rules) for name, rules in config.families.items()]
+        self._exact: dict[bytes, StatsdFamily] = {}
+        self._patterns: dict[bytes, tuple[StatsdFamily, bytes]] = {}
         for family, (name, rules) in zip(self._families, config.families.items(), strict=True):
             for sent in rules.names or (name,):
                 beginning, hole, label = sent.partition("{")

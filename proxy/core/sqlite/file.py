@@ -1,6 +1,6 @@
 """An SQLite file of ours: opened, migrated, checked, set aside; one writer, several readers.
 
-The only file that imports aiosqlite. The ledger of jobs and the trace decide what to write and
+The only file that imports aiosqlite. The store of jobs and the trace decide what to write and
 when; here is how.
 """
 
@@ -22,7 +22,16 @@ from proxy.core.clock import Clock
 from proxy.core.process.private_files import close_to_others, make, make_directory
 from proxy.core.sqlite.readers import Params, Readers, Silent, close_in_time, interrupt
 
-__all__ = ["REFUSED", "Newer", "Params", "Schema", "Silent", "SqliteFile", "Unfit", "is_damage"]
+__all__ = [
+    "REFUSED",
+    "NewerSchema",
+    "Params",
+    "Schema",
+    "Silent",
+    "SqliteFile",
+    "UnusableFile",
+    "is_damage",
+]
 
 CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in use
 
@@ -39,11 +48,11 @@ REFUSED = (
 )
 
 
-class Unfit(Exception):
+class UnusableFile(Exception):
     """The file is damaged or somebody else's: to be set aside. The message says which."""
 
 
-class Newer(Exception):
+class NewerSchema(Exception):
     """The file is of a later release: not touched, as an older one cannot know what it means."""
 
 
@@ -90,14 +99,14 @@ class SqliteFile:
     async def open(self) -> None:
         """Open or make the file, bring it to the newest schema.
 
-        Raises `Unfit`, `Newer`, `OSError` or `sqlite3.Error`, and is closed then.
+        Raises `UnusableFile`, `NewerSchema`, `OSError` or `sqlite3.Error`, and is closed then.
         """
         try:
             await self._open()
         except BaseException as error:
             await self.close()
             if isinstance(error, sqlite3.Error) and is_damage(error):
-                raise Unfit("damaged") from error
+                raise UnusableFile("damaged") from error
             raise
 
     async def _open(self) -> None:
@@ -109,10 +118,10 @@ class SqliteFile:
         version = await _scalar(db, "PRAGMA user_version")
         tables = await _scalar(db, "SELECT count(*) FROM sqlite_master")
         if application_id != schema.application_id and (tables or version or application_id):
-            raise Unfit("foreign")
+            raise UnusableFile("foreign")
         newest = len(schema.migrations)
         if version > newest:
-            raise Newer(f"made by a newer release: schema {version}, not {newest}")
+            raise NewerSchema(f"made by a newer release: schema {version}, not {newest}")
         for setting in (*(schema.birth if not version else ()), *schema.settings):
             await db.execute(setting)
         # In SQL, so that it is the writer's thread that compresses.
@@ -122,7 +131,7 @@ class SqliteFile:
         found = await asyncio.to_thread(self.path.stat)
         self._identity, size = (found.st_dev, found.st_ino), found.st_size
         if size <= CHECK_AT_START and await _scalar(db, "PRAGMA quick_check(1)") != "ok":
-            raise Unfit("damaged")
+            raise UnusableFile("damaged")
         pools = [self._readers] * schema.readers + [self._surveys] * schema.surveyors
         for readers in pools:
             await readers.add(await aiosqlite.connect(self.path, isolation_level=None))

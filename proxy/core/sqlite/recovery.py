@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.clock import Clock
-from proxy.core.sqlite.file import Newer, Schema, SqliteFile, Unfit, is_damage
+from proxy.core.sqlite.file import NewerSchema, Schema, SqliteFile, UnusableFile, is_damage
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ LARGE_LOG = 64 * 1024 * 1024
 NOT_STARTED = "not started"
 
 
-class Upkeep:
+class FileRecovery:
     """See the rules at the top of the file. `kind` names the file in the log.
 
     `on_degraded` gets each new reason, None when it can be written (the first time as well);
@@ -84,11 +84,11 @@ class Upkeep:
         for _ in range(2):  # the second time on a new file, when the first was not fit
             try:
                 await self.file.open()
-            except Unfit as unfit:
+            except UnusableFile as unfit:
                 if not await self._set_aside(str(unfit)):
                     return False
                 continue
-            except (OSError, sqlite3.Error, Newer) as error:
+            except (OSError, sqlite3.Error, NewerSchema) as error:
                 self.say(str(error))
                 return False
             self.say(None)

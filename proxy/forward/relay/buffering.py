@@ -36,82 +36,92 @@ from proxy.spool import SpooledBody
 DISK_PATIENCE = 10.0
 
 
-def wants_buffering(x: Exchange, plan: UpstreamPlan) -> bool:
+def wants_buffering(exchange: Exchange, plan: UpstreamPlan) -> bool:
     """Whether something of the body is to be read first (rules 1 to 3)."""
-    if x.filter is not None:
+    if exchange.filter is not None:
         return True
-    if x.body.done or not (plan.buffer_request or x.plan.admissions):
+    if exchange.body.done or not (plan.buffer_request or exchange.plan.admissions):
         return False
-    assert x.head is not None
-    return x.head.content_length is None or plan.spool.admits(x.head.content_length, x.stream)
+    assert exchange.head is not None
+    return exchange.head.content_length is None or plan.spool.admits(
+        exchange.head.content_length, exchange.stream
+    )
 
 
-async def buffer_request(x: Exchange, plan: UpstreamPlan) -> None:
+async def buffer_request(exchange: Exchange, plan: UpstreamPlan) -> None:
     """Read the body into `x.buffered`, as far as the rules say. Raises the filter's refusal, what
     `read_body` and `until_left` raise, and `Overloaded` when the disk does not answer."""
-    client = x.stream
-    send_continue(x)
-    whole = plan.buffer_request or bool(x.plan.admissions)
-    body = x.buffered = plan.spool.body(client.wake, owner=client, sha256=bool(x.plan.admissions))
+    client = exchange.stream
+    send_continue(exchange)
+    whole = plan.buffer_request or bool(exchange.plan.admissions)
+    body = exchange.buffered = plan.spool.body(
+        client.wake, owner=client, sha256=bool(exchange.plan.admissions)
+    )
     ending: asyncio.Task[list[bytes] | SpooledBody] | None = None
     moved = client.clock.monotonic()
     try:
         while True:
-            before = x.bytes_in
+            before = exchange.bytes_in
             if ending is None:
-                _read(x, body)
+                _read(exchange, body)
             now = client.clock.monotonic()
-            if x.bytes_in != before:
+            if exchange.bytes_in != before:
                 moved = now
-            if x.body.done and x.filter is None:
+            if exchange.body.done and exchange.filter is None:
                 body.end()
                 return
             if body.full is not None or (body.size and not whole):
                 return
             deadline = NEVER  # a filter bounds its own time
-            if not x.body.done:
-                deadline = _deadline(x, body, moved, now)
+            if not exchange.body.done:
+                deadline = _deadline(exchange, body, moved, now)
             elif ending is None:
-                ending = start_ending(x)
+                ending = start_ending(exchange)
             elif ending.done():
-                _end(x, body, ending.result())
+                _end(exchange, body, ending.result())
                 return
-            await client.wait(until_left(x, deadline, now, moved))
+            await client.wait(until_left(exchange, deadline, now, moved))
     finally:
         if ending is not None:
             await drop_ending(ending)
 
 
-def _read(x: Exchange, body: SpooledBody) -> None:
+def _read(exchange: Exchange, body: SpooledBody) -> None:
     """Take what the client has sent, as far as filter and disk take it."""
-    check = x.filter
+    check = exchange.filter
     if check is not None:
         body.append(check.feed(b""))  # it may have made up its mind since
-        if x.stream.inbox and not check.blocked and not body.blocked:
-            body.append(read_checked(x))
-    elif x.stream.inbox and not body.blocked:
-        body.append(read_body(x))
+        if exchange.stream.inbox and not check.blocked and not body.blocked:
+            body.append(read_checked(exchange))
+    elif exchange.stream.inbox and not body.blocked:
+        body.append(read_body(exchange))
 
 
-def _end(x: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody) -> None:
+def _end(exchange: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody) -> None:
     """The filter's last word is that the body may pass."""
     if isinstance(rest, SpooledBody):  # it has kept the body itself
         body.close()
-        x.buffered = rest
-        if x.filter is not None and x.filter.content_type is not None and x.body.trailers:
-            stale = x.filter.stale
-            x.body.trailers = [
-                line for line in x.body.trailers if line.partition(b":")[0].lower() not in stale
+        exchange.buffered = rest
+        if (
+            exchange.filter is not None
+            and exchange.filter.content_type is not None
+            and exchange.body.trailers
+        ):
+            stale = exchange.filter.stale
+            exchange.body.trailers = [
+                line
+                for line in exchange.body.trailers
+                if line.partition(b":")[0].lower() not in stale
             ]
     else:
         body.append(rest)
         body.end()
 
 
-def _deadline(x: Exchange, body: SpooledBody, moved: float, now: float) -> float:
+def _deadline(exchange: Exchange, body: SpooledBody, moved: float, now: float) -> float:
     """Until when something must move, and whose fault it is if nothing does."""
-    if body.blocked or (x.filter is not None and x.filter.blocked):
-        others_turn(x, now)
+    if body.blocked or (exchange.filter is not None and exchange.filter.blocked):
+        others_turn(exchange, now)
     if body.blocked:
         deadline = moved + DISK_PATIENCE
         if now >= deadline:
@@ -122,9 +132,9 @@ def _deadline(x: Exchange, body: SpooledBody, moved: float, now: float) -> float
                 reason="spool_stalled",
             )
         return deadline
-    if x.filter is not None and x.filter.blocked:
-        deadline = moved + x.plan.body_timeout
+    if exchange.filter is not None and exchange.filter.blocked:
+        deadline = moved + exchange.plan.body_timeout
         if now >= deadline:
             raise RequestTimeout("The request body did not come in time", close=True)
         return deadline
-    return body_deadline(x, moved, now)
+    return body_deadline(exchange, moved, now)

@@ -41,7 +41,7 @@ _MAX_INTERIM = 32
 PIECES_PER_TURN = 4
 
 
-class Unanswered(UpstreamReset):
+class UnansweredRequest(UpstreamReset):
     """The connection ended before a byte of a response. On a kept one that mostly means that it had
     been closed under us."""
 
@@ -64,20 +64,20 @@ class Relay:
         "upstream",
     )
 
-    def __init__(self, x: Exchange, upstream: UpstreamStream, plan: UpstreamPlan) -> None:
-        assert x.head is not None
-        self._x = x
-        self._client = x.stream
-        self._clock = x.stream.clock
+    def __init__(self, exchange: Exchange, upstream: UpstreamStream, plan: UpstreamPlan) -> None:
+        assert exchange.head is not None
+        self._x = exchange
+        self._client = exchange.stream
+        self._clock = exchange.stream.clock
         self._plan = plan
-        self._chunked_up = request_length(x) is None
-        body = x.buffered
+        self._chunked_up = request_length(exchange) is None
+        body = exchange.buffered
         self._reader: BodyReader | None = None  # what was read of the body before this attempt
         if body is not None and (body.size or body.complete):
             self._reader = body.reader()
         self._ending: asyncio.Task[list[bytes] | SpooledBody] | None = None  # filter's last word
         self._released = False
-        self.sent = not x.head.has_body and x.filter is None
+        self.sent = not exchange.head.has_body and exchange.filter is None
         self.moved = 0.0
         self.upstream = upstream
 
@@ -94,7 +94,7 @@ class Relay:
     async def converse(self) -> ResponseHead:
         """Send the request's body until the head of the final response has come.
 
-        Raises `Unanswered` when the connection ended without a byte of response, else
+        Raises `UnansweredRequest` when the connection ended without a byte of response, else
         the `ProxyError` that tells what went wrong.
         """
         x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
@@ -295,7 +295,7 @@ class Relay:
             detail = "closed the connection without an answer"
             if upstream.reused:
                 detail = "closed a kept connection as the request was sent"
-            return Unanswered(
+            return UnansweredRequest(
                 f"Upstream {self._x.upstream} {detail}",
                 upstream=self._x.upstream,
                 reason="stale_connection" if upstream.reused else "no_response",

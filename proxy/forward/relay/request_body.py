@@ -15,25 +15,25 @@ from proxy.spool import SpooledBody
 _MANY = 8
 
 
-def send_continue(x: Exchange) -> None:
+def send_continue(exchange: Exchange) -> None:
     """Tell a client that waits for our leave to send its body (RFC 9110 §10.1.1)."""
-    head = x.head
+    head = exchange.head
     if head is None or not head.expects_continue or not head.minor:
         return
-    if not (x.continue_sent or x.body.done or x.stream.inbox):
-        x.stream.transport.write(CONTINUE)
-        x.continue_sent = True
+    if not (exchange.continue_sent or exchange.body.done or exchange.stream.inbox):
+        exchange.stream.transport.write(CONTINUE)
+        exchange.continue_sent = True
 
 
-def read_body(x: Exchange) -> list[bytes]:
+def read_body(exchange: Exchange) -> list[bytes]:
     """What the client has sent of its body. Raises `BadRequest` and `BodyTooLarge`."""
     try:
-        pieces = x.stream.read_body(x.body)
+        pieces = exchange.stream.read_body(exchange.body)
     except ProtocolError as error:
         raise BadRequest(f"Malformed request body: {error.detail}", close=True) from error
-    x.bytes_in += sum(map(len, pieces))
-    limit = x.plan.max_body
-    if limit is not None and x.bytes_in > limit:
+    exchange.bytes_in += sum(map(len, pieces))
+    limit = exchange.plan.max_body
+    if limit is not None and exchange.bytes_in > limit:
         raise too_large(limit, None)
     return pieces
 
@@ -49,20 +49,20 @@ def too_large(limit: int, length: int | None) -> BodyTooLarge:
     return error
 
 
-def read_checked(x: Exchange) -> list[bytes]:
+def read_checked(exchange: Exchange) -> list[bytes]:
     """The same through the filter: what may go upstream. Raises its refusal, too."""
-    assert x.filter is not None
-    pieces = read_body(x)
+    assert exchange.filter is not None
+    pieces = read_body(exchange)
     if len(pieces) > _MANY:
         pieces = [b"".join(pieces)]
-    return [out for piece in pieces for out in x.filter.feed(piece)]
+    return [out for piece in pieces for out in exchange.filter.feed(piece)]
 
 
-def start_ending(x: Exchange) -> asyncio.Task[list[bytes] | SpooledBody]:
+def start_ending(exchange: Exchange) -> asyncio.Task[list[bytes] | SpooledBody]:
     """The filter's last word, asked for; the client's coroutine is woken when it has come."""
-    assert x.filter is not None
-    ending = asyncio.get_running_loop().create_task(x.filter.finish(), name="verdict")
-    ending.add_done_callback(lambda _: x.stream.wake())
+    assert exchange.filter is not None
+    ending = asyncio.get_running_loop().create_task(exchange.filter.finish(), name="verdict")
+    ending.add_done_callback(lambda _: exchange.stream.wake())
     return ending
 
 
@@ -74,14 +74,14 @@ async def drop_ending(ending: asyncio.Task[list[bytes] | SpooledBody]) -> None:
         ending.exception()  # a refusal that came too late to be the answer
 
 
-def body_deadline(x: Exchange, moved: float, now: float) -> float:
+def body_deadline(exchange: Exchange, moved: float, now: float) -> float:
     """Until when more of the body must come, of which the last came at `moved`. Raises
     `RequestTimeout`."""
-    deadline = moved + x.plan.body_timeout
-    if x.plan.min_rate is not None:
-        if x.pace is None:
-            x.pace = Pace(x.plan.min_rate)
-        deadline = min(deadline, x.pace.waits(x.bytes_in, now))
+    deadline = moved + exchange.plan.body_timeout
+    if exchange.plan.min_rate is not None:
+        if exchange.pace is None:
+            exchange.pace = Pace(exchange.plan.min_rate)
+        deadline = min(deadline, exchange.pace.waits(exchange.bytes_in, now))
     if now >= deadline:
         raise RequestTimeout(
             "The request body did not come in time, or not fast enough", close=True
@@ -89,7 +89,7 @@ def body_deadline(x: Exchange, moved: float, now: float) -> float:
     return deadline
 
 
-def others_turn(x: Exchange, now: float) -> None:
+def others_turn(exchange: Exchange, now: float) -> None:
     """From now on it is not the client's body that is waited for."""
-    if x.pace is not None:
-        x.pace.rests(x.bytes_in, now)
+    if exchange.pace is not None:
+        exchange.pace.rests(exchange.bytes_in, now)

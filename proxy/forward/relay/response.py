@@ -65,14 +65,16 @@ class Response:
         "head",
     )
 
-    def __init__(self, x: Exchange, relay: Relay, plan: UpstreamPlan, head: ResponseHead) -> None:
-        self._x = x
-        self._client = x.stream
-        self._clock = x.stream.clock
+    def __init__(
+        self, exchange: Exchange, relay: Relay, plan: UpstreamPlan, head: ResponseHead
+    ) -> None:
+        self._x = exchange
+        self._client = exchange.stream
+        self._clock = exchange.stream.clock
         self._relay = relay
         self._plan = plan
         self.head = head
-        self._body, self._framing, self._chunked = _framing(x, head)
+        self._body, self._framing, self._chunked = _framing(exchange, head)
         self._held: list[bytes] = []  # content that was read before the head was passed on
         self._queue: SpooledQueue | None = None  # what the client has not taken
         self._read_ahead: bool | None = None  # whether there may be such a queue
@@ -375,14 +377,14 @@ class Response:
         return deadline
 
 
-def _framing(x: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
+def _framing(exchange: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
     """How the response's body ends: (its decoder, our framing fields, whether we chunk).
 
     RFC 9112 §6.3, in its order.
     """
-    assert x.head is not None
+    assert exchange.head is not None
     length = head.content_length
-    if x.method == "HEAD" or head.status in (204, 304):
+    if exchange.method == "HEAD" or head.status in (204, 304):
         shown = length is not None and head.status != 204  # RFC 9110 §8.6
         return (
             NoBody(),
@@ -392,7 +394,7 @@ def _framing(x: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
     if length is not None:
         return LengthBody(length), b"\r\nContent-Length: %d" % length, False
     body: Decoder = ChunkedBody() if head.chunked else UntilClose()
-    if x.head.minor:
+    if exchange.head.minor:
         return body, b"\r\nTransfer-Encoding: chunked", True
     return body, b"", False
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.forward.routing.client_shares import FairShares
+from proxy.forward.routing.client_shares import ClientShares
 
 _REASONS = ("client_connections", "client_requests", "client_uploads")
 
@@ -15,7 +15,7 @@ _REASONS = ("client_connections", "client_requests", "client_uploads")
 class ClientMetrics(Collector):
     """Of all listeners that limit clients, read at a scrape. Made for one registry."""
 
-    def __init__(self, shares: Mapping[str, FairShares]) -> None:
+    def __init__(self, shares: Mapping[str, ClientShares]) -> None:
         self._shares = shares
 
     def collect(self) -> Iterable[Metric]:

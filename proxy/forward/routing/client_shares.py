@@ -54,14 +54,14 @@ class ClientShare:
 
     __slots__ = ("bucket", "connections", "owner", "uploads")
 
-    def __init__(self, owner: FairShares, bucket: TokenBucket) -> None:
+    def __init__(self, owner: ClientShares, bucket: TokenBucket) -> None:
         self.owner = owner
         self.bucket = bucket
         self.connections = 0
         self.uploads = 0
 
 
-class FairShares:
+class ClientShares:
     """The clients of one listener. Lives as long as the process: a reload gives it new rules.
 
     `proxies` are the networks of trusted proxies; `now` is in monotonic seconds.

@@ -23,18 +23,18 @@ from proxy.core.clock import Clock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.process.descriptors import Need
 from proxy.core.vitals import Vitals
-from proxy.forward.routing.client_shares import FairShares
+from proxy.forward.routing.client_shares import ClientShares
 from proxy.forward.routing.header_edits import FieldEdits
 from proxy.forward.routing.plan import (
     FAILING,
     Admission,
     Check,
+    FallbackSource,
     FilterFactory,
     HeadObserver,
     Hooks,
     ListenerPlan,
     Observer,
-    Rescuer,
     RoutePlan,
     UpstreamPlan,
 )
@@ -117,7 +117,7 @@ class Compiler:
         self._on_connect = on_connect
         self._breaker_of = breaker_of
         #: By listener, of all that a config in force has limited: who has spent what outlives it.
-        self.shares: dict[str, FairShares] = {}
+        self.shares: dict[str, ClientShares] = {}
         self._memory = memory
         self._spool = spool
 
@@ -270,7 +270,7 @@ class Compiler:
         per_client = config.limits.per_client
         shares = self.shares.get(name) if per_client is not None else None
         if shares is None and per_client is not None:
-            shares = FairShares(name, per_client, config.trusted_proxies)
+            shares = ClientShares(name, per_client, config.trusted_proxies)
         return ListenerPlan(
             name=name,
             table=RouteTable(routes, guards=attrgetter("guards")),
@@ -300,7 +300,7 @@ class Compiler:
         checks: list[Check] = []
         filters: list[FilterFactory] = []
         admissions: list[Admission] = []
-        rescuers: list[Rescuer] = []
+        fallback_sources: list[FallbackSource] = []
         answered: list[HeadObserver] = []
         finished: list[Observer] = []
         traced = False
@@ -316,8 +316,8 @@ class Compiler:
                 filters.append(hooks.filter)
             if hooks.admit is not None:
                 admissions.append(hooks.admit)
-            if hooks.rescuer is not None:
-                rescuers.append(hooks.rescuer)
+            if hooks.fallback_source is not None:
+                fallback_sources.append(hooks.fallback_source)
             if hooks.response is not None:
                 answered.append(hooks.response)
             if hooks.finished is not None:
@@ -334,9 +334,9 @@ class Compiler:
             filter=filters[0] if filters else None,
             checks=tuple(checks),
             admissions=tuple(admissions),
-            rescuers=tuple(rescuers),
+            fallback_sources=tuple(fallback_sources),
             guards=bool(filters) or (route is not None and route.guards),
-            reads_answers=any(rescuer.needs_body for rescuer in rescuers),
+            reads_answers=any(fallback_source.needs_body for fallback_source in fallback_sources),
             finished=tuple(finished),
             max_body=_max_body(binding),
             body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,

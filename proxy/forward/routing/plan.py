@@ -14,7 +14,7 @@ from proxy.config.upstreams import OverloadAnswer
 from proxy.core.errors import ProxyError
 from proxy.core.vitals import Vitals
 from proxy.forward.exchange import BodyFilter, Exchange
-from proxy.forward.routing.client_shares import FairShares, trusted
+from proxy.forward.routing.client_shares import ClientShares, trusted
 from proxy.forward.routing.header_edits import FieldEdits
 from proxy.forward.routing.router import RouteTable
 from proxy.http1.client import Limits
@@ -92,17 +92,17 @@ class AskAgain:
 Trouble = ProxyError | ResponseHead
 
 
-class Rescuer(Protocol):
+class FallbackSource(Protocol):
     """What may have a better answer than the upstream, or must look at its answer first."""
 
     #: Whether `rescue` reads the upstream's answer: then it is in `x.held`, if it is not too long.
     needs_body: bool
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
         """Whether to ask `rescue`; decided at once."""
         ...
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         """The better answer, or None to let things take their course. Raises the `ProxyError` that
         is to be the answer."""
         ...
@@ -131,7 +131,7 @@ class Hooks:
     request: Check | None = None
     filter: FilterFactory | None = None
     admit: Admission | None = None
-    rescuer: Rescuer | None = None
+    fallback_source: FallbackSource | None = None
     response: HeadObserver | None = None
     finished: Observer | None = None
     adopted: Callable[[], None] | None = None
@@ -148,7 +148,7 @@ class RoutePlan:
     checks: tuple[Check, ...]
     filter: FilterFactory | None
     admissions: tuple[Admission, ...]  # with one, the body is read whole first
-    rescuers: tuple[Rescuer, ...]
+    fallback_sources: tuple[FallbackSource, ...]
     guards: bool  # no spelling of its path may get around it
     reads_answers: bool  # some rescuer needs the body of some answers
     max_body: int | None  # bytes
@@ -163,7 +163,7 @@ class RoutePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainRequest:
+class FastRequest:
     """A request for the fast path, the parameters of its path where the route wants them, and
     what goes upstream for it: `start`, the correlation ID, the client's forwarding fields, `end`.
     """
@@ -190,8 +190,8 @@ class ListenerPlan:
     idle_timeout: float
     max_connections: int
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
-    plain: dict[bytes, PlainRequest] = field(default_factory=dict)
-    shares: FairShares | None = None
+    plain: dict[bytes, FastRequest] = field(default_factory=dict)
+    shares: ClientShares | None = None
 
     def trusts(self, peer: str) -> bool:
         """Whether what a client at that address says about `X-Forwarded-*` is believed."""

@@ -1,6 +1,6 @@
 """Connections to the targets of one upstream: few, reused, given up early, never unbounded.
 
-`TargetPool` decides synchronously: an idle connection at once, or a `Ticket` that is served by the
+`TargetPool` decides synchronously: an idle connection at once, or a `ConnectionRequest` that is served by the
 first connection that is released or dialled. Only dialling is asynchronous; a dial belongs to the
 pool, not to who asked, so a caller that leaves wastes nothing. The rules:
 
@@ -43,7 +43,7 @@ from proxy.http1.heads import HeadMemo, ResponseHead, parse_response
 from proxy.http1.stream import Stream
 from proxy.http1.upstream.abandoned import Abandoned
 from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
-from proxy.http1.upstream.queue import Line, Ticket, client_of
+from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
 from proxy.http1.upstream.tls_dial import dial_tls
 
 # An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
@@ -185,7 +185,7 @@ class TargetPool:
         self.tls = tls  # what a reload replaces: certificate files may have changed
         self._server_name = server_name
         self._idle: list[UpstreamStream] = []
-        self._waiting = Line()
+        self._waiting = ConnectionQueue()
         most = settings.max_connections
         self._places = Places(most)
         self._few = LEAST <= most <= FEW  # the last of them is not for everybody
@@ -238,10 +238,12 @@ class TargetPool:
             return stream
         return None
 
-    def ask(self, owner: ClientStream, *, fresh: bool = False, route: str = "") -> Ticket:
+    def ask(
+        self, owner: ClientStream, *, fresh: bool = False, route: str = ""
+    ) -> ConnectionRequest:
         """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
         been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
-        ticket = Ticket(self, owner, fresh=fresh, route=route)
+        ticket = ConnectionRequest(self, owner, fresh=fresh, route=route)
         who = client_of(owner)
         if who != self._places.seen:
             self._places.saw(who, self._clock.monotonic())
@@ -307,7 +309,7 @@ class TargetPool:
     def _half_matters(self) -> bool:
         return self._places.half_matters(len(self._abandoned))
 
-    def _may(self, ticket: Ticket) -> bool:
+    def _may(self, ticket: ConnectionRequest) -> bool:
         return self._may_have(ticket.owner)
 
     def _served_next(self) -> int:
@@ -338,7 +340,7 @@ class TargetPool:
             reason="queue_full",
         )
 
-    def give_up(self, ticket: Ticket) -> None:
+    def give_up(self, ticket: ConnectionRequest) -> None:
         """The caller no longer wants what `ticket` stands for."""
         if ticket.stream is not None:
             self.release(ticket.stream, reusable=True)
@@ -437,7 +439,7 @@ class TargetPool:
     def _hand_over(self, stream: UpstreamStream) -> None:
         """To the first who waits for such a one, else to the idle ones, of which a closed pool has
         none."""
-        ticket: Ticket | None = None
+        ticket: ConnectionRequest | None = None
         if self._waiting:
             ticket = self._next(stream)
         if ticket is not None:
@@ -462,7 +464,7 @@ class TargetPool:
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
         self._idle.append(stream)
 
-    def _next(self, stream: UpstreamStream) -> Ticket | None:
+    def _next(self, stream: UpstreamStream) -> ConnectionRequest | None:
         """Who gets `stream`: the first who may have it, unless somebody who needs a fresh one waits
         without a dial on its way, who would wait for ever while others take turns."""
         first = self._waiting.first(self._may)

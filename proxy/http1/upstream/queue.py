@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.http1.upstream.pool import TargetPool, UpstreamStream
 
 
-class Ticket:
+class ConnectionRequest:
     """A place in the line: `stream` or `error` is set when its turn comes."""
 
     __slots__ = ("error", "fresh", "owner", "pool", "round", "route", "stream")
@@ -46,7 +46,7 @@ def client_of(owner: ClientStream) -> object:
     return owner.who
 
 
-class Line(deque[Ticket]):
+class ConnectionQueue(deque[ConnectionRequest]):
     """In the order of rounds."""
 
     def __init__(self) -> None:
@@ -55,7 +55,9 @@ class Line(deque[Ticket]):
         self._turn = 0  # of the route that was served last,
         self._turns: dict[str, int] = {}  # and of each route that waits
 
-    def enter(self, ticket: Ticket, *, left_behind: int, full: bool) -> Ticket | None:
+    def enter(
+        self, ticket: ConnectionRequest, *, left_behind: int, full: bool
+    ) -> ConnectionRequest | None:
         """Let `ticket` wait. `left_behind`: requests of its client that hold places without it. The
         one that gives way where the line is `full` is returned; that may be itself."""
         who = client_of(ticket.owner)
@@ -74,7 +76,7 @@ class Line(deque[Ticket]):
         self.insert(at, ticket)
         return last
 
-    def _last(self, ticket: Ticket) -> Ticket:
+    def _last(self, ticket: ConnectionRequest) -> ConnectionRequest:
         """Who gives way to `ticket` (rule 3)."""
         waiting = Counter(one.route for one in self)
         waiting[ticket.route] += 1
@@ -85,7 +87,9 @@ class Line(deque[Ticket]):
         last = of_most[-1]
         return last if waiting[ticket.route] < most or last.round > ticket.round else ticket
 
-    def first(self, may: Callable[[Ticket], bool] | None = None) -> Ticket | None:
+    def first(
+        self, may: Callable[[ConnectionRequest], bool] | None = None
+    ) -> ConnectionRequest | None:
         """Whose turn it is, of those that `may` have one."""
         first, turn = None, 0
         for ticket in self:
@@ -93,7 +97,7 @@ class Line(deque[Ticket]):
                 first, turn = ticket, self._turns[ticket.route]
         return first
 
-    def serve(self, ticket: Ticket) -> None:
+    def serve(self, ticket: ConnectionRequest) -> None:
         """It has had its turn."""
         self.remove(ticket)
         self._round = max(self._round, ticket.round)

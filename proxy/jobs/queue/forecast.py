@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from proxy.jobs.document import FINISHED, WAITING, Snapshot, to_timestamp
+from proxy.jobs.document import FINISHED, WAITING, JobDocument, to_timestamp
 
 LIVES = 50
 STUCK = 2.0  # times the longest stage seen, after which a job counts as stuck
@@ -35,7 +35,7 @@ Starts = tuple[tuple[str, float], ...]
 """Stages in the order in which they began, with the seconds at which they did."""
 
 
-def stage_starts(snapshot: Snapshot) -> Starts:
+def stage_starts(snapshot: JobDocument) -> Starts:
     """Which stages a document dates the beginning of (Unix seconds, by the app's clock).
 
     The older shape dates none.
@@ -53,20 +53,20 @@ def stage_starts(snapshot: Snapshot) -> Starts:
     return tuple(sorted(found, key=lambda one: one[1]))
 
 
-def stage_in_status(snapshot: Snapshot) -> str | None:
+def stage_in_status(snapshot: JobDocument) -> str | None:
     """The stage that the status itself names, as that of the older shape does."""
     return None if snapshot.status in _NO_STAGE else snapshot.status
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class JobDuration:
     """A completed job. `starts` count from the first stage's beginning, which is 0."""
 
     starts: Starts
     total: float
 
 
-def life_of(starts: Sequence[tuple[str, float]], ended: float | None) -> Life | None:
+def life_of(starts: Sequence[tuple[str, float]], ended: float | None) -> JobDuration | None:
     """A life from dated stages (one clock for all); None where the dates make no sense."""
     if not starts or ended is None:
         return None
@@ -74,7 +74,7 @@ def life_of(starts: Sequence[tuple[str, float]], ended: float | None) -> Life | 
     total = ended - first
     if not 0 < total <= _LONGEST or any(not 0 <= at - first <= total for _, at in starts):
         return None
-    return Life(tuple((name, at - first) for name, at in starts), total)
+    return JobDuration(tuple((name, at - first) for name, at in starts), total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,14 @@ class Durations:
 
     def __init__(self, enough: int) -> None:
         self._enough = max(1, enough)
-        self._lives: deque[Life] = deque(maxlen=LIVES)
+        self._lives: deque[JobDuration] = deque(maxlen=LIVES)
         self._typical: float | None = None
         self._stages: dict[str, list[tuple[float, float, float]]] = {}  # reached, lasted, after
 
     def __len__(self) -> int:
         return len(self._lives)
 
-    def learn(self, life: Life) -> None:
+    def learn(self, life: JobDuration) -> None:
         """A job was completed."""
         self._lives.append(life)
         self._typical = None
@@ -158,7 +158,7 @@ class Durations:
         return found
 
 
-class Line:
+class WaitingLine:
     """Who is served when: `slots` workers, each free after so many seconds, take jobs in order."""
 
     def __init__(self, slots: int, busy: Iterable[float], each: float) -> None:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 from proxy.config.mirrors import Forecast
 from proxy.core.clock import Clock, iso_utc
-from proxy.jobs.document import FINISHED, WAITING, Snapshot
+from proxy.jobs.document import FINISHED, WAITING, JobDocument
 from proxy.jobs.queue.forecast import (
     Durations,
-    Line,
     Standing,
+    WaitingLine,
     life_of,
     stage_in_status,
     stage_starts,
@@ -77,7 +77,7 @@ class JobQueue:
         self._learned: dict[str, None] = {}
         self._fields: dict[str, bytes] = {}
         self._changed: set[str] = set()  # since the review began
-        self._line: Line | None = None  # behind the last waiting job that was given a time
+        self._line: WaitingLine | None = None  # behind the last waiting job that was given a time
         self._behind = 0  # waiting jobs at the last review, and those that came since
         self._peaks = (0, 0)  # most jobs at work, in the last `PEAK` seconds or so
         self._peak_until = 0.0
@@ -85,11 +85,11 @@ class JobQueue:
 
     # --- what happens to jobs -------------------------------------------------------------------
 
-    def changed(self, snapshot: Snapshot) -> None:
+    def changed(self, snapshot: JobDocument) -> None:
         """A new version of a job was seen."""
         self._follow(snapshot, self._clock.time(), live=True)
 
-    def recall(self, snapshot: Snapshot, seen: float) -> None:
+    def recall(self, snapshot: JobDocument, seen: float) -> None:
         """A job as the store holds it, seen at that time; those that were finished before that, the
         oldest first."""
         self._follow(snapshot, min(seen, self._clock.time()), live=False)
@@ -100,7 +100,7 @@ class JobQueue:
         self._jobs.pop(job_id, None)
         self._fields.pop(job_id, None)
 
-    def _follow(self, snapshot: Snapshot, now: float, *, live: bool) -> None:
+    def _follow(self, snapshot: JobDocument, now: float, *, live: bool) -> None:
         job_id, status = snapshot.job_id, snapshot.status
         self._changed.add(job_id)
         if status in FINISHED:
@@ -123,7 +123,7 @@ class JobQueue:
         if self._moves(job, snapshot, now, live=live) and live:
             self._fields[job_id] = self._at_work(job, now)[0]
 
-    def _moves(self, job: _Job, snapshot: Snapshot, now: float, *, live: bool) -> bool:
+    def _moves(self, job: _Job, snapshot: JobDocument, now: float, *, live: bool) -> bool:
         """A job that is worked on; whether it has come further."""
         further = not job.working
         if further:
@@ -141,14 +141,14 @@ class JobQueue:
         return further
 
     @staticmethod
-    def _since(job: _Job, snapshot: Snapshot, now: float) -> float:
+    def _since(job: _Job, snapshot: JobDocument, now: float) -> float:
         """Since when it has waited, by our clock: its first version may have been one at work."""
         if job.seen < now or snapshot.created_at is None:
             return job.seen
         begun = next((at for _, at in stage_starts(snapshot)), snapshot.created_at)
         return now - min(FORGET, max(0.0, begun - snapshot.created_at))
 
-    def _finish(self, snapshot: Snapshot, now: float, *, live: bool) -> None:
+    def _finish(self, snapshot: JobDocument, now: float, *, live: bool) -> None:
         job_id = snapshot.job_id
         job = self._jobs.pop(job_id, None)
         self._fields.pop(job_id, None)
@@ -234,7 +234,7 @@ class JobQueue:
                 yield
         waiting.sort()
         slots = self._count_slots(len(jobs) - len(waiting), now)
-        line = None if each is None or not slots else Line(slots, busy, each)
+        line = None if each is None or not slots else WaitingLine(slots, busy, each)
         last = max(busy, default=0.0)
         for position, (_, job_id) in enumerate(waiting, 1):
             done = None

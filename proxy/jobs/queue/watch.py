@@ -11,8 +11,8 @@ from proxy.jobs.document import parse
 from proxy.jobs.queue.forecast import LIVES
 from proxy.jobs.queue.queue import JobQueue
 from proxy.jobs.store import sql
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 
 EVERY = 1.0  # seconds between two reviews
 SHARE = 0.02  # of the process' time that they may take at most
@@ -21,13 +21,13 @@ _PAGE = 250
 _TURN = 16 * 1024  # bytes of documents that are parsed before others get a turn
 
 
-async def recall_queue(queue: JobQueue, ledger: Ledger, clock: Clock) -> None:
+async def recall_queue(queue: JobQueue, store: JobStore, clock: Clock) -> None:
     """Before anything is captured: the last lives, and the jobs that were unfinished."""
-    with suppress(LedgerSilent):
-        await _recall(queue, await ledger.table(sql.QUEUE_HISTORY, (LIVES,)))
+    with suppress(StoreSilent):
+        await _recall(queue, await store.table(sql.QUEUE_HISTORY, (LIVES,)))
         for offset in range(0, RECALLED, _PAGE):
             asked = (clock.time(), _PAGE, offset)
-            rows = await ledger.table(sql.QUEUE_UNFINISHED, asked)
+            rows = await store.table(sql.QUEUE_UNFINISHED, asked)
             await _recall(queue, rows)
             if len(rows) < _PAGE:
                 break

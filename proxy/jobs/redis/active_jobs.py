@@ -25,7 +25,7 @@ from typing import TypeVar
 from proxy.core.clock import Clock
 from proxy.core.headers import is_correlation_id
 from proxy.jobs.document import FINISHED, WAITING, valid_job_id
-from proxy.jobs.redis.connection import CommandError, Link, RedisLost
+from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ActiveJobs:
     def __init__(
         self,
         family: str,
-        link: Callable[[], Link | None],
+        link: Callable[[], RedisConnection | None],
         clock: Clock,
         *,
         idle: float,
@@ -135,7 +135,7 @@ class ActiveJobs:
                 except RedisLost:
                     await asyncio.sleep(PAUSE)
 
-    async def _carry(self, link: Link) -> None:
+    async def _carry(self, link: RedisConnection) -> None:
         writes = dict(_first(self._to_write.items()))
         reads = [job_id for job_id, _ in _first(self._to_read.items())]
         replies = await link.call(

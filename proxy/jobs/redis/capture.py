@@ -1,12 +1,12 @@
-"""From "this key changed" to a row in the ledger.
+"""From "this key changed" to a row in the store.
 
 1. One task fetches, so that what it writes for one job is in the order in which Redis held it. All
    others only name jobs: urgent ones (changes, awaited creations) go before bulk ones (a scan).
 2. A named job is fetched once however often it was named: bursts coalesce by themselves. While
-   the ledger is behind, only awaited jobs are fetched; the others wait as names, not as values.
+   the store is behind, only awaited jobs are fetched; the others wait as names, not as values.
 3. What is missing is explained before it is believed (`restore.explain_absence`): a tombstone needs
    proof for that very key. A server that lost its data ends the batch, and all is restored.
-4. After a gap (`Life.old_data`) Redis may hold versions older than ours; then, and only then, two
+4. After a gap (`DataEpoch.old_data`) Redis may hold versions older than ours; then, and only then, two
    versions are compared, and the older one in Redis is replaced.
 5. What comes from Redis is hostile. A value that we cannot handle costs one counted oddity, never
    the session.
@@ -24,36 +24,36 @@ from typing import Any
 from proxy.core.clock import Clock
 from proxy.jobs.document import (
     LATEST,
+    JobDocument,
     KeyPattern,
     Shape,
-    Snapshot,
     digest_of,
     is_newer,
     parse,
 )
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.change_queue import Named
-from proxy.jobs.redis.connection import CommandError, Facts, Link, RedisLost
+from proxy.jobs.redis.change_queue import ChangeQueue
+from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost, ServerInfo
 from proxy.jobs.redis.evictions import Evictions
 from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,
-    Life,
+    DataEpoch,
     Mark,
     continuity,
     explain_absence,
     replace,
 )
 from proxy.jobs.store.records import NO_HEAD, Head, Row, Tombstone
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
-from proxy.jobs.video_metrics.counting import Counting
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
+from proxy.jobs.video_metrics.counting import EventCounting
 
 log = logging.getLogger(__name__)
 
 BIG = 32 * 1024  # bytes of values after which others get a turn
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
-BACKLOG_LIMIT = 2048  # ledger operations waiting before fetching is held back
+BACKLOG_LIMIT = 2048  # store operations waiting before fetching is held back
 BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
 
 
@@ -84,26 +84,26 @@ class Capture:
         mirror: str,
         pattern: KeyPattern,
         index: str | None,
-        ledger: Ledger,
+        store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
         *,
         max_value: int,
         hold_deletes: bool,
-        on_lost: Callable[[Life], None],
+        on_lost: Callable[[DataEpoch], None],
         on_other_key: Callable[[bytes], None],
     ) -> None:
         self.counts = Counts()
         self.shape: Shape = "current"
         self.hold_deletes = hold_deletes
-        self.counting: Counting | None = None
-        self.on_version: Callable[[Snapshot], None] = lambda snapshot: None
+        self.counting: EventCounting | None = None
+        self.on_version: Callable[[JobDocument], None] = lambda snapshot: None
         self.on_deleted: Callable[[str], None] = lambda job_id: None
-        self.named = Named()
+        self.named = ChangeQueue()
         self.evictions = Evictions(mirror, metrics)
         self._pattern = pattern
         self._index = index
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._metrics = metrics
         self._max_value = max_value
@@ -140,14 +140,14 @@ class Capture:
 
     # --- fetching --------------------------------------------------------------------------------
 
-    async def run(self, link: Link, life: Life) -> None:
+    async def run(self, link: RedisConnection, life: DataEpoch) -> None:
         """Fetch what is named until the link is lost (`RedisLost`)."""
         while True:
             await self.named.something()
-            behind = self._ledger.backlog > BACKLOG_LIMIT and self._ledger.degraded is None
+            behind = self._store.backlog > BACKLOG_LIMIT and self._store.degraded is None
             noticed = self.named.take(awaited_only=behind)
             if not noticed:
-                await self._ledger.flushed(BEHIND_PAUSE)
+                await self._store.flushed(BEHIND_PAUSE)
                 continue
             try:
                 await self._fetch(link, life, noticed)
@@ -158,7 +158,9 @@ class Capture:
             self.named.fetched()
             await asyncio.sleep(0)
 
-    async def _fetch(self, link: Link, life: Life, noticed: dict[str, float]) -> None:
+    async def _fetch(
+        self, link: RedisConnection, life: DataEpoch, noticed: dict[str, float]
+    ) -> None:
         job_ids = list(noticed)
         commands: list[tuple[Any, ...]] = []
         for job_id in job_ids:
@@ -171,8 +173,8 @@ class Capture:
         replies = await link.call(*commands)
         now = self._clock.time()
         try:
-            heads = await self._ledger.heads(job_ids)
-        except LedgerSilent:
+            heads = await self._store.heads(job_ids)
+        except StoreSilent:
             heads = {}
         self.named.pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
         gone: list[str] = []
@@ -195,7 +197,7 @@ class Capture:
                     absorbed = 0
                     await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
         # What was missing while a restore was under way proves nothing, although that may be over
-        # by now: the ledger was asked meanwhile. The comparison that follows names it again.
+        # by now: the store was asked meanwhile. The comparison that follows names it again.
         if gone and not lost and life.losses == losses:
             await self._explain(link, life, gone, heads, noticed, now)
 
@@ -210,7 +212,7 @@ class Capture:
         return LATEST
 
     async def _absorb_safely(
-        self, link: Link, life: Life, fetched: _Fetched, noticed: float, now: float
+        self, link: RedisConnection, life: DataEpoch, fetched: _Fetched, noticed: float, now: float
     ) -> None:
         try:
             await self._absorb(link, life, fetched, noticed, now)
@@ -222,7 +224,7 @@ class Capture:
             self._odd(fetched.job_id, "unmanageable")
 
     async def _absorb(
-        self, link: Link, life: Life, fetched: _Fetched, noticed: float, now: float
+        self, link: RedisConnection, life: DataEpoch, fetched: _Fetched, noticed: float, now: float
     ) -> None:
         job_id, head = fetched.job_id, fetched.head
         digest = digest_of(fetched.value)
@@ -235,7 +237,7 @@ class Capture:
                 return
         self.named.seen(job_id)
         self.evictions.present(job_id)
-        waiting = self._ledger.unwritten(job_id)
+        waiting = self._store.unwritten(job_id)
         if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
             self.counts.unchanged += 1
             self.named.kept(job_id, True)
@@ -261,9 +263,9 @@ class Capture:
 
         events = "[]" if news is None else news.text
         first_seen = self._first_seen(head, snapshot, now)
-        self._ledger.put(snapshot, now, fetched.deadline, done, events, first_seen)
+        self._store.put(snapshot, now, fetched.deadline, done, events, first_seen)
 
-    def _first_seen(self, head: Head, snapshot: Snapshot, now: float) -> float:
+    def _first_seen(self, head: Head, snapshot: JobDocument, now: float) -> float:
         """When the job came, by our clock. One that is found after a gap came within the gap; only
         its document can say when, and the clock of its writer may be wrong."""
         if head.first_seen is not None:
@@ -272,7 +274,7 @@ class Capture:
             return now
         return min(now, max(self.known_all_until, snapshot.created_at))
 
-    def _note(self, snapshot: Snapshot) -> None:
+    def _note(self, snapshot: JobDocument) -> None:
         self.counts.captured += 1
         self.on_version(snapshot)
         for kind in snapshot.oddities:
@@ -288,8 +290,8 @@ class Capture:
 
     async def _was_version(self, job_id: str, digest: bytes) -> bool:
         try:
-            return await self._ledger.was_version(job_id, digest)
-        except LedgerSilent:
+            return await self._store.was_version(job_id, digest)
+        except StoreSilent:
             return False
 
     async def _is_before_deletion(self, fetched: _Fetched, digest: bytes) -> bool:
@@ -298,15 +300,15 @@ class Capture:
         if await self._was_version(fetched.job_id, digest):
             return True
         try:
-            tombstone = await self._ledger.get(fetched.job_id)
-        except LedgerSilent:
+            tombstone = await self._store.get(fetched.job_id)
+        except StoreSilent:
             return False
         if not isinstance(tombstone, Tombstone):
             return False
         activity = parse(fetched.job_id, fetched.value).activity
         return activity is not None and activity <= tombstone.deleted_at
 
-    async def _remove(self, link: Link, job_id: str) -> None:
+    async def _remove(self, link: RedisConnection, job_id: str) -> None:
         commands: list[tuple[Any, ...]] = [("DEL", self._pattern.key(job_id))]
         if self._index is not None:
             commands.append(("ZREM", self._index, job_id))
@@ -323,12 +325,14 @@ class Capture:
         self._metrics.held.inc()
         log.info("deleted job came back and was removed", extra={"job_id": job_id})
 
-    async def _put_newer(self, link: Link, fetched: _Fetched, digest: bytes, now: float) -> bool:
-        """After a gap: the ledger's version over an older one. False when Redis is the newer."""
+    async def _put_newer(
+        self, link: RedisConnection, fetched: _Fetched, digest: bytes, now: float
+    ) -> bool:
+        """After a gap: the store's version over an older one. False when Redis is the newer."""
         job_id = fetched.job_id
         try:
-            row = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
-        except LedgerSilent:
+            row = self._store.unwritten(job_id) or await self._store.get(job_id)
+        except StoreSilent:
             return False
         if not isinstance(row, Row):
             return False
@@ -350,8 +354,8 @@ class Capture:
 
     async def _explain(
         self,
-        link: Link,
-        life: Life,
+        link: RedisConnection,
+        life: DataEpoch,
         gone: list[str],
         heads: dict[str, Head],
         noticed: dict[str, float],
@@ -370,7 +374,7 @@ class Capture:
         if life.lost:
             return
         for job_id in known:
-            waiting = self._ledger.unwritten(job_id)
+            waiting = self._store.unwritten(job_id)
             deadline = waiting.deadline if waiting else heads[job_id].deadline
             recent = job_id in news and mark is not None and noticed[job_id] > mark.at
             between = lately if recent else overall
@@ -378,7 +382,7 @@ class Capture:
             if absence is Absence.DELETED:
                 self.counts.deleted += 1
                 self.evictions.present(job_id)
-                self._ledger.bury(job_id, "redis", held=False)
+                self._store.bury(job_id, "redis", held=False)
                 self.on_deleted(job_id)
             elif absence is Absence.EVICTED:
                 self.evictions.note(job_id, time.monotonic())
@@ -387,12 +391,12 @@ class Capture:
                 return
 
     def _known(self, job_id: str, heads: dict[str, Head]) -> bool:
-        if self._ledger.unwritten(job_id) is not None:
+        if self._store.unwritten(job_id) is not None:
             return True
         return heads.get(job_id, NO_HEAD).digest is not None
 
 
-async def renew_mark(link: Link, life: Life, facts: Facts) -> None:
+async def renew_mark(link: RedisConnection, life: DataEpoch, facts: ServerInfo) -> None:
     """Have a mark at `facts`, if keys were evicted since the last one."""
     if facts.evicted is None or (life.mark and life.mark.facts.evicted == facts.evicted):
         return
@@ -401,7 +405,9 @@ async def renew_mark(link: Link, life: Life, facts: Facts) -> None:
     life.mark = Mark(facts, time.monotonic())
 
 
-def _between(link: Link, life: Life, now: Facts) -> tuple[Continuity, Continuity]:
+def _between(
+    link: RedisConnection, life: DataEpoch, now: ServerInfo
+) -> tuple[Continuity, Continuity]:
     """What became of the data since nothing was missing, and since the mark."""
     if now.run_id is None and link.mode == "tracking":
         # A server that hides INFO: this very connection lives on, and a flush would have been told;

@@ -18,7 +18,7 @@ BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
 
 @dataclass(slots=True, eq=False)
 class Sighting:
-    """Somebody waits for a job: `seen` in Redis, then `kept` in the ledger (False: it was not).
+    """Somebody waits for a job: `seen` in Redis, then `kept` in the store (False: it was not).
 
     `missing` is when the latest question was sent (monotonic) to which Redis said that there is no
     such key. None: it has not answered yet, which means nothing.
@@ -29,7 +29,7 @@ class Sighting:
     missing: float | None = None
 
 
-class Named:
+class ChangeQueue:
     """What waits to be fetched. `pace` is how much fits into a batch; `news` are those jobs of the
     last batch of which Redis itself said that they changed, with their last keyspace event where it
     publishes them."""
@@ -115,7 +115,7 @@ class Named:
             sighting.missing = asked_at
 
     def kept(self, job_id: str, ok: bool) -> None:
-        """It is in the ledger, or could not be written."""
+        """It is in the store, or could not be written."""
         for sighting in self._watched.get(job_id, ()):
             if not sighting.kept.done():
                 sighting.kept.set_result(ok)

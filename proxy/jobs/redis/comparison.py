@@ -1,4 +1,4 @@
-"""Names for capture whatever Redis and the ledger may not agree on; what is so, it finds out."""
+"""Names for capture whatever Redis and the store may not agree on; what is so, it finds out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from proxy.core.clock import Clock
 from proxy.jobs.document import KeyPattern
-from proxy.jobs.redis.change_queue import Named
-from proxy.jobs.redis.connection import CommandError, Link, Refused
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.redis.change_queue import ChangeQueue
+from proxy.jobs.redis.connection import CommandError, CommandRefused, RedisConnection
+from proxy.jobs.store.store import JobStore
 
 IDS_PAGE = 1000  # ids compared in one piece
 SCAN_COUNT = 500
@@ -28,23 +28,26 @@ class Compared:
 
 
 async def name_keys(
-    link: Link, pattern: KeyPattern, named: Named, on_odd_key: Callable[[bytes], None]
+    link: RedisConnection,
+    pattern: KeyPattern,
+    named: ChangeQueue,
+    on_odd_key: Callable[[bytes], None],
 ) -> int:
     """Every key of the family, and how many of them were named; one whose id is none goes to
-    `on_odd_key`. Raises `Refused` and `RedisLost`."""
+    `on_odd_key`. Raises `CommandRefused` and `RedisLost`."""
     cursor: bytes | int = 0
     number = 0
     while True:
         await named.room()
         (reply,) = await link.call(("SCAN", cursor, "MATCH", pattern.glob(), "COUNT", SCAN_COUNT))
         if isinstance(reply, CommandError):
-            raise Refused(f"cannot be scanned: {reply.text[:200]}")
+            raise CommandRefused(f"cannot be scanned: {reply.text[:200]}")
         try:
             cursor, keys = reply
             last = int(cursor) == 0
             found = [(key, pattern.job_id(bytes(key))) for key in keys]
         except (TypeError, ValueError) as odd:
-            raise Refused(f"cannot be scanned: odd reply ({odd!s:.100})") from odd
+            raise CommandRefused(f"cannot be scanned: odd reply ({odd!s:.100})") from odd
         ours = [job_id for _, job_id in found if job_id is not None]
         number += len(ours)
         named.look_at_many(ours)
@@ -56,20 +59,20 @@ async def name_keys(
 
 
 async def name_missing(
-    link: Link, pattern: KeyPattern, named: Named, ledger: Ledger, clock: Clock
+    link: RedisConnection, pattern: KeyPattern, named: ChangeQueue, store: JobStore, clock: Clock
 ) -> tuple[int, int]:
-    """Every live job of the ledger that has no key; how many, of how many.
+    """Every live job of the store that has no key; how many, of how many.
 
-    Raises `RedisLost`, `Refused`, and `LedgerSilent`: then the comparison is done again.
+    Raises `RedisLost`, `CommandRefused`, and `StoreSilent`: then the comparison is done again.
     """
     after = ""
     missing = total = 0
-    while ids := await ledger.live_ids(after, clock.time(), IDS_PAGE):
+    while ids := await store.live_ids(after, clock.time(), IDS_PAGE):
         after = ids[-1]
         replies = await link.call(*(("EXISTS", pattern.key(one)) for one in ids))
         refused = next((one for one in replies if isinstance(one, CommandError)), None)
         if refused is not None:
-            raise Refused(f"cannot be compared: {refused.text[:200]}")
+            raise CommandRefused(f"cannot be compared: {refused.text[:200]}")
         gone = [one for one, there in zip(ids, replies, strict=True) if there == 0]
         missing += len(gone)
         total += len(ids)

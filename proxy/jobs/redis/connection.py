@@ -57,7 +57,7 @@ class RedisLost(Exception):
     """The connection is gone, refused, or silent: nothing is known about the keys any more."""
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """Redis is there but does not let us do what is needed."""
 
 
@@ -71,7 +71,7 @@ class CommandError:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ServerInfo:
     """What tells one life of a server's data from another. None where the server keeps silent.
 
     `flushes` counts FLUSHALL, FLUSHDB and SWAPDB since the server (or its statistics) began.
@@ -97,7 +97,7 @@ class _Waiting:
     missing: int
 
 
-class Link:
+class RedisConnection:
     """See the rules at the top of the file. `await open()`, work, `await close()`.
 
     `on_changed` gets the keys that changed, `on_event` one key with the name of its keyspace event
@@ -271,7 +271,7 @@ class Link:
 
     # --- what the server is ----------------------------------------------------------------------
 
-    async def facts(self) -> Facts:
+    async def facts(self) -> ServerInfo:
         """Five sections of INFO (one each: several in one call came with Redis 7)."""
         replies = await self.call(
             *(
@@ -450,12 +450,12 @@ def refuses_writes(reply: object) -> str | None:
     return None
 
 
-def parse_facts(info: str) -> Facts:
+def parse_facts(info: str) -> ServerInfo:
     """Read the text of INFO. A section that was refused leaves its facts None."""
     fields = dict(line.strip().split(":", 1) for line in info.splitlines() if ":" in line)
     statistics = "cmdstat_" in info
     micros = _number(fields.get("server_time_usec"))
-    return Facts(
+    return ServerInfo(
         run_id=fields.get("run_id"),
         flushes=sum(int(count) for count in _FLUSH.findall(info)) if statistics else None,
         evicted=_number(fields.get("evicted_keys")),

@@ -1,4 +1,4 @@
-"""Gives jobs of the ledger back to Redis where they are missing: all, or the one asked for."""
+"""Gives jobs of the store back to Redis where they are missing: all, or the one asked for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from proxy.core.clock import Clock
 from proxy.jobs.document import KeyPattern
 from proxy.jobs.events import Tell, silence
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.connection import Command, CommandError, Link, Refused
-from proxy.jobs.redis.restore_rules import Tally, index_entries, put_back
+from proxy.jobs.redis.connection import Command, CommandError, CommandRefused, RedisConnection
+from proxy.jobs.redis.restore_rules import RestoreCounts, index_entries, put_back
 from proxy.jobs.store.records import Pace, Row
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -30,34 +30,34 @@ class Restorer:
         name: str,
         pattern: KeyPattern,
         index: str | None,
-        ledger: Ledger,
+        store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
         tell: Tell = silence,
     ) -> None:
         self.under_way = False
-        self.last: Tally | None = None
+        self.last: RestoreCounts | None = None
         self._name = name
         self._pattern = pattern
         self._index = index
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._metrics = metrics
         self._tell = tell
 
-    async def put_all_back(self, link: Link, cause: str) -> Tally:
-        """Every live job of the ledger, where it is missing. Raises `LedgerSilent`, `RedisLost`."""
+    async def put_all_back(self, link: RedisConnection, cause: str) -> RestoreCounts:
+        """Every live job of the store, where it is missing. Raises `StoreSilent`, `RedisLost`."""
         began = time.monotonic()
         restored = kept = 0
         self.under_way = True
         try:
-            await self._ledger.flushed(FLUSH_PATIENCE)
+            await self._store.flushed(FLUSH_PATIENCE)
             # What is captured but still not committed, as while SQLite cannot write.
-            for row in self._ledger.unwritten_rows():
+            for row in self._store.unwritten_rows():
                 restored += await self._put_back(link, [row])
             after = ""
             pace = Pace(PAGE)
-            while page := await self._ledger.live_page(after, self._clock.time(), pace.size):
+            while page := await self._store.live_page(after, self._clock.time(), pace.size):
                 after = page[-1].job_id
                 pace.moved(sum(len(row.raw) for row in page))
                 done = await self._put_back(link, page)
@@ -65,14 +65,14 @@ class Restorer:
                 kept += len(page) - done
         finally:
             self.under_way = False
-        tally = Tally(cause, restored, kept, time.monotonic() - began)
+        tally = RestoreCounts(cause, restored, kept, time.monotonic() - began)
         self.last = tally
         self._metrics.restored(cause, restored)
         log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
         self._tell("restored", asdict(tally))
         return tally
 
-    async def _put_back(self, link: Link, rows: list[Row]) -> int:
+    async def _put_back(self, link: RedisConnection, rows: list[Row]) -> int:
         """How many of these jobs were missing and are there now. Raises `RedisLost`."""
         now = self._clock.time()
         commands: list[Command] = []
@@ -90,10 +90,10 @@ class Restorer:
         for reply in replies:
             if isinstance(reply, CommandError):
                 # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
-                raise Refused(f"takes no jobs back: {reply.text[:200]}")
+                raise CommandRefused(f"takes no jobs back: {reply.text[:200]}")
         return sum(reply == b"OK" for reply in replies[: len(sent)])
 
-    async def put_one_back(self, link: Link, row: Row) -> bool:
+    async def put_one_back(self, link: RedisConnection, row: Row) -> bool:
         """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
         command = put_back(row, self._pattern.key(row.job_id), self._clock.time())
         if command is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from proxy.jobs.document import to_timestamp
-from proxy.jobs.redis.connection import Command, Facts
+from proxy.jobs.redis.connection import Command, ServerInfo
 from proxy.jobs.store.records import Row
 
 EXPIRY_SLACK = 1.0  # seconds: two clocks and a rounded PTTL
@@ -37,7 +37,7 @@ class Continuity(Enum):
     BROKEN = "broken"  # restarted, flushed, replaced, or nobody can tell
 
 
-def continuity(before: Facts | None, now: Facts) -> Continuity:
+def continuity(before: ServerInfo | None, now: ServerInfo) -> Continuity:
     """Compare two looks at a server (rule 1)."""
     if before is None or before.run_id is None or before.run_id != now.run_id:
         return Continuity.BROKEN
@@ -50,7 +50,7 @@ def continuity(before: Facts | None, now: Facts) -> Continuity:
     return Continuity.SAME
 
 
-def same_history(before: Facts, now: Facts) -> bool:
+def same_history(before: ServerInfo, now: ServerInfo) -> bool:
     """Whether a server that was out of sight did not become a replica, and the master again,
     meanwhile: its data would be another's then."""
     return None in (before.replication, now.replication) or before.replication == now.replication
@@ -61,22 +61,22 @@ class Mark:
     """What the server said of itself, and a monotonic time before which all changes had been pushed
     that happened before it said so. What is pushed later happened later."""
 
-    facts: Facts
+    facts: ServerInfo
     at: float
 
 
 @dataclass(slots=True)
-class Life:
+class DataEpoch:
     """One connection's view of a server.
 
     `losses` counts how often the data were found gone, `restored` up to which loss they were put
-    back. `old_data`: what is there may be older than the ledger. `cause` labels what gets restored.
+    back. `old_data`: what is there may be older than the store. `cause` labels what gets restored.
     `facts` are those of the time when nothing was missing. A key that was found missing is
     explained by all that happened since then; one whose change was pushed after `mark` by what
     happened since the mark.
     """
 
-    facts: Facts
+    facts: ServerInfo
     cause: str
     losses: int = 0
     restored: int = 0
@@ -96,7 +96,7 @@ class Life:
 
 
 class Absence(StrEnum):
-    """Why a key that the ledger knows is not in Redis."""
+    """Why a key that the store knows is not in Redis."""
 
     EXPIRED = "expired"
     DELETED = "deleted"
@@ -131,7 +131,7 @@ def explain_absence(
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class RestoreCounts:
     """What one restore did. `kept`: keys that were there already; `seconds` of wall time."""
 
     cause: str
@@ -157,7 +157,7 @@ def put_back(row: Row, key: str, now: float) -> Command | None:
 
 
 def replace(row: Row, key: str, present: bytes, present_ms: int, now: float) -> Command:
-    """The command that replaces an outdated value by the ledger's, unless it changed meanwhile.
+    """The command that replaces an outdated value by the store's, unless it changed meanwhile.
 
     `present_ms` is the PTTL of the outdated value, -1 when it never expires. The job keeps the
     longer of both lives.

@@ -2,7 +2,7 @@
 
 A session is the life of one connection. It begins by asking whether the server still has the data
 of the last session (`restore.continuity`); if not, or if a flush is told later, everything live is
-put back before anything is concluded from absence. Then Redis and ledger are compared in full, once
+put back before anything is concluded from absence. Then Redis and store are compared in full, once
 and every `sync_every`. While the session lasts, changes are captured at once.
 """
 
@@ -31,21 +31,27 @@ from proxy.jobs.redis.connection import (
     CaptureMode,
     ClientFactory,
     Command,
-    Facts,
-    Link,
+    CommandRefused,
+    RedisConnection,
     RedisLost,
-    Refused,
+    ServerInfo,
     no_permission,
     refuses_writes,
 )
 from proxy.jobs.redis.restore import FLUSH_PATIENCE, Restorer
-from proxy.jobs.redis.restore_rules import Continuity, Life, Tally, continuity, same_history
+from proxy.jobs.redis.restore_rules import (
+    Continuity,
+    DataEpoch,
+    RestoreCounts,
+    continuity,
+    same_history,
+)
 from proxy.jobs.redis.rights import PROBE_ID, MissingRight, missing, needed, write_probe
 from proxy.jobs.requeue.requeuer import Requeuer
 from proxy.jobs.store import sql
 from proxy.jobs.store.records import Row
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
@@ -62,10 +68,10 @@ IDLE_FLUSH_LOOK = 120.0  # the same while nothing happens
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
 SCAN_PAUSE = (1.0, 10.0)  # without change messages: at least so long, and so many scan durations
 ALL_GONE = 3  # jobs that are missing at least where a flush is guessed at
-OBSTACLE_PAUSE = 0.5  # seconds between two attempts while ledger or server refuse
+OBSTACLE_PAUSE = 0.5  # seconds between two attempts while store or server refuse
 
 
-class Keeper:
+class RedisSession:
     """One mirror's task. `await run()` until cancelled; the rest may be called at any time."""
 
     def __init__(
@@ -73,7 +79,7 @@ class Keeper:
         name: str,
         settings: MirrorConfig,
         factory: ClientFactory,
-        ledger: Ledger,
+        store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
         *,
@@ -93,13 +99,13 @@ class Keeper:
         self.missing_rights: list[MissingRight] = []
         self.obstacle: str | None = None  # why nothing is restored or compared, though Redis lives
         self.last_sync: float | None = None
-        self.link: Link | None = None
+        self.link: RedisConnection | None = None
         self.pattern = KeyPattern.parse(settings.key)
         self._name = name
         self._vitals = vitals
         self._settings = settings
         self._factory = factory
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._metrics = metrics
         self._mode: CaptureMode = mode
@@ -107,20 +113,20 @@ class Keeper:
         self._counting_key = counting_key
         self._probe_key = self.pattern.key(PROBE_ID)
         self._tell = tell
-        self._facts: Facts | None = None
+        self._facts: ServerInfo | None = None
         self._known_all_until = 0.0  # Unix: when nothing in Redis was unknown to us
         self._compared = False  # whether all that `_facts` had was compared, too
-        self._life: Life | None = None
+        self._life: DataEpoch | None = None
         self._kick = asyncio.Event()
         self._sync_asked: list[asyncio.Future[Compared]] = []
-        self._restore_asked: list[asyncio.Future[Tally]] = []
+        self._restore_asked: list[asyncio.Future[RestoreCounts]] = []
         requeued = settings.requeued
         self.requeue = (
             Requeuer(
                 name,
                 settings,
                 requeued,
-                ledger,
+                store,
                 clock,
                 metrics,
                 tell,
@@ -131,12 +137,12 @@ class Keeper:
             if requeued is not None
             else None
         )
-        self.restorer = Restorer(name, self.pattern, settings.index, ledger, clock, metrics, tell)
+        self.restorer = Restorer(name, self.pattern, settings.index, store, clock, metrics, tell)
         self.capture = Capture(
             name,
             self.pattern,
             settings.index,
-            ledger,
+            store,
             clock,
             metrics,
             max_value=settings.max_value,
@@ -157,11 +163,11 @@ class Keeper:
     # --- asked from outside ----------------------------------------------------------------------
 
     async def sync(self) -> Compared:
-        """Compare Redis and the ledger in full, now. Raises `RedisLost` while Redis is away,
-        `Refused` and `LedgerSilent` when one of them does not let us."""
+        """Compare Redis and the store in full, now. Raises `RedisLost` while Redis is away,
+        `CommandRefused` and `StoreSilent` when one of them does not let us."""
         return await self._ask(self._sync_asked)
 
-    async def restore(self) -> Tally:
+    async def restore(self) -> RestoreCounts:
         """Put back every live job that is missing. Raises as `sync`."""
         return await self._ask(self._restore_asked)
 
@@ -172,8 +178,8 @@ class Keeper:
         return await self.restorer.put_one_back(self.link, row)
 
     def fill_gap(self, reason: str) -> None:
-        """The ledger lost something: compare in full soon."""
-        log.warning("ledger has a gap", extra={"mirror": self._name, "reason": reason})
+        """The store lost something: compare in full soon."""
+        log.warning("store has a gap", extra={"mirror": self._name, "reason": reason})
         self._sync_asked.append(asyncio.get_running_loop().create_future())
         self._kick.set()
 
@@ -207,13 +213,13 @@ class Keeper:
     async def _session(self) -> str:
         """One connection, from its opening to its loss; returns why it ended."""
         prefixes = [self.pattern.prefix, *(self.requeue.prefixes if self.requeue else ())]
-        life: list[Life] = []
+        life: list[DataEpoch] = []
 
         def flushed() -> None:
             for one in life:
                 self._lose(one, "flush")
 
-        link = Link(
+        link = RedisConnection(
             self._factory,
             prefixes,
             self._vitals,
@@ -230,16 +236,16 @@ class Keeper:
             self.link = link
             self._here(link)
             name = f"mirror:{self._name}"
-            duties = [
+            maintenance = [
                 (f"{name}:capture", self.capture.run(link, life[0])),
                 (f"{name}:keep", self._keep(link, life[0])),
                 (f"{name}:heartbeat", self._heartbeat(link, life[0])),
             ]
             if link.finder is not None:
-                duties.append((f"{name}:master", self._follow_master(link)))
+                maintenance.append((f"{name}:master", self._follow_master(link)))
             if self.requeue is not None:
-                duties.append((f"{name}:requeue", self.requeue.follow(link, life[0])))
-            await _until_one_ends(duties)
+                maintenance.append((f"{name}:requeue", self.requeue.follow(link, life[0])))
+            await _until_one_ends(maintenance)
         except RedisLost as lost:
             return str(lost)
         except Exception as unexpected:
@@ -256,14 +262,14 @@ class Keeper:
             await link.close()
         return "closed"
 
-    async def _begin(self, link: Link) -> Life:
+    async def _begin(self, link: RedisConnection) -> DataEpoch:
         facts = await link.facts()
         if facts.loading:
             raise RedisLost("still loading its data")
         if facts.replica:
             raise RedisLost("READONLY: it is a replica and takes no writes")
         await self._look_at_rights(link)
-        life = Life(facts, cause="start")
+        life = DataEpoch(facts, cause="start")
         before = self._facts
         if (
             before is None
@@ -280,7 +286,7 @@ class Keeper:
             life.old_data = not self._compared
         return life
 
-    async def _look_at_rights(self, link: Link) -> None:
+    async def _look_at_rights(self, link: RedisConnection) -> None:
         """One warning for each right that is missing, and again only when that changes."""
         rights = needed(self._probe_key, self._settings.index, self._counting_key)
         replies = await link.call(*(right.command for right in rights))
@@ -300,7 +306,7 @@ class Keeper:
                 log.info("redis rights complete", extra={"mirror": self._name})
         self.missing_rights = lacking
 
-    def _here(self, link: Link) -> None:
+    def _here(self, link: RedisConnection) -> None:
         came_back = self.state == "down"
         self.state, self.why, self.since = "live", "", self._clock.time()
         self.first_word.set()
@@ -314,7 +320,7 @@ class Keeper:
         """Redis is back: the breakers of the app and its workers may be open still, also when this
         process is killed and started again meanwhile."""
         self.back_at = self._clock.monotonic()
-        self._ledger.set_meta("redis_back_at", f"{self._clock.time():.3f}")
+        self._store.set_meta("redis_back_at", f"{self._clock.time():.3f}")
 
     def _gone(self, why: str) -> None:
         self._give_up_waiting(why)
@@ -331,11 +337,11 @@ class Keeper:
         self._sync_asked.clear()
         self._restore_asked.clear()
 
-    def _lose(self, life: Life, cause: str) -> None:
+    def _lose(self, life: DataEpoch, cause: str) -> None:
         life.lose(cause)
         self._kick.set()
 
-    async def _heartbeat(self, link: Link, life: Life) -> None:
+    async def _heartbeat(self, link: RedisConnection, life: DataEpoch) -> None:
         looked_at, beat_at = self._clock.monotonic(), -math.inf
         # A write that does nothing is a sign of life as good as a PING, and of more than life.
         beat: Command = write_probe(self._probe_key)
@@ -373,7 +379,7 @@ class Keeper:
             log.info("redis takes writes again", extra={"mirror": self._name})
             self._tell("obstacle_gone", {})
 
-    async def _follow_master(self, link: Link) -> None:
+    async def _follow_master(self, link: RedisConnection) -> None:
         """A master that lives on as the old one does not end its connections for ten seconds."""
         assert link.finder is not None
         while await link.leads_to_master():
@@ -384,7 +390,7 @@ class Keeper:
         """Whether Redis' answers are the master's; asked anew where there are Sentinels."""
         return self.link is not None and await self.link.leads_to_master()
 
-    async def _look_for_flush(self, link: Link, life: Life) -> None:
+    async def _look_for_flush(self, link: RedisConnection, life: DataEpoch) -> None:
         """SWAPDB is told in no way of capture, and a flush only by tracking."""
         before = life.facts
         facts = await link.facts()
@@ -400,7 +406,7 @@ class Keeper:
 
     # --- restore and comparison ------------------------------------------------------------------
 
-    async def _keep(self, link: Link, life: Life) -> None:
+    async def _keep(self, link: RedisConnection, life: DataEpoch) -> None:
         """Put back what was lost, compare, wait for the next reason to; until the link is lost."""
         while True:
             self._kick.clear()
@@ -419,7 +425,7 @@ class Keeper:
                     self._sync_asked += syncs  # a loss came between; `_kick` is set
                 else:
                     _resolve(syncs, compared)
-            except (LedgerSilent, Refused) as obstacle:
+            except (StoreSilent, CommandRefused) as obstacle:
                 # Nothing can be given back or compared now; capture goes on meanwhile. It is tried
                 # again, but who asked for it is not kept waiting.
                 self._blocked_by(str(obstacle))
@@ -450,7 +456,7 @@ class Keeper:
             )
             self._tell("obstacle", {"reason": obstacle})
 
-    async def _make_good(self, link: Link, life: Life) -> None:
+    async def _make_good(self, link: RedisConnection, life: DataEpoch) -> None:
         """Put back what one loss took; a loss meanwhile leaves `life.lost` set.
 
         From the end on, a key that is missing was deleted. That has to be on the disk by then: else
@@ -463,11 +469,11 @@ class Keeper:
         if self.requeue is not None:
             await self.requeue.put_back(link, life)
         self._remember(life, compared=False)
-        await self._ledger.flushed(FLUSH_PATIENCE)
+        await self._store.flushed(FLUSH_PATIENCE)
         life.restored = losses
 
-    async def _compare(self, link: Link, life: Life) -> Compared | None:
-        """Look at every key of the family, and at every job of the ledger that has no key; None
+    async def _compare(self, link: RedisConnection, life: DataEpoch) -> Compared | None:
+        """Look at every key of the family, and at every job of the store that has no key; None
         when a loss was found instead."""
         began, before = time.monotonic(), replace(self.capture.counts)
         facts = await link.facts()
@@ -478,12 +484,12 @@ class Keeper:
             return None
         named = self.capture.named
         keys = await name_keys(link, self.pattern, named, self.capture.odd_key)
-        absent, of = await name_missing(link, self.pattern, named, self._ledger, self._clock)
+        absent, of = await name_missing(link, self.pattern, named, self._store, self._clock)
         if facts.run_id is None and link.mode != "tracking" and absent > max(of / 2, ALL_GONE):
             self._lose(life, "flush")  # nothing else tells of it
             return None
         await self.capture.named.drained()
-        await self._ledger.flushed(FLUSH_PATIENCE)
+        await self._store.flushed(FLUSH_PATIENCE)
         if life.lost:
             return None  # the comparison meant nothing; `_kick` is set
         life.old_data = False
@@ -508,31 +514,31 @@ class Keeper:
 
     def _knew_all(self, moment: float) -> None:
         self._known_all_until = moment
-        self._ledger.set_meta("known_all_until", f"{moment:.3f}")
+        self._store.set_meta("known_all_until", f"{moment:.3f}")
 
-    def _remember(self, life: Life, *, compared: bool) -> None:
+    def _remember(self, life: DataEpoch, *, compared: bool) -> None:
         """The server as it was when nothing was missing; `compared`: nor anything outdated."""
         self._facts, self._compared = life.facts, compared
-        self._ledger.set_meta("facts", json.dumps(asdict(life.facts)))
-        self._ledger.set_meta("compared", str(int(compared)))
+        self._store.set_meta("facts", json.dumps(asdict(life.facts)))
+        self._store.set_meta("compared", str(int(compared)))
 
     async def _load_facts(self) -> None:
         """What was known of the server when the process last ran."""
         try:
-            known = dict(await self._ledger.table(sql.META))
+            known = dict(await self._store.table(sql.META))
             if "redis_back_at" in known:
                 ago = self._clock.time() - float(known["redis_back_at"])
                 self.back_at = self._clock.monotonic() - max(0.0, ago)
             self._known_all_until = float(known.get("known_all_until", 0.0))
-            self._facts = Facts(**json.loads(known["facts"]))
+            self._facts = ServerInfo(**json.loads(known["facts"]))
             self._compared = known.get("compared", "1") == "1"
-        except (LedgerSilent, KeyError, TypeError, ValueError):
+        except (StoreSilent, KeyError, TypeError, ValueError):
             self._facts = None
 
 
-async def _until_one_ends(duties: list[tuple[str, Coroutine[object, object, None]]]) -> None:
+async def _until_one_ends(maintenance: list[tuple[str, Coroutine[object, object, None]]]) -> None:
     """Run all until one ends, by an exception as a rule; cancel the others and raise it."""
-    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in duties]
+    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in maintenance]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.jobs.redis.connection import Command, CommandError, Link
+from proxy.jobs.redis.connection import Command, CommandError, RedisConnection
 from proxy.jobs.requeue import pidbox, scripts
 from proxy.jobs.requeue.messages import (
     PRIORITY_STEPS,
@@ -110,7 +110,7 @@ class Broker:
 
     # --- bindings --------------------------------------------------------------------------------
 
-    async def bindings(self, link: Link) -> list[tuple[str, bytes]]:
+    async def bindings(self, link: RedisConnection) -> list[tuple[str, bytes]]:
         """The members of the queues' binding sets. Raises `RedisLost`, `BrokerRefused`."""
         keys = [f"{self._prefix}{BINDING}{queue}" for queue in self.settings.queues]
         replies = await self.call(link, *(("SMEMBERS", key) for key in keys))
@@ -122,7 +122,7 @@ class Broker:
 
     # --- messages --------------------------------------------------------------------------------
 
-    async def look(self, link: Link) -> View:
+    async def look(self, link: RedisConnection) -> View:
         """All messages, `max_messages` of a list at most. Raises `RedisLost`, `BrokerRefused`."""
         view = View()
         limit = self.settings.max_messages
@@ -157,7 +157,9 @@ class Broker:
             if number % PARSED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    async def _read_taken(self, link: Link, parsed: dict[bytes, Message], view: View) -> None:
+    async def _read_taken(
+        self, link: RedisConnection, parsed: dict[bytes, Message], view: View
+    ) -> None:
         fields, scores = await self.call(
             link, ("HGETALL", self.unacked), ("ZRANGE", self.index, 0, -1, "WITHSCORES")
         )
@@ -185,7 +187,9 @@ class Broker:
         parsed[raw] = message
         return message
 
-    async def results(self, link: Link, task_ids: Iterable[str]) -> dict[str, pidbox.Result]:
+    async def results(
+        self, link: RedisConnection, task_ids: Iterable[str]
+    ) -> dict[str, pidbox.Result]:
         """What the result backend says of tasks, where it is this Redis and we may read it."""
         wanted = [one for one in dict.fromkeys(task_ids) if one][:MAX_RESULTS]
         if not wanted:
@@ -201,7 +205,7 @@ class Broker:
 
     # --- workers ---------------------------------------------------------------------------------
 
-    async def count_workers(self, link: Link, now: float) -> int | None:
+    async def count_workers(self, link: RedisConnection, now: float) -> int | None:
         """How many workers listen to remote control; None where we may not publish."""
         request = pidbox.head_count(new_id, now)
         channel = pidbox.channel(link.db, self._prefix)
@@ -209,14 +213,16 @@ class Broker:
         replies = await self._allowed(link, command)
         return int(replies[0]) if replies is not None else None
 
-    async def consumers(self, link: Link) -> pidbox.Consumers | None:
+    async def consumers(self, link: RedisConnection) -> pidbox.Consumers | None:
         """Connections that take messages; None where `CLIENT LIST` is not allowed."""
         replies = await self._allowed(link, ("CLIENT", "LIST"))
         if replies is None or not isinstance(replies[0], bytes):
             return None
         return pidbox.consumers(replies[0], link.db)
 
-    async def ask(self, link: Link, now: float) -> tuple[int, dict[str, pidbox.Answer]] | None:
+    async def ask(
+        self, link: RedisConnection, now: float
+    ) -> tuple[int, dict[str, pidbox.WorkerAnswer]] | None:
         """Ask all workers what they work on: how many got the question, and who answered within
         1.6 s, or earlier questions late. None where we may not ask."""
         channel = pidbox.channel(link.db, self._prefix)
@@ -233,7 +239,7 @@ class Broker:
             return None
         receivers = int(replies[1])
         self._replies = min(pidbox.MAX_REPLIES, max(pidbox.MIN_REPLIES, 9 * receivers))
-        found: dict[str, pidbox.Answer] = {}
+        found: dict[str, pidbox.WorkerAnswer] = {}
         for pause in REPLY_WAIT if receivers else ():
             await asyncio.sleep(pause)
             self.waited += pause
@@ -250,13 +256,13 @@ class Broker:
         )
         return receivers, found
 
-    async def late_answers(self, link: Link) -> dict[str, pidbox.Answer]:
+    async def late_answers(self, link: RedisConnection) -> dict[str, pidbox.WorkerAnswer]:
         """What has come since, to questions of any sidecar."""
         mailbox = f"{self._prefix}{pidbox.REPLY_LIST}"
         values = await self._allowed(link, ("LRANGE", mailbox, 0, self._replies - 1))
         return pidbox.answers(bytes(value) for value in values[0]) if values is not None else {}
 
-    async def close_mailbox(self, link: Link) -> None:
+    async def close_mailbox(self, link: RedisConnection) -> None:
         """No more answers are wanted."""
         binding, mailbox = (
             f"{self._prefix}{one}" for one in (pidbox.REPLY_BINDING, pidbox.REPLY_LIST)
@@ -265,7 +271,7 @@ class Broker:
 
     # --- calling ---------------------------------------------------------------------------------
 
-    async def call(self, link: Link, *commands: Command) -> list[Any]:
+    async def call(self, link: RedisConnection, *commands: Command) -> list[Any]:
         """Replies in order. Raises `RedisLost`; `BrokerRefused` for an error reply."""
         replies = await link.call(*commands)
         for command, reply in zip(commands, replies, strict=True):
@@ -273,7 +279,7 @@ class Broker:
                 raise BrokerRefused(_named(command), reply.text)
         return replies
 
-    async def _allowed(self, link: Link, *commands: Command) -> list[Any] | None:
+    async def _allowed(self, link: RedisConnection, *commands: Command) -> list[Any] | None:
         """As `call`; None when one is refused, which is logged once for each kind of command."""
         try:
             replies = await self.call(link, *commands)

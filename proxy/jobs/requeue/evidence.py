@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from proxy.jobs.requeue.pidbox import Answer, Consumers, Result
+from proxy.jobs.requeue.pidbox import Consumers, Result, WorkerAnswer
 
 CLOCK_SLACK = 1.0  # seconds by which the clocks of proxies may differ
 STALLED_AFTER = 15.0  # seconds; an idle worker takes a message within milliseconds
@@ -97,7 +97,7 @@ class Workers:
     asked_at: float = 0.0
     had_receivers: bool = False
     consumers: Consumers | None = None
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, WorkerAnswer] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     starts: Mapping[str, Start] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ class Workers:
         return 0 if self.receivers == 0 and self.had_receivers else None
 
     @property
-    def present(self) -> dict[str, Answer]:
+    def present(self) -> dict[str, WorkerAnswer]:
         """Who has answered the last question."""
         return {
             node: one

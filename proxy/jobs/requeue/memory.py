@@ -11,7 +11,7 @@ from typing import Any
 from proxy.jobs.document import WAITING, parse
 from proxy.jobs.requeue.messages import Message, delivered_anew, for_another_job, read_message
 from proxy.jobs.store import sql
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 
 REMEMBERED = 4096  # records kept in memory
 _CHANGING = frozenset(
@@ -24,7 +24,7 @@ _CHANGING = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class MessageRecord:
     """The last message seen of a job, and which process took it. `kind`: what jobs alike share."""
 
     job_id: str
@@ -53,21 +53,21 @@ def kind_of(document: dict[str, Any] | None) -> str:
 
 
 class MessageMemory:
-    """Records by job. Reads raise `LedgerSilent`."""
+    """Records by job. Reads raise `StoreSilent`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._records: dict[str, Record] = {}
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._records: dict[str, MessageRecord] = {}
 
     async def load(self, job_ids: Iterable[str]) -> None:
         """Read the records of these jobs that are not known yet."""
         wanted = [one for one in job_ids if one not in self._records]
         if not wanted:
             return
-        for row in await self._ledger.table(sql.MESSAGES_OF, (json.dumps(wanted),)):
+        for row in await self._store.table(sql.MESSAGES_OF, (json.dumps(wanted),)):
             self._keep(_record(row))
 
-    def of(self, job_id: str) -> Record | None:
+    def of(self, job_id: str) -> MessageRecord | None:
         """What is known of a job."""
         return self._records.get(job_id)
 
@@ -82,13 +82,13 @@ class MessageMemory:
             record = replace(old, node=node, pid=pid, message=message.raw, seen_at=now)
         else:
             kind = old.kind if old is not None and old.kind else await self._kind(job_id)
-            record = Record(
+            record = MessageRecord(
                 job_id, message.queue, message.task_id, kind, message.raw, node, pid, now
             )
         self._keep(record)
-        self._ledger.execute(
+        self._store.execute(
             sql.PUT_MESSAGE,
-            {name: getattr(record, name) for name in Record.__slots__},
+            {name: getattr(record, name) for name in MessageRecord.__slots__},
             key=job_id,
         )
 
@@ -111,7 +111,7 @@ class MessageMemory:
         kind = await self._kind(job_id) or kind_of(document)
         if not kind:
             return None
-        shapes = [_record(row) for row in await self._ledger.table(sql.SHAPES, (kind,))]
+        shapes = [_record(row) for row in await self._store.table(sql.SHAPES, (kind,))]
         tasks = {read_message(one.message, "", one.queue).task for one in shapes}
         if len(tasks) != 1:
             return None  # jobs that look alike and are worked on by different tasks
@@ -123,18 +123,18 @@ class MessageMemory:
 
     async def _kind(self, job_id: str) -> str:
         """From the job's first version: later ones have gained members."""
-        first = await self._ledger.first_version(job_id)
+        first = await self._store.first_version(job_id)
         if first is not None and first[0] in WAITING:
             return kind_of(parse(job_id, first[1]).document)
-        row = self._ledger.unwritten(job_id)
+        row = self._store.unwritten(job_id)
         if row is not None and row.status in WAITING:
             return kind_of(parse(job_id, row.raw).document)
         return ""
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, record: MessageRecord) -> None:
         self._records[record.job_id] = record
 
 
-def _record(row: Any) -> Record:
+def _record(row: Any) -> MessageRecord:
     job_id, queue, task_id, kind, message, node, pid, seen_at = row
-    return Record(job_id, queue, task_id, kind, bytes(message), node, pid, seen_at)
+    return MessageRecord(job_id, queue, task_id, kind, bytes(message), node, pid, seen_at)

@@ -37,7 +37,7 @@ _TICKET = re.compile(r"(active|reserved|stats)-(\d{1,16})-[a-f0-9]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkerAnswer:
     """A worker's answer: the task and job ids in its hands at some time after `asked_at`. `solo`:
     its pool runs one task at a time, in the worker's own process."""
 
@@ -90,7 +90,7 @@ def _envelope(body: dict[str, Any], new_id: Callable[[], str], now: float) -> by
     ).encode()
 
 
-def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
+def answers(replies: Iterable[bytes]) -> dict[str, WorkerAnswer]:
     """The newest whole answer (to all methods) of each worker, by its node name."""
     found: dict[str, dict[float, dict[str, frozenset[str]]]] = {}
     for raw in replies:
@@ -107,14 +107,14 @@ def answers(replies: Iterable[bytes]) -> dict[str, Answer]:
             if node in found or len(found) < MAX_NODES:
                 said = _pool(told) if match[1] == "stats" else _held(told)
                 found.setdefault(node, {}).setdefault(at, {})[match[1]] = said
-    whole: dict[str, Answer] = {}
+    whole: dict[str, WorkerAnswer] = {}
     for node, rounds in found.items():
         times = [at for at, said in rounds.items() if said.keys() >= set(METHODS)]
         if times:
             newest = rounds[max(times)]
             solo = _SOLO in newest["stats"]
             active = frozenset[str]() if solo else newest["active"]
-            whole[node] = Answer(max(times), active | newest["reserved"], solo)
+            whole[node] = WorkerAnswer(max(times), active | newest["reserved"], solo)
     return whole
 
 

@@ -27,8 +27,8 @@ from proxy.jobs.document import FINISHED, WAITING, KeyPattern
 from proxy.jobs.events import Tell, silence
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.connection import CommandError, Link
-from proxy.jobs.redis.restore_rules import Life
+from proxy.jobs.redis.connection import CommandError, RedisConnection
+from proxy.jobs.redis.restore_rules import DataEpoch
 from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
 from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, judge
 from proxy.jobs.requeue.memory import MessageMemory
@@ -36,8 +36,8 @@ from proxy.jobs.requeue.messages import Message
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued, Starter
 from proxy.jobs.requeue.workers import WorkerWatch
 from proxy.jobs.store import sql
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Requeuer:
         name: str,
         settings: MirrorConfig,
         requeue: RequeueConfig,
-        ledger: Ledger,
+        store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
         tell: Tell = silence,
@@ -97,15 +97,15 @@ class Requeuer:
         pattern = KeyPattern.parse(settings.key)
         self._name = name
         self._limits = Limits(settings.app_breaker, settings.stranded_after, requeue.settle)
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._metrics = metrics
         self._tell = tell
         self._back_at = back_at
         self._broker = Broker(requeue, key_prefix=key_prefix, family=pattern.prefix)
-        self._memory = MessageMemory(ledger)
+        self._memory = MessageMemory(store)
         self._starter = Starter(
-            name, requeue, pattern, self._broker, self._memory, ledger, metrics, tell
+            name, requeue, pattern, self._broker, self._memory, store, metrics, tell
         )
         self._workers = WorkerWatch(
             name,
@@ -114,7 +114,7 @@ class Requeuer:
             metrics,
             tell,
             remember=settings.stranded_after,
-            store=ledger.set_meta,
+            store=store.set_meta,
         )
         self._activity = activity
         self._news = asyncio.Event()
@@ -139,11 +139,11 @@ class Requeuer:
 
     # --- following -------------------------------------------------------------------------------
 
-    async def follow(self, link: Link, life: Life) -> None:
+    async def follow(self, link: RedisConnection, life: DataEpoch) -> None:
         """Look and act until the link is lost (`RedisLost`)."""
         async with self._lock:
-            with suppress(LedgerSilent):
-                self._workers.recall(dict(await self._ledger.table(sql.META)))
+            with suppress(StoreSilent):
+                self._workers.recall(dict(await self._store.table(sql.META)))
             self._taken.clear()
             self._looked = False
             self._next = None
@@ -164,18 +164,18 @@ class Requeuer:
             await asyncio.sleep(max(PAUSE[0], PAUSE[1] * took))
             await happened(self._news, LOOK_EVERY)
 
-    async def _turn(self, link: Link) -> None:
+    async def _turn(self, link: RedisConnection) -> None:
         try:
             async with self._lock:
                 for key, member in await self._broker.bindings(link):
                     # Never taken out: nothing in Celery removes one, so one that is gone was lost.
-                    self._ledger.execute(sql.ADD_BINDING, {"key": key, "member": member})
+                    self._store.execute(sql.ADD_BINDING, {"key": key, "member": member})
                 view, work = await self._look(link)
                 await self._act(link, view, work)
             self._report_error(None)
         except BrokerRefused as refused:
             self._report_error(str(refused))
-        except LedgerSilent:
+        except StoreSilent:
             pass  # the mirror reports it; the next turn tries again
 
     def _report_error(self, error: str | None) -> None:
@@ -189,10 +189,10 @@ class Requeuer:
             log.error("broker cannot be read", extra={"mirror": self._name, "reason": error})
             self._tell("broker_refused", {"reason": error})
 
-    async def put_back(self, link: Link, life: Life) -> None:
-        """After a loss: bindings at once, and rule 4. Raises `RedisLost`, `LedgerSilent`."""
+    async def put_back(self, link: RedisConnection, life: DataEpoch) -> None:
+        """After a loss: bindings at once, and rule 4. Raises `RedisLost`, `StoreSilent`."""
         try:
-            stored = await self._ledger.table(sql.BINDINGS)
+            stored = await self._store.table(sql.BINDINGS)
             replies: list[Any] = []
             if stored:
                 commands = [("SADD", key, member) for key, member in stored]
@@ -211,7 +211,9 @@ class Requeuer:
 
     # --- one look --------------------------------------------------------------------------------
 
-    async def _look(self, link: Link, *, ask: bool = False) -> tuple[View, dict[str, Work]]:
+    async def _look(
+        self, link: RedisConnection, *, ask: bool = False
+    ) -> tuple[View, dict[str, Work]]:
         """What is in the broker, and every unfinished job, judged."""
         now = self._clock.time()
         jobs = await self._unfinished(now)
@@ -244,9 +246,9 @@ class Requeuer:
 
     async def _unfinished(self, now: float) -> dict[str, tuple[str, float]]:
         """job: (status, when it last changed)."""
-        rows = await self._ledger.table(sql.UNFINISHED, (now, MAX_UNFINISHED))
+        rows = await self._store.table(sql.UNFINISHED, (now, MAX_UNFINISHED))
         found = {job_id: (status, changed) for job_id, status, changed in rows}
-        for row in self._ledger.unwritten_rows():
+        for row in self._store.unwritten_rows():
             if row.status in FINISHED:
                 found.pop(row.job_id, None)
             elif row.deadline is None or row.deadline > now:
@@ -363,7 +365,7 @@ class Requeuer:
             calm = min(calm, self._clock.time() - self._server_started)
         return max(0.0, calm)
 
-    async def _started(self, link: Link) -> float | None:
+    async def _started(self, link: RedisConnection) -> float | None:
         """When the server was started, by our clock; None where it does not say so."""
         (reply,) = await link.call(("INFO", "server"))
         if isinstance(reply, CommandError):
@@ -416,7 +418,7 @@ class Requeuer:
 
     # --- acting ----------------------------------------------------------------------------------
 
-    async def _act(self, link: Link, view: View, work: dict[str, Work]) -> None:
+    async def _act(self, link: RedisConnection, view: View, work: dict[str, Work]) -> None:
         now = self._clock.time()
         for job_id in work:
             track = self._tracks[job_id]
@@ -437,10 +439,12 @@ class Requeuer:
                     self._tell("not_requeued", facts)
         await self._starter.withdraw(link, view)
 
-    async def requeue(self, link: Link, job_id: str, *, reason: str, force: bool) -> Requeued:
+    async def requeue(
+        self, link: RedisConnection, job_id: str, *, reason: str, force: bool
+    ) -> Requeued:
         """Start a job again by hand. Raises `CannotRequeue` with the evidence unless nobody works
         on it or `force` is given; for a finished or deleted job always. Raises `RedisLost`,
-        `LedgerSilent`, `BrokerRefused`."""
+        `StoreSilent`, `BrokerRefused`."""
         async with self._lock:
             view, work = await self._look(link, ask=True)
             job, track = work.get(job_id), self._tracks.get(job_id)

@@ -10,7 +10,7 @@ from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.jobs.document import FINISHED, WAITING, KeyPattern, parse
 from proxy.jobs.events import Tell
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.connection import Command, Link
+from proxy.jobs.redis.connection import Command, RedisConnection
 from proxy.jobs.requeue import scripts
 from proxy.jobs.requeue.broker import Broker, View, new_id
 from proxy.jobs.requeue.evidence import Action, Judgement
@@ -18,7 +18,7 @@ from proxy.jobs.requeue.memory import MessageMemory
 from proxy.jobs.requeue.messages import Message, load_object, redelivered
 from proxy.jobs.store import sql
 from proxy.jobs.store.records import Row
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Starter:
         pattern: KeyPattern,
         broker: Broker,
         memory: MessageMemory,
-        ledger: Ledger,
+        store: JobStore,
         metrics: MirrorMetrics,
         tell: Tell,
     ) -> None:
@@ -64,17 +64,23 @@ class Starter:
         self._pattern = pattern
         self._broker = broker
         self._memory = memory
-        self._ledger = ledger
+        self._store = store
         self._metrics = metrics
         self._tell = tell
         self._ours: dict[str, tuple[Message, bytes]] = {}  # pushed: message, document then
 
     async def start(
-        self, link: Link, view: View, job_id: str, found: Judgement, *, force: bool = False
+        self,
+        link: RedisConnection,
+        view: View,
+        job_id: str,
+        found: Judgement,
+        *,
+        force: bool = False,
     ) -> Requeued | None:
         """Push or restore; None when another sidecar did, or the job has changed meanwhile.
 
-        `force`: whatever was tried before. Raises `CannotRequeue`, `RedisLost`, `LedgerSilent`,
+        `force`: whatever was tried before. Raises `CannotRequeue`, `RedisLost`, `StoreSilent`,
         `BrokerRefused`.
         """
         row = await self._row(job_id)
@@ -146,7 +152,7 @@ class Starter:
         log.warning("job requeued", extra={"mirror": self._name, **asdict(done)})
         self._tell("requeued", asdict(done))
 
-    async def withdraw(self, link: Link, view: View) -> None:
+    async def withdraw(self, link: RedisConnection, view: View) -> None:
         """Take messages of ours out again whose job went on without them. Raises as `start`."""
         queued = {message.task_id for message in view.queued}
         for job_id, (message, document) in list(self._ours.items()):
@@ -164,7 +170,7 @@ class Starter:
                     extra={"mirror": self._name, "job_id": job_id, "task_id": message.task_id},
                 )
 
-    async def drop_outdated(self, link: Link) -> int:
+    async def drop_outdated(self, link: RedisConnection) -> int:
         """After Redis came back, perhaps with old data: messages of jobs that are finished, or
         were worked on when it went away, are taken out. How many."""
         view = await self._broker.look(link)
@@ -187,14 +193,14 @@ class Starter:
         return dropped
 
     async def _statuses(self, job_ids: set[str]) -> dict[str, str]:
-        found = dict(await self._ledger.table(sql.STATUSES, (json.dumps(sorted(job_ids)),)))
+        found = dict(await self._store.table(sql.STATUSES, (json.dumps(sorted(job_ids)),)))
         for job_id in job_ids:
-            if (row := self._ledger.unwritten(job_id)) is not None:
+            if (row := self._store.unwritten(job_id)) is not None:
                 found[job_id] = row.status
         return found
 
     async def _row(self, job_id: str) -> Row | None:
-        row = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
+        row = self._store.unwritten(job_id) or await self._store.get(job_id)
         return row if isinstance(row, Row) else None
 
 

@@ -12,11 +12,11 @@ from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import finite
 from proxy.jobs.events import Tell
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.connection import Link
+from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.requeue.broker import Broker
 from proxy.jobs.requeue.evidence import CLOCK_SLACK, Start, Workers
 from proxy.jobs.requeue.messages import load_object
-from proxy.jobs.requeue.pidbox import MAX_NODES, Answer
+from proxy.jobs.requeue.pidbox import MAX_NODES, WorkerAnswer
 from proxy.jobs.requeue.scripts import WORKERS_FRESH
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class WorkerWatch:
         self._counted_at = self._asked_at = -math.inf
         self._mailbox_open = False
 
-    async def count(self, link: Link, unfinished: int) -> None:
+    async def count(self, link: RedisConnection, unfinished: int) -> None:
         """Count the workers, if it is time to. Raises `RedisLost`."""
         if self._clock.monotonic() - self._counted_at < COUNT_EVERY:
             return
@@ -136,7 +136,7 @@ class WorkerWatch:
         """Whether the workers may be asked again."""
         return self.connected != 0 and self._clock.monotonic() - self._asked_at >= ASK_EVERY
 
-    async def ask(self, link: Link) -> None:
+    async def ask(self, link: RedisConnection) -> None:
         """Ask all workers what they have in their hands. Raises `RedisLost`."""
         self._asked_at = self._clock.monotonic()
         now = self._clock.time()
@@ -153,18 +153,18 @@ class WorkerWatch:
         )
         self._learn(found)
 
-    async def late_answers(self, link: Link) -> None:
+    async def late_answers(self, link: RedisConnection) -> None:
         """Answers that came after the question was given up. Raises `RedisLost`."""
         if self._mailbox_open:
             self._learn(await self._broker.late_answers(link))
 
-    async def close(self, link: Link) -> None:
+    async def close(self, link: RedisConnection) -> None:
         """Nothing is to be asked for now. Raises `RedisLost`."""
         if self._mailbox_open:
             self._mailbox_open = False
             await self._broker.close_mailbox(link)
 
-    def _learn(self, found: dict[str, Answer]) -> None:
+    def _learn(self, found: dict[str, WorkerAnswer]) -> None:
         now = self._clock.time()
         # Old data that came back has old answers in the mailbox.
         found = {

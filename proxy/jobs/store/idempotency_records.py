@@ -15,10 +15,10 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.jobs.document import valid_job_id
-from proxy.jobs.redis.connection import CommandError, Link, RedisLost
+from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost
 from proxy.jobs.store import sql
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
 from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
@@ -58,14 +58,14 @@ class AnswerStore:
     def __init__(
         self,
         family: str,
-        ledger: Ledger,
-        link: Callable[[], Link | None],
+        store: JobStore,
+        link: Callable[[], RedisConnection | None],
         whole: Callable[[], bool],
         clock: Clock,
         *,
         key_prefix: str = "",
     ) -> None:
-        self._ledger = ledger
+        self._store = store
         self._link = link
         self._whole = whole
         self._clock = clock
@@ -77,8 +77,8 @@ class AnswerStore:
     async def read(self, record_id: str) -> bytes | None:
         """A record that has not expired; None, too, while SQLite is silent."""
         try:
-            rows = await self._ledger.table(sql.GET_ANSWER, (record_id, self._clock.time()))
-        except LedgerSilent:
+            rows = await self._store.table(sql.GET_ANSWER, (record_id, self._clock.time()))
+        except StoreSilent:
             return None
         return bytes(rows[0][0]) if rows else None
 
@@ -92,30 +92,30 @@ class AnswerStore:
 
         now = self._clock.time()
         params = {"id": record_id, "record": data, "expires_at": expires_at, "now": now}
-        self._ledger.execute(sql.PUT_ANSWER, params, done, f"\0answer:{record_id}")
+        self._store.execute(sql.PUT_ANSWER, params, done, f"\0answer:{record_id}")
         return await settled(committed, COMMIT_PATIENCE) and committed.result()
 
     def erase(self, record_id: str) -> None:
         """Forget it, soon."""
-        self._ledger.execute(sql.DROP_ANSWER, {"id": record_id}, None, f"\0answer:{record_id}")
+        self._store.execute(sql.DROP_ANSWER, {"id": record_id}, None, f"\0answer:{record_id}")
 
     async def jobs_created(self, since: float) -> list[tuple[str, Mapping[str, Any]]] | None:
         """(id, document) of each live job first seen since then; None when that cannot be known."""
-        if not self._whole() or not await self._ledger.flushed(CREATED_PATIENCE):
+        if not self._whole() or not await self._store.flushed(CREATED_PATIENCE):
             return None
         params = {"since": since, "earliest": since - CLOCK_SKEW, "most": MOST_CREATED}
         try:
-            rows = await self._ledger.table(sql.CREATED_SINCE, params)
-        except LedgerSilent:
+            rows = await self._store.table(sql.CREATED_SINCE, params)
+        except StoreSilent:
             return None
         if len(rows) >= MOST_CREATED or sum(size for _, size in rows) > CREATED_SIZE:
             return None
         created: list[tuple[str, Mapping[str, Any]]] = []
         try:
             for page in _pages(rows):
-                found = await self._ledger.table(sql.DOCUMENTS, (json.dumps(page),))
+                found = await self._store.table(sql.DOCUMENTS, (json.dumps(page),))
                 created += [(job_id, _document(data)) for job_id, data in found]
-        except LedgerSilent:
+        except StoreSilent:
             return None
         return created
 

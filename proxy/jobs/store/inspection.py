@@ -1,4 +1,4 @@
-"""What the ledger tells of jobs to people and to the trace, beyond what clients may ask."""
+"""What the store tells of jobs to people and to the trace, beyond what clients may ask."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import sql_time, valid_job_id
-from proxy.jobs.maintenance import Duties
+from proxy.jobs.maintenance import Maintenance
 from proxy.jobs.store import sql
 from proxy.jobs.store.records import Overview, Row, Tombstone
-from proxy.jobs.store.store import Ledger
+from proxy.jobs.store.store import JobStore
 
 LIST_LIMIT = (50, 1000)  # the default and the most
 LIST_SIZE = 4 * 1024 * 1024  # bytes of a list for clients; its values are whole documents
@@ -28,22 +28,22 @@ def at_most(limit: int | None) -> int:
 class Inspection:
     """The jobs of one mirror, read."""
 
-    def __init__(self, ledger: Ledger, duties: Duties, clock: Clock) -> None:
-        self._ledger = ledger
-        self._duties = duties
+    def __init__(self, store: JobStore, maintenance: Maintenance, clock: Clock) -> None:
+        self._store = store
+        self._maintenance = maintenance
         self._clock = clock
 
     async def jobs(
         self, status: str | None = None, limit: int | None = None, stranded: bool = False
     ) -> list[dict[str, Any]]:
-        """One line a job, for `jobs list`. Raises `LedgerSilent`."""
+        """One line a job, for `jobs list`. Raises `StoreSilent`."""
         most = at_most(limit)
         if stranded:
-            rows = [row for row in await self._duties.stranded() if status in (None, row.status)][
-                :most
-            ]
+            rows = [
+                row for row in await self._maintenance.stranded() if status in (None, row.status)
+            ][:most]
         else:
-            rows = await self._ledger.listing(status, self._clock.time(), most)
+            rows = await self._store.listing(status, self._clock.time(), most)
         lines: list[dict[str, Any]] = []
         for start in range(0, len(rows), _AT_ONCE):
             lines += map(_brief, rows[start : start + _AT_ONCE])
@@ -55,7 +55,7 @@ class Inspection:
     ) -> list[str] | None:
         """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
         ones included; None when there are more than `most`, or nobody can tell. A deleted job may
-        be worked on for `look_back` seconds after its last version. Raises `LedgerSilent`."""
+        be worked on for `look_back` seconds after its last version. Raises `StoreSilent`."""
         asked = {
             "start": start,
             "end": end,
@@ -63,8 +63,8 @@ class Inspection:
             "earliest": start - LIVES_AT_MOST,
             "most": most + 1,
         }
-        found: list[str] = await self._ledger.column(sql.WORKED_ON, asked)
-        gone = await self._ledger.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
+        found: list[str] = await self._store.column(sql.WORKED_ON, asked)
+        gone = await self._store.table(sql.DELETED_SINCE, (start - look_back, LIST_LIMIT[1]))
         if len(gone) == LIST_LIMIT[1]:
             return None
         for job_id, first, last in gone:
@@ -74,22 +74,22 @@ class Inspection:
 
     async def overview(self, limit: int) -> Overview:
         """The jobs that an operator looks at first, each list `limit` at most; documents over
-        `SHORT` bytes are left out. Raises `LedgerSilent`."""
+        `SHORT` bytes are left out. Raises `StoreSilent`."""
         now = self._clock.time()
-        stranded = (await self._duties.stranded())[:limit]
-        documents = await self._ledger.documents([row.job_id for row in stranded], SHORT)
+        stranded = (await self._maintenance.stranded())[:limit]
+        documents = await self._store.documents([row.job_id for row in stranded], SHORT)
         return Overview(
-            recent=await self._ledger.listing(None, now, limit, SHORT),
-            failed=await self._ledger.listing("failed", now, limit, SHORT),
+            recent=await self._store.listing(None, now, limit, SHORT),
+            failed=await self._store.listing("failed", now, limit, SHORT),
             stranded=[replace(row, raw=documents.get(row.job_id, b"")) for row in stranded],
         )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
         """All that is known of a job, versions with times; None: nothing. `data` of old versions is
-        None where the newer ones are large. Raises `LedgerSilent`."""
+        None where the newer ones are large. Raises `StoreSilent`."""
         if not valid_job_id(job_id):
             return None
-        found = self._ledger.unwritten(job_id) or await self._ledger.get(job_id)
+        found = self._store.unwritten(job_id) or await self._store.get(job_id)
         versions = [
             {
                 "version": number,
@@ -98,7 +98,7 @@ class Inspection:
                 "progress": progress,
                 "data": None if raw is None else raw.decode("utf-8", "replace"),
             }
-            for number, seen, status, progress, raw in await self._ledger.versions(job_id)
+            for number, seen, status, progress, raw in await self._store.versions(job_id)
         ]
         if found is None:
             return None

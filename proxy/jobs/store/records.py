@@ -1,4 +1,4 @@
-"""What the ledger gives when asked, and how much of it at a time."""
+"""What the store gives when asked, and how much of it at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job as the ledger holds it. Times are Unix seconds; `created_at` is what the app says."""
+    """A job as the store holds it. Times are Unix seconds; `created_at` is what the app says."""
 
     job_id: str
     status: str

@@ -1,13 +1,13 @@
-"""The schema of a ledger's SQLite file, and how the mirror's files call its troubles."""
+"""The schema of a store's SQLite file, and how the mirror's files call its troubles."""
 
 from __future__ import annotations
 
 from proxy.core.sqlite.file import REFUSED, Params, Schema, Silent
 from proxy.jobs.store import sql
 
-__all__ = ["REFUSED", "SCHEMA", "LedgerSilent", "Params"]
+__all__ = ["REFUSED", "SCHEMA", "Params", "StoreSilent"]
 
-#: The ledger cannot answer now.
-LedgerSilent = Silent
+#: The store cannot answer now.
+StoreSilent = Silent
 
 SCHEMA = Schema(sql.APPLICATION_ID, sql.MIGRATIONS, sql.SETTINGS)

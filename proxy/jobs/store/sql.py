@@ -1,4 +1,4 @@
-"""Every statement that the ledger runs, and its migrations.
+"""Every statement that the store runs, and its migrations.
 
 `jobs` begins with the columns that outside queries rely on; ours follow. Its rows are the jobs that
 are not deleted; an expired one stays until retention ends. `versions` holds what each job was,

@@ -6,7 +6,7 @@
 2. Trouble never leaves this file as an exception of SQLite's. Disk full, read-only, locked: the
    queue is kept (bounded, newest version per job), tried again every `RETRY` seconds, and
    `degraded` says why. A damaged or foreign file is set aside under another name and a new one
-   begun. Both end in `on_gap`, by which the mirror knows that it must fill the ledger again. The
+   begun. Both end in `on_gap`, by which the mirror knows that it must fill the store again. The
    file itself is looked after by `core/sqlite/recovery.py`.
 3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
 4. The whole file is checked at start while small; a big one is checked by a reader while already in
@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.clock import Clock
-from proxy.core.sqlite.recovery import LOOK, Upkeep
+from proxy.core.sqlite.recovery import LOOK, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
-from proxy.jobs.document import Snapshot, sql_time
+from proxy.jobs.document import JobDocument, sql_time
 from proxy.jobs.store import sql
 from proxy.jobs.store.records import Head, Row, Tombstone, read_row
 from proxy.jobs.store.schema import REFUSED, SCHEMA
@@ -66,7 +66,7 @@ VERSIONS_SIZE = 4 * 1024 * 1024
 _AT_ONCE = 64 * 1024
 
 
-class Ledger:
+class JobStore:
     """See the rules at the top of the file. Use: `await start()`, work, `await stop()`;
     and again."""
 
@@ -86,8 +86,8 @@ class Ledger:
         self._keep_versions = keep_versions
         self._on_gap = on_gap
         self._on_commit = on_commit
-        self._upkeep = Upkeep(
-            "ledger",
+        self._upkeep = FileRecovery(
+            "store",
             path,
             SCHEMA,
             clock,
@@ -105,7 +105,7 @@ class Ledger:
         self._wake = asyncio.Event()
         self._stopping = False
         self._writer = Supervised(
-            f"ledger-writer:{path.name}", self._run, tasks or Tasks(), ends=True
+            f"store-writer:{path.name}", self._run, tasks or Tasks(), ends=True
         )
 
     # --- life -----------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Ledger:
         self._stopping = True
         self._wake.set()
         if not await self._writer.stop(patience):
-            log.error("ledger stopped with unwritten operations", extra=self._where())
+            log.error("store stopped with unwritten operations", extra=self._where())
         await self._file.close()
         for op in self._queue:
             _tell(op, False)
@@ -131,7 +131,7 @@ class Ledger:
 
     def put(
         self,
-        snapshot: Snapshot,
+        snapshot: JobDocument,
         captured_at: float,
         deadline: float | None,
         done: Done | None,
@@ -324,7 +324,7 @@ class Ledger:
                 self._forget_newest([op])
                 self._queued_bytes -= op.size
                 log.warning(
-                    "ledger refused an operation",
+                    "store refused an operation",
                     extra={**self._where(), "job_id": op.key, "reason": str(error)},
                 )
                 _tell(op, False)
@@ -367,9 +367,9 @@ class Ledger:
         return self._upkeep.log_size
 
     def _where(self) -> dict[str, Any]:
-        return {"ledger": str(self._file.path), "backlog": self.backlog}
+        return {"store": str(self._file.path), "backlog": self.backlog}
 
-    # --- reading (each raises LedgerSilent) -----------------------------------------------------
+    # --- reading (each raises StoreSilent) -----------------------------------------------------
 
     async def _rows(self, statement: str, params: ReadParams = ()) -> list[Any]:
         survey = statement not in sql.ANSWERS
@@ -497,7 +497,7 @@ class Ledger:
 
 
 def _inflated(rows: Sequence[Any], size: int) -> list[tuple[int, float, str, float, bytes | None]]:
-    """Versions, the newest first, as `Ledger.versions` gives them."""
+    """Versions, the newest first, as `JobStore.versions` gives them."""
     versions: list[tuple[int, float, str, float, bytes | None]] = []
     for number, seen, status, progress, data in rows:
         value = zlib.decompress(data) if data is not None and (size > 0 or not versions) else None
@@ -532,7 +532,7 @@ def _tell(op: _Op, ok: bool) -> None:
     try:
         op.done(ok)
     except Exception:  # whoever waited; the others' operations are none of its business
-        log.exception("ledger callback failed", extra={"job_id": op.key})
+        log.exception("store callback failed", extra={"job_id": op.key})
 
 
 def _settle(future: asyncio.Future[bool], ok: bool) -> None:

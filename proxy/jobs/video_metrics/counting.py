@@ -1,16 +1,16 @@
 """Counts what jobs tell about the pipeline: each event once in the whole fleet, and for good.
 
-1. Events lie in the ledger since the commit of the version that told them (`sql.PUT`). Here they
+1. Events lie in the store since the commit of the version that told them (`sql.PUT`). Here they
    are settled: counted by us, counted by another sidecar, or too old to be news.
 2. One sidecar counts, and claims each event in Redis before it does (`lease.py`). The others only
    read claims, and settle what another has claimed.
 3. Claimed is not yet counted. An event that we find claimed by ourselves was claimed before a
-   crash, and is counted now. Event, outcome and totals are one transaction of the ledger; a scrape
+   crash, and is counted now. Event, outcome and totals are one transaction of the store; a scrape
    sees totals that are committed. So a crash at any point neither repeats nor loses an event.
 4. When claims may be lost, who knows what is settled publishes it, before anybody counts again.
-5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this ledger
+5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this store
    began, is history: it is never counted. So neither a forgotten claim nor a sidecar with an empty
-   ledger counts what may have been counted before.
+   store counts what may have been counted before.
 6. While Redis is away nobody claims, and nobody takes over.
 """
 
@@ -30,14 +30,14 @@ from typing import Any
 from proxy.config.mirrors import JobFields
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock
-from proxy.jobs.document import Snapshot
+from proxy.jobs.document import JobDocument
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.connection import Link, RedisLost, Refused
+from proxy.jobs.redis.connection import CommandRefused, RedisConnection, RedisLost
 from proxy.jobs.store import sql
-from proxy.jobs.store.schema import LedgerSilent
-from proxy.jobs.store.store import Ledger
-from proxy.jobs.video_metrics.events import MOST_EVENTS, Event, EventReader, measured_input
-from proxy.jobs.video_metrics.lease import ANOTHERS, OURS, Claims
+from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.store import JobStore
+from proxy.jobs.video_metrics.events import MOST_EVENTS, EventReader, PipelineEvent, measured_input
+from proxy.jobs.video_metrics.lease import ANOTHERS, OURS, CountingLease
 from proxy.jobs.video_metrics.metrics import Counted, PipelineMetrics
 from proxy.jobs.video_metrics.totals import Draft, Example, Totals
 from proxy.jobs.waiting import happened, settled
@@ -51,14 +51,14 @@ BETTER_WORD = 5.0  # seconds that an event waits for being told better
 NEWS = 24 * 3600.0  # seconds after which an event is history
 PRESUMED = 60.0  # seconds after which what the holder has not claimed was claimed in a lost Redis
 SURVEY = 2.0  # seconds between two counts of active jobs
-REMEMBERED = 8192  # jobs whose events are known to be in the ledger
+REMEMBERED = 8192  # jobs whose events are known to be in the store
 
 MINE, THEIRS, HISTORY = OURS, ANOTHERS, 3  # outcomes, as `sql.MIGRATIONS` has them
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """Events of one version on their way into the ledger, as `sql.PUT` reads them."""
+class NewEvents:
+    """Events of one version on their way into the store, as `sql.PUT` reads them."""
 
     job_id: str
     names: dict[str, bool]
@@ -76,7 +76,7 @@ class _Pending:
     due: float
 
 
-class Counting:
+class EventCounting:
     """One mirror's counting. What `await begin()` gives is a task's, to be cancelled at the end.
 
     `link` gives the connection to Redis while there is one.
@@ -87,8 +87,8 @@ class Counting:
         name: str,
         settings: MirrorConfig,
         fields: JobFields,
-        ledger: Ledger,
-        link: Callable[[], Link | None],
+        store: JobStore,
+        link: Callable[[], RedisConnection | None],
         clock: Clock,
         metrics: PipelineMetrics,
         *,
@@ -98,14 +98,16 @@ class Counting:
         self.since = math.inf  # Unix seconds: what happened before is history
         self._name = name
         self._reader = EventReader(fields)
-        self._ledger = ledger
+        self._store = store
         self._clock = clock
         self._totals = Totals(fields.stages, fields.validation_counts)
         self._shown = Counted(self._totals)
         metrics.show(name, self._shown)
         family = settings.key.replace("{job_id}", "")
         self._activity = activity
-        self._claims = Claims(name, family, link, clock, key_prefix=key_prefix, activity=activity)
+        self._claims = CountingLease(
+            name, family, link, clock, key_prefix=key_prefix, activity=activity
+        )
         self._remembered: OrderedDict[str, dict[str, bool]] = OrderedDict()
         self._wake = asyncio.Event()
         self._loaded = False
@@ -113,10 +115,10 @@ class Counting:
         self._surveyed_at = -math.inf
         self._obstacle: str | None = None
 
-    # --- on the way into the ledger (synchronous) ------------------------------------------------
+    # --- on the way into the store (synchronous) ------------------------------------------------
 
-    def news(self, snapshot: Snapshot, now: float) -> News | None:
-        """What a version tells that is not known to be in the ledger already."""
+    def news(self, snapshot: JobDocument, now: float) -> NewEvents | None:
+        """What a version tells that is not known to be in the store already."""
         known = self._remembered.get(snapshot.job_id)
         try:
             events = self._reader.events(snapshot, known)
@@ -139,9 +141,9 @@ class Counting:
             if ok:
                 self.kept(news)
 
-        self._ledger.execute(sql.ADD_EVENTS, params, done, key=job_id)
+        self._store.execute(sql.ADD_EVENTS, params, done, key=job_id)
 
-    def kept(self, news: News) -> None:
+    def kept(self, news: NewEvents) -> None:
         """The version and its events are committed."""
         known = self._remembered.setdefault(news.job_id, {})
         known.update(news.names)
@@ -150,8 +152,8 @@ class Counting:
             self._remembered.popitem(last=False)
         self._wake.set()
 
-    def ledger_has_gap(self) -> None:
-        """The ledger may be another file now."""
+    def store_has_gap(self) -> None:
+        """The store may be another file now."""
         self._remembered.clear()
         self._look_at_file = True
         self._wake.set()
@@ -164,15 +166,15 @@ class Counting:
     # --- life ------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Read what there is, before `run`; a ledger that is silent now is read later."""
-        with suppress(LedgerSilent):
+        """Read what there is, before `run`; a store that is silent now is read later."""
+        with suppress(StoreSilent):
             await self.load()
 
     async def load(self) -> None:
-        """Take up what the ledger has; raises `LedgerSilent`."""
-        meta = dict(await self._ledger.table(sql.META))
+        """Take up what the store has; raises `StoreSilent`."""
+        meta = dict(await self._store.table(sql.META))
         if "pipeline_owner" in meta and "pipeline_since" in meta:
-            self._totals.load(await self._ledger.table(sql.TOTALS))
+            self._totals.load(await self._store.table(sql.TOTALS))
             self._claims.owner = meta["pipeline_owner"]
             self.since = float(meta["pipeline_since"])
         else:
@@ -182,12 +184,12 @@ class Counting:
         self._loaded = True
 
     def _begin_file(self) -> None:
-        """A ledger that was never counted from gets an owner of its own: what the one before had
+        """A store that was never counted from gets an owner of its own: what the one before had
         claimed must not look as if it were ours and still to be counted."""
         self._claims.owner = uuid.uuid4().hex[:16]
-        self._ledger.set_meta("pipeline_owner", self._claims.owner)
-        self._ledger.set_meta("pipeline_since", repr(self.since))
-        self._ledger.execute(
+        self._store.set_meta("pipeline_owner", self._claims.owner)
+        self._store.set_meta("pipeline_since", repr(self.since))
+        self._store.execute(
             sql.SETTLE, {"settled": "[]", "totals": json.dumps(self._totals.rows())}
         )
 
@@ -199,9 +201,9 @@ class Counting:
             self._wake.clear()
             try:
                 await self._round()
-            except (RedisLost, LedgerSilent):
+            except (RedisLost, StoreSilent):
                 self._claims.silent()  # both are told of by the mirror itself
-            except Refused as refused:
+            except CommandRefused as refused:
                 self._blocked_by(str(refused))
                 self._claims.stand_down()
             else:
@@ -229,7 +231,7 @@ class Counting:
             await self._publish()
         while True:
             now = self._clock.time()
-            rows = await self._ledger.table(sql.PENDING, (now, BATCH))
+            rows = await self._store.table(sql.PENDING, (now, BATCH))
             if rows and self._activity is not None:
                 self._activity.stir()
             if not rows or not await self._settle([_read(row) for row in rows], now):
@@ -239,14 +241,14 @@ class Counting:
         await self._survey()
 
     async def _check_file(self) -> None:
-        meta = dict(await self._ledger.table(sql.META))
+        meta = dict(await self._store.table(sql.META))
         if meta.get("pipeline_owner") != self._claims.owner:
             self._begin_file()
         self._look_at_file = False
 
     async def _ask_for_lease(self) -> None:
         # A sidecar that cannot commit what it counts leaves the counting to another one.
-        await self._claims.ask(able=self._ledger.degraded is None)
+        await self._claims.ask(able=self._store.degraded is None)
         self._show()
 
     async def _publish(self) -> None:
@@ -255,7 +257,7 @@ class Counting:
         since = self._clock.time() - NEWS
         self._claims.must_publish = False  # first, as the lease may be lost again meanwhile
         try:
-            while page := await self._ledger.table(sql.SETTLED, (*after, since, BATCH)):
+            while page := await self._store.table(sql.SETTLED, (*after, since, BATCH)):
                 after = page[-1]
                 await self._claims.claim(page, settled_before=True)
                 await self._ask_for_lease()
@@ -305,7 +307,7 @@ class Counting:
             if not written.done():
                 written.set_result(ok)
 
-        self._ledger.execute(
+        self._store.execute(
             sql.SETTLE,
             {
                 "settled": json.dumps([(one.job_id, one.event, how) for one, how in outcomes]),
@@ -315,7 +317,7 @@ class Counting:
         )
         # To the end, whatever Redis does: who settled these again meanwhile would count them twice.
         while not await settled(written, TICK):
-            with suppress(RedisLost, Refused):
+            with suppress(RedisLost, CommandRefused):
                 await self._ask_for_lease()
         return written.result()
 
@@ -326,9 +328,9 @@ class Counting:
         if now - self._surveyed_at < SURVEY:
             return
         self._surveyed_at = now
-        (self._shown.pending,) = await self._ledger.column(sql.PENDING_COUNT)
+        (self._shown.pending,) = await self._store.column(sql.PENDING_COUNT)
         if self.counts:
-            (active,) = await self._ledger.column(sql.ACTIVE, (self._clock.time(),))
+            (active,) = await self._store.column(sql.ACTIVE, (self._clock.time(),))
             self._shown.active = active
             self._show()
 
@@ -338,12 +340,12 @@ class Counting:
             self._shown.active = None  # who counts tells it
 
 
-def _news(job_id: str, events: Sequence[Event], now: float) -> News:
+def _news(job_id: str, events: Sequence[PipelineEvent], now: float) -> NewEvents:
     names = {event.name: event.sure for event in events}
-    return News(job_id, names, json.dumps([_stored(one, now) for one in events]))
+    return NewEvents(job_id, names, json.dumps([_stored(one, now) for one in events]))
 
 
-def _stored(event: Event, now: float) -> tuple[object, ...]:
+def _stored(event: PipelineEvent, now: float) -> tuple[object, ...]:
     due = now if event.sure else now + BETTER_WORD
     at = now if event.at is None else event.at
     labels = json.dumps(event.labels)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.mirrors import JobFields
-from proxy.jobs.document import FINISHED, Snapshot, finite, to_timestamp
+from proxy.jobs.document import FINISHED, JobDocument, finite, to_timestamp
 
 STAGE_DURATION = "pipeline_stage_duration_seconds"
 STAGE_ERRORS = "pipeline_stage_errors"
@@ -64,7 +64,7 @@ _NO_RESULT = frozenset({"pending", "queued", "processing", "in_progress", "runni
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PipelineEvent:
     """One thing to count: `value` is observed by a histogram, added to a counter.
 
     `at`: when it happened by the job's own clock (Unix seconds), None if the document is silent.
@@ -78,12 +78,12 @@ class Event:
     sure: bool = True
 
 
-def measured_input(seconds: float, at: float) -> Event | None:
+def measured_input(seconds: float, at: float) -> PipelineEvent | None:
     """How long a job's input plays, as measured when it was uploaded at `at`: the event that its
     document may tell as well, so it is counted once. None for what no input can be."""
     if not 0 <= seconds <= _LONGEST:
         return None
-    return Event(_INPUT, INPUT_DURATION, (), seconds, at)
+    return PipelineEvent(_INPUT, INPUT_DURATION, (), seconds, at)
 
 
 def token(value: object) -> str:
@@ -139,16 +139,18 @@ class EventReader:
             result: _compile(paths) for result, paths in fields.validation_counts.items()
         }
 
-    def events(self, snapshot: Snapshot, known: Mapping[str, bool] | None = None) -> list[Event]:
+    def events(
+        self, snapshot: JobDocument, known: Mapping[str, bool] | None = None
+    ) -> list[PipelineEvent]:
         """The events of one version, but for those in `known` (name to `sure`)."""
         document = snapshot.document
         if document is None:
             return []
-        found: list[Event] = []
+        found: list[PipelineEvent] = []
         blamed = self._stages(snapshot, document, found)
         if snapshot.status in FINISHED:
             at = snapshot.completed_at or snapshot.activity
-            found.append(Event(f"f:{snapshot.status}", JOBS, (snapshot.status,), 1.0, at))
+            found.append(PipelineEvent(f"f:{snapshot.status}", JOBS, (snapshot.status,), 1.0, at))
             if snapshot.status == "failed" and not blamed:
                 found.append(self._error("e:", {}, document, lookup(document, _STAGE), at))
             self._result(document, at, found)
@@ -162,7 +164,9 @@ class EventReader:
 
     # --- stages ----------------------------------------------------------------------------------
 
-    def _stages(self, snapshot: Snapshot, document: dict[str, Any], found: list[Event]) -> bool:
+    def _stages(
+        self, snapshot: JobDocument, document: dict[str, Any], found: list[PipelineEvent]
+    ) -> bool:
         """Adds what has ended; returns whether any stage is to blame for an error."""
         stages = document.get("stages")
         if not isinstance(stages, dict):
@@ -195,7 +199,7 @@ class EventReader:
         at: float | None,
         *,
         final: bool = True,
-    ) -> Event:
+    ) -> PipelineEvent:
         """The stage's own words first, then the job's (an empty `document`: they are not there)."""
         kind = _first(stage, self._error_type)
         sure = final or kind is not None
@@ -208,14 +212,16 @@ class EventReader:
             or _code_in(_message(document))
         )
         labels = (token(stage_name), token(kind), token(code))
-        return Event(event_name, STAGE_ERRORS, labels, 1.0, at, sure)
+        return PipelineEvent(event_name, STAGE_ERRORS, labels, 1.0, at, sure)
 
     # --- what a finished job says of its result --------------------------------------------------
 
-    def _result(self, document: dict[str, Any], at: float | None, found: list[Event]) -> None:
+    def _result(
+        self, document: dict[str, Any], at: float | None, found: list[PipelineEvent]
+    ) -> None:
         def observe(name: str, family: str, value: float | None) -> None:
             if value is not None:
-                found.append(Event(name, family, (), value, at))
+                found.append(PipelineEvent(name, family, (), value, at))
 
         observe(_INPUT, INPUT_DURATION, _number(document, self._input_duration, _LONGEST))
         observe("v:shorts", SHORTS, _number(document, self._shorts, _MOST))
@@ -224,11 +230,11 @@ class EventReader:
         observe("v:drift", DRIFT, _number(document, self._drift, _LONGEST, either_way=True))
         result = self._verdict(document)
         if result is not None:
-            found.append(Event("v:validation", VALIDATIONS, (result,), 1.0, at))
+            found.append(PipelineEvent("v:validation", VALIDATIONS, (result,), 1.0, at))
         for name, paths in self._validation_counts.items():
             count = _number(document, paths, _MOST)
             if count:
-                found.append(Event(f"n:{name}", VALIDATIONS, (name,), count, at))
+                found.append(PipelineEvent(f"n:{name}", VALIDATIONS, (name,), count, at))
 
     def _verdict(self, document: dict[str, Any]) -> str | None:
         for path in self._validation:
@@ -293,7 +299,7 @@ def _ident(name: str) -> str:
     return "~" + hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def _duration(name: str, stage: dict[str, Any], activity: float | None) -> Event | None:
+def _duration(name: str, stage: dict[str, Any], activity: float | None) -> PipelineEvent | None:
     """How long a completed stage took; None when its document does not tell."""
     started, ended = _times(stage)
     seconds = ended - started if started is not None and ended is not None else None
@@ -302,7 +308,7 @@ def _duration(name: str, stage: dict[str, Any], activity: float | None) -> Event
         if seconds is None or not 0 <= seconds <= _LONGEST:
             return None
     event_name = f"d:{_ident(name)}:{_attempt(started, ended)}"
-    return Event(event_name, STAGE_DURATION, (token(name),), seconds, ended or activity)
+    return PipelineEvent(event_name, STAGE_DURATION, (token(name),), seconds, ended or activity)
 
 
 def _message(holder: dict[str, Any]) -> str:

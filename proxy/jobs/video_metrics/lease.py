@@ -16,7 +16,13 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.connection import Command, CommandError, Link, RedisLost, Refused
+from proxy.jobs.redis.connection import (
+    Command,
+    CommandError,
+    CommandRefused,
+    RedisConnection,
+    RedisLost,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +68,18 @@ def lease_key(family: str, key_prefix: str) -> str:
     return f"{key_prefix}pipeline:{{{family}}}:counting"
 
 
-class Claims:
+class CountingLease:
     """One sidecar's part in who counts. `link` gives the connection to Redis while there is one.
 
     `family` names the job keys that are counted, not the mirror: another service may use the same
-    Redis. `owner` names this sidecar's ledger.
+    Redis. `owner` names this sidecar's store.
     """
 
     def __init__(
         self,
         mirror: str,
         family: str,
-        link: Callable[[], Link | None],
+        link: Callable[[], RedisConnection | None],
         clock: Clock,
         *,
         key_prefix: str = "",
@@ -98,7 +104,7 @@ class Claims:
     # --- the lease -------------------------------------------------------------------------------
 
     async def ask(self, *, able: bool) -> None:
-        """Take, renew or look at the lease, if it is time to. Raises `RedisLost`, `Refused`.
+        """Take, renew or look at the lease, if it is time to. Raises `RedisLost`, `CommandRefused`.
 
         `able`: whether we could commit what we count; if not, the lease is left to others.
         """
@@ -163,7 +169,7 @@ class Claims:
         self, events: Sequence[tuple[str, str]], *, settled_before: bool = False
     ) -> list[int]:
         """Whose each event (job, name) is, after claiming what is nobody's: while we hold the
-        lease, or for what was `settled_before` in any case. Raises `RedisLost`, `Refused`."""
+        lease, or for what was `settled_before` in any case. Raises `RedisLost`, `CommandRefused`."""
         if not events:
             return []
         jobs = {job_id: at for at, job_id in enumerate(dict.fromkeys(e[0] for e in events), 2)}
@@ -182,5 +188,5 @@ class Claims:
         request: Command = command
         (reply,) = await link.call(request)
         if isinstance(reply, CommandError):
-            raise Refused(reply.text[:200])
+            raise CommandRefused(reply.text[:200])
         return reply

@@ -19,7 +19,15 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.samples import Exemplar
 
-from proxy.jobs.video_metrics.totals import FAMILIES, Example, Family, Key, Total, Totals, merged
+from proxy.jobs.video_metrics.totals import (
+    FAMILIES,
+    Example,
+    Key,
+    Total,
+    TotalFamily,
+    Totals,
+    merged,
+)
 
 
 class Counted:
@@ -83,7 +91,7 @@ class PipelineMetrics:
         yield pending
 
 
-def _counter(family: Family, series: list[tuple[tuple[str, ...], Total]]) -> Metric:
+def _counter(family: TotalFamily, series: list[tuple[tuple[str, ...], Total]]) -> Metric:
     metric = CounterMetricFamily(family.name, family.about, labels=family.labels)
     for labels, total in series:
         examples = dict(total.examples)
@@ -91,7 +99,7 @@ def _counter(family: Family, series: list[tuple[tuple[str, ...], Total]]) -> Met
     return metric
 
 
-def _histogram(family: Family, series: list[tuple[tuple[str, ...], Total]]) -> Metric:
+def _histogram(family: TotalFamily, series: list[tuple[tuple[str, ...], Total]]) -> Metric:
     metric = HistogramMetricFamily(family.name, family.about, labels=family.labels)
     bounds = [*map(repr, family.buckets), "+Inf"]
     for labels, total in series:

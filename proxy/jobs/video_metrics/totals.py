@@ -1,6 +1,6 @@
 """What one mirror has counted of the pipeline: bounded, persistent, changed as a whole. No I/O.
 
-1. Totals are changed by a `Draft`: it is written to the ledger together with what it counts, and
+1. Totals are changed by a `Draft`: it is written to the store together with what it counts, and
    taken over only when that is committed. What a scrape sees is what survives a crash.
 2. A series is never changed in place, so a scrape in another thread sees each of them whole.
 3. Label values come from documents. Declared stages are always taken; of anything else the first
@@ -37,7 +37,7 @@ EXEMPLAR_ID = 122  # characters: OpenMetrics allows 128 for names and values of 
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class TotalFamily:
     """A metric of the pipeline; `buckets` are the upper bounds of a histogram."""
 
     name: str
@@ -52,7 +52,7 @@ _COUNTS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 FAMILIES = {
     family.name: family
     for family in (
-        Family(
+        TotalFamily(
             STAGE_DURATION,
             "histogram",
             "How long a stage of a job took, by the job's own times; stages that completed",
@@ -75,36 +75,36 @@ FAMILIES = {
                 1800.0,
             ),
         ),
-        Family(
+        TotalFamily(
             STAGE_ERRORS,
             "counter",
             "Failed attempts at a stage of a job",
             ("stage", "error_type", "error_code"),
         ),
-        Family(JOBS, "counter", "Jobs that reached a final status", ("status",)),
-        Family(
+        TotalFamily(JOBS, "counter", "Jobs that reached a final status", ("status",)),
+        TotalFamily(
             INPUT_DURATION,
             "histogram",
             "How long the audio of finished jobs plays",
             (),
             (5.0, 10.0, 30.0, 60.0, 120.0, 180.0, 300.0, 600.0, 1800.0, 3600.0),
         ),
-        Family(SHORTS, "histogram", "Shorts used in finished jobs", (), _COUNTS),
-        Family(
+        TotalFamily(SHORTS, "histogram", "Shorts used in finished jobs", (), _COUNTS),
+        TotalFamily(
             SEGMENTS,
             "histogram",
             "Subtitle segments of finished jobs",
             (),
             (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
         ),
-        Family(
+        TotalFamily(
             DRIFT,
             "histogram",
             "How far audio and picture or subtitles of finished jobs are apart",
             (),
             (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
         ),
-        Family(VALIDATIONS, "counter", "Results of validations in finished jobs", ("result",)),
+        TotalFamily(VALIDATIONS, "counter", "Results of validations in finished jobs", ("result",)),
     )
 }
 
@@ -132,12 +132,12 @@ Key = tuple[str, tuple[str, ...]]
 """A family's name and the values of its labels."""
 
 
-def empty(family: Family) -> Total:
+def empty(family: TotalFamily) -> Total:
     """A series in which nothing was counted yet."""
     return Total(counts=(0,) * (len(family.buckets) + 1) if family.buckets else ())
 
 
-def added(family: Family, total: Total, value: float, example: Example | None) -> Total:
+def added(family: TotalFamily, total: Total, value: float, example: Example | None) -> Total:
     """The series with one more value in it."""
     place, counts = 0, total.counts
     if family.buckets:
@@ -149,7 +149,7 @@ def added(family: Family, total: Total, value: float, example: Example | None) -
     return Total(total.value + value, counts, examples)
 
 
-def merged(family: Family, totals: Iterable[Total]) -> Total:
+def merged(family: TotalFamily, totals: Iterable[Total]) -> Total:
     """The sum of series of several mirrors, with the latest example of each place."""
     value, counts = 0.0, [0] * len(empty(family).counts)
     examples: dict[int, Example] = {}

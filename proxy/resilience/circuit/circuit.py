@@ -32,9 +32,9 @@ from proxy.core.clock import Clock
 from proxy.core.errors import CircuitOpen
 from proxy.resilience.circuit.holding import NEVER, Held, HoldQueue
 from proxy.resilience.circuit.leases import Caller, Callers
-from proxy.resilience.circuit.messages import Failure, ProbeOutcome, Report, Snapshot, Transition
+from proxy.resilience.circuit.messages import Failure, ProbeOutcome, Report, SharedState, Transition
 from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
-from proxy.resilience.circuit.states import Event, State, next_state
+from proxy.resilience.circuit.states import CircuitEvent, State, next_state
 from proxy.resilience.circuit.window import SlidingWindow
 
 #: Failures kept to tell why it opened.
@@ -157,7 +157,7 @@ class CircuitBreaker:
     def try_admit(self, now: float) -> Permit | None:
         """A permit for one call; None where there is none at this moment."""
         if now >= self.until and not self.shared and self.state is not State.HALF_OPEN:
-            self._decide(Event.TIME_OVER, now, "open time is over")
+            self._decide(CircuitEvent.TIME_OVER, now, "open time is over")
         state = self.state
         if state is State.CLOSED or state is State.FORCED_CLOSED:
             return self._permit
@@ -200,7 +200,7 @@ class CircuitBreaker:
             self._well = why
             self.wake(self, True)
         else:
-            self._decide(Event.TIME_OVER, now, why)
+            self._decide(CircuitEvent.TIME_OVER, now, why)
 
     def take_proof(self) -> str:
         """What `proven_well` was given, to be sent to Redis; empty where there is nothing."""
@@ -293,7 +293,7 @@ class CircuitBreaker:
         report = self._reporting() if self.shared else None
         if report is not None:
             report.trip = reason
-        self._decide(Event.TRIP, now, reason)
+        self._decide(CircuitEvent.TRIP, now, reason)
 
     def probed(
         self, now: float, lease: str, epoch: int, outcome: ProbeOutcome, failure: Failure | None
@@ -310,7 +310,7 @@ class CircuitBreaker:
                 report.recent.append(failure)
         if failure is not None:
             self.recent.append(failure)
-            self._decide(Event.PROBE_FAILURE, now, f"a probe failed: {failure.kind}")
+            self._decide(CircuitEvent.PROBE_FAILURE, now, f"a probe failed: {failure.kind}")
         elif outcome == "success" and not self.shared:
             self._probe_passed(now)
         elif outcome == "success":
@@ -323,26 +323,26 @@ class CircuitBreaker:
     def _probe_passed(self, now: float) -> None:
         self.successes += 1
         if self.successes >= self.rules.half_open_max_calls:
-            self._decide(Event.PROBES_PASSED, now, f"{self.successes} probes succeeded")
+            self._decide(CircuitEvent.PROBES_PASSED, now, f"{self.successes} probes succeeded")
 
     # --- decisions of our own -------------------------------------------------------------------
 
-    def force(self, event: Event, now: float, reason: str, seconds: float) -> None:
+    def force(self, event: CircuitEvent, now: float, reason: str, seconds: float) -> None:
         """Open, close or reset by hand, here: for when there is no Redis to do it in."""
         self._decide(event, now, reason, seconds)
-        if event is Event.RESET:
+        if event is CircuitEvent.RESET:
             self._forget()
 
     def tick(self, now: float) -> None:
         """End a forced state whose time is over, where nobody else will."""
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
         if forced and now >= self.until and not self.shared:
-            self._decide(Event.TIME_OVER, now, "forced time is over")
+            self._decide(CircuitEvent.TIME_OVER, now, "forced time is over")
 
-    def _decide(self, event: Event, now: float, reason: str, seconds: float = 0.0) -> None:
+    def _decide(self, event: CircuitEvent, now: float, reason: str, seconds: float = 0.0) -> None:
         before = self.state
         after = next_state(before, event)
-        if after is before and event not in (Event.FORCE_OPEN, Event.FORCE_CLOSE):
+        if after is before and event not in (CircuitEvent.FORCE_OPEN, CircuitEvent.FORCE_CLOSE):
             return
         if after is State.OPEN:
             self.opens += 1
@@ -483,7 +483,7 @@ class CircuitBreaker:
 
     # --- what the fleet says --------------------------------------------------------------------
 
-    def adopt(self, news: Snapshot, now: float, answers: Report | None = None) -> None:
+    def adopt(self, news: SharedState, now: float, answers: Report | None = None) -> None:
         """Take over what Redis says, unless it is old. `answers` is the report it replies to."""
         if news.generation < self.generation or news.generation == 0:
             return
@@ -515,7 +515,7 @@ class CircuitBreaker:
             self.fleet_failures = before + self._report.failures
         self._announce(news, known)
 
-    def _announce(self, news: Snapshot, known: int) -> None:
+    def _announce(self, news: SharedState, known: int) -> None:
         for entry in news.log:
             mine = entry.by == self.owner and not entry.restored and entry.tid not in self._mine
             if mine:

@@ -81,7 +81,7 @@ class LogEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class SharedState:
     """A breaker as Redis has it. Generation 0: Redis knows nothing of it.
 
     `server_time` is Redis' clock, Unix seconds; `remaining` and `age` are seconds by that clock,
@@ -107,7 +107,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class ChangeNotice:
     """What comes over the channel. `name` is a breaker that has changed, or empty for what only
     shows that the channel works. It is a hint and nothing else: anybody may have sent it.
     `published`: somebody has, so messages come through; else it is Redis' own word that the

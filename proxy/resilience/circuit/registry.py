@@ -20,7 +20,7 @@ from proxy.core.redis.client import address_of
 from proxy.core.vitals import Vitals
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.messages import Transition
-from proxy.resilience.circuit.states import Event, State
+from proxy.resilience.circuit.states import CircuitEvent, State
 from proxy.resilience.circuit.store import BreakerStore
 from proxy.resilience.circuit.sync import FleetSync
 from proxy.resilience.circuit.telemetry import BreakerMetrics
@@ -29,14 +29,14 @@ Action = Literal["open", "close", "reset"]
 
 #: Seconds that `open` and `close` by hand last when nothing is said.
 FORCE_FOR = 600.0
-_ACTIONS: dict[Action, tuple[Event, State]] = {
-    "open": (Event.FORCE_OPEN, State.FORCED_OPEN),
-    "close": (Event.FORCE_CLOSE, State.FORCED_CLOSED),
-    "reset": (Event.RESET, State.CLOSED),
+_ACTIONS: dict[Action, tuple[CircuitEvent, State]] = {
+    "open": (CircuitEvent.FORCE_OPEN, State.FORCED_OPEN),
+    "close": (CircuitEvent.FORCE_CLOSE, State.FORCED_CLOSED),
+    "reset": (CircuitEvent.RESET, State.CLOSED),
 }
 
 
-class BreakerBoard:
+class BreakerRegistry:
     """The breakers of `upstreams` (those that have one), shared through `redis` where given.
 
     Without `redis`, or before `start`, they decide locally. `owner` names this process in the

@@ -28,7 +28,7 @@ class State(StrEnum):
         return _GAUGE[self]
 
 
-class Event(StrEnum):
+class CircuitEvent(StrEnum):
     """What can happen to a breaker."""
 
     SUCCESS = "success"
@@ -57,22 +57,22 @@ _FO, _FC = State.FORCED_OPEN, State.FORCED_CLOSED
 
 # Every pair has its entry. Read a row as: in this state, that event leads to ...
 #                      closed  open  half  f_open  f_closed
-_TABLE: dict[Event, tuple[State, State, State, State, State]] = {
-    Event.SUCCESS: (_C, _O, _H, _FO, _FC),
-    Event.FAILURE: (_C, _O, _H, _FO, _FC),
-    Event.TRIP: (_O, _O, _H, _FO, _FC),
-    Event.TIME_OVER: (_C, _H, _H, _H, _C),
-    Event.PROBE_SUCCESS: (_C, _O, _H, _FO, _FC),
-    Event.PROBES_PASSED: (_C, _O, _C, _FO, _FC),
-    Event.PROBE_FAILURE: (_C, _O, _O, _FO, _FC),
-    Event.CANCEL: (_C, _O, _H, _FO, _FC),
-    Event.FORCE_OPEN: (_FO, _FO, _FO, _FO, _FO),
-    Event.FORCE_CLOSE: (_FC, _FC, _FC, _FC, _FC),
-    Event.RESET: (_C, _C, _C, _C, _C),
+_TABLE: dict[CircuitEvent, tuple[State, State, State, State, State]] = {
+    CircuitEvent.SUCCESS: (_C, _O, _H, _FO, _FC),
+    CircuitEvent.FAILURE: (_C, _O, _H, _FO, _FC),
+    CircuitEvent.TRIP: (_O, _O, _H, _FO, _FC),
+    CircuitEvent.TIME_OVER: (_C, _H, _H, _H, _C),
+    CircuitEvent.PROBE_SUCCESS: (_C, _O, _H, _FO, _FC),
+    CircuitEvent.PROBES_PASSED: (_C, _O, _C, _FO, _FC),
+    CircuitEvent.PROBE_FAILURE: (_C, _O, _O, _FO, _FC),
+    CircuitEvent.CANCEL: (_C, _O, _H, _FO, _FC),
+    CircuitEvent.FORCE_OPEN: (_FO, _FO, _FO, _FO, _FO),
+    CircuitEvent.FORCE_CLOSE: (_FC, _FC, _FC, _FC, _FC),
+    CircuitEvent.RESET: (_C, _C, _C, _C, _C),
 }
 _COLUMN = {_C: 0, _O: 1, _H: 2, _FO: 3, _FC: 4}
 
 
-def next_state(state: State, event: Event) -> State:
+def next_state(state: State, event: CircuitEvent) -> State:
     """The state after `event`; the same one where the event means nothing to it."""
     return _TABLE[event][_COLUMN[state]]

@@ -19,7 +19,14 @@ from proxy.core.redis.client import RedisSettings, address_of, connect, connect_
 from proxy.core.vitals import Vitals
 from proxy.resilience.circuit import scripts
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.messages import Failure, Glance, LogEntry, Notice, Report, Snapshot
+from proxy.resilience.circuit.messages import (
+    ChangeNotice,
+    Failure,
+    Glance,
+    LogEntry,
+    Report,
+    SharedState,
+)
 from proxy.resilience.circuit.states import State
 
 #: Keys live this long after their last change (and after the end of an open time).
@@ -72,7 +79,7 @@ class BreakerStore:
         #: What Redis does not let us do, in words, by right.
         self.missing_rights: dict[str, str] = {}
 
-    async def report(self, breaker: CircuitBreaker, report: Report) -> Snapshot:
+    async def report(self, breaker: CircuitBreaker, report: Report) -> SharedState:
         """Send outcomes; what the breaker is after them."""
         return await self._run(
             scripts.REPORT,
@@ -89,14 +96,14 @@ class BreakerStore:
 
     async def acquire(
         self, breaker: CircuitBreaker, want: int, tid: str, well: str = ""
-    ) -> Snapshot:
+    ) -> SharedState:
         """Ask for `want` probe leases; ends an open or forced time that is over, and an open time
         of this generation early where `well` says why the upstream is thought to be well."""
         return await self._run(scripts.ACQUIRE, breaker, tid=tid, want=want, well=well)
 
     async def force(
         self, breaker: CircuitBreaker, to: State, reason: str, seconds: float, tid: str
-    ) -> Snapshot:
+    ) -> SharedState:
         """Set the state by hand for `seconds` (0: without end, only for `closed`)."""
         return await self._run(
             scripts.FORCE,
@@ -107,7 +114,7 @@ class BreakerStore:
             for_ms=round(min(seconds, FORCED_MOST) * 1000),
         )
 
-    async def merge(self, breaker: CircuitBreaker, now: float, tid: str) -> Snapshot:
+    async def merge(self, breaker: CircuitBreaker, now: float, tid: str) -> SharedState:
         """Bring what is known here to a Redis that has come back."""
         state = State.OPEN if breaker.state is State.HALF_OPEN else breaker.state
         remaining = max(0.0, breaker.until - now) if breaker.state is not State.HALF_OPEN else 0.0
@@ -124,7 +131,7 @@ class BreakerStore:
             recent=[failure.document() for failure in breaker.recent],
         )
 
-    async def look(self, breaker: CircuitBreaker) -> Snapshot:
+    async def look(self, breaker: CircuitBreaker) -> SharedState:
         """What Redis has, changing nothing."""
         return await self._run(scripts.LOOK, breaker)
 
@@ -158,7 +165,7 @@ class BreakerStore:
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreError(self._reason_of(error)) from error
 
-    async def listen(self) -> AsyncIterator[Notice]:
+    async def listen(self) -> AsyncIterator[ChangeNotice]:
         """What comes over the channel; an empty notice when the subscription stands, and whenever
         the connection has proved to be alive.
 
@@ -188,7 +195,7 @@ class BreakerStore:
                 if message["type"] == "message":
                     yield parse_notice(message["data"])
                 else:
-                    yield Notice(published=False)
+                    yield ChangeNotice(published=False)
         except NoPermissionError as error:
             if self._is_about_name(error):
                 self._lacks("client", error)
@@ -230,7 +237,7 @@ class BreakerStore:
         }
         return json.dumps(arguments, separators=(",", ":"))
 
-    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> Snapshot:
+    async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> SharedState:
         packed = self._arguments(breaker, more)
         news = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
         self._vitals.skews.note("redis", news.server_time)
@@ -304,7 +311,7 @@ async def _quietly_close(*resources: Any) -> None:
             continue
 
 
-def parse_snapshot(text: bytes | str) -> Snapshot:
+def parse_snapshot(text: bytes | str) -> SharedState:
     """A script's answer or a published message. Raises `StoreError` for anything else.
 
     Lua has one kind of empty table, so an empty list may come as an object.
@@ -312,7 +319,7 @@ def parse_snapshot(text: bytes | str) -> Snapshot:
     try:
         raw = json.loads(text)
         now = raw["now"] / 1000
-        return Snapshot(
+        return SharedState(
             name=raw["name"],
             generation=_whole(raw["gen"]),
             state=State(raw["state"]),
@@ -334,16 +341,16 @@ def parse_snapshot(text: bytes | str) -> Snapshot:
         raise StoreError(f"not an answer of ours: {error}") from error
 
 
-def parse_notice(data: bytes | str) -> Notice:
+def parse_notice(data: bytes | str) -> ChangeNotice:
     """A message on the channel. What is not ours is an empty notice: it shows that the channel
     works, whoever sent it."""
     if len(data) > _NOTICE_SIZE:
-        return Notice()
+        return ChangeNotice()
     try:
         raw = json.loads(data)
-        return Notice(str(raw.get("name") or ""), _whole(raw.get("gen") or 0), str(raw["by"]))
+        return ChangeNotice(str(raw.get("name") or ""), _whole(raw.get("gen") or 0), str(raw["by"]))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return Notice()
+        return ChangeNotice()
 
 
 def _whole(value: Any) -> int:

@@ -29,7 +29,7 @@ from proxy.core.clock import Clock
 from proxy.core.tasks import Supervised, Tasks
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.holding import NEVER
-from proxy.resilience.circuit.messages import Notice, Report, Snapshot
+from proxy.resilience.circuit.messages import ChangeNotice, Report, SharedState
 from proxy.resilience.circuit.states import State
 from proxy.resilience.circuit.store import BreakerStore, StoreError
 
@@ -293,7 +293,7 @@ class FleetSync:
         return breaker.has_report or breaker.probes_in_flight > 0
 
     async def _take(
-        self, breaker: CircuitBreaker, news: Snapshot, answers: Report | None = None
+        self, breaker: CircuitBreaker, news: SharedState, answers: Report | None = None
     ) -> None:
         if news.generation < breaker.generation:
             await self._merge(breaker)  # Redis has lost its memory, or part of it
@@ -378,7 +378,7 @@ class FleetSync:
             pause = REFUSED if "subscribe" in self._store.missing_rights else RETRY
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
-    def _heard(self, notice: Notice) -> None:
+    def _heard(self, notice: ChangeNotice) -> None:
         now = self._clock.monotonic()
         if not self._subscribed or (notice.published and now >= self._alive_until):
             self._poll_soon()  # what was published while nobody listened

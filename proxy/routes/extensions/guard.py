@@ -37,7 +37,9 @@ class StageGuard:
         self._slow = slow
         self._quiet_until = 0.0
 
-    def run(self, x: Exchange, work: Callable[[], object], *, may_refuse: bool = True) -> None:
+    def run(
+        self, exchange: Exchange, work: Callable[[], object], *, may_refuse: bool = True
+    ) -> None:
         """Raises the `ProxyError` that the hook refuses with, or `StageFailed`."""
         began = time.perf_counter()
         try:
@@ -45,20 +47,22 @@ class StageGuard:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit() and CancelledError, too: nothing waits here
-            failure = self._failure(x, error, may_refuse=may_refuse)
+            failure = self._failure(exchange, error, may_refuse=may_refuse)
             if failure is error:
                 raise  # not `from` itself: a chain of causes has an end
             raise failure from error
         finally:
-            self._took(time.perf_counter() - began, x)
+            self._took(time.perf_counter() - began, exchange)
 
-    async def wait(self, x: Exchange, work: Coroutine[Any, Any, object], limit: float) -> None:
+    async def wait(
+        self, exchange: Exchange, work: Coroutine[Any, Any, object], limit: float
+    ) -> None:
         """As `run`, for a hook that waits: `limit` seconds at most. To be run in a task."""
         task = asyncio.current_task()
         assert task is not None
         try:
             async with asyncio.timeout(limit) as time_limit:
-                _check_result(await _Timed(work, lambda took: self._took(took, x)))
+                _check_result(await _Timed(work, lambda took: self._took(took, exchange)))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -67,18 +71,18 @@ class StageGuard:
             fault: BaseException = error
             if isinstance(error, TimeoutError) and time_limit.expired():
                 fault = TimeoutError(f"no decision within {limit:g} s")
-            failure = self._failure(x, fault)
+            failure = self._failure(exchange, fault)
             if failure is error:
                 raise
             raise failure from error
 
     def _failure(
-        self, x: Exchange, error: BaseException, *, may_refuse: bool = True
+        self, exchange: Exchange, error: BaseException, *, may_refuse: bool = True
     ) -> BaseException:
         """What to raise for `error`: itself, where it is a refusal that can be written."""
         if isinstance(error, ProxyError) and may_refuse:
             try:
-                problem_body(error, x.correlation_id)
+                problem_body(error, exchange.correlation_id)
                 return error
             except Exception as unwritable:
                 unwritable.__cause__ = error
@@ -87,7 +91,7 @@ class StageGuard:
         stage = self._facts["stage"]
         logger.error(
             "stage failed",
-            extra={**self._facts, "correlation_id": x.correlation_id},
+            extra={**self._facts, "correlation_id": exchange.correlation_id},
             exc_info=error,
         )
         said = type(error).__name__
@@ -95,7 +99,7 @@ class StageGuard:
             said += f": {error}"
         return StageFailed(f"Stage {stage} failed: {said}", stage=stage, reason=stage)
 
-    def _took(self, took: float, x: Exchange) -> None:
+    def _took(self, took: float, exchange: Exchange) -> None:
         if took < SLOW:
             return
         self._slow()
@@ -107,7 +111,7 @@ class StageGuard:
                 extra={
                     **self._facts,
                     "took_s": round(took, 3),
-                    "correlation_id": x.correlation_id,
+                    "correlation_id": exchange.correlation_id,
                 },
             )
 

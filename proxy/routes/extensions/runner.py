@@ -165,77 +165,81 @@ class _Chain:
             adopted=partial(self._closing.adopt, self._held) if self._held else None,
         )
 
-    def _started(self, x: Exchange) -> None:
-        _request_of(x)._held = True
+    def _started(self, exchange: Exchange) -> None:
+        _request_of(exchange)._held = True
         for held in self._held:
             held.users += 1
 
-    def _request(self, x: Exchange) -> None:
-        request = _request_of(x)
+    def _request(self, exchange: Exchange) -> None:
+        request = _request_of(exchange)
         for hook, guard, _ in self._on_request:
-            guard.run(x, lambda hook=hook: hook(request))  # type: ignore[misc]
-            guard.run(x, lambda: self._apply(x, request))
+            guard.run(exchange, lambda hook=hook: hook(request))  # type: ignore[misc]
+            guard.run(exchange, lambda: self._apply(exchange, request))
         request._sent = True
 
-    async def _request_later(self, x: Exchange) -> None:
+    async def _request_later(self, exchange: Exchange) -> None:
         """As `_request`, where some hook waits."""
-        request = _request_of(x)
+        request = _request_of(exchange)
         for hook, guard, limit in self._on_request:
             if limit is None:
-                guard.run(x, lambda hook=hook: hook(request))  # type: ignore[misc]
+                guard.run(exchange, lambda hook=hook: hook(request))  # type: ignore[misc]
             else:
-                await guard.wait(x, hook(request), limit)  # type: ignore[arg-type]
-            guard.run(x, lambda: self._apply(x, request))
+                await guard.wait(exchange, hook(request), limit)  # type: ignore[arg-type]
+            guard.run(exchange, lambda: self._apply(exchange, request))
         request._sent = True
 
-    def _apply(self, x: Exchange, request: Request) -> None:
+    def _apply(self, exchange: Exchange, request: Request) -> None:
         edits = _taken(request)
         if edits is not None:
-            x.plan = replace(x.plan, request_edits=_joined(x.plan.request_edits, edits))
+            exchange.plan = replace(
+                exchange.plan, request_edits=_joined(exchange.plan.request_edits, edits)
+            )
         name, request._upstream = request._upstream, None
         if name is not None:
             upstream = self._upstream(name)
             if upstream is None:
                 raise LookupError(f"there is no upstream {name!r}")
-            x.plan = replace(x.plan, upstream=upstream)
+            exchange.plan = replace(exchange.plan, upstream=upstream)
 
-    def _response(self, x: Exchange, head: ResponseHead) -> None:
-        request, response = _request_of(x), Response(head)
+    def _response(self, exchange: Exchange, head: ResponseHead) -> None:
+        request, response = _request_of(exchange), Response(head)
         request._sent = True
         for hook, guard in self._on_response:
-            guard.run(x, lambda hook=hook: hook(request, response))  # type: ignore[misc]
+            guard.run(exchange, lambda hook=hook: hook(request, response))  # type: ignore[misc]
         edits = _taken(response)
         if edits is not None:
-            x.plan = replace(x.plan, response_edits=_joined(x.plan.response_edits, edits))
+            exchange.plan = replace(
+                exchange.plan, response_edits=_joined(exchange.plan.response_edits, edits)
+            )
 
-    def _finished(self, x: Exchange) -> None:
-        request = _request_of(x)
+    def _finished(self, exchange: Exchange) -> None:
+        request = _request_of(exchange)
         request._sent = True
         outcome = Outcome(
-            x.status,
-            x.code,
-            x.duration,
-            x.upstream,
-            x.target,
-            x.attempts,
-            x.bytes_in,
-            x.bytes_out,
+            exchange.status,
+            exchange.code,
+            exchange.duration,
+            exchange.upstream,
+            exchange.target,
+            exchange.attempts,
+            exchange.bytes_in,
+            exchange.bytes_out,
         )
         for hook, guard in self._on_finished:
             try:
                 work = partial(hook, request, outcome)
-                guard.run(x, work, may_refuse=False)
+                guard.run(exchange, work, may_refuse=False)
             except ProxyError:
                 continue  # logged and counted; there is nobody left to refuse
         if request._held:
             self._closing.release(self._held)
 
 
-def _request_of(x: Exchange) -> Request:
+def _request_of(exchange: Exchange) -> Request:
     """The same one for every hook of an exchange."""
-    request = x.extension
+    request = exchange.extension
     if not isinstance(request, Request):
-        request = x.extension = Request(x)
+        request = exchange.extension = Request(exchange)
     return request
 
 

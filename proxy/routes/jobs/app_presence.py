@@ -14,12 +14,12 @@ class AppPresence:
         self._away = False
         self._probe: Exchange | None = None
 
-    def goes(self, x: Exchange) -> bool:
+    def goes(self, exchange: Exchange) -> bool:
         """Whether this request should go to the app, and not be answered without it."""
         if not self._away:
             return True
         if self._probe is None:
-            self._probe = x
+            self._probe = exchange
             return True
         return False
 
@@ -27,9 +27,9 @@ class AppPresence:
         """The app refused a connection, or did not answer in time."""
         self._away = True
 
-    def ended(self, x: Exchange) -> None:
+    def ended(self, exchange: Exchange) -> None:
         """The exchange is over; whatever the app answered, it answered."""
-        if self._probe is x:
+        if self._probe is exchange:
             self._probe = None
-        if x.upstream_time is not None:
+        if exchange.upstream_time is not None:
             self._away = False

@@ -26,18 +26,18 @@ class JobContext:
         if binding.listener.direction != "egress" or not active:
             return None
 
-        def started(x: Exchange) -> None:
+        def started(exchange: Exchange) -> None:
             found: ActiveJob | None = None
             for jobs in active:
-                one = jobs.of_call(x.path)
+                one = jobs.of_call(exchange.path)
                 if one is not None and found is not None:
                     return  # two services' jobs: nobody knows whose call it is
                 found = one or found
             if found is None:
                 return
-            x.job_id = found.job_id
-            assert x.head is not None
-            if found.correlation_id is not None and x.head.correlation is None:
-                x.correlation_id = found.correlation_id
+            exchange.job_id = found.job_id
+            assert exchange.head is not None
+            if found.correlation_id is not None and exchange.head.correlation is None:
+                exchange.correlation_id = found.correlation_id
 
         return Hooks(started=started)

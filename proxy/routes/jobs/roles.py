@@ -42,14 +42,14 @@ from proxy.forward.exchange import Exchange
 from proxy.forward.fallbacks import reserve
 from proxy.forward.routing.compile import Binding, client_tls
 from proxy.forward.routing.plan import AskAgain, Hooks, Reply, Trouble
-from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, Silent, Tombstoned
+from proxy.jobs.mirror import Answer, Creation, Expired, Known, Mirror, NoAnswer, Tombstoned
 from proxy.routes.jobs.app_presence import AppPresence
 from proxy.routes.jobs.late_deletes import LateDeletes
 from proxy.uploads.check import UploadCheck
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks of a mirror whose ledger did not answer, while the app is silent too.
+#: Seconds between two looks of a mirror whose store did not answer, while the app is silent too.
 _LOOK_AGAIN = 1.0
 
 MirrorOf = Callable[[str], Mirror]
@@ -78,7 +78,9 @@ class JobRoles:
         door = _Door(api_key)
         if role.creates:
             creates = _Creates(mirror)
-            return Hooks(request=creates.refuse if role.require_redis else None, rescuer=creates)
+            return Hooks(
+                request=creates.refuse if role.require_redis else None, fallback_source=creates
+            )
         if role.deletes is not None:
             assert binding.upstream is not None
             late = LateDeletes(
@@ -90,15 +92,15 @@ class JobRoles:
                 self._shortages,
             )
             return Hooks(
-                rescuer=_Deletes(mirror, door, role.deletes),
+                fallback_source=_Deletes(mirror, door, role.deletes),
                 adopted=partial(mirror.pass_deletions_to, late),
             )
-        rescuer = (
+        fallback_source = (
             _Reads(mirror, door, role.reads) if role.reads is not None else _Lists(mirror, door)
         )
         presence = self._presence.setdefault(binding.route.upstream, AppPresence())
-        patience = _Patience(mirror, rescuer, role, presence)
-        return Hooks(started=patience.begin, rescuer=rescuer, finished=patience.end)
+        patience = _Patience(mirror, fallback_source, role, presence)
+        return Hooks(started=patience.begin, fallback_source=fallback_source, finished=patience.end)
 
 
 class _Door:
@@ -107,13 +109,13 @@ class _Door:
     def __init__(self, api_key: str | None) -> None:
         self._key = None if api_key is None else api_key.encode()
 
-    def admits(self, x: Exchange, trouble: Trouble) -> bool:
+    def admits(self, exchange: Exchange, trouble: Trouble) -> bool:
         """Whether the mirror may answer. False when the app's own answer is to stand; raises
         `ApiKeyNeeded` when there is none."""
         if self._key is None:
             return True
-        assert x.head is not None
-        given = x.head.values(b"x-api-key")
+        assert exchange.head is not None
+        given = exchange.head.values(b"x-api-key")
         if len(given) == 1 and hmac.compare_digest(given[0], self._key):
             return True
         if isinstance(trouble, ProxyError):
@@ -129,35 +131,39 @@ class _Creates:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    def refuse(self, x: Exchange) -> None:
-        if x.method in _SAFE:
+    def refuse(self, exchange: Exchange) -> None:
+        if exchange.method in _SAFE:
             return
         refusal = self._mirror.creation_refusal()
         if refusal is not None:
             if (problem := self._mirror.store_problem) is not None:
-                x.note(store_problem=problem)
+                exchange.note(store_problem=problem)
             raise refusal
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
-        if isinstance(trouble, ProxyError) or x.method in _SAFE:
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if isinstance(trouble, ProxyError) or exchange.method in _SAFE:
             return False
         return 200 <= trouble.status < 300
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
-        job_id = _job_id(x.held)
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = _job_id(exchange.held)
         if job_id is None:
             # No creation, or none that can be recognised: an operator has to know of the second.
-            x.note(job_stored="unknown")
+            exchange.note(job_stored="unknown")
             self._mirror.unreadable_creation()
             return None
-        x.note(job_id=job_id)
+        exchange.note(job_id=job_id)
         result = await self._mirror.confirm_created(job_id)
-        x.note(job_stored=result.value)
-        self._mirror.active.created(job_id, x.correlation_id)
+        exchange.note(job_stored=result.value)
+        self._mirror.active.created(job_id, exchange.correlation_id)
         if result is Creation.NOT_STORED:
             raise self._mirror.not_stored()
-        x.added = self._mirror.forecast(job_id)
-        seconds = x.filter.facts.get("duration") if isinstance(x.filter, UploadCheck) else None
+        exchange.added = self._mirror.forecast(job_id)
+        seconds = (
+            exchange.filter.facts.get("duration")
+            if isinstance(exchange.filter, UploadCheck)
+            else None
+        )
         if seconds is not None:
             self._mirror.input_measured(job_id, seconds)
         return None
@@ -173,29 +179,31 @@ class _Reads:
         self._door = door
         self._parameter = parameter
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
-        if x.method not in ("GET", "HEAD"):
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if exchange.method not in ("GET", "HEAD"):
             return False
         if isinstance(trouble, ProxyError):
             return _upstream_is_away(trouble)
         if trouble.status == 200:
-            job_id = x.parameters[self._parameter]
+            job_id = exchange.parameters[self._parameter]
             if self._mirror.is_gone(job_id):
                 return True
-            if not x.asked_again:  # its answer has fields of ours already
-                x.added = self._mirror.forecast(job_id)
+            if not exchange.asked_again:  # its answer has fields of ours already
+                exchange.added = self._mirror.forecast(job_id)
             return False
         return trouble.status == 404 or trouble.status >= 500
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
-        found = await self.look(x, trouble)
-        return None if isinstance(found, Silent) else found
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        found = await self.look(exchange, trouble)
+        return None if isinstance(found, NoAnswer) else found
 
-    async def look(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | Silent | None:
-        """As `rescue`, and `Silent` where another look may find what this one could not."""
-        job_id = x.parameters[self._parameter]
-        x.added = b""  # the answer to a second question was no better: nothing was repaired
-        if not self._door.admits(x, trouble):
+    async def look(
+        self, exchange: Exchange, trouble: Trouble
+    ) -> Reply | AskAgain | NoAnswer | None:
+        """As `rescue`, and `NoAnswer` where another look may find what this one could not."""
+        job_id = exchange.parameters[self._parameter]
+        exchange.added = b""  # the answer to a second question was no better: nothing was repaired
+        if not self._door.admits(exchange, trouble):
             return None
         match await self._mirror.lookup(job_id):
             case Tombstoned():
@@ -205,9 +213,14 @@ class _Reads:
                     f"Job {job_id} expired at {iso_utc(expired_at)}", expired_at=iso_utc(expired_at)
                 )
             case Known() as known:
-                x.note(job_id=job_id)
+                exchange.note(job_id=job_id)
                 said_404 = not isinstance(trouble, ProxyError) and trouble.status == 404
-                again = said_404 and not x.asked_again and x.body.done and not x.bytes_in
+                again = (
+                    said_404
+                    and not exchange.asked_again
+                    and exchange.body.done
+                    and not exchange.bytes_in
+                )
                 if again and await self._mirror.revive(job_id):
                     fields = self._mirror.headers("redis", known.as_of)
                     lines = _lines(f for f in fields if f[0] != "Content-Type")
@@ -215,7 +228,7 @@ class _Reads:
                     return AskAgain((*lines, *forecast))
                 answer = self._mirror.app_answer(known)
                 return None if answer is None else _reply(answer)
-            case Silent() as silent:
+            case NoAnswer() as silent:
                 _doubt(self._mirror, job_id, trouble)
                 return silent
         return None
@@ -230,31 +243,31 @@ class _Lists:
         self._mirror = mirror
         self._door = door
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
-        if x.method not in ("GET", "HEAD"):
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if exchange.method not in ("GET", "HEAD"):
             return False
         if isinstance(trouble, ProxyError):
             return _upstream_is_away(trouble)
         return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_whole)
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
-        found = await self.look(x, trouble)
-        return None if isinstance(found, Silent) else found
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        found = await self.look(exchange, trouble)
+        return None if isinstance(found, NoAnswer) else found
 
-    async def look(self, x: Exchange, trouble: Trouble) -> Reply | Silent | None:
+    async def look(self, exchange: Exchange, trouble: Trouble) -> Reply | NoAnswer | None:
         """As `_Reads.look`."""
-        if not self._door.admits(x, trouble):
+        if not self._door.admits(exchange, trouble):
             return None
-        query = parse_qs(x.path.partition("?")[2])
+        query = parse_qs(exchange.path.partition("?")[2])
         limit = query.get("limit", [""])[0]
         answer = await self._mirror.listing(
             query.get("status", [None])[0],
             int(limit[:9]) if limit.isdecimal() else None,
-            partial(reserve, x),
+            partial(reserve, exchange),
         )
-        if answer is None and x.holding is not None:
-            x.holding.clear()
-        return Silent() if answer is None else _reply(answer)
+        if answer is None and exchange.holding is not None:
+            exchange.holding.clear()
+        return NoAnswer() if answer is None else _reply(answer)
 
 
 class _Deletes:
@@ -267,27 +280,27 @@ class _Deletes:
         self._door = door
         self._parameter = parameter
 
-    def wants(self, x: Exchange, trouble: Trouble) -> bool:
-        if x.method != "DELETE":
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if exchange.method != "DELETE":
             return False
         if isinstance(trouble, ProxyError):
             return _upstream_is_away(trouble)
         return trouble.status < 300 or trouble.status == 404 or trouble.status >= 500
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | None:
-        job_id = x.parameters[self._parameter]
-        x.note(job_id=job_id)
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = exchange.parameters[self._parameter]
+        exchange.note(job_id=job_id)
         if not isinstance(trouble, ProxyError) and trouble.status < 300:
             await self._mirror.tombstone(job_id, told=True)
             return None
-        if not self._door.admits(x, trouble):
+        if not self._door.admits(exchange, trouble):
             return None
         match await self._mirror.lookup(job_id):
             case Tombstoned():
                 return _reply(self._mirror.not_found())
             case Known():
                 pass
-            case Silent():
+            case NoAnswer():
                 _doubt(self._mirror, job_id, trouble)
                 return None
             case _:
@@ -311,64 +324,66 @@ class _Patience:
     """
 
     def __init__(
-        self, mirror: Mirror, rescuer: _Reads | _Lists, role: JobRole, presence: AppPresence
+        self, mirror: Mirror, fallback_source: _Reads | _Lists, role: JobRole, presence: AppPresence
     ) -> None:
         self._mirror = mirror
-        self._rescuer = rescuer
+        self._rescuer = fallback_source
         self._after = role.fallback_after
         self._presence = presence
         self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
 
-    def begin(self, x: Exchange) -> None:
+    def begin(self, exchange: Exchange) -> None:
         """Start the clock of one exchange."""
         loop = asyncio.get_running_loop()
-        self._running[x] = loop.call_later(self._after, self._over, x)
-        x.on_refused = self._refused
-        if not self._presence.goes(x):
+        self._running[exchange] = loop.call_later(self._after, self._over, exchange)
+        exchange.on_refused = self._refused
+        if not self._presence.goes(exchange):
             away = StillWaiting("The service answers nobody")
-            if self._rescuer.wants(x, away):
-                x.away = away
+            if self._rescuer.wants(exchange, away):
+                exchange.away = away
 
-    def end(self, x: Exchange) -> None:
+    def end(self, exchange: Exchange) -> None:
         """The exchange is over."""
-        self._presence.ended(x)
-        running = self._running.pop(x, None)
+        self._presence.ended(exchange)
+        running = self._running.pop(exchange, None)
         if running is not None:
             running.cancel()
 
-    def _refused(self, x: Exchange) -> None:
+    def _refused(self, exchange: Exchange) -> None:
         self._mirror.app_is_down()
-        self._over(x)
+        self._over(exchange)
 
-    def _over(self, x: Exchange) -> None:
+    def _over(self, exchange: Exchange) -> None:
         """No answer in time, or every target refused; once for each exchange."""
-        x.on_refused = None
-        if isinstance(running := self._running.get(x), asyncio.TimerHandle):
+        exchange.on_refused = None
+        if isinstance(running := self._running.get(exchange), asyncio.TimerHandle):
             running.cancel()
-        if not x.replied:
+        if not exchange.replied:
             self._presence.missed()
         waited = StillWaiting(f"No answer within {self._after:g}s")
-        if x.replied or not self._rescuer.wants(x, waited):
+        if exchange.replied or not self._rescuer.wants(exchange, waited):
             return
         loop = asyncio.get_running_loop()
-        self._running[x] = loop.create_task(self._ask(x, waited), name="mirror answers for the app")
+        self._running[exchange] = loop.create_task(
+            self._ask(exchange, waited), name="mirror answers for the app"
+        )
 
-    async def _ask(self, x: Exchange, waited: StillWaiting) -> None:
+    async def _ask(self, exchange: Exchange, waited: StillWaiting) -> None:
         try:
-            reply = await self._rescuer.look(x, waited)
-            while isinstance(reply, Silent):
+            reply = await self._rescuer.look(exchange, waited)
+            while isinstance(reply, NoAnswer):
                 await asyncio.sleep(_LOOK_AGAIN)
-                reply = await self._rescuer.look(x, waited)
+                reply = await self._rescuer.look(exchange, waited)
         except ProxyError:
             return  # the job expired, or no key: the app's own word is worth waiting for
         except Exception:
             # Nobody awaits us but the exchange, which goes on waiting for the app.
-            logger.exception("rescue failed", extra={"correlation_id": x.correlation_id})
+            logger.exception("rescue failed", extra={"correlation_id": exchange.correlation_id})
             return
-        if isinstance(reply, Reply) and not x.replied:
-            x.note(rescued_from="silence")
-            x.instead = reply
-            x.stream.wake()
+        if isinstance(reply, Reply) and not exchange.replied:
+            exchange.note(rescued_from="silence")
+            exchange.instead = reply
+            exchange.stream.wake()
 
 
 def _doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:

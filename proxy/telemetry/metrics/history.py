@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.telemetry.metrics.counters import BUCKETS
-from proxy.telemetry.metrics.rates import Reading, Summary, between
+from proxy.telemetry.metrics.rates import CounterReading, Summary, between
 
 STEP = 5.0  # seconds
 SPAN = 900.0  # seconds
@@ -32,7 +32,7 @@ IDLE: Point = (0.0, 0, None, None, None)
 class _Series:
     bounds: Sequence[float]
     #: (monotonic time, reading), the oldest first; the first one is at or before the window's start
-    readings: deque[tuple[float, Reading]] = field(default_factory=deque)
+    readings: deque[tuple[float, CounterReading]] = field(default_factory=deque)
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=int(SPAN / STEP)))
 
 
@@ -44,7 +44,10 @@ class History:
         self.steps = 0  #: taken since the start
 
     def record(
-        self, now: float, readings: Mapping[str, Reading], bounds: Mapping[str, Sequence[float]]
+        self,
+        now: float,
+        readings: Mapping[str, CounterReading],
+        bounds: Mapping[str, Sequence[float]],
     ) -> None:
         """One step ends at `now` (monotonic seconds). `bounds` are those of the series that do not
         have the usual ones."""
@@ -63,7 +66,7 @@ class History:
             while len(kept) > 1 and kept[1][0] <= now - WINDOW:
                 kept.popleft()
 
-    def _point(self, series: _Series, now: float, reading: Reading) -> Point:
+    def _point(self, series: _Series, now: float, reading: CounterReading) -> Point:
         before, earlier = series.readings[-1]
         step = between(earlier, reading, now - before, series.bounds)
         window = _window(series, now, reading)
@@ -77,7 +80,7 @@ class History:
             _rounded(window.p99),
         )
 
-    def summary(self, name: str, now: float, reading: Reading) -> Summary:
+    def summary(self, name: str, now: float, reading: CounterReading) -> Summary:
         """What happened in the last minute (at most a step more), or since the series began."""
         series = self._series.get(name)
         if series is None:
@@ -107,7 +110,7 @@ class History:
         return list(self._series)
 
 
-def _window(series: _Series, now: float, reading: Reading) -> Summary:
+def _window(series: _Series, now: float, reading: CounterReading) -> Summary:
     """From the latest reading that is at least a window old, or else the first one."""
     start, first = series.readings[0]
     for moment, earlier in series.readings:

@@ -19,7 +19,7 @@ TOO_MANY = 429
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CounterReading:
     """Counts since the start: of durations by bucket, of server errors, of refusals (4xx), of good
     answers that are not what the route is for, of answers with 429."""
 
@@ -73,17 +73,17 @@ class Summary:
         return self.refused / self.count if self.count else 0.0
 
 
-def nothing(bounds: Sequence[float] = BUCKETS) -> Reading:
+def nothing(bounds: Sequence[float] = BUCKETS) -> CounterReading:
     """The reading of a tally before its first count."""
-    return Reading((0,) * (len(bounds) + 1))
+    return CounterReading((0,) * (len(bounds) + 1))
 
 
-def read_distribution(distribution: Distribution) -> Reading:
+def read_distribution(distribution: Distribution) -> CounterReading:
     """A histogram without statuses."""
-    return Reading(tuple(distribution.counts), total=distribution.total)
+    return CounterReading(tuple(distribution.counts), total=distribution.total)
 
 
-def read_routes(tallies: Sequence[RouteTally]) -> Reading:
+def read_routes(tallies: Sequence[RouteTally]) -> CounterReading:
     """The routes together, all methods; none at all read as nothing."""
     counts = [0] * (len(BUCKETS) + 1)
     errors = refused = unexpected = limited = 0
@@ -100,10 +100,10 @@ def read_routes(tallies: Sequence[RouteTally]) -> Reading:
                     errors += count
                 elif status >= 400 and status != CLIENT_LEFT:
                     refused += count
-    return Reading(tuple(counts), errors, refused, total, waited, unexpected, limited)
+    return CounterReading(tuple(counts), errors, refused, total, waited, unexpected, limited)
 
 
-def together(readings: Iterable[Reading]) -> Reading:
+def together(readings: Iterable[CounterReading]) -> CounterReading:
     """The sum of readings of routes; none at all read as nothing."""
     counts = [0] * (len(BUCKETS) + 1)
     errors = refused = 0
@@ -111,11 +111,14 @@ def together(readings: Iterable[Reading]) -> Reading:
         counts = list(map(add, counts, reading.counts))
         errors += reading.errors
         refused += reading.refused
-    return Reading(tuple(counts), errors, refused)
+    return CounterReading(tuple(counts), errors, refused)
 
 
 def between(
-    before: Reading | None, after: Reading, seconds: float, bounds: Sequence[float] = BUCKETS
+    before: CounterReading | None,
+    after: CounterReading,
+    seconds: float,
+    bounds: Sequence[float] = BUCKETS,
 ) -> Summary:
     """What happened from `before` (None: from the start) to `after`, `seconds` later."""
     if before is None:

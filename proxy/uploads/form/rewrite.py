@@ -19,7 +19,7 @@ from proxy.uploads import rejections
 from proxy.uploads.form import values
 from proxy.uploads.form.attachments import Attachment
 from proxy.uploads.form.reader import Event, Part, PartEnd
-from proxy.uploads.formats.families import Family
+from proxy.uploads.formats.families import FormatFamily
 
 
 def _ignore(data: bytes) -> None:
@@ -177,7 +177,7 @@ class NewForm:
             line += b"Content-Type: " + kind + b"\r\n"
         self._parts.append(bytearray(b"--" + self._boundary + b"\r\n" + line + b"\r\n"))
 
-    def frame(self, family: Family) -> None:
+    def frame(self, family: FormatFamily) -> None:
         """Put all parts around the audio, which is of that `family`."""
         assert self._audio is not None
         behind, self._parts = self._parts, self._before

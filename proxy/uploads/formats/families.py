@@ -30,7 +30,7 @@ UNKNOWN_LABEL = "application/octet-stream"
 
 
 @dataclass(frozen=True, eq=False)  # one object per family: compared and hashed by identity
-class Family:
+class FormatFamily:
     """One row of the table. `media_type` is what goes upstream as the part's `Content-Type`;
     `extensions` are kept in a file name, the first one replaces any other; `options` are the
     demuxer's."""
@@ -42,8 +42,10 @@ class Family:
     options: Mapping[str, str]
 
 
-def _family(media_type: str, demuxer: str, labels: str, extensions: str, **options: str) -> Family:
-    return Family(
+def _family(
+    media_type: str, demuxer: str, labels: str, extensions: str, **options: str
+) -> FormatFamily:
+    return FormatFamily(
         media_type, demuxer, frozenset(labels.split()), tuple(extensions.split()), options
     )
 
@@ -94,7 +96,7 @@ AAC = _family(
 )
 
 # What a config may say. Two names of the sprint document stand for one family each.
-NAMES: Mapping[str, Family] = {
+NAMES: Mapping[str, FormatFamily] = {
     "audio/mpeg": MPEG,
     "audio/wav": WAV,
     "audio/x-wav": WAV,
@@ -105,18 +107,18 @@ NAMES: Mapping[str, Family] = {
     "audio/webm": WEBM,
     "audio/aac": AAC,
 }
-BY_MEDIA_TYPE: Mapping[str, Family] = {family.media_type: family for family in NAMES.values()}
+BY_MEDIA_TYPE: Mapping[str, FormatFamily] = {family.media_type: family for family in NAMES.values()}
 
 _MP4_FIRST_BOXES = frozenset(b"ftyp moov mdat free skip wide pnot styp sidx moof uuid".split())
 
 
-def compile_types(types: Iterable[str]) -> tuple[Family, ...]:
+def compile_types(types: Iterable[str]) -> tuple[FormatFamily, ...]:
     """The families of the configured names, each once, in the order given. Unknown names raise
     `KeyError`; the config schema has refused them before."""
     return tuple(dict.fromkeys(NAMES[name] for name in types))
 
 
-def recognise(head: bytes, label: str, *, tagged: bool = False) -> Family | None:
+def recognise(head: bytes, label: str, *, tagged: bool = False) -> FormatFamily | None:
     """The family of a file that starts with `head`, if it is `tagged` behind its ID3v2 tags, and
     that libmagic calls `label`. None where there is none."""
     family, certain = _by_signature(head, tagged=tagged)
@@ -127,7 +129,7 @@ def recognise(head: bytes, label: str, *, tagged: bool = False) -> Family | None
     return family if tagged and label in MPEG.labels else None  # what libmagic calls a tag
 
 
-def _by_signature(head: bytes, *, tagged: bool) -> tuple[Family | None, bool]:
+def _by_signature(head: bytes, *, tagged: bool) -> tuple[FormatFamily | None, bool]:
     """The family whose signature `head` carries, and whether that outweighs libmagic (rule 3)."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV, False

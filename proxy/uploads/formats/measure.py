@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from proxy.uploads.formats.families import FLAC, MP4, MPEG, OGG, WAV, WEBM, Family
+from proxy.uploads.formats.families import FLAC, MP4, MPEG, OGG, WAV, WEBM, FormatFamily
 from proxy.uploads.formats.mp4 import measure_mp4
 from proxy.uploads.formats.mpeg_frames import trailing_tags
 from proxy.uploads.formats.ogg import measure_ogg
@@ -26,7 +26,7 @@ _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentiet
 _MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4}
 
 
-def measure(source: Source, family: Family, limit: float | None) -> float:
+def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
     """Seconds that the file plays, from the source's position on, where its tags end. Raises
     `NotAudio`, `Undecodable` or `PastLimit`."""
     own_way = _MEASURES.get(family)
@@ -35,7 +35,7 @@ def measure(source: Source, family: Family, limit: float | None) -> float:
     return _measure_frames(source, family, limit)
 
 
-def _measure_frames(source: Source, family: Family, limit: float | None) -> float:
+def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -> float:
     """MP3, FLAC, AAC and WebM: all that there is goes through the demuxer."""
     start = source.position
     before = _flac_head(source) if family is FLAC else b""

@@ -39,7 +39,7 @@ from proxy.uploads.formats.packets import (
     MAX_ENTRIES,
     TRY_DECODE,
     Lies,
-    Walk,
+    PacketWalk,
     audio_streams,
     decode,
     new_walks,
@@ -149,7 +149,7 @@ def _boxes(source: Source) -> Iterator[Box]:
         at = box.end
 
 
-def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> list[Walk]:
+def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> list[PacketWalk]:
     if not layout.found:
         raise Undecodable("cut_short")
     with open_container(source, MP4) as container:
@@ -169,7 +169,7 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
         return walks
 
 
-def _follow_index(walk: Walk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
+def _follow_index(walk: PacketWalk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
     """Add what the index says of the packets behind the trial. False where that cannot be relied
     on: nothing of the trial plays, or the last sample is not there. Raises `Lies`."""
     entries = stream.index_entries
@@ -188,7 +188,7 @@ def _follow_index(walk: Walk, stream: AudioStream, source: Source, layout: _Layo
     return True
 
 
-def _decode_spread(walk: Walk, stream: AudioStream, source: Source, layout: _Layout) -> None:
+def _decode_spread(walk: PacketWalk, stream: AudioStream, source: Source, layout: _Layout) -> None:
     """Rule 2."""
     entries, context = stream.index_entries, stream.codec_context
     number = len(entries)

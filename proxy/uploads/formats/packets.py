@@ -37,7 +37,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.uploads.formats import mpeg_frames
-from proxy.uploads.formats.families import AAC, FLAC, MP4, MPEG, Family
+from proxy.uploads.formats.families import AAC, FLAC, MP4, MPEG, FormatFamily
 from proxy.uploads.probe.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -66,7 +66,7 @@ _OPUS_SECONDS = [_OPUS_FRAME[byte >> 3] / 48_000 * (1, 2, 2, 0)[byte & 3] for by
 
 
 @dataclass(slots=True)
-class Walk:
+class PacketWalk:
     """What one audio stream has shown so far; `total` in units of its time base."""
 
     tick: float = 1.0  # seconds
@@ -108,7 +108,7 @@ class Walk:
         return bool(self.lengths) and len(self.lengths) * _MUST_DECODE >= self.tried
 
 
-def open_container(file: IO[bytes] | Any, family: Family) -> InputContainer:
+def open_container(file: IO[bytes] | Any, family: FormatFamily) -> InputContainer:
     """Raises `Undecodable` where the demuxer finds nothing of its format."""
     try:
         return av.open(
@@ -123,7 +123,7 @@ def open_container(file: IO[bytes] | Any, family: Family) -> InputContainer:
         raise Undecodable("memory" if isinstance(error, MemoryError) else "broken") from error
 
 
-def audio_streams(container: InputContainer, family: Family) -> list[AudioStream]:
+def audio_streams(container: InputContainer, family: FormatFamily) -> list[AudioStream]:
     """All of them. Raises `NotAudio` where there are none, or films."""
     refuse_video(container, family)
     streams = list(container.streams.audio)
@@ -132,7 +132,7 @@ def audio_streams(container: InputContainer, family: Family) -> list[AudioStream
     return streams
 
 
-def refuse_video(container: InputContainer, family: Family) -> None:
+def refuse_video(container: InputContainer, family: FormatFamily) -> None:
     """Cover art is no video, nor are the pictures of chapters, of which there are few. Streams may
     come up late, in fragments and chained files."""
     for stream in container.streams.video:
@@ -145,7 +145,9 @@ class Lies(Exception):
     """Only a walk that decodes everything tells how long the file plays (rule 2)."""
 
 
-def walk_file(opened: Callable[[], Any], family: Family, limit: float | None) -> list[Walk]:
+def walk_file(
+    opened: Callable[[], Any], family: FormatFamily, limit: float | None
+) -> list[PacketWalk]:
     """The walks through all tracks of the file that `opened` returns from its first byte on, twice
     where need be. Raises the exceptions of probe/refused.py."""
     try:
@@ -154,7 +156,9 @@ def walk_file(opened: Callable[[], Any], family: Family, limit: float | None) ->
         return walk_all(opened(), family, limit, every=True)
 
 
-def walk_all(file: Any, family: Family, limit: float | None, *, every: bool = False) -> list[Walk]:
+def walk_all(
+    file: Any, family: FormatFamily, limit: float | None, *, every: bool = False
+) -> list[PacketWalk]:
     """The same, once; with `every` packet decoded. Raises `Lies` where that is necessary."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
@@ -164,16 +168,16 @@ def walk_all(file: Any, family: Family, limit: float | None, *, every: bool = Fa
         return walks
 
 
-def new_walks(streams: Sequence[AudioStream]) -> list[Walk]:
+def new_walks(streams: Sequence[AudioStream]) -> list[PacketWalk]:
     """One for each, with nothing seen yet."""
     names = [getattr(stream.codec_context, "name", "") for stream in streams]
     return [
-        Walk(float(stream.time_base or 1), "opus" in name, name in _CONSTANT)
+        PacketWalk(float(stream.time_base or 1), "opus" in name, name in _CONSTANT)
         for stream, name in zip(streams, names, strict=True)
     ]
 
 
-def settle(walks: Sequence[Walk], limit: float | None) -> float:
+def settle(walks: Sequence[PacketWalk], limit: float | None) -> float:
     """Seconds of the longest track. Raises `PastLimit`, or `Undecodable` where there is no
     sound."""
     seconds = max(walk.seconds() for walk in walks)
@@ -190,8 +194,8 @@ def settle(walks: Sequence[Walk], limit: float | None) -> float:
 def walk_packets(
     container: InputContainer,
     streams: Sequence[AudioStream],
-    walks: Sequence[Walk],
-    family: Family,
+    walks: Sequence[PacketWalk],
+    family: FormatFamily,
     limit: float | None,
     *,
     stop_after: int | None = None,
@@ -239,7 +243,7 @@ def walk_packets(
         _judge_end(error, walks)
 
 
-def _judge_end(error: Exception, walks: Sequence[Walk]) -> None:
+def _judge_end(error: Exception, walks: Sequence[PacketWalk]) -> None:
     """A file cut short ends in an error; what came before it is what plays. But what there is no
     memory for might play, too."""
     if isinstance(error, MemoryError):
@@ -248,7 +252,7 @@ def _judge_end(error: Exception, walks: Sequence[Walk]) -> None:
         raise Undecodable("broken") from error
 
 
-def _cover(walk: Walk, packet: Any, size: int, family: Family) -> None:
+def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> None:
     """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 6)."""
     if family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
@@ -284,7 +288,7 @@ def opus_seconds(packet: Any) -> float:
     return count * _OPUS_SECONDS[first & 0xFC]
 
 
-def _try_decode(walk: Walk, packet: Any, claim: float) -> None:
+def _try_decode(walk: PacketWalk, packet: Any, claim: float) -> None:
     gap = 1 + int(2 * walk.tried * random.random())  # noqa: S311
     walk.next_try = sys.maxsize if walk.opus else walk.packets + gap
     context: AudioCodecContext | None = packet.stream.codec_context
@@ -292,7 +296,7 @@ def _try_decode(walk: Walk, packet: Any, claim: float) -> None:
         decode(walk, context, packet, claim)
 
 
-def decode(walk: Walk, context: AudioCodecContext, packet: Any, claim: float) -> None:
+def decode(walk: PacketWalk, context: AudioCodecContext, packet: Any, claim: float) -> None:
     """Decode `packet`, which claims to play `claim` seconds (0: it claims nothing), and note what
     came of it (rule 2)."""
     walk.tried += 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from proxy.uploads.formats.families import WAV
-from proxy.uploads.formats.packets import MAX_ENTRIES, Walk, settle, walk_file
+from proxy.uploads.formats.packets import MAX_ENTRIES, PacketWalk, settle, walk_file
 from proxy.uploads.formats.polyglots import refuse_foreign, starts_foreign
 from proxy.uploads.probe.refused import NotAudio, Undecodable
 from proxy.uploads.probe.source import ENDLESS, Prefixed, Source
@@ -44,7 +44,7 @@ def measure_wav(source: Source, limit: float | None) -> float:
     return settle(walks, limit)
 
 
-def _look_around(walk: Walk, source: Source, start: int) -> None:
+def _look_around(walk: PacketWalk, source: Source, start: int) -> None:
     """Rules 2 and 3."""
     behind = source.received
     for name, at, end in _chunks(source, start):

@@ -29,7 +29,7 @@ from pathlib import Path
 import proxy
 from proxy.core.tasks import Supervised, Tasks
 from proxy.uploads.probe.session import ProbeSession
-from proxy.uploads.probe.task import Job
+from proxy.uploads.probe.task import ProbeTask
 
 START_TIMEOUT = 20.0
 MEMORY = 512 * 1024 * 1024  # bytes beyond the parent's that all processes together may take
@@ -44,7 +44,7 @@ log = logging.getLogger("proxy.uploads")
 def memory_within(allowed: int | None) -> int:
     """Bytes for all processes together; `allowed`: what the cgroup lets all of us have, of which
     they get a quarter. Room for two at least, so that one file does not stop all others."""
-    return MEMORY if allowed is None else max(2 * Job.memory, min(MEMORY, allowed // 4))
+    return MEMORY if allowed is None else max(2 * ProbeTask.memory, min(MEMORY, allowed // 4))
 
 
 class ProbePool:
@@ -102,7 +102,7 @@ class ProbePool:
             session.give_up("stopped")
         await self._keeping.stop()
 
-    def session(self, job: Job, listener: Callable[[], None]) -> ProbeSession:
+    def session(self, job: ProbeTask, listener: Callable[[], None]) -> ProbeSession:
         """A session for one file. `listener` is called, from the event loop, whenever there is
         something new: an answer, or room to write. Costs nothing before `open`."""
         return ProbeSession(self, job, listener)

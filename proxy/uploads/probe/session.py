@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.uploads.probe.task import FIRST_MEMORY, Job
+from proxy.uploads.probe.task import FIRST_MEMORY, ProbeTask
 
 if TYPE_CHECKING:
     from proxy.uploads.probe.pool import ProbePool
@@ -69,7 +69,7 @@ class ProbeSession:
     `had_a_turn`: it was taken off while it computed, or needs more memory than others.
     """
 
-    def __init__(self, pool: ProbePool, job: Job, listener: Callable[[], None]) -> None:
+    def __init__(self, pool: ProbePool, job: ProbeTask, listener: Callable[[], None]) -> None:
         self._pool = pool
         self._job = job
         self.listener = listener

@@ -11,7 +11,7 @@ PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
 
 
 @dataclass(frozen=True)
-class Job:
+class ProbeTask:
     """`memory`: bytes beyond what it starts with; `cpu`: seconds."""
 
     types: tuple[str, ...]
@@ -20,7 +20,7 @@ class Job:
     cpu: int = PROBE_CPU
 
     @classmethod
-    def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> Job:
+    def of(cls, types: tuple[str, ...], max_duration: float | None, max_size: int) -> ProbeTask:
         """Limits that suit files of up to `max_size` bytes."""
         memory = max(cls.memory, max_size // 8)  # an index entry of 24 bytes for a packet of 200
         return cls(types, max_duration, memory, cls.cpu + max_size // 100_000_000)
