@@ -241,7 +241,7 @@ class Mirror:
         self._session.first_word.clear()
         await self._store.start()
         loops = self._maintenance.loops(await self._maintenance.recall())
-        loops["keeper"] = self._session.run
+        loops["session"] = self._session.run
         loops["active"] = self.active.run
         await self._recall_active()
         if self.queue is not None:

@@ -32,7 +32,7 @@ LOOPS = {
     "mirror:make_video:active",
     "mirror:make_video:clean-up",
     "mirror:make_video:counting",
-    "mirror:make_video:keeper",
+    "mirror:make_video:session",
     "mirror:make_video:measure",
     "mirror:make_video:pass-on",
     "mirror:make_video:queue",

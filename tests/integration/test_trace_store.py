@@ -426,7 +426,8 @@ async def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, soft[1]))
     for number in range(3000):
         facts = {"x": "y" * 400}
-        one.record(TraceEvent(float(number), "exchange", "request", Severity.ERROR, "c", facts=facts))
+        at = float(number)
+        one.record(TraceEvent(at, "exchange", "request", Severity.ERROR, "c", facts=facts))
     while one.store.degraded is None:
         await asyncio.sleep(0.01)
     found = await one.store.reading().by_correlation("c", 9999)

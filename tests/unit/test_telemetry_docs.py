@@ -261,7 +261,9 @@ def test_every_reason_not_to_retry() -> None:
 
     def reasons(node: ast.AST) -> Iterator[str]:
         match node:
-            case ast.Call(func=ast.Name("Verdict"), args=[ast.Constant(None), ast.Constant(why)]):
+            case ast.Call(
+                func=ast.Name("RetryDecision"), args=[ast.Constant(None), ast.Constant(why)]
+            ):
                 yield str(why)
 
     documented = {name for name in names(row[1]) if not name.startswith(("retry.", "max_"))}

@@ -1,8 +1,8 @@
 """Connections to the targets of one upstream: few, reused, given up early, never unbounded.
 
-`TargetPool` decides synchronously: an idle connection at once, or a `ConnectionRequest` that is served by the
-first connection that is released or dialled. Only dialling is asynchronous; a dial belongs to the
-pool, not to who asked, so a caller that leaves wastes nothing. The rules:
+`TargetPool` decides synchronously: an idle connection at once, or a `ConnectionRequest` that is
+served by the first connection that is released or dialled. Only dialling is asynchronous; a dial
+belongs to the pool, not to who asked, so a caller that leaves wastes nothing. The rules:
 
  1. The connection used last is used first (LIFO), so that the others grow old and go.
  2. A connection idle longer than `keepalive` is not used: the app closes its side after 5 s, and a

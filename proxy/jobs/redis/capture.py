@@ -6,8 +6,8 @@
    the store is behind, only awaited jobs are fetched; the others wait as names, not as values.
 3. What is missing is explained before it is believed (`restore.explain_absence`): a tombstone needs
    proof for that very key. A server that lost its data ends the batch, and all is restored.
-4. After a gap (`DataEpoch.old_data`) Redis may hold versions older than ours; then, and only then, two
-   versions are compared, and the older one in Redis is replaced.
+4. After a gap (`DataEpoch.old_data`) Redis may hold versions older than ours; then, and only then,
+   two versions are compared, and the older one in Redis is replaced.
 5. What comes from Redis is hostile. A value that we cannot handle costs one counted oddity, never
    the session.
 """

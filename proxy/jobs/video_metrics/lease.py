@@ -169,7 +169,7 @@ class CountingLease:
         self, events: Sequence[tuple[str, str]], *, settled_before: bool = False
     ) -> list[int]:
         """Whose each event (job, name) is, after claiming what is nobody's: while we hold the
-        lease, or for what was `settled_before` in any case. Raises `RedisLost`, `CommandRefused`."""
+        lease, or what was `settled_before` in any case. Raises `RedisLost`, `CommandRefused`."""
         if not events:
             return []
         jobs = {job_id: at for at, job_id in enumerate(dict.fromkeys(e[0] for e in events), 2)}
