@@ -24,6 +24,9 @@ now = time.monotonic
 #: A silent Redis is given up soon. Not where its answer counts: a slow machine takes longer.
 HASTY = {"connect_timeout": "300ms", "command_timeout": "300ms"}
 
+#: A silent Redis is waited for, for longer than any test: whoever waits for it stands out.
+PATIENT = {"connect_timeout": "1h", "command_timeout": "1h"}
+
 
 class Sidecar:
     """A board with its registry."""

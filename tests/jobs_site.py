@@ -33,6 +33,7 @@ from tests.http1.upstream import Connection, Upstream, respond
 from tests.jobs_kit import INDEX, PREFIX, job
 
 JSON = "Content-Type: application/json"
+PATIENT = "tests.patient_proxy"
 NOT_FOUND = {"error": "HTTP_ERROR", "message": "Job not found"}
 
 
@@ -223,7 +224,7 @@ class JobSite:
         }  # fmt: skip
         for section, entries in (more or {}).items():
             self.config.setdefault(section, {}).update(entries)
-        self.proxy = ProxyProcess(directory, self.config)
+        self.proxy = ProxyProcess(directory, self.config, module=PATIENT)
         if live:
             self.wait_live()
 
@@ -234,7 +235,7 @@ class JobSite:
 
     def start_proxy(self) -> None:
         """Again, on the same port and file."""
-        self.proxy = ProxyProcess(self.directory, self.config)
+        self.proxy = ProxyProcess(self.directory, self.config, module=PATIENT)
 
     def __enter__(self) -> JobSite:
         return self
