@@ -306,11 +306,12 @@ def _queues(mirrors: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
         queue = mirror["queue"]
         if queue is None or queue["waiting"] < LONG_QUEUE * max(1, queue["slots"] or 0):
             continue
-        workers = "" if queue["slots"] is None else f" for {queue['slots']} at a time"
         summary = (
-            f"{queue['waiting']} jobs of {mirror['mirror']} wait{workers}, the oldest for"
+            f"{queue['waiting']} jobs of {mirror['mirror']} wait, the oldest for"
             f" {queue['oldest_seconds']:,.0f} s"
         )
+        if queue["slots"] is not None:
+            summary += f"; workers are there for {queue['slots']} at a time"
         yield Finding("warning", "queue_long", summary, "jobs")
 
 
