@@ -361,6 +361,38 @@ def test_lengths_of_64_bits_tell_where_the_sound_ends(magic: bytes) -> None:
     assert examine(magic + endless[4:])["duration"] == pytest.approx(1.063)
 
 
+def flac_blocks(*more: tuple[int, bytes]) -> tuple[bytes, bytes]:
+    """The FLAC file up to its first frame, with these blocks of metadata; and its frames."""
+    flac = SAMPLES["flac"]
+    at = 4
+    while True:
+        last, size = flac[at] & 0x80, int.from_bytes(flac[at + 1 : at + 4], "big")
+        at += 4 + size
+        if last:
+            break
+    head = flac[:4] + bytes((flac[4] & 0x7F,)) + flac[5:42]
+    for number, (kind, data) in enumerate(more, 1):
+        final = 0x80 * (number == len(more))
+        head += bytes((kind | final,)) + len(data).to_bytes(3, "big") + data
+    return head, flac[at:]
+
+
+@pytest.mark.parametrize("what", sorted(FOREIGN))
+def test_a_flac_carries_nothing_but_sound(what: str) -> None:
+    """Padding, applications' and unknown blocks are searched, and so is what stands between frames,
+    which FFmpeg counts as a part of the one before; what quotes anything is not."""
+    carried = FOREIGN[what] + bytes(200)
+    for kind in (1, 2, 5, 7, 126):
+        head, frames = flac_blocks((4, bytes(8)), (kind, bytes(1500) + carried))
+        assert examine(head + frames)["what"] == what, kind
+    head, frames = flac_blocks((6, bytes(1500) + carried), (1, bytes(4000)))
+    if what != "application/zip":  # whose readers find it in a picture as well
+        assert examine(head + frames)["duration"] == pytest.approx(1.0)
+    sync = frames[:2]
+    at = frames.index(sync, len(frames) // 2)
+    assert examine(head + frames[:at] + carried + frames[at:])["what"] == what
+
+
 def commented(number: int) -> bytes:
     """A FLAC file with so many comments."""
     flac = SAMPLES["flac"]

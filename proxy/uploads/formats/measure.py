@@ -6,6 +6,8 @@ Rules:
 2. The walk ends as soon as it is past the limit.
 3. What no decoder reads is searched for others (polyglots.py), and must be a small part of an
    MP3: FFmpeg finds "audio" in any bytes.
+4. FFmpeg makes what stands between two frames of a FLAC a part of the one before it. So all of its
+   sound is searched, and its metadata but for comments, pictures and seek points.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from proxy.uploads.probe.refused import Undecodable
 from proxy.uploads.probe.source import Prefixed, Source
 
 _STREAM_INFO = 38  # bytes of FLAC's first block, with its header
+_READ_BLOCKS = frozenset({0, 3, 4, 6})  # stream info, seek table, comments, picture (RFC 9639 §8)
 _TAIL = 64 * 1024  # bytes at the end in which tags are looked for
 _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
 _MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4}
@@ -38,7 +41,7 @@ def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
 def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -> float:
     """MP3, FLAC, AAC and WebM: all that there is goes through the demuxer."""
     start = source.position
-    before = _flac_head(source) if family is FLAC else b""
+    before, blocks = _flac_head(source) if family is FLAC else (b"", [])
     shift = source.position - len(before)
     sound = source.position
     walks = walk_file(lambda: Prefixed(before, source.back(sound)), family, limit)
@@ -53,23 +56,28 @@ def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -
     walk = walks[0]
     end -= trailing_tags(source.at(max(start, end - _TAIL), _TAIL))
     gaps = [*walk.gaps, (walk.last, end - shift)]
-    refuse_foreign(source, [(a + shift, b + shift) for a, b in gaps])
+    unread = [(a + shift, b + shift) for a, b in gaps]
+    refuse_foreign(source, [*blocks, (sound, source.received)] if family is FLAC else unread)
     junk = walk.size - walk.covered - (source.received - end)
     if family is MPEG and junk > min(walk.covered, max(_JUNK_FLOOR, walk.size // 20)):
         raise Undecodable("junk")
     return settle(walks, limit)
 
 
-def _flac_head(source: Source) -> bytes:
-    """The one block of metadata that a decoder needs; `source` goes to the first frame."""
+def _flac_head(source: Source) -> tuple[bytes, list[tuple[int, int]]]:
+    """The one block of metadata that a decoder needs, and where those are that nobody is to read;
+    `source` goes to the first frame."""
     magic = source.peek(4 + _STREAM_INFO)
     if magic[4] & 0x7F != 0:
-        return b""  # FFmpeg's to judge
+        return b"", []  # FFmpeg's to judge
     at = source.position + 4
+    unread: list[tuple[int, int]] = []
     for _ in range(MAX_ENTRIES):
         header = source.at(at, 4)
-        at += 4 + int.from_bytes(header[1:], "big")
+        begin, at = at + 4, at + 4 + int.from_bytes(header[1:], "big")
+        if len(header) == 4 and header[0] & 0x7F not in _READ_BLOCKS:
+            unread.append((begin, at))
         if len(header) < 4 or header[0] & 0x80:
             source.skip(at - source.position)
-            return magic[:4] + bytes((0x80,)) + magic[5:]
+            return magic[:4] + bytes((0x80,)) + magic[5:], unread
     raise Undecodable("entries")
