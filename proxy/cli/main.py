@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from proxy import __version__
-from proxy.cli import admin, trace
+from proxy.cli import breakers, jobs, trace, upgrade
+from proxy.cli.admin_client import AdminError, Client, one_line
 from proxy.config.problems import ConfigError
 
 PROGRAM = "reliability-proxy"
@@ -160,14 +161,14 @@ def _healthcheck(options: argparse.Namespace) -> int:
         host = "::1" if ":" in host else "127.0.0.1"
     token = config.admin.token.get_secret_value() if config.admin.token else ""
     url = f"http://[{host}]:{bind.port}" if ":" in host else f"http://{host}:{bind.port}"
-    client = admin.Client(url, "" if config.metrics else token, timeout=options.timeout)
+    client = Client(url, "" if config.metrics else token, timeout=options.timeout)
     path = "/readyz" if options.ready else "/livez"
     try:
         status, body = client.send("GET", path)
-    except admin.AdminError as error:
+    except AdminError as error:
         return fail(str(error))
     if status != 200:
-        return fail(f"{url}{path} answers {status}: {admin.one_line(body)}")
+        return fail(f"{url}{path} answers {status}: {one_line(body)}")
     print(f"{url}{path}: ok")
     return FINE
 
@@ -263,7 +264,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
-    admin.add_commands(commands, _examples)
+    jobs.add_commands(commands, _examples)
+    upgrade.add_command(commands, _examples)
+    breakers.add_commands(commands, _examples)
     trace.add_command(commands, _examples)
     return parser
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from proxy.cli.admin import DEFAULT_ADMIN, AdminError, Client, positive, segment
+from proxy.cli.admin_arguments import positive
+from proxy.cli.admin_client import DEFAULT_ADMIN, AdminError, Client, segment
 from proxy.config.problems import printable
 
 _COLOURS = {"ok": "", "warning": "yellow", "error": "bold red"}

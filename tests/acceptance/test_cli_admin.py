@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli import main
-from proxy.cli.admin import fitting
+from proxy.cli.admin_output import fitting
 from proxy.demo.redis_server import free_port
 
 ROOT = Path(__file__).parents[2]
