@@ -20,8 +20,8 @@ from proxy.routes.answer_types import AnswerTypes
 from proxy.routes.extensions.runner import Extensions
 from proxy.routes.fallback import FallbackStage
 from proxy.routes.idempotency import IdempotencyStage
+from proxy.routes.jobs.binding import JobRoles
 from proxy.routes.jobs.context import JobContext
-from proxy.routes.jobs.roles import JobRoles
 from proxy.routes.metrics import RouteMetrics
 from proxy.routes.otel import OtelStage
 from proxy.routes.trace import TraceRecord

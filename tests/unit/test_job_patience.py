@@ -10,7 +10,7 @@ import pytest
 from proxy.core.errors import JobExpired, StillWaiting
 from proxy.forward.routing.plan import Reply
 from proxy.jobs.mirror import NoAnswer
-from proxy.routes.jobs import roles
+from proxy.routes.jobs import patience as patience_module
 
 
 class Exchange:
@@ -33,7 +33,7 @@ class Exchange:
 
 async def asked(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[Exchange, int]:
     """The exchange after the mirror has found these, one after the other; how often it looked."""
-    monkeypatch.setattr(roles, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(patience_module, "_LOOK_AGAIN", 0.0)
     looks = iter(found)
     count = 0
 
@@ -47,7 +47,7 @@ async def asked(monkeypatch: pytest.MonkeyPatch, *found: Any) -> tuple[Exchange,
 
     fallback_source = cast(Any, SimpleNamespace(look=look))
     role = cast(Any, SimpleNamespace(fallback_after=1.0))
-    patience = roles._Patience(cast(Any, None), fallback_source, role, cast(Any, None))
+    patience = patience_module.Patience(cast(Any, None), fallback_source, role, cast(Any, None))
     x = Exchange()
     await patience._ask(cast(Any, x), StillWaiting("No answer"))
     return x, count

@@ -162,7 +162,7 @@ SHORT = {
     "proxy.core.sqlite.file",  # one check of a file
     "proxy.core.sqlite.readers",  # one query
     "proxy.routes.extensions.closing",  # the end of one stage
-    "proxy.routes.jobs.roles",  # one read of the mirror
+    "proxy.routes.jobs.patience",  # one read of the mirror
     "proxy.core.tasks",
     "proxy.http1.upstream.pool",  # one dial
 }

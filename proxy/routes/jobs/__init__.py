@@ -1,1 +1,4 @@
-"""What a route does with jobs: `roles` creates, reads, lists and deletes; the rest assists."""
+"""What a route does with jobs: one file each for create, read, list and delete.
+
+`binding` gives a route its part; `patience` asks the mirror while the app is silent.
+"""

@@ -1,0 +1,76 @@
+"""Creating a job: what the app accepted is confirmed before the client learns of it.
+
+Refused at once while Redis cannot keep a job; an accepting answer leaves only after the job's key
+was seen in Redis and its row committed, and else becomes 503 `job_not_stored`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from proxy.core.errors import ProxyError
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.plan import Reply, Trouble
+from proxy.jobs.mirror import Creation, Mirror
+from proxy.uploads.check import UploadCheck
+
+#: Methods that create nothing, where a route takes them beside the one that does (RFC 9110 §9.2.1).
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class CreatesJob:
+    """Refuses creations that would be lost, and confirms those that the app accepted."""
+
+    needs_body = True
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def refuse(self, exchange: Exchange) -> None:
+        if exchange.method in _SAFE:
+            return
+        refusal = self._mirror.creation_refusal()
+        if refusal is not None:
+            if (problem := self._mirror.store_problem) is not None:
+                exchange.note(store_problem=problem)
+            raise refusal
+
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if isinstance(trouble, ProxyError) or exchange.method in _SAFE:
+            return False
+        return 200 <= trouble.status < 300
+
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = _job_id(exchange.held)
+        if job_id is None:
+            # No creation, or none that can be recognised: an operator has to know of the second.
+            exchange.note(job_stored="unknown")
+            self._mirror.unreadable_creation()
+            return None
+        exchange.note(job_id=job_id)
+        result = await self._mirror.confirm_created(job_id)
+        exchange.note(job_stored=result.value)
+        self._mirror.active.created(job_id, exchange.correlation_id)
+        if result is Creation.NOT_STORED:
+            raise self._mirror.not_stored()
+        exchange.added = self._mirror.forecast(job_id)
+        seconds = (
+            exchange.filter.facts.get("duration")
+            if isinstance(exchange.filter, UploadCheck)
+            else None
+        )
+        if seconds is not None:
+            self._mirror.input_measured(job_id, seconds)
+        return None
+
+
+def _job_id(body: bytes | None) -> str | None:
+    """The ID in an accepting answer, of either version of the app."""
+    try:
+        document = json.loads(body or b"")
+    except (ValueError, RecursionError):  # deep nesting ends in the latter
+        return None
+    if not isinstance(document, dict):
+        return None
+    job_id = document.get("job_id") or document.get("id")
+    return job_id if isinstance(job_id, str) and job_id else None

@@ -1,0 +1,56 @@
+"""Deleting a job: a tombstone keeps it deleted, and an app that was away is notified later.
+
+Of a 404 the same holds as for reads.
+"""
+
+from __future__ import annotations
+
+from proxy.core.errors import ProxyError
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.plan import Reply, Trouble
+from proxy.jobs.mirror import Known, Mirror, NoAnswer, Tombstoned
+from proxy.routes.jobs.common import ApiKeyCheck, doubt, reply_with, upstream_is_away
+
+
+class DeletesJob:
+    """Leaves a tombstone for each deletion, whether or not the app was there."""
+
+    needs_body = False
+
+    def __init__(self, mirror: Mirror, door: ApiKeyCheck, parameter: str) -> None:
+        self._mirror = mirror
+        self._door = door
+        self._parameter = parameter
+
+    def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
+        if exchange.method != "DELETE":
+            return False
+        if isinstance(trouble, ProxyError):
+            return upstream_is_away(trouble)
+        return trouble.status < 300 or trouble.status == 404 or trouble.status >= 500
+
+    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        job_id = exchange.parameters[self._parameter]
+        exchange.note(job_id=job_id)
+        if not isinstance(trouble, ProxyError) and trouble.status < 300:
+            await self._mirror.tombstone(job_id, told=True)
+            return None
+        if not self._door.admits(exchange, trouble):
+            return None
+        match await self._mirror.lookup(job_id):
+            case Tombstoned():
+                return reply_with(self._mirror.not_found())
+            case Known():
+                pass
+            case NoAnswer():
+                doubt(self._mirror, job_id, trouble)
+                return None
+            case _:
+                return None
+        # The app's 404 is its word that there is nothing left for it to do, if it could look.
+        told = not isinstance(trouble, ProxyError) and trouble.status == 404
+        told = told and self._mirror.redis_whole
+        if not await self._mirror.tombstone(job_id, told=told):
+            doubt(self._mirror, job_id, trouble)
+            return None
+        return reply_with(self._mirror.deleted_answer(job_id))

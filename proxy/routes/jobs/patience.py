@@ -1,0 +1,97 @@
+"""`fallback_after`: how long a client waits for the app before the mirror is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from proxy.config.listeners import JobRole
+from proxy.core.errors import ProxyError, StillWaiting
+from proxy.forward.exchange import Exchange
+from proxy.forward.routing.plan import Reply
+from proxy.jobs.mirror import Mirror, NoAnswer
+from proxy.routes.jobs.app_presence import AppPresence
+from proxy.routes.jobs.list import ListsJobs
+from proxy.routes.jobs.read import ReadsJob
+
+logger = logging.getLogger(__name__)
+
+
+#: Seconds between two looks of a mirror whose store did not answer, while the app is silent too.
+_LOOK_AGAIN = 1.0
+
+
+class Patience:
+    """`fallback_after`: asks the mirror while the app is still silent, or as soon as it refuses.
+
+    The request to the app goes on meanwhile; only an answer of the mirror ends it. A mirror that is
+    too slow to look is asked again until the app answers or gives up. While the app is
+    known to answer nobody, the mirror is asked first, and the app only for what the mirror does not
+    know, and by one request at a time.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        fallback_source: ReadsJob | ListsJobs,
+        role: JobRole,
+        presence: AppPresence,
+    ) -> None:
+        self._mirror = mirror
+        self._rescuer = fallback_source
+        self._after = role.fallback_after
+        self._presence = presence
+        self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
+
+    def begin(self, exchange: Exchange) -> None:
+        """Start the clock of one exchange."""
+        loop = asyncio.get_running_loop()
+        self._running[exchange] = loop.call_later(self._after, self._over, exchange)
+        exchange.on_refused = self._refused
+        if not self._presence.goes(exchange):
+            away = StillWaiting("The service answers nobody")
+            if self._rescuer.wants(exchange, away):
+                exchange.away = away
+
+    def end(self, exchange: Exchange) -> None:
+        """The exchange is over."""
+        self._presence.ended(exchange)
+        running = self._running.pop(exchange, None)
+        if running is not None:
+            running.cancel()
+
+    def _refused(self, exchange: Exchange) -> None:
+        self._mirror.app_is_down()
+        self._over(exchange)
+
+    def _over(self, exchange: Exchange) -> None:
+        """No answer in time, or every target refused; once for each exchange."""
+        exchange.on_refused = None
+        if isinstance(running := self._running.get(exchange), asyncio.TimerHandle):
+            running.cancel()
+        if not exchange.replied:
+            self._presence.missed()
+        waited = StillWaiting(f"No answer within {self._after:g}s")
+        if exchange.replied or not self._rescuer.wants(exchange, waited):
+            return
+        loop = asyncio.get_running_loop()
+        self._running[exchange] = loop.create_task(
+            self._ask(exchange, waited), name="mirror answers for the app"
+        )
+
+    async def _ask(self, exchange: Exchange, waited: StillWaiting) -> None:
+        try:
+            reply = await self._rescuer.look(exchange, waited)
+            while isinstance(reply, NoAnswer):
+                await asyncio.sleep(_LOOK_AGAIN)
+                reply = await self._rescuer.look(exchange, waited)
+        except ProxyError:
+            return  # the job expired, or no key: the app's own word is worth waiting for
+        except Exception:
+            # Nobody awaits us but the exchange, which goes on waiting for the app.
+            logger.exception("rescue failed", extra={"correlation_id": exchange.correlation_id})
+            return
+        if isinstance(reply, Reply) and not exchange.replied:
+            exchange.note(rescued_from="silence")
+            exchange.instead = reply
+            exchange.stream.wake()
