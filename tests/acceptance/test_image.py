@@ -86,7 +86,8 @@ def test_the_image_runs_as_nobody_on_a_read_only_root(image: image_kit.Build) ->
         reliability-proxy check || exit 91
         {shlex.join(commands["ENTRYPOINT"] + commands["CMD"])} >/data/log 2>&1 &
         rounds=0
-        until {check}; do
+        # Alive comes before ready: a start that is ended has no files yet.
+        until {check} && {check} --ready; do
           rounds=$((rounds + 1)); [ $rounds -lt 90 ] || {{ cat /data/log; exit 92; }}; sleep 0.5
         done
         kill -TERM $!
