@@ -244,6 +244,24 @@ def test_pure_files_have_no_coroutines(module: str) -> None:
     assert [node.lineno for node in tree if isinstance(node, kinds)] == []
 
 
+def rooms() -> dict[str, list[str]]:
+    """Every package of ours, and the modules that stand in it."""
+    found: dict[str, list[str]] = {
+        module: [] for module in FILES if FILES[module].stem == "__init__"
+    }
+    for module in FILES.keys() - found.keys():
+        found[module.rpartition(".")[0]].append(module)
+    return found
+
+
+@pytest.mark.parametrize(("room", "modules"), rooms().items(), ids=rooms())
+def test_a_room_can_be_taken_in_at_a_glance(room: str, modules: list[str]) -> None:
+    """It opens with a word on what it is for, and has a dozen files at most; `config` has one for
+    each section."""
+    assert ast.get_docstring(ast.parse(FILES[room].read_text(encoding="utf-8"))), room
+    assert len(modules) <= (20 if room == "proxy.config" else 12)
+
+
 def test_every_unit_has_a_rank() -> None:
     """A new room is entered in the table, and one that is gone leaves it."""
     assert {unit(module) for module in FILES} == set(RANKS)
