@@ -10,7 +10,7 @@ from proxy.demo.ports import reserve_port
 
 #: Another process that draws ports, and keeps them until it hears something.
 DRAWS = """
-from proxy import ports
+from proxy.demo import ports
 ports.PORTS = range(17_000, 19_000)
 print(*(ports.free_port() for _ in range(50)), flush=True)
 input()
