@@ -328,6 +328,9 @@ def test_other_content_behind_the_sound_is_found(what: str, tag: bytes) -> None:
 def test_other_content_in_front_of_the_sound_is_found() -> None:
     """In boxes and chunks that nobody reads, and in the sound where no sample is."""
     elf = FOREIGN["application/x-executable"] + bytes(100)
+    void = b"\xec" + (len(elf) | 1 << 56).to_bytes(8, "big") + elf
+    webm = encode("webm-live", 3.0)
+    clusters = [at for at in range(len(webm)) if webm.startswith(b"\x1f\x43\xb6\x75", at)]
     first = SAMPLES["m4a-first"]
     moov_end = first.index(b"mdat") - 4
     for data in (
@@ -337,6 +340,7 @@ def test_other_content_in_front_of_the_sound_is_found() -> None:
         riff((b"fmt ", FORMAT), (b"JUNK", elf), (b"data", SOUND)),
         bytes(300) + elf + MP3,
         MP3 + elf + MP3,
+        *(webm[:at] + void + webm[at:] for at in clusters),
     ):
         assert examine(data)["refused"] == "type", data[:40]
 

@@ -346,6 +346,123 @@ Content-Disposition: form-data; filename=song.mp3; name=audio_file
 <AUDIO>
 ------=_Part_0_1234567.1700000000000--
 """),
+    Client("Netty's encoder, in Vert.x and Micronaut", "6e3f0a1b2c4d5e6f", """\
+--6e3f0a1b2c4d5e6f
+content-disposition: form-data; name="max_shorts"
+content-length: 1
+content-type: text/plain; charset=UTF-8
+
+5
+--6e3f0a1b2c4d5e6f
+content-disposition: form-data; name="audio_file"; filename="song.mp3"
+content-length: <LENGTH>
+content-type: audio/mpeg
+content-transfer-encoding: binary
+
+<AUDIO>
+--6e3f0a1b2c4d5e6f--
+"""),
+    Client("hackney for Erlang", "---------------------------abcdefghijklmnop", """\
+-----------------------------abcdefghijklmnop
+Content-Length: 1
+Content-Disposition: form-data; name="max_shorts"
+Content-Type: application/octet-stream
+
+5
+-----------------------------abcdefghijklmnop
+Content-Length: <LENGTH>
+Content-Disposition: form-data; name="audio_file"; filename="song.mp3"
+Content-Type: audio/mpeg
+
+<AUDIO>
+-----------------------------abcdefghijklmnop--
+"""),
+    Client("Unity's WWWForm", '"Jc7sAFXoBGTsl9xYHn2QmR3dUkPwZe5bV1tCqLiK"', """\
+
+--Jc7sAFXoBGTsl9xYHn2QmR3dUkPwZe5bV1tCqLiK
+Content-Type: text/plain; charset="utf-8"
+Content-disposition: form-data; name="max_shorts"
+
+5
+--Jc7sAFXoBGTsl9xYHn2QmR3dUkPwZe5bV1tCqLiK
+Content-Type: audio/mpeg
+Content-disposition: form-data; name="audio_file"; filename="song.mp3"
+
+<AUDIO>
+--Jc7sAFXoBGTsl9xYHn2QmR3dUkPwZe5bV1tCqLiK--
+"""),
+    Client("Qt's QHttpMultiPart", '"boundary_.oOo._MTgyMzA0NDU2Nw/+NzE5OTA="', """\
+--boundary_.oOo._MTgyMzA0NDU2Nw/+NzE5OTA=
+Content-Disposition: form-data; name="max_shorts"
+
+5
+--boundary_.oOo._MTgyMzA0NDU2Nw/+NzE5OTA=
+Content-Type: audio/mpeg
+Content-Disposition: form-data; name="audio_file"; filename="song.mp3"
+
+<AUDIO>
+--boundary_.oOo._MTgyMzA0NDU2Nw/+NzE5OTA=--
+"""),
+    Client("Cordova's file transfer", "+++++", """\
+--+++++
+Content-Disposition: form-data; name="max_shorts"
+
+5
+--+++++
+Content-Disposition: form-data; name="audio_file"; filename="song.mp3"
+Content-Type: audio/mpeg
+
+<AUDIO>
+--+++++--
+"""),
+    Client("AFNetworking", "Boundary+4A5B6C7D8E9F0A1B", """\
+--Boundary+4A5B6C7D8E9F0A1B
+Content-Disposition: form-data; name="max_shorts"
+
+5
+--Boundary+4A5B6C7D8E9F0A1B
+Content-Disposition: form-data; name="audio_file"; filename="song.m4a"
+Content-Type: audio/x-m4a
+
+<AUDIO>
+--Boundary+4A5B6C7D8E9F0A1B--
+"""),
+    Client("Apache HttpClient 5, extended", "httpclient_boundary_4b8f3c1e-7d2a", """\
+--httpclient_boundary_4b8f3c1e-7d2a
+Content-Disposition: form-data; name="max_shorts"
+Content-Type: text/plain; charset=UTF-8
+
+5
+--httpclient_boundary_4b8f3c1e-7d2a
+Content-Disposition: form-data; name="audio_file"; filename="m.mp3"; filename*="UTF-8''m%C3%BA.mp3"
+Content-Type: audio/mpeg
+
+<AUDIO>
+--httpclient_boundary_4b8f3c1e-7d2a--
+""", filename="mú.mp3", more="; charset=UTF-8"),
+    Client("reqwest for Rust", "8f14e45fceea167a-5a36dedd4bea2543", """\
+--8f14e45fceea167a-5a36dedd4bea2543
+Content-Disposition: form-data; name="max_shorts"
+
+5
+--8f14e45fceea167a-5a36dedd4bea2543
+Content-Disposition: form-data; name="audio_file"; filename="song.mp3"
+Content-Type: audio/mpeg
+
+<AUDIO>
+--8f14e45fceea167a-5a36dedd4bea2543--
+"""),
+    Client("a snippet for Swift", "Boundary-E0A1B2C3-D4E5-F607", """\
+--Boundary-E0A1B2C3-D4E5-F607
+Content-Disposition:form-data; name="max_shorts"
+
+5
+--Boundary-E0A1B2C3-D4E5-F607
+Content-Disposition:form-data; name="audio_file"; filename="song.m4a"
+Content-Type: audio/m4a
+
+<AUDIO>
+--Boundary-E0A1B2C3-D4E5-F607--"""),
     Client("Windows code page, path and all", "---------------------------7d44e178b0434", """\
 -----------------------------7d44e178b0434
 Content-Disposition: form-data; name="max_shorts"

@@ -40,21 +40,15 @@ def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
 
 def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -> float:
     """MP3, FLAC, AAC and WebM: all that there is goes through the demuxer."""
-    start = source.position
     before, blocks = _flac_head(source) if family is FLAC else (b"", [])
     shift = source.position - len(before)
     sound = source.position
     walks = walk_file(lambda: Prefixed(before, source.back(sound)), family, limit)
     source.drain()
     end = source.received
-    if family is WEBM:
-        covered = sum(walk.size for walk in walks)
-        slack = covered // 8 + 4096  # headers of blocks
-        begin = start if end - start > covered + slack else max(start, end - slack)
-        refuse_foreign(source, [(begin, end)])
-        return settle(walks, limit)
     walk = walks[0]
-    end -= trailing_tags(source.at(max(start, end - _TAIL), _TAIL))
+    if family is not WEBM:
+        end -= trailing_tags(source.at(max(sound, end - _TAIL), _TAIL))
     gaps = [*walk.gaps, (walk.last, end - shift)]
     unread = [(a + shift, b + shift) for a, b in gaps]
     refuse_foreign(source, [*blocks, (sound, source.received)] if family is FLAC else unread)

@@ -37,7 +37,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.uploads.formats import mpeg_frames
-from proxy.uploads.formats.families import AAC, FLAC, MP4, MPEG, FormatFamily
+from proxy.uploads.formats.families import AAC, FLAC, MP4, MPEG, WEBM, FormatFamily
 from proxy.uploads.probe.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -57,6 +57,7 @@ _SKIP = struct.Struct("<I").unpack_from
 _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
 # A packet's claim may differ from what it decodes to by so much: the last ones are often cut.
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
+_BLOCK_HEADERS = 64  # bytes: of a cluster and a block
 LARGE = 8  # times the mean, of a packet
 _LIES = 3  # packets: one may be odd, so many stand for others
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
@@ -205,7 +206,7 @@ def walk_packets(
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises as
     `walk_all`."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    framed = family in (MPEG, AAC, FLAC)
+    framed = family in (MPEG, AAC, FLAC, WEBM)
     past = sys.maxsize if limit is None else limit + GRACE
     try:
         for packet in container.demux(list(streams)):
@@ -261,7 +262,7 @@ def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> No
         if not same or mpeg_frames.frame_length(header & 0xFFFFFE00) != size:
             return
     at = packet.pos or 0
-    if at > walk.end:
+    if at > walk.end + (_BLOCK_HEADERS if family is WEBM else 0):
         if len(walk.gaps) == MAX_ENTRIES:
             walk.gaps[-1] = (walk.gaps[-1][0], at)
         else:
