@@ -4,13 +4,13 @@ Rules:
 1. The demuxer is named, never guessed, and reads from our file object only.
 2. What the file claims is compared with what comes out of a decoder: the first packets are
    decoded, and after them some all over the file, at random, the largest ones always. Where more
-   comes out than was claimed, that counts. True files have a packet at the end that is odd; where
-   there are three (several frames in one, as a rule), the file is walked anew and all are decoded.
+   comes out than was claimed, that counts. True files have one such packet, the last; where there
+   are two (several frames in one, as a rule), the file is walked anew and all are decoded.
 3. What plays are packets, so time stamps do not count: a gap between them, or a damaged one, makes
    nothing longer. Only where packets claim no length does the time to the next one stand for it.
 4. For codecs whose packets all play equally long, packets times the length of a decoded one count
-   as well. Opus says in its first byte how long a packet plays, so that it need not be decoded all
-   over the file. The largest measure wins.
+   as well. Opus says in its first byte how long a packet plays, and MP3 and ADTS are split into
+   single frames, so that they need not be decoded all over the file. The largest measure wins.
 5. Packets that an edit list or a pre-skip takes away are decoded all the same, so that it is seen
    that they do; but they play nothing.
 6. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
@@ -59,7 +59,7 @@ _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went bel
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _BLOCK_HEADERS = 64  # bytes: of a cluster and a block
 LARGE = 8  # times the mean, of a packet
-_LIES = 3  # packets: one may be odd, so many stand for others
+_LIES = 2  # packets: one may be odd, the last
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -72,6 +72,7 @@ class PacketWalk:
 
     tick: float = 1.0  # seconds
     opus: bool = False  # packets say how long they play
+    single: bool = False  # each is one frame of MPEG or ADTS
     constant: bool = False  # all of them play equally long
     total: int = 0
     packets: int = 0  # that play
@@ -163,17 +164,17 @@ def walk_all(
     """The same, once; with `every` packet decoded. Raises `Lies` where that is necessary."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
-        walks = new_walks(streams)
+        walks = new_walks(streams, single=family in (MPEG, AAC))
         walk_packets(container, streams, walks, family, limit, every=every)
         refuse_video(container, family)
         return walks
 
 
-def new_walks(streams: Sequence[AudioStream]) -> list[PacketWalk]:
+def new_walks(streams: Sequence[AudioStream], *, single: bool = False) -> list[PacketWalk]:
     """One for each, with nothing seen yet."""
     names = [getattr(stream.codec_context, "name", "") for stream in streams]
     return [
-        PacketWalk(float(stream.time_base or 1), "opus" in name, name in _CONSTANT)
+        PacketWalk(float(stream.time_base or 1), "opus" in name, single, name in _CONSTANT)
         for stream, name in zip(streams, names, strict=True)
     ]
 
@@ -223,7 +224,7 @@ def walk_packets(
             if (
                 walk.packets >= walk.next_try
                 or walk.tried < TRY_DECODE
-                or (size * walk.packets > LARGE * walk.size and not walk.opus)
+                or (not walk.opus and size * walk.packets > LARGE * walk.size)
                 or every
             ):
                 if not walk.tried and family is not MP4:
@@ -257,9 +258,10 @@ def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> No
     """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 6)."""
     if family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
-        kind = header & mpeg_frames.SAME_KIND
-        same, walk.kind = walk.kind in (None, kind), kind
-        if not same or mpeg_frames.frame_length(header & 0xFFFFFE00) != size:
+        kind, before = header & mpeg_frames.SAME_KIND, walk.kind
+        walk.kind = kind
+        length = mpeg_frames.frame_length(header & 0xFFFFFE00)
+        if length != size or (kind != before and before is not None):
             return
     at = packet.pos or 0
     if at > walk.end + (_BLOCK_HEADERS if family is WEBM else 0):
@@ -290,8 +292,8 @@ def opus_seconds(packet: Any) -> float:
 
 
 def _try_decode(walk: PacketWalk, packet: Any, claim: float) -> None:
-    gap = 1 + int(2 * walk.tried * random.random())  # noqa: S311
-    walk.next_try = sys.maxsize if walk.opus else walk.packets + gap
+    gap = 1 + int(walk.tried * random.random() / 2)  # noqa: S311
+    walk.next_try = sys.maxsize if walk.opus or walk.single else walk.packets + gap
     context: AudioCodecContext | None = packet.stream.codec_context
     if context is not None:
         decode(walk, context, packet, claim)
