@@ -172,6 +172,8 @@ class Capture:
         asked_at = time.monotonic()
         replies = await link.call(*commands)
         now = self._clock.time()
+        # Asked first: what is committed while the heads are read is in neither answer afterwards.
+        unwritten = {one: row for one in job_ids if (row := self._store.unwritten(one)) is not None}
         try:
             heads = await self._store.heads(job_ids)
         except StoreSilent:
@@ -199,7 +201,8 @@ class Capture:
         # What was missing while a restore was under way proves nothing, although that may be over
         # by now: the store was asked meanwhile. The comparison that follows names it again.
         if gone and not lost and life.losses == losses:
-            await self._explain(link, life, gone, heads, noticed, now)
+            deadlines = self._deadlines(gone, heads, unwritten)
+            await self._explain(link, life, deadlines, noticed, now)
 
     def _deadline(self, job_id: str, pttl: int, now: float) -> float | None:
         """When Redis drops the key, Unix seconds; None: never. Bounded before anything is computed
@@ -356,13 +359,12 @@ class Capture:
         self,
         link: RedisConnection,
         life: DataEpoch,
-        gone: list[str],
-        heads: dict[str, Head],
+        deadlines: dict[str, float | None],
         noticed: dict[str, float],
         now: float,
     ) -> None:
-        known = [job_id for job_id in gone if self._known(job_id, heads)]
-        if not known or life.lost:
+        """Find out why known jobs, each with its deadline, are not in Redis, and record it."""
+        if not deadlines or life.lost:
             return
         news = self.named.news
         facts = await link.facts()
@@ -373,9 +375,7 @@ class Capture:
         await renew_mark(link, life, facts)
         if life.lost:
             return
-        for job_id in known:
-            waiting = self._store.unwritten(job_id)
-            deadline = waiting.deadline if waiting else heads[job_id].deadline
+        for job_id, deadline in deadlines.items():
             recent = job_id in news and mark is not None and noticed[job_id] > mark.at
             between = lately if recent else overall
             absence = explain_absence(deadline, now, between, news.get(job_id))
@@ -390,10 +390,18 @@ class Capture:
                 self._on_lost(life)
                 return
 
-    def _known(self, job_id: str, heads: dict[str, Head]) -> bool:
-        if self._store.unwritten(job_id) is not None:
-            return True
-        return heads.get(job_id, NO_HEAD).digest is not None
+    def _deadlines(
+        self, gone: list[str], heads: dict[str, Head], unwritten: dict[str, Row]
+    ) -> dict[str, float | None]:
+        """Those of the jobs that the store knows, each with when Redis was to drop it."""
+        found: dict[str, float | None] = {}
+        for job_id in gone:
+            row, head = self._store.unwritten(job_id), heads.get(job_id, NO_HEAD)
+            if row is None and head.digest is None:
+                row = unwritten.get(job_id)
+            if row is not None or head.digest is not None:
+                found[job_id] = head.deadline if row is None else row.deadline
+        return found
 
 
 async def renew_mark(link: RedisConnection, life: DataEpoch, facts: ServerInfo) -> None:
