@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from tests.unit.test_jobs_store import NOW, opened
 
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
@@ -29,6 +28,7 @@ from tests.http1.site import get
 from tests.http1.upstream import Connection, Upstream, respond
 from tests.jobs_kit import connected, eventually, followed, holds, job, running, write
 from tests.jobs_site import JobSite
+from tests.unit.test_jobs_store import NOW, opened
 
 
 def dated(job_id: str, moment: float, status: str = "queued") -> bytes:
