@@ -7,10 +7,11 @@
 #
 #   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf -t reliability-proxy:0.2.0 .
 #
-# The base must have glibc (memory.py tunes its allocator) and the Python that the tests ran with. It
-# is named by its tag, which moves with Debian's security updates. `make pin-base` writes the digest
-# of today and the date here, for builds that must come out the same.
-ARG BASE=python:3.11-slim-bookworm
+# The base must have glibc (core/memory/allocator.py tunes its allocator) and the Python that the
+# tests ran with. It is named by digest, an index of all its architectures, so that builds come out
+# the same; `make pin-base` writes today's, for Debian's security updates.
+# Pinned on 2026-09-22.
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS wheels
 WORKDIR /source

@@ -102,6 +102,12 @@ def test_the_image_requires_what_is_pinned_each_by_its_hash() -> None:
     assert set(listed) == needed([*PROJECT["dependencies"], *otel, *build])
 
 
+def test_the_base_is_named_by_digest_and_date() -> None:
+    """A tag moves, so two builds of one commit would differ."""
+    named = r"^# Pinned on \d{4}-\d\d-\d\d\.\nARG BASE=[\w.:/-]+:[\w.-]+@sha256:[0-9a-f]{64}$"
+    assert re.search(named, DOCKERFILE, re.MULTILINE)
+
+
 def test_pinning_the_base_writes_its_digest_and_the_date(tmp_path: Path) -> None:
     """`make pin-base` asks the registry by docker, and changes nothing when it has no answer."""
     recipe = tmp_path / "Dockerfile"
