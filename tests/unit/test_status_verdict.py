@@ -21,7 +21,7 @@ def upstream(name: str = "search", **changes: Any) -> dict[str, Any]:
     """One that is well."""
     target = {"target": "http://127.0.0.1:1", "healthy": True, "ejected": False}
     calls = {"requests": 10, "abandoned": 0, "silence": None}
-    calls |= {"unfinished": 0, "unfinished_after": None}
+    calls |= {"unfinished": 0, "unfinished_after": None, "waits": 0, "waited": None}
     return {"name": name, "breaker": breaker("closed"), "targets": [target], **calls, **changes}
 
 
@@ -262,6 +262,17 @@ def test_a_service_that_never_finishes_its_answers() -> None:
     )
     brief = upstream(**{**calls, "unfinished_after": 0.4})
     assert judge(snapshot(upstreams=[brief]), NOW).level == "ok"  # somebody looks away quickly
+
+
+def test_a_service_that_is_hard_to_reach() -> None:
+    """It restarts again and again: `connect_patience` hides that from callers, not from us."""
+    (finding,) = judge(snapshot(upstreams=[upstream(waits=3, waited=2.25)]), NOW).findings
+    assert (finding.level, finding.kind) == ("warning", "service_hard_to_reach")
+    assert finding.summary == (
+        "search is hard to reach: 3 requests waited 2.2 s each for a connection in the last minute"
+    )
+    once = upstream(waits=2, waited=2.25)
+    assert judge(snapshot(upstreams=[once]), NOW).level == "ok"
 
 
 def test_a_sentence_ends_with_one_full_stop() -> None:

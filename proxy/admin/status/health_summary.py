@@ -3,7 +3,8 @@
 Rules, in order of importance
 1. The proxy itself is not taking requests; a part of it keeps failing.
 2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
-3. Circuits that refuse; targets that are down; services that are silent until callers give up.
+3. Circuits that refuse; targets that are down; services that are silent until callers give up,
+   or hard to reach.
 4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
    One error in a quiet night is none. Services that refuse most of our calls, or answer them with
    web pages; clients that have used up their share; routes whose service takes many times as long
@@ -162,6 +163,20 @@ def _upstreams(upstreams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             because = f" ({why})" if why else ""
             yield Finding(level, "targets_down", f"{name}: {which} {verb}{because}", about)
         yield from _silence(upstream)
+        yield from _waits(upstream)
+
+
+def _waits(upstream: Mapping[str, Any]) -> Iterator[Finding]:
+    """A service that keeps restarting behind `connect_patience`, or has too few connections: the
+    requests succeed in the end, and nobody else sees what they waited for."""
+    count = upstream["waits"]
+    if count < FEWEST_ERRORS:
+        return
+    summary = (
+        f"{upstream['name']} is hard to reach: {count} requests waited {upstream['waited']:.1f} s"
+        " each for a connection in the last minute"
+    )
+    yield Finding("warning", "service_hard_to_reach", summary, f"upstream:{upstream['name']}")
 
 
 def _silence(upstream: Mapping[str, Any]) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ NO_ROUTE = "-"  #: the name under which is counted what no route matched
 _LOOP, _SHED = "process:loop_lag", "process:shed"
 #: Checks of `/readyz` that have a place of their own in the document.
 _SHOWN_ELSEWHERE = frozenset({"listeners", "tasks", "mirror", "breakers"})
-_FINE = ("upstream:", "abandoned:", "unfinished:")
+_FINE = ("upstream:", "abandoned:", "unfinished:", "waits:")
 
 
 class Watched(Protocol):
@@ -124,8 +124,9 @@ class Snapshots:
         self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
     ) -> dict[str, CounterReading]:
         """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, as
-        `abandoned:NAME` its silences that clients did not see the end of, and as `unfinished:NAME`
-        for how long it had been sending answers that clients left."""
+        `abandoned:NAME` its silences that clients did not see the end of, as `unfinished:NAME` for
+        how long it had been sending answers that clients left, and as `waits:NAME` for how long
+        requests waited for a connection, if it was long."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
         names = self._sources.proxy.upstream_names()
@@ -140,6 +141,7 @@ class Snapshots:
                 readings[f"upstream:{upstream.name}"] = read_distribution(upstream.responses)
                 readings[f"abandoned:{upstream.name}"] = read_distribution(upstream.abandoned)
                 readings[f"unfinished:{upstream.name}"] = read_distribution(upstream.unfinished)
+                readings[f"waits:{upstream.name}"] = read_distribution(upstream.waits)
         readings[_LOOP] = read_distribution(metrics.loop_lag)
         readings[_SHED] = replace(nothing(), errors=self._sources.shed())
         return readings
@@ -239,9 +241,9 @@ class Snapshots:
                 times, moment, readings.get(times, nothing(FINE_BUCKETS))
             )
             reasons = self._sources.watch.reasons(name)
-            silences, unfinished = (
+            silences, unfinished, waits = (
                 self.history.summary(one, moment, readings.get(one, nothing(FINE_BUCKETS)))
-                for one in (f"abandoned:{name}", f"unfinished:{name}")
+                for one in (f"abandoned:{name}", f"unfinished:{name}", f"waits:{name}")
             )
             found.append(
                 {
@@ -250,6 +252,8 @@ class Snapshots:
                     "silence": _rounded(silences.mean),
                     "unfinished": unfinished.count,
                     "unfinished_after": _rounded(unfinished.mean),
+                    "waits": waits.count,
+                    "waited": _rounded(waits.mean),
                     **_figures(figures),
                     # Its own times, without our queues and retries.
                     **_percentiles(answers),

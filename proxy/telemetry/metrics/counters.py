@@ -23,6 +23,9 @@ KNOWN_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
 
+#: Seconds for a connection that a request notices, far beyond any dial that succeeds at once.
+LONG_WAIT = 0.5
+
 #: What is under way when a client leaves: its request is being read; it waits for its turn or for
 #: another attempt; the upstream has all of it and says nothing; the upstream has not finished its
 #: response, and the client has taken all that came; the client is taking the response.
@@ -95,9 +98,10 @@ class MethodTally(Distribution):
 class UpstreamTally:
     """What an upstream took: to connect, from request head sent to response head seen, and, of
     clients that left before there was one, from their request sent to their leaving; of clients
-    that left while it was still sending, from the response's head."""
+    that left while it was still sending, from the response's head; and how long those requests
+    waited for a connection that waited for `LONG_WAIT` or longer."""
 
-    __slots__ = ("abandoned", "connects", "name", "responses", "unfinished")
+    __slots__ = ("abandoned", "connects", "name", "responses", "unfinished", "waits")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -105,6 +109,7 @@ class UpstreamTally:
         self.responses = Distribution(FINE_BUCKETS)
         self.abandoned = Distribution(FINE_BUCKETS)
         self.unfinished = Distribution(FINE_BUCKETS)
+        self.waits = Distribution(FINE_BUCKETS)
 
     def connected(self, seconds: float) -> None:
         """One connection was opened, in that time."""
@@ -222,6 +227,9 @@ class RouteTally:
                 responses = upstream.responses
                 responses.counts[bisect_left(FINE_BUCKETS, upstream_time)] += 1
                 responses.total += upstream_time
+                waited = facts.connect_time
+                if waited is not None and waited >= LONG_WAIT:
+                    upstream.waits.observe(waited)
         if facts.attempts > 1:
             self.retries += facts.attempts - 1
         if status >= 500:
