@@ -53,15 +53,14 @@ async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> 
     client = exchange.stream
     tried: list[TargetPool] = []
     short: Overloaded | None = None
-    patient_until: float | None = None
+    began = client.clock.monotonic()
+    patient_until = began + plan.connect_patience
     while True:
         pool = plan.upstream.choose(tried, _usable(exchange, plan))
         if not fresh:
             idle = pool.checkout(client)
             if idle is not None:
                 return idle
-        began = client.clock.monotonic()
-        patient_until = patient_until or began + plan.connect_patience
         try:
             answer = await _ask(exchange, plan, pool, fresh=fresh)
         except Overloaded:
