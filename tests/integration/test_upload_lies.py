@@ -15,12 +15,15 @@ from pathlib import Path
 import av
 import pytest
 
-from proxy.uploads.formats import packets
+from proxy.uploads.formats import packets, polyglots
+from proxy.uploads.formats.families import BY_MEDIA_TYPE
+from proxy.uploads.probe import process as probe
 from tests.data.audio.generate import path_of
-from tests.integration.test_upload_hostile import examine
+from tests.integration.test_upload_hostile import SNIFFER, examine
 from tests.unit.test_upload_parts import FOREIGN, zipped
 from tests.uploads import audio
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
+from tests.uploads.growing import Growing
 from tests.uploads.mp4_edit import box, boxes, edited, reindexed, sizes_of
 
 SAMPLES = {kind: path_of(kind).read_bytes() for kind in KINDS}
@@ -395,6 +398,30 @@ def test_a_flac_carries_nothing_but_sound(what: str) -> None:
     sync = frames[:2]
     at = frames.index(sync, len(frames) // 2)
     assert examine(head + frames[:at] + carried + frames[at:])["what"] == what
+
+
+def test_a_flac_is_searched_while_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its last byte nothing but the last piece is left, whatever its blocks and frames hold;
+    and nothing between or behind them is passed over, wherever in a piece it begins."""
+    noise = bytes(random.Random(1).randrange(256) for _ in range(1000)) * 3000
+    head, frames = flac_blocks((1, noise[:1_000_000]), (2, noise[:1_500_000]))
+    data = head + frames * 20
+    source, pieces, late = Growing(data), [0], [0]
+    search = polyglots.find_foreign
+
+    def counted(piece: bytes) -> str | None:
+        pieces[0] += len(piece)
+        late[0] += len(piece) * (source.received == len(data))
+        return search(piece)
+
+    monkeypatch.setattr(polyglots, "find_foreign", counted)
+    verdict = probe.judge(source, SNIFFER, tuple(BY_MEDIA_TYPE), 600.0, lambda **_: None)
+    assert verdict["duration"] > 0
+    assert pieces[0] > len(data) - 1000
+    assert late[0] < 600_000
+    elf = FOREIGN["application/x-executable"] + bytes(200)
+    for at in (len(head), len(data) - 300_000, len(data)):
+        assert examine(data[:at] + elf + data[at:])["what"] == "application/x-executable", at
 
 
 def commented(number: int) -> bytes:

@@ -6,8 +6,9 @@ Rules:
 2. The walk ends as soon as it is past the limit.
 3. What no decoder reads is searched for others (polyglots.py), and must be a small part of an
    MP3: FFmpeg finds "audio" in any bytes.
-4. FFmpeg makes what stands between two frames of a FLAC a part of the one before it. So all of its
-   sound is searched, and its metadata but for comments, pictures and seek points.
+4. FFmpeg's parser adds whatever stands between two FLAC frames to the frame before. So a FLAC's
+   sound is searched as well, while it arrives, and its metadata except comments, pictures and seek
+   points.
 """
 
 from __future__ import annotations
@@ -17,61 +18,65 @@ from proxy.uploads.formats.mp4 import measure_mp4
 from proxy.uploads.formats.mpeg_frames import trailing_tags
 from proxy.uploads.formats.ogg import measure_ogg
 from proxy.uploads.formats.packets import MAX_ENTRIES, settle, walk_file
-from proxy.uploads.formats.polyglots import refuse_foreign
+from proxy.uploads.formats.polyglots import OVERLAP, Searched, refuse_foreign
 from proxy.uploads.formats.wav import measure_wav
 from proxy.uploads.probe.refused import Undecodable
-from proxy.uploads.probe.source import Prefixed, Source
+from proxy.uploads.probe.source import ENDLESS, Prefixed, Source
 
 _STREAM_INFO = 38  # bytes of FLAC's first block, with its header
 _READ_BLOCKS = frozenset({0, 3, 4, 6})  # stream info, seek table, comments, picture (RFC 9639 §8)
 _TAIL = 64 * 1024  # bytes at the end in which tags are looked for
 _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
-_MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4}
 
 
 def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
     """Seconds that the file plays, from the source's position on, where its tags end. Raises
     `NotAudio`, `Undecodable` or `PastLimit`."""
     own_way = _MEASURES.get(family)
-    if own_way is not None:
-        return own_way(source, limit)
-    return _measure_frames(source, family, limit)
+    return own_way(source, limit) if own_way else _measure_frames(source, family, limit)
 
 
 def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -> float:
-    """MP3, FLAC, AAC and WebM: all that there is goes through the demuxer."""
-    before, blocks = _flac_head(source) if family is FLAC else (b"", [])
-    shift = source.position - len(before)
-    sound = source.position
-    walks = walk_file(lambda: Prefixed(before, source.back(sound)), family, limit)
+    """MP3, AAC and WebM: all that there is goes through the demuxer."""
+    begin = source.position
+    walks = walk_file(lambda: source.back(begin), family, limit)
     source.drain()
-    end = source.received
-    walk = walks[0]
+    walk, end = walks[0], source.received
     if family is not WEBM:
-        end -= trailing_tags(source.at(max(sound, end - _TAIL), _TAIL))
-    gaps = [*walk.gaps, (walk.last, end - shift)]
-    unread = [(a + shift, b + shift) for a, b in gaps]
-    refuse_foreign(source, [*blocks, (sound, source.received)] if family is FLAC else unread)
+        end -= trailing_tags(source.at(max(begin, end - _TAIL), _TAIL))
+    gaps = [(begin + start, begin + stop) for start, stop in walk.gaps]
+    refuse_foreign(source, [*gaps, (begin + walk.last, end)])
     junk = walk.size - walk.covered - (source.received - end)
     if family is MPEG and junk > min(walk.covered, max(_JUNK_FLOOR, walk.size // 20)):
         raise Undecodable("junk")
     return settle(walks, limit)
 
 
-def _flac_head(source: Source) -> tuple[bytes, list[tuple[int, int]]]:
-    """The one block of metadata that a decoder needs, and where those are that nobody is to read;
-    `source` goes to the first frame."""
+def _measure_flac(source: Source, limit: float | None) -> float:
+    """Rule 4."""
+    head = _flac_head(source)
+    begin = source.position
+    walks = walk_file(lambda: Searched(Prefixed(head, source.back(begin))), FLAC, limit)
+    refuse_foreign(source, [(max(begin, source.position - OVERLAP), ENDLESS)])  # what is left
+    return settle(walks, limit)
+
+
+def _flac_head(source: Source) -> bytes:
+    """The one block of metadata that a decoder needs; `source` goes to the first frame. Those that
+    nobody is to read are searched."""
     magic = source.peek(4 + _STREAM_INFO)
     if magic[4] & 0x7F != 0:
-        return b"", []  # FFmpeg's to judge
+        return b""  # FFmpeg's to judge
     at = source.position + 4
-    unread: list[tuple[int, int]] = []
     for _ in range(MAX_ENTRIES):
         header = source.at(at, 4)
         begin, at = at + 4, at + 4 + int.from_bytes(header[1:], "big")
         if len(header) == 4 and header[0] & 0x7F not in _READ_BLOCKS:
-            unread.append((begin, at))
+            refuse_foreign(source, [(begin, at)])
         if len(header) < 4 or header[0] & 0x80:
             source.skip(at - source.position)
-            return magic[:4] + bytes((0x80,)) + magic[5:], unread
+            return magic[:4] + bytes((0x80,)) + magic[5:]
     raise Undecodable("entries")
+
+
+_MEASURES = {OGG: measure_ogg, WAV: measure_wav, MP4: measure_mp4, FLAC: _measure_flac}

@@ -37,7 +37,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from proxy.uploads.formats import mpeg_frames
-from proxy.uploads.formats.families import AAC, FLAC, MP4, MPEG, WEBM, FormatFamily
+from proxy.uploads.formats.families import AAC, MP4, MPEG, WEBM, FormatFamily
 from proxy.uploads.probe.refused import NotAudio, PastLimit, Undecodable
 
 _BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
@@ -207,7 +207,7 @@ def walk_packets(
     it into `walks`, one for each of `streams`. May be called again, to go on. Raises as
     `walk_all`."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
-    framed = family in (MPEG, AAC, FLAC, WEBM)
+    framed = family in (MPEG, AAC, WEBM)
     past = sys.maxsize if limit is None else limit + GRACE
     try:
         for packet in container.demux(list(streams)):
