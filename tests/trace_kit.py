@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config import schema
 from proxy.core.clock import Clock, iso_utc
 from proxy.trace.events import Severity, TraceEvent
-from proxy.trace.job_history import JobHistory, read_life
+from proxy.trace.job_history import JobHistory, read_history
 from proxy.trace.recorder import Trace
 
 T0 = 1_795_450_757.0
@@ -63,7 +63,7 @@ def life(
 ) -> JobHistory:
     """Of a job whose document was each of these, seen so many seconds after `T0`."""
     shown = [{"seen": iso_utc(T0 + at), "data": json.dumps(document)} for at, document in versions]
-    return read_life("make_video", {"job_id": job_id, "versions": shown, **more})
+    return read_history("make_video", {"job_id": job_id, "versions": shown, **more})
 
 
 def failing_life(error: str = "[X] broken", job_id: str = "mv_1") -> JobHistory:

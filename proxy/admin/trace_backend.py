@@ -15,11 +15,11 @@ from proxy.jobs.store.schema import StoreSilent
 from proxy.trace.attribution import attribute
 from proxy.trace.context import LOOK_BACK
 from proxy.trace.events import Severity, TraceEvent, document
-from proxy.trace.job_history import JobHistory, read_life, working_overlaps
+from proxy.trace.job_history import JobHistory, read_history, working_overlaps
 from proxy.trace.queries import TraceQueries
 from proxy.trace.recorder import Trace
 from proxy.trace.summaries import summary
-from proxy.trace.timeline import MARGIN, MOST, tell, unfold, window
+from proxy.trace.timeline import MARGIN, MOST, build_timeline, unfold, window
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,11 @@ class TracedStories:
                     notes.append(f"calls could not be attributed: {silent}")
         news: list[TraceEvent] = []
         if store is not None and reading is not None:
-            news = await reading.news(start - LOOK_BACK, end + MARGIN, NEWS)
+            news = await reading.state_changes(start - LOOK_BACK, end + MARGIN, NEWS)
             if trouble := reading.silent or store.degraded:
                 notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
         return await asyncio.to_thread(
-            tell,
+            build_timeline,
             wanted,
             list(own.values()),
             list(lives.values()),
@@ -101,7 +101,7 @@ class TracedStories:
             shown = await mirror.inspection.show(job_id)
             if shown is not None:
                 # Off the loop: fifty versions of a megabyte each are a second's work.
-                return await asyncio.to_thread(read_life, name, shown)
+                return await asyncio.to_thread(read_history, name, shown)
         return None
 
     # --- calls of the worker --------------------------------------------------------------------
@@ -140,7 +140,7 @@ class TracedStories:
                     continue
                 shown = await mirror.inspection.show(job_id)
                 if shown is not None:
-                    lives.append(await asyncio.to_thread(read_life, name, shown))
+                    lives.append(await asyncio.to_thread(read_history, name, shown))
         return working_overlaps(lives, start, end, now, self._settings["stuck_after"])
 
     # --- the latest events ----------------------------------------------------------------------
@@ -169,7 +169,7 @@ class TracedStories:
                 seen = iso_utc(known.as_of)
                 data = known.snapshot.raw.decode("utf-8", "replace")
                 shown = {"job_id": row["job_id"], "versions": [{"seen": seen, "data": data}]}
-                life = read_life(name, shown)
+                life = read_history(name, shown)
                 found.append(_failure(life, known.as_of))
         return found
 

@@ -141,7 +141,7 @@ class Proxy:
             self.metrics.registry,
             self._clock,
             key_prefix=config.redis.key_prefix if config.redis else "",
-            told=self._trace.mirror,
+            on_event=self._trace.mirror,
             vitals=vitals,
         )
         self._breakers = BreakerRegistry(

@@ -1,5 +1,5 @@
-"""A durable copy of every job: captured from Redis, kept in SQLite, given back, worked to its end.
+"""A durable copy of every job: captured from Redis, stored in SQLite, restored when Redis loses it.
 
-`mirror.Mirror` is what routes and admin use; `service` starts and stops all mirrors; `document`
-reads job documents.
+`mirror.Mirror` is the API for routes and admin, `service` starts and stops all mirrors, and
+`document` parses job documents. Knows the configuration and `core`; knows nothing of HTTP.
 """

@@ -1,12 +1,12 @@
-"""What a mirror tells whoever keeps a record of what happened, besides its log and its metrics."""
+"""Where a mirror reports its events (for the trace), besides its log and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Told what an operator would want to know: a kind (`redis_lost`, `restored`, ...) and its facts.
-Tell = Callable[[str, dict[str, object]], None]
+#: Receives each event of interest to an operator: its kind (`redis_lost`, ...) and facts.
+EventSink = Callable[[str, dict[str, object]], None]
 
 
-def silence(kind: str, facts: dict[str, object]) -> None:
-    """Tells nobody."""
+def discard_event(kind: str, facts: dict[str, object]) -> None:
+    """The sink for mirrors whose events nobody records."""

@@ -1,4 +1,4 @@
-"""What a mirror does beside following: pass deletions on, clean up, count, find stranded jobs."""
+"""A mirror's maintenance: forward deletions, clean up, measure, find stranded jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock, iso_utc
 from proxy.core.tasks import Work
 from proxy.jobs.document import WAITING
-from proxy.jobs.events import Tell, silence
+from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.schedule import Daily
@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 
 MEASURE_EVERY = 15.0  # seconds
 PASS_ON_EVERY = 5.0  # seconds between two attempts to reach the app
-PASS_ON_WAIT = 0.5  # seconds between two looks whether Redis is there for it
+PASS_ON_WAIT = 0.5  # seconds between two checks whether Redis is back
 PASS_ON_BATCH = 100
 CLEAN_UP_BATCH = 500
 CLEAN_UP_PATIENCE = 10.0  # seconds for the commit of one batch
 STRANDED_LIMIT = 1000
-REPORTED_AT_ONCE = 20  # stranded jobs in one turn of the event loop
+REPORTED_AT_ONCE = 20  # stranded jobs per turn of the event loop
 GONE_REMEMBERED = 100_000
 
 PassOn = Callable[[str], Awaitable[bool]]
 
 
 class Gone:
-    """Jobs that were deleted through us, in memory: asked on every read, so it must cost nothing.
+    """IDs of jobs deleted through the proxy, in memory because every read checks them.
 
-    Bounded: the oldest are forgotten first and then found in the store only.
+    Bounded: the oldest are dropped first; the store still knows them.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Gone:
 
 
 class Maintenance:
-    """The duties of one mirror; `loops` are to be run as tasks until cancelled."""
+    """The maintenance of one mirror; each of `loops` runs as a task until cancelled."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Maintenance:
         session: RedisSession,
         clock: Clock,
         metrics: MirrorMetrics,
-        tell: Tell = silence,
+        emit: EventSink = discard_event,
     ) -> None:
         self.gone = Gone()
-        self._tell = tell
+        self._emit = emit
         self.pass_on: PassOn | None = None
-        self.untold = asyncio.Event()
+        self.unnotified = asyncio.Event()
         self._name = name
         self._settings = settings
         self._store = store
@@ -84,24 +84,24 @@ class Maintenance:
         self._recalled = False
 
     async def recall(self) -> float | None:
-        """Read back which jobs are gone, and when the last clean-up was; None while unknown."""
+        """Read back the deleted jobs and the time of the last clean-up; None if unknown."""
         try:
             meta = dict(await self._store.table(sql.META))
             held = await self._store.column(sql.HELD, (GONE_REMEMBERED,))
-            untold = await self._store.column(sql.UNTOLD, (GONE_REMEMBERED,))
+            unnotified = await self._store.column(sql.UNNOTIFIED, (GONE_REMEMBERED,))
         except StoreSilent:
             return None
         self._recalled = True
-        for job_id in (*reversed(held), *untold):
+        for job_id in (*reversed(held), *unnotified):
             self.gone.add(job_id)
-        if untold:
-            self.untold.set()
+        if unnotified:
+            self.unnotified.set()
         with suppress(KeyError, ValueError):
             return float(meta["cleaned_up"])
         return None
 
     def loops(self, last_clean_up: float | None) -> dict[str, Work]:
-        """What to run, by the name of the duty."""
+        """The background loops, by name."""
         daily = Daily(
             "clean-up",
             self._settings.cleanup_at,
@@ -115,19 +115,19 @@ class Maintenance:
             "pass-on": self._pass_deletions_on,
         }
 
-    # --- deletions that the app does not know of -------------------------------------------------
+    # --- forwarding deletions --------------------------------------------------------------------
 
     async def _pass_deletions_on(self) -> None:
         while True:
-            await self.untold.wait()
-            if not self._session.whole:  # without its Redis the app would only say 404
+            await self.unnotified.wait()
+            if not self._session.whole:  # without Redis the app could only answer 404
                 await asyncio.sleep(PASS_ON_WAIT)
                 continue
-            self.untold.clear()
+            self.unnotified.clear()
             with suppress(StoreSilent):
-                for job_id in await self._store.column(sql.UNTOLD, (PASS_ON_BATCH,)):
+                for job_id in await self._store.column(sql.UNNOTIFIED, (PASS_ON_BATCH,)):
                     if not await self._pass_one_on(job_id):
-                        self.untold.set()
+                        self.unnotified.set()
                         break
             await asyncio.sleep(PASS_ON_EVERY)
 
@@ -138,14 +138,15 @@ class Maintenance:
         if not self._settings.hold_deletes:
             self.gone.discard(job_id)
         await self._store.flushed(1.0)
-        self._session.capture.named.look_at(job_id)
+        self._session.capture.changes.fetch_next(job_id)
         log.info("deletion passed on", extra={"mirror": self._name, "job_id": job_id})
         return True
 
     # --- clean-up --------------------------------------------------------------------------------
 
     async def clean_up(self) -> int:
-        """Forget jobs and tombstones that ended `keep_for` ago. How many; raises `StoreSilent`."""
+        """Remove jobs and tombstones that ended `keep_for` ago; returns how many. Raises
+        `StoreSilent`."""
         before = self._clock.time() - self._settings.keep_for
         forgotten = 0
         while True:
@@ -168,11 +169,11 @@ class Maintenance:
         try:
             await self.clean_up()
         except StoreSilent as silent:
-            log.warning("clean-up put off", extra={"mirror": self._name, "reason": str(silent)})
+            log.warning("clean-up postponed", extra={"mirror": self._name, "reason": str(silent)})
             return False
         return True
 
-    # --- counting --------------------------------------------------------------------------------
+    # --- measuring -------------------------------------------------------------------------------
 
     async def _measure(self) -> None:
         while True:
@@ -196,16 +197,16 @@ class Maintenance:
                 "unchanged_since": iso_utc(row.captured_at),
             }
             log.warning("job stranded", extra={"mirror": self._name, **facts})
-            self._tell("stranded", facts)
+            self._emit("stranded", facts)
             if number % REPORTED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
     async def stranded(self, limit: int = STRANDED_LIMIT) -> list[Row]:
-        """Unfinished jobs on which nobody works, the longest unchanged first.
+        """Unfinished jobs on which nobody works, longest unchanged first.
 
-        Where the broker is followed (`requeue`), a job is stranded as soon as nobody is seen to
-        work on it, and one that waits its turn is not; else, as any unfinished job, after
-        `stranded_after`. Raises `StoreSilent`.
+        With `requeue`, a job is stranded as soon as no worker is seen to work on it, and a job that
+        waits in the queue is not. Otherwise every unfinished job is stranded once it has not
+        changed for `stranded_after`. Raises `StoreSilent`.
         """
         now = self._clock.time()
         requeue = self._session.requeue

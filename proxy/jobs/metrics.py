@@ -1,4 +1,4 @@
-"""What a mirror measures, on a registry that the caller gives."""
+"""A mirror's metrics, on a registry that the caller provides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from proxy.jobs.queue.metrics import QueueFamilies, QueueMetrics
 from proxy.jobs.video_metrics.metrics import PipelineMetrics
 
 _LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
-# Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
+# Initialised to zero: a counter that first appears as 1 shows no increase to an alert.
 _CREATIONS = ("confirmed", "not_stored", "unconfirmed", "degraded", "refused", "unreadable")
 _REASONS = (
     "message_missing",
@@ -27,7 +27,7 @@ _CAUSES = ("start", "restart", "flush", "outdated", "read", "manual")
 
 
 class JobMetrics:
-    """The families of all mirrors; `for_mirror` gives the children of one."""
+    """The metric families of all mirrors; `for_mirror` returns the children of one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         one = ("mirror",)
@@ -35,7 +35,7 @@ class JobMetrics:
         self.queue = QueueFamilies(registry)
         self.lag = Histogram(
             "proxy_mirror_lag_seconds",
-            "From the news of a job's change to its commit in SQLite",
+            "Time from a job's change notification to its commit in SQLite",
             one,
             buckets=_LAG,
             registry=registry,
@@ -49,13 +49,13 @@ class JobMetrics:
         )
         self.restored = Counter(
             "proxy_jobs_restored",
-            "Jobs put back into Redis, by what had taken them",
+            "Jobs restored into Redis, by cause of their loss",
             ("mirror", "cause"),
             registry=registry,
         )
         self.degraded = Gauge(
             "proxy_mirror_degraded",
-            "1 while a part (redis, sqlite) cannot do its work",
+            "1 while a part (redis, sqlite) does not work",
             ("mirror", "part"),
             registry=registry,
         )
@@ -70,7 +70,7 @@ class JobMetrics:
         )
         self.oddities = Counter(
             "proxy_mirror_oddities",
-            "Job values that are not what they should be, by kind",
+            "Malformed job values, by kind",
             ("mirror", "kind"),
             registry=registry,
         )
@@ -89,33 +89,32 @@ class JobMetrics:
         )
         self.evicted = Counter(
             "proxy_jobs_evicted",
-            "Jobs missing in Redis that were dropped for want of memory, or without proof of a "
-            "deletion",
+            "Jobs missing in Redis that were evicted, or not provably deleted",
             one,
             registry=registry,
         )
         self.rescued = Counter(
             "proxy_broker_rescued",
-            "Celery bindings and messages put back",
+            "Celery bindings and messages restored",
             ("mirror", "kind"),
             registry=registry,
         )
 
         self.requeued = Counter(
             "proxy_jobs_requeued",
-            "Jobs that were given a message again, by what showed that nobody worked on them",
+            "Jobs requeued, by the evidence that nobody worked on them",
             ("mirror", "reason"),
             registry=registry,
         )
         self.unattended = Gauge(
             "proxy_jobs_unattended",
-            "Unfinished jobs that nobody is seen to work on",
+            "Unfinished jobs on which no worker is seen to work",
             one,
             registry=registry,
         )
         self.workers = Gauge(
             "proxy_queue_workers",
-            "Workers connected to the broker; NaN where that cannot be known",
+            "Workers connected to the broker; NaN if unknown",
             one,
             registry=registry,
         )
@@ -126,7 +125,7 @@ class JobMetrics:
 
 
 class MirrorMetrics:
-    """One mirror's share of `JobMetrics`."""
+    """The children of `JobMetrics` for one mirror."""
 
     def __init__(self, families: JobMetrics, name: str) -> None:
         self._families = families
@@ -152,7 +151,7 @@ class MirrorMetrics:
             families.restored.labels(name, cause)
 
     def queue(self) -> QueueMetrics:
-        """The mirror's queue; made only where it is followed."""
+        """The mirror's queue metrics; created only if the queue is followed."""
         return QueueMetrics(self._families.queue, self._name)
 
     def degraded(self, part: str, is_so: bool) -> None:

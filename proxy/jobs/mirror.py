@@ -1,7 +1,7 @@
-"""One mirror, as the routes and the admin API see it.
+"""One mirror: the API that routes and the admin endpoints use.
 
-Nothing here raises for trouble with Redis or SQLite, and every wait has a limit: what cannot be
-known in time is answered as such (`None`, `DEGRADED`), and counted.
+Redis or SQLite trouble raises nothing here unless a docstring says so, and every wait has a limit.
+An answer that is not available in time is reported as such (`None`, `DEGRADED`) and counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from proxy.jobs.document import (
     parse,
     valid_job_id,
 )
-from proxy.jobs.events import Tell, silence
+from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.maintenance import Maintenance, PassOn
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.queue.queue import JobQueue
@@ -56,32 +56,32 @@ from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
 
-COMMIT_PATIENCE = 0.25  # seconds that a creation may wait for SQLite
-LOOK_AGAIN = 0.05  # seconds between two looks for a created job's key
+COMMIT_PATIENCE = 0.25  # seconds that a creation may wait for the SQLite commit
+LOOK_AGAIN = 0.05  # seconds between two checks for a created job's key
 READ_PATIENCE = 0.5  # seconds that a read may wait for the store or for Redis
 TOMBSTONE_PATIENCE = 0.5
 DOWN_RETRY_AFTER = 5.0
 
 
 class Creation(StrEnum):
-    """What became of a job that the app said it accepted."""
+    """The outcome of a creation that the app accepted."""
 
     CONFIRMED = "confirmed"  # in Redis, and committed in SQLite
-    NOT_STORED = "not_stored"  # not in Redis, or Redis is gone: lost, whatever the app said
-    UNCONFIRMED = "unconfirmed"  # Redis lives, but is too slow to say: the app's word stands
+    NOT_STORED = "not_stored"  # not in Redis, or Redis is down: lost, although the app accepted it
+    UNCONFIRMED = "unconfirmed"  # Redis is up but too slow to answer: we trust the app's answer
     DEGRADED = "degraded"  # in Redis; SQLite could not confirm it in time
 
 
-#: Lists for clients that are read at a time: each takes some MB until it is sent.
+#: Job lists read concurrently for clients: each takes a few MB until it is sent.
 _LISTS = 4
 
-#: Rows of a list that are looked at in one turn of the event loop.
+#: Rows of a list processed per turn of the event loop.
 _ROWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A live job as the mirror holds it; `as_of` is when this version was seen, Unix seconds."""
+    """A live job as stored; `as_of` is when this version was captured, in Unix seconds."""
 
     snapshot: JobDocument
     row: Row
@@ -90,7 +90,8 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Tombstoned:
-    """A deleted job; Unix seconds. `origin`: `client`, or `redis` for a DEL that was seen."""
+    """A deleted job. `deleted_at` is in Unix seconds; `origin` is `client`, or `redis` for a DEL
+    that the mirror observed."""
 
     deleted_at: float
     origin: str
@@ -98,19 +99,19 @@ class Tombstoned:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A job whose time ended at `expired_at`, Unix seconds."""
+    """A job whose TTL ran out at `expired_at`, in Unix seconds."""
 
     expired_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """The store did not answer in time: the job may be one that it holds."""
+    """The store did not answer in time, so it may or may not have the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer in the app's own form."""
+    """An HTTP response in the app's own format."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -118,7 +119,7 @@ class Answer:
 
 
 class Mirror:
-    """One family of job keys. `await start()`, work, `await stop()`."""
+    """Mirrors one family of job keys. `await start()`, use, `await stop()`."""
 
     def __init__(
         self,
@@ -130,13 +131,13 @@ class Mirror:
         *,
         mode: CaptureMode = "tracking",
         key_prefix: str = "",
-        tell: Tell = silence,
+        emit: EventSink = discard_event,
         vitals: Vitals | None = None,
     ) -> None:
         vitals = vitals or Vitals()
         self.name = name
         self._registry = vitals.tasks
-        self._tell = tell
+        self._emit = emit
         self.settings = settings
         self._clock = clock
         self._lists = asyncio.Semaphore(_LISTS)
@@ -159,14 +160,14 @@ class Mirror:
             self._metrics,
             mode=mode,
             key_prefix=key_prefix,
-            tell=tell,
+            emit=emit,
             vitals=vitals,
             counting_key=None
             if settings.job_metrics is None
             else lease_key(settings.key.replace("{job_id}", ""), key_prefix),
         )
         self._maintenance = Maintenance(
-            name, settings, self._store, self._session, clock, self._metrics, tell
+            name, settings, self._store, self._session, clock, self._metrics, emit
         )
         self.answers = AnswerStore(
             settings.key.replace("{job_id}", ""),
@@ -208,7 +209,7 @@ class Mirror:
             )
         self._tasks: list[Supervised] = []
         self._refuse_until = float("-inf")
-        self.commits = 0  #: groups of changes that are in SQLite, since the start
+        self.commits = 0  #: transactions committed to SQLite since the start
 
     def _committed(self, _operations: int) -> None:
         self.commits += 1
@@ -222,8 +223,8 @@ class Mirror:
                     self.on_version(snapshot)
                 if self.queue is not None:
                     self.queue.changed(snapshot)
-            except Exception:  # a version is stored whatever the queue makes of it
-                log.exception("job not followed", extra={"job_id": snapshot.job_id})
+            except Exception:  # a defect in a listener must not keep a version from being stored
+                log.exception("job version listener failed", extra={"job_id": snapshot.job_id})
 
     def _job_ended(self, job_id: str) -> None:
         self.active.ended(job_id)
@@ -234,11 +235,11 @@ class Mirror:
         requeue = self._session.requeue
         return None if requeue is None or not self.redis_up else requeue.connected_workers
 
-    # --- life ------------------------------------------------------------------------------------
+    # --- lifecycle -------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store and begin to follow Redis; returns without waiting for Redis."""
-        self._session.first_word.clear()
+        """Open the store and start following Redis. Does not wait for Redis."""
+        self._session.first_contact.clear()
         await self._store.start()
         loops = self._maintenance.loops(await self._maintenance.recall())
         loops["session"] = self._session.run
@@ -250,9 +251,9 @@ class Mirror:
         if self._counting is not None:
             await self._counting.begin()
             loops["counting"] = self._counting.run
-        for duty, work in loops.items():
+        for loop, work in loops.items():
             self._tasks.append(
-                Supervised(f"mirror:{self.name}:{duty}", work, self._registry).start()
+                Supervised(f"mirror:{self.name}:{loop}", work, self._registry).start()
             )
 
     async def _recall_active(self) -> None:
@@ -264,42 +265,42 @@ class Mirror:
     def _store_degraded(self, reason: str | None) -> None:
         self._metrics.degraded("sqlite", reason is not None)
         if reason is not None:
-            self._tell("sqlite_degraded", {"reason": reason})
+            self._emit("sqlite_degraded", {"reason": reason})
         elif self._was_degraded:
-            self._tell("sqlite_back", {})
+            self._emit("sqlite_back", {})
         self._was_degraded = reason is not None
 
-    async def first_word(self) -> None:
-        """Until it is known whether Redis answers."""
-        await self._session.first_word.wait()
+    async def first_contact(self) -> None:
+        """Wait until Redis has answered, or failed to, for the first time."""
+        await self._session.first_contact.wait()
 
     async def stop(self) -> None:
-        """End all tasks, write what is queued, close."""
+        """Stop all tasks, write what is queued and close the store."""
         await asyncio.gather(*(task.stop() for task in self._tasks))
         self._tasks.clear()
         await self._store.stop()
 
     def _fill_gap(self, reason: str) -> None:
         self._session.fill_gap(reason)
-        self._tell("gap", {"reason": reason})
+        self._emit("gap", {"reason": reason})
         if self._counting is not None:
             self._counting.store_has_gap()
 
     @property
     def redis_up(self) -> bool:
-        """Whether Redis answers now: while it does not, the app's 404 says nothing about a job."""
+        """Whether Redis answers now. While it does not, a 404 from the app proves nothing."""
         return self._session.state == "live"
 
     @property
     def redis_whole(self) -> bool:
-        """Whether Redis answers and nothing that it lost is still to be put back: while it is not
-        whole, a list from it lacks jobs and a 404 says nothing."""
+        """Whether Redis answers and holds everything that we know of. Otherwise lists from it are
+        incomplete and a 404 proves nothing."""
         return self._session.whole
 
     def pass_deletions_to(self, pass_on: PassOn) -> None:
-        """Whom to call with the id of a job that was deleted while the app was away.
+        """Set the callback that forwards the deletion of a job to the app once it is back.
 
-        It returns whether the app has been told; its 404 counts as told.
+        It gets the job ID and returns whether the app knows of the deletion; a 404 counts as yes.
         """
         self._maintenance.pass_on = pass_on
 
@@ -307,15 +308,15 @@ class Mirror:
 
     @property
     def store_problem(self) -> str | None:
-        """What Redis last said, while it cannot be used; for operators, not for callers."""
+        """Why Redis cannot be used now, in its own words; for operators, not for clients."""
         return (
             self._session.why if self._session.state != "live" else self._session.refusing
         ) or None
 
     def creation_refusal(self) -> JobNotStored | None:
-        """Why no job can be accepted now; None when one can. Costs nothing."""
+        """Why no job can be accepted now; None when one can. No I/O."""
         session = self._session
-        session.activity.stir()
+        session.activity.touch()
         if session.state != "live":
             self._metrics.creation("refused")
             return JobNotStored(
@@ -326,7 +327,7 @@ class Mirror:
         if session.refusing is not None:
             self._metrics.creation("refused")
             return JobNotStored(
-                "The job store takes no jobs now "
+                "The job store is not accepting writes "
                 f"({session.refusing.partition(' ')[0]}), so the job would be lost; try again",
                 retry_after=DOWN_RETRY_AFTER,
                 reason="redis_refuses_writes",
@@ -335,21 +336,21 @@ class Mirror:
         if left > 0:
             self._metrics.creation("refused")
             return JobNotStored(
-                "The job store is back, but the service does not use it again yet; try again",
+                "The job store is back, but the service is not using it again yet; try again",
                 retry_after=left,
                 reason="app_breaker_open",
             )
         return None
 
     def app_is_down(self) -> None:
-        """The app takes no connections: the process that comes next has its breaker closed."""
+        """The app refuses connections. Its next process will start with a closed breaker."""
         self._refuse_until = float("-inf")
 
     def not_stored(self) -> JobNotStored:
-        """The answer instead of an acceptance that proved untrue, or cannot be relied on."""
+        """The error that replaces an acceptance which proved wrong or cannot be trusted."""
         if self._session.state != "live":
             return JobNotStored(
-                "The job store went away before the job was seen in it; try again",
+                "The job store became unreachable before the job was seen in it; try again",
                 retry_after=DOWN_RETRY_AFTER,
                 reason="redis_down",
             )
@@ -361,21 +362,21 @@ class Mirror:
         )
 
     def unreadable_creation(self) -> None:
-        """An accepting answer named no job: nothing could be confirmed."""
+        """Count an acceptance whose body has no readable job ID, so nothing could be confirmed."""
         self._metrics.creation("unreadable")
 
     async def confirm_created(self, job_id: str, timeout: float = 0.5) -> Creation:  # noqa: ASYNC109
-        """Wait until an accepted job is in Redis and in SQLite (0.25 s).
+        """Wait until an accepted job is in Redis and committed to SQLite (for up to 0.25 s).
 
-        A key that Redis says is missing, still so `timeout` seconds from now, is not stored. No
-        answer says nothing: it is waited for, `confirm_within` seconds in all.
+        A key that is still missing `timeout` seconds from now was not stored. If Redis does not
+        answer at all, we wait for `confirm_within` seconds in total.
         """
         result = await self._confirm(job_id, timeout)
         self._metrics.creation(result)
         if result is Creation.NOT_STORED:
             back_at = self._session.back_at
             if back_at is not None:
-                # The app's breaker opened before Redis came back, at the latest.
+                # The app's breaker opened no later than Redis came back.
                 until = back_at + self.settings.app_breaker
                 if until > self._clock.monotonic():
                     self._refuse_until = until
@@ -392,17 +393,17 @@ class Mirror:
         return result
 
     def _stopped(self) -> bool:
-        """Whether a successor has the store: then nobody here can look any more."""
+        """Whether the session ended because a successor has taken over the store."""
         return self._session.state == "stopped"
 
     async def _confirm(self, job_id: str, within: float) -> Creation:
         if not valid_job_id(job_id):
-            return Creation.DEGRADED  # not an id that the mirror could ever hold
+            return Creation.DEGRADED  # the mirror cannot store such an ID
         if self._stopped():
             return Creation.UNCONFIRMED
         capture = self._session.capture
         began = time.monotonic()
-        sighting = capture.named.watch(job_id)
+        sighting = capture.changes.watch(job_id)
         try:
             while not await settled(sighting.seen, LOOK_AGAIN):
                 if self._stopped():
@@ -411,31 +412,31 @@ class Mirror:
                 if missing is not None and missing >= began + within:
                     if await self._session.leads_to_master():
                         return Creation.NOT_STORED
-                    sighting.missing = None  # the word of a server that is the master no more
+                    sighting.missing = None  # that server is no longer the master
                 if time.monotonic() >= began + max(within, self.settings.confirm_within):
                     silent = self._session.state == "live" and sighting.missing is None
                     return Creation.UNCONFIRMED if silent else Creation.NOT_STORED
-                capture.named.look_at(job_id)
+                capture.changes.fetch_next(job_id)
             if not await settled(sighting.kept, COMMIT_PATIENCE):
                 return Creation.DEGRADED
             return Creation.CONFIRMED if sighting.kept.result() else Creation.DEGRADED
         finally:
-            capture.named.unwatch(job_id, sighting)
+            capture.changes.unwatch(job_id, sighting)
 
     def input_measured(self, job_id: str, seconds: float) -> None:
-        """The upload that became this job plays so long: the app's documents may not tell."""
+        """Record the playing time of a job's upload: the app's documents may not contain it."""
         if self._counting is not None and valid_job_id(job_id):
             self._counting.measured(job_id, seconds)
 
     # --- reading ---------------------------------------------------------------------------------
 
     def is_gone(self, job_id: str) -> bool:
-        """Whether the job was deleted through us and must look so. Costs nothing."""
+        """Whether the job was deleted through the proxy and must stay deleted. No I/O."""
         return job_id in self._maintenance.gone
 
     async def lookup(self, job_id: str) -> Known | Tombstoned | Expired | NoAnswer | None:
-        """What the mirror knows; None: nothing."""
-        self._session.activity.stir()
+        """What the mirror knows about a job; None when it knows nothing."""
+        self._session.activity.touch()
         if not valid_job_id(job_id):
             return None
         found: Row | Tombstone | None
@@ -456,23 +457,23 @@ class Mirror:
             return Expired(row.deadline)
         return Known(parse(job_id, row.raw), row, row.captured_at)
 
-    def cannot_tell(self, job_id: str) -> StoreAway | None:
-        """What to say instead of the app's 404 while the store is silent; None where the 404 may
-        be believed: the app could look into a Redis that has everything."""
+    def absence_unknown(self, job_id: str) -> StoreAway | None:
+        """The error that replaces the app's 404 while our store does not answer; None if the 404
+        can be trusted, because Redis is complete and the app can read it."""
         back_at = self._session.back_at
-        # The app's breaker makes it blind for a while after Redis is back.
+        # The app's breaker keeps it from reading Redis for a while after Redis is back.
         until = 0.0 if back_at is None else back_at + self.settings.app_breaker
         left = until - self._clock.monotonic()
         if self._session.whole and left <= 0:
             return None
         return StoreAway(
-            f"Whether there is a job {job_id} cannot be told now; try again",
+            f"Cannot tell whether job {job_id} exists right now; try again",
             retry_after=DOWN_RETRY_AFTER,
             reason="store_silent",
         )
 
     async def revive(self, job_id: str) -> bool:
-        """Whether a live job is in Redis now: put back if it was missing, else left as it is."""
+        """Restore a live job if it is missing in Redis; returns whether it is there now."""
         known = await self.lookup(job_id)
         if not isinstance(known, Known):
             return False
@@ -483,11 +484,12 @@ class Mirror:
             return False
 
     def forecast(self, job_id: str) -> bytes:
-        """Field lines about the job's place in the queue, a CRLF before each. A look-up."""
+        """Header lines about the job's place in the queue, each preceded by a CRLF. No I/O."""
         return b"" if self.queue is None else self.queue.fields(job_id)
 
     def app_answer(self, known: Known) -> Answer | None:
-        """`GET /jobs/{id}` as the app of that version answers it; None for an unreadable value."""
+        """The response to `GET /jobs/{id}`, in the format of the app version that wrote the job;
+        None for an unreadable value."""
         body = job_body(known.snapshot)
         if body is None:
             return None
@@ -499,7 +501,7 @@ class Mirror:
     def headers(
         self, source: Literal["redis", "sqlite"], as_of: float
     ) -> tuple[tuple[str, str], ...]:
-        """The fields of an answer that we made, or (`redis`) that came after a repair of ours."""
+        """Headers of a response built here (`sqlite`) or read from Redis after a repair."""
         return (
             ("Content-Type", "application/json"),
             ("X-Job-Source", source),
@@ -507,7 +509,7 @@ class Mirror:
         )
 
     def not_found(self) -> Answer:
-        """The app's own 404."""
+        """The app's 404 response."""
         fields = (("Content-Type", "application/json"),)
         return Answer(404, fields, not_found_body(self._session.capture.shape))
 
@@ -517,10 +519,9 @@ class Mirror:
         limit: int | None,
         reserve: Callable[[int], None] | None = None,
     ) -> Answer | None:
-        """`GET /jobs` as the app answers it, the newest first; None when the store is silent. One
-        that is shorter than was asked for, because it would be too large, says so in a field.
-        `reserve` is called with the bytes that it will take, before it takes them; what it raises
-        is raised."""
+        """The response to `GET /jobs` in the app's format, newest job first; None when the store
+        does not answer. A header marks a list that was cut because it would be too large. `reserve`
+        is called with the size in bytes before the documents are read; what it raises passes."""
         most = at_most(limit)
         try:
             async with self._lists:
@@ -541,12 +542,12 @@ class Mirror:
             if row.job_id in self._maintenance.gone:
                 continue
             if row.status == UNKNOWN_STATUS and parse(row.job_id, row.raw).shape == "opaque":
-                continue  # no JSON: it would spoil the whole list
+                continue  # not JSON: it would break the whole list
             values.append(as_json(row.raw))
         as_of = self._session.known_until
         if self._session.state == "live":
             as_of = self._clock.time()
-        elif as_of is None:  # this process has not seen Redis yet
+        elif as_of is None:  # this process has never reached Redis
             as_of = max((row.captured_at for row in rows), default=0.0)
         fields = self.headers("sqlite", as_of)
         if cut:
@@ -555,43 +556,45 @@ class Mirror:
 
     # --- deleting --------------------------------------------------------------------------------
 
-    async def tombstone(self, job_id: str, *, told: bool) -> bool:
-        """A client deleted a job. `told`: the app has done it; else it is passed on later.
+    async def tombstone(self, job_id: str, *, app_notified: bool) -> bool:
+        """Record a client's deletion of a job; returns whether the tombstone is committed.
 
-        Whether the tombstone is committed. It counts for this process at once.
+        `app_notified`: the app has processed it. Otherwise it is forwarded later. The deletion
+        takes effect in this process at once.
         """
         if not valid_job_id(job_id):
             return False
         hold = self.settings.hold_deletes
-        if hold or not told:
+        if hold or not app_notified:
             self._maintenance.gone.add(job_id)
         committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def done(ok: bool) -> None:
             if not committed.done():
                 committed.set_result(ok)
-            # A write of a worker may have come between the deletion and the tombstone.
-            self._session.capture.named.look_at(job_id)
-            if not told:
-                self._maintenance.untold.set()
+            # A worker may have written the job between the deletion and the tombstone.
+            self._session.capture.changes.fetch_next(job_id)
+            if not app_notified:
+                self._maintenance.unnotified.set()
 
         self._job_ended(job_id)
-        self._store.bury(job_id, "client", held=hold, pass_on=not told, done=done)
+        self._store.mark_deleted(job_id, "client", held=hold, pass_on=not app_notified, done=done)
         return await settled(committed, TOMBSTONE_PATIENCE) and committed.result()
 
     def deleted_answer(self, job_id: str) -> Answer:
-        """The app's own answer to a `DELETE` that worked, for one that is passed on later."""
+        """The app's response to a successful `DELETE`, for one that is forwarded later."""
         fields = (("Content-Type", "application/json"), ("X-Job-Source", "sqlite"))
         return Answer(200, fields, deleted_body(self._session.capture.shape, job_id))
 
     # --- admin -----------------------------------------------------------------------------------
 
     async def clean_up(self) -> int:
-        """Forget what ended `keep_for` ago, now. How many; raises `StoreSilent`."""
+        """Remove jobs that ended `keep_for` ago; returns how many. Raises `StoreSilent`."""
         return await self._maintenance.clean_up()
 
     async def sync(self) -> dict[str, Any]:
-        """Compare in full, now. Raises `RedisLost`, `CommandRefused`, `StoreSilent`."""
+        """Compare Redis and the store in full. Raises `RedisLost`, `CommandRefused`,
+        `StoreSilent`."""
         compared = await self._session.sync()
         last = self._session.last_sync
         return {
@@ -601,14 +604,14 @@ class Mirror:
         }
 
     async def restore(self) -> RestoreCounts:
-        """Put back every live job that is missing in Redis. Raises as `sync`."""
+        """Restore every live job that is missing in Redis. Raises the same as `sync`."""
         return await self._session.restore()
 
     async def requeue(self, job_id: str, *, reason: str, force: bool) -> Requeued:
-        """Start a job again by hand. Raises `CannotRequeue` and as `sync`."""
+        """Requeue a job by hand. Raises `CannotRequeue` and the same as `sync`."""
         requeuer, link = self._session.requeue, self._session.link
         if requeuer is None:
-            raise CannotRequeue("the mirror has no `requeue`, so nothing is known of its messages")
+            raise CannotRequeue("the mirror has no `requeue` section, so its messages are unknown")
         if link is None:
             raise RedisLost(self._session.why)
         try:
@@ -617,11 +620,11 @@ class Mirror:
             raise CommandRefused(f"refuses to read or write the broker: {refused}") from refused
 
     def judgement(self, job_id: str) -> Judgement | None:
-        """Who works on an unfinished job, as far as can be seen; None without `requeue`."""
+        """Evidence of who works on an unfinished job; None without `requeue`."""
         return None if self._session.requeue is None else self._session.requeue.judgement(job_id)
 
     def state(self) -> dict[str, Any]:
-        """How the mirror is, for `/api/jobs` and `/readyz`."""
+        """The mirror's state, for `/api/jobs` and `/readyz`."""
         session = self._session
         counts = session.capture.counts
         last = session.restorer.last

@@ -1,4 +1,4 @@
-"""When a daily duty is due, whatever the clocks do on that day, and the task that does it.
+"""When a daily task is due, whatever the clocks do on that day, and the loop that runs it.
 
 A time of day that is skipped when clocks go forward counts as the moment after the gap; one that
 comes twice counts the first time only. A run that was missed while the process was down is made up
@@ -39,13 +39,13 @@ def is_due(last: float | None, now: float, at: tuple[int, int], tz: tzinfo | Non
 
 
 class Daily:
-    """Does one duty a day. `last` is when it was last done (Unix seconds), None if never."""
+    """Runs `work` once a day. `last` is when it last ran (Unix seconds), None if never."""
 
     def __init__(
         self,
         name: str,
         at: tuple[int, int],
-        duty: Callable[[], Awaitable[bool]],
+        work: Callable[[], Awaitable[bool]],
         clock: Clock,
         *,
         last: float | None = None,
@@ -55,7 +55,7 @@ class Daily:
         self.name = name
         self.last = last
         self._at = at
-        self._duty = duty
+        self._work = work
         self._clock = clock
         self._tz = tz
         self._nap = nap
@@ -63,18 +63,18 @@ class Daily:
 
     @property
     def next(self) -> float:
-        """When the duty is due next, Unix seconds; in the past while it is owed."""
+        """When the work is due next, in Unix seconds; in the past while it is overdue."""
         return next_run(self.last or self._clock.time(), self._at, self._tz)
 
     async def run(self) -> None:
-        """Until `stop`: the duty whenever it is due; one that returns False is tried again."""
+        """Run the work whenever it is due; if it returns False, try again."""
         if self.last is None:
             self.last = self._clock.time()
         while not self._stop.is_set():
             now = self._clock.time()
-            if is_due(self.last, now, self._at, self._tz) and await self._duty():
+            if is_due(self.last, now, self._at, self._tz) and await self._work():
                 self.last = now
-            # A clock set back must not postpone the duty by as much.
+            # A clock set back must not postpone the work by as much.
             self.last = min(self.last, now)
             until_next = self.next - now
             nap = min(self._nap, until_next) if until_next > 0 else self._nap

@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock
 from proxy.core.vitals import Vitals
-from proxy.jobs.events import silence
+from proxy.jobs.events import discard_event
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis.connection import ClientFactory
 
 
 class Mirrors:
-    """The mirrors by name. `await start()`, work, `await stop()`. `told(mirror, kind, facts)` hears
-    what an operator would want to know of them."""
+    """The mirrors by name. `await start()`, use, `await stop()`. `on_event(mirror, kind, facts)`
+    receives their events of interest to an operator."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Mirrors:
         clock: Clock,
         *,
         key_prefix: str = "",
-        told: Callable[[str, str, dict[str, object]], None] | None = None,
+        on_event: Callable[[str, str, dict[str, object]], None] | None = None,
         vitals: Vitals | None = None,
     ) -> None:
         metrics = JobMetrics(registry)
@@ -42,21 +42,21 @@ class Mirrors:
                 metrics,
                 clock,
                 key_prefix=key_prefix,
-                tell=partial(told, name) if told is not None else silence,
+                emit=partial(on_event, name) if on_event is not None else discard_event,
                 vitals=vitals,
             )
             for name, one in settings.items()
         }
 
     async def start(self, patience: float = 1.0) -> None:
-        """Open every store. Returns when Redis has answered each mirror or failed to, at the
-        latest after `patience` seconds: until then creations are refused, and a proxy that says it
-        is ready should take them."""
+        """Open every store and wait until Redis has answered every mirror, or failed to, for at
+        most `patience` seconds: creations are refused until then, and a proxy that reports ready
+        should accept them."""
         mirrors = list(self.by_name.values())
         await asyncio.gather(*(mirror.start() for mirror in mirrors))
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await asyncio.gather(*(mirror.first_word() for mirror in mirrors))
+                await asyncio.gather(*(mirror.first_contact() for mirror in mirrors))
 
     async def stop(self) -> None:
         """End all tasks and close every store."""

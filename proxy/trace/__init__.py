@@ -1,5 +1,5 @@
-"""What happened: a durable, bounded record, and the timeline of one ID that is read from it.
+"""The trace: a durable, bounded record of events, and the timeline of one ID built from it.
 
-`recorder` takes events, `store` keeps them, `timeline` joins them, `diagnosis` names the likely
-cause.
+`recorder` accepts events, `store` persists them, `timeline` joins them, `diagnosis` finds the
+likely cause. Knows the configuration and `core`, and nothing of how the events come about.
 """

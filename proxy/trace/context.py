@@ -1,4 +1,4 @@
-"""What the rules of diagnosis.py look at, and what they find. Pure."""
+"""Input and result of the diagnosis rules. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from proxy.trace.events import TraceEvent
 from proxy.trace.job_history import JobHistory
 
-LOOK_BACK = 3600.0  # seconds before a story within which something can have prepared it
+LOOK_BACK = 3600.0  # seconds before a timeline within which its cause may lie
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The suspect. `event` is one of the story's."""
+    """The suspected cause. `event` is part of the timeline."""
 
     kind: str
     summary: str
@@ -22,11 +22,11 @@ class Cause:
 
 @dataclass(slots=True)
 class DiagnosisContext:
-    """What the rules look at. `events` are all of the story, in time order; `before` what happened
-    to breakers, mirrors and the proxy in the hour before it. `now` is Unix seconds."""
+    """What the rules examine. `events` is the timeline in order; `before` has the state changes of
+    breakers, mirrors and the proxy in the hour before it. `now` is in Unix seconds."""
 
     events: Sequence[TraceEvent]
-    lives: Sequence[JobHistory]
+    histories: Sequence[JobHistory]
     now: float
     stuck_after: float
     called_in: Mapping[str, Sequence[str]]
@@ -35,34 +35,34 @@ class DiagnosisContext:
     before: Sequence[TraceEvent] = field(default_factory=tuple)
 
     def of(self, source: str, *kinds: str) -> list[TraceEvent]:
-        """The story's events of one source, of those kinds if any are named."""
+        """The timeline's events of one source, optionally of these kinds only."""
         return [e for e in self.events if e.source == source and (not kinds or e.kind in kinds)]
 
     def concerns(self, event: TraceEvent) -> bool:
-        """Whether it can be what is asked about: a refusal is not of a job that there is, though
-        the client may have given both the same correlation ID."""
+        """Whether the event can explain what the query is about. The rejection of a request does
+        not explain an existing job, even if both have the same correlation ID."""
         return not self.about_job or event.job_id is not None
 
     @property
     def ingress(self) -> list[TraceEvent]:
-        """What callers asked."""
+        """Exchanges with clients."""
         return [e for e in self.of("exchange") if e.facts.get("direction") != "egress"]
 
     def calls(self, service: str) -> list[TraceEvent]:
-        """Calls of a microservice."""
+        """Calls to a microservice."""
         return [
             e
             for e in self.of("exchange")
             if e.service == service and e.facts.get("direction") == "egress"
         ]
 
-    def job_event(self, life: JobHistory, *kinds: str) -> TraceEvent | None:
-        """The last event of a job's life, of those kinds if any are named."""
-        found = [e for e in self.of("job", *kinds) if e.job_id == life.job_id]
+    def job_event(self, history: JobHistory, *kinds: str) -> TraceEvent | None:
+        """The last event in a job's history, optionally of these kinds only."""
+        found = [e for e in self.of("job", *kinds) if e.job_id == history.job_id]
         return found[-1] if found else None
 
     def opening(self, service: str, until: float) -> TraceEvent | None:
-        """The transition that made a circuit refuse calls at that moment; None when it did not."""
+        """The transition that had opened a circuit at time `until`; None if it was closed."""
         seen = [
             e
             for e in (*self.before, *self.events)
@@ -77,7 +77,7 @@ class DiagnosisContext:
         return opened
 
     def lasting(self, begins: str, ends: str) -> TraceEvent | None:
-        """News of a mirror that have not ended by the end of the story, or ended within it."""
+        """A mirror's condition that began before or in the timeline and did not end before it."""
         begun: TraceEvent | None = None
         first = self.events[0].at if self.events else self.now
         for event in sorted((*self.before, *self.events), key=lambda e: e.at):
@@ -88,10 +88,10 @@ class DiagnosisContext:
         return begun
 
     def shown(self, wanted: TraceEvent, instead: TraceEvent) -> TraceEvent:
-        """An event that is among the story's: the wanted one, or the one that it led to."""
+        """`wanted` if it is part of the timeline, else `instead`, its consequence."""
         return wanted if any(e is wanted for e in self.events) else instead
 
 
 def index_of(events: Iterable[TraceEvent], event: TraceEvent) -> int:
-    """Where an event stands among others; the same object, not an equal one."""
+    """The index of an event among others, by identity."""
     return next(i for i, one in enumerate(events) if one is event)

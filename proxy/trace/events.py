@@ -1,8 +1,8 @@
-"""One thing that happened, as it is recorded and as it is told. Pure.
+"""One event, as it is recorded and as the API shows it. Pure.
 
-1. What a client, an upstream or a job document said is cut and made printable before it is kept:
-   a text to `TEXT` characters, the facts of an event to `FACTS` entries and `FACTS_BYTES` bytes.
-2. A summary is made when an event is read (`summaries`), never when it is kept.
+1. Data from a client, an upstream or a job document is truncated and made printable before it is
+   stored: a text to `TEXT` characters, an event's facts to `FACTS` entries and `FACTS_BYTES` bytes.
+2. Summaries are created when events are read (`summaries`), never when they are stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Source = Literal["exchange", "attempt", "breaker", "upload", "job", "restore", "
 
 
 class Severity(IntEnum):
-    """How bad it is, for whoever looks for trouble."""
+    """How bad an event is, for filtering."""
 
     OK = 0
     WARNING = 1
@@ -33,16 +33,16 @@ class Severity(IntEnum):
 
     @property
     def word(self) -> str:
-        """As it is written."""
+        """The name used in the API."""
         return self.name.lower()
 
 
 @dataclass(slots=True)
 class TraceEvent:
-    """One event. `at` is Unix seconds, `duration` seconds: for an exchange `at` is its beginning,
-    for what a job says of itself the moment when the mirror saw it. `id` orders events as they were
-    recorded; 0 for one that is not recorded, but made from another or from a job's versions.
-    `service` is the upstream that it is about."""
+    """One event. `at` is in Unix seconds, `duration` in seconds. For an exchange `at` is its start,
+    for a job's event the time when the mirror captured it. `id` orders events as they were
+    recorded; it is 0 for events derived from another one or from a job's versions. `service` is
+    the upstream concerned."""
 
     at: float
     source: Source
@@ -57,13 +57,13 @@ class TraceEvent:
 
     @property
     def until(self) -> float:
-        """When it was over."""
+        """When it ended."""
         return self.at + (self.duration or 0.0)
 
     @property
     def lane(self) -> str:
-        """What it shares the bounds of the trace with: the same kind of one route, or its source
-        where it is no exchange."""
+        """The group of events with which it shares a limit: the same kind on the same route for an
+        exchange, else the same source."""
         if self.source != "exchange":
             return self.source
         listener, route = self.facts.get("listener"), self.facts.get("route")
@@ -71,7 +71,7 @@ class TraceEvent:
 
 
 def text(value: object, limit: int = TEXT) -> str:
-    """The first `limit` characters of `value`, those that cannot be printed as `\\uNNNN`."""
+    """The first `limit` characters of `value`; unprintable ones as `\\uNNNN`."""
     raw = value if isinstance(value, str) else str(value)
     cut = raw[:limit]
     if not cut.isprintable():
@@ -82,7 +82,7 @@ def text(value: object, limit: int = TEXT) -> str:
 
 
 def bounded(facts: Mapping[str, object]) -> dict[str, Any]:
-    """The facts that may be kept: without those that say nothing, cut, and only plain values."""
+    """The facts fit for storing: without None values, truncated, only plain JSON types."""
     kept: dict[str, Any] = {}
     for name, value in facts.items():
         if value is None:
@@ -108,8 +108,7 @@ def _plain(value: object, depth: int) -> Any:
 
 
 def encode_facts(facts: Mapping[str, Any]) -> str:
-    """JSON of facts that `bounded` has let through; entries that would make it too long are left
-    out, the largest first."""
+    """JSON of facts from `bounded`; if it would be too long, the largest entries are dropped."""
     encoded = json.dumps(facts, separators=(",", ":"))
     if len(encoded) <= FACTS_BYTES:
         return encoded
@@ -123,7 +122,7 @@ def encode_facts(facts: Mapping[str, Any]) -> str:
 
 
 def document(event: TraceEvent, summary: str) -> dict[str, Any]:
-    """The event as the admin API gives it."""
+    """The event as the admin API shows it."""
     return {
         "at": iso_utc(event.at),
         "source": event.source,

@@ -1,9 +1,9 @@
-"""The life of a job, read from the versions that the mirror kept of it. Pure.
+"""The history of a job, derived from the versions that the mirror stored. Pure.
 
-1. A version is hostile until read: what is no JSON object is told as such, never raised; of a
-   document no more than `STAGES` stages are looked at.
-2. When something happened is when the mirror saw it. How long a stage took is what the document
-   says, where it says so; only differences of its own times are used, as they may lack an offset.
+1. Versions are untrusted: a value that is not a JSON object counts as empty and never raises; at
+   most `STAGES` stages of a document are read.
+2. The time of an event is when the mirror captured it. The duration of a stage comes from the
+   document, if given; only differences of its timestamps are used, as they may lack an offset.
 3. A *phase* is what the job was doing: the name of the stage in progress, else its status.
 """
 
@@ -26,7 +26,7 @@ FINISHED = frozenset({"completed", "failed", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a job was doing between two moments, Unix seconds; `end` None: it still is."""
+    """What a job was doing between two times (Unix seconds); `end` None: it is ongoing."""
 
     name: str
     start: float
@@ -35,8 +35,8 @@ class Phase:
 
 @dataclass(slots=True)
 class JobHistory:
-    """What is known of one job. Times are Unix seconds. `failed_in` is the stage that failed, or
-    the phase in which the job was when it did."""
+    """What is known of one job. Times are in Unix seconds. `failed_in` is the stage that failed, or
+    the phase in which the job failed."""
 
     job_id: str
     mirror: str
@@ -54,84 +54,84 @@ class JobHistory:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more is to come of it."""
+        """Whether it has a final status or was deleted."""
         return self.status in FINISHED or self.deleted_at is not None
 
     def working(self, now: float, idle: float | None = None) -> tuple[float, float] | None:
-        """From when to when a worker was at it, as far as is known; None: never. One that has not
-        ended is worked on until `now`, or until it has not changed for `idle` seconds."""
+        """When a worker started and stopped working on it, as far as is known; None: never. An
+        unended job is worked on until `now`, or until it has not changed for `idle` seconds."""
         started = next((p.start for p in self.phases if p.name not in WAITING | FINISHED), None)
         if started is None:
             return None
-        # A deleted job is worked on to its end all the same.
+        # Workers finish deleted jobs too.
         if self.status in FINISHED and self.ended_at is not None:
             return started, self.ended_at
         return started, now if idle is None else min(now, (self.last_change or now) + idle)
 
 
-def read_life(mirror: str, shown: Mapping[str, Any]) -> JobHistory:
-    """The life of a job as `GET /api/jobs/{mirror}/{job_id}` shows it: its versions, with `seen`
-    and `data` each, and what became of it."""
-    life = JobHistory(job_id=str(shown.get("job_id"))[:NAME], mirror=mirror)
+def read_history(mirror: str, shown: Mapping[str, Any]) -> JobHistory:
+    """Read a job's history from `GET /api/jobs/{mirror}/{job_id}`: its versions, each with `seen`
+    and `data`, and its end."""
+    history = JobHistory(job_id=str(shown.get("job_id"))[:NAME], mirror=mirror)
     before: dict[str, Any] = {}
     for version in shown.get("versions") or ():
         seen = moment(version.get("seen"))
         if seen is None:
             continue
         data = version.get("data")
-        # Of an old version among large ones only the status is known.
+        # Old versions of large documents come without data, only with their status.
         document = _document(data) if data is not None else {"status": version.get("status")}
-        _take(life, before, document, seen)
+        _take(history, before, document, seen)
         before = document
     deleted = moment(shown.get("deleted"))
     if deleted is not None:
-        life.deleted_at = deleted
-        life.deleted_by = text(shown.get("origin", ""), NAME)
-        life.events.append(
+        history.deleted_at = deleted
+        history.deleted_by = text(shown.get("origin", ""), NAME)
+        history.events.append(
             TraceEvent(
                 deleted,
                 "job",
                 "deleted",
                 Severity.WARNING,
-                job_id=life.job_id,
-                facts={"origin": life.deleted_by},
+                job_id=history.job_id,
+                facts={"origin": history.deleted_by},
             )
         )
-    life.events = life.events[:EVENTS]
-    return life
+    history.events = history.events[:EVENTS]
+    return history
 
 
-def _take(life: JobHistory, before: dict[str, Any], now: dict[str, Any], seen: float) -> None:
-    """One more version."""
-    first = life.first_seen is None
+def _take(history: JobHistory, before: dict[str, Any], now: dict[str, Any], seen: float) -> None:
+    """Add one version."""
+    first = history.first_seen is None
     if first:
-        life.first_seen = seen
-    life.last_change = seen
-    was, status = life.status, _word(now.get("status")) or "unknown"
-    life.status = status
+        history.first_seen = seen
+    history.last_change = seen
+    was, status = history.status, _word(now.get("status")) or "unknown"
+    history.status = status
     stages, stages_before = _stages(now), _stages(before)
     phase = next((n for n, s in stages.items() if _word(s.get("status")) == "processing"), status)
     if status in FINISHED:
         phase = status
-    if not life.phases or life.phases[-1].name != phase:
-        if life.phases:
-            last = life.phases[-1]
-            life.phases[-1] = Phase(last.name, last.start, seen)
-        life.phases.append(Phase(phase, seen, None))
+    if not history.phases or history.phases[-1].name != phase:
+        if history.phases:
+            last = history.phases[-1]
+            history.phases[-1] = Phase(last.name, last.start, seen)
+        history.phases.append(Phase(phase, seen, None))
     if first:
         facts = {"status": status, "query": now.get("query"), "file": now.get("audio_file")}
-        _add(life, seen, "created" if status in WAITING else "first_seen", facts=facts)
+        _add(history, seen, "created" if status in WAITING else "first_seen", facts=facts)
     changed = status != was and (not first or status in FINISHED)
     if changed and status not in FINISHED:  # a job is taken before its first stage begins ...
-        _take_status(life, was, status, now, seen)
+        _take_status(history, was, status, now, seen)
     for name, stage in stages.items():
-        _take_stage(life, name, stages_before.get(name, {}), stage, seen, first)
+        _take_stage(history, name, stages_before.get(name, {}), stage, seen, first)
     if changed and status in FINISHED:  # ... and ends after its last one
-        _take_status(life, was, status, now, seen)
+        _take_status(history, was, status, now, seen)
 
 
 def _take_stage(
-    life: JobHistory,
+    history: JobHistory,
     name: str,
     before: dict[str, Any],
     stage: dict[str, Any],
@@ -148,57 +148,61 @@ def _take_stage(
     severity = Severity.OK
     if status == "failed":
         severity = Severity.ERROR
-        life.failed_in = name
+        history.failed_in = name
         facts["error"] = stage.get("error_message") or stage.get("error")
     elif status == "waiting_retry":
         severity = Severity.WARNING
         facts["error"] = stage.get("error_message") or stage.get("error")
     kind = {"processing": "stage_started"}.get(status, f"stage_{status}")
-    _add(life, seen, kind, severity, None if status == "processing" else took, facts)
+    _add(history, seen, kind, severity, None if status == "processing" else took, facts)
 
 
 def _take_status(
-    life: JobHistory, was: str, status: str, document: dict[str, Any], seen: float
+    history: JobHistory, was: str, status: str, document: dict[str, Any], seen: float
 ) -> None:
-    since = seen - (life.first_seen or seen)
+    since = seen - (history.first_seen or seen)
     if status in FINISHED:
-        life.ended_at = seen
+        history.ended_at = seen
         facts: dict[str, object] = {}
         if status == "failed":
-            life.error, life.error_type, stage = _error(document)
-            previous = [p.name for p in life.phases[:-1]]
-            life.failed_in = life.failed_in or stage or (previous[-1] if previous else None)
-            facts = {"error": life.error, "type": life.error_type, "stage": life.failed_in}
+            history.error, history.error_type, stage = _error(document)
+            previous = [p.name for p in history.phases[:-1]]
+            history.failed_in = history.failed_in or stage or (previous[-1] if previous else None)
+            facts = {"error": history.error, "type": history.error_type, "stage": history.failed_in}
         severity = Severity.ERROR if status == "failed" else Severity.OK
-        _add(life, seen, status, severity, since or None, facts)
+        _add(history, seen, status, severity, since or None, facts)
     elif was in WAITING and status not in WAITING:
-        life.ended_at = None
-        _add(life, seen, "started", facts={"status": status, "waited_ms": round(since * 1000, 1)})
+        history.ended_at = None
+        _add(
+            history, seen, "started", facts={"status": status, "waited_ms": round(since * 1000, 1)}
+        )
     else:
         back = was in FINISHED
-        life.ended_at = None
+        history.ended_at = None
         severity = Severity.WARNING if back else Severity.OK
-        _add(life, seen, "status", severity, facts={"status": status, "was": was})
+        _add(history, seen, "status", severity, facts={"status": status, "was": was})
 
 
 def _add(
-    life: JobHistory,
+    history: JobHistory,
     at: float,
     kind: str,
     severity: Severity = Severity.OK,
     duration: float | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> None:
-    if len(life.events) < EVENTS:
+    if len(history.events) < EVENTS:
         kept = bounded(facts or {})
         kind = text(kind, NAME)
-        life.events.append(
-            TraceEvent(at, "job", kind, severity, job_id=life.job_id, duration=duration, facts=kept)
+        history.events.append(
+            TraceEvent(
+                at, "job", kind, severity, job_id=history.job_id, duration=duration, facts=kept
+            )
         )
 
 
 def _error(document: dict[str, Any]) -> tuple[str | None, str | None, str | None]:
-    """Message, type and stage of a failed job, in either shape."""
+    """Message, type and stage of a failed job, in either document format."""
     error = document.get("error")
     if isinstance(error, dict):
         message, kind, stage = error.get("message"), error.get("type"), error.get("stage")
@@ -236,7 +240,7 @@ def _word(value: object) -> str:
 
 
 def moment(value: object) -> float | None:
-    """Unix seconds of an ISO time with an offset; None for anything else."""
+    """An ISO time with an offset in Unix seconds; None for anything else."""
     if not isinstance(value, str) or len(value) > 40:
         return None
     try:
@@ -247,7 +251,7 @@ def moment(value: object) -> float | None:
 
 
 def _between(start: object, end: object) -> float | None:
-    """Seconds between two ISO times of one form; None where that makes no sense."""
+    """Seconds between two ISO times of the same form; None if that makes no sense."""
     if not (isinstance(start, str) and isinstance(end, str) and max(len(start), len(end)) <= 40):
         return None
     try:
@@ -258,12 +262,12 @@ def _between(start: object, end: object) -> float | None:
 
 
 def working_overlaps(
-    lives: Iterable[JobHistory], start: float, end: float, now: float, idle: float
+    histories: Iterable[JobHistory], start: float, end: float, now: float, idle: float
 ) -> list[JobHistory]:
-    """Those at which a worker was at some time between the two moments."""
+    """The jobs that a worker was working on at some time between `start` and `end`."""
     found = []
-    for life in lives:
-        span = life.working(now, idle)
+    for history in histories:
+        span = history.working(now, idle)
         if span is not None and span[0] <= end and span[1] >= start:
-            found.append(life)
+            found.append(history)
     return found

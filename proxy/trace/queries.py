@@ -1,4 +1,4 @@
-"""Questions to the trace: what its file knows, and what is not in it yet."""
+"""Queries of the trace: events in its file and events still waiting to be written."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from proxy.trace.events import Severity, TraceEvent
 
 log = logging.getLogger(__name__)
 
-#: The columns of `sql.NAMES`; before it is written, its lane as well.
+#: The columns of `sql.NAMES`; a row that is not written yet has its lane in addition.
 Row = tuple[Any, ...]
 
 
 class TraceQueries:
-    """The questions of one answer. Each has a limit, in events; what it finds is in the order in
-    which it was recorded, and of too many the newest. While the file does not answer they find only
-    what waits to be written, and `silent` says why."""
+    """The queries for one response. Each returns at most `limit` events, the newest, in the order
+    in which they were recorded. While the file does not answer, only events that wait to be
+    written are found, and `silent` has the reason."""
 
     def __init__(self, file: SqliteFile, waiting: Callable[[], Iterable[Row]]) -> None:
         self.silent: str | None = None
@@ -28,17 +28,17 @@ class TraceQueries:
         self._waiting = waiting
 
     async def by_correlation(self, correlation_id: str, limit: int) -> list[TraceEvent]:
-        """With that correlation ID."""
+        """Events with that correlation ID."""
         return await self._read(
             sql.BY_CORRELATION, (correlation_id, limit), lambda row: row[5] == correlation_id
         )
 
     async def by_job(self, job_id: str, limit: int) -> list[TraceEvent]:
-        """That name that job."""
+        """Events with that job ID."""
         return await self._read(sql.BY_JOB, (job_id, limit), lambda row: row[6] == job_id)
 
-    async def news(self, start: float, end: float, limit: int) -> list[TraceEvent]:
-        """What happened to breakers, mirrors and the proxy between two moments, Unix seconds."""
+    async def state_changes(self, start: float, end: float, limit: int) -> list[TraceEvent]:
+        """Events of breakers, mirrors and the proxy between two times (Unix seconds)."""
         first, last = int(start * 1e6), int(end * 1e6)
         return await self._read(
             sql.NEWS,
@@ -47,7 +47,7 @@ class TraceQueries:
         )
 
     async def calls(self, service: str, start: float, end: float, limit: int) -> list[TraceEvent]:
-        """Exchanges with an upstream that ended between two moments, Unix seconds."""
+        """Exchanges with an upstream that ended between two times (Unix seconds)."""
         first, last = int(start * 1e6), int(end * 1e6)
         return await self._read(
             sql.CALLS,
@@ -56,13 +56,13 @@ class TraceQueries:
         )
 
     async def recent(self, least: Severity, limit: int) -> list[TraceEvent]:
-        """The newest, of at least that severity."""
+        """The newest events of at least that severity."""
         return await self._read(sql.RECENT[least], (limit,), lambda row: row[4] >= least)
 
     async def _read(
         self, statement: str, params: tuple[Any, ...], wanted: Callable[[Row], bool]
     ) -> list[TraceEvent]:
-        # In this order: what is committed between the two is found twice, not never.
+        # In this order, an event committed in between is found twice instead of not at all.
         found = {row[0]: row for row in self._waiting() if wanted(row)}
         try:
             found.update((row[0], tuple(row)) for row in await self._file.rows(statement, params))
@@ -73,7 +73,7 @@ class TraceQueries:
 
 
 def read_event(row: Row) -> TraceEvent:
-    """A row of the columns that `sql` selects."""
+    """The event of a row with the columns that `sql` selects."""
     number, at, source, kind, severity, correlation_id, job_id, service, duration, facts = row[:10]
     return TraceEvent(
         at=at,

@@ -1,4 +1,4 @@
-"""What may be recorded, and how much of it: the door of the trace for everybody who has news."""
+"""The recorder: the entry point of the trace for everyone who reports events."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from proxy.trace.store import TraceStore
 BURST = 10  # times `max_rate`
 
 
-class Word(Protocol):
-    """A state that has a name."""
+class NamedState(Protocol):
+    """A state with a name."""
 
     @property
     def value(self) -> str: ...
@@ -31,12 +31,12 @@ class FailureFacts(Protocol):
 
 
 class TransitionFacts(Protocol):
-    """A circuit's change of state, as a breaker tells it."""
+    """A circuit's state transition, as a breaker reports it."""
 
     @property
-    def from_state(self) -> Word: ...
+    def from_state(self) -> NamedState: ...
     @property
-    def to_state(self) -> Word: ...
+    def to_state(self) -> NamedState: ...
     @property
     def reason(self) -> str: ...
     @property
@@ -51,7 +51,7 @@ class TransitionFacts(Protocol):
 
 _BREAKERS = {"open": Severity.ERROR, "forced_open": Severity.ERROR, "closed": Severity.OK}
 
-#: What a mirror tells: of which source it is, and how bad.
+#: The events of a mirror: their source and severity.
 _MIRRORS: dict[str, tuple[Source, Severity]] = {
     "redis_lost": ("mirror", Severity.ERROR),
     "redis_back": ("mirror", Severity.OK),
@@ -78,13 +78,13 @@ _PROXY = {
 
 
 def _ignore(event: TraceEvent) -> None:
-    """What is recorded while there is no trace."""
+    """Drop an event while there is no trace."""
 
 
 class Trace:
     """The trace of a process. `await start()`, `record`, `await stop()`; `store` is for reading.
 
-    Without `settings` there is none: `store` is None, and what is recorded is dropped.
+    Without `settings` the trace is off: `store` is None and events are dropped.
     """
 
     def __init__(
@@ -117,35 +117,35 @@ class Trace:
         self.record = self.store.put
 
     async def start(self) -> None:
-        """Begin to write. Never raises for the state of the file."""
+        """Start writing. Never raises for the state of the file."""
         if self.store is not None:
             await self.store.start()
             self.proxy("started")
 
     async def stop(self) -> None:
-        """Write what is queued, within seconds."""
+        """Write what is queued, for a few seconds at most, and close."""
         if self.store is not None:
             self.proxy("stopped")
             await self.store.stop()
 
     async def replace(self, settings: schema.Trace | None) -> None:
-        """Stop, and start with these settings: another file, other bounds, or none at all. Plans
-        that were compiled before go on with their own thresholds. Never raises."""
+        """Restart with these settings: another file, other limits, or no trace. Plans compiled
+        before keep their own thresholds. Never raises."""
         store = self.store
-        self._use(settings)  # what is recorded from now on is for the new one
+        self._use(settings)  # events from now on go to the new one
         if store is not None:
             await store.stop()
         if self.store is not None:
             await self.store.start()
 
     def refused_by_rate(self) -> None:
-        """An event was more than an allowance has."""
+        """Count an event that exceeded a rate limit."""
         self._metrics.dropped("rate")
 
-    # --- news that are no exchanges -------------------------------------------------------------
+    # --- events other than exchanges ------------------------------------------------------------
 
     def breaker(self, service: str, made: TransitionFacts) -> None:
-        """A circuit changed its state."""
+        """Record a circuit's transition."""
         kind = made.to_state.value
         self.record(
             TraceEvent(
@@ -168,8 +168,8 @@ class Trace:
         )
 
     def mirror(self, name: str, kind: str, facts: dict[str, object]) -> None:
-        """A mirror lost something, found it again, put jobs back, or found a job stranded. `job_id`
-        among the facts is the job's that it is about."""
+        """Record a mirror's event: a loss, a recovery, a restore, a stranded job. `job_id` among
+        the facts is the job concerned."""
         source, severity = _MIRRORS[kind]
         if kind == "restored" and not facts.get("restored"):
             return  # nothing was missing
@@ -186,8 +186,8 @@ class Trace:
         )
 
     def proxy(self, kind: str, **facts: object) -> None:
-        """The proxy itself: `started`, `stopped`, `reloaded`, `reload_refused`, `trace_degraded`,
-        `trace_back`."""
+        """Record an event of the proxy itself: `started`, `stopped`, `reloaded`, `reload_refused`,
+        `trace_degraded`, `trace_back`."""
         severity = _PROXY.get(kind, Severity.OK)
         self.record(TraceEvent(self.clock.time(), "proxy", kind, severity, facts=bounded(facts)))
 

@@ -61,7 +61,7 @@ class TraceStore:
         max_size: int,
         on_degraded: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
-        self._upkeep = FileRecovery(
+        self._recovery = FileRecovery(
             "trace",
             path,
             sql.SCHEMA,
@@ -69,7 +69,7 @@ class TraceStore:
             on_suspect=lambda: self._wake.set(),
             on_degraded=self._tell_degraded,
         )
-        self._file = self._upkeep.file
+        self._file = self._recovery.file
         self._clock = clock
         self._metrics = metrics
         self._keep_for = keep_for
@@ -92,7 +92,7 @@ class TraceStore:
         """Open the file (made when missing) and begin to write. Never raises for its state."""
         self._stopping = False
         self._stop.clear()
-        await self._upkeep.open()
+        await self._recovery.open()
         self._writer.start()
 
     async def stop(self, patience: float = 2.0) -> None:
@@ -158,7 +158,7 @@ class TraceStore:
             except Exception as unexpected:
                 # A fault of ours must not end the record for good: say it, and begin anew.
                 log.exception("trace writer failed")
-                self._upkeep.say(f"internal error: {unexpected!r}")
+                self._recovery.say(f"internal error: {unexpected!r}")
                 done = False
             if not done and not self._stopping:
                 await self._wait(self._stop, RETRY)
@@ -177,9 +177,9 @@ class TraceStore:
 
     async def _write_all(self) -> bool:
         """Write what is queued; False when SQLite takes nothing now."""
-        await self._upkeep.look()
-        self._metrics.log.set(self._upkeep.log_size)
-        if not await self._upkeep.ready():
+        await self._recovery.look()
+        self._metrics.log.set(self._recovery.log_size)
+        if not await self._recovery.ready():
             return False
         try:
             while self._queue:
@@ -187,9 +187,9 @@ class TraceStore:
                 await self._fit()
             await self._forget_old()
         except sqlite3.Error as error:
-            await self._upkeep.failed(error)
+            await self._recovery.failed(error)
             return False
-        self._upkeep.say(None)
+        self._recovery.say(None)
         return True
 
     async def _write_group(self) -> None:
@@ -282,7 +282,7 @@ class TraceStore:
     @property
     def degraded(self) -> str | None:
         """Why nothing can be written now; None when it can."""
-        return self._upkeep.degraded
+        return self._recovery.degraded
 
     def _tell_degraded(self, reason: str | None) -> None:
         self._metrics.degraded.set(reason is not None)

@@ -1,4 +1,4 @@
-"""One line for a person about each event. Pure: a table of what to say, by source and kind."""
+"""One readable line for each event, by source and kind. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from proxy.trace.events import TraceEvent, text
 
 
 def summary(event: TraceEvent) -> str:
-    """What happened, in at most some 300 characters."""
-    say = _BY_KIND.get((event.source, event.kind)) or _BY_SOURCE[event.source]
-    return text(say(event), 300)
+    """The event in one line of about 300 characters at most."""
+    describe = _BY_KIND.get((event.source, event.kind)) or _BY_SOURCE[event.source]
+    return text(describe(event), 300)
 
 
 def duration(seconds: float | None) -> str:
@@ -31,10 +31,10 @@ def duration(seconds: float | None) -> str:
 
 def _exchange(event: TraceEvent) -> str:
     facts = event.facts
-    said = f"{facts.get('method')} {facts.get('path')}"
+    line = f"{facts.get('method')} {facts.get('path')}"
     if facts.get("direction") == "egress":
-        said = f"call of {event.service or facts.get('listener')}: {said}"
-    said += f": {_status(facts)}"
+        line = f"call of {event.service or facts.get('listener')}: {line}"
+    line += f": {_status(facts)}"
     notes = []
     if facts.get("detail"):
         notes.append(str(facts["detail"]))
@@ -46,7 +46,7 @@ def _exchange(event: TraceEvent) -> str:
     if stored in ("not_stored", "degraded"):
         words = {"not_stored": "the job is not stored", "degraded": "not confirmed in SQLite"}
         notes.append(words[stored])
-    return said + (f" ({'; '.join(notes)})" if notes else "")
+    return line + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _status(facts: dict[str, Any]) -> str:
@@ -66,7 +66,7 @@ def _left(facts: dict[str, Any]) -> str:
 def _creation(event: TraceEvent) -> str:
     facts = event.facts
     words = {"confirmed": "and stored", "degraded": "stored in Redis, not confirmed in SQLite"}
-    stored = words.get(str(facts.get("job_stored")), "nothing is known of its storing")
+    stored = words.get(str(facts.get("job_stored")), "whether it is stored is unknown")
     job = event.job_id or "a job"
     return f"{facts.get('method')} {facts.get('path')}: {_status(facts)}, {job} accepted, {stored}"
 
@@ -81,11 +81,11 @@ _ATTEMPTS = {
 def _attempt(event: TraceEvent) -> str:
     facts = event.facts
     kind = event.kind
-    said = _ATTEMPTS.get(kind) or f"answered {kind.removeprefix('status_')}"
+    line = _ATTEMPTS.get(kind) or f"answered {kind.removeprefix('status_')}"
     count = facts.get("count", 1)
     times = f", {count} times within {duration(event.duration) or '0 s'}" if count > 1 else ""
     target = f" at {facts['target']}" if facts.get("target") else ""
-    return f"{event.service or 'the upstream'}{target} {said}{times}"
+    return f"{event.service or 'the upstream'}{target} {line}{times}"
 
 
 def _breaker(event: TraceEvent) -> str:
@@ -96,9 +96,9 @@ def _breaker(event: TraceEvent) -> str:
         "forced_open": "is opened by hand",
         "forced_closed": "is closed by hand",
     }
-    said = f"the circuit of {event.service} {words.get(event.kind, event.kind)}"
+    line = f"the circuit of {event.service} {words.get(event.kind, event.kind)}"
     reason = event.facts.get("reason")
-    return f"{said} ({reason})" if reason else said
+    return f"{line} ({reason})" if reason else line
 
 
 def _upload(event: TraceEvent) -> str:
@@ -114,17 +114,17 @@ def _upload(event: TraceEvent) -> str:
     if verdict == "accepted":
         return f"upload accepted: {', '.join(measured)}"
     if verdict == "unfinished":
-        return "the upload ended before its verdict"
-    return f"upload refused: {facts.get('detail') or verdict}"
+        return "the upload ended before its check was complete"
+    return f"upload rejected: {facts.get('detail') or verdict}"
 
 
-def _stage(said: str) -> Callable[[TraceEvent], str]:
-    def say(event: TraceEvent) -> str:
+def _stage(what: str) -> Callable[[TraceEvent], str]:
+    def describe(event: TraceEvent) -> str:
         error = event.facts.get("error")
-        line = f"stage {event.facts.get('stage')} {said}"
+        line = f"stage {event.facts.get('stage')} {what}"
         return f"{line}: {error}" if error else line
 
-    return say
+    return describe
 
 
 def _job(event: TraceEvent) -> str:
@@ -143,29 +143,29 @@ def _started(event: TraceEvent) -> str:
 def _failed(event: TraceEvent) -> str:
     facts = event.facts
     where = f" in {facts['stage']}" if facts.get("stage") else ""
-    return f"job failed{where}: {facts.get('error') or facts.get('type') or 'it does not say why'}"
+    return f"job failed{where}: {facts.get('error') or facts.get('type') or 'no reason given'}"
 
 
 def _restored(event: TraceEvent) -> str:
     facts = event.facts
     return (
         f"{facts.get('restored')} jobs put back into Redis ({facts.get('cause')}),"
-        f" {facts.get('kept')} were there"
+        f" {facts.get('kept')} were still there"
     )
 
 
-def _reason(said: str) -> Callable[[TraceEvent], str]:
-    def say(event: TraceEvent) -> str:
+def _reason(line: str) -> Callable[[TraceEvent], str]:
+    def describe(event: TraceEvent) -> str:
         reason = event.facts.get("reason")
-        return f"{said}: {reason}" if reason else said
+        return f"{line}: {reason}" if reason else line
 
-    return say
+    return describe
 
 
 def _refused_reload(event: TraceEvent) -> str:
     problems = event.facts.get("problems") or ["?"]
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"reload refused, the old config stays: {problems[0]}{more}"
+    return f"reload refused, the old config stays in force: {problems[0]}{more}"
 
 
 _BY_SOURCE: dict[str, Callable[[TraceEvent], str]] = {
@@ -192,13 +192,13 @@ _BY_KIND: dict[tuple[str, str], Callable[[TraceEvent], str]] = {
         else "job deleted in Redis"
     ),
     ("job", "stage_started"): _stage("begins"),
-    ("mirror", "redis_lost"): _reason("Redis does not answer any more"),
+    ("mirror", "redis_lost"): _reason("Redis no longer answers"),
     ("mirror", "redis_back"): lambda event: "Redis answers again",
     ("mirror", "sqlite_degraded"): _reason("the jobs' SQLite file cannot be written"),
     ("mirror", "sqlite_back"): lambda event: "the jobs' SQLite file can be written again",
-    ("mirror", "gap"): _reason("the jobs' SQLite file lacks something and is filled again"),
-    ("mirror", "obstacle"): _reason("lost jobs cannot be put back"),
-    ("mirror", "obstacle_gone"): lambda event: "lost jobs can be put back again",
+    ("mirror", "gap"): _reason("the jobs' SQLite file lost data and is being refilled"),
+    ("mirror", "obstacle"): _reason("lost jobs cannot be restored"),
+    ("mirror", "obstacle_gone"): lambda event: "lost jobs can be restored again",
     ("mirror", "stranded"): lambda event: (
         f"nobody works on job {event.job_id}, {event.facts.get('status')}"
         f" since {event.facts.get('unchanged_since')}"
@@ -212,16 +212,16 @@ _BY_KIND: dict[tuple[str, str], Callable[[TraceEvent], str]] = {
         f"nobody works on job {event.job_id}: {event.facts.get('evidence')}"
     ),
     ("mirror", "not_requeued"): lambda event: (
-        f"job {event.job_id} is not given a message again: {event.facts.get('reason')}"
+        f"job {event.job_id} was not requeued: {event.facts.get('reason')}"
     ),
     ("mirror", "broker_refused"): _reason("the broker cannot be read"),
     ("mirror", "broker_back"): lambda event: "the broker can be read again",
     ("restore", "requeued"): lambda event: (
-        f"job {event.job_id} was given a message again ({event.facts.get('how')}, attempt"
+        f"job {event.job_id} was requeued ({event.facts.get('how')}, attempt"
         f" {event.facts.get('attempt')}): {event.facts.get('evidence')}"
     ),
     ("proxy", "reload_refused"): _refused_reload,
-    ("proxy", "reloaded"): lambda event: "the config was loaded anew",
+    ("proxy", "reloaded"): lambda event: "the config was reloaded",
     ("proxy", "trace_degraded"): _reason("the trace cannot be written"),
     ("proxy", "trace_back"): lambda event: "the trace can be written again",
 }

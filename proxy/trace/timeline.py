@@ -1,11 +1,11 @@
-"""The whole story of one ID: events joined, put in order, explained, as JSON. Pure.
+"""The timeline of one ID: events joined, ordered and explained, as JSON. Pure.
 
-1. A recorded exchange tells of more than itself: its upload's verdict and the attempts that failed
-   become events of their own here (`unfold`). Nobody knows when the verdict came: it stands behind
-   its exchange.
-2. What happened to breakers, mirrors and the proxy is part of a story if it happened meanwhile. A
-   circuit that was already open belongs to it as well: the rules look an hour back.
-3. A story has at most `MOST` events: then those that are no trouble go first, from the middle.
+1. A recorded exchange contains more than one event: the result of its upload check and its failed
+   attempts become events of their own (`unfold`). The time of the upload check is not recorded, so
+   it follows its exchange.
+2. State changes of breakers, mirrors and the proxy are included if they happened meanwhile. A
+   circuit may have opened earlier, so the rules also look back one hour.
+3. A timeline has at most `MOST` events; events without trouble are dropped first, from the middle.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from proxy.core.clock import iso_utc
 from proxy.trace.context import LOOK_BACK, Cause, DiagnosisContext, index_of
-from proxy.trace.diagnosis import suspect
+from proxy.trace.diagnosis import diagnose
 from proxy.trace.events import Severity, TraceEvent, document
 from proxy.trace.job_history import JobHistory
 from proxy.trace.summaries import summary
 
-MOST = 1000  # events of one story
-MARGIN = 1.0  # seconds behind a story within which news still belong to it
+MOST = 1000  # events of one timeline
+MARGIN = 1.0  # seconds after the end within which a state change is still included
 
 
 def unfold(event: TraceEvent) -> list[TraceEvent]:
-    """An exchange, and what its facts tell: the verdict on its upload, attempts that failed."""
+    """Split an exchange into itself, its failed attempts and its upload check."""
     if event.source != "exchange":
         return [event]
     facts = dict(event.facts)
@@ -55,10 +55,10 @@ def unfold(event: TraceEvent) -> list[TraceEvent]:
     return [whole, *found]
 
 
-def _attempt(event: TraceEvent, told: Mapping[str, Any]) -> TraceEvent:
-    kind = str(told.get("kind"))
-    facts = {"target": told.get("target"), "count": told.get("count", 1)}
-    at, until = float(told.get("at", event.at)), float(told.get("until", event.at))
+def _attempt(event: TraceEvent, answer: Mapping[str, Any]) -> TraceEvent:
+    kind = str(answer.get("kind"))
+    facts = {"target": answer.get("target"), "count": answer.get("count", 1)}
+    at, until = float(answer.get("at", event.at)), float(answer.get("until", event.at))
     made = _child(
         event, at, "attempt", f"status_{kind}" if kind.isdigit() else kind, Severity.WARNING, facts
     )
@@ -76,23 +76,27 @@ def _child(
 
 
 def window(
-    events: Sequence[TraceEvent], lives: Sequence[JobHistory], now: float
+    events: Sequence[TraceEvent], histories: Sequence[JobHistory], now: float
 ) -> tuple[float, float]:
-    """From when to when a story goes, Unix seconds; until now while a job is not finished."""
+    """Start and end of a timeline in Unix seconds; the end is now while a job is unfinished."""
     times = [event.at for event in events]
     times += [event.until for event in events if event.source != "job"]
-    for life in lives:
-        times += [t for t in (life.first_seen, life.last_change, life.deleted_at) if t is not None]
-        if not life.finished and life.first_seen is not None:
+    for history in histories:
+        times += [
+            t
+            for t in (history.first_seen, history.last_change, history.deleted_at)
+            if t is not None
+        ]
+        if not history.finished and history.first_seen is not None:
             times.append(now)
     return (min(times), max(times)) if times else (now, now)
 
 
-def tell(
+def build_timeline(
     wanted: str,
     own: Iterable[TraceEvent],
-    lives: Sequence[JobHistory],
-    news: Sequence[TraceEvent],
+    histories: Sequence[JobHistory],
+    state_changes: Sequence[TraceEvent],
     *,
     now: float,
     stuck_after: float,
@@ -100,24 +104,29 @@ def tell(
     slow: float,
     note: str | None = None,
 ) -> dict[str, Any]:
-    """The answer of `GET /api/trace/{id}`. `own` are recorded events that name the ID or one joined
-    to it, attributed calls included; `news` those of breakers, mirrors and the proxy around it."""
+    """Build the response to `GET /api/trace/{id}`.
+
+    `own`: recorded events with this ID or one joined to it, including attributed calls.
+    `state_changes`: those of breakers, mirrors and the proxy around that time.
+    """
     events = [part for event in own for part in unfold(event)]
-    events += [event for life in lives for event in life.events]
-    start, end = window(events, lives, now)
-    for one in news:
-        if start <= one.at <= end + MARGIN and one.job_id in (None, *_ids(lives)):
+    events += [event for history in histories for event in history.events]
+    start, end = window(events, histories, now)
+    for one in state_changes:
+        if start <= one.at <= end + MARGIN and one.job_id in (None, *_ids(histories)):
             events.append(one)
-    before = [one for one in news if start - LOOK_BACK <= one.at < start]
+    before = [one for one in state_changes if start - LOOK_BACK <= one.at < start]
     events.sort(key=lambda event: event.at)
     events, dropped = _bounded(events)
-    kind = _kind(wanted, events, lives)
-    case = DiagnosisContext(events, lives, now, stuck_after, called_in, slow, kind == "job", before)
-    cause = suspect(case) if events else None
-    told: dict[str, Any] = {
+    kind = _kind(wanted, events, histories)
+    context = DiagnosisContext(
+        events, histories, now, stuck_after, called_in, slow, kind == "job", before
+    )
+    cause = diagnose(context) if events else None
+    answer: dict[str, Any] = {
         "id": wanted,
         "kind": kind,
-        "job_ids": _distinct([life.job_id for life in lives], [e.job_id for e in events]),
+        "job_ids": _distinct([history.job_id for history in histories], [e.job_id for e in events]),
         "correlation_ids": _distinct([e.correlation_id for e in events]),
         "suspected_cause": None if cause is None else _cause(cause, events),
         "events": [document(event, summary(event)) for event in events],
@@ -126,8 +135,8 @@ def tell(
     if dropped:
         notes.append(f"{dropped} further events are not shown")
     if notes:
-        told["note"] = "; ".join(notes)
-    return told
+        answer["note"] = "; ".join(notes)
+    return answer
 
 
 def _cause(cause: Cause, events: Sequence[TraceEvent]) -> dict[str, Any]:
@@ -139,16 +148,16 @@ def _cause(cause: Cause, events: Sequence[TraceEvent]) -> dict[str, Any]:
     }
 
 
-def _kind(wanted: str, events: Sequence[TraceEvent], lives: Sequence[JobHistory]) -> str:
-    if wanted in _ids(lives) or any(event.job_id == wanted for event in events):
+def _kind(wanted: str, events: Sequence[TraceEvent], histories: Sequence[JobHistory]) -> str:
+    if wanted in _ids(histories) or any(event.job_id == wanted for event in events):
         return "job"
     if any(event.correlation_id == wanted for event in events):
         return "correlation"
     return "unknown"
 
 
-def _ids(lives: Sequence[JobHistory]) -> tuple[str, ...]:
-    return tuple(life.job_id for life in lives)
+def _ids(histories: Sequence[JobHistory]) -> tuple[str, ...]:
+    return tuple(history.job_id for history in histories)
 
 
 def _distinct(*lists: Sequence[str | None]) -> list[str]:
@@ -156,7 +165,7 @@ def _distinct(*lists: Sequence[str | None]) -> list[str]:
 
 
 def _bounded(events: list[TraceEvent]) -> tuple[list[TraceEvent], int]:
-    """At most `MOST`; how many were left out. Troubles stay, then what is first and last."""
+    """At most `MOST` events, and how many were dropped. Trouble is kept, then first and last."""
     spare = len(events) - MOST
     if spare <= 0:
         return events, 0

@@ -515,7 +515,7 @@ def test_an_app_that_was_restarted_uses_redis_again(
             assert_problem(site.create(), 503, "job_not_stored")
             app.lying = False
             told = assert_problem(site.create(), 503, "job_not_stored")
-            assert "does not use it again yet" in told["detail"]
+            assert "is not using it again yet" in told["detail"]
             port = app.upstream.port
             app.stop()
             read = site.read(job_id)

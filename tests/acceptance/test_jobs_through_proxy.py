@@ -133,7 +133,7 @@ def test_after_a_first_lost_job_creations_wait_for_the_apps_breaker(
     app.lying = False
     seen = len(app.upstream.requests)
     problem = assert_problem(site.create(), 503, "job_not_stored")
-    assert "does not use it again yet" in problem["detail"]
+    assert "is not using it again yet" in problem["detail"]
     assert len(app.upstream.requests) == seen
     wait_until(lambda: site.create().status == 202, "creations")
 

@@ -91,11 +91,11 @@ async def capture(server: RedisServer, mirror: Mirror) -> None:
             for number in range(1000):
                 job_id = f"mv_{number % 50}"
                 await write(app, job_id, document(job_id, number / 10))
-                sighting = mirror._session.capture.named.watch(job_id)
+                sighting = mirror._session.capture.changes.watch(job_id)
                 wrote = time.perf_counter()
                 await sighting.kept
                 lags.append(time.perf_counter() - wrote)
-                mirror._session.capture.named.unwatch(job_id, sighting)
+                mirror._session.capture.changes.unwatch(job_id, sighting)
                 await asyncio.sleep(max(0.0, 0.005 - lags[-1]))
         print("  write to commit:", percentiles(lags))
 

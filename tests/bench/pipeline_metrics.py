@@ -130,7 +130,7 @@ async def load(
         (pending,) = await mirror._store.column(sql.PENDING_COUNT)
         return (
             mirror._store.backlog == 0
-            and not mirror._session.capture.named._urgent
+            and not mirror._session.capture.changes._urgent
             and pending == 0
         )
 

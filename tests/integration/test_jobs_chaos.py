@@ -43,7 +43,7 @@ async def test_no_acknowledged_version_is_lost(
                     if job_id in newest and chance.random() < 0.1:
                         with suppress(RedisError):
                             await client.delete(PREFIX + job_id)
-                        assert await mirror.tombstone(job_id, told=True)
+                        assert await mirror.tombstone(job_id, app_notified=True)
                         gone.add(job_id)
                         continue
                     value = job(job_id, "processing", progress=float(len(newest)), step=step)

@@ -146,7 +146,7 @@ async def test_an_input_measured_at_its_upload_is_counted_once(
         for job_id in ("mv_1", "mv_2", "mv_3"):
             raw = await write(app, job_id, document(job_id, "queued", time.time()))
             await eventually(holds(one.mirror, job_id, raw), "captured")
-        await one.mirror.tombstone("mv_2", told=True)
+        await one.mirror.tombstone("mv_2", app_notified=True)
         one.mirror.input_measured("mv_1", 33.5)
         one.mirror.input_measured("mv_2", 33.5)
         one.mirror.input_measured("mv_3", 1e9)
@@ -399,7 +399,7 @@ async def test_a_damaged_store_counts_nothing_again(
         part = one.mirror._counting
         assert part is not None
         before = part._claims.owner
-        one.mirror._store._upkeep._suspected()
+        one.mirror._store._recovery._suspected()
         await eventually(lambda: part._claims.owner != before, "a file of its own")
         await write_all(app, "mv_2")
         await eventually(lambda: one.has("pipeline_jobs_total", status="completed") == 2, "goes on")
@@ -446,7 +446,7 @@ async def test_a_held_job_that_comes_back_is_not_counted(
             await write(app, "mv_1", raw)
         await eventually(lambda: one.stages == 1, "the first stage")
         await app.delete(PREFIX + "mv_1")
-        assert await one.mirror.tombstone("mv_1", told=True)
+        assert await one.mirror.tombstone("mv_1", app_notified=True)
         for raw in versions[4:]:
             await write(app, "mv_1", raw)
         await write_all(app, "mv_2")

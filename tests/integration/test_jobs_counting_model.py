@@ -116,7 +116,7 @@ class Sidecar:
     def see(self, snapshot: JobDocument) -> None:
         """As the capture does it."""
         now = self._clock.time()
-        news = self.counting.news(snapshot, now)
+        news = self.counting.new_events(snapshot, now)
 
         def done(ok: bool) -> None:
             if ok and news is not None:

@@ -61,7 +61,7 @@ async def test_clean_up_forgets_what_ended_long_ago(
             for job_id, ttl in (("mv_short", 3600), ("mv_long", 30 * 86400)):
                 raw = await write(app, job_id, ttl=ttl)
                 await eventually(holds(mirror, job_id, raw), "captured")
-            await mirror.tombstone("mv_gone", told=True)
+            await mirror.tombstone("mv_gone", app_notified=True)
         clock.advance(2 * DAY)
         assert isinstance(await mirror.lookup("mv_short"), Expired)
         assert await mirror.clean_up() == 0
@@ -137,7 +137,7 @@ async def test_listing_filters_orders_and_limits(redis_server: RedisServer, tmp_
             created = f"2026-11-23T13:{minute:02d}:00-03:00"
             raw = await write(app, job_id, job(job_id, status, created_at=created))
             await eventually(holds(mirror, job_id, raw), "captured")
-        await mirror.tombstone("mv_2", told=False)
+        await mirror.tombstone("mv_2", app_notified=False)
 
         async def ids(status: str | None, limit: int | None) -> list[str]:
             answer = await mirror.listing(status, limit)

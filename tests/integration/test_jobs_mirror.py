@@ -241,7 +241,7 @@ async def test_deleted_midway_stays_gone(redis_server: RedisServer, tmp_path: Pa
             job_id = entry["key"].removeprefix(PREFIX)
             if entry["op"] == "DEL":
                 await app.delete(entry["key"])
-                assert await mirror.tombstone(job_id, told=True)
+                assert await mirror.tombstone(job_id, app_notified=True)
                 was_deleted = True
                 continue
             raw = json.dumps(entry["value"]).encode()
@@ -270,7 +270,7 @@ async def test_without_hold_a_rewritten_job_lives_again(
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
         await app.delete(PREFIX + "mv_1")
-        await mirror.tombstone("mv_1", told=True)
+        await mirror.tombstone("mv_1", app_notified=True)
         raw = await write(app, "mv_1", job("mv_1", "completed", 100.0))
         await eventually(holds(mirror, "mv_1", raw), "lives again")
 
@@ -483,7 +483,7 @@ async def test_deletes_are_passed_on_when_the_app_returns(
         await followed(mirror)
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
-        assert await mirror.tombstone("mv_1", told=False)
+        assert await mirror.tombstone("mv_1", app_notified=False)
         assert mirror.is_gone("mv_1")
         assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
         await eventually(lambda: told == ["mv_1"], "passed on")
@@ -583,7 +583,7 @@ async def test_absence_seen_before_a_restore_proves_nothing_after_it(
         since = mirror.state()["last_sync"]
         await asyncio.to_thread(redis_server.kill)
         await eventually(lambda: mirror.state()["redis"] == "down", "the loss")
-        session.capture.named.look_at(
+        session.capture.changes.fetch_next(
             "mv_1"
         )  # fetched at once when Redis is back, before the restore
         await asyncio.to_thread(redis_server.start)

@@ -91,7 +91,7 @@ async def test_evicted_jobs_stay_known(
         evicted = (await app.info("stats"))["evicted_keys"]
 
         def marked() -> bool:
-            mark = mirror._session._life.mark  # type: ignore[union-attr]
+            mark = mirror._session._epoch.mark  # type: ignore[union-attr]
             return mark is not None and mark.facts.evicted == evicted
 
         await eventually(marked, "the burst is over")
@@ -104,7 +104,7 @@ async def test_evicted_jobs_stay_known(
 
 
 async def seen_all(mirror: Any, raws: dict[str, bytes]) -> bool:
-    named = mirror._session.capture.named
+    named = mirror._session.capture.changes
     return not named._urgent and not named._bulk and mirror.state()["backlog"] == 0
 
 
@@ -405,11 +405,11 @@ async def test_an_unseen_old_version_of_a_deleted_job_stays_away(
             await followed(mirror, since)
             # As from a snapshot: before the mirror is through with its comparison it is all the
             # same; here the gap is held open for it.
-            mirror._session._life.old_data = True  # type: ignore[union-attr]
+            mirror._session._epoch.old_data = True  # type: ignore[union-attr]
             await write(app, "mv_1", job("mv_1", "processing", progress=3.0))
             await eventually(lambda: gone(app, "mv_1"), "the old version is removed")
             assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
-            mirror._session._life.old_data = True  # type: ignore[union-attr]
+            mirror._session._epoch.old_data = True  # type: ignore[union-attr]
             newer = job("mv_1", "queued", started_at="2199-01-01T00:00:00+00:00")
             await write(app, "mv_1", newer)
             await eventually(holds(mirror, "mv_1", newer), "a later one is a new job")
@@ -538,7 +538,7 @@ async def test_without_info_nothing_is_taken_for_deleted(
         for job_id in ("mv_1", "mv_2"):
             raw = await write(app, job_id)
             await eventually(holds(mirror, job_id, raw), "captured")
-        await mirror.tombstone("mv_2", told=True)
+        await mirror.tombstone("mv_2", app_notified=True)
         await app.delete(PREFIX + "mv_1", PREFIX + "mv_2")
         await mirror.sync()
         assert isinstance(await mirror.lookup("mv_1"), Known)
@@ -577,12 +577,12 @@ async def test_read_only_rights_claim_no_removal(
         await eventually(lambda: mirror.state()["redis"] == "live", "the mirror reads")
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
-        await mirror.tombstone("mv_1", told=True)
+        await mirror.tombstone("mv_1", app_notified=True)
         await write(app, "mv_1", job("mv_1", "processing"))
         await eventually(
-            lambda: bool(lines(caplog, "deleted job came back and cannot be removed")), "logged"
+            lambda: bool(lines(caplog, "deleted job reappeared and cannot be removed")), "logged"
         )
-        assert not lines(caplog, "deleted job came back and was removed")
+        assert not lines(caplog, "deleted job reappeared and was removed")
         assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
 
 
@@ -634,7 +634,7 @@ async def test_the_documented_rights_are_enough(
         await eventually(lambda: bool(mirror.state()["counting"]), "the pipeline is counted")
         await app.flushall()
         await eventually(lambda: there(app, "mv_1", raw), "restored")
-        await mirror.tombstone("mv_1", told=True)
+        await mirror.tombstone("mv_1", app_notified=True)
         await app.delete(PREFIX + "mv_1")
         await write(app, "mv_1", job("mv_1", "processing"))
         await eventually(lambda: gone(app, "mv_1"), "the deleted job is removed again")

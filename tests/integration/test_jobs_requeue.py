@@ -324,7 +324,7 @@ async def test_that_nobody_works_is_known_at_once(
         running(redis_server, tmp_path / "j.db", registry=registry, **FAST) as mirror,
         connected(redis_server) as app,
     ):
-        mirror._session.requeue._workers._tell = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
+        mirror._session.requeue._workers._emit = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
         await followed(mirror)
         worker = app.pubsub()
         await worker.psubscribe("/0.celery.pidbox")

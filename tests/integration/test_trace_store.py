@@ -73,7 +73,7 @@ async def test_what_is_recorded_can_be_read_at_once_and_later(tmp_path: Path) ->
             await written(one)
     async with opened(path, ManualClock(T0 + 0.5)) as one:
         assert await one.store.reading().by_job("mv_1", 10) == [event]
-        kinds = [e.kind for e in await one.store.reading().news(T0 - 1, T0 + 1, 10)]
+        kinds = [e.kind for e in await one.store.reading().state_changes(T0 - 1, T0 + 1, 10)]
         assert kinds == ["started", "stopped", "started"]
 
 
@@ -158,7 +158,7 @@ async def test_errors_of_one_route_push_out_nothing_else(tmp_path: Path) -> None
 
         await eventually(trimmed, "the flood trimmed")
         assert len(await reading.by_correlation("good", 1000)) == 100
-        assert len(await reading.news(0, 2e9, 1000)) >= 50
+        assert len(await reading.state_changes(0, 2e9, 1000)) >= 50
         assert (await reading.by_correlation("c-1", 9000))[-1].at == T0 + 7999
 
 

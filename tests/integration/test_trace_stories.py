@@ -112,7 +112,7 @@ async def test_a_call_while_two_are(stage: Stage) -> None:
 async def test_a_job_that_was_deleted_meanwhile(stage: Stage) -> None:
     """Its worker goes on, so a call may be its own: deleted jobs are looked at too."""
     await stage.is_now("mv_gone", "processing", "generate_subtitles")
-    assert await stage.mirror.tombstone("mv_gone", told=True)
+    assert await stage.mirror.tombstone("mv_gone", app_notified=True)
     await stage.is_now("mv_1", "processing", "generate_subtitles")
     stage.call("call-1")
     assert await stage.calls_of("mv_1") == []
@@ -131,7 +131,7 @@ async def test_who_was_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
     await write(stage.client, "mv_short", job("mv_short", "processing"), ttl=1)
     await stage.is_now("mv_waits", "queued")
     await stage.is_now("mv_gone", "processing")
-    await stage.mirror.tombstone("mv_gone", told=True)
+    await stage.mirror.tombstone("mv_gone", app_notified=True)
     now = time.time()
 
     async def expired() -> bool:

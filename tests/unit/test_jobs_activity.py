@@ -30,6 +30,6 @@ def test_questions_grow_rare_when_nothing_happens() -> None:
     asked = clock.monotonic()
     clock.advance(18.0)
     assert not activity.due(asked, 0.5, 15.0)
-    activity.stir()
+    activity.touch()
     assert not activity.idle
     assert activity.due(asked, 0.5, 15.0)

@@ -28,7 +28,7 @@ class Committing:
         document = parse("mv_1", b'{"id": "mv_1", "status": "queued"}')
         raw, digest = document.raw, document.digest
         self._waiting: Row | None = Row("mv_1", "queued", 0.0, raw, "", 1.0, None, digest, 1, 1.0)
-        self.buried: list[str] = []
+        self.deleted: list[str] = []
 
     def unwritten(self, job_id: str) -> Row | None:
         """What is not committed yet."""
@@ -39,9 +39,9 @@ class Committing:
         self._waiting = None
         return {}
 
-    def bury(self, job_id: str, origin: str, *, held: bool) -> None:
+    def mark_deleted(self, job_id: str, origin: str, *, held: bool) -> None:
         """A tombstone."""
-        self.buried.append(job_id)
+        self.deleted.append(job_id)
 
 
 class Empty:
@@ -53,7 +53,7 @@ class Empty:
         """GETRANGE of a missing key is empty, its PTTL is -2."""
         return [b"" if command[0] == "GETRANGE" else -2 for command in commands]
 
-    async def facts(self) -> ServerInfo:
+    async def info(self) -> ServerInfo:
         """As before."""
         return SERVER
 
@@ -76,6 +76,6 @@ async def test_a_job_deleted_while_it_is_committed_gets_its_tombstone() -> None:
     )
     capture.happened(b"job:mv_1", "del")
     capture.happened(b"job:mv_2", "del")  # nobody knows that one
-    batch = capture.named.take(awaited_only=False)
+    batch = capture.changes.take(awaited_only=False)
     await capture._fetch(cast(RedisConnection, Empty()), DataEpoch(SERVER, "start"), batch)
-    assert store.buried == ["mv_1"]
+    assert store.deleted == ["mv_1"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.jobs.redis.connection import ServerInfo, notifies, parse_facts
+from proxy.jobs.redis.connection import ServerInfo, notifies, parse_info
 from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,
@@ -125,9 +125,9 @@ def test_info_is_read_or_not_believed() -> None:
         "run_id:abc\r\nevicted_keys:4\r\nloading:1\r\n"
         "cmdstat_get:calls=10\r\ncmdstat_flushall:calls=2,usec=1\r\ncmdstat_flushdb:calls=1,x=1\r\n"
     )
-    assert parse_facts(info) == ServerInfo("abc", 3, 4, loading=True)
-    assert parse_facts("") == ServerInfo(None, None, None, loading=False)
-    assert parse_facts("cmdstat_get:calls=1").flushes == 0
+    assert parse_info(info) == ServerInfo("abc", 3, 4, loading=True)
+    assert parse_info("") == ServerInfo(None, None, None, loading=False)
+    assert parse_info("cmdstat_get:calls=1").flushes == 0
 
 
 @pytest.mark.parametrize(

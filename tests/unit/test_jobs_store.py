@@ -104,14 +104,14 @@ async def test_a_held_tombstone_wins_over_every_later_write(tmp_path: Path) -> N
     async with opened(tmp_path / "j.db") as store:
         for job_id, held in (("mv_held", True), ("mv_free", False)):
             put(store, job_id)
-            store.bury(job_id, "client" if held else "redis", held=held)
+            store.mark_deleted(job_id, "client" if held else "redis", held=held)
             put(store, job_id, job(job_id, "completed", 100.0))
         assert await store.flushed(2.0)
         assert isinstance(await store.get("mv_held"), Tombstone)
         assert isinstance(await store.get("mv_free"), Row)
         heads = await store.heads(["mv_held", "mv_free", "mv_never"])
         assert heads["mv_held"].held
-        assert not heads["mv_free"].buried
+        assert not heads["mv_free"].deleted
         assert heads["mv_never"].digest is None
 
 
@@ -120,8 +120,8 @@ async def test_a_client_deletion_outranks_the_one_seen_in_redis(tmp_path: Path) 
     async with opened(tmp_path / "j.db") as store:
         for first, second in (("client", "redis"), ("redis", "client")):
             job_id = f"mv_{first}"
-            store.bury(job_id, first, held=first == "client")
-            store.bury(job_id, second, held=second == "client")
+            store.mark_deleted(job_id, first, held=first == "client")
+            store.mark_deleted(job_id, second, held=second == "client")
         assert await store.flushed(2.0)
         for job_id in ("mv_client", "mv_redis"):
             found = await store.get(job_id)
@@ -261,7 +261,7 @@ async def test_the_backlog_is_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     blocked.write_text("")
     gaps: list[str] = []
     async with opened(blocked / "j.db", on_gap=gaps.append) as store:
-        store.bury("mv_gone", "client", held=True)
+        store.mark_deleted("mv_gone", "client", held=True)
         for number in range(1000):
             put(store, f"mv_{number % 300}", job(f"mv_{number % 300}", progress=float(number)))
         assert store.backlog <= 101

@@ -30,7 +30,7 @@ async def store(tmp_path: Path) -> AsyncIterator[JobStore]:
 
 
 def told(*names: str, sure: bool = True, label: str = "a", due: float = NOW) -> str:
-    """Events as `Counting.news` writes them."""
+    """Events as `EventCounting.new_events` writes them."""
     labels = json.dumps([label])
     return json.dumps([[name, "pipeline_jobs", labels, 1.0, NOW, due, int(sure)] for name in names])
 
@@ -71,7 +71,7 @@ async def test_a_sure_word_replaces_an_unsure_one_while_pending(store: JobStore)
 async def test_a_version_that_is_not_taken_tells_nothing(store: JobStore) -> None:
     """A job that was deleted for good has no more events."""
     put(store, told("x"))
-    store.bury("mv_1", "client", held=True)
+    store.mark_deleted("mv_1", "client", held=True)
     put(store, told("y"), progress=1)
     assert [row[1] for row in await kept(store)] == ["x"]
 
@@ -80,7 +80,7 @@ async def test_a_job_deleted_and_written_again_repeats_nothing(store: JobStore) 
     """Its events outlive a tombstone that does not hold."""
     put(store, told("x"))
     store.execute(sql.SETTLE, {"settled": json.dumps([("mv_1", "x", 1)]), "totals": "[]"})
-    store.bury("mv_1", "redis", held=False)
+    store.mark_deleted("mv_1", "redis", held=False)
     put(store, told("x", "y"), progress=1)
     assert [(row[1], row[5]) for row in await kept(store)] == [("x", 1), ("y", 0)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.trace.context import Cause, DiagnosisContext
-from proxy.trace.diagnosis import suspect
+from proxy.trace.diagnosis import diagnose
 from proxy.trace.events import TraceEvent
 from proxy.trace.job_history import JobHistory
 from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages
@@ -29,7 +29,7 @@ def case(
 def found(*events: TraceEvent, **more: Any) -> Cause:
     """The cause; that it points into the story is always so."""
     asked = case(*events, **more)
-    cause = suspect(asked)
+    cause = diagnose(asked)
     assert cause is not None
     assert any(event is cause.event for event in asked.events)
     return cause
@@ -45,8 +45,8 @@ def done() -> JobHistory:
 def test_nothing_wrong_no_cause() -> None:
     """A job that went well, with ordinary calls, polls and a reload meanwhile, has no suspect."""
     events = [exchange(kind="creation", job_stored="confirmed"), call(5), exchange(8)]
-    assert suspect(case(*events, news(3, "proxy", "reloaded"), lives=[done()])) is None
-    assert suspect(case(*events)) is None
+    assert diagnose(case(*events, news(3, "proxy", "reloaded"), lives=[done()])) is None
+    assert diagnose(case(*events)) is None
 
 
 def test_upload_refused() -> None:
@@ -56,7 +56,7 @@ def test_upload_refused() -> None:
         T0, "upload", "upload_too_long", refused.severity, facts={"detail": "over 10min"}
     )
     cause = found(refused, upload)
-    assert (cause.kind, cause.summary) == ("upload_refused", "The upload was refused: over 10min")
+    assert (cause.kind, cause.summary) == ("upload_refused", "The upload was rejected: over 10min")
     assert cause.event is upload
 
 
@@ -89,7 +89,7 @@ def test_deleted_before_it_was_done() -> None:
     cause = found(lives=[life((0, {"status": "processing"}), **gone)])
     assert cause.kind == "deleted"
     assert "by a client" in cause.summary
-    assert suspect(case(lives=[life((0, {"status": "completed"}), **gone)])) is None
+    assert diagnose(case(lives=[life((0, {"status": "completed"}), **gone)])) is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_sqlite_cannot_write() -> None:
     assert "database or disk is full" in cause.summary
     assert cause.event is created
     over = news(-30, "mirror", "sqlite_back")
-    assert suspect(case(exchange(), before=[full, over])) is None
+    assert diagnose(case(exchange(), before=[full, over])) is None
 
 
 def test_sqlite_was_merely_slow() -> None:
@@ -179,7 +179,7 @@ def test_sqlite_was_merely_slow() -> None:
 def test_nobody_takes_a_job() -> None:
     """Queued for longer than it should be; after a loss of Redis, that is said too."""
     waits = life((0, {"status": "queued"}))
-    assert suspect(case(lives=[waits], now=10)) is None
+    assert diagnose(case(lives=[waits], now=10)) is None
     cause = found(lives=[waits], now=60)
     assert cause.kind == "stranded"
     assert "queued for 1 min 0 s" in cause.summary
@@ -205,12 +205,12 @@ def test_a_job_that_nobody_works_on() -> None:
     assert "does not work on it" in cause.summary
     assert cause.event is gone
     again = news(7, "restore", "requeued", **news_of)
-    assert suspect(case(gone, again, lives=[runs], now=8)) is None
+    assert diagnose(case(gone, again, lives=[runs], now=8)) is None
     went_on = life((0, {"status": "queued"}), (6, {"status": "processing"}))
-    assert suspect(case(gone, lives=[went_on], now=8)) is None
-    assert suspect(case(gone, lives=[done()], now=30)) is None
+    assert diagnose(case(gone, lives=[went_on], now=8)) is None
+    assert diagnose(case(gone, lives=[done()], now=30)) is None
     other = news(5, "mirror", "unattended", job_id="mv_2", evidence="x")
-    assert suspect(case(other, lives=[runs], now=6)) is None
+    assert diagnose(case(other, lives=[runs], now=6)) is None
 
 
 def test_no_worker_is_connected() -> None:
@@ -221,8 +221,8 @@ def test_no_worker_is_connected() -> None:
     assert cause.kind == "no_workers"
     assert "since 2026-11-30T16:00:00Z" in cause.summary
     back = news(2, "mirror", "workers_back")
-    assert suspect(case(back, lives=[waits], before=[nobody], now=6)) is None
-    assert suspect(case(lives=[done()], before=[nobody], now=30)) is None
+    assert diagnose(case(back, lives=[waits], before=[nobody], now=6)) is None
+    assert diagnose(case(lives=[done()], before=[nobody], now=30)) is None
 
 
 def test_a_stage_that_does_not_end() -> None:
@@ -254,7 +254,7 @@ def test_redis_was_lost() -> None:
     assert "4 jobs were put back" in cause.summary
     rescued = exchange(6, 200, rescued_from=404)
     assert found(lost, rescued, lives=[done()]).kind == "redis_lost"
-    assert suspect(case(lost, back, lives=[done()])) is None
+    assert diagnose(case(lost, back, lives=[done()])) is None
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_redis_was_lost() -> None:
         (504, "upstream_timeout", "make-video did not answer in time"),
         (503, "overloaded", "no free connection"),
         (429, "too_many_requests", "The caller had used up its share (limits.per_client): why"),
-        (499, "client_left", "The client went away"),
+        (499, "client_left", "The client left before it had its answer"),
         (404, "no_route", "No route has this path"),
         (400, "bad_request", "The proxy refused the request: why"),
     ],
@@ -353,7 +353,7 @@ def test_slow_calls() -> None:
     slow = [call(3, duration=2.5), call(6, duration=14.2, upstream_ms=14_100.0)]
     cause = found(*slow, lives=[done()])
     assert cause.kind == "service_slow"
-    assert "2 kept exchanges took over 2 s, the longest 14.2 s, 14.1 s of it" in cause.summary
+    assert "2 recorded exchanges took over 2 s, the longest 14.2 s, 14.1 s of it" in cause.summary
     assert cause.event is slow[1]
 
 

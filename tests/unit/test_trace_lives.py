@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.core.clock import iso_utc
 from proxy.trace.events import Severity
-from proxy.trace.job_history import EVENTS, JobHistory, moment, read_life
+from proxy.trace.job_history import EVENTS, JobHistory, moment, read_history
 from tests.jobs_kit import life as recorded
 from tests.trace_kit import T0, failing_life, life, stages
 
@@ -24,7 +24,7 @@ def from_recording(name: str) -> list[JobHistory]:
             job_id = line["key"].rpartition(":")[2]
             version = {"seen": iso_utc(line["t"]), "data": json.dumps(line["value"])}
             versions.setdefault(job_id, []).append(version)
-    return [read_life("m", {"job_id": one, "versions": seen}) for one, seen in versions.items()]
+    return [read_history("m", {"job_id": one, "versions": seen}) for one, seen in versions.items()]
 
 
 def test_a_recorded_success() -> None:
@@ -120,7 +120,7 @@ _DOCUMENT = st.fixed_dictionaries(
 def test_nothing_in_a_document_can_break_it(documents: list[Any]) -> None:
     """Whatever the versions are, they are read, and what is kept of them is plain and printable."""
     shown = [{"seen": iso_utc(T0 + n), "data": data} for n, data in enumerate(documents)]
-    one = read_life("m", {"job_id": "mv_1", "versions": shown})
+    one = read_history("m", {"job_id": "mv_1", "versions": shown})
     for event in one.events:
         assert event.kind.isprintable()
         json.dumps(event.facts)

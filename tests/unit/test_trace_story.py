@@ -14,7 +14,7 @@ from proxy.trace.events import FACTS, FACTS_BYTES, Severity, TraceEvent, bounded
 from proxy.trace.job_history import JobHistory
 from proxy.trace.recorder import BURST
 from proxy.trace.summaries import duration, summary
-from proxy.trace.timeline import MOST, tell, unfold
+from proxy.trace.timeline import MOST, build_timeline, unfold
 from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failing_life, news, summaries
 
 
@@ -22,8 +22,14 @@ def told(
     wanted: str, *own: TraceEvent, lives: tuple[JobHistory, ...] = (), **more: Any
 ) -> dict[str, Any]:
     """The answer about an ID, asked for 100 s after `T0`."""
-    given = {"news": [], "now": T0 + 100, "stuck_after": 30.0, "called_in": CALLED_IN, "slow": 2.0}
-    return tell(wanted, own, lives, **{**given, **more})
+    given = {
+        "state_changes": [],
+        "now": T0 + 100,
+        "stuck_after": 30.0,
+        "called_in": CALLED_IN,
+        "slow": 2.0,
+    }
+    return build_timeline(wanted, own, lives, **{**given, **more})
 
 
 def test_the_form_of_the_answer() -> None:
@@ -92,7 +98,7 @@ def test_news_belong_to_the_time_of_a_story() -> None:
         breaker(90, "closed"),
         news(6, "mirror", "stranded", job_id="mv_other"),
     ]
-    answer = told("mv_1", exchange(job_id="mv_1"), lives=(failing_life(),), news=around)
+    answer = told("mv_1", exchange(job_id="mv_1"), lives=(failing_life(),), state_changes=around)
     assert [e["at"] for e in answer["events"] if e["source"] == "breaker"] == [
         "2026-11-23T16:19:22.000Z"
     ]
@@ -188,11 +194,11 @@ def test_durations(seconds: float | None, said: str) -> None:
         (exchange(0, 200, rescued_from=404), "GET /x: 200 (answered here instead of 404)"),
         (breaker(0, "half_open", "s"), "the circuit of s lets probes through (5 x)"),
         (news(0, "mirror", "redis_lost", reason="closed"),
-         "Redis does not answer any more: closed"),
+         "Redis no longer answers: closed"),
         (news(0, "restore", "restored", restored=2, kept=1, cause="flush"),
-         "2 jobs put back into Redis (flush), 1 were there"),
+         "2 jobs put back into Redis (flush), 1 were still there"),
         (news(0, "proxy", "reload_refused", problems=["a", "b"]),
-         "reload refused, the old config stays: a and 1 more"),
+         "reload refused, the old config stays in force: a and 1 more"),
         (news(0, "mirror", "something_new"), "something new"),
     ],
 )  # fmt: skip

@@ -1,2 +1,2 @@
-"""The Redis side of a mirror: `session` connects, compares, restores and follows; `capture` turns
-changed keys into rows."""
+"""The Redis side of a mirror: `session` connects, restores, compares and follows; `capture` turns
+changed keys into rows of the store; `connection` is the only file that speaks to Redis."""

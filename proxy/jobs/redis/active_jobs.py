@@ -1,17 +1,17 @@
-"""Which jobs are being worked on, and with which correlation ID each was created.
+"""Which jobs are being worked on, and the correlation ID with which each was created.
 
-The worker sends nothing that names its job. But it works on one job at a time, so while exactly one
-is active, a call to a microservice is made for that one.
+A worker's calls do not identify the job. But a worker processes one job at a time, so while exactly
+one job is active, a call to a microservice belongs to that job.
 
  1. A job is active from its first status that is neither waiting nor finished until it is finished,
-    deleted, queued again by us, or unchanged for `idle` seconds. A status that moves back to
-    `queued` by itself does not end it: the older service writes that in the middle of its work.
- 2. The mirror may see a beginning late. That is why two active jobs, one of them new, make a call
-    nobody's: a wrong ID is worse than none.
- 3. The ID of a creation travels through Redis, since the sidecar at the app need not be the one at
-    the worker. It is written and read in the background; no request waits for it.
+    deleted, requeued by us, or unchanged for `idle` seconds. A status that returns to `queued` by
+    itself does not end it: the older service writes that in the middle of its work.
+ 2. The mirror may notice a start late. So while two jobs are active, one of them new, a call is
+    attributed to neither: a wrong ID is worse than none.
+ 3. The correlation ID of a creation travels through Redis, because the app's sidecar need not be
+    the worker's. It is written and read in the background; no request waits for it.
 
-In memory and bounded; `only` and `named_in` cost a look-up.
+In memory and bounded; `of_call` costs a dictionary look-up.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 REMEMBERED = 10_000
-"""Correlation IDs and pending errands kept in memory; the oldest go first."""
+"""Correlation IDs and pending transfers kept in memory; the oldest are dropped first."""
 
 KEEP = 48 * 3600
-"""Seconds for which Redis knows a creation's ID: twice as long as a job lives."""
+"""Seconds for which Redis keeps the correlation ID of a creation: twice a job's TTL."""
 
-PAUSE = 0.5  # seconds between two attempts while Redis is away
+PAUSE = 0.5  # seconds between two attempts while Redis is unreachable
 _BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveJob:
-    """A job that is worked on. `correlation_id` is None where its creation was not seen."""
+    """A job being worked on. `correlation_id` is None if we did not see its creation."""
 
     job_id: str
     correlation_id: str | None
 
 
 class ActiveJobs:
-    """See the rules at the top of the file. `run` is a task of the mirror's."""
+    """See the rules at the top of the file. `run` is one of the mirror's tasks."""
 
     def __init__(
         self,
@@ -74,14 +74,14 @@ class ActiveJobs:
     # --- what happens to jobs -------------------------------------------------------------------
 
     def created(self, job_id: str, correlation_id: str) -> None:
-        """A creation was answered here."""
+        """This proxy answered the creation of a job."""
         if valid_job_id(job_id):
             _remember(self._created, job_id, correlation_id)
             _remember(self._to_write, job_id, correlation_id)
             self._errand.set()
 
     def changed(self, job_id: str, status: str) -> None:
-        """A new version of the job was seen (rule 1)."""
+        """A new version of the job was captured (rule 1)."""
         if status in FINISHED:
             self._active.pop(job_id, None)
         elif status not in WAITING or job_id in self._active:
@@ -91,14 +91,14 @@ class ActiveJobs:
             _remember(self._active, job_id, self._clock.monotonic())
 
     def ended(self, job_id: str) -> None:
-        """It was deleted, or put back into its queue: nobody works on it."""
+        """The job was deleted or requeued: nobody works on it."""
         self._active.pop(job_id, None)
 
-    # --- what a call is made for ----------------------------------------------------------------
+    # --- attribution of calls -------------------------------------------------------------------
 
     def of_call(self, target: str) -> ActiveJob | None:
-        """The job that a worker's call to `target` is made for, where only one can be meant: the
-        one that the target names, else the only one that is active."""
+        """The job that a worker's call to `target` belongs to, if unambiguous: the active job whose
+        ID is in the target, else the only active one."""
         active = self._active
         if not active:
             return None
@@ -106,13 +106,13 @@ class ActiveJobs:
             (job_id,) = active
             if self._clock.monotonic() - active[job_id] <= self._idle:
                 return ActiveJob(job_id, self._created.get(job_id))
-        named = [job_id for job_id in active if job_id in target] if len(active) < 100 else []
-        if len(named) != 1:
+        mentioned = [job_id for job_id in active if job_id in target] if len(active) < 100 else []
+        if len(mentioned) != 1:
             self._drop_idle()
             if len(active) != 1:
                 return None
-            named = list(active)
-        return ActiveJob(named[0], self._created.get(named[0]))
+            mentioned = list(active)
+        return ActiveJob(mentioned[0], self._created.get(mentioned[0]))
 
     def _drop_idle(self) -> None:
         since = self._clock.monotonic() - self._idle
@@ -122,7 +122,7 @@ class ActiveJobs:
     # --- through Redis --------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carry IDs to and from Redis until cancelled."""
+        """Write and read correlation IDs in Redis until cancelled."""
         while True:
             await self._errand.wait()
             self._errand.clear()
@@ -144,7 +144,7 @@ class ActiveJobs:
         )
         for reply in replies:
             if isinstance(reply, CommandError):
-                log.warning("Redis refuses correlation IDs", extra={"reason": reply.text[:200]})
+                log.warning("redis refuses correlation ids", extra={"reason": reply.text[:200]})
                 break
         for job_id, correlation_id in writes.items():
             if self._to_write.get(job_id) == correlation_id:

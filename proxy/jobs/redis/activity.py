@@ -1,9 +1,8 @@
-"""Whether anything happens around a mirror's jobs: while nothing does, Redis is asked rarely.
+"""Whether a mirror's jobs are active: while idle, the mirror polls Redis rarely. Pure.
 
-Ten thousand idle sidecars on one Redis must not keep it busy with questions whose answers nobody
-needs. What needs no question is noticed as ever: changes and flushes are pushed over the
-connection, and so is its end. A hung server is noticed some seconds later while nothing happens,
-and at once when something does. Pure.
+Ten thousand idle sidecars must not keep one Redis busy with polls that nobody needs. Pushed
+changes, pushed flushes and the end of the connection are noticed as quickly as ever. Only a hung
+server is noticed later while idle; the first activity reveals it at once.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from collections.abc import Callable
 from proxy.core.clock import Clock
 
 QUIET = 60.0
-"""Seconds without a change, a creation or a question, after which a mirror is idle."""
+"""Seconds without a change, a creation or a read, after which a mirror is idle."""
 
 
 class Activity:
-    """`stir()` when something happens. `random` gives 0 <= x < 1: a fleet must not ask in step."""
+    """Call `touch()` on activity. `random` returns 0 <= x < 1, so that a fleet does not poll in
+    step."""
 
     def __init__(self, clock: Clock, random: Callable[[], float]) -> None:
         self._clock = clock
@@ -25,8 +25,8 @@ class Activity:
         self._last = clock.monotonic()
         self._share = random()
 
-    def stir(self) -> None:
-        """Something happened."""
+    def touch(self) -> None:
+        """Record activity."""
         self._last = self._clock.monotonic()
 
     @property
@@ -35,12 +35,12 @@ class Activity:
         return self._clock.monotonic() - self._last >= QUIET
 
     def due(self, since: float, busy: float, idle: float) -> bool:
-        """Whether it is time to ask again what was last asked at `since`, monotonic: after `busy`
-        seconds, or about `idle` seconds while nothing happens."""
+        """Whether a poll last done at `since` (monotonic) is due: after `busy` seconds, or after
+        about `idle` seconds while idle."""
         waited = self._clock.monotonic() - since
         if not self.idle:
             return waited >= busy
         if waited < idle * (0.75 + 0.5 * self._share):
             return False
-        self._share = self._random()  # one draw a wait: with many, the shortest would win
+        self._share = self._random()  # one draw per wait: of many draws the shortest would win
         return True

@@ -1,15 +1,16 @@
-"""From "this key changed" to a row in the store.
+"""Change capture: from "this key changed" to a row in the store.
 
-1. One task fetches, so that what it writes for one job is in the order in which Redis held it. All
-   others only name jobs: urgent ones (changes, awaited creations) go before bulk ones (a scan).
-2. A named job is fetched once however often it was named: bursts coalesce by themselves. While
-   the store is behind, only awaited jobs are fetched; the others wait as names, not as values.
-3. What is missing is explained before it is believed (`restore.explain_absence`): a tombstone needs
-   proof for that very key. A server that lost its data ends the batch, and all is restored.
-4. After a gap (`DataEpoch.old_data`) Redis may hold versions older than ours; then, and only then,
-   two versions are compared, and the older one in Redis is replaced.
-5. What comes from Redis is hostile. A value that we cannot handle costs one counted oddity, never
-   the session.
+1. A single task fetches, so each job's versions are stored in the order in which Redis held them.
+   Everyone else only queues job IDs: urgent ones (changes, awaited creations) are fetched before
+   bulk ones (a scan).
+2. A queued job is fetched once, however often it was queued, so bursts coalesce. While the store is
+   behind, only awaited jobs are fetched; the others wait as IDs, not as values.
+3. A missing key needs an explanation (`restore_rules.explain_absence`): a tombstone requires proof
+   for that key. If the server lost its data, the batch ends and everything is restored.
+4. After a gap (`DataEpoch.old_data`) Redis may hold versions older than ours. Only then are two
+   versions compared, and the older one in Redis is replaced.
+5. Data from Redis is untrusted. A value that we cannot handle is counted as an oddity and never
+   ends the session.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ from proxy.jobs.video_metrics.counting import EventCounting
 
 log = logging.getLogger(__name__)
 
-BIG = 32 * 1024  # bytes of values after which others get a turn
-DEADLINE_JITTER = 1.0  # seconds: a deadline that moved less is the same one
-BACKLOG_LIMIT = 2048  # store operations waiting before fetching is held back
-BEHIND_PAUSE = 0.05  # seconds between two looks for awaited jobs meanwhile
+BIG = 32 * 1024  # bytes of values after which we yield to other tasks
+DEADLINE_JITTER = 1.0  # seconds: a deadline that moved by less counts as unchanged
+BACKLOG_LIMIT = 2048  # queued store operations above which only awaited jobs are fetched
+BEHIND_PAUSE = 0.05  # seconds between two checks for awaited jobs meanwhile
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class _Fetched:
 
 @dataclass(slots=True)
 class Counts:
-    """What has been captured since the start, for `/api/jobs`."""
+    """Counts since the start, for `/api/jobs`."""
 
     captured: int = 0
     unchanged: int = 0
@@ -77,7 +78,7 @@ class Counts:
 
 
 class Capture:
-    """See the rules at the top of the file. `run` lasts as long as a link does."""
+    """See the rules at the top of the file. `run` lasts as long as one connection."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Capture:
         self.counting: EventCounting | None = None
         self.on_version: Callable[[JobDocument], None] = lambda snapshot: None
         self.on_deleted: Callable[[str], None] = lambda job_id: None
-        self.named = ChangeQueue()
+        self.changes = ChangeQueue()
         self.evictions = Evictions(mirror, metrics)
         self._pattern = pattern
         self._index = index
@@ -109,12 +110,12 @@ class Capture:
         self._max_value = max_value
         self._on_lost = on_lost
         self._on_other_key = on_other_key
-        #: Unix: up to when every job was known; None: up to now. See `_first_seen`.
+        #: Unix time up to which we knew every job; None: up to now. See `_first_seen`.
         self.known_all_until: float | None = 0.0
         self._cannot_remove = False
 
     def changed(self, keys: list[bytes]) -> None:
-        """Redis says that these keys changed."""
+        """Redis reported that these keys changed."""
         job_ids = []
         for key in keys:
             job_id = self._pattern.job_id(key)
@@ -124,61 +125,61 @@ class Capture:
                 self._on_other_key(key)
             else:
                 self.odd_key(key)
-        self.named.changed(job_ids)
+        self.changes.changed(job_ids)
 
     def happened(self, key: bytes, event: str) -> None:
-        """Redis says what happened to a key."""
+        """Redis reported a keyspace event for a key."""
         job_id = self._pattern.job_id(key)
         if job_id is None:
             self.changed([key])
         else:
-            self.named.changed([job_id], event)
+            self.changes.changed([job_id], event)
 
     def odd_key(self, key: bytes) -> None:
-        """A key of the family whose id is none that a client could name: it is not mirrored."""
+        """Count a key of the family without a valid job ID: such keys are not mirrored."""
         self._odd(key[:128].decode("utf-8", "backslashreplace"), "bad_id")
 
     # --- fetching --------------------------------------------------------------------------------
 
-    async def run(self, link: RedisConnection, life: DataEpoch) -> None:
-        """Fetch what is named until the link is lost (`RedisLost`)."""
+    async def run(self, link: RedisConnection, epoch: DataEpoch) -> None:
+        """Fetch queued jobs until the link is lost (`RedisLost`)."""
         while True:
-            await self.named.something()
+            await self.changes.available()
             behind = self._store.backlog > BACKLOG_LIMIT and self._store.degraded is None
-            noticed = self.named.take(awaited_only=behind)
+            noticed = self.changes.take(awaited_only=behind)
             if not noticed:
                 await self._store.flushed(BEHIND_PAUSE)
                 continue
             try:
-                await self._fetch(link, life, noticed)
+                await self._fetch(link, epoch, noticed)
             except BaseException:
-                # Cut short by the loss of the link: the next one has to look again.
-                self.named.again(noticed)
+                # Interrupted by the loss of the link: the next session fetches these again.
+                self.changes.put_back(noticed)
                 raise
-            self.named.fetched()
+            self.changes.fetched()
             await asyncio.sleep(0)
 
     async def _fetch(
-        self, link: RedisConnection, life: DataEpoch, noticed: dict[str, float]
+        self, link: RedisConnection, epoch: DataEpoch, noticed: dict[str, float]
     ) -> None:
         job_ids = list(noticed)
         commands: list[tuple[Any, ...]] = []
         for job_id in job_ids:
             key = self._pattern.key(job_id)
-            # GETRANGE is a GET with a limit: a value of 512 MB must not come over the wire.
+            # GETRANGE is a GET with a limit: we must not transfer a value of 512 MB.
             commands.append(("GETRANGE", key, 0, self._max_value))
             commands.append(("PTTL", key))
-        lost, losses = life.lost, life.losses
+        lost, losses = epoch.lost, epoch.losses
         asked_at = time.monotonic()
         replies = await link.call(*commands)
         now = self._clock.time()
-        # Asked first: what is committed while the heads are read is in neither answer afterwards.
+        # Read before the heads: a version committed while they are read would be in neither.
         unwritten = {one: row for one in job_ids if (row := self._store.unwritten(one)) is not None}
         try:
             heads = await self._store.heads(job_ids)
         except StoreSilent:
             heads = {}
-        self.named.pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
+        self.changes.pace.moved(sum(len(one) for one in replies if isinstance(one, bytes)))
         gone: list[str] = []
         absorbed = 0
         for position, job_id in enumerate(job_ids):
@@ -186,27 +187,27 @@ class Capture:
             head = heads.get(job_id, NO_HEAD)
             if pttl == -2:
                 gone.append(job_id)
-                self.named.missing(job_id, asked_at)
+                self.changes.missing(job_id, asked_at)
             elif not isinstance(value, bytes) or type(pttl) is not int:
                 self._odd(job_id, "other_type")
             elif len(value) > self._max_value:
                 self._odd(job_id, "too_large")
             else:
                 fetched = _Fetched(job_id, value, pttl, self._deadline(job_id, pttl, now), head)
-                await self._absorb_safely(link, life, fetched, noticed[job_id], now)
+                await self._absorb_safely(link, epoch, fetched, noticed[job_id], now)
                 absorbed += len(value)
                 if absorbed > BIG:
                     absorbed = 0
-                    await asyncio.sleep(0)  # a megabyte of JSON takes ten milliseconds
-        # What was missing while a restore was under way proves nothing, although that may be over
-        # by now: the store was asked meanwhile. The comparison that follows names it again.
-        if gone and not lost and life.losses == losses:
+                    await asyncio.sleep(0)  # parsing a megabyte of JSON takes ten milliseconds
+        # A key missing during a restore proves nothing, even if the restore has ended since. The
+        # comparison that follows will queue the job again.
+        if gone and not lost and epoch.losses == losses:
             deadlines = self._deadlines(gone, heads, unwritten)
-            await self._explain(link, life, deadlines, noticed, now)
+            await self._explain_absences(link, epoch, deadlines, noticed, now)
 
     def _deadline(self, job_id: str, pttl: int, now: float) -> float | None:
-        """When Redis drops the key, Unix seconds; None: never. Bounded before anything is computed
-        with it: Redis takes a time to live of 290 million years."""
+        """When the key expires, in Unix seconds; None: never. Bounded before any arithmetic: Redis
+        accepts a TTL of 290 million years."""
         if pttl < 0:
             return None
         if pttl <= (LATEST - now) * 1000:
@@ -215,10 +216,10 @@ class Capture:
         return LATEST
 
     async def _absorb_safely(
-        self, link: RedisConnection, life: DataEpoch, fetched: _Fetched, noticed: float, now: float
+        self, link: RedisConnection, epoch: DataEpoch, fetched: _Fetched, noticed: float, now: float
     ) -> None:
         try:
-            await self._absorb(link, life, fetched, noticed, now)
+            await self._absorb(link, epoch, fetched, noticed, now)
         except RedisLost:
             raise
         except Exception:
@@ -227,26 +228,26 @@ class Capture:
             self._odd(fetched.job_id, "unmanageable")
 
     async def _absorb(
-        self, link: RedisConnection, life: DataEpoch, fetched: _Fetched, noticed: float, now: float
+        self, link: RedisConnection, epoch: DataEpoch, fetched: _Fetched, noticed: float, now: float
     ) -> None:
         job_id, head = fetched.job_id, fetched.head
         digest = digest_of(fetched.value)
-        if head.buried:
+        if head.deleted:
             if head.pass_on:
-                return  # the app has not been told yet and needs the key for its own clean-up
-            old = life.old_data and await self._is_before_deletion(fetched, digest)
+                return  # the app does not know yet and needs the key for its own clean-up
+            old = epoch.old_data and await self._is_before_deletion(fetched, digest)
             if old or (head.held and self.hold_deletes):
                 await self._remove(link, job_id)
                 return
-        self.named.seen(job_id)
+        self.changes.seen(job_id)
         self.evictions.present(job_id)
         waiting = self._store.unwritten(job_id)
         if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
             self.counts.unchanged += 1
-            self.named.kept(job_id, True)
+            self.changes.kept(job_id, True)
             return
         if (
-            life.old_data
+            epoch.old_data
             and head.digest is not None
             and head.digest != digest
             and await self._put_newer(link, fetched, digest, now)
@@ -255,22 +256,22 @@ class Capture:
         snapshot = parse(job_id, fetched.value)
         self._note(snapshot)
         counting = self.counting
-        news = counting.news(snapshot, now) if counting is not None else None
+        new_events = counting.new_events(snapshot, now) if counting is not None else None
 
         def done(ok: bool) -> None:
             if ok:
                 self._metrics.lag.observe(time.monotonic() - noticed)
-                if counting is not None and news is not None:
-                    counting.kept(news)
-            self.named.kept(job_id, ok)
+                if counting is not None and new_events is not None:
+                    counting.kept(new_events)
+            self.changes.kept(job_id, ok)
 
-        events = "[]" if news is None else news.text
+        events = "[]" if new_events is None else new_events.text
         first_seen = self._first_seen(head, snapshot, now)
         self._store.put(snapshot, now, fetched.deadline, done, events, first_seen)
 
     def _first_seen(self, head: Head, snapshot: JobDocument, now: float) -> float:
-        """When the job came, by our clock. One that is found after a gap came within the gap; only
-        its document can say when, and the clock of its writer may be wrong."""
+        """When the job appeared, by our clock. A job found after a gap appeared during the gap;
+        only its document tells when, and its writer's clock may be wrong."""
         if head.first_seen is not None:
             return head.first_seen
         if self.known_all_until is None or snapshot.created_at is None:
@@ -298,8 +299,8 @@ class Capture:
             return False
 
     async def _is_before_deletion(self, fetched: _Fetched, digest: bytes) -> bool:
-        """After a gap: whether a deleted job is there in a version from before its deletion, be it
-        one that the mirror never saw."""
+        """After a gap: whether Redis holds a version of a deleted job from before its deletion,
+        even one that the mirror never saw."""
         if await self._was_version(fetched.job_id, digest):
             return True
         try:
@@ -319,19 +320,19 @@ class Capture:
         if isinstance(removed, CommandError):
             if not self._cannot_remove:
                 log.error(
-                    "deleted job came back and cannot be removed",
+                    "deleted job reappeared and cannot be removed",
                     extra={"job_id": job_id, "reason": removed.text[:200]},
                 )
             self._cannot_remove = True
             return
         self._cannot_remove = False
         self._metrics.held.inc()
-        log.info("deleted job came back and was removed", extra={"job_id": job_id})
+        log.info("deleted job reappeared and was removed", extra={"job_id": job_id})
 
     async def _put_newer(
         self, link: RedisConnection, fetched: _Fetched, digest: bytes, now: float
     ) -> bool:
-        """After a gap: the store's version over an older one. False when Redis is the newer."""
+        """After a gap: overwrite an older version with the store's. False if Redis' is newer."""
         job_id = fetched.job_id
         try:
             row = self._store.unwritten(job_id) or await self._store.get(job_id)
@@ -340,7 +341,7 @@ class Capture:
         if not isinstance(row, Row):
             return False
         ours, theirs = parse(job_id, row.raw), parse(job_id, fetched.value)
-        # A value that the job once had, before the one it had last, is older beyond doubt.
+        # A previous value of the job is certainly older than its latest one.
         if not await self._was_version(job_id, digest) and not is_newer(ours, theirs):
             return False
         command = replace(row, self._pattern.key(job_id), fetched.value, fetched.pttl, now)
@@ -348,52 +349,54 @@ class Capture:
         if reply == 1:
             self._metrics.restored("outdated", 1)
             log.info("outdated job replaced", extra={"job_id": job_id, "version": row.version})
-            self.named.kept(job_id, True)
+            self.changes.kept(job_id, True)
         elif isinstance(reply, CommandError):
-            log.warning("outdated job stays", extra={"job_id": job_id, "reason": reply.text[:200]})
+            log.warning(
+                "outdated job not replaced", extra={"job_id": job_id, "reason": reply.text[:200]}
+            )
         else:
-            self.named.look_at(job_id)  # it changed meanwhile
+            self.changes.fetch_next(job_id)  # it changed meanwhile
         return True
 
-    async def _explain(
+    async def _explain_absences(
         self,
         link: RedisConnection,
-        life: DataEpoch,
+        epoch: DataEpoch,
         deadlines: dict[str, float | None],
         noticed: dict[str, float],
         now: float,
     ) -> None:
-        """Find out why known jobs, each with its deadline, are not in Redis, and record it."""
-        if not deadlines or life.lost:
+        """Determine why known jobs (ID: deadline) are missing in Redis, and record it."""
+        if not deadlines or epoch.lost:
             return
-        news = self.named.news
-        facts = await link.facts()
-        if facts.replica:
+        pushed = self.changes.pushed
+        info = await link.info()
+        if info.replica:
             raise RedisLost("it became a replica")
-        overall, lately = _between(link, life, facts)
-        mark = life.mark
-        await renew_mark(link, life, facts)
-        if life.lost:
+        overall, lately = _between(link, epoch, info)
+        mark = epoch.mark
+        await renew_mark(link, epoch, info)
+        if epoch.lost:
             return
         for job_id, deadline in deadlines.items():
-            recent = job_id in news and mark is not None and noticed[job_id] > mark.at
+            recent = job_id in pushed and mark is not None and noticed[job_id] > mark.at
             between = lately if recent else overall
-            absence = explain_absence(deadline, now, between, news.get(job_id))
+            absence = explain_absence(deadline, now, between, pushed.get(job_id))
             if absence is Absence.DELETED:
                 self.counts.deleted += 1
                 self.evictions.present(job_id)
-                self._store.bury(job_id, "redis", held=False)
+                self._store.mark_deleted(job_id, "redis", held=False)
                 self.on_deleted(job_id)
             elif absence is Absence.EVICTED:
                 self.evictions.note(job_id, time.monotonic())
             elif absence is Absence.LOST:
-                self._on_lost(life)
+                self._on_lost(epoch)
                 return
 
     def _deadlines(
         self, gone: list[str], heads: dict[str, Head], unwritten: dict[str, Row]
     ) -> dict[str, float | None]:
-        """Those of the jobs that the store knows, each with when Redis was to drop it."""
+        """The missing jobs that the store knows, each with the expiry of its key."""
         found: dict[str, float | None] = {}
         for job_id in gone:
             row, head = self._store.unwritten(job_id), heads.get(job_id, NO_HEAD)
@@ -404,25 +407,25 @@ class Capture:
         return found
 
 
-async def renew_mark(link: RedisConnection, life: DataEpoch, facts: ServerInfo) -> None:
-    """Have a mark at `facts`, if keys were evicted since the last one."""
-    if facts.evicted is None or (life.mark and life.mark.facts.evicted == facts.evicted):
+async def renew_mark(link: RedisConnection, epoch: DataEpoch, info: ServerInfo) -> None:
+    """Set a new mark at `info` if keys were evicted since the last one."""
+    if info.evicted is None or (epoch.mark and epoch.mark.info.evicted == info.evicted):
         return
-    # A reply to a later question: what happened before `facts` has been pushed by then.
+    # Replies and pushes arrive in order: after this reply every change before `info` has arrived.
     await link.call(("PING",))
-    life.mark = Mark(facts, time.monotonic())
+    epoch.mark = Mark(info, time.monotonic())
 
 
 def _between(
-    link: RedisConnection, life: DataEpoch, now: ServerInfo
+    link: RedisConnection, epoch: DataEpoch, now: ServerInfo
 ) -> tuple[Continuity, Continuity]:
-    """What became of the data since nothing was missing, and since the mark."""
+    """Continuity of the data since nothing was missing, and since the mark."""
     if now.run_id is None and link.mode == "tracking":
-        # A server that hides INFO: this very connection lives on, and a flush would have been told;
-        # but whether a single key was deleted or evicted, nothing tells.
+        # The server hides INFO. The connection has not broken and a flush would have been pushed,
+        # but a deleted key cannot be distinguished from an evicted one.
         return Continuity.EVICTING, Continuity.EVICTING
-    since = life.facts if life.mark is None else life.mark.facts
-    return continuity(life.facts, now), continuity(since, now)
+    since = epoch.info if epoch.mark is None else epoch.mark.info
+    return continuity(epoch.info, now), continuity(since, now)
 
 
 def _same(one: float | None, other: float | None) -> bool:

@@ -1,7 +1,7 @@
-"""The jobs that are to be fetched next, and who waits for one of them.
+"""The jobs to fetch next, and who waits for one of them.
 
-Naming is synchronous and costs next to nothing; a job that is named again before it was fetched is
-there once. Who takes a batch gets awaited jobs first, then those that changed, then bulk.
+Queueing is synchronous and cheap; a job that is queued again before it was fetched stays queued
+once. A batch takes awaited jobs first, then changed ones, then bulk ones.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 from proxy.jobs.store.records import Pace
 
-BATCH = 64  # jobs fetched in one piece: a few milliseconds of the loop's time
-BULK_LIMIT = 4096  # bulk jobs waiting before a scan is held back
+BATCH = 64  # jobs fetched at once: a few milliseconds of the loop's time
+BULK_LIMIT = 4096  # queued bulk jobs above which a scan has to wait
 
 
 @dataclass(slots=True, eq=False)
 class Sighting:
-    """Somebody waits for a job: `seen` in Redis, then `kept` in the store (False: it was not).
+    """A caller that waits for a job: `seen` in Redis, then `kept` in the store (False: it failed).
 
-    `missing` is when the latest question was sent (monotonic) to which Redis said that there is no
-    such key. None: it has not answered yet, which means nothing.
+    `missing` is when the latest query was sent (monotonic) to which Redis replied that there is no
+    such key; None while it has not replied, which proves nothing.
     """
 
     seen: asyncio.Future[None]
@@ -30,15 +30,14 @@ class Sighting:
 
 
 class ChangeQueue:
-    """What waits to be fetched. `pace` is how much fits into a batch; `news` are those jobs of the
-    last batch of which Redis itself said that they changed, with their last keyspace event where it
-    publishes them."""
+    """Jobs that wait to be fetched. `pace` limits the size of a batch; `pushed` has the jobs of the
+    last batch whose change Redis itself reported, with their last keyspace event, if any."""
 
     def __init__(self) -> None:
         self._urgent: dict[str, float] = {}
         self._bulk: dict[str, None] = {}
-        self._pushed: dict[str, str | None] = {}  # of those that are urgent
-        self.news: dict[str, str | None] = {}  # of the present batch
+        self._push_events: dict[str, str | None] = {}  # of urgent jobs
+        self.pushed: dict[str, str | None] = {}  # of the current batch
         self._watched: dict[str, list[Sighting]] = {}
         self.pace = Pace(BATCH)
         self._wake = asyncio.Event()
@@ -46,38 +45,38 @@ class ChangeQueue:
         self._drained = asyncio.Event()
         self._drained.set()
 
-    # --- naming ----------------------------------------------------------------------------------
+    # --- queueing --------------------------------------------------------------------------------
 
     def changed(self, job_ids: list[str], event: str | None = None) -> None:
-        """Redis says that these jobs changed just now, and by what where it says so."""
+        """Redis reported that these jobs changed just now, possibly with the keyspace event."""
         now = time.monotonic()
         for job_id in job_ids:
-            # One that was only looked at waits since before its change: that explains nothing.
+            # A job queued by `fetch_next` keeps its earlier time: it predates this change.
             self._urgent.setdefault(job_id, now)
-            self._pushed[job_id] = event
-        self._rouse()
+            self._push_events[job_id] = event
+        self._signal()
 
-    def again(self, noticed: dict[str, float]) -> None:
-        """A batch was cut short: all of it has to be fetched anew, waiting since then."""
-        for job_id, since in noticed.items():
+    def put_back(self, batch: dict[str, float]) -> None:
+        """Queue an interrupted batch again; each job keeps the time since which it waits."""
+        for job_id, since in batch.items():
             self._urgent.setdefault(job_id, since)
 
-    def look_at(self, job_id: str) -> None:
+    def fetch_next(self, job_id: str) -> None:
         """Fetch this job next."""
         self._urgent.setdefault(job_id, time.monotonic())
-        self._rouse()
+        self._signal()
 
-    def look_at_many(self, job_ids: list[str]) -> None:
+    def fetch_later(self, job_ids: list[str]) -> None:
         """Fetch these jobs when nothing urgent waits."""
         self._bulk.update(dict.fromkeys(job_ids))
-        self._rouse()
+        self._signal()
 
     def watch(self, job_id: str) -> Sighting:
-        """Be told when the job is fetched and committed; end it with `unwatch`."""
+        """Wait for the job to be fetched and committed; end it with `unwatch`."""
         loop = asyncio.get_running_loop()
         sighting = Sighting(loop.create_future(), loop.create_future())
         self._watched.setdefault(job_id, []).append(sighting)
-        self.look_at(job_id)
+        self.fetch_next(job_id)
         return sighting
 
     def unwatch(self, job_id: str, sighting: Sighting) -> None:
@@ -87,20 +86,20 @@ class ChangeQueue:
         if not sightings:
             self._watched.pop(job_id, None)
 
-    def _rouse(self) -> None:
+    def _signal(self) -> None:
         if self._bulk:
             self._drained.clear()
         if self._urgent or self._bulk:
             self._wake.set()
 
     async def room(self) -> None:
-        """Wait until a scan may name more."""
+        """Wait until a scan may queue more."""
         while len(self._bulk) > BULK_LIMIT:
             self._taken.clear()
             await self._taken.wait()
 
     async def drained(self) -> None:
-        """Wait until every job named in bulk was fetched."""
+        """Wait until every bulk job was fetched."""
         await self._drained.wait()
 
     def seen(self, job_id: str) -> None:
@@ -110,7 +109,7 @@ class ChangeQueue:
                 sighting.seen.set_result(None)
 
     def missing(self, job_id: str, asked_at: float) -> None:
-        """Redis said that there is no such key, to a question that was sent then (monotonic)."""
+        """Redis replied that there is no such key, to a query sent at `asked_at` (monotonic)."""
         for sighting in self._watched.get(job_id, ()):
             sighting.missing = asked_at
 
@@ -122,16 +121,16 @@ class ChangeQueue:
 
     # --- taking ----------------------------------------------------------------------------------
 
-    async def something(self) -> None:
+    async def available(self) -> None:
         """Wait until there is a job to take."""
         if not self._urgent and not self._bulk:
             self._wake.clear()
             await self._wake.wait()
 
     def take(self, *, awaited_only: bool) -> dict[str, float]:
-        """The next jobs to fetch, with the moment since which each waits: awaited, urgent, bulk."""
+        """The next jobs to fetch, each with the time since which it waits (monotonic)."""
         taken: dict[str, float] = {}
-        self.news.clear()
+        self.pushed.clear()
         for job_id in list(self._watched)[: self.pace.size]:
             if job_id in self._urgent:
                 taken[job_id] = self._take(job_id)
@@ -149,8 +148,8 @@ class ChangeQueue:
         return taken
 
     def _take(self, job_id: str) -> float:
-        if job_id in self._pushed:
-            self.news[job_id] = self._pushed.pop(job_id)
+        if job_id in self._push_events:
+            self.pushed[job_id] = self._push_events.pop(job_id)
         return self._urgent.pop(job_id)
 
     def fetched(self) -> None:

@@ -1,4 +1,4 @@
-"""Names for capture whatever Redis and the store may not agree on; what is so, it finds out."""
+"""Queues every job on which Redis and the store may disagree; capture then finds out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from proxy.jobs.redis.change_queue import ChangeQueue
 from proxy.jobs.redis.connection import CommandError, CommandRefused, RedisConnection
 from proxy.jobs.store.store import JobStore
 
-IDS_PAGE = 1000  # ids compared in one piece
+IDS_PAGE = 1000  # IDs compared at once
 SCAN_COUNT = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a full comparison found. `keys` are in Redis; `copied` changed versions went to SQLite;
-    `missing` were in SQLite alone, of which `deleted` are now known as deleted."""
+    """The result of a full comparison: `keys` in Redis, `copied` changed versions to SQLite,
+    `missing` jobs only in SQLite, of which `deleted` are now known to be deleted."""
 
     keys: int
     copied: int
@@ -27,18 +27,18 @@ class Compared:
     seconds: float
 
 
-async def name_keys(
+async def queue_keys(
     link: RedisConnection,
     pattern: KeyPattern,
-    named: ChangeQueue,
+    changes: ChangeQueue,
     on_odd_key: Callable[[bytes], None],
 ) -> int:
-    """Every key of the family, and how many of them were named; one whose id is none goes to
+    """Queue every job with a key in Redis; returns how many. Keys without a valid job ID go to
     `on_odd_key`. Raises `CommandRefused` and `RedisLost`."""
     cursor: bytes | int = 0
     number = 0
     while True:
-        await named.room()
+        await changes.room()
         (reply,) = await link.call(("SCAN", cursor, "MATCH", pattern.glob(), "COUNT", SCAN_COUNT))
         if isinstance(reply, CommandError):
             raise CommandRefused(f"cannot be scanned: {reply.text[:200]}")
@@ -50,7 +50,7 @@ async def name_keys(
             raise CommandRefused(f"cannot be scanned: odd reply ({odd!s:.100})") from odd
         ours = [job_id for _, job_id in found if job_id is not None]
         number += len(ours)
-        named.look_at_many(ours)
+        changes.fetch_later(ours)
         for key, job_id in found:
             if job_id is None:
                 on_odd_key(bytes(key))
@@ -58,13 +58,11 @@ async def name_keys(
             return number
 
 
-async def name_missing(
-    link: RedisConnection, pattern: KeyPattern, named: ChangeQueue, store: JobStore, clock: Clock
+async def queue_missing(
+    link: RedisConnection, pattern: KeyPattern, changes: ChangeQueue, store: JobStore, clock: Clock
 ) -> tuple[int, int]:
-    """Every live job of the store that has no key; how many, of how many.
-
-    Raises `RedisLost`, `CommandRefused`, and `StoreSilent`: then the comparison is done again.
-    """
+    """Queue every live job of the store without a key; returns their number and the number of live
+    jobs. Raises `RedisLost`, `CommandRefused` and `StoreSilent`; the caller then starts over."""
     after = ""
     missing = total = 0
     while ids := await store.live_ids(after, clock.time(), IDS_PAGE):
@@ -76,6 +74,6 @@ async def name_missing(
         gone = [one for one, there in zip(ids, replies, strict=True) if there == 0]
         missing += len(gone)
         total += len(ids)
-        named.look_at_many(gone)
-        await named.room()
+        changes.fetch_later(gone)
+        await changes.room()
     return missing, total

@@ -1,18 +1,18 @@
-"""The Redis side of a mirror: one connection that both asks and is told of changes.
+"""The Redis side of a mirror: one connection for both commands and change notifications.
 
-1. Questions and change messages share one RESP3 connection. The server writes them in order, so
-   "the key is gone" and "all was flushed" cannot overtake each other, and a reply proves that the
-   same server process lived on until then.
-2. `CLIENT TRACKING … BCAST NOLOOP` names every key of the family that anyone else changes; what
-   this connection writes itself is not echoed. Where that is forbidden, keyspace notifications do
-   if the operator has them on; else nothing is told and the mirror scans.
-3. One task reads. Callers hand in commands and get the replies in order. A server that does not
-   reply within `patience` is hung: the connection is given up, as nothing else can be known. How
-   long that is follows from the round trips measured so far: a distant Redis is slow, not hung.
+1. Replies and change messages share one RESP3 connection. The server writes them in order, so "the
+   key is gone" and "all was flushed" cannot overtake each other, and a reply proves that the same
+   server process was still alive.
+2. `CLIENT TRACKING … BCAST NOLOOP` reports every key of the family that another client changes; our
+   own writes are not echoed. If tracking is forbidden, keyspace notifications serve instead if the
+   operator has enabled them; otherwise nothing is pushed and the mirror scans.
+3. A single task reads. Callers submit commands and get their replies in order. A server that does
+   not reply within `patience` counts as hung and the connection is dropped. The limit grows with
+   the measured round trips: a distant Redis is slow, not hung.
 4. redis-py's exceptions stop here: `RedisLost` for the connection, `CommandError` values for
    commands that the server refused.
-5. A server without `HELLO` speaks RESP2, on which no change can be pushed beside replies: the
-   mirror scans. `CLIENT SETNAME` is cosmetic, its refusal means nothing.
+5. A server without `HELLO` speaks RESP2, which cannot push changes beside replies: the mirror
+   scans. `CLIENT SETNAME` is cosmetic; a refusal is ignored.
 """
 
 from __future__ import annotations
@@ -40,31 +40,30 @@ from proxy.core.vitals import Vitals
 log = logging.getLogger(__name__)
 
 PATIENCE = 2.0  # seconds; a Redis on loopback answers in well under a millisecond
-OPEN_PATIENCE = 10.0  # seconds to connect and agree on everything: about eight round trips
-MOST_PATIENCE = 8.0  # seconds; what slower servers get beyond it, at most
-FEW = 8  # commands whose replies take a round trip, and not the time of their work
-ROUND_TRIPS = 4.0  # round trips of the slow kind that a reply may take before the server is hung
-SLICE = 64  # replies read before other tasks get a turn
+OPEN_PATIENCE = 10.0  # seconds to connect and set up: about eight round trips
+MOST_PATIENCE = 8.0  # seconds that a slow server gets in addition, at most
+FEW = 8  # up to so many commands, the reply time measures the round trip, not the server's work
+ROUND_TRIPS = 4.0  # slow round trips that a reply may take before the server counts as hung
+SLICE = 64  # replies read before we yield to other tasks
 
 CaptureMode = Literal["tracking", "notifications", "scanning"]
 Command = tuple[Any, ...]
 ClientFactory = Callable[[], Redis | RedisCluster]
 
-_TOLD = object()
+_HANDLED = object()
 
 
 class RedisLost(Exception):
-    """The connection is gone, refused, or silent: nothing is known about the keys any more."""
+    """The connection is closed, refused, or silent: the state of the keys is unknown."""
 
 
 class CommandRefused(Exception):
-    """Redis is there but does not let us do what is needed."""
+    """Redis is up but refuses a command that we need."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandError:
-    """The server's refusal of one command, in the place of its reply. `right_missing`: the access
-    list of our user forbids it."""
+    """An error reply to one command. `right_missing`: the ACL of our user forbids it."""
 
     text: str
     right_missing: bool = False
@@ -72,11 +71,11 @@ class CommandError:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What tells one life of a server's data from another. None where the server keeps silent.
+    """The parts of INFO that identify a server's data. None for what the server does not report.
 
-    `flushes` counts FLUSHALL, FLUSHDB and SWAPDB since the server (or its statistics) began.
-    `replication` names the history of the data: it changes when a replica becomes the master.
-    `commands` counts all commands; it moves backwards when the statistics were reset.
+    `flushes` counts FLUSHALL, FLUSHDB and SWAPDB since the server started or its statistics were
+    reset. `replication` identifies the history of the data: it changes when a replica becomes
+    master. `commands` counts all commands; it decreases when the statistics are reset.
     `server_time` is the server's clock, in Unix seconds.
     """
 
@@ -100,9 +99,9 @@ class _Waiting:
 class RedisConnection:
     """See the rules at the top of the file. `await open()`, work, `await close()`.
 
-    `on_changed` gets the keys that changed, `on_event` one key with the name of its keyspace event
-    (`on_changed` when None), `on_flushed` is called when all of them are gone. They are called from
-    the reading task and must return at once.
+    `on_changed` gets the keys that changed, `on_event` one key with its keyspace event (without it,
+    `on_changed` is used), `on_flushed` reports a flush. All are called from the reading task and
+    must return at once.
     """
 
     def __init__(
@@ -120,10 +119,10 @@ class RedisConnection:
         self.mode: CaptureMode = mode
         self.lost: asyncio.Event = asyncio.Event()
         self.why_lost = ""
-        self.heard_at = time.monotonic()  #: monotonic: up to when all that happened is known
-        self.round_trip = 0.0  #: seconds, the slow kind: rises at once, falls slowly
-        self.refused: dict[str, str] = {}  #: rights that are missing, with the server's words
-        self.finder: MasterFinder | None = None  #: where there are Sentinels to ask
+        self.last_read_at = time.monotonic()  #: monotonic: every change up to then has arrived
+        self.round_trip = 0.0  #: seconds, pessimistic: rises at once, falls slowly
+        self.refused: dict[str, str] = {}  #: missing rights, with the server's error
+        self.finder: MasterFinder | None = None  #: asks the Sentinels, if there are any
         self._factory = factory
         self._vitals = vitals
         self._prefixes = tuple(prefixes)
@@ -144,7 +143,7 @@ class RedisConnection:
         return self._db
 
     async def open(self) -> None:
-        """Connect and begin to be told of changes. Raises `RedisLost`."""
+        """Connect and subscribe to changes. Raises `RedisLost`."""
         try:
             async with asyncio.timeout(OPEN_PATIENCE):
                 if not await self._connect(3):
@@ -154,26 +153,26 @@ class RedisConnection:
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             ours = self._vitals.shortages.check(error, "the connection to Redis")
-            reason = DETAILS[ours] if ours is not None else _in_words(error)
+            reason = DETAILS[ours] if ours is not None else _describe(error)
             raise RedisLost(reason) from error
         parser: Any = getattr(self._connection, "_parser", None)
         if "hello" not in self.refused:
-            parser.set_invalidation_push_handler(self._told_of_keys)
-            parser.set_pubsub_push_handler(self._told_of_event)
+            parser.set_invalidation_push_handler(self._on_invalidation)
+            parser.set_pubsub_push_handler(self._on_keyspace_message)
         self.finder = master_finder(self._client) if self._client is not None else None
         self._reader = asyncio.create_task(self._read(), name="redis-link")
         await self._choose_capture()
 
     async def _connect(self, protocol: int) -> bool:
-        """Whether the server speaks this protocol. Raises what redis-py does."""
+        """Connect; returns whether the server speaks this protocol. Raises redis-py's errors."""
         cancels = _cancels()
         self._client = self._factory()
         pool: Any = getattr(self._client, "connection_pool", None)
         if pool is None:
             raise RedisError("a mirror needs one Redis or Sentinel, not a Cluster")
         options: dict[str, Any] = pool.connection_kwargs
-        # Time limits are ours: the library's would break off a wait for news. So is the name. What
-        # else the library asks for by itself costs round trips, and rights.
+        # Timeouts and the client name are ours: the library's timeout would end the wait for pushed
+        # changes. Its other set-up commands cost round trips and need rights.
         self._name = options.pop("client_name", None)
         for extra in ("pool_handler", "config"):
             options.pop(f"maint_notifications_{extra}", None)
@@ -183,33 +182,33 @@ class RedisConnection:
         try:
             await connection.connect()
         except (ResponseError, NoPermissionError) as error:
-            # `NOAUTH HELLO must be called ...` and a wrong password are not about the command.
+            # `NOAUTH HELLO must be called ...` and a wrong password do not mean HELLO is unknown.
             if protocol != 3 or not _no_hello(str(error)):
                 raise
             await connection.disconnect(nowait=True)
             await self._client.aclose()
             return False
-        _honour(cancels)
+        _raise_swallowed_cancel(cancels)
         return True
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host and port that the connection goes to; None for a unix socket."""
+        """Host and port of the connection; None for a unix socket."""
         connection: Any = self._connection
         host, port = getattr(connection, "host", None), getattr(connection, "port", None)
         return (str(host), int(port)) if host and port else None
 
     @property
     def patience(self) -> float:
-        """Seconds within which this server replies to anything, as far as it is known."""
+        """Seconds within which this server should reply, going by the measured round trips."""
         return self.at_least(self._patience)
 
     def at_least(self, seconds: float) -> float:
-        """So many seconds, and what a distant server needs beyond them."""
+        """So many seconds, plus an allowance for a distant server."""
         return seconds + min(MOST_PATIENCE, ROUND_TRIPS * self.round_trip)
 
     async def close(self) -> None:
-        """Let go of the connection; whoever waits for a reply gets `RedisLost`."""
+        """Close the connection; pending calls raise `RedisLost`."""
         reader, self._reader = self._reader, None
         if reader is not None and reader is not asyncio.current_task():
             reader.cancel()
@@ -227,10 +226,10 @@ class RedisConnection:
                 await client.aclose()
 
     async def call(self, *commands: Command, patience: float | None = None) -> list[Any]:
-        """Send commands in one piece, return their replies in order.
+        """Send a pipeline of commands; returns their replies in order.
 
-        A refused command has a `CommandError` in its place. Raises `RedisLost` when the connection
-        breaks or stays silent for `patience` seconds (the link's own when None).
+        A refused command yields a `CommandError`. Raises `RedisLost` if the connection breaks or
+        stays silent for `patience` seconds (None: the connection's own limit).
         """
         connection = self._connection
         if connection is None or self.lost.is_set():
@@ -245,7 +244,7 @@ class RedisConnection:
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
                 )
-                _honour(cancels)
+                _raise_swallowed_cancel(cancels)
                 replies = await future
         except TimeoutError:
             self._lose(f"silent for {limit:.3g} s", silent=True)
@@ -259,8 +258,8 @@ class RedisConnection:
         return replies
 
     async def leads_to_master(self) -> bool:
-        """Whether the Sentinels, asked anew, still name this server; the connection is given up
-        where they name another. True where nobody can be asked."""
+        """Ask the Sentinels whether this server is still the master; the connection is dropped if
+        it is not. True if there are no Sentinels or none answers."""
         if self.finder is None:
             return True
         master = await self.finder.where()
@@ -269,10 +268,10 @@ class RedisConnection:
         self._lose(f"the master moved to {master[0]}:{master[1]}")
         return False
 
-    # --- what the server is ----------------------------------------------------------------------
+    # --- server info -----------------------------------------------------------------------------
 
-    async def facts(self) -> ServerInfo:
-        """Five sections of INFO (one each: several in one call came with Redis 7)."""
+    async def info(self) -> ServerInfo:
+        """Read five sections of INFO, one command each: only Redis 7 takes several at once."""
         replies = await self.call(
             *(
                 ("INFO", section)
@@ -283,13 +282,13 @@ class RedisConnection:
             reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
             for reply in replies
         ]
-        facts = parse_facts("\n".join(texts))
-        if facts.server_time is not None:
-            self._vitals.skews.note("redis", facts.server_time)
-        return facts
+        info = parse_info("\n".join(texts))
+        if info.server_time is not None:
+            self._vitals.skews.note("redis", info.server_time)
+        return info
 
     async def _choose_capture(self) -> None:
-        """The best way to be told of changes that this server grants."""
+        """Pick the best capture mode that this server allows."""
         if self._name:
             await self.call(("CLIENT", "SETNAME", self._name), patience=OPEN_PATIENCE)
         if self.mode == "tracking":
@@ -310,7 +309,7 @@ class RedisConnection:
             self.mode = "scanning"
 
     async def _send_only(self, command: Command) -> None:
-        """For a command whose confirmation comes as a push message."""
+        """Send a command that is confirmed by a push message instead of a reply."""
         assert self._connection is not None
         try:
             async with asyncio.timeout(self._patience):
@@ -335,23 +334,23 @@ class RedisConnection:
                     )
                 except ResponseError as error:
                     reply = _refusal(error)
-                self.heard_at = time.monotonic()
-                if reply is not _TOLD:
-                    self._answered(reply)
+                self.last_read_at = time.monotonic()
+                if reply is not _HANDLED:
+                    self._take_reply(reply)
                 turns += 1
                 if turns % SLICE == 0:
-                    # Replies that are already in the buffer come without a pause; others wait.
+                    # Reading buffered replies never yields, so yield explicitly.
                     await asyncio.sleep(0)
         except (RedisError, OSError) as error:
             self._lose(str(error) or type(error).__name__)
         except Exception as odd:
-            # Not what a Redis sends. The connection cannot be trusted, the mirror begins anew.
+            # Not the Redis protocol: the connection cannot be trusted, the session starts over.
             self._lose(f"odd reply: {odd!r}"[:200])
 
-    def _answered(self, reply: Any) -> None:
+    def _take_reply(self, reply: Any) -> None:
         if isinstance(reply, ResponseError):
             reply = _refusal(reply)
-        waiting = self._waiting[0]  # IndexError: a reply nobody asked for, so the stream is off
+        waiting = self._waiting[0]  # IndexError: an unexpected reply, the stream is out of step
         waiting.replies.append(reply)
         waiting.missing -= 1
         if waiting.missing == 0:
@@ -359,15 +358,15 @@ class RedisConnection:
             if not waiting.future.done():
                 waiting.future.set_result(waiting.replies)
 
-    async def _told_of_keys(self, message: list[Any]) -> object:
+    async def _on_invalidation(self, message: list[Any]) -> object:
         keys = message[1] if len(message) > 1 else None
         if keys is None:
             self._on_flushed()
         else:
             self._on_changed(keys)
-        return _TOLD
+        return _HANDLED
 
-    async def _told_of_event(self, message: list[Any]) -> object:
+    async def _on_keyspace_message(self, message: list[Any]) -> object:
         # [pmessage, pattern, __keyspace@0__:KEY, event]; anything else confirms a subscription.
         if len(message) == 4 and message[0] == b"pmessage":
             _, _, key = bytes(message[2]).partition(b"__:")
@@ -375,24 +374,24 @@ class RedisConnection:
                 self._on_changed([key])
             else:
                 self._on_event(key, bytes(message[3])[:64].decode("ascii", "replace"))
-        return _TOLD
+        return _HANDLED
 
     def _lose(self, why: str, *, silent: bool = False) -> None:
         if not self.lost.is_set():
             self.why_lost = why
-            if not silent:  # all that was sent before the end has arrived
-                self.heard_at = time.monotonic()
+            if not silent:  # everything sent before the end has arrived
+                self.last_read_at = time.monotonic()
             self.lost.set()
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.future.done():
                 waiting.future.set_exception(RedisLost(why))
-                # The caller may have given up already; then nobody else asks for it.
+                # Mark as retrieved: the caller may have given up already.
                 waiting.future.exception()
 
 
 def _refusal(error: ResponseError) -> CommandError:
-    # redis-py cuts the code off the errors that it has classes for.
+    # redis-py strips the code from errors that it has classes for.
     code, text = getattr(error, "status_code", None), str(error)
     if isinstance(code, str) and code != "ERR" and not text.startswith(code):
         text = f"{code} {text}"
@@ -404,7 +403,7 @@ def _cancels() -> int:
     return task.cancelling() if task is not None else 0
 
 
-def _honour(cancels: int) -> None:
+def _raise_swallowed_cancel(cancels: int) -> None:
     """Raise a cancellation that redis-py swallowed: it uses `asyncio.wait_for` (see `waiting`)."""
     if _cancels() > cancels:
         raise asyncio.CancelledError
@@ -418,24 +417,24 @@ _FLUSH = re.compile(
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
-def _in_words(error: Exception) -> str:
-    """Why there is no connection, for an operator. Redis answers `HELLO` without a password at
-    length, and says nothing of passwords."""
+def _describe(error: Exception) -> str:
+    """Why the connection failed, for an operator. Redis' reply to a `HELLO` without a password is
+    long and does not mention passwords."""
     text = str(error)
     no_login = text.startswith(("NOAUTH", "HELLO must be called"))
     if no_login or isinstance(error, AuthenticationError):
-        return f"it refuses our user name or password ({text.partition(',')[0]})"
+        return f"it rejects our user name or password ({text.partition(',')[0]})"
     return text or type(error).__name__
 
 
 def _no_hello(text: str) -> bool:
-    """Whether this refusal of a connection's first command is about HELLO itself."""
+    """Whether a server that refused the first command does not support HELLO."""
     text = text.lower()
     return "hello" in text and ("unknown command" in text or "no permissions" in text)
 
 
 def no_permission(reply: object) -> bool:
-    """Whether a command was refused by the server's access lists."""
+    """Whether the server's ACL refused the command."""
     return isinstance(reply, CommandError) and reply.right_missing
 
 
@@ -443,15 +442,15 @@ _REFUSES_ALL = ("OOM", "MISCONF", "READONLY", "NOREPLICAS", "MASTERDOWN", "CLUST
 
 
 def refuses_writes(reply: object) -> str | None:
-    """Why the server takes writes from nobody now; None when it does, or when the refusal is about
-    this command or our user alone."""
+    """Why the server refuses all writes now; None if it does not, or if the error concerns only
+    this command or our user."""
     if isinstance(reply, CommandError) and reply.text.startswith(_REFUSES_ALL):
         return reply.text[:200]
     return None
 
 
-def parse_facts(info: str) -> ServerInfo:
-    """Read the text of INFO. A section that was refused leaves its facts None."""
+def parse_info(info: str) -> ServerInfo:
+    """Parse the text of INFO. Fields of refused sections are None."""
     fields = dict(line.strip().split(":", 1) for line in info.splitlines() if ":" in line)
     statistics = "cmdstat_" in info
     micros = _number(fields.get("server_time_usec"))
@@ -472,7 +471,7 @@ def _number(text: str | None) -> int | None:
 
 
 def notifies(reply: Any) -> bool:
-    """Whether CONFIG GET says that keyspace events of strings and of removals are published."""
+    """Whether CONFIG GET shows that keyspace events for strings and removals are enabled."""
     pairs = reply.items() if isinstance(reply, dict) else []
     flags = b"".join(bytes(value) for _, value in pairs)
     if b"K" not in flags:

@@ -1,4 +1,4 @@
-"""Jobs that Redis dropped for want of memory: counted one by one, logged once for each burst."""
+"""Evicted jobs: counted one by one, logged once per burst."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from proxy.jobs.metrics import MirrorMetrics
 
 log = logging.getLogger(__name__)
 
-QUIET = 5.0  # seconds without an eviction that end a burst
-LONGEST = 60.0  # seconds after which a burst that does not end is logged all the same
+QUIET = 5.0  # seconds without an eviction after which a burst is over
+LONGEST = 60.0  # seconds after which an ongoing burst is logged
 REMEMBERED = 100_000
 
 
 class Evictions:
-    """What is missing in Redis without proof of a deletion. `note` and `report` cost nothing."""
+    """Jobs that are missing in Redis without proof of a deletion. No I/O."""
 
     def __init__(self, mirror: str, metrics: MirrorMetrics) -> None:
         self.total = 0  #: since the start
         self._mirror = mirror
         self._metrics = metrics
-        self._missing: set[str] = set()  # known to be missing, so not counted again
-        self._burst: list[str] = []  # the first job, and how many
+        self._missing: set[str] = set()  # already counted
+        self._burst: list[str] = []  # the first job of the burst
         self._in_burst = 0
         self._began = self._latest = -math.inf
 
     def note(self, job_id: str, now: float) -> None:
-        """A job was found missing at `now` (monotonic) and cannot be said to be deleted."""
+        """A job was found missing at `now` (monotonic) without proof that it was deleted."""
         if job_id in self._missing:
             return
         if len(self._missing) >= REMEMBERED:
@@ -42,11 +42,11 @@ class Evictions:
         self._latest = now
 
     def present(self, job_id: str) -> None:
-        """A job is in Redis, or not expected there any more."""
+        """A job is in Redis, or no longer expected there."""
         self._missing.discard(job_id)
 
     def report(self, now: float) -> None:
-        """Log the burst that is over, or lasts too long. To be called now and then."""
+        """Log a burst that is over or lasts too long. Call this periodically."""
         if not self._in_burst or (now - self._latest < QUIET and now - self._began < LONGEST):
             return
         log.warning(

@@ -1,4 +1,4 @@
-"""Gives jobs of the store back to Redis where they are missing: all, or the one asked for."""
+"""Restores jobs from the store into Redis where they are missing: all of them, or one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from proxy.core.clock import Clock
 from proxy.jobs.document import KeyPattern
-from proxy.jobs.events import Tell, silence
+from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import Command, CommandError, CommandRefused, RedisConnection
 from proxy.jobs.redis.restore_rules import RestoreCounts, index_entries, put_back
@@ -17,13 +17,13 @@ from proxy.jobs.store.store import JobStore
 
 log = logging.getLogger(__name__)
 
-PAGE = 250  # jobs put back in one piece
-FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for what is being written
+PAGE = 250  # jobs restored at once
+FLUSH_PATIENCE = 1.0  # seconds that a restore or a comparison waits for pending writes
 
 
 class Restorer:
-    """The jobs of one mirror. `under_way`: a restore of all is running; `last`: what the last came
-    to."""
+    """Restores the jobs of one mirror. `under_way`: a full restore is running; `last`: the result
+    of the last one."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Restorer:
         store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
-        tell: Tell = silence,
+        emit: EventSink = discard_event,
     ) -> None:
         self.under_way = False
         self.last: RestoreCounts | None = None
@@ -43,16 +43,17 @@ class Restorer:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._tell = tell
+        self._emit = emit
 
     async def put_all_back(self, link: RedisConnection, cause: str) -> RestoreCounts:
-        """Every live job of the store, where it is missing. Raises `StoreSilent`, `RedisLost`."""
+        """Restore every live job that is missing. Raises `StoreSilent`, `RedisLost`,
+        `CommandRefused`."""
         began = time.monotonic()
         restored = kept = 0
         self.under_way = True
         try:
             await self._store.flushed(FLUSH_PATIENCE)
-            # What is captured but still not committed, as while SQLite cannot write.
+            # Captured but not committed yet, as while SQLite cannot write.
             for row in self._store.unwritten_rows():
                 restored += await self._put_back(link, [row])
             after = ""
@@ -65,15 +66,16 @@ class Restorer:
                 kept += len(page) - done
         finally:
             self.under_way = False
-        tally = RestoreCounts(cause, restored, kept, time.monotonic() - began)
-        self.last = tally
+        counts = RestoreCounts(cause, restored, kept, time.monotonic() - began)
+        self.last = counts
         self._metrics.restored(cause, restored)
-        log.info("jobs restored", extra={"mirror": self._name, **asdict(tally)})
-        self._tell("restored", asdict(tally))
-        return tally
+        log.info("jobs restored", extra={"mirror": self._name, **asdict(counts)})
+        self._emit("restored", asdict(counts))
+        return counts
 
     async def _put_back(self, link: RedisConnection, rows: list[Row]) -> int:
-        """How many of these jobs were missing and are there now. Raises `RedisLost`."""
+        """Restore these jobs; returns how many were missing. Raises `RedisLost`,
+        `CommandRefused`."""
         now = self._clock.time()
         commands: list[Command] = []
         sent: list[Row] = []
@@ -89,12 +91,13 @@ class Restorer:
         replies = await link.call(*commands)
         for reply in replies:
             if isinstance(reply, CommandError):
-                # OOM, READONLY, MISCONF, NOPERM: the same for every job, and not for us to mend.
+                # OOM, READONLY, MISCONF, NOPERM: affects every job, and we cannot fix it.
                 raise CommandRefused(f"takes no jobs back: {reply.text[:200]}")
         return sum(reply == b"OK" for reply in replies[: len(sent)])
 
     async def put_one_back(self, link: RedisConnection, row: Row) -> bool:
-        """Whether one job is in Redis now, put back or there already. Raises `RedisLost`."""
+        """Restore one job if it is missing; returns whether it is in Redis now. Raises
+        `RedisLost`."""
         command = put_back(row, self._pattern.key(row.job_id), self._clock.time())
         if command is None:
             return False

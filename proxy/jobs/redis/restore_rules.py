@@ -1,13 +1,12 @@
-"""What is put back into Redis, and what its absence there means. Decisions here, no I/O.
+"""What is restored into Redis, and what a missing key means. Pure decisions, no I/O.
 
 1. A key may be missing because it expired, was deleted, was evicted, or was lost with all others.
-   A deletion needs proof for that very key: the server's own word (a `del` event), or a server that
-   is provably the same (`run_id`), was not flushed, and dropped nothing for want of memory between
-   a moment at which the key was still there and now. Every doubt counts as an eviction or a loss,
-   since a job too many can be deleted again.
-2. Putting back never overwrites (`SET … NX`), so several sidecars may do it at once and the app may
-   write meanwhile. An older value that is there is replaced only while it is still that very value.
-3. What comes back has the life that was left to it, never more.
+   A deletion needs proof for that key: a `del` event from the server, or a server that is provably
+   the same (`run_id`), was not flushed, and evicted nothing since the key was last seen. Every
+   doubt counts as an eviction or a loss, because a job too many can be deleted again.
+2. A restore never overwrites (`SET … NX`), so several sidecars may restore at once while the app
+   writes. An outdated value is replaced only if it has not changed since we read it.
+3. A restored key gets its remaining TTL, never more.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ return 1
 
 
 class Continuity(Enum):
-    """What became of a server's data between two looks at it."""
+    """What happened to a server's data between two observations."""
 
-    SAME = "same"  # the same data, but for what clients did to single keys
-    EVICTING = "evicting"  # the same, and keys were dropped for want of memory, or may have been
-    BROKEN = "broken"  # restarted, flushed, replaced, or nobody can tell
+    SAME = "same"  # the same data, apart from clients' own writes and deletions
+    EVICTING = "evicting"  # the same, but keys were, or may have been, evicted
+    BROKEN = "broken"  # restarted, flushed, replaced, or unknown
 
 
 def continuity(before: ServerInfo | None, now: ServerInfo) -> Continuity:
-    """Compare two looks at a server (rule 1)."""
+    """Compare two observations of a server (rule 1)."""
     if before is None or before.run_id is None or before.run_id != now.run_id:
         return Continuity.BROKEN
     if before.flushes is None or before.flushes != now.flushes:
@@ -46,37 +45,36 @@ def continuity(before: ServerInfo | None, now: ServerInfo) -> Continuity:
     if before.evicted is None or before.evicted != now.evicted:
         return Continuity.EVICTING
     if before.commands is not None and now.commands is not None and now.commands < before.commands:
-        return Continuity.EVICTING  # the statistics began anew, so equal numbers mean nothing
+        return Continuity.EVICTING  # the statistics were reset, so equal numbers mean nothing
     return Continuity.SAME
 
 
 def same_history(before: ServerInfo, now: ServerInfo) -> bool:
-    """Whether a server that was out of sight did not become a replica, and the master again,
-    meanwhile: its data would be another's then."""
+    """Whether the server kept its replication history while we were disconnected. If it became a
+    replica and then master again, its data is another server's."""
     return None in (before.replication, now.replication) or before.replication == now.replication
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the server said of itself, and a monotonic time before which all changes had been pushed
-    that happened before it said so. What is pushed later happened later."""
+    """Server info, and a monotonic time by which all changes before that info had been pushed.
+    Changes pushed after `at` happened after `info`."""
 
-    facts: ServerInfo
+    info: ServerInfo
     at: float
 
 
 @dataclass(slots=True)
 class DataEpoch:
-    """One connection's view of a server.
+    """A server's data as seen by one connection.
 
-    `losses` counts how often the data were found gone, `restored` up to which loss they were put
-    back. `old_data`: what is there may be older than the store. `cause` labels what gets restored.
-    `facts` are those of the time when nothing was missing. A key that was found missing is
-    explained by all that happened since then; one whose change was pushed after `mark` by what
-    happened since the mark.
+    `losses` counts how often the data was found lost, `restored` up to which loss it was restored.
+    `old_data`: Redis may hold versions older than the store's. `cause` labels what gets restored.
+    `info` dates from when nothing was missing: a missing key is explained by what happened since
+    then, or, if its change was pushed after `mark`, by what happened since the mark.
     """
 
-    facts: ServerInfo
+    info: ServerInfo
     cause: str
     losses: int = 0
     restored: int = 0
@@ -85,11 +83,11 @@ class DataEpoch:
 
     @property
     def lost(self) -> bool:
-        """Whether absence proves nothing, as not all was put back yet."""
+        """Whether a missing key proves nothing, because the restore is not complete."""
         return self.restored < self.losses
 
     def lose(self, cause: str) -> None:
-        """The data are gone, or may be."""
+        """Record that the data is, or may be, lost."""
         self.losses += 1
         self.old_data = True
         self.cause = cause
@@ -104,17 +102,17 @@ class Absence(StrEnum):
     LOST = "lost"
 
 
-#: Keyspace events that take a key away by somebody's will, or for want of memory.
+#: Keyspace events by which a client removes a key.
 _REMOVED = frozenset({"del", "rename_from", "move_from"})
 
 
 def explain_absence(
     deadline: float | None, now: float, link: Continuity, event: str | None = None
 ) -> Absence:
-    """Why a key is gone that Redis was to drop at `deadline` (Unix seconds, None: never).
+    """Why a key that was to expire at `deadline` (Unix seconds, None: never) is missing.
 
-    `event` is the last keyspace event of the key, where the server publishes them: it outweighs
-    what the server's counters say, unless all was lost.
+    `event` is the key's last keyspace event, if the server publishes them. It takes precedence over
+    the server's counters, unless all data was lost.
     """
     if deadline is not None and now >= deadline - EXPIRY_SLACK:
         return Absence.EXPIRED
@@ -132,7 +130,7 @@ def explain_absence(
 
 @dataclass(frozen=True, slots=True)
 class RestoreCounts:
-    """What one restore did. `kept`: keys that were there already; `seconds` of wall time."""
+    """The result of one restore. `kept`: keys that were already there; `seconds`: wall time."""
 
     cause: str
     restored: int
@@ -141,7 +139,7 @@ class RestoreCounts:
 
 
 def remaining_ms(deadline: float | None, now: float) -> int | None:
-    """Milliseconds of life left, 0 for a key that never expires, None for one that is over."""
+    """Remaining TTL in milliseconds, 0 for a key that never expires, None for an expired one."""
     if deadline is None:
         return 0
     left = int((deadline - now) * 1000)
@@ -149,7 +147,7 @@ def remaining_ms(deadline: float | None, now: float) -> int | None:
 
 
 def put_back(row: Row, key: str, now: float) -> Command | None:
-    """The command that restores one job where it is missing; None when its time is over."""
+    """The command that restores one job if it is missing; None if it has expired."""
     left = remaining_ms(row.deadline, now)
     if left is None:
         return None
@@ -157,19 +155,19 @@ def put_back(row: Row, key: str, now: float) -> Command | None:
 
 
 def replace(row: Row, key: str, present: bytes, present_ms: int, now: float) -> Command:
-    """The command that replaces an outdated value by the store's, unless it changed meanwhile.
+    """The command that replaces an outdated value with the store's, unless it changed meanwhile.
 
-    `present_ms` is the PTTL of the outdated value, -1 when it never expires. The job keeps the
-    longer of both lives.
+    `present_ms` is the PTTL of the outdated value, -1 if it never expires. The job keeps the longer
+    of both TTLs.
     """
     left = remaining_ms(row.deadline, now)
     lasting = left == 0 or present_ms < 0
-    life = 0 if lasting else max(left or 1, present_ms, 1)
-    return ("EVAL", REPLACE_SCRIPT, 1, key, present, row.raw, life)
+    ttl = 0 if lasting else max(left or 1, present_ms, 1)
+    return ("EVAL", REPLACE_SCRIPT, 1, key, present, row.raw, ttl)
 
 
 def index_entries(rows: list[Row], index: str) -> Command:
-    """One ZADD for many jobs, score = creation; entries that are there keep their score."""
+    """One ZADD for many jobs, score = creation time; existing entries keep their score."""
     pairs: list[object] = []
     for row in rows:
         pairs += (to_timestamp(row.created_at) or row.captured_at, row.job_id)

@@ -1,8 +1,8 @@
-"""What a mirror must be allowed to do in Redis, and how to find out without doing anything.
+"""Which Redis permissions a mirror needs, and how to test them without side effects.
 
-Each right has a command that changes nothing (`XX` on a key that is never there, a `DEL` of it), so
-that the server's answer tells whether the access list of our user has it. `ACL DRYRUN` would be
-nicer, but came with Redis 7 and is an administrator's command.
+Each right has a command that changes nothing (`XX` on a key that never exists, or a `DEL` of it);
+the reply shows whether the ACL of our user allows it. `ACL DRYRUN` would be nicer, but needs
+Redis 7 and admin rights.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from proxy.jobs.redis.connection import Command, no_permission
 
 PROBE_ID = "reliability-proxy-probe"
-"""An id that no job has: the key that questions of rights are about."""
+"""The ID of no job: its key is used to test permissions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """One command that is needed. `without` says what does not work where it is refused."""
+    """A required command. `without` describes what fails if it is refused."""
 
     name: str
     command: Command
@@ -27,7 +27,7 @@ class Right:
 
 @dataclass(frozen=True, slots=True)
 class MissingRight:
-    """A right that our user does not have, and what that means."""
+    """A right that our user lacks, and the consequence."""
 
     name: str
     without: str
@@ -36,8 +36,7 @@ class MissingRight:
         return f"{self.name} ({self.without})"
 
 
-#: What no mirror works without, what each lack costs. `client|tracking` and `hello` are found out
-#: by the link itself.
+#: Rights that the connection tests itself when it opens.
 LINK_RIGHTS = {
     "client|tracking": "changes are found by scanning, seconds late, unless keyspace events are on",
     "hello": "changes are found by scanning, seconds late",
@@ -45,12 +44,12 @@ LINK_RIGHTS = {
 
 
 def write_probe(key: str) -> Command:
-    """A write that is refused when all are, and else does nothing: the key is never there."""
+    """A write without effect (the key never exists), refused only if all writes are."""
     return ("SET", key, "", "XX", "PX", 1)
 
 
 def needed(key: str, index: str | None, counting_key: str | None) -> Sequence[Right]:
-    """The rights of a mirror whose probe key is `key`."""
+    """The rights that a mirror needs, tested on the probe key `key`."""
     rights = [
         Right("info", ("INFO", "server"), "a deletion cannot be told from an eviction or a loss, "
               "so jobs that are deleted past the proxy come back"),
@@ -81,7 +80,7 @@ def needed(key: str, index: str | None, counting_key: str | None) -> Sequence[Ri
 def missing(
     rights: Iterable[Right], replies: Iterable[object], link_refused: Iterable[str]
 ) -> list[MissingRight]:
-    """Which rights were refused for want of permission; any other error is not about rights."""
+    """The rights that were refused for lack of permission; other errors do not count."""
     found = [MissingRight(name, LINK_RIGHTS[name]) for name in link_refused]
     found += [
         MissingRight(right.name, right.without)
@@ -89,5 +88,5 @@ def missing(
         if no_permission(reply)
     ]
     if any(one.name == "eval" for one in found):
-        return [one for one in found if one.name != "counting"]  # said already
+        return [one for one in found if one.name != "counting"]  # covered by `eval`
     return found

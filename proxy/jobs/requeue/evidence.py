@@ -161,18 +161,18 @@ def judge(
     if job.place == "queue":
         return _in_queue(workers, others, stalled_for)
     if job.place is None and not readable:
-        said = "the broker has messages that cannot be read, one of them may be this job's"
-        return Judgement(Action.WAIT, "unreadable_messages", said)
+        evidence = "the broker has messages that cannot be read, one of them may be this job's"
+        return Judgement(Action.WAIT, "unreadable_messages", evidence)
     if job.place == "taken" or not job.waiting:
         proof = _abandoned(job, workers, now=now, others=others, limits=limits)
     else:
         proof = _without_message(job, workers, others=others, limits=limits)
     if proof.action is Action.PUSH and calm_for < limits.app_breaker:
         left = limits.app_breaker - calm_for
-        said = (
+        evidence = (
             f"{proof.evidence}; workers may discard it for another {left:.0f} s, as Redis was away"
         )
-        return Judgement(Action.WAIT, "workers_may_discard", said)
+        return Judgement(Action.WAIT, "workers_may_discard", evidence)
     if proof.action is Action.PUSH and job.place == "taken":
         return Judgement(Action.RESTORE, proof.reason, proof.evidence)
     return proof
@@ -188,24 +188,24 @@ def _holder(job: Work, workers: Workers, now: float) -> str | None:
 
 def _in_queue(workers: Workers, others: int, stalled_for: float) -> Judgement:
     if workers.connected == 0:
-        said = "its message is in the queue, but no worker is connected to take it"
-        return Judgement(Action.WAIT, "no_worker", said)
+        evidence = "its message is in the queue, but no worker is connected to take it"
+        return Judgement(Action.WAIT, "no_worker", evidence)
     if stalled_for >= STALLED_AFTER and others == 0:
-        said = (
+        evidence = (
             f"its message is in the queue, from which nobody has taken one for {stalled_for:.0f} s"
         )
-        return Judgement(Action.WAIT, "not_taken", said)
+        return Judgement(Action.WAIT, "not_taken", evidence)
     return Judgement(Action.NOTHING, "in_queue", "its message is in the queue")
 
 
 def _without_message(job: Work, workers: Workers, *, others: int, limits: Limits) -> Judgement:
-    said = f"queued, and without a message for {job.missing_for:.0f} s"
+    evidence = f"queued, and without a message for {job.missing_for:.0f} s"
     if job.missing_for < limits.app_breaker:
-        return Judgement(Action.WAIT, "message_missing", said)
+        return Judgement(Action.WAIT, "message_missing", evidence)
     if (workers.silent or 0) > others:
-        said += ", but a worker is busy with something unknown"
-        return Judgement(Action.WAIT, "unknown_work", said)
-    return Judgement(Action.PUSH, "message_missing", said)
+        evidence += ", but a worker is busy with something unknown"
+        return Judgement(Action.WAIT, "unknown_work", evidence)
+    return Judgement(Action.PUSH, "message_missing", evidence)
 
 
 def _abandoned(
@@ -219,26 +219,32 @@ def _abandoned(
     everyone = workers.silent == 0 and workers.asked_at >= job.since + CLOCK_SLACK
     over = everyone or (job.place is None and accounted)
     if job.result is not None and job.result.ended and over:
-        said = f"its task ended ({job.result.state}), and it has no final status for {quiet:.0f} s"
-        return Judgement(Action.PUSH, "task_ended", said)
+        evidence = (
+            f"its task ended ({job.result.state}), and it has no final status for {quiet:.0f} s"
+        )
+        return Judgement(Action.PUSH, "task_ended", evidence)
     if job.node is not None:
         found = _taker_gone(job, workers, now)
         if found is not None:
             return found
     if everyone and job.place == "taken" and job.appeared:
-        said = "its message is in `unacked` and the worker that took it is not connected any more"
-        return Judgement(Action.PUSH, "worker_gone", said)
+        evidence = (
+            "its message is in `unacked` and the worker that took it is not connected any more"
+        )
+        return Judgement(Action.PUSH, "worker_gone", evidence)
     idle = {
         node
         for node, answer in workers.answers.items()
         if answer.asked_at >= job.since + CLOCK_SLACK and now - answer.asked_at <= ANSWER_HOLDS
     }
     if everyone and idle and job.node is None and workers.known <= idle:
-        said = f"every known worker ({', '.join(sorted(idle)[:3])}) answers and none works on it"
-        return Judgement(Action.PUSH, "workers_idle", said)
+        evidence = (
+            f"every known worker ({', '.join(sorted(idle)[:3])}) answers and none works on it"
+        )
+        return Judgement(Action.PUSH, "workers_idle", evidence)
     if quiet >= limits.stranded_after and idle and accounted:
-        said = f"unchanged for {quiet:.0f} s while worker {min(idle)} is idle"
-        return Judgement(Action.PUSH, "stranded", said)
+        evidence = f"unchanged for {quiet:.0f} s while worker {min(idle)} is idle"
+        return Judgement(Action.PUSH, "stranded", evidence)
     return _no_proof(job, workers, quiet)
 
 
@@ -252,29 +258,29 @@ def _taker_gone(job: Work, workers: Workers, now: float) -> Judgement | None:
         and answer.asked_at >= job.since + CLOCK_SLACK
         and now - answer.asked_at <= max(ANSWER_HOLDS, unmoved)
     ):
-        said = f"worker {job.node}, which took it, answers and does not work on it"
-        return Judgement(Action.PUSH, "worker_idle", said)
+        evidence = f"worker {job.node}, which took it, answers and does not work on it"
+        return Judgement(Action.PUSH, "worker_idle", evidence)
     later = workers.starts.get(job.node)
     if later is not None and later.job_id != job.job_id and later.at >= job.since + CLOCK_SLACK:
         if later.pid == job.pid:
-            said = f"worker {job.node}, which took it, has begun another job since"
-            return Judgement(Action.PUSH, "worker_moved_on", said)
+            evidence = f"worker {job.node}, which took it, has begun another job since"
+            return Judgement(Action.PUSH, "worker_moved_on", evidence)
         if job.pid is not None:
-            said = (
+            evidence = (
                 f"worker {job.node} took it as process {job.pid} and has begun another job since"
                 f" as process {later.pid}"
             )
-            return Judgement(Action.PUSH, "worker_replaced", said)
+            return Judgement(Action.PUSH, "worker_replaced", evidence)
     return None
 
 
 def _no_proof(job: Work, workers: Workers, quiet: float) -> Judgement:
     if workers.connected == 0:
-        said = f"unchanged for {quiet:.0f} s and no worker is connected"
-        return Judgement(Action.WAIT, "no_worker", said)
+        evidence = f"unchanged for {quiet:.0f} s and no worker is connected"
+        return Judgement(Action.WAIT, "no_worker", evidence)
     if workers.silent == 0:
         taker = f"worker {job.node}" if job.node else "who took it"
-        said = f"every connected worker is idle, but {taker} may work on unconnected"
-        return Judgement(Action.WAIT, "taker_unknown", said)
-    said = f"unchanged for {quiet:.0f} s; a worker is busy and may be at it"
-    return Judgement(Action.NOTHING, "may_run", said)
+        evidence = f"every connected worker is idle, but {taker} may work on unconnected"
+        return Judgement(Action.WAIT, "taker_unknown", evidence)
+    evidence = f"unchanged for {quiet:.0f} s; a worker is busy and may be at it"
+    return Judgement(Action.NOTHING, "may_run", evidence)

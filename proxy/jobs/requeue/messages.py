@@ -207,7 +207,7 @@ def _ids(arguments: Any) -> Iterator[str]:
     """
     # [args, kwargs, embed]: the last is Celery's own (callbacks, chains).
     own = arguments[:2] if isinstance(arguments, list) else arguments
-    named: list[str] = []
+    likely: list[str] = []
     others: list[str] = []
     nodes = [own]
     for _ in range(MAX_NODES):
@@ -221,10 +221,10 @@ def _ids(arguments: Any) -> Iterator[str]:
         elif isinstance(node, dict):
             for name, child in node.items():
                 if name in ("job_id", "id") and isinstance(child, str):
-                    named.append(child)
+                    likely.append(child)
                 else:
                     nodes.append(child)
-    yield from (text for text in (*named, *others) if valid_job_id(text))
+    yield from (text for text in (*likely, *others) if valid_job_id(text))
 
 
 def load_object(raw: bytes | str | None) -> dict[str, Any] | None:

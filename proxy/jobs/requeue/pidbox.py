@@ -103,13 +103,13 @@ def answers(replies: Iterable[bytes]) -> dict[str, WorkerAnswer]:
         if match is None:
             continue
         at = int(match[2]) / 1000
-        for node, told in _reply(envelope).items():
+        for node, content in _reply(envelope).items():
             if node in found or len(found) < MAX_NODES:
-                said = _pool(told) if match[1] == "stats" else _held(told)
-                found.setdefault(node, {}).setdefault(at, {})[match[1]] = said
+                answers = _pool(content) if match[1] == "stats" else _held(content)
+                found.setdefault(node, {}).setdefault(at, {})[match[1]] = answers
     whole: dict[str, WorkerAnswer] = {}
     for node, rounds in found.items():
-        times = [at for at, said in rounds.items() if said.keys() >= set(METHODS)]
+        times = [at for at, answers in rounds.items() if answers.keys() >= set(METHODS)]
         if times:
             newest = rounds[max(times)]
             solo = _SOLO in newest["stats"]

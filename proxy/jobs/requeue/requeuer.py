@@ -24,7 +24,7 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import FINISHED, WAITING, KeyPattern
-from proxy.jobs.events import Tell, silence
+from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.connection import CommandError, RedisConnection
@@ -85,7 +85,7 @@ class Requeuer:
         store: JobStore,
         clock: Clock,
         metrics: MirrorMetrics,
-        tell: Tell = silence,
+        emit: EventSink = discard_event,
         *,
         key_prefix: str = "",
         back_at: Callable[[], float | None] = lambda: None,
@@ -100,19 +100,19 @@ class Requeuer:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._tell = tell
+        self._emit = emit
         self._back_at = back_at
         self._broker = Broker(requeue, key_prefix=key_prefix, family=pattern.prefix)
         self._memory = MessageMemory(store)
         self._starter = Starter(
-            name, requeue, pattern, self._broker, self._memory, store, metrics, tell
+            name, requeue, pattern, self._broker, self._memory, store, metrics, emit
         )
         self._workers = WorkerWatch(
             name,
             self._broker,
             clock,
             metrics,
-            tell,
+            emit,
             remember=settings.stranded_after,
             store=store.set_meta,
         )
@@ -139,7 +139,7 @@ class Requeuer:
 
     # --- following -------------------------------------------------------------------------------
 
-    async def follow(self, link: RedisConnection, life: DataEpoch) -> None:
+    async def follow(self, link: RedisConnection, epoch: DataEpoch) -> None:
         """Look and act until the link is lost (`RedisLost`)."""
         async with self._lock:
             with suppress(StoreSilent):
@@ -158,7 +158,7 @@ class Requeuer:
             if asked or self._activity.due(looked_at, 0.0, IDLE_LOOK):
                 looked_at = began
                 self._news.clear()
-                if not life.lost:
+                if not epoch.lost:
                     await self._turn(link)
             took = self._clock.monotonic() - began - (self._broker.waited - waited)
             await asyncio.sleep(max(PAUSE[0], PAUSE[1] * took))
@@ -184,12 +184,12 @@ class Requeuer:
         self.error = error
         if error is None:
             log.info("broker can be read again", extra={"mirror": self._name})
-            self._tell("broker_back", {})
+            self._emit("broker_back", {})
         else:
             log.error("broker cannot be read", extra={"mirror": self._name, "reason": error})
-            self._tell("broker_refused", {"reason": error})
+            self._emit("broker_refused", {"reason": error})
 
-    async def put_back(self, link: RedisConnection, life: DataEpoch) -> None:
+    async def put_back(self, link: RedisConnection, epoch: DataEpoch) -> None:
         """After a loss: bindings at once, and rule 4. Raises `RedisLost`, `StoreSilent`."""
         try:
             stored = await self._store.table(sql.BINDINGS)
@@ -406,7 +406,7 @@ class Requeuer:
             }
             if number < LOGGED_AT_ONCE:
                 log.warning("nobody works on a job", extra={"mirror": self._name, **facts})
-            self._tell("unattended", facts)
+            self._emit("unattended", facts)
         if len(fresh) > LOGGED_AT_ONCE:
             more = len(fresh) - LOGGED_AT_ONCE
             log.warning("nobody works on more jobs", extra={"mirror": self._name, "jobs": more})
@@ -436,7 +436,7 @@ class Requeuer:
                     track.refused = str(cannot)
                     facts: dict[str, object] = {"job_id": job_id, "reason": str(cannot)}
                     log.error("job not requeued", extra={"mirror": self._name, **facts})
-                    self._tell("not_requeued", facts)
+                    self._emit("not_requeued", facts)
         await self._starter.withdraw(link, view)
 
     async def requeue(

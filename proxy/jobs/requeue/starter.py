@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.jobs.document import FINISHED, WAITING, KeyPattern, parse
-from proxy.jobs.events import Tell
+from proxy.jobs.events import EventSink
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import Command, RedisConnection
 from proxy.jobs.requeue import scripts
@@ -57,7 +57,7 @@ class Starter:
         memory: MessageMemory,
         store: JobStore,
         metrics: MirrorMetrics,
-        tell: Tell,
+        emit: EventSink,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -66,7 +66,7 @@ class Starter:
         self._memory = memory
         self._store = store
         self._metrics = metrics
-        self._tell = tell
+        self._emit = emit
         self._ours: dict[str, tuple[Message, bytes]] = {}  # pushed: message, document then
 
     async def start(
@@ -150,7 +150,7 @@ class Starter:
         self._metrics.rescued("message", 1)
         self._metrics.requeued(done.reason)
         log.warning("job requeued", extra={"mirror": self._name, **asdict(done)})
-        self._tell("requeued", asdict(done))
+        self._emit("requeued", asdict(done))
 
     async def withdraw(self, link: RedisConnection, view: View) -> None:
         """Take messages of ours out again whose job went on without them. Raises as `start`."""
@@ -174,8 +174,8 @@ class Starter:
         """After Redis came back, perhaps with old data: messages of jobs that are finished, or
         were worked on when it went away, are taken out. How many."""
         view = await self._broker.look(link)
-        named = [*view.queued, *(one.message for one in view.taken.values())]
-        statuses = await self._statuses({job for one in named for job in one.job_ids})
+        messages = [*view.queued, *(one.message for one in view.taken.values())]
+        statuses = await self._statuses({job for one in messages for job in one.job_ids})
         dropped = 0
         for message in view.queued:
             status = _status_of(message, statuses)

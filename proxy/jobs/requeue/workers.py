@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import finite
-from proxy.jobs.events import Tell
+from proxy.jobs.events import EventSink
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.requeue.broker import Broker
@@ -37,7 +37,7 @@ class WorkerWatch:
         broker: Broker,
         clock: Clock,
         metrics: MirrorMetrics,
-        tell: Tell,
+        emit: EventSink,
         *,
         remember: float,
         store: Callable[[str, str], None],
@@ -49,7 +49,7 @@ class WorkerWatch:
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
-        self._tell = tell
+        self._emit = emit
         self._remember = remember
         self._store = store
         self._seen: dict[str, float] = {}  # node: when it last answered, Unix seconds
@@ -114,7 +114,7 @@ class WorkerWatch:
                 log.info(
                     "workers are back", extra={"mirror": self._name, "workers": self.connected}
                 )
-                self._tell("workers_back", {"workers": self.connected})
+                self._emit("workers_back", {"workers": self.connected})
             self.nobody_since = None
             return
         if self.nobody_since is None:
@@ -127,7 +127,7 @@ class WorkerWatch:
                 "unfinished": unfinished,
             }
             log.error("nobody works on the queue", extra={"mirror": self._name, **facts})
-            self._tell("no_workers", facts)
+            self._emit("no_workers", facts)
 
     # --- asking ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the store tells of jobs to people and to the trace, beyond what clients may ask."""
+"""Reads jobs for operators and for the trace, beyond what clients may see."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from proxy.jobs.store import sql
 from proxy.jobs.store.records import Overview, Row, Tombstone
 from proxy.jobs.store.store import JobStore
 
-LIST_LIMIT = (50, 1000)  # the default and the most
+LIST_LIMIT = (50, 1000)  # the default and the maximum
 LIST_SIZE = 4 * 1024 * 1024  # bytes of a list for clients; its values are whole documents
-SHORT = 64 * 1024  # bytes of a document that `overview` reads
-_AT_ONCE = 100  # lines that are made in one turn of the event loop
+SHORT = 64 * 1024  # bytes of the longest document that `overview` reads
+_AT_ONCE = 100  # lines built per turn of the event loop
 LIVES_AT_MOST = 2 * 86400.0  # seconds: twice what the app gives a key, which each write renews
 
 
 def at_most(limit: int | None) -> int:
-    """How many jobs a list has when so many are asked for."""
+    """The number of jobs in a list for which a client gave this limit."""
     return min(LIST_LIMIT[0] if limit is None else max(1, limit), LIST_LIMIT[1])
 
 
 class Inspection:
-    """The jobs of one mirror, read."""
+    """Reads the jobs of one mirror."""
 
     def __init__(self, store: JobStore, maintenance: Maintenance, clock: Clock) -> None:
         self._store = store
@@ -36,7 +36,7 @@ class Inspection:
     async def jobs(
         self, status: str | None = None, limit: int | None = None, stranded: bool = False
     ) -> list[dict[str, Any]]:
-        """One line a job, for `jobs list`. Raises `StoreSilent`."""
+        """One line per job, for `jobs list`. Raises `StoreSilent`."""
         most = at_most(limit)
         if stranded:
             rows = [
@@ -53,8 +53,8 @@ class Inspection:
     async def contemporaries(
         self, start: float, end: float, look_back: float, most: int
     ) -> list[str] | None:
-        """Jobs that were perhaps worked on between two moments, Unix seconds, expired and deleted
-        ones included; None when there are more than `most`, or nobody can tell. A deleted job may
+        """Jobs that may have been worked on between two times (Unix seconds), including expired and
+        deleted ones; None if there are more than `most` or the store cannot tell. A deleted job may
         be worked on for `look_back` seconds after its last version. Raises `StoreSilent`."""
         asked = {
             "start": start,
@@ -73,8 +73,8 @@ class Inspection:
         return found if len(found) <= most else None
 
     async def overview(self, limit: int) -> Overview:
-        """The jobs that an operator looks at first, each list `limit` at most; documents over
-        `SHORT` bytes are left out. Raises `StoreSilent`."""
+        """The jobs that an operator wants to see first, at most `limit` per list; documents over
+        `SHORT` bytes are omitted. Raises `StoreSilent`."""
         now = self._clock.time()
         stranded = (await self._maintenance.stranded())[:limit]
         documents = await self._store.documents([row.job_id for row in stranded], SHORT)
@@ -85,8 +85,8 @@ class Inspection:
         )
 
     async def show(self, job_id: str) -> dict[str, Any] | None:
-        """All that is known of a job, versions with times; None: nothing. `data` of old versions is
-        None where the newer ones are large. Raises `StoreSilent`."""
+        """Everything known about a job, with its versions; None if it is unknown. `data` of old
+        versions is None if the newer ones are large. Raises `StoreSilent`."""
         if not valid_job_id(job_id):
             return None
         found = self._store.unwritten(job_id) or await self._store.get(job_id)
@@ -103,8 +103,8 @@ class Inspection:
         if found is None:
             return None
         if isinstance(found, Tombstone):
-            told = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
-            return {"job_id": job_id, **told, "pass_on": found.pass_on, "versions": versions}
+            deletion = {"deleted": iso_utc(found.deleted_at), "origin": found.origin}
+            return {"job_id": job_id, **deletion, "pass_on": found.pass_on, "versions": versions}
         raw = found.raw.decode("utf-8", "replace")
         return {**_brief(found), "data": raw, "versions": versions}
 

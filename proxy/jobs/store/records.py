@@ -1,4 +1,4 @@
-"""What the store gives when asked, and how much of it at a time."""
+"""The store's records, and the pace at which values are moved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job as the store holds it. Times are Unix seconds; `created_at` is what the app says."""
+    """A stored job. Times are in Unix seconds; `created_at` comes from the app."""
 
     job_id: str
     status: str
@@ -24,8 +24,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The newest jobs, the newest failed ones, and the stranded ones, the longest unchanged
-    first."""
+    """The newest jobs, the newest failed jobs, and the stranded jobs, longest unchanged first."""
 
     recent: list[Row]
     failed: list[Row]
@@ -34,7 +33,7 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """A job that was deleted. `held`: it must not come back; `pass_on`: the app does not know."""
+    """A deleted job. `held`: it must not come back; `pass_on`: the app does not know yet."""
 
     job_id: str
     deleted_at: float
@@ -45,11 +44,11 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a capture must know of a job before it writes: its newest digest and its tombstone."""
+    """What capture needs of a job before it writes: the newest digest and the tombstone."""
 
     digest: bytes | None
     deadline: float | None
-    buried: bool
+    deleted: bool
     held: bool
     pass_on: bool
     first_seen: float | None
@@ -59,7 +58,7 @@ NO_HEAD = Head(None, None, False, False, False, None)
 
 
 def read_row(row: Any) -> Row:
-    """A row of the columns that `sql.GET` and its kin select."""
+    """Read a row with the columns that `sql.GET` and the like select."""
     job_id, status, progress, data, created_at, captured_at, deadline, digest, version, seen = row
     raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)
     return Row(
@@ -68,10 +67,10 @@ def read_row(row: Any) -> Row:
 
 
 class Pace:
-    """How many values to move at once, so that a batch of huge ones stays bounded in bytes.
+    """How many values to move at once, so that a batch of large values stays bounded in bytes.
 
-    Starts low and doubles up to `most` while batches stay under a quarter of `limit` bytes; halves
-    above `limit`.
+    Starts low; doubles up to `most` after batches below a quarter of `limit` bytes, halves after
+    batches above `limit`.
     """
 
     def __init__(self, most: int, limit: int = 4 * 1024 * 1024) -> None:
@@ -80,7 +79,7 @@ class Pace:
         self._limit = limit
 
     def moved(self, size: int) -> None:
-        """A batch had so many bytes."""
+        """Adapt to a batch of so many bytes."""
         if size > self._limit:
             self.size = max(1, self.size // 2)
         elif size < self._limit // 4:

@@ -1,4 +1,4 @@
-"""The schema of a store's SQLite file, and how the mirror's files call its troubles."""
+"""The schema of the store's SQLite file, and the mirror's names for its errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from proxy.jobs.store import sql
 
 __all__ = ["REFUSED", "SCHEMA", "Params", "StoreSilent"]
 
-#: The store cannot answer now.
+#: Raised when the store cannot answer now.
 StoreSilent = Silent
 
 SCHEMA = Schema(sql.APPLICATION_ID, sql.MIGRATIONS, sql.SETTINGS)

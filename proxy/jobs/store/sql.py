@@ -189,7 +189,7 @@ PUT = (
 # What is known of a job from elsewhere than its document; of a job that is deleted, nothing.
 ADD_EVENTS = (_ADD_EVENTS.format(allowed="EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id)"),)
 
-BURY = (
+MARK_DELETED = (
     """INSERT INTO tombstones (job_id, deleted_at, origin, held, pass_on)
        VALUES (:job_id, :deleted_at, :origin, :held, :pass_on)
        ON CONFLICT (job_id) DO UPDATE SET
@@ -319,7 +319,7 @@ DELETED_SINCE = """SELECT job_id,
                      FROM tombstones WHERE deleted_at >= ? LIMIT ?"""
 
 COUNT = "SELECT count(*) FROM jobs"
-UNTOLD = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
+UNNOTIFIED = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LIMIT ?"
 HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"
 META = "SELECT name, value FROM meta"
 

@@ -1,18 +1,18 @@
-"""The durable side of a mirror: what is written in groups, and what can be asked.
+"""The durable side of a mirror: group writes and reads.
 
-1. Nobody waits for the writer unless asked to: `put` and its kin queue an operation and return; the
-   operation's `done` callback tells when it is committed. All that is queued goes into one
-   transaction, so that many small writes share one flush to the disk.
-2. Trouble never leaves this file as an exception of SQLite's. Disk full, read-only, locked: the
-   queue is kept (bounded, newest version per job), tried again every `RETRY` seconds, and
-   `degraded` says why. A damaged or foreign file is set aside under another name and a new one
-   begun. Both end in `on_gap`, by which the mirror knows that it must fill the store again. The
-   file itself is looked after by `core/sqlite/recovery.py`.
-3. An operation that SQLite refuses for its own sake is dropped alone, counted, never retried.
-4. The whole file is checked at start while small; a big one is checked by a reader while already in
-   use, as a start must not wait for a gigabyte to be read.
-5. A file that somebody removes is written anew from what is still open; one that somebody replaces
-   is left for the new one. Either is noticed within seconds and ends in `on_gap`.
+1. Writes are asynchronous: `put` and the like queue an operation and return; its `done` callback
+   reports the commit. Everything queued goes into one transaction, so that many small writes share
+   one fsync.
+2. SQLite errors never leave this file. While the disk is full, read-only or locked, the queue is
+   kept (bounded, newest version per job) and retried every `RETRY` seconds; `degraded` has the
+   reason. A damaged or foreign file is renamed and replaced by a new one. Lost data ends in
+   `on_gap`, after which the mirror fills the store again. `core/sqlite/recovery.py` looks after
+   the file itself.
+3. An operation that SQLite rejects for its own sake is dropped alone and counted, never retried.
+4. A small file is checked completely at start. A large one is checked by a reader while already in
+   use: a start must not wait until a gigabyte has been read.
+5. A file that was deleted is rewritten from the open handle; one that was replaced is abandoned for
+   the new one. Both are noticed within seconds and end in `on_gap`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from proxy.jobs.waiting import happened, settled
 log = logging.getLogger(__name__)
 
 GROUP = 256  # operations in one transaction
-BACKLOG = 20_000  # operations kept while SQLite takes none
+BACKLOG = 20_000  # operations kept while SQLite accepts none
 BACKLOG_BYTES = 64 * 1024 * 1024
 RETRY = 1.0  # seconds between two attempts while degraded
 
@@ -58,17 +58,16 @@ class _Op:
     done: Done | None
 
 
-#: Jobs of a list with their documents that are read at a time.
+#: Documents of a job list read per query.
 _LIST_PAGE = 64
 
-#: Bytes of values that are read of the versions of one job, and those that the loop decompresses.
+#: Bytes of values read of one job's versions, and the most that the event loop itself decompresses.
 VERSIONS_SIZE = 4 * 1024 * 1024
 _AT_ONCE = 64 * 1024
 
 
 class JobStore:
-    """See the rules at the top of the file. Use: `await start()`, work, `await stop()`;
-    and again."""
+    """See the rules at the top of the file. `await start()`, use, `await stop()`; restartable."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class JobStore:
         self._keep_versions = keep_versions
         self._on_gap = on_gap
         self._on_commit = on_commit
-        self._upkeep = FileRecovery(
+        self._recovery = FileRecovery(
             "store",
             path,
             SCHEMA,
@@ -96,9 +95,9 @@ class JobStore:
             on_lost=self._lost,
             facts=lambda: {"backlog": self.backlog},
         )
-        self._file = self._upkeep.file
+        self._file = self._recovery.file
         self._queue: list[_Op] = []
-        self._writing = 0  # operations that were taken from the queue and are not committed yet
+        self._writing = 0  # operations taken from the queue but not committed yet
         self._queued_bytes = 0
         self._newest: dict[str, Row] = {}
         self._gap = False
@@ -108,23 +107,24 @@ class JobStore:
             f"store-writer:{path.name}", self._run, tasks or Tasks(), ends=True
         )
 
-    # --- life -----------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the file (made when missing) and begin to write. Never raises for its state."""
+        """Open the file, creating it if missing, and start the writer. Never raises for the state
+        of the file."""
         self._stopping = False
-        await self._upkeep.open()
+        await self._recovery.open()
         self._writer.start()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """Write what is queued, for at most `patience` seconds, and close."""
+        """Write what is queued within `patience` seconds and close."""
         self._stopping = True
         self._wake.set()
         if not await self._writer.stop(patience):
             log.error("store stopped with unwritten operations", extra=self._where())
         await self._file.close()
         for op in self._queue:
-            _tell(op, False)
+            _notify(op, False)
         self._queue.clear()
 
     # --- writing (all of these return at once) --------------------------------------------------
@@ -138,15 +138,15 @@ class JobStore:
         events: str = "[]",
         first_seen: float | None = None,
     ) -> None:
-        """A version of a job was seen at `captured_at`; Redis drops the key at `deadline`.
+        """Store a version of a job, captured at `captured_at`; its key expires at `deadline`.
 
-        `first_seen` is the place of a job that is new here, `captured_at` if it is not given.
-        `events` is what it tells about the pipeline, a JSON list as `sql.PUT` reads it.
+        `first_seen` orders a job that is new to the store; the default is `captured_at`. `events`
+        are the version's pipeline events, a JSON list as `sql.PUT` reads it.
         """
         try:
             data: str | bytes = snapshot.raw.decode("utf-8")
         except UnicodeDecodeError:
-            data = snapshot.raw  # SQLite keeps a BLOB in a TEXT column as it is
+            data = snapshot.raw  # SQLite stores a BLOB in a TEXT column unchanged
         expires = deadline if deadline is not None else snapshot.expires_at
         completed = snapshot.completed_at
         params: Params = {
@@ -183,7 +183,7 @@ class JobStore:
         )
         self._enqueue(_Op(sql.PUT, params, snapshot.job_id, len(snapshot.raw) + len(events), done))
 
-    def bury(
+    def mark_deleted(
         self,
         job_id: str,
         origin: str,
@@ -192,7 +192,8 @@ class JobStore:
         pass_on: bool = False,
         done: Done | None = None,
     ) -> None:
-        """A job was deleted: its row goes, a tombstone comes."""
+        """Replace the row of a deleted job with a tombstone. `held`: it must not come back;
+        `pass_on`: the app does not know yet."""
         params: Params = {
             "job_id": job_id,
             "deleted_at": self._clock.time(),
@@ -201,24 +202,24 @@ class JobStore:
             "pass_on": int(pass_on),
         }
         self._newest.pop(job_id, None)
-        self._enqueue(_Op(sql.BURY, params, job_id, 0, done))
+        self._enqueue(_Op(sql.MARK_DELETED, params, job_id, 0, done))
 
     def passed_on(self, job_id: str) -> None:
-        """The app has been told of the deletion."""
+        """Record that the app knows of the deletion."""
         self._enqueue(_Op(sql.PASSED_ON, {"job_id": job_id}, job_id, 0, None))
 
     def set_meta(self, name: str, value: str) -> None:
-        """Remember a small fact across restarts."""
+        """Store a small value across restarts."""
         self._enqueue(_Op(sql.SET_META, {"name": name, "value": value}, f"\0{name}", 0, None))
 
     def execute(
         self, statements: tuple[str, ...], params: Params, done: Done | None = None, key: str = ""
     ) -> None:
-        """Queue statements of `sql.py` as one operation; those of one key stay in order."""
+        """Queue statements of `sql.py` as one operation; operations of one key stay in order."""
         self._enqueue(_Op(statements, params, key, 0, done))
 
     async def flushed(self, within: float) -> bool:
-        """Whether all that is queued now was committed within so many seconds."""
+        """Whether everything queued so far is committed within so many seconds."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._enqueue(_Op((), {}, "", 0, lambda ok: _settle(future, ok)))
         return await settled(future, within) and future.result()
@@ -230,7 +231,7 @@ class JobStore:
 
     def _enqueue(self, op: _Op) -> None:
         if self._stopping:
-            _tell(op, False)
+            _notify(op, False)
             return
         self._queue.append(op)
         self._queued_bytes += op.size
@@ -239,15 +240,15 @@ class JobStore:
         self._wake.set()
 
     def _thin_out(self) -> None:
-        """Drop superseded and, if that is not enough, oldest versions; the gap is filled later."""
+        """Drop superseded versions, then the oldest ones if needed; the gap is filled later."""
         kept: dict[object, _Op] = {}
         for op in self._queue:
             key = (op.statements, op.key) if op.key else id(op)
             if (old := kept.pop(key, None)) is not None:
-                _tell(old, False)
+                _notify(old, False)
             kept[key] = op
         ops = list(kept.values())
-        # Tombstones and facts are small and cannot be found again in Redis: only versions go.
+        # Only versions are dropped: tombstones and metadata are small and not in Redis.
         versions = [op for op in ops if op.statements is sql.PUT]
         size = sum(op.size for op in versions)
         dropped: set[int] = set()
@@ -257,7 +258,7 @@ class JobStore:
             dropped.add(id(op))
             size -= op.size
             self._newest.pop(op.key, None)
-            _tell(op, False)
+            _notify(op, False)
         self._gap = self._gap or bool(dropped)
         self._queue = [op for op in ops if id(op) not in dropped]
         self._queued_bytes = size
@@ -268,9 +269,9 @@ class JobStore:
         while True:
             await happened(self._wake, LOOK)
             self._wake.clear()
-            await self._upkeep.look()
-            while self._queue or self._upkeep.suspect:
-                if not await self._upkeep.ready():
+            await self._recovery.look()
+            while self._queue or self._recovery.suspect:
+                if not await self._recovery.ready():
                     if self._stopping:
                         return
                     await self._pause()
@@ -279,7 +280,7 @@ class JobStore:
                 try:
                     committed = await self._commit(group)
                 except BaseException:
-                    # A fault of ours, or the end: whatever came of it, writing again does no harm.
+                    # A bug, or cancellation: writing an operation twice does no harm.
                     self._queue[:0] = [op for op in group if op not in self._queue]
                     raise
                 if not committed:
@@ -291,14 +292,14 @@ class JobStore:
                 return
 
     async def _pause(self) -> None:
-        """Until the next attempt; a stop does not wait for it."""
+        """Wait until the next attempt, or until the store is stopped."""
         deadline = asyncio.get_running_loop().time() + RETRY
         while not self._stopping and (left := deadline - asyncio.get_running_loop().time()) > 0:
             await happened(self._wake, left)
             self._wake.clear()
 
     async def _commit(self, group: list[_Op]) -> bool:
-        """Write a group, or put it back in front of the queue. False when nothing was written."""
+        """Write a group, or return it to the front of the queue. False if nothing was written."""
         try:
             self._writing = len(group)
             try:
@@ -310,7 +311,7 @@ class JobStore:
             return True
         except sqlite3.Error as error:
             self._queue[:0] = group
-            await self._upkeep.failed(error)
+            await self._recovery.failed(error)
             return False
         self._succeeded(group)
         return True
@@ -327,10 +328,10 @@ class JobStore:
                     "store refused an operation",
                     extra={**self._where(), "job_id": op.key, "reason": str(error)},
                 )
-                _tell(op, False)
+                _notify(op, False)
             except sqlite3.Error as error:
                 self._queue[:0] = group[index:]
-                await self._upkeep.failed(error)
+                await self._recovery.failed(error)
                 return
             else:
                 self._succeeded([op])
@@ -338,10 +339,10 @@ class JobStore:
     def _succeeded(self, group: Sequence[_Op]) -> None:
         self._queued_bytes -= sum(op.size for op in group)
         self._forget_newest(group)
-        self._upkeep.say(None)
+        self._recovery.say(None)
         self._on_commit(len(group))
         for op in group:
-            _tell(op, True)
+            _notify(op, True)
         if self._gap and not self._queue:
             self._gap = False
             self._on_gap("backlog overflowed")
@@ -354,37 +355,37 @@ class JobStore:
 
     def _lost(self, what: str, detail: str) -> None:
         self._gap = True
-        self.set_meta(what, detail)  # the commit of this tells of the gap
+        self.set_meta(what, detail)  # its commit triggers `on_gap`
 
     @property
     def degraded(self) -> str | None:
-        """Why nothing can be written now; None when it can."""
-        return self._upkeep.degraded
+        """Why nothing can be written now; None if writes work."""
+        return self._recovery.degraded
 
     @property
     def log_size(self) -> int:
-        """Bytes of the write-ahead log."""
-        return self._upkeep.log_size
+        """Size of the write-ahead log in bytes."""
+        return self._recovery.log_size
 
     def _where(self) -> dict[str, Any]:
         return {"store": str(self._file.path), "backlog": self.backlog}
 
-    # --- reading (each raises StoreSilent) -----------------------------------------------------
+    # --- reading (every query raises StoreSilent) ----------------------------------------------
 
     async def _rows(self, statement: str, params: ReadParams = ()) -> list[Any]:
         survey = statement not in sql.ANSWERS
         return await self._file.rows(statement, params, survey=survey)
 
     def unwritten(self, job_id: str) -> Row | None:
-        """The version of a job that is queued but not committed yet; its number is 0."""
+        """The version of a job that is not committed yet; its version number is 0."""
         return self._newest.get(job_id)
 
     def unwritten_rows(self) -> list[Row]:
-        """All versions that are queued but not committed yet."""
+        """All versions that are not committed yet."""
         return list(self._newest.values())
 
     async def get(self, job_id: str) -> Row | Tombstone | None:
-        """A job, or that it was deleted, or None when it was never known."""
+        """A job, its tombstone if it was deleted, or None if it is unknown."""
         if rows := await self._rows(sql.GET, (job_id,)):
             return read_row(rows[0])
         if rows := await self._rows(sql.GET_TOMBSTONE, (job_id,)):
@@ -401,22 +402,22 @@ class JobStore:
         }
 
     async def was_version(self, job_id: str, digest: bytes) -> bool:
-        """Whether the job once had this very value."""
+        """Whether the job ever had exactly this value."""
         return bool(await self._rows(sql.WAS_VERSION, (job_id, digest)))
 
     async def live_page(self, after: str, now: float, limit: int) -> list[Row]:
-        """Jobs not expired at `now`, in the order of their ids, behind `after`."""
+        """Jobs not expired at `now`, ordered by ID, starting behind `after`."""
         return [read_row(row) for row in await self._rows(sql.LIVE_PAGE, (after, now, limit))]
 
     async def live_ids(self, after: str, now: float, limit: int) -> list[str]:
-        """The ids of `live_page`, without the documents."""
+        """The IDs of `live_page`, without the documents."""
         return [row[0] for row in await self._rows(sql.LIVE_IDS, (after, now, limit))]
 
     async def listing(
         self, status: str | None, now: float, limit: int, longest: int = 0
     ) -> list[Row]:
-        """Live jobs, the last one that we saw first; what waits to be written among them. Only
-        documents of up to `longest` bytes are read; `raw` is empty for the others."""
+        """Live jobs, newest first, including uncommitted versions. Only documents of up to
+        `longest` bytes are read; `raw` is empty for the others."""
         asked = self._asked(status, now, limit) | {"longest": longest}
         found = await self._rows(sql.LIST if status is None else sql.LIST_STATUS, asked)
         return self._with_unwritten(map(read_row, found), status, now)[:limit]
@@ -429,8 +430,8 @@ class JobStore:
         size: int,
         reserve: Callable[[int], None] | None = None,
     ) -> tuple[list[Row], bool]:
-        """The same with all documents, up to `size` bytes of them; and whether that has cut it
-        short. `reserve` is called with their size before they are read, and may raise."""
+        """The same with all documents, up to `size` bytes in total, and whether that limit cut the
+        list. `reserve` is called with their size before they are read, and may raise."""
         asked = self._asked(status, now, limit)
         found = await self._rows(sql.SIZES if status is None else sql.SIZES_STATUS, asked)
         job_ids, whole, full = [], 0, False
@@ -449,7 +450,7 @@ class JobStore:
         return self._with_unwritten(rows, status, now)[:limit], full
 
     def _asked(self, status: str | None, now: float, limit: int) -> dict[str, Any]:
-        # A row may be in both, in its old version and its new one.
+        # A job may be in both, with its old version and its new one.
         return {"status": status, "now": now, "most": limit + len(self._newest)}
 
     def _with_unwritten(self, rows: Iterable[Row], status: str | None, now: float) -> list[Row]:
@@ -462,28 +463,28 @@ class JobStore:
         return merged
 
     async def stranded(self, unchanged_since: float, now: float, limit: int) -> list[Row]:
-        """Live unfinished jobs without a change since then, the longest first, without their
-        documents."""
+        """Live unfinished jobs that have not changed since then, longest unchanged first, without
+        their documents."""
         asked = {"since": unchanged_since, "now": now, "most": limit, "longest": 0}
         return [read_row(row) for row in await self._rows(sql.STRANDED, asked)]
 
     async def documents(self, job_ids: Sequence[str], longest: int) -> dict[str, bytes]:
-        """Those of the jobs that have no more than `longest` bytes."""
+        """The documents of these jobs that have at most `longest` bytes."""
         asked = {"job_ids": json.dumps(job_ids), "longest": longest}
         return {row[0]: read_row(row).raw for row in await self._rows(sql.SHORT, asked)}
 
     async def versions(
         self, job_id: str, size: int = VERSIONS_SIZE
     ) -> list[tuple[int, float, str, float, bytes | None]]:
-        """(number, seen at, status, progress, value) of each version kept, the oldest first. Once
-        the newer ones have `size` bytes together, older ones come without their value."""
+        """(number, captured at, status, progress, value) of each stored version, oldest first. Once
+        the newer values reach `size` bytes in total, older versions come without a value."""
         rows = await self._rows(sql.VERSIONS, {"job_id": job_id, "most": size})
         if sum(len(row[4] or b"") for row in rows) <= _AT_ONCE:
             return _inflated(rows, size)
         return await asyncio.to_thread(_inflated, rows, size)
 
     async def first_version(self, job_id: str) -> tuple[str, bytes] | None:
-        """(status, value) of the oldest version kept."""
+        """(status, value) of the oldest stored version."""
         rows = await self._rows(sql.FIRST_VERSION, (job_id,))
         return (rows[0][0], zlib.decompress(rows[0][1])) if rows else None
 
@@ -497,7 +498,7 @@ class JobStore:
 
 
 def _inflated(rows: Sequence[Any], size: int) -> list[tuple[int, float, str, float, bytes | None]]:
-    """Versions, the newest first, as `JobStore.versions` gives them."""
+    """Rows, newest first, as `JobStore.versions` returns them."""
     versions: list[tuple[int, float, str, float, bytes | None]] = []
     for number, seen, status, progress, data in rows:
         value = zlib.decompress(data) if data is not None and (size > 0 or not versions) else None
@@ -512,7 +513,7 @@ def _listed(row: Row, status: str | None, now: float) -> bool:
 
 
 def _rounds(group: Sequence[_Op]) -> Iterable[tuple[tuple[str, ...], list[Params]]]:
-    """Runs of operations of one kind on different jobs: within a run, order does not matter."""
+    """Split a group into runs of one kind on different jobs, within which order is irrelevant."""
     start = 0
     seen: set[str] = set()
     for index, op in enumerate(group):
@@ -526,12 +527,12 @@ def _rounds(group: Sequence[_Op]) -> Iterable[tuple[tuple[str, ...], list[Params
         yield group[start].statements, [one.params for one in group[start:]]
 
 
-def _tell(op: _Op, ok: bool) -> None:
+def _notify(op: _Op, ok: bool) -> None:
     if op.done is None:
         return
     try:
         op.done(ok)
-    except Exception:  # whoever waited; the others' operations are none of its business
+    except Exception:  # a failing callback must not affect other operations
         log.exception("store callback failed", extra={"job_id": op.key})
 
 

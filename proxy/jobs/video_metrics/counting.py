@@ -45,7 +45,7 @@ from proxy.jobs.waiting import happened, settled
 log = logging.getLogger(__name__)
 
 TICK = 1.0  # seconds between two looks without news
-GATHER = 0.1  # seconds in which news gathers before it is settled
+BATCH_PAUSE = 0.1  # seconds in which news gathers before it is settled
 BATCH = 256  # events settled in one piece: about three milliseconds of the loop's time
 BETTER_WORD = 5.0  # seconds that an event waits for being told better
 NEWS = 24 * 3600.0  # seconds after which an event is history
@@ -117,7 +117,7 @@ class EventCounting:
 
     # --- on the way into the store (synchronous) ------------------------------------------------
 
-    def news(self, snapshot: JobDocument, now: float) -> NewEvents | None:
+    def new_events(self, snapshot: JobDocument, now: float) -> NewEvents | None:
         """What a version tells that is not known to be in the store already."""
         known = self._remembered.get(snapshot.job_id)
         try:
@@ -126,7 +126,7 @@ class EventCounting:
             # A mistake of ours must cost a document's metrics, never the job.
             log.exception("job not read for metrics", extra={"job_id": snapshot.job_id})
             return None
-        return _news(snapshot.job_id, events, now) if events else None
+        return _new_events(snapshot.job_id, events, now) if events else None
 
     def measured(self, job_id: str, seconds: float) -> None:
         """An upload that plays so long has become this job, whose version is queued already."""
@@ -134,20 +134,20 @@ class EventCounting:
         event = measured_input(seconds, now)
         if event is None:
             return
-        news = _news(job_id, [event], now)
-        params = {"job_id": job_id, "events": news.text, "most_events": MOST_EVENTS}
+        new_events = _new_events(job_id, [event], now)
+        params = {"job_id": job_id, "events": new_events.text, "most_events": MOST_EVENTS}
 
         def done(ok: bool) -> None:
             if ok:
-                self.kept(news)
+                self.kept(new_events)
 
         self._store.execute(sql.ADD_EVENTS, params, done, key=job_id)
 
-    def kept(self, news: NewEvents) -> None:
+    def kept(self, new_events: NewEvents) -> None:
         """The version and its events are committed."""
-        known = self._remembered.setdefault(news.job_id, {})
-        known.update(news.names)
-        self._remembered.move_to_end(news.job_id)
+        known = self._remembered.setdefault(new_events.job_id, {})
+        known.update(new_events.names)
+        self._remembered.move_to_end(new_events.job_id)
         if len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
         self._wake.set()
@@ -197,7 +197,7 @@ class EventCounting:
         """Settle what comes, until cancelled."""
         while True:
             if await happened(self._wake, TICK):
-                await asyncio.sleep(GATHER)
+                await asyncio.sleep(BATCH_PAUSE)
             self._wake.clear()
             try:
                 await self._round()
@@ -233,7 +233,7 @@ class EventCounting:
             now = self._clock.time()
             rows = await self._store.table(sql.PENDING, (now, BATCH))
             if rows and self._activity is not None:
-                self._activity.stir()
+                self._activity.touch()
             if not rows or not await self._settle([_read(row) for row in rows], now):
                 break
             await self._ask_for_lease()
@@ -270,12 +270,12 @@ class EventCounting:
     async def _settle(self, events: Sequence[_Pending], now: float) -> bool:
         """Whether a look at more events is worth while: nothing had to be left undecided."""
         oldest = max(self.since, now - NEWS)
-        news = [event for event in events if event.at >= oldest]
+        new_events = [event for event in events if event.at >= oldest]
         outcomes = [(event, HISTORY) for event in events if event.at < oldest]
         undecided = False
         draft = self._totals.draft()
-        owners = await self._claims.claim([(event.job_id, event.event) for event in news])
-        for event, owner in zip(news, owners, strict=True):
+        owners = await self._claims.claim([(event.job_id, event.event) for event in new_events])
+        for event, owner in zip(new_events, owners, strict=True):
             if owner == MINE:
                 draft.count(
                     event.family, event.labels, event.value,
@@ -340,7 +340,7 @@ class EventCounting:
             self._shown.active = None  # who counts tells it
 
 
-def _news(job_id: str, events: Sequence[PipelineEvent], now: float) -> NewEvents:
+def _new_events(job_id: str, events: Sequence[PipelineEvent], now: float) -> NewEvents:
     names = {event.name: event.sure for event in events}
     return NewEvents(job_id, names, json.dumps([_stored(one, now) for one in events]))
 

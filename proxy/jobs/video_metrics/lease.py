@@ -116,12 +116,12 @@ class CountingLease:
         lease = self._lease
         waited = self._free_since is not None and now - self._free_since >= LEASE
         may_take = able and (self._was_holder or self.newcomer or waited)
-        told = await self._call(
+        reply = await self._call(
             "EVAL", LEASE_SCRIPT, 1, self._lease_key,
             self.owner, int(lease * 1000), int(may_take), int(able),
         )  # fmt: skip
         self._asked_at = now
-        self._learn(bytes(told).decode("ascii", "replace"), now)
+        self._learn(bytes(reply).decode("ascii", "replace"), now)
 
     def _learn(self, holder: str, now: float) -> None:
         if holder.rstrip("+") == self.owner:

@@ -241,8 +241,8 @@ class Draft:
         family = FAMILIES[name]
         key = (name, self._totals._admitted(name, labels))
         before = self._changed.get(key) or self._totals.series.get(key) or empty(family)
-        told = example if len(example.job_id) <= EXEMPLAR_ID else None
-        self._changed[key] = added(family, before, value, told)
+        exemplar = example if len(example.job_id) <= EXEMPLAR_ID else None
+        self._changed[key] = added(family, before, value, exemplar)
 
     def rows(self) -> list[tuple[str, object]]:
         """The changed series in the form in which they are stored."""

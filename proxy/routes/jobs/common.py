@@ -44,7 +44,7 @@ class ApiKeyCheck:
 def doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:
     """Raise, rather than pass on a 404 that may be untrue. Other trouble passes as what it is."""
     if not isinstance(trouble, ProxyError) and trouble.status == 404:
-        doubt = mirror.cannot_tell(job_id)
+        doubt = mirror.absence_unknown(job_id)
         if doubt is not None:
             raise doubt
 

@@ -33,7 +33,7 @@ class DeletesJob:
         job_id = exchange.parameters[self._parameter]
         exchange.note(job_id=job_id)
         if not isinstance(trouble, ProxyError) and trouble.status < 300:
-            await self._mirror.tombstone(job_id, told=True)
+            await self._mirror.tombstone(job_id, app_notified=True)
             return None
         if not self._door.admits(exchange, trouble):
             return None
@@ -50,7 +50,7 @@ class DeletesJob:
         # The app's 404 is its word that there is nothing left for it to do, if it could look.
         told = not isinstance(trouble, ProxyError) and trouble.status == 404
         told = told and self._mirror.redis_whole
-        if not await self._mirror.tombstone(job_id, told=told):
+        if not await self._mirror.tombstone(job_id, app_notified=told):
             doubt(self._mirror, job_id, trouble)
             return None
         return reply_with(self._mirror.deleted_answer(job_id))
