@@ -294,10 +294,21 @@ class ListenerRuntime:
             client.cut = True
             client.wake()
 
-    async def drained(self) -> None:
-        """Until the last connection is gone and its coroutine has ended."""
+    def listens_on(self, port: int) -> bool:
+        """Whether a socket of ours still has this port."""
+        return any(
+            one.family != socket.AF_UNIX and one.getsockname()[1] == port for one in self.sockets
+        )
+
+    async def emptied(self) -> None:
+        """Until a drain has accepted what the kernel had, and has closed the sockets: a fifth of a
+        second as a rule, `_LAST_CALL` and `_HANDSHAKES` at most."""
         if self._emptying is not None:
             await asyncio.wait({self._emptying})
+
+    async def drained(self) -> None:
+        """Until the last connection is gone and its coroutine has ended."""
+        await self.emptied()
         while self.clients:
             if self._empty is None or self._empty.done():
                 self._empty = asyncio.get_running_loop().create_future()

@@ -151,6 +151,10 @@ class Sockets:
         )
         try:
             tls = _server_tls(wanted)
+            # An address that was given up a moment ago is ours until its last callers are accepted.
+            for leaving in list(self._leaving.values()):
+                if wanted.bind.port and leaving.listens_on(wanted.bind.port):
+                    await leaving.emptied()
             sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)
             context = tls.context if tls else None
             await runtime.open(sockets, context, shared=bool(wanted.bind.given))

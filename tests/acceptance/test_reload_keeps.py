@@ -104,16 +104,33 @@ def test_reloads_of_every_kind_fail_no_request(tmp_path: Path) -> None:
         configs = list(variants(site.proxy.config, tmp_path))
         with Load(site, 4) as load:
             for config in configs:
-                assert reload(site, **config)[0] == 200
+                status, said = reload(site, **config)
+                assert status == 200, str(said)
             first = Size.of(site.proxy)
             for config in configs:
-                assert reload(site, **config)[0] == 200
+                status, said = reload(site, **config)
+                assert status == 200, str(said)
                 more_answers(load)
         assert load.failed == []
         wait_until(
             lambda: Size.of(site.proxy).descriptors <= first.descriptors + 8, "closed descriptors"
         )
         assert Size.of(site.proxy).tasks == first.tasks
+
+
+def test_a_listener_comes_back_at_once(tmp_path: Path) -> None:
+    """Who takes a change back has the address as he had it, though its sockets were just left."""
+    with Site(tmp_path) as site:
+        port = free_port()
+        side = site.config["listeners"]["front"] | {"bind": f"127.0.0.1:{port}"}
+        both = site.config["listeners"] | {"side": side}
+        for _ in range(3):
+            status, said = reload(site, listeners=both)
+            assert status == 200, str(said)
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                client.sendall(get())
+                assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+                assert reload(site)[0] == 200  # a connection that is left open holds no address
 
 
 def test_authorities_are_read_anew(tmp_path: Path) -> None:
