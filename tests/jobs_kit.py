@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,19 @@ def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[boo
         return shown is not None and shown.get("data", "").encode() == raw
 
     return check
+
+
+@asynccontextmanager
+async def locked(path: Path, how: str = "BEGIN IMMEDIATE") -> AsyncIterator[None]:
+    """Another process has an SQLite file to itself. Waited for in a thread: the mirror may be
+    within a transaction of its own, and needs the event loop to end it."""
+    other = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+    with closing(other):
+        await asyncio.to_thread(other.execute, how)
+        try:
+            yield
+        finally:
+            other.execute("ROLLBACK")
 
 
 def deleted(mirror: Mirror, job_id: str) -> Callable[[], Awaitable[bool]]:

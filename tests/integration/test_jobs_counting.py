@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +29,7 @@ from tests.jobs_kit import (
     followed,
     holds,
     job,
+    locked,
     running,
     settings,
     write,
@@ -421,14 +421,11 @@ async def test_while_sqlite_cannot_write_another_one_counts(
     ):
         await write_all(app, "mv_0")
         await eventually(lambda: one.stages == 3, "counted")
-        lock = sqlite3.connect(one.path, isolation_level=None)
-        lock.execute("BEGIN IMMEDIATE")
-        for number in range(1, 5):
-            await write_all(app, f"mv_{number}")
-        await eventually(lambda: other.counts, "taken over")
-        assert not one.counts
-        lock.execute("ROLLBACK")
-        lock.close()
+        async with locked(one.path):
+            for number in range(1, 5):
+                await write_all(app, f"mv_{number}")
+            await eventually(lambda: other.counts, "taken over")
+            assert not one.counts
         await eventually(lambda: one.stages + other.stages == 15, "all of it")
         await eventually(
             lambda: one.has("proxy_pipeline_pending", mirror="make_video") == 0, "settled"

@@ -30,6 +30,7 @@ from tests.jobs_kit import (
     followed,
     holds,
     job,
+    locked,
     running,
     settings,
     write,
@@ -158,14 +159,9 @@ async def test_a_slow_sqlite_does_not_hold_a_creation_back(
     path = tmp_path / "j.db"
     async with connected(redis_server) as app, running(redis_server, path) as mirror:
         await followed(mirror)
-        blocker = sqlite3.connect(path, isolation_level=None, timeout=30)
-        blocker.execute("BEGIN IMMEDIATE")
-        try:
+        async with locked(path):
             await write(app, "mv_1")
             assert await mirror.confirm_created("mv_1") is Creation.DEGRADED
-        finally:
-            blocker.execute("ROLLBACK")
-            blocker.close()
         await eventually(holds(mirror, "mv_1", job("mv_1")), "committed at last")
 
 

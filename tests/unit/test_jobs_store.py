@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -26,7 +25,7 @@ from proxy.jobs.store import store as store_module
 from proxy.jobs.store.records import Row, Tombstone
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
-from tests.jobs_kit import eventually, job
+from tests.jobs_kit import eventually, job, locked
 
 NOW = 1_795_450_902.0
 
@@ -217,12 +216,10 @@ async def test_what_is_being_written_still_waits(tmp_path: Path) -> None:
     """While another process holds the file, the backlog has what the writer holds in its hands."""
     path = tmp_path / "j.db"
     async with opened(path) as store:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        async with locked(path, "BEGIN EXCLUSIVE"):
             put(store, "mv_1")
             await eventually(lambda: not store._queue, "the writer has taken it")
             assert store.backlog == 1
-            other.execute("ROLLBACK")
         await eventually(lambda: store.backlog == 0, "committed")
 
 
@@ -337,9 +334,7 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
         for minute in range(4):
             put(store, f"mv_{minute}", made(f"mv_{minute}", "queued", minute))
         assert await store.flushed(2.0)
-        blocker = sqlite3.connect(path, isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        try:
+        async with locked(path):
             put(store, "mv_1", made("mv_1", "processing", 1))
             put(store, "mv_5", made("mv_5", "queued", 5))
             store.put(parse("mv_6", made("mv_6", "queued", 6)), NOW, NOW - 1, None)
@@ -347,9 +342,6 @@ async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:
             assert await ids("queued") == ["mv_5", "mv_3", "mv_2", "mv_0"]
             assert await ids("processing") == ["mv_1"]
             assert await ids(None, 2) == ["mv_5", "mv_3"]
-        finally:
-            blocker.rollback()
-            blocker.close()
         assert await store.flushed(10.0)
         assert await ids("queued", 3) == ["mv_5", "mv_3", "mv_2"]
 
