@@ -128,7 +128,7 @@ def test_a_rotated_file_loses_no_line(start: Start, tmp_path: Path) -> None:
     others = {
         line["correlation_id"]
         for line in found
-        if line["logger"].startswith("proxy.app.composition")
+        if line["logger"].startswith("proxy.app.")
     }
     assert len(others) == 1
 
