@@ -30,7 +30,7 @@ class AppTelemetry:
             self._statsd = StatsdListener(config.statsd, self.series)
         if config.app_metrics is not None:
             guest = self._guest = ExternalMetrics(clock, config.app_metrics.stale_after)
-            metrics.guests.append(guest.families)
+            metrics.external.append(guest.families)
             self._page = AppScrape(config.app_metrics, guest, vitals)
         if config.resources is not None:
             self.resources = ResourceSampler(config.resources, clock)
@@ -64,4 +64,4 @@ class AppTelemetry:
             if collector is not None:
                 self._metrics.registry.unregister(collector)
         if self._guest is not None:
-            self._metrics.guests.remove(self._guest.families)
+            self._metrics.external.remove(self._guest.families)

@@ -101,13 +101,18 @@ def _check(options: argparse.Namespace) -> int:
         return USAGE
     if options.json:
         warnings = [
-            {"file": str(notice.file), "line": notice.line, "key": notice.key, "text": notice.text}
-            for notice in loaded.notices
+            {
+                "file": str(warning.file),
+                "line": warning.line,
+                "key": warning.key,
+                "text": warning.text,
+            }
+            for warning in loaded.warnings
         ]
         print(json.dumps({"ok": True, "problems": [], "warnings": warnings}, indent=2))
         return FINE
-    for notice in loaded.notices:
-        print(notice, file=sys.stderr)
+    for warning in loaded.warnings:
+        print(warning, file=sys.stderr)
     config = loaded.config
     routes = sum(len(listener.routes) for listener in config.listeners.values())
     counts = [
@@ -115,7 +120,7 @@ def _check(options: argparse.Namespace) -> int:
         _count(routes, "route"),
         _count(len(config.upstreams), "upstream"),
         _count(len(config.mirrors), "mirror"),
-        _count(len(loaded.notices), "warning"),
+        _count(len(loaded.warnings), "warning"),
     ]
     print(f"{file}: ok ({', '.join(filter(None, counts))})")
     return FINE

@@ -47,7 +47,7 @@ _TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
 class Element:
     """One value of the file. `line` is that of its key, or of the value itself inside a list.
 
-    `variables` names the environment variables that went into a scalar. `invented` is set where
+    `variables` names the environment variables that went into a scalar. `placeholder` is set where
     the loader put a stand-in for a value that the schema refused.
     """
 
@@ -55,7 +55,7 @@ class Element:
     line: int
     value: dict[str, Element] | list[Element] | str | None
     variables: tuple[str, ...] = ()
-    invented: bool = False
+    placeholder: bool = False
 
     def plain(self) -> object:
         """Dicts, lists, strings and None, as pydantic takes them."""

@@ -2,7 +2,7 @@
 
 1. The file is read into a tree that knows its lines (document.py), then checked by the schema.
 2. What the schema refuses is cut out and the rest validated again, so that the rules between keys
-   (rules.py) run as well: all problems are told at once, and none that another one caused.
+   (rules/) run as well: all problems are told at once, and none that another one caused.
 3. Nothing secret is shown: neither values of secret keys nor of variables with a secret's name nor
    what stands before the `@` of a URL.
 """
@@ -20,9 +20,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.config import rules, shape
+from proxy.config import shape
 from proxy.config.document import Element, merge, read_document, read_mapping
 from proxy.config.problems import ConfigError, ConfigWarning, Key, Problem, dotted
+from proxy.config.rules.check import check
+from proxy.config.rules.findings import Findings, nearest
 from proxy.config.schema import Config
 from proxy.config.units import without_userinfo
 
@@ -77,7 +79,7 @@ class Loaded:
     """A sound config, and what in it is legal but hardly meant."""
 
     config: Config
-    notices: tuple[ConfigWarning, ...]
+    warnings: tuple[ConfigWarning, ...]
 
 
 def load_config(file: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -89,7 +91,7 @@ def load_config(file: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
 
 def load(file: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """As `load_config`, with the notices."""
+    """As `load_config`, with the warnings."""
     return _loaded(file, *read_document(file, environ))
 
 
@@ -143,7 +145,7 @@ def _unknown(targets: Mapping[str, str], tree: Element, file: Path) -> list[Prob
 
 
 def _one_of(name: str, known: list[str]) -> str:
-    near = rules.nearest(name, known)
+    near = nearest(name, known)
     return f"the name of an upstream (did you mean {near!r}?)" if near else "an upstream"
 
 
@@ -157,12 +159,12 @@ def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
     config = _validate(file, trimmed, problems)
     if config is None:
         raise ConfigError(problems)
-    found = rules.Findings(file, tree, trimmed)
-    rules.check(config, found)
+    found = Findings(file, tree, trimmed)
+    check(config, found)
     if problems or found.problems:
         raise ConfigError([*problems, *found.problems])
     return Loaded(
-        config, tuple(sorted(found.notices, key=lambda notice: (notice.line, notice.key)))
+        config, tuple(sorted(found.warnings, key=lambda warning: (warning.line, warning.key)))
     )
 
 
@@ -204,8 +206,8 @@ def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | No
 
 
 def _stand_in(key: Key, line: int) -> Element:
-    one = Element(key, line, _STAND_INS[str(key[-1])], invented=True)
-    return Element(key, line, [one], invented=True) if key[-1] == "targets" else one
+    one = Element(key, line, _STAND_INS[str(key[-1])], placeholder=True)
+    return Element(key, line, [one], placeholder=True) if key[-1] == "targets" else one
 
 
 def _cut(element: Element, doomed: set[Key]) -> None:
@@ -254,7 +256,7 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
         kind, key = error["type"], element.key
         if kind == "extra_forbidden":
             known = shape.known_keys(key[:-1])
-            near = rules.nearest(str(key[-1]), known)
+            near = nearest(str(key[-1]), known)
             misspelt.add((*key[:-1], near))
             wanted = (
                 f"a known key (did you mean {near!r}?)"

@@ -59,7 +59,7 @@ def test_everything_that_comes_from_elsewhere(tmp_path: Path) -> None:
     guest = ExternalMetrics(ManualClock(), 60.0)
     families, unsound = read_page(RECORDED, 100)
     guest.fetched(Fetched.OK, 0.1, families, unsound)
-    metrics.guests.append(guest.families)
+    metrics.external.append(guest.families)
     parsed(metrics)
 
 
@@ -74,5 +74,5 @@ def test_pages_of_nonsense(page: str) -> None:
     metrics = Metrics("1")
     guest = ExternalMetrics(ManualClock(), 60.0)
     guest.fetched(Fetched.OK, 0.1, families, unsound)
-    metrics.guests.append(guest.families)
+    metrics.external.append(guest.families)
     parsed(metrics)

@@ -125,11 +125,7 @@ def test_a_rotated_file_loses_no_line(start: Start, tmp_path: Path) -> None:
     assert sorted(line["correlation_id"] for line in access) == sorted(sent)
     assert {line["path"] for line in access} == {"/x?token=***"}
     assert {line["code"] for line in access} == {"upstream_unreachable"}
-    others = {
-        line["correlation_id"]
-        for line in found
-        if line["logger"].startswith("proxy.app.")
-    }
+    others = {line["correlation_id"] for line in found if line["logger"].startswith("proxy.app.")}
     assert len(others) == 1
 
 

@@ -48,7 +48,7 @@ def shown(body: bytes, accept: str, prefix: str = "") -> dict[Any, float]:
     metrics = Metrics("1")
     guest = ExternalMetrics(ManualClock(), 60.0)
     guest.fetched(Fetched.OK, 0.1, families)
-    metrics.guests.append(guest.families)
+    metrics.external.append(guest.families)
     told, _ = metrics.exposition(accept)
     parse = parse_openmetrics if "openmetrics" in accept else parse_text
     return {
@@ -351,7 +351,7 @@ def test_scrapes_at_the_same_time_do_not_share_samples() -> None:
     guest = ExternalMetrics(ManualClock(), 60.0)
     families = gauges("a")
     guest.fetched(Fetched.OK, 0.1, families)
-    metrics.guests.append(guest.families)
+    metrics.external.append(guest.families)
     bodies = {re.sub(rb"\nprocess_cpu.*", b"", metrics.exposition("")[0]) for _ in range(3)}
     assert len(bodies) == 1
     assert type(families[0].samples) is list

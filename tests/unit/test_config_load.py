@@ -373,7 +373,7 @@ def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, t
         f"      - {{name: b, path: {path}, upstream: app, methods: [GET, POST]}}\n"
     )
     file.write_text(MINIMAL.replace("    routes:\n", "    routes:\n" + routes))
-    assert ("takes every spelling" in " ".join(map(str, load(file, {}).notices))) is told
+    assert ("takes every spelling" in " ".join(map(str, load(file, {}).warnings))) is told
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,8 @@ def test_a_route_behind_a_catch_all_is_a_warning(tmp_path: Path, route: str) -> 
     """A route that an earlier one always wins over is told, and does no harm."""
     file = tmp_path / "c.yaml"
     file.write_text(MINIMAL.replace("upstreams:\n", f"      - {route}\nupstreams:\n"))
-    notices = load(file, {}).notices
-    assert [str(notice).removeprefix(f"{tmp_path}/") for notice in notices] == [
+    warnings = load(file, {}).warnings
+    assert [str(warning).removeprefix(f"{tmp_path}/") for warning in warnings] == [
         "c.yaml:6: listeners.in.routes[1]: warning: never reached: 'all' comes first and matches "
         "the same"
     ]
@@ -406,7 +406,7 @@ def test_several_routes_can_shadow_one_together(tmp_path: Path) -> None:
             "upstreams:\n", "".join(f"      - {route}\n" for route in routes[1:]) + "upstreams:\n"
         )
         file.write_text(document)
-        assert len(load(file, {}).notices) == count
+        assert len(load(file, {}).warnings) == count
 
 
 @pytest.mark.parametrize(
@@ -430,8 +430,8 @@ def test_limits_that_limit_nobody_are_warnings(tmp_path: Path, more: str, said: 
         "    routes: [{name: all, path: /, upstream: app}]\n"
         "upstreams: {app: {targets: ['http://127.0.0.1:2']}}\n"
     )
-    notices = [str(notice) for notice in load(file, {}).notices]
-    assert [said in notice for notice in notices] == ([True] if said else [])
+    warnings = [str(warning) for warning in load(file, {}).warnings]
+    assert [said in warning for warning in warnings] == ([True] if said else [])
 
 
 @pytest.mark.parametrize(("name", "count"), [("", 0), ("missing", 1), ("c.yaml", 1)])
@@ -439,7 +439,7 @@ def test_a_spool_without_a_directory_is_a_warning(tmp_path: Path, name: str, cou
     """The proxy runs without one, but large bodies are streams then."""
     file = tmp_path / "c.yaml"
     file.write_text(MINIMAL + f"spool: {{dir: {tmp_path / name}}}\n")
-    assert [notice.key for notice in load(file, {}).notices] == ["spool.dir"] * count
+    assert [warning.key for warning in load(file, {}).warnings] == ["spool.dir"] * count
 
 
 def test_unused_parts_are_warnings(tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_unused_parts_are_warnings(tmp_path: Path) -> None:
         MINIMAL + "    tls: {verify: true}\n"
         "  idle: {targets: [https://example.org], tls: {verify: false}}\n"
     )
-    assert [notice.key for notice in load(file, {}).notices] == [
+    assert [warning.key for warning in load(file, {}).warnings] == [
         "upstreams.app.tls",
         "upstreams.idle",
         "upstreams.idle.tls.verify",
@@ -588,7 +588,7 @@ def test_rescue_is_the_former_name_of_requeue(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(f"{head}    rescue: {{queues: [q], unacked_after: 1m}}\n")
     loaded = load(file, {})
-    assert [str(one) for one in loaded.notices] == [
+    assert [str(one) for one in loaded.warnings] == [
         f"{file}:14: mirrors.m.rescue: warning: the former name of requeue: rename it"
     ]
     requeued = loaded.config.mirrors["m"].requeued

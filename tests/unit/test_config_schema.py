@@ -74,7 +74,7 @@ def test_the_schema_refuses_what_the_loader_refuses(path: tuple[str, ...], value
 def test_the_ready_config_is_sound() -> None:
     """The ready config loads without problems or warnings, with nothing in the environment."""
     loaded = load(READY, {})
-    assert loaded.notices == ()
+    assert loaded.warnings == ()
     assert loaded.config.admin.token is None
 
 

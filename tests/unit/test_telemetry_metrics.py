@@ -17,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from proxy.core.tasks import Tasks
 from proxy.telemetry.metrics.counters import BUCKETS, Distribution
+from proxy.telemetry.metrics.exposition import wants_openmetrics
 from proxy.telemetry.metrics.loop_lag import LoopLag
-from proxy.telemetry.metrics.registry import Metrics, wants_openmetrics
+from proxy.telemetry.metrics.registry import Metrics
 from tests.http1 import PATIENCE
 from tests.telemetry_facts import Facts
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 from proxy.config.metric_names import claims, reserved
 from proxy.config.problems import Key
+from proxy.config.rules.findings import Findings
+from proxy.config.schema import Config
 from proxy.config.telemetry import Statsd, StatsdMetric
 
-if TYPE_CHECKING:
-    from proxy.config.rules import Findings
-    from proxy.config.schema import Config
 
-
-def check(config: Config, found: Findings) -> None:
+def check_telemetry(config: Config, found: Findings) -> None:
     """Runs every rule."""
     if config.statsd is not None:
         _statsd(config.statsd, found)
