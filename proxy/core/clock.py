@@ -1,4 +1,4 @@
-"""Time, injected: every component that reads a clock takes one of these."""
+"""Clocks, injected: every component that needs the time takes one of these."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two clocks in one: intervals are measured on one, dates are told from the other."""
+    """Two clocks in one: a monotonic one for intervals, and one for dates."""
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary start; never goes back. For intervals and deadlines."""
@@ -27,7 +27,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told to: for tests and for replaying a recording."""
+    """A clock that moves only by `advance`: for tests and for replaying a recording."""
 
     def __init__(self, start: float = 1_000_000.0) -> None:
         self._now = start

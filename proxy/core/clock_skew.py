@@ -1,8 +1,8 @@
-"""How far other machines' clocks are from ours, as they let us see it.
+"""How far the clocks of other machines are from ours.
 
-Times of jobs are the app's, leases in Redis are Redis', log lines are ours: where they differ, a
-story cannot be put in order, and what is new looks old. Redis says its time with what it is asked
-anyway; services say theirs in `Date`, to the second, which is read once in a while.
+Job times come from the app's clock, lease times from Redis' and log times from ours. Where they
+differ, events cannot be put in order, and new data looks old. Redis returns its time along with
+other replies; services send theirs in `Date`, to the second, which is read now and then.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
-#: Seconds from which on a skew is worth a word; `Date` is exact to one, and answers take time.
+#: Seconds of skew that are worth reporting: `Date` is exact to one, and responses take time.
 NOTABLE = 5.0
 
-#: Seconds between two looks at the `Date` of one upstream.
+#: Seconds between two readings of one upstream's `Date`.
 EVERY = 15.0
 
 
@@ -27,22 +27,22 @@ class ClockSkews:
         self.seconds: dict[str, float] = {}
 
     def note(self, source: str, theirs: float) -> None:
-        """Its clock says now `theirs`, in Unix seconds."""
+        """Record that the source's clock shows `theirs` now, in Unix seconds."""
         self.seconds[source] = theirs - self._now()
 
     def wants(self, source: str, monotonic: float) -> bool:
-        """Whether to look at the source's `Date` again; then it is not due for a while."""
+        """Whether the source's `Date` is due to be read; if so, it is not due again for a while."""
         if monotonic < self._due.get(source, 0.0):
             return False
         self._due[source] = monotonic + EVERY
         return True
 
     def note_date(self, source: str, date: str) -> None:
-        """A `Date` (RFC 9110 §6.6.1) that has just come; one that cannot be read is none."""
+        """Record a `Date` (RFC 9110 §6.6.1) that has just arrived; a malformed one is ignored."""
         try:
             theirs = parsedate_to_datetime(date).timestamp()
         except (ValueError, TypeError, OverflowError):
             return
         ours = self._now()
-        # Anything within its second.
+        # It may stand for any moment within its second.
         self.seconds[source] = min(max(ours, theirs), theirs + 1.0) - ours

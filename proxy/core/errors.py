@@ -16,7 +16,7 @@ PROBLEM_CONTENT_TYPE = "application/problem+json"
 class ProxyError(Exception):
     """A reply of our own instead of the upstream's.
 
-    `detail` is for people and says why; `facts` are extra members of the problem document
+    `detail` explains the reason to people; `facts` are extra members of the problem document
     (`limit`, `measured`, `field`, `upstream`, `retry_after`, ...); `close` asks that the client
     connection be closed after the reply, because its framing can no longer be trusted.
     `retry_after` is in seconds and also becomes the `Retry-After` field, rounded up.
@@ -52,7 +52,7 @@ class ProxyError(Exception):
 
 
 class BadRequest(ProxyError):
-    """The request cannot be understood without guessing, so it is not guessed at."""
+    """The request could only be understood by guessing."""
 
     status, code, title = 400, "bad_request", "Bad request"
 
@@ -64,19 +64,19 @@ class RequestTimeout(ProxyError):
 
 
 class UriTooLong(ProxyError):
-    """The request target is over the limit."""
+    """The request target exceeds the limit."""
 
     status, code, title = 414, "uri_too_long", "URI too long"
 
 
 class HeaderTooLarge(ProxyError):
-    """The header section is over the limit of bytes or of fields."""
+    """The header section exceeds the limit of bytes or of fields."""
 
     status, code, title = 431, "header_too_large", "Request header fields too large"
 
 
 class BodyTooLarge(ProxyError):
-    """The request body is over the route's `limits.body`."""
+    """The request body exceeds the route's `limits.body`."""
 
     status, code, title = 413, "body_too_large", "Request body too large"
 
@@ -88,7 +88,7 @@ class NoRoute(ProxyError):
 
 
 class MethodNotAllowed(ProxyError):
-    """A route matches the path, none of them the method. `allow` becomes the `Allow` field."""
+    """Routes match the path, but none the method. `allow` becomes the `Allow` field."""
 
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
@@ -102,13 +102,13 @@ class Unauthorized(ProxyError):
 
 
 class ApiKeyNeeded(Unauthorized):
-    """The app, which would have checked the key, is away, and the mirror gives nothing without."""
+    """The app, which checks the key, is away, and the mirror answers nobody without one."""
 
     challenge = "ApiKey"
 
 
 class IdempotencyInProgress(ProxyError):
-    """The first request with this key is not finished, or what became of it is not known yet."""
+    """The first request with this key has not finished, or its outcome is not known yet."""
 
     status, code, title = 409, "idempotency_in_progress", "Idempotent request in progress"
 
@@ -120,7 +120,7 @@ class IdempotencyMismatch(ProxyError):
 
 
 class TooManyRequests(ProxyError):
-    """The client has used up its share. `rate_limit` are the values of `RateLimit-Policy` and
+    """The client has used up its share. `rate_limit` holds the values of `RateLimit-Policy` and
     `RateLimit` (draft-ietf-httpapi-ratelimit-headers)."""
 
     status, code, title = 429, "too_many_requests", "Too many requests"
@@ -131,7 +131,7 @@ class TooManyRequests(ProxyError):
 
 
 class ClientLeft(ProxyError):
-    """The client went away first: never sent to anyone, only logged and counted."""
+    """The client disconnected first. Never sent to anyone, only logged and counted."""
 
     status, code, title = 499, "client_left", "Client closed request"
 
@@ -140,7 +140,7 @@ class ClientLeft(ProxyError):
 
 
 class UploadRejected(ProxyError):
-    """An upload that the route's rules do not let through."""
+    """An upload that violates the route's rules."""
 
     status, code, title = 400, "upload_malformed", "Upload rejected"
 
@@ -152,37 +152,37 @@ class UploadTooLarge(UploadRejected):
 
 
 class UploadTypeRejected(UploadRejected):
-    """The bytes are not of an accepted family, whatever the client called them."""
+    """The bytes are not of an accepted format, whatever type the client declared."""
 
     code = "upload_type_rejected"
 
 
 class UploadTooLong(UploadRejected):
-    """The audio plays longer than `max_duration`."""
+    """The audio is longer than `max_duration`."""
 
     code = "upload_too_long"
 
 
 class UploadDurationUnknown(UploadRejected):
-    """The bytes claim to be audio but no demuxer can walk through them."""
+    """The bytes claim to be audio, but no demuxer can read them to the end."""
 
     code = "upload_duration_unknown"
 
 
 class UploadMissing(UploadRejected):
-    """The form has no file part of the configured name."""
+    """The form has no file part with the configured name."""
 
     code = "upload_missing"
 
 
 class UploadEmpty(UploadRejected):
-    """The file part has no bytes."""
+    """The file part is empty."""
 
     code = "upload_empty"
 
 
 class UploadMalformed(UploadRejected):
-    """The multipart body breaks RFC 7578 or RFC 2046, or is cut short."""
+    """The multipart body violates RFC 7578 or RFC 2046, or is cut short."""
 
     code = "upload_malformed"
 
@@ -191,20 +191,21 @@ class UploadMalformed(UploadRejected):
 
 
 class UpstreamFailure(ProxyError):
-    """An attempt that the upstream is to blame for. `kind` is how breakers and retries call it."""
+    """An attempt that failed through the upstream. `kind` is its name in breakers and retries."""
 
     kind: ClassVar[str] = "reset"
 
 
 class UpstreamUnreachable(UpstreamFailure):
-    """No connection to any target: nothing was sent, so any method may be tried again."""
+    """No connection to any target. Nothing was sent, so any method may be retried."""
 
     status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
     kind = "connect"
 
 
 class UpstreamReset(UpstreamFailure):
-    """The upstream broke off, or sent what is not HTTP, before its response could be passed on."""
+    """The upstream closed the connection, or sent something other than HTTP, before its response
+    could be passed on."""
 
     status, code, title = 502, "upstream_reset", "Upstream broke off"
 
@@ -217,7 +218,7 @@ class UpstreamTimeout(UpstreamFailure):
 
 
 class StillWaiting(ProxyError):
-    """The upstream has not answered yet, and a route would rather not wait: never sent as it is."""
+    """The upstream has not answered yet, and the route has a fallback. Never sent to a client."""
 
     status, code, title = 504, "upstream_timeout", "Upstream timeout"
 
@@ -226,13 +227,13 @@ class StillWaiting(ProxyError):
 
 
 class StageFailed(ProxyError):
-    """A stage of somebody else's raised; `stage` names it."""
+    """A stage that is not ours raised an exception; `stage` names it."""
 
     code, title = "stage_failed", "Stage failed"
 
 
 class Unavailable(ProxyError):
-    """A 503 of ours: `retry_after` says when to come back."""
+    """A 503 of our own; `retry_after` says when to try again."""
 
     status, code, title = 503, "overloaded", "Service unavailable"
 
@@ -244,44 +245,45 @@ class CircuitOpen(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """A bounded resource (connections, queue, concurrency) is used up."""
+    """A bounded resource (connections, queue, concurrency) is exhausted."""
 
     code, title = "overloaded", "Overloaded"
 
 
 class Draining(Unavailable):
-    """The proxy is about to stop and takes no new work."""
+    """The proxy is about to stop and accepts no new requests."""
 
     code, title = "draining", "Draining"
 
 
 class JobNotStored(Unavailable):
-    """The app accepted a job that is not in its store, or cannot store one now."""
+    """The app accepted a job but did not store it, or cannot store one now."""
 
     code, title = "job_not_stored", "Job not stored"
 
 
 class StoreAway(Unavailable):
-    """Whether there is such a job cannot be told now, nor a change be made: a store is away."""
+    """A store is away: whether the job exists is unknown, and it cannot be changed."""
 
     code, title = "store_away", "Store away"
 
 
 class JobExpired(ProxyError):
-    """A job that we knew and whose time is over."""
+    """The job is known, but has expired."""
 
     status, code, title = 404, "job_expired", "Job expired"
 
 
-#: How long a chain of errors is followed.
+#: How many errors of a chain are followed.
 _CHAIN = 20
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of where `error` came from, and what it came from: frames refer to all that was there,
-    and that often to the error. Such cycles are left to the collector, which a flood of errors
-    would keep busy for tens of milliseconds at a time. A chain may be a circle: a stage can raise
-    an error from itself."""
+    """Drop the tracebacks of `error` and of its causes.
+
+    Frames refer to all their variables, and those often to the error. Such cycles are left to the
+    garbage collector, which a flood of errors would keep busy for tens of milliseconds at a time. A
+    chain may be circular: a stage can raise an error from itself."""
     seen: BaseException | None = error
     for _ in range(_CHAIN):
         if seen is None:
@@ -318,7 +320,7 @@ def retry_after_seconds(seconds: float) -> int:
 
 
 def cannot_listen(who: str, where: object, error: OSError) -> OSError:
-    """An address that is refused, in one line."""
+    """The error for an address that cannot be bound, in one line."""
     reason = error.strerror or str(error)
     # Event loops say "error while attempting to bind on address (…): " first.
     return OSError(f"{who}: cannot listen on {where}: {reason.rpartition('): ')[2]}")

@@ -1,6 +1,6 @@
-"""Field names, and the rules that bind them: what passes a proxy, what is checked, what is ours.
+"""Sets of header fields: which ones a proxy passes on, checks, or sets itself.
 
-Everything here is bytes, as on the wire, and pure.
+Names are bytes, as on the wire. Pure.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 
-#: Fields that end at each connection (RFC 9110 §7.6.1), and those that only ever meant a forward
-#: proxy (`Proxy-*`, and `Proxy` itself: CGI turns it into HTTP_PROXY).
+#: Fields that apply to one connection only (RFC 9110 §7.6.1), and those meant for a forward proxy
+#: (`Proxy-*`, and `Proxy` itself, which CGI turns into HTTP_PROXY).
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -26,15 +26,15 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-#: Fields that `Connection` may name without effect: taking them away would change the message's
+#: Fields that stay even if `Connection` names them: removing them would change the message's
 #: meaning or framing, which is how hop-by-hop abuse works.
 NOT_NOMINABLE = frozenset(
     {b"host", b"content-length", b"content-type", b"date", b"close", b"keep-alive"}
 )
 
-#: Fields by which a client would ask for another path than the one in its request line, with those
-#: who heed them: Symfony, Zend and IIS; gunicorn (which by default believes any peer on loopback);
-#: a well-known snippet for Flask; what stands behind Traefik.
+#: Fields with which a client could ask for a path other than the one in its request line. They are
+#: honoured by Symfony, Zend and IIS; by gunicorn (which by default trusts any peer on loopback); by
+#: a well-known snippet for Flask; and by apps behind Traefik.
 READDRESSING = frozenset(
     {
         b"x-original-url",
@@ -48,7 +48,7 @@ READDRESSING = frozenset(
     }
 )
 
-#: What a client may say about who it forwards for and what was asked there, believed only from
+#: What a client may claim about the request that it forwards; trusted only from
 #: `trusted_proxies`.
 FORWARDED = READDRESSING | frozenset(
     {
@@ -62,12 +62,12 @@ FORWARDED = READDRESSING | frozenset(
     }
 )
 
-#: Fields by which some frameworks let a POST stand for another method.
+#: Fields with which some frameworks let a POST stand for another method.
 METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 
-#: Fields that must not come in a trailer section, nor with `_` for `-` (RFC 9110 §6.5.1): framing,
-#: routing, request modifiers, authentication, content description, and what this proxy itself
-#: decides.
+#: Fields that must not appear in a trailer section (RFC 9110 §6.5.1), nor spelled with `_` for `-`:
+#: framing, routing, request modifiers, authentication, content description, and what this proxy
+#: itself decides.
 NOT_IN_TRAILERS = (
     HOP_BY_HOP
     | FORWARDED
@@ -110,12 +110,12 @@ _AUTHORITY = re.compile(
 )
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-#: Random numbers in store: whichever proxy of the process takes one, nobody takes it again.
+#: A stock of random numbers, shared by all proxies of the process; each is used once.
 _random: list[str] = []
 
 
-#: Fields that belong to the message's framing, to the connection, or to the proxy itself: editing
-#: them would break what they say, so `check` refuses it. `Host` is `upstreams.NAME.host`.
+#: Fields that belong to the message's framing, to the connection, or to the proxy itself. Editing
+#: them would break the message, so `check` refuses it. `Host` is `upstreams.NAME.host`.
 NOT_EDITABLE = frozenset(
     {
         "connection",
@@ -140,11 +140,11 @@ NOT_EDITABLE = frozenset(
 
 
 def new_correlation_id() -> str:
-    """A random UUIDv4 (RFC 9562 §5.4) in its usual form, a fifth of the price of `uuid.uuid4`:
-    the kernel is asked for randomness once for many."""
+    """A random UUIDv4 (RFC 9562 §5.4) in its usual form, at a fifth of the cost of
+    `uuid.uuid4`: the kernel is asked for randomness once for many."""
     try:
         one = _random.pop()
-    except IndexError:  # not asked for before: another thread's proxy may take the last one
+    except IndexError:  # no check beforehand: a proxy in another thread may take the last one
         digits = os.urandom(16 * 256).hex()
         one, *more = (digits[at : at + 32] for at in range(0, len(digits), 32))
         _random.extend(more)
@@ -167,8 +167,8 @@ def list_members(value: bytes) -> list[bytes]:
 
 
 def with_underscores(name: bytes) -> list[bytes]:
-    """The other spellings of a field's name that CGI and WSGI cannot tell from it: both write
-    `X-Forwarded-For` and `X_Forwarded_For` as HTTP_X_FORWARDED_FOR."""
+    """The other spellings of a field name that CGI and WSGI cannot distinguish: both turn
+    `X-Forwarded-For` and `X_Forwarded_For` into HTTP_X_FORWARDED_FOR."""
     first, *others = name.split(b"-")
     spelled = [first]
     for part in others:

@@ -1,16 +1,17 @@
-"""Background tasks that do not die unseen.
+"""Supervised background tasks: they are restarted, and never die unseen.
 
-1. A task has a name, an owner who starts and stops it, and work that can be begun anew: a coroutine
+1. A task has a name, an owner that starts and stops it, and work that can be restarted: a coroutine
    function, not a coroutine.
-2. Work that raises, or ends though it should not, is logged with its traceback, counted, and begun
-   again after a pause that grows from 0.1 to 30 s; a minute of quiet makes it short again.
-3. A `vital` one that goes on dying takes the process down: a supervisor that starts it anew is
-   better than a proxy that looks well and is not.
-4. Being cancelled by the owner is no death. A `CancelledError` that nobody asked for is one.
-5. The `Tasks` of a proxy know all of its own: `/readyz`, the metrics and the status page read
-   them there. Several proxies may run in one process, and none answers for another's.
+2. Work that raises, or returns although it should not, is logged with its traceback, counted, and
+   restarted after a pause that grows from 0.1 to 30 s. After a minute without a failure the pause
+   is short again.
+3. A `vital` task that keeps dying takes the process down: a restart by the service manager is
+   better than a proxy that looks healthy and is not.
+4. Cancellation by the owner is not a failure. A `CancelledError` that nobody asked for is one.
+5. Each proxy has one `Tasks`, a registry of its tasks, for `/readyz`, the metrics and the status
+   page. Several proxies may run in one process; none reports another's tasks.
 
-What belongs to a request or a connection, and ends with it, is not for this file.
+Tasks that end with a request or a connection do not belong here.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from typing import Any, Literal
 
 _log = logging.getLogger("proxy.core.tasks")
 
-PAUSE = (0.1, 30.0)  # seconds: the first pause before a new beginning, and the longest
-STEADY = 60.0  # seconds of life after which the next pause is the first one again
+PAUSE = (0.1, 30.0)  # seconds: the first pause before a restart, and the longest
+STEADY = 60.0  # seconds of running after which the pause is reset
 TROUBLED = (2, 300.0)  # so many deaths within so many seconds: it keeps dying
-FATAL = (6, 60.0)  # the same for a vital one: the process ends
+FATAL = (6, 60.0)  # the same for a vital one, after which the process ends
 
 Work = Callable[[], Coroutine[Any, Any, object]]
 State = Literal["new", "running", "waiting", "ended"]
 
 
 class EndedByItself(Exception):
-    """Work that is to go on for ever came to an end."""
+    """Work that should run forever has returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """How a task is. `error` is what it died of last, None while it never did."""
+    """The state of a task. `error` is what it last died of; None if it never did."""
 
     name: str
     state: State
@@ -51,9 +52,9 @@ class TaskReport:
 
 
 class Supervised:
-    """See the rules at the top of the file. `start()`, then `await stop()`; and again.
+    """See the rules at the top of the file. `start()`, then `await stop()`; may be repeated.
 
-    `ends`: the work may come to an end, as a writer's that is told to stop.
+    `ends`: the work may return, as that of a writer does that is asked to stop.
     """
 
     def __init__(
@@ -79,22 +80,22 @@ class Supervised:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> Supervised:
-        """Begin; needs a running loop."""
+        """Start; needs a running loop."""
         self._registry.add(self)
         self._stopping.clear()
         self._task = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
         return self
 
     def cancel(self) -> None:
-        """End it without waiting for the end."""
+        """Cancel it without waiting for its end."""
         self._registry.discard(self)
         self._stopping.set()
         if self._task is not None:
             self._task.cancel()
 
     async def stop(self, patience: float = 0.0) -> bool:
-        """End it, after `patience` seconds in which it may end by itself; whether it did. Returns
-        when it is over. Raises nothing."""
+        """Stop it and wait for its end. For `patience` seconds it may end by itself; returns
+        whether it did. Raises nothing."""
         task = self._task
         if task is None:
             return True
@@ -107,13 +108,13 @@ class Supervised:
         return by_itself
 
     def inject(self, error: Exception) -> None:
-        """Let the work die of `error` where it waits now. For tests."""
+        """Raise `error` in the work, at the point where it is waiting. For tests."""
         assert self._task is not None
         self._injected = error
         self._task.cancel()
 
     def report(self) -> TaskReport:
-        """How it is."""
+        """Its state."""
         deaths, seconds = TROUBLED
         troubled = self._died_lately(deaths, seconds)
         error = None if self._error is None else f"{type(self._error).__name__}: {self._error}"
@@ -128,7 +129,7 @@ class Supervised:
             self.state = "running"
             try:
                 await self._work()
-                error: BaseException = EndedByItself(f"{self.name} came to an end")
+                error: BaseException = EndedByItself(f"{self.name} returned")
                 if self._ends:
                     self.state = "ended"
                     return
@@ -159,7 +160,7 @@ class Supervised:
             pause = min(pause * 2, PAUSE[1])
 
     async def _rest(self, seconds: float) -> None:
-        """A stop does not wait for it: a writer has to write what is left."""
+        """Sleep, but not through a stop: a writer has to write what is left."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -189,7 +190,8 @@ class Supervised:
 
 
 class Tasks:
-    """The background tasks of a proxy. `fatal(name)` is called when it cannot go on."""
+    """The background tasks of a proxy. `fatal(name)` is called when a vital task cannot be kept
+    alive."""
 
     def __init__(self) -> None:
         self.deaths: Counter[str] = Counter()
@@ -197,11 +199,11 @@ class Tasks:
         self._running: dict[Supervised, None] = {}
 
     def add(self, task: Supervised) -> None:
-        """It has been started."""
+        """Add a task that has been started."""
         self._running[task] = None
 
     def discard(self, task: Supervised) -> None:
-        """Its owner has ended it."""
+        """Remove a task that its owner has stopped."""
         self._running.pop(task, None)
 
     def died(self, name: str) -> None:
@@ -212,9 +214,9 @@ class Tasks:
         return iter(list(self._running))
 
     def names(self) -> list[str]:
-        """Those that run, and those that ever died."""
+        """The names of those that run, and of those that ever died."""
         return sorted({task.name for task in self._running} | set(self.deaths))
 
     def reports(self) -> list[TaskReport]:
-        """How each is, in the order of their starts."""
+        """The state of each, in the order in which they were started."""
         return [task.report() for task in self._running]

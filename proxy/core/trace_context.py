@@ -1,11 +1,10 @@
 """An exchange's place in a distributed trace: W3C Trace Context, and its attempts. Pure.
 
-1. A well-formed `traceparent` is continued; without one, or with several, a trace is begun. The
-   caller's flag decides whether the trace is sampled; one that begins here is sampled by chance.
-2. `tracestate` passes as it came where the trace is continued. It belongs to a `traceparent` that
-   we understood, so it is dropped where we begin a trace of our own (W3C Trace Context §3.3).
-3. Each sending of the request is an attempt with a span of its own, and its id is the parent that
-   the upstream is given.
+1. A well-formed `traceparent` is continued; without one, or with several, a new trace begins. The
+   caller's flag decides whether the trace is sampled; a new trace is sampled at random.
+2. `tracestate` is passed on unchanged if the trace is continued. It is meaningless without its
+   `traceparent`, so it is dropped when a new trace begins (W3C Trace Context §3.3).
+3. Each attempt has a span of its own, whose id is the parent that the upstream is given.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from random import Random
 
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED, _RANDOM = 1, 2
-MOST_ATTEMPTS = 20  # that are remembered of one exchange
+MOST_ATTEMPTS = 20  # recorded per exchange
 
 _bits = Random().getrandbits  # noqa: S311 (names a span, guards nothing)
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One sending. Times are Unix seconds; `error` is `connect`, `reset`, `timeout` or a status."""
+    """One attempt. Times are Unix seconds; `error` is `connect`, `reset`, `timeout` or a status."""
 
     span_id: str
     target: str | None
@@ -35,7 +34,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A span that ours is a child of. `remote`: another process made it."""
+    """The parent of our span. `remote`: it belongs to another process."""
 
     trace_id: str
     span_id: str
@@ -67,24 +66,24 @@ class ExchangeTrace:
 
     @property
     def parent(self) -> Parent:
-        """What a span below this one has as its parent."""
+        """The parent of spans below this one."""
         return Parent(self.trace_id, self.span_id, self.flags, remote=False)
 
     def begin_attempt(self, target: str | None, now: float) -> bytes:
-        """The request is sent; the `traceparent` that goes with it."""
-        self.end_attempt(now, "reset")  # one that is open was sent again without a word
+        """Begin an attempt and return the `traceparent` that goes with it."""
+        self.end_attempt(now, "reset")  # an attempt that is still open was resent without a report
         span_id = new_span_id()
         if len(self.attempts) < MOST_ATTEMPTS:
             self.attempts.append(Attempt(span_id, target, now))
         return f"00-{self.trace_id}-{span_id}-{self.flags:02x}".encode()
 
     def end_attempt(self, now: float, error: str | None) -> None:
-        """The attempt under way is over; `error` is None where it was answered."""
+        """End the current attempt; `error` is None if it was answered."""
         if self.attempts and self.attempts[-1].ended is None:
             self.attempts[-1].ended, self.attempts[-1].error = now, error
 
     def failed_attempt(self, error: str, target: str | None, now: float) -> None:
-        """An attempt failed, maybe before anything was sent."""
+        """Record a failed attempt, even one that failed before anything was sent."""
         if self.attempts and self.attempts[-1].ended is None:
             self.end_attempt(now, error)
         elif len(self.attempts) < MOST_ATTEMPTS:
@@ -108,5 +107,7 @@ def parse_traceparent(values: Sequence[bytes]) -> Parent | None:
         return None
     if not int(trace_id, 16) or not int(span_id, 16):
         return None
-    known = int(flags, 16) & (_SAMPLED | _RANDOM)  # what other bits mean is not ours to pass on
+    known = int(flags, 16) & (
+        _SAMPLED | _RANDOM
+    )  # other bits must not be passed on, their meaning is unknown
     return Parent(trace_id.decode(), span_id.decode(), known)

@@ -1,7 +1,7 @@
-"""What one running proxy knows about itself, handed to every part that adds to it.
+"""The state of one running proxy, passed to every part that contributes to it.
 
-Each proxy of a process has its own: what one goes through is no news about another. Parts that are
-made without, as in tests, keep theirs to themselves.
+Each proxy in a process has its own, because the state of one says nothing about another. A part
+that is built without one, as in tests, creates its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from proxy.core.tasks import Tasks
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """`tasks`: its background tasks. `skews`: how far the clocks around it are from ours.
-    `shortages`: where it lacked descriptors, ports or memory. These are the process', but what
-    fails for the lack of them, and is logged and counted, is each proxy's own."""
+    """`tasks`: its background tasks. `skews`: how far other machines' clocks are from ours.
+    `shortages`: when it ran out of descriptors, ports or memory. Those belong to the process, but
+    each proxy logs and counts its own failures."""
 
     tasks: Tasks = field(default_factory=Tasks)
     skews: ClockSkews = field(default_factory=ClockSkews)

@@ -26,7 +26,7 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.core.sqlite.file import REFUSED
-from proxy.core.sqlite.recovery import LOOK, FileRecovery
+from proxy.core.sqlite.recovery import CHECK_EVERY, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
 from proxy.trace import sql
 from proxy.trace.events import TraceEvent, encode_facts
@@ -149,7 +149,7 @@ class TraceStore:
 
     async def _run(self) -> None:
         while True:
-            await self._wait(self._wake, LOOK)
+            await self._wait(self._wake, CHECK_EVERY)
             if not self._stopping:
                 await self._wait(self._stop, GATHER)
             self._wake.clear()
@@ -158,7 +158,7 @@ class TraceStore:
             except Exception as unexpected:
                 # A fault of ours must not end the record for good: say it, and begin anew.
                 log.exception("trace writer failed")
-                self._recovery.say(f"internal error: {unexpected!r}")
+                self._recovery.set_degraded(f"internal error: {unexpected!r}")
                 done = False
             if not done and not self._stopping:
                 await self._wait(self._stop, RETRY)
@@ -177,7 +177,7 @@ class TraceStore:
 
     async def _write_all(self) -> bool:
         """Write what is queued; False when SQLite takes nothing now."""
-        await self._recovery.look()
+        await self._recovery.check_replaced()
         self._metrics.log.set(self._recovery.log_size)
         if not await self._recovery.ready():
             return False
@@ -189,7 +189,7 @@ class TraceStore:
         except sqlite3.Error as error:
             await self._recovery.failed(error)
             return False
-        self._recovery.say(None)
+        self._recovery.set_degraded(None)
         return True
 
     async def _write_group(self) -> None:

@@ -218,7 +218,7 @@ async def test_a_log_that_a_foreign_reader_holds(
     """It grows while somebody reads an old state: one warning; afterwards it shrinks to its rest,
     and a second time is a second warning."""
     monkeypatch.setattr(recovery, "LARGE_LOG", 1024 * 1024)
-    monkeypatch.setattr(recovery, "LOOK", 0.0)
+    monkeypatch.setattr(recovery, "CHECK_EVERY", 0.0)
     caplog.set_level(logging.WARNING, "proxy.core.sqlite.recovery")
     path = tmp_path / "t.db"
     upkeep = FileRecovery(
@@ -237,7 +237,7 @@ async def test_a_log_that_a_foreign_reader_holds(
             foreign.execute("SELECT count(*) FROM t").fetchone()
             for _ in range(20):
                 await upkeep.file.transaction([(ADD, [{"v": b"x" * 100_000}])])
-                await upkeep.look()
+                await upkeep.check_replaced()
             assert upkeep.log_size > 1024 * 1024
             assert len(caplog.records) == warnings
             foreign.execute("COMMIT")
@@ -246,6 +246,6 @@ async def test_a_log_that_a_foreign_reader_holds(
             while upkeep.log_size > 512 * 1024:
                 assert time.monotonic() < deadline
                 await upkeep.file.transaction([(ADD, [{"v": b"x" * 100_000}])])
-                await upkeep.look()
+                await upkeep.check_replaced()
     finally:
         await upkeep.file.close()

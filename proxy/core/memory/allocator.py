@@ -1,9 +1,9 @@
-"""The allocator and the garbage collector, told what a proxy needs.
+"""Settings of the allocator and the garbage collector that suit a proxy.
 
-Every read of a body is a buffer of 256 KB that lives until it is written. By default glibc gives
-the memory of each back to the kernel and takes it again for the next, and the kernel clears every
-page anew: measured on 50 MB uploads, that was three quarters of the proxy's time (700 against
-1,700 MB/s). So freed memory is kept, up to a bound.
+Every read of a body is a buffer of 256 KB that lives until it is written. By default glibc returns
+each one to the kernel and requests it again for the next, and the kernel clears every page anew.
+Measured on 50 MB uploads, that took three quarters of the proxy's time (700 against 1,700 MB/s). So
+freed memory is kept, up to a bound.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ _KEEP = 32 * 1024 * 1024  # free bytes at the top of the heap before any go back
 _STEP = 1024 * 1024  # bytes taken from the kernel at a time
 _ON_HEAP = 4 * 1024 * 1024  # smaller blocks never get a mapping of their own
 
-#: Objects that are new before the collector looks at them, half a microsecond each; and how many
-#: times it looks at younger ones before it looks at older ones.
+#: New objects before the collector examines them, half a microsecond each; and how often it
+#: examines a younger generation before the next older one.
 _COLLECT = (4_000, 10, 20)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc; False where the C library has no `mallopt` (musl, macOS), and nothing changed."""
+    """Configure glibc. False if the C library has no `mallopt` (musl, macOS); nothing has changed
+    then."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
@@ -32,10 +33,10 @@ def keep_freed_memory() -> bool:
 
 
 def collect_rarely() -> None:
-    """Tell Python's cyclic collector that what lives now lives for ever, and to look seldom.
+    """Make Python's cyclic collector ignore the objects that exist now, and run rarely.
 
-    An exchange makes no cycles: reference counts free all of it. The collector is for the rest, and
-    at its default pace it would walk the young objects every twenty requests.
+    An exchange makes no cycles: reference counting frees all of it. The collector is for the rest,
+    and by default it would examine the young objects every twenty requests.
     """
     gc.collect()
     gc.freeze()
@@ -43,7 +44,7 @@ def collect_rarely() -> None:
 
 
 def give_back_freed_memory() -> bool:
-    """Have glibc give what is free within its heap back to the kernel: some milliseconds for each
-    100 MB. False where there is no `malloc_trim`, or nothing to give."""
+    """Return the free memory in glibc's heap to the kernel; takes some milliseconds for each 100
+    MB. False if there is no `malloc_trim`, or nothing to return."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))

@@ -1,16 +1,16 @@
-"""One budget for everything that the process buffers for somebody.
+"""One budget for everything that the process buffers.
 
 Rules
-1. Whoever holds bytes for longer than a callback counts them in a named `Account`, and takes them
-   out when they are gone. A `Holding` does both for one holder and cannot leak.
-2. Bytes that are here already (read from a socket, given by a decoder) are counted with `reserve`,
-   which always succeeds. Bytes that need not be kept (a copy for a retry, a stale answer, a part of
-   a spool) ask `try_reserve`, and there is a way to do without them.
+1. Code that holds bytes for longer than a callback counts them in a named `Account`, and releases
+   them when they are gone. A `Holding` does both for one holder and cannot leak.
+2. Bytes that already exist (read from a socket, produced by a decoder) are counted with `reserve`,
+   which always succeeds. Optional bytes (a copy for a retry, a stale response, a part of a spool)
+   need `try_reserve`, and there is a way to do without them.
 3. The fuller the budget, the less one connection may hold: `allowance` is a fixed share of what is
    left (dynamic thresholds, as in the shared buffers of switches: Choudhury and Hahne, 1998). So a
-   few may hold much, many hold little, and together they cannot reach the limit.
+   few connections may hold much and many hold little, and together they cannot reach the limit.
 4. Above `SLOW_AT` the level is `slow`: optional copies are refused. Above `SHED_AT` it is `shed`:
-   the greediest are turned away. Levels are left a tenth below where they are entered.
+   the connections that hold most are ended. A level is left a tenth below where it is entered.
 
 Pure and synchronous: a reservation is an addition and two comparisons.
 """
@@ -21,19 +21,19 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol
 
-#: The limit where neither the config nor a cgroup names one.
+#: The limit if neither the config nor a cgroup sets one.
 DEFAULT_LIMIT = 256 * 1024 * 1024
 
-#: The least and the most that follow from a cgroup's limit, of which buffers get half: the rest is
-#: for the interpreter, the probes of uploads, SQLite, and pages of files.
+#: Buffers get half of a cgroup's limit, but at least and at most this. The other half is for the
+#: interpreter, upload probes, SQLite, and cached pages of files.
 _LEAST_LIMIT, _MOST_LIMIT = 32 * 1024 * 1024, 1024 * 1024 * 1024
 
-#: The most and the least that one connection may hold in one direction, in bytes. The least is what
-#: a request head and a piece of its body need, so that everybody gets on, however full it is; the
-#: most is below what one read gives (256 KB), so that a connection holds one such read at a time.
+#: The most and the least that one connection may hold in one direction, in bytes. The least is
+#: enough for a request head and a piece of its body, so that every connection makes progress. The
+#: most is below the size of one read (256 KB), so that a connection holds one read at a time.
 MOST, LEAST = 192 * 1024, 16 * 1024
 
-#: Parts of what is left that one connection may hold in one direction.
+#: One connection may hold 1/_PARTS of what is left in one direction.
 _PARTS = 512
 
 #: Shares of the limit at which a level is entered, and how far below it is left again.
@@ -44,7 +44,7 @@ _STEPS = 128
 
 
 def default_limit(allowed: int | None) -> int:
-    """The limit where the config names none; `allowed` is what the cgroup allows."""
+    """The limit if the config sets none; `allowed` is the cgroup's limit."""
     if allowed is None:
         return DEFAULT_LIMIT
     return max(_LEAST_LIMIT, min(_MOST_LIMIT, allowed // 2))
@@ -64,8 +64,8 @@ class Level(IntEnum):
 
 
 class Owner(Protocol):
-    """Who is slowed or shed for what is held: `held` is the sum of its holdings, in bytes; `who` is
-    the client that it counts as, `""` where that has no address."""
+    """The connection that is slowed or shed: `held` is the sum of its holdings, in bytes; `who` is
+    its client, `""` if that has no address."""
 
     held: int
 
@@ -75,7 +75,7 @@ class Owner(Protocol):
 
 
 class Account:
-    """What one kind of holder has in the budget: `name` is its label in the metrics."""
+    """The bytes of one kind of holder; `name` is its label in the metrics."""
 
     __slots__ = ("_budget", "name", "used")
 
@@ -86,7 +86,7 @@ class Account:
 
     @property
     def allowance(self) -> int:
-        """What one holder may have now, in bytes (rule 3)."""
+        """Bytes that one holder may have now (rule 3)."""
         return self._budget.allowance
 
     def sibling(self, name: str) -> Account:
@@ -95,31 +95,31 @@ class Account:
 
     @property
     def left(self) -> int:
-        """Bytes for which there is room where they could be done without."""
+        """Bytes left for optional data."""
         return self._budget.left
 
     def reserve(self, size: int) -> None:
-        """Count `size` bytes that are here already."""
+        """Count `size` bytes that already exist."""
         self.used += size
         self._budget.reserve(size)
 
     def try_reserve(self, size: int) -> bool:
-        """Count `size` bytes if there is room for what could be done without."""
+        """Count `size` bytes if there is room for optional data."""
         if not self._budget.try_reserve(size):
             return False
         self.used += size
         return True
 
     def release(self, size: int) -> None:
-        """Give back what was reserved here."""
+        """Release `size` bytes that were reserved here."""
         self.used -= size
         self._budget.release(size)
 
 
 class Holding:
-    """What one holder has in an account: grows, shrinks, and is given back by `clear`.
+    """The bytes of one holder in an account; `clear` releases them all.
 
-    `owner` (a client connection) is who has to answer for it.
+    `owner` is the client connection that they are held for.
     """
 
     __slots__ = ("_account", "_owner", "size")
@@ -130,19 +130,19 @@ class Holding:
         self.size = 0
 
     def grow(self, size: int) -> None:
-        """Count `size` more bytes that are here already."""
+        """Count `size` more bytes that already exist."""
         self._account.reserve(size)
         self._add(size)
 
     def try_grow(self, size: int) -> bool:
-        """Count `size` more bytes if there is room for what could be done without."""
+        """Count `size` more bytes if there is room for optional data."""
         if not self._account.try_reserve(size):
             return False
         self._add(size)
         return True
 
     def shrink(self, size: int) -> None:
-        """Give `size` bytes back."""
+        """Release `size` bytes."""
         self._account.release(size)
         self._add(-size)
 
@@ -154,7 +154,7 @@ class Holding:
             self.shrink(self.size - size)
 
     def clear(self) -> None:
-        """Give all of it back; may be called again."""
+        """Release all of them; may be called again."""
         if self.size:
             self.shrink(self.size)
 
@@ -167,8 +167,8 @@ class Holding:
 class MemoryBudget:
     """`limit` and `used` in bytes; `level` and `allowance` follow `used` in small steps.
 
-    `changed` are called with (new level, level before) at once, from within a reservation: they
-    must not do more than make a note or schedule something.
+    The callbacks in `changed` get (new level, old level). They are called within a reservation, so
+    they may only set a flag or schedule something.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
@@ -178,16 +178,16 @@ class MemoryBudget:
         self.allowance = MOST
         self.changed: list[Callable[[Level, Level], None]] = []
         self._accounts: dict[str, Account] = {}
-        self.inboxes = self.account("inboxes")  # of connections: what has come and is not used yet
-        self.outboxes = self.account("outboxes")  # what has been written and not been taken yet
-        #: Files in memory, which are not among what is resident.
+        self.inboxes = self.account("inboxes")  # received by connections and not processed yet
+        self.outboxes = self.account("outboxes")  # written by connections and not sent yet
+        #: Files in memory, which do not count as resident.
         self.memory_files = self.account("memory_files")
-        self._above = self._below = 0  # where `used` leaves the present step
+        self._above = self._below = 0  # bounds of `used` within the current step
         self._step()
 
     @property
     def left(self) -> int:
-        """Bytes for which `try_reserve` would find room."""
+        """The most that `try_reserve` would grant, in bytes."""
         if self.level is not Level.NORMAL:
             return 0
         return max(0, int(self.limit * SLOW_AT) - self.used)
@@ -204,33 +204,33 @@ class MemoryBudget:
         return {name: account.used for name, account in list(self._accounts.items())}
 
     def resize(self, limit: int) -> None:
-        """Another limit from now on."""
+        """Change the limit."""
         self.limit = limit
         self._step()
 
-    # Accounts call these three; who has no account of its own may as well.
+    # Called by accounts, and by holders without an account of their own.
 
     def reserve(self, size: int) -> None:
-        """Count `size` bytes that are here already."""
+        """Count `size` bytes that already exist."""
         self.used += size
         if self.used > self._above:
             self._step()
 
     def try_reserve(self, size: int) -> bool:
-        """Count `size` bytes unless that would take `used` beyond the first level."""
+        """Count `size` bytes unless that would exceed the first level."""
         if size > self.left:
             return False
         self.reserve(size)
         return True
 
     def release(self, size: int) -> None:
-        """Give back what was reserved."""
+        """Release `size` bytes that were reserved."""
         self.used -= size
         if self.used < self._below:
             self._step()
 
     def _step(self) -> None:
-        """`used` has left its step: see what follows."""
+        """Recompute everything that depends on the step of `used`."""
         step = max(1, self.limit // _STEPS)
         self._below = self.used // step * step
         self._above = self._below + step
@@ -242,7 +242,7 @@ class MemoryBudget:
                 changed(self.level, before)
 
     def _level_now(self) -> Level:
-        """Levels are entered at their mark and left a little below it."""
+        """A level is entered at its threshold and left a little below it."""
         share = self.used / self.limit
         entered = Level((share >= SLOW_AT) + (share >= SHED_AT))
         kept = Level((share >= SLOW_AT - _HYSTERESIS) + (share >= SHED_AT - _HYSTERESIS))

@@ -1,7 +1,7 @@
-"""How much memory the container lets us have: cgroups, version 2 and version 1.
+"""The container's memory limit: cgroups, version 2 and version 1.
 
-A process sees the limits of its own group and of those above it; the smallest one counts. Inside a
-container the namespace usually hides all but the own group, which is then the root.
+A process sees the limits of its own group and of those above it; the smallest one applies. Inside a
+container the namespace usually hides all groups but its own, which then appears as the root.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-#: Version 1 writes "no limit" as the largest multiple of a page; nothing real comes near.
+#: Version 1 writes "no limit" as the largest multiple of a page, far above any real limit.
 _NO_LIMIT = 1 << 60
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that this process' cgroups allow it and its neighbours, None where none does.
+    """Bytes that this process' cgroups allow it and its neighbours; None without a limit.
 
-    `root` is where `proc` and `sys` are found.
+    `root` is the directory of `proc` and `sys`.
     """
     limits = [limit for file in _limit_files(root) if (limit := _read(file)) is not None]
     return min(limits, default=None)

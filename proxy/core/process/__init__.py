@@ -1,5 +1,5 @@
-"""What the operating system gives this process: descriptors, sockets from a predecessor, systemd.
+"""The process and its host: descriptors, sockets from a predecessor, systemd.
 
-Start with `shortage` (a lack of ours is never the upstream's failure) and `handover` (a new version
-without a pause).
+Start with `shortage` (our own lack of resources never counts as an upstream's failure) and
+`handover` (upgrades without downtime).
 """

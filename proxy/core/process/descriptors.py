@@ -1,8 +1,8 @@
-"""How many file descriptors the process may have: raised to what the config can need, or else fewer
-clients than the config allows.
+"""The limit of file descriptors: raised to what the config may need; if that fails, fewer clients
+are accepted than the config allows.
 
-A process that runs out of descriptors closes new connections without a word and cannot reach its
-upstreams. One that knows how many it has refuses the connection that is one too many with a 503.
+A process that runs out of descriptors closes new connections silently and cannot reach its
+upstreams. One that knows its limit answers the first connection beyond it with a 503.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Protocol
 
 _log = logging.getLogger("proxy.core.process.descriptors")
 
-#: What the process has open beside connections: standard streams, the event loop's, log and SQLite
-#: files, Redis connections, probe processes, the admin's and the metrics' connections, and as many
-#: again for what comes and goes.
+#: Descriptors for everything but proxied connections: standard streams, the event loop, log and
+#: SQLite files, Redis, probe processes, admin and metrics connections, and as many again to spare.
 OTHERS = 512
 
-#: The fewest connections that a listener keeps where descriptors are too few for all.
+#: A listener is allowed at least so many connections, even if descriptors are scarce.
 _FEWEST = 16
 
 
@@ -48,8 +47,8 @@ class ProcessLimits:
 
 @dataclass(frozen=True)
 class Need:
-    """What a config can need: client connections by listener, and what else goes with its requests:
-    connections to upstreams, files of the spool."""
+    """What a config may need: client connections by listener; and `others`, connections to
+    upstreams and spool files."""
 
     clients: Mapping[str, int]
     others: int
@@ -61,8 +60,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Fit:
-    """`limit` is the process' limit now, `before` what it was, `clients` the connections that each
-    listener may have: what was asked for, or less."""
+    """`limit` is the process' new limit, `before` the old one, `clients` the connections that each
+    listener may have: as many as it asked for, or fewer."""
 
     limit: int
     before: int
@@ -70,8 +69,8 @@ class Fit:
 
 
 def fit(need: Need, limits: Limits | None = None) -> Fit:
-    """Raise the limit as far as `need` asks and the kernel lets; what is missing then is taken from
-    the listeners, in proportion. The limit is never lowered."""
+    """Raise the limit as far as `need` requires and the kernel permits. If that is not enough, each
+    listener gets proportionally fewer connections. The limit is never lowered."""
     limits = limits or ProcessLimits()
     before, hard = limits.get()
     soft = before
@@ -79,14 +78,14 @@ def fit(need: Need, limits: Limits | None = None) -> Fit:
         try:
             limits.set(new_soft, new_hard)
         except (OSError, ValueError):
-            continue  # only the superuser raises the hard limit, and not beyond fs.nr_open
+            continue  # only root may raise the hard limit, and not beyond fs.nr_open
         soft = new_soft
         break
     asked = sum(need.clients.values())
     room = asked if soft == resource.RLIM_INFINITY else soft - need.others - OTHERS
     if room >= asked:
         return Fit(soft, before, dict(need.clients))
-    # So few descriptors that the rest alone would take them all: half of them are for clients.
+    # If the rest alone would take all descriptors, half of them are for clients.
     room = max(room, soft // 2)
     share = {
         name: min(count, max(_FEWEST, count * room // asked))
@@ -96,7 +95,7 @@ def fit(need: Need, limits: Limits | None = None) -> Fit:
 
 
 def _attempts(total: int, soft: int, hard: int) -> list[tuple[int, int]]:
-    """(soft, hard) limits to try, the best first; none where there are enough already."""
+    """(soft, hard) limits to try, the best first; none if the present one is enough."""
     infinite = resource.RLIM_INFINITY
     if soft == infinite or soft >= total:
         return []
@@ -106,7 +105,7 @@ def _attempts(total: int, soft: int, hard: int) -> list[tuple[int, int]]:
 
 
 def report(need: Need, found: Fit) -> None:
-    """Log what came of it."""
+    """Log the result."""
     facts: dict[str, object] = {
         "event": "descriptors",
         "limit": found.limit,

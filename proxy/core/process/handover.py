@@ -1,13 +1,13 @@
 """Hands the listening sockets of a running proxy to a new process of the program on disk.
 
 1. The old process starts the new one, which inherits the sockets and one end of a control channel.
-   The new one loads the config, compiles, starts its probes, and sends `prepared`.
-2. The old one stops accepting: newcomers wait in the kernel's queue. It lets exchanges with jobs
-   end, stops all that writes, and sends `yours`.
+   The new one loads the config, compiles it, starts its probes, and sends `prepared`.
+2. The old one stops accepting; new connections wait in the kernel's queue. It lets exchanges with
+   jobs end, stops everything that writes, and sends `yours`.
 3. The new one opens the stores, accepts, and sends `serving`. The old one drains and exits.
 
-Whatever fails or is late before `serving`: the old one ends the new one, takes everything back and
-goes on. The messages are JSON objects, one a line.
+If anything fails or times out before `serving`, the old process kills the new one, takes everything
+back and goes on. The messages are JSON objects, one per line.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ logger = logging.getLogger(__name__)
 
 _VARIABLE = "RELIABILITY_PROXY_HANDOVER"
 
-#: Seconds that a new process may take to be prepared, and then to serve.
+#: Seconds that a new process has to prepare, and then to serve.
 PREPARED, SERVING = 60.0, 30.0
 
-#: What is meant for one process alone.
+#: Variables that are meant for one process only.
 _MINE = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", _VARIABLE)
 
-#: Bytes of a message.
+#: The longest message, in bytes.
 _LONGEST = 64 * 1024
 
 
 class HandoverFailed(Exception):
-    """The other process did not do its part; the message says why."""
+    """The other process failed to do its part; the message says why."""
 
 
-#: What runs as the first process of a container, and ends with the one that it has started.
+#: Init programs of containers that exit with the process they started.
 _INITS = frozenset({"tini", "docker-init", "dumb-init", "catatonit"})
 
 
 def ends_its_container(process: Path = Path("/proc/1/comm")) -> bool:
-    """Whether the end of this process is the end of its container, successor included."""
+    """Whether the container ends with this process, and the successor with it."""
     if os.getpid() == 1:
         return True
     if os.getppid() != 1:
@@ -65,12 +65,13 @@ class _Channel:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._end = end
-        self._sending = end.dup()  # also when the event loop is over
+        self._sending = end.dup()  # usable after the event loop has ended
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def receive(self, stage: str, seconds: float | None) -> dict[str, Any]:
-        """The message that says `stage`. Raises `HandoverFailed` for another, and for none."""
+        """Wait for the message of `stage`. Raises `HandoverFailed` for another one, and for
+        none."""
         if self._reader is None:
             self._reader, self._writer = await asyncio.open_connection(
                 sock=self._end, limit=_LONGEST
@@ -79,28 +80,31 @@ class _Channel:
             async with asyncio.timeout(seconds):
                 line = await self._reader.readline()
         except TimeoutError:
-            raise HandoverFailed(f"it was not {stage} within {seconds:g} s") from None
+            raise HandoverFailed(
+                f"the other process was not {stage} within {seconds:g} s"
+            ) from None
         except (OSError, ValueError) as error:
             raise HandoverFailed(str(error)) from None
         if not line:
-            raise HandoverFailed(f"it ended before it was {stage}")
+            raise HandoverFailed(f"the other process ended before it was {stage}")
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise HandoverFailed(f"it sent no message: {line[:100]!r}")
+            raise HandoverFailed(f"the other process sent an invalid message: {line[:100]!r}")
         if message.get("stage") != stage:
             raise HandoverFailed(str(message.get("reason") or message))
         return message
 
     def send(self, stage: str, **more: object) -> None:
-        """A message is small, and the channel empty: it never waits. Nobody there: never mind."""
+        """Send a message; never blocks, because it is small and the channel empty. A peer that is
+        gone is ignored."""
         line = json.dumps({"stage": stage, **more}).encode() + b"\n"
         try:
             self._sending.send(line)
         except OSError as error:
-            logger.info("handover: nobody listens", extra={"error": str(error)})
+            logger.info("handover: the other process is gone", extra={"error": str(error)})
 
     def close(self) -> None:
         self._sending.close()
@@ -123,8 +127,8 @@ class Successor:
 
     @classmethod
     async def start(cls, sockets: Sequence[tuple[str, socket.socket]]) -> Successor:
-        """Start the program as it is on disk now, with the arguments of this process. `sockets`
-        have labels, by which it finds them. Raises `HandoverFailed`."""
+        """Start the program that is on disk now, with this process' arguments. It finds the
+        `sockets` by their labels. Raises `HandoverFailed`."""
         ours, theirs = socket.socketpair()
         labelled = [(label, one.fileno()) for label, one in sockets]
         environment = {name: value for name, value in os.environ.items() if name not in _MINE}
@@ -145,7 +149,7 @@ class Successor:
         return cls(process, _Channel(ours))
 
     async def prepared(self) -> None:
-        """Until it has done all that it can beside us. Raises `HandoverFailed`."""
+        """Wait until it has done all it can while we serve. Raises `HandoverFailed`."""
         await self._channel.receive("prepared", PREPARED)
 
     async def take_over(self) -> list[str]:
@@ -156,15 +160,15 @@ class Successor:
         return [str(label) for label in message.get("taken", ())]
 
     async def end(self) -> None:
-        """Kill it; returns when it is gone, and with it whatever it had opened."""
+        """Kill it, and wait until it is gone and has released whatever it had opened."""
         self._channel.close()
         self._process.kill()
         await asyncio.shield(asyncio.to_thread(self._process.wait))
 
     def leave(self) -> None:
-        """It serves: from now on it is on its own."""
+        """It serves, and is on its own from now on."""
         self._channel.close()
-        self._process.returncode = 0  # or else Python would warn that it still runs
+        self._process.returncode = 0  # otherwise Python would warn that it is still running
 
 
 class Predecessor:
@@ -178,7 +182,7 @@ class Predecessor:
     def from_environment(
         cls, environment: MutableMapping[str, str] = os.environ
     ) -> Predecessor | None:
-        """None: this process was started by nobody of its kind. Raises `OSError`."""
+        """The predecessor; None if this process was started in the usual way. Raises `OSError`."""
         text = environment.pop(_VARIABLE, "")
         if not text:
             return None
@@ -191,16 +195,16 @@ class Predecessor:
         return cls(int(given["control"]), sockets)
 
     async def yours(self) -> None:
-        """Say that we are prepared, and wait until the stores and callers are ours. Raises
-        `HandoverFailed`: the old process has given up on us, or has ended."""
+        """Report that we are prepared, and wait until the stores and callers are ours. Raises
+        `HandoverFailed` if the old process has given up on us, or has ended."""
         self._channel.send("prepared")
         await self._channel.receive("yours", None)
 
     def serving(self, taken: Sequence[str]) -> None:
-        """We serve, with those of the sockets."""
+        """Report that we serve, with these of the sockets."""
         self._channel.send("serving", taken=list(taken))
         self._channel.close()
 
     def failed(self, reason: str) -> None:
-        """We shall not serve."""
+        """Report that we cannot serve."""
         self._channel.send("failed", reason=reason[:4000])

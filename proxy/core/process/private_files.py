@@ -1,7 +1,7 @@
-"""Files that hold what callers sent: jobs, traces. For their owner, whatever the umask says.
+"""Private files for data of callers (jobs, traces): closed to others, whatever the umask.
 
-A database that is made anew is 0600. One that exists keeps what its operator gave to the group, and
-loses what others have: 0640 at most. SQLite gives its -wal and -shm files the database's mode.
+A new database has mode 0600. An existing one keeps the group's rights and loses those of others:
+0640 at most. SQLite gives its -wal and -shm files the database's mode.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NEW, _MOST, _DIRECTORY = 0o600, 0o640, 0o750
 
 
 def make_directory(directory: Path) -> None:
-    """Make `directory` and those above it that are missing, closed to others. Raises `OSError`."""
+    """Create `directory` and its missing parents, closed to others. Raises `OSError`."""
     missing = []
     while not directory.exists():
         missing.append(directory)
@@ -26,20 +26,20 @@ def make_directory(directory: Path) -> None:
 
 
 def make(path: Path) -> None:
-    """Make an empty file at `path` unless there is something. Raises `OSError`."""
+    """Create an empty file at `path` unless it exists. Raises `OSError`."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, _NEW)
     except FileExistsError:
         return
     try:
-        os.fchmod(fd, _NEW)  # a umask may have taken our own right to write
+        os.fchmod(fd, _NEW)  # a umask may have removed our own write permission
     finally:
         os.close(fd)
 
 
 def close_to_others(path: Path) -> None:
-    """Take away from a database of ours what its mode has beyond 0640. What is not our own file, or
-    on a filesystem without modes, stays as it is."""
+    """Reduce the mode of a database to 0640 at most. A file that is not ours, or on a filesystem
+    without modes, stays as it is."""
     for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         with suppress(OSError):
             mode = stat.S_IMODE(name.stat().st_mode)

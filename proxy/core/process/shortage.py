@@ -1,17 +1,17 @@
 """Shortages of our own: no file descriptor, no local port, no memory for a socket.
 
-Such a failure looks like an upstream's (a connection that could not be opened) and is not: the
-upstream never saw it, and a breaker or health check that counted it would take a healthy service
-out of use, through Redis for the whole fleet. Rules:
+Such a failure looks like an upstream's (a connection that could not be opened) but is not: the
+upstream never saw it. A breaker or health check that counted it would take a healthy service out of
+use, through Redis even for the whole fleet. Rules:
 
-1. An error is a shortage by its number (`_REASONS`), also where a library has wrapped it: causes,
-   contexts and the "Multiple exceptions" of `create_connection` are looked through.
-2. One address that was refused or silent outweighs a shortage at another: the upstream was asked,
-   and failed. An address family that this host does not have says nothing.
-3. A name that could not be resolved is a shortage if there is no descriptor to be had now: the C
-   library reports a failed `open` or `socket` as "temporary failure in name resolution".
+1. A shortage is recognised by the error number (`_REASONS`), even if a library has wrapped the
+   error: causes, contexts and the "Multiple exceptions" of `create_connection` are searched.
+2. If one address refused or timed out, that outweighs a shortage at another: the upstream was
+   asked, and failed. An address family that this host lacks counts as neither.
+3. A failed name resolution is a shortage if no descriptor is available now: the C library reports a
+   failed `open` or `socket` as "temporary failure in name resolution".
 4. A shortage is an episode: one log line when it begins, one when it has been over for `_QUIET`
-   seconds, a counter of episodes and one of failures. Never a line per failure.
+   seconds, one counter of episodes and one of failures. There is no line per failure.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REASONS = {
     errno.ENOMEM: MEMORY,
 }
 
-#: What is said of each, to callers and in the log.
+#: The text for each, for callers and the log.
 DETAILS = {
     DESCRIPTORS: "this proxy has no file descriptor left",
     SYSTEM_DESCRIPTORS: "this host has no file descriptor left",
@@ -53,7 +53,7 @@ DETAILS = {
     MEMORY: "this host has no memory left for the connection",
 }
 
-#: Errors that say something about the peer, not about us.
+#: Errors that concern the peer, not us.
 _PEERS = {
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -65,12 +65,12 @@ _PEERS = {
 
 _NUMBER = re.compile(r"\[Errno (-?\d+)\]")
 
-#: How many wrappings are looked through; errors may refer to each other in circles.
+#: How many wrapped errors are searched; errors may refer to each other in circles.
 _DEPTH = 10
 
 
 def descriptors_left() -> bool:
-    """Whether a descriptor can be had at this moment: asked of the kernel, 2 us."""
+    """Whether a descriptor is available at this moment; asks the kernel, which takes 2 us."""
     try:
         os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
@@ -81,7 +81,7 @@ def descriptors_left() -> bool:
 def own_shortage(
     error: BaseException | None, left: Callable[[], bool] = descriptors_left
 ) -> str | None:
-    """Which shortage of our own `error` comes from (rules 1 to 3); None for every other error."""
+    """The shortage that caused `error` (rules 1 to 3); None for every other error."""
     reason = None
     for number, unresolved in _numbers(error):
         if number in _PEERS:
@@ -94,14 +94,15 @@ def own_shortage(
 
 
 def _numbers(error: BaseException | None) -> Iterator[tuple[int, bool]]:
-    """Error numbers in `error` and what it wraps; True beside those of name resolution."""
+    """The error numbers in `error` and those it wraps, each with whether it comes from name
+    resolution."""
     seen: list[BaseException] = []
     while error is not None and error not in seen and len(seen) < _DEPTH:
         seen.append(error)
         if isinstance(error, socket.gaierror):
             yield error.errno or 0, True
         elif isinstance(error, OSError) and error.errno == errno.EBUSY:
-            yield errno.EBUSY, True  # what libuv makes of a look-up that could open nothing
+            yield errno.EBUSY, True  # how libuv reports a lookup that could not open anything
         elif isinstance(error, ExceptionGroup):
             for one in error.exceptions:
                 yield from _numbers(one)
@@ -123,7 +124,7 @@ class Shortages:
         self.failures: Counter[str] = Counter()
 
     def seen(self, reason: str, where: str) -> None:
-        """Something failed for a shortage. `where`: what was tried, for people."""
+        """Record a failure for lack of `reason`. `where`: what was attempted, for people."""
         self.failures[reason] += 1
         begins = reason not in self._last
         self._last[reason] = self._clock()
@@ -133,14 +134,14 @@ class Shortages:
             _log.error("%s: %s failed", DETAILS[reason], where, extra=facts)
 
     def check(self, error: BaseException | None, where: str) -> str | None:
-        """`own_shortage(error)`, put on record."""
+        """The result of `own_shortage(error)`, which is also recorded."""
         reason = own_shortage(error)
         if reason is not None:
             self.seen(reason, where)
         return reason
 
     def settle(self) -> None:
-        """End the episodes that are over. Called now and then."""
+        """End the episodes that are over. Called regularly."""
         now = self._clock()
         for reason, last in list(self._last.items()):
             if now - last >= _QUIET:
@@ -149,5 +150,5 @@ class Shortages:
                 _log.warning("over: %s", DETAILS[reason], extra=facts)
 
     def current(self) -> Iterable[str]:
-        """The shortages that are not over."""
+        """The shortages that are not over yet."""
         return tuple(self._last)

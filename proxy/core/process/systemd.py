@@ -1,7 +1,7 @@
-"""What systemd gives to a service and wants to be notified of: sockets, readiness, the watchdog.
+"""systemd integration: inherited sockets, readiness notifications, the watchdog.
 
-The protocols are `sd_listen_fds(3)` and `sd_notify(3)`; both are environment variables and a few
-lines. Without the variables nothing happens.
+The protocols are `sd_listen_fds(3)` and `sd_notify(3)`. Both are controlled by environment
+variables; without them nothing happens.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import MutableMapping
 
 _log = logging.getLogger("proxy.core.process.systemd")
 
-#: The first descriptor that is given.
+#: The first inherited descriptor.
 _FIRST = 3
 
-#: What we have to say: nothing else is ever sent.
+#: The only fields that are ever sent.
 _FIELDS = frozenset(
     {"READY", "RELOADING", "STOPPING", "MAINPID", "WATCHDOG", "STATUS", "MONOTONIC_USEC"}
 )
@@ -25,10 +25,10 @@ _FIELDS = frozenset(
 def given_sockets(
     environment: MutableMapping[str, str] = os.environ,
 ) -> list[tuple[str, socket.socket]]:
-    """The sockets that were given to this process, with their names (`FileDescriptorName=`). The
-    variables are taken out of the environment: they are not for our children.
+    """The sockets that this process was given, with their names (`FileDescriptorName=`). The
+    variables are removed from the environment, because they are not for child processes.
 
-    Raises `OSError` for what is no TCP socket.
+    Raises `OSError` for anything but a TCP socket.
     """
     count = environment.pop("LISTEN_FDS", "")
     pid = environment.pop("LISTEN_PID", "")
@@ -48,22 +48,25 @@ def listening_socket(descriptor: int, what: str) -> socket.socket:
         os.set_inheritable(descriptor, False)
         one = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise OSError(f"{what} (descriptor {descriptor}) is no socket: {error.strerror}") from None
+        raise OSError(
+            f"{what} (descriptor {descriptor}) is not a socket: {error.strerror}"
+        ) from None
     if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
         one.detach()
-        raise OSError(f"{what} (descriptor {descriptor}) is no TCP socket")
+        raise OSError(f"{what} (descriptor {descriptor}) is not a TCP socket")
     one.setblocking(False)
     return one
 
 
 class Notifier:
-    """Notifies the service manager, where there is one. Never raises, never waits."""
+    """Notifies the service manager, if there is one. Never raises or blocks."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
         if self._address[:1] not in ("/", "@"):
             self._address = ""
-        #: Seconds between two signs of life, half of what systemd waits; None: it does not wait.
+        #: Seconds between two watchdog messages, half of systemd's timeout; None without a
+        #: watchdog.
         self.watchdog: float | None = None
         pid = environment.get("WATCHDOG_PID") or str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "")
@@ -76,7 +79,7 @@ class Notifier:
         if not self._address:
             return
         text = "\n".join(f"{name}={value}" for name, value in fields.items())
-        # A leading @ means a name that is in no file system.
+        # A leading @ means an abstract socket name.
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:

@@ -1,7 +1,7 @@
 """Redis clients from the config: one server, a unix socket, Sentinel or Cluster.
 
-Every client made here fails fast and by itself: bounded connect and command times, and no retries
-inside the library, because each user of Redis in this proxy has its own way to go on without it.
+Every client fails fast: connect and command times are bounded, and the library does not retry,
+because each user of Redis in this proxy has its own way to go on without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from redis.sentinel import MasterNotFoundError
 
 from proxy.core.redis.url import RedisAddress, parse_redis_url
 
-#: Either client: both have the commands and `aclose()`.
+#: Both have the same commands and `aclose()`.
 AnyRedis = Redis | RedisCluster
 
 
@@ -42,8 +42,8 @@ STRAGGLERS = 0.3  # seconds that the other Sentinels get once one has answered
 
 
 class _NewestSentinel(Sentinel):
-    """Asks all Sentinels at once and believes the one with the newest configuration: one that was
-    cut off from the others goes on naming the old master."""
+    """Asks all Sentinels at once and trusts the one with the newest configuration: a Sentinel that
+    was cut off from the others keeps naming the old master."""
 
     async def discover_master(self, service_name: str) -> Address:
         """Host and port. Raises `MasterNotFoundError`."""
@@ -72,10 +72,10 @@ class _NewestSentinel(Sentinel):
         return best[1]
 
     async def _ask(self, sentinel: Any, name: str) -> tuple[int, Address] | None:
-        """How new this Sentinel's configuration is, and the master; None when it knows none.
+        """The epoch of this Sentinel's configuration, and the master; None when it knows none.
 
-        As redis-py's own client asks, which the app may be: while a replica is being promoted, the
-        old master still counts, and what is written to it then is seen.
+        The question is the one that redis-py asks, which the app may use: while a replica is being
+        promoted, both still see the old master, so writes to it then are not missed.
         """
         try:
             state = (await sentinel.sentinel_masters()).get(name)
@@ -87,7 +87,7 @@ class _NewestSentinel(Sentinel):
 
 
 class MasterFinder:
-    """Where the master of a client made through Sentinel is now. `await aclose()` before the
+    """Finds the current master of a client made through Sentinel. Call `aclose()` before the
     client's own."""
 
     def __init__(self, pool: Any) -> None:
@@ -97,7 +97,7 @@ class MasterFinder:
         self._pubsub: Any = None
 
     async def where(self, within: float = 2.0) -> Address | None:
-        """The master's address, asked anew; None when no Sentinel says so in time (seconds)."""
+        """The master's current address; None if no Sentinel answers within so many seconds."""
         try:
             async with asyncio.timeout(within):
                 host, port = await self._sentinel.discover_master(self._name)
@@ -106,7 +106,7 @@ class MasterFinder:
         return str(host), int(port)
 
     async def switched(self, within: float) -> None:
-        """Return when a Sentinel announces another master, at the latest after so many seconds."""
+        """Wait until a Sentinel announces another master, `within` seconds at most."""
         end = asyncio.get_running_loop().time() + within
         try:
             async with asyncio.timeout(within):
@@ -135,7 +135,7 @@ class MasterFinder:
                 return
 
     async def aclose(self) -> None:
-        """Let go of the subscription."""
+        """Close the subscription."""
         pubsub, self._pubsub = self._pubsub, None
         if pubsub is not None:
             with suppress(RedisError, OSError):
@@ -143,7 +143,7 @@ class MasterFinder:
 
 
 def master_finder(client: AnyRedis) -> MasterFinder | None:
-    """None for a client that was not made through Sentinel."""
+    """The finder for a client; None if it was not made through Sentinel."""
     pool: Any = getattr(client, "connection_pool", None)
     return MasterFinder(pool) if hasattr(pool, "sentinel_manager") else None
 
@@ -179,7 +179,7 @@ class RedisSettings(Protocol):
 
 
 def address_of(settings: RedisSettings) -> RedisAddress:
-    """The parsed URL; `str()` of it is fit for a log line. Raises `ValueError`."""
+    """The parsed URL; its `str()` is safe to log. Raises `ValueError`."""
     return parse_redis_url(settings.url.get_secret_value())
 
 
@@ -191,11 +191,11 @@ def connect(
     decode_responses: bool = False,
     protocol: int = 2,
 ) -> AnyRedis:
-    """A client with its own pool; nothing is sent before the first command.
+    """A client with its own pool; it connects with the first command.
 
-    `client_name` is what `CLIENT LIST` shows; None for none. `command_timeout` (seconds) replaces
-    the settings' own; blocking commands need more than they block. `protocol` 2 or 3 is RESP2 or
-    RESP3. The owner awaits `aclose()`. Raises `ValueError` for a URL that is none.
+    `client_name` is shown by `CLIENT LIST`; None sets none. `command_timeout` (seconds) replaces
+    the settings' own; a blocking command needs more than it blocks. `protocol` 2 or 3 is RESP2 or
+    RESP3. The owner awaits `aclose()`. Raises `ValueError` for an invalid URL.
     """
     address = address_of(settings)
     common = _common(settings, address, client_name, command_timeout, protocol)
@@ -205,7 +205,7 @@ def connect(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
             **common,
             **(_tls(settings) | {"ssl": True} if address.tls else {}),
-            # The second try is the one after the slot map was read anew.
+            # The retry is the one after the slot map has been read again.
             retry=Retry(NoBackoff(), 1),
         )
     return _plain(settings, address, common)
@@ -216,9 +216,9 @@ def connect_listener(
 ) -> Redis:
     """A client to open `pubsub()` or another long-lived connection on.
 
-    A Cluster hands every published message to all its nodes, so one node is enough: the one that
-    `attempt` picks in turn, for when the last one did not answer. Reads on it never time out by
-    themselves: the caller bounds them. The owner awaits `aclose()`.
+    A Cluster sends every published message to all its nodes, so one node is enough; `attempt` picks
+    the next one if the last did not answer. Reads never time out by themselves: the caller bounds
+    them. The owner awaits `aclose()`.
     """
     address = address_of(settings)
     common = _common(settings, address, client_name, None, protocol)

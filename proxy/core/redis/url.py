@@ -1,11 +1,11 @@
-"""What a Redis URL says: single server, unix socket, Sentinel or Cluster. Pure; connects nothing.
+"""Parses Redis URLs: single server, unix socket, Sentinel or Cluster. Pure; opens no connection.
 
-redis-py reads only the first three schemes, so all are read here, by one set of rules:
+redis-py parses only the first three schemes, so all are parsed here, by one set of rules:
 
     redis://[USER:PASSWORD@]HOST[:6379][/DB]          rediss:// is the same over TLS
     unix://[USER:PASSWORD@]/PATH[?db=N]
     redis+sentinel://[USER:PASSWORD@]HOST[:26379][,HOST...]/MASTER[/DB]     also rediss+sentinel://
-        ?sentinel_username=NAME&sentinel_password=WORD   where the Sentinels want their own
+        ?sentinel_username=NAME&sentinel_password=WORD   if the Sentinels need their own
     redis+cluster://[USER:PASSWORD@]HOST[:6379][,HOST...]                   also rediss+cluster://
 
 User and password are percent-decoded.
@@ -46,10 +46,10 @@ _OPTIONS = {
 
 @dataclass(frozen=True)
 class RedisAddress:
-    """Where the data is, and how to get in. Passwords are left out of `repr`.
+    """Where Redis is, and the credentials. Passwords are left out of `repr`.
 
-    `hosts` are the server itself, the Sentinels, or nodes of the cluster to ask first; empty for
-    a unix socket, which has `path` instead. `master` is the name that Sentinel knows it by.
+    `hosts` are the server itself, the Sentinels, or the first nodes of the cluster to ask; empty
+    for a unix socket, which has `path` instead. `master` is the master's name in Sentinel.
     """
 
     kind: Literal["single", "sentinel", "cluster"]
@@ -67,17 +67,17 @@ class RedisAddress:
         """For logs: without user and password."""
         if self.path is not None:
             return f"unix:{self.path}"
-        told = ",".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in self.hosts)
+        hosts = ",".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in self.hosts)
         return {
-            "single": f"{told}/{self.db}",
-            "sentinel": f"{self.master} at sentinels {told}",
-            "cluster": f"cluster {told}",
+            "single": f"{hosts}/{self.db}",
+            "sentinel": f"{self.master} at sentinels {hosts}",
+            "cluster": f"cluster {hosts}",
         }[self.kind]
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Raises `ValueError` with what was expected; the message never repeats the URL, which may
-    hold a password."""
+    """The address in a URL. Raises `ValueError`, whose message names what was expected and never
+    repeats the URL, which may hold a password."""
     match = _URL.fullmatch(url.strip())
     if match is None or match["scheme"] not in _SCHEMES:
         raise ValueError(f"expected {EXPECTED}, found another scheme or shape")

@@ -1,7 +1,6 @@
-"""An SQLite file of ours: opened, migrated, checked, set aside; one writer, several readers.
+"""An SQLite file with one writer and several readers: opened, migrated, checked, set aside.
 
-The only file that imports aiosqlite. The store of jobs and the trace decide what to write and
-when; here is how.
+The job store and the trace decide what to write and when; this file knows how.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CHECK_AT_START = 32 * 1024 * 1024  # bytes; bigger files are checked while in us
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
-# What SQLite or its binding says about a value, not about the file.
+# Errors of SQLite or its binding that concern a value, not the file.
 REFUSED = (
     sqlite3.IntegrityError,
     sqlite3.ProgrammingError,
@@ -49,20 +48,20 @@ REFUSED = (
 
 
 class UnusableFile(Exception):
-    """The file is damaged or somebody else's: to be set aside. The message says which."""
+    """The file is damaged or not ours, and has to be set aside. The message says which."""
 
 
 class NewerSchema(Exception):
-    """The file is of a later release: not touched, as an older one cannot know what it means."""
+    """The file was written by a later release. It is left alone, because we cannot interpret it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a file of one kind looks like. `application_id` tells our files from others';
-    `migrations` are numbered from 1; `settings` are run at every opening, before them, and `birth`
-    before those when the file is new. `readers` connections share the reads that somebody waits
-    for; `surveyors` have the surveys, which may take longer: neither waits for the other. A read
-    that takes longer than its limit, in seconds, is interrupted, and counts as silence."""
+    """The layout of one kind of file. `application_id` marks our files; `migrations` are numbered
+    from 1; `settings` are executed before them each time the file is opened, and `birth` before
+    those if the file is new. `readers` connections share the reads that somebody waits for;
+    `surveyors` run the surveys, which may take longer, so that neither waits for the other. A read
+    that exceeds its limit, in seconds, is interrupted and raises `Silent`."""
 
     application_id: int
     migrations: Sequence[Sequence[str]]
@@ -75,13 +74,13 @@ class Schema:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether SQLite says that the file is not what it should be."""
+    """Whether SQLite reports a damaged file."""
     # The low byte is the primary code; the rest says more (SQLITE_CORRUPT_VTAB and so on).
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 class SqliteFile:
-    """`await open()`, work, `await close()`. `on_suspect` is called when a reader meets damage."""
+    """`await open()`, work, `await close()`. `on_suspect` is called when a reader finds damage."""
 
     def __init__(
         self, path: Path, schema: Schema, clock: Clock, on_suspect: Callable[[], None]
@@ -97,9 +96,9 @@ class SqliteFile:
         self._identity: tuple[int, int] | None = None  # device and inode of what is open
 
     async def open(self) -> None:
-        """Open or make the file, bring it to the newest schema.
+        """Open or create the file and migrate it to the newest schema.
 
-        Raises `UnusableFile`, `NewerSchema`, `OSError` or `sqlite3.Error`, and is closed then.
+        Raises `UnusableFile`, `NewerSchema`, `OSError` or `sqlite3.Error`; it is closed then.
         """
         try:
             await self._open()
@@ -124,7 +123,7 @@ class SqliteFile:
             raise NewerSchema(f"made by a newer release: schema {version}, not {newest}")
         for setting in (*(schema.birth if not version else ()), *schema.settings):
             await db.execute(setting)
-        # In SQL, so that it is the writer's thread that compresses.
+        # A function in SQL, so that the writer's thread does the compression.
         await db.create_function("deflate", 1, _deflate, deterministic=True)
         await _migrate(db, schema, version)
         await asyncio.to_thread(close_to_others, self.path)
@@ -141,7 +140,7 @@ class SqliteFile:
             )
 
     async def _check_in_use(self) -> None:
-        """Read the whole file on a connection of its own; the owner acts on what is found."""
+        """Check the whole file on a connection of its own; the owner acts on the result."""
         try:
             db = await aiosqlite.connect(self.path)
         except sqlite3.Error as error:
@@ -152,7 +151,7 @@ class SqliteFile:
             except sqlite3.Error as error:
                 sound = not is_damage(error)
             except asyncio.CancelledError:
-                await interrupt(db)  # it may take minutes yet
+                await interrupt(db)  # it might take minutes more
                 raise
             finally:
                 await close_in_time(db)
@@ -160,7 +159,7 @@ class SqliteFile:
             self._on_suspect()
 
     async def close(self) -> None:
-        """Let go of every connection; a running check ends."""
+        """Close every connection and end a running check."""
         check, self._check = self._check, None
         if check is not None:
             check.cancel()
@@ -173,7 +172,7 @@ class SqliteFile:
             await close_in_time(writer)
 
     async def set_aside(self, why: str) -> Path:
-        """Close, and rename the file, its log and its index out of the way. Raises `OSError`."""
+        """Close the file and rename it, its log and its index out of the way. Raises `OSError`."""
         await self.close()
         stamp = datetime.fromtimestamp(self._clock.time(), UTC).strftime("%Y%m%dT%H%M%S%fZ")
         kept = self.path.with_name(f"{self.path.name}.{why}-{stamp}")
@@ -181,8 +180,8 @@ class SqliteFile:
         return kept
 
     async def misplaced(self) -> Literal["removed", "replaced"] | None:
-        """What somebody did to the open file: SQLite goes on writing to it where nobody will look
-        for it. None: nothing, or it cannot be told."""
+        """Whether somebody removed or replaced the open file, to which SQLite would go on writing
+        unseen. None: neither, or it is unknown."""
         try:
             found = await asyncio.to_thread(self.path.stat)
         except FileNotFoundError:
@@ -192,14 +191,15 @@ class SqliteFile:
         return None if self._identity == (found.st_dev, found.st_ino) else "replaced"
 
     async def log_size(self) -> int:
-        """Bytes of the write-ahead log."""
+        """The size of the write-ahead log, in bytes."""
         try:
             return (await asyncio.to_thread(Path(f"{self.path}-wal").stat)).st_size
         except OSError:
             return 0
 
     async def write_anew(self) -> None:
-        """Copy a removed file to its place, and close it. Raises `OSError`, `sqlite3.Error`."""
+        """Copy a removed file back to its place, and close it. Raises `OSError`,
+        `sqlite3.Error`."""
         assert self.writer is not None
         try:
             await asyncio.to_thread(_clear, self.path)
@@ -210,10 +210,10 @@ class SqliteFile:
     async def transaction(
         self, rounds: Iterable[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]
     ) -> None:
-        """Run each round's statements, each for all parameters, as one commit; all or nothing.
+        """Run each round's statements, each for all parameters, in one transaction.
 
-        Raises `sqlite3.Error` and what else `REFUSED` names. A connection that was closed meanwhile
-        is no refusal, though its binding says it in the same words.
+        Raises `sqlite3.Error` and the other errors of `REFUSED`. A connection that was closed
+        meanwhile is not a refusal, although the binding raises the same errors for it.
         """
         db = self.writer
         if db is None:
@@ -226,8 +226,8 @@ class SqliteFile:
             await db.execute("COMMIT")
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                await interrupt(db)  # or else the rollback would wait for the statement's end
-            # SQLite rolls back by itself after some errors; then this is one too many.
+                await interrupt(db)  # otherwise the rollback would wait for the statement to end
+            # SQLite has already rolled back after some errors; then this one fails.
             with suppress(sqlite3.Error, ValueError):
                 await db.execute("ROLLBACK")
             if isinstance(error, REFUSED) and (self.writer is not db or _is_closed(error)):
@@ -236,7 +236,7 @@ class SqliteFile:
             raise
 
     async def rows(self, statement: str, params: Params = (), *, survey: bool = False) -> list[Any]:
-        """What a query finds; `survey`: nobody waits for it. Raises `Silent`."""
+        """The rows of a query; `survey`: nobody waits for it. Raises `Silent`."""
         readers = self._surveys if survey else self._readers
         try:
             return await readers.rows(statement, params)
@@ -247,9 +247,9 @@ class SqliteFile:
 
 
 def _is_closed(error: Exception) -> bool:
-    """Whether that is what sqlite3 and aiosqlite say of a connection that is closed."""
-    told = str(error).lower()
-    return "connection closed" in told or "no active connection" in told or "closed data" in told
+    """Whether sqlite3 or aiosqlite raised the error because the connection is closed."""
+    text = str(error).lower()
+    return "connection closed" in text or "no active connection" in text or "closed data" in text
 
 
 async def _migrate(db: aiosqlite.Connection, schema: Schema, version: int) -> None:
@@ -277,7 +277,7 @@ async def _scalar(db: aiosqlite.Connection, statement: str) -> Any:
 
 
 def _clear(path: Path) -> None:
-    """Make room for a file: a log without its file would be taken for that of the new one."""
+    """Make room for a new file: a log left behind would be taken for the new file's."""
     make_directory(path.parent)
     for tail in ("-wal", "-shm"):
         Path(f"{path}{tail}").unlink(missing_ok=True)

@@ -1,13 +1,12 @@
-"""Reading connections to one SQLite file, each with one query at a time and a limit to it.
+"""Reading connections to one SQLite file, each with one query at a time and a time limit.
 
-1. A query gets a connection that is free, in order of asking; it never stands behind a slow one on
-   a connection while another is free.
-2. A query that has had its time is interrupted: SQLite asks every `_STEPS` steps whether it may go
-   on, and is told to stop from outside as well. Its connection is free when it has stopped, not
-   before.
-3. The limit counts from asking: waiting for a connection is part of it.
-4. Closing refuses who waits, interrupts what runs, and is bounded. What does not run is not
-   interrupted: SQLite would remember it, and leave out the work of an orderly close.
+1. A query gets a free connection, first come first served. It never waits behind a slow query while
+   another connection is free.
+2. A query that exceeds its limit is interrupted: SQLite checks every `_STEPS` steps whether to go
+   on, and is interrupted from outside as well. Its connection is free once the query has stopped.
+3. The limit includes the wait for a connection.
+4. Closing fails the waiting queries, interrupts the running ones, and is bounded. An idle
+   connection is not interrupted: SQLite would remember it and skip the work of an orderly close.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ log = logging.getLogger(__name__)
 
 Params = Sequence[Any] | Mapping[str, Any]
 
-#: Steps of SQLite's machine between two looks at the clock: some milliseconds. Each look needs the
-#: interpreter's lock, for which it may have to wait as long.
+#: Steps of SQLite's virtual machine between two checks of the clock, some milliseconds. Each check
+#: needs the interpreter's lock, and may have to wait as long for it.
 _STEPS = 200_000
 
 #: Seconds that a connection has to close by itself, and after it was interrupted.
@@ -40,7 +39,7 @@ class Silent(Exception):
 
 
 class _Reader:
-    """One connection. `until` is when its query has had its time, in monotonic seconds."""
+    """One connection. `until` is the deadline of its query, in monotonic seconds."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self.connection = connection
@@ -52,7 +51,7 @@ class _Reader:
         await self.connection.set_progress_handler(self._over, _STEPS)
 
     def _over(self) -> int:
-        """Asked by SQLite, in the connection's thread: other than 0 ends the query."""
+        """Called by SQLite in the connection's thread; a result other than 0 ends the query."""
         return time.monotonic() >= self.until
 
     async def query(self, statement: str, params: Params) -> list[Any]:
@@ -75,14 +74,14 @@ class Readers:
         self._queries: set[asyncio.Task[list[Any]]] = set()
 
     async def add(self, connection: aiosqlite.Connection) -> None:
-        """Take in a connection. Raises `sqlite3.Error`."""
+        """Add a connection. Raises `sqlite3.Error`."""
         reader = _Reader(connection)
         self._all.append(reader)
         await reader.prepare()
         self._free.append(reader)
 
     async def rows(self, statement: str, params: Params) -> list[Any]:
-        """What a query finds. Raises `Silent`, `sqlite3.Error` and `ValueError`."""
+        """The rows of a query. Raises `Silent`, `sqlite3.Error` and `ValueError`."""
         if not self._all:
             raise Silent("not open")
         until = time.monotonic() + self._limit
@@ -116,7 +115,7 @@ class Readers:
                 return await turn
         except (TimeoutError, asyncio.CancelledError) as error:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._give(turn.result())  # it came at the same moment
+                self._give(turn.result())  # the connection arrived at the same moment
             if isinstance(error, TimeoutError):
                 raise self._late() from None
             raise
@@ -127,7 +126,7 @@ class Readers:
     def _ended(self, query: asyncio.Task[list[Any]], reader: _Reader) -> None:
         self._queries.discard(query)
         if not query.cancelled():
-            query.exception()  # who asked may have gone
+            query.exception()  # the caller may be gone
         self._give(reader)
 
     def _give(self, reader: _Reader) -> None:
@@ -140,7 +139,7 @@ class Readers:
             self._free.append(reader)
 
     async def close(self) -> None:
-        """Let go of every connection (rule 4)."""
+        """Close every connection (rule 4)."""
         readers, self._all = self._all, []
         for turn in self._waiting:
             if not turn.done():
@@ -156,13 +155,13 @@ class Readers:
 
 
 async def interrupt(connection: aiosqlite.Connection) -> None:
-    """End the statement that runs."""
+    """Interrupt the running statement."""
     with suppress(sqlite3.Error, ValueError):
         await connection.interrupt()
 
 
 async def close_in_time(connection: aiosqlite.Connection) -> None:
-    """Close; what runs for too long is interrupted, and a connection that does not even close then
+    """Close; a statement that takes too long is interrupted. A connection that still does not close
     (the disk hangs) is left to its thread."""
     closing = asyncio.ensure_future(connection.close())
     await asyncio.wait((closing,), timeout=_CLOSING)

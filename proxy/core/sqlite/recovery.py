@@ -1,13 +1,14 @@
-"""Keeps an SQLite file usable: opened as often as it takes, set aside, written anew.
+"""Keeps an SQLite file usable: reopens it, sets it aside, restores it.
 
-1. Nothing of SQLite's leaves here as an exception: `degraded` says why nothing can be written.
-2. A damaged or foreign file is renamed, and a new one begun. That and any other loss is told.
-3. A file that somebody removes is written anew from what is still open; one that somebody replaces
-   is left for the new one. Either is noticed within `LOOK` seconds of a writer that asks.
-4. A write-ahead log that grows, because somebody reads an old state of the file for long, is
-   logged once; nothing can be done about it here.
-5. The one task that writes calls all of this. A reader or a check that meets damage merely points
-   at it: `suspect` is set, and `on_suspect` wakes the writer.
+1. No exception of SQLite leaves this file: `degraded` says why nothing can be written.
+2. A damaged or foreign file is renamed, and a new one is created. This and any other loss is
+   reported.
+3. A file that somebody removes is restored from the open one; one that somebody replaces is given
+   up for the new one. A writer that checks notices either within `CHECK_EVERY` seconds.
+4. A write-ahead log that grows, because another process reads an old state of the file, is logged
+   once; nothing can be done about it here.
+5. The one task that writes calls all of this. A reader or a check that finds damage only sets
+   `suspect`, and `on_suspect` wakes the writer.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from proxy.core.sqlite.file import NewerSchema, Schema, SqliteFile, UnusableFile
 
 log = logging.getLogger(__name__)
 
-LOOK = 1.0  # seconds between two looks whether the file is still in its place
+CHECK_EVERY = 1.0  # seconds between two checks whether the file is still in place
 
-#: Bytes of the write-ahead log at which it is called large; four times what it is otherwise.
+#: Bytes from which a write-ahead log is reported as large, four times its usual size.
 LARGE_LOG = 64 * 1024 * 1024
 
 NOT_STARTED = "not started"
@@ -35,8 +36,9 @@ NOT_STARTED = "not started"
 class FileRecovery:
     """See the rules at the top of the file. `kind` names the file in the log.
 
-    `on_degraded` gets each new reason, None when it can be written (the first time as well);
-    `on_lost` gets `set_aside` or `misplaced`, and to where or how; `facts` go to every log line.
+    `on_degraded` gets each new reason, None when it can be written (also the first time);
+    `on_lost` gets `set_aside` and the new name, or `misplaced` and how; `facts` are added to every
+    log line.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class FileRecovery:
         self._log_large = False
         self._kind = kind
         self._suspect = False
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._on_suspect = on_suspect
         self._on_degraded = on_degraded
         self._on_lost = on_lost
@@ -65,7 +67,7 @@ class FileRecovery:
 
     @property
     def suspect(self) -> bool:
-        """Whether damage was met that nobody has dealt with yet."""
+        """Whether damage was found that has not been dealt with yet."""
         return self._suspect
 
     def _suspected(self) -> None:
@@ -73,15 +75,16 @@ class FileRecovery:
         self._on_suspect()
 
     async def ready(self) -> bool:
-        """Whether the file is open and fit, opened now if it was not."""
+        """Open the file if it is not open; whether it is usable."""
         if self._suspect:
             self._suspect = False
             await self._set_aside("damaged")
         return self.file.writer is not None or await self.open()
 
     async def open(self) -> bool:
-        """Open the file (made when missing); an unfit one makes way for a new one."""
-        for _ in range(2):  # the second time on a new file, when the first was not fit
+        """Open the file, creating it if it is missing; an unusable one is replaced with a new
+        one."""
+        for _ in range(2):  # the second time with a new file, if the first was unusable
             try:
                 await self.file.open()
             except UnusableFile as unfit:
@@ -89,25 +92,25 @@ class FileRecovery:
                     return False
                 continue
             except (OSError, sqlite3.Error, NewerSchema) as error:
-                self.say(str(error))
+                self.set_degraded(str(error))
                 return False
-            self.say(None)
+            self.set_degraded(None)
             return True
         return False
 
     async def failed(self, error: sqlite3.Error) -> None:
-        """A write was refused: the file is damaged, or cannot take it now."""
+        """A write failed: the file is damaged, or cannot be written now."""
         if is_damage(error):
             await self._set_aside("damaged")
         else:
-            self.say(str(error))
+            self.set_degraded(str(error))
 
-    async def look(self) -> None:
-        """Somebody may have removed or replaced the file under us (rule 3)."""
+    async def check_replaced(self) -> None:
+        """Deal with a file that somebody has removed or replaced (rule 3)."""
         now = asyncio.get_running_loop().time()
-        if self.file.writer is None or now < self._look_at:
+        if self.file.writer is None or now < self._check_at:
             return
-        self._look_at = now + LOOK
+        self._check_at = now + CHECK_EVERY
         self._saw_log(await self.file.log_size())
         what = await self.file.misplaced()
         if what is None:
@@ -120,7 +123,7 @@ class FileRecovery:
         try:
             await self.file.write_anew()
         except (OSError, sqlite3.Error) as error:
-            self.say(f"its file was removed, and cannot be written anew: {error}")
+            self.set_degraded(f"the file was removed and cannot be restored: {error}")
 
     def _saw_log(self, size: int) -> None:
         self.log_size = size
@@ -138,15 +141,15 @@ class FileRecovery:
         try:
             kept = await self.file.set_aside(why)
         except OSError as error:
-            self.say(f"{why}, and cannot be set aside: {error}")
+            self.set_degraded(f"{why}, and cannot be set aside: {error}")
             return False
         extra = {**self._where(), "why": why, "kept": str(kept)}
         log.error("%s set aside", self._kind, extra=extra)
         self._on_lost("set_aside", str(kept))
         return True
 
-    def say(self, reason: str | None) -> None:
-        """Why nothing can be written, None when it can; told when it changes."""
+    def set_degraded(self, reason: str | None) -> None:
+        """Set why nothing can be written, None if it can; a change is reported."""
         if reason == self.degraded:
             return
         before, self.degraded = self.degraded, reason

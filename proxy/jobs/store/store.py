@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.clock import Clock
-from proxy.core.sqlite.recovery import LOOK, FileRecovery
+from proxy.core.sqlite.recovery import CHECK_EVERY, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
 from proxy.jobs.document import JobDocument, sql_time
 from proxy.jobs.store import sql
@@ -267,9 +267,9 @@ class JobStore:
 
     async def _run(self) -> None:
         while True:
-            await happened(self._wake, LOOK)
+            await happened(self._wake, CHECK_EVERY)
             self._wake.clear()
-            await self._recovery.look()
+            await self._recovery.check_replaced()
             while self._queue or self._recovery.suspect:
                 if not await self._recovery.ready():
                     if self._stopping:
@@ -339,7 +339,7 @@ class JobStore:
     def _succeeded(self, group: Sequence[_Op]) -> None:
         self._queued_bytes -= sum(op.size for op in group)
         self._forget_newest(group)
-        self._recovery.say(None)
+        self._recovery.set_degraded(None)
         self._on_commit(len(group))
         for op in group:
             _notify(op, True)
