@@ -17,7 +17,7 @@ from proxy.admin import problems
 from proxy.admin.backend import Check, Readiness, ReloadResult
 from proxy.admin.endpoints.breakers import BreakerControl
 from proxy.admin.endpoints.jobs import JobControl
-from proxy.admin.job_backend import MirroredJobs
+from proxy.admin.job_backend import JobBackend
 from proxy.admin.server import AdminServers
 from proxy.admin.status.page import StatusPage
 from proxy.admin.status.sampler import StatusSampler
@@ -147,7 +147,7 @@ class Site:
         )
         parts = [
             StatusPage(self.board, write_limit=write_limit),
-            JobControl(MirroredJobs(self.mirrors)),
+            JobControl(JobBackend(self.mirrors)),
             BreakerControl(self.breakers),
             *([] if traces is None else [Traces(traces)]),
         ]

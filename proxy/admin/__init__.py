@@ -1,5 +1,5 @@
-"""The operator's door: metrics, probes, state and commands over HTTP.
+"""The admin API: metrics, probes, state and commands over HTTP.
 
-`server` listens, `auth` decides who may ask, `endpoints/` answer, `status/` is the page for people.
-What they show comes through the protocols of `backend`.
+`server` listens, `auth` checks requests, `endpoints/` answer them, and `status/` is the page for
+people. They get their data through the protocols of `backend`.
 """

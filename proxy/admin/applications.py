@@ -1,4 +1,4 @@
-"""The two doors as aiohttp applications: the operator's, and the read-only one."""
+"""The aiohttp applications of the two ports: the admin API, and the read-only metrics port."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from proxy.config.units import Bind
 
 
 class EndpointGroup(Protocol):
-    """Further endpoints, such as `BreakerControl` and `JobControl`."""
+    """A group of endpoints, such as `BreakerControl` and `JobControl`."""
 
     def mount(self, router: web.UrlDispatcher) -> None:
-        """Add them."""
+        """Add the endpoints."""
         ...
 
 
 def admin_app(
-    config: Admin, operated: AdminBackend, parts: Sequence[EndpointGroup] = ()
+    config: Admin, backend: AdminBackend, groups: Sequence[EndpointGroup] = ()
 ) -> web.Application:
-    """The operator's door: everything, behind the token if there is one."""
+    """The admin API: everything, protected by the token if one is set."""
     token = None if config.token is None else config.token.get_secret_value()
-    mounted: list[EndpointGroup] = [Probes(operated), Control(operated), *parts]
-    return _app(token, config.bind, config.hosts, mounted, operated)
+    mounted: list[EndpointGroup] = [Probes(backend), Control(backend), *groups]
+    return _app(token, config.bind, config.hosts, mounted, backend)
 
 
-def metrics_app(bind: Bind, operated: AdminBackend) -> web.Application:
-    """The read-only door, for Prometheus and probes; needs no token."""
-    return _app(None, bind, (), [Probes(operated)], operated)
+def metrics_app(bind: Bind, backend: AdminBackend) -> web.Application:
+    """The metrics port, read-only, for Prometheus and probes; needs no token."""
+    return _app(None, bind, (), [Probes(backend)], backend)
 
 
 def _app(
     token: str | None,
     bind: Bind,
     hosts: Collection[str],
-    parts: Sequence[EndpointGroup],
-    operated: AdminBackend,
+    groups: Sequence[EndpointGroup],
+    backend: AdminBackend,
 ) -> web.Application:
-    guard = Guard(token, hosts if _is_loopback(bind) else None, lambda: operated.starting)
+    guard = Guard(token, hosts if _is_loopback(bind) else None, lambda: backend.starting)
     app = web.Application(middlewares=[guard.middleware()], client_max_size=BODY_LIMIT)
     app.on_response_prepare.append(guard.mark)
-    for part in parts:
-        part.mount(app.router)
+    for group in groups:
+        group.mount(app.router)
     return app
 
 

@@ -1,12 +1,13 @@
-"""Who may ask what: correlation, token, and the tricks that web pages play on local services.
+"""Access checks: correlation ID, token, and protection against web pages that attack local
+services.
 
-1. Every answer has `X-Correlation-ID`, refusals included, and never a stack trace.
-2. DNS rebinding: a page's own name can be pointed at 127.0.0.1, and then the browser thinks that we
-   are that page's server. On loopback `Host` must therefore be an address or a name of ours.
-3. The bearer token, where one is set, is needed for everything but the probes and the status page's
-   own files, which say nothing about this proxy. It is compared in constant time.
-4. Changes are refused when a browser says that another page sends them (`Origin`,
-   `Sec-Fetch-Site`). Programs send neither.
+1. Every response has `X-Correlation-ID`, refusals included, and never a stack trace.
+2. DNS rebinding: a page can point its own name at 127.0.0.1, and the browser then takes us for that
+   page's server. So on loopback `Host` must be an address or one of our names.
+3. The bearer token, if one is set, is required for everything but the probes and the static files
+   of the status page, which reveal nothing about this proxy. It is compared in constant time.
+4. Changes are refused if the browser reports that another page sends them (`Origin`,
+   `Sec-Fetch-Site`). Programs send neither field.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from proxy.core.errors import ProxyError, Unauthorized
 from proxy.core.headers import is_correlation_id, new_correlation_id
 
 PROBES = frozenset({"/livez", "/readyz"})
-PAGE = "/status/"  #: where the status page's files are; the page itself is `/`
+PAGE = "/status/"  #: the path of the status page's files; the page itself is `/`
 CORRELATION = web.RequestKey("correlation", str)
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -36,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """The one middleware. `hosts` are names allowed in `Host`, None: any name. While `starting`,
-    the API is closed."""
+    """The access checks of one port. `hosts` are the names allowed in `Host`; None allows any.
+    While `starting`, `/api/` is closed."""
 
     def __init__(
         self, token: str | None, hosts: Collection[str] | None, starting: Callable[[], bool]
@@ -69,7 +70,7 @@ class Guard:
         return guard
 
     async def mark(self, request: web.Request, answer: web.StreamResponse) -> None:
-        """For `Application.on_response_prepare`: what every answer has, streams among them."""
+        """For `Application.on_response_prepare`: set the fields that every response has."""
         answer.headers[_HEADER] = request[CORRELATION]
         answer.headers["Cache-Control"] = "no-store"
         answer.headers["X-Content-Type-Options"] = "nosniff"
@@ -82,7 +83,7 @@ class Guard:
             _check_origin(request)
         if request.path.startswith("/api/") and self._starting():
             raise problems.IsStarting(
-                "The proxy is starting; `/readyz` says how far it is", retry_after=1.0
+                "The proxy is starting; `/readyz` names the part being started", retry_after=1.0
             )
 
     def _check_host(self, request: web.Request) -> None:
@@ -115,11 +116,11 @@ class Guard:
 def _check_origin(request: web.Request) -> None:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None and site not in ("same-origin", "none"):
-        raise problems.Forbidden("Changes are not taken from pages of other sites")
+        raise problems.Forbidden("Changes are not accepted from pages of other sites")
     for origin in request.headers.getall("Origin", ()):
-        # `null` (a sandbox, a file) has no authority, and so is as foreign as any other.
+        # `null` (a sandbox, a file) has no authority, so it counts as foreign.
         if _authority(origin) != request.headers.get("Host", "").lower():
-            raise problems.Forbidden("Changes are not taken from pages of other origins")
+            raise problems.Forbidden("Changes are not accepted from pages of other origins")
 
 
 def _authority(origin: str) -> str | None:
@@ -138,7 +139,7 @@ def _host_name(host: str) -> str:
 
 
 def _digest(token: str) -> bytes:
-    """Of one length, so that comparing tells nothing about the token's."""
+    """A hash of fixed length, so that comparing does not reveal the token's length."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -1,4 +1,4 @@
-"""What the admin API needs from the running proxy."""
+"""What the admin API needs of the running proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must be so before requests may come. `detail` says what is the matter."""
+    """The result of one check; `detail` explains it."""
 
     ok: bool
     detail: str = ""
@@ -17,8 +17,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether requests may be sent here. Checks inform; `ready` decides, because not everything
-    that is wrong (Redis away) is a reason to send callers elsewhere."""
+    """Whether requests may be sent here. `ready` decides and the checks inform, because not every
+    failure (such as Redis being away) is a reason to send callers elsewhere."""
 
     ready: bool
     checks: Mapping[str, Check] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Readiness:
 
 @dataclass(frozen=True)
 class ReloadResult:
-    """The outcome of a reload: refused ones name every problem as `check` does."""
+    """The outcome of a reload; a refused one lists every problem, as `check` does."""
 
     ok: bool
     problems: Sequence[str] = ()
@@ -35,7 +35,7 @@ class ReloadResult:
 
 
 class Exposed(Protocol):
-    """The metrics, as text."""
+    """The metrics as text."""
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Body and content type for an `Accept` field; called in a thread."""
@@ -52,11 +52,11 @@ class AdminBackend(Protocol):
 
     @property
     def starting(self) -> bool:
-        """Whether it is not yet up: then it answers for nothing but its probes and metrics."""
+        """Whether it is still starting: then only probes and metrics are answered."""
         ...
 
     def live(self) -> bool:
-        """Whether the process works at all; False asks for its end."""
+        """Whether the process works at all; False asks for a restart."""
         ...
 
     def readiness(self) -> Readiness:
@@ -72,12 +72,12 @@ class AdminBackend(Protocol):
         ...
 
     async def reload(self) -> ReloadResult:
-        """Load the config file anew; a refused file changes nothing."""
+        """Load the config file again; a refused file changes nothing."""
         ...
 
     async def upgrade(self) -> int:
-        """Hand over to a new process of the program on disk; its pid. Raises an exception with the
-        reason when it does not get so far."""
+        """Hand over to a new process of the program on disk and return its pid. Raises an exception
+        with the reason if that fails."""
         ...
 
     def log_level(self) -> str:

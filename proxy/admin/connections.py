@@ -1,16 +1,16 @@
-"""The connections of an admin or metrics port: few, and none for longer than it needs.
+"""Bounds the connections of an admin or metrics port in number and time.
 
-aiohttp gives a client all the time in the world for the head of its first request, and for taking
-an answer. On ports that answer probes, a few hundred silent connections would be the end of the
-process' descriptors, and of the probes' answers with it. Rules:
+aiohttp waits forever for the head of a client's first request, and for a client to receive a
+response. On ports that answer probes, a few hundred idle connections would use up the process'
+descriptors, and probes would fail. Rules:
 
-1. A request's head must be complete within `_HEAD` seconds: of the connection's start, or of its
-   first byte. Between requests aiohttp closes a silent connection, after 30 s.
-2. A client that takes nothing of an answer for `_STALLED` seconds is cut.
-3. What it has not taken counts in the memory budget.
-4. At most `MOST` connections are open. When there is one more, the one without a request that has
-   been silent for longest goes; where all have a request, the new one does.
-5. In one turn of the event loop only `_STARTS` requests begin, however many have come.
+1. A request's head must be complete within `_HEAD` seconds, from the connection's start or from the
+   head's first byte. Between requests aiohttp closes an idle connection after 30 s.
+2. A client that receives nothing of a response for `_STALLED` seconds is disconnected.
+3. The bytes it has not received count in the memory budget.
+4. At most `MOST` connections are open. One more replaces the connection that has been idle longest;
+   if all have a request, the new one is closed.
+5. At most `_STARTS` requests begin in one turn of the event loop.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from proxy.core.memory.budget import MemoryBudget
 #: Connections to one port.
 MOST = 128
 
-#: Seconds; as a listener's `timeouts.header`, and what a status page's viewer has to take a frame.
+#: Seconds: the default of a listener's `timeouts.header`; and the time to receive a response.
 _HEAD, _STALLED = 10.0, 30.0
 
-#: Seconds between two looks at all of them.
-_LOOK = 1.0
+#: Seconds between two checks of all connections.
+_CHECK_EVERY = 1.0
 
-#: Requests of a port that begin in one turn of the event loop: one takes half a millisecond.
+#: Requests of a port that begin in one turn of the event loop; one takes half a millisecond.
 _STARTS = 4
 
 _REASONS = ("full", "head", "stalled")
 
 
 class Connection(asyncio.Protocol):
-    """One connection: bounded here, served by aiohttp's protocol `inner`."""
+    """One connection, served by aiohttp's protocol `inner` and bounded here."""
 
     __slots__ = (
         "_connections",
@@ -64,9 +64,9 @@ class Connection(asyncio.Protocol):
         self._unsent = connections.answers.holding()
         self.transport = cast(asyncio.Transport, None)
         self.busy = 0  # requests that are being handled
-        self.owes = True  # the head of a request: the first one, or one that has begun
+        self.owes = True  # a request's head is expected: the first one, or one that has begun
         self.since = 0.0  # when that began, or the last request ended; monotonic seconds
-        self.stalled: float | None = None  # since when it takes nothing
+        self.stalled: float | None = None  # since when the client receives nothing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def late(self, now: float) -> str | None:
-        """Why it has had its time, if it has."""
+        """Why the connection is to be closed; None if it is in time."""
         if self.stalled is not None and now - self.stalled >= _STALLED:
             return "stalled"
         if self.owes and not self.busy and now - self.since >= _HEAD:
@@ -110,7 +110,8 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Of one port. `cut` counts those that were ended, by reason: `head`, `stalled`, `full`."""
+    """The connections of one port. `cut` counts the closed ones by reason: `head`, `stalled`,
+    `full`."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class Connections:
         self.cut: Counter[str] = Counter()
         self.most = most
         self._open: dict[asyncio.BaseTransport, Connection] = {}
-        self._leaving: set[Connection] = set()  # cut, and not yet gone
+        self._leaving: set[Connection] = set()  # aborted, but not yet gone
         self._timer: asyncio.TimerHandle | None = None
         self._starts = 0  # in this turn of the loop
         self._to_start: deque[asyncio.Future[None]] = deque()
@@ -136,11 +137,11 @@ class Connections:
         return iter(self._open.values())
 
     def bounded(self, server: Callable[[], asyncio.Protocol]) -> Callable[[], Connection]:
-        """The protocol factory that bounds what `server` makes."""
+        """A protocol factory whose connections are bounded here and served by `server`."""
         return lambda: Connection(server(), self)
 
     def middleware(self) -> Middleware:
-        """Tells requests that are being handled from those that are awaited (rules 1 and 5)."""
+        """Marks connections whose request is being handled (rules 1 and 5)."""
 
         @web.middleware
         async def handled(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -181,7 +182,7 @@ class Connections:
             asyncio.get_running_loop().call_soon(self._next_turn)
 
     def add(self, connection: Connection) -> bool:
-        """Take in a connection; False when there is no place for it."""
+        """Add a connection; False if there is no room for it."""
         if len(self._open) >= self.most:
             self.cut["full"] += 1
             silent = [one for one in self._open.values() if not one.busy]
@@ -193,24 +194,24 @@ class Connections:
             oldest.transport.abort()
         self._open[connection.transport] = connection
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._check)
         return True
 
     def discard(self, connection: Connection) -> bool:
-        """A connection has ended; whether it had been taken in."""
+        """Remove a connection that has ended; returns whether it had been added."""
         if connection in self._leaving:
             self._leaving.discard(connection)
             return True
         return self._open.pop(connection.transport, None) is not None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         self.cut_late()
         if self._open:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_CHECK_EVERY, self._check)
 
     def cut_late(self) -> None:
-        """End those that have had their time."""
+        """Close the connections that are late."""
         now = self.clock()
         for connection in list(self._open.values()):
             reason = connection.late(now)
@@ -219,20 +220,20 @@ class Connections:
                 connection.transport.abort()
 
     def close_idle(self) -> None:
-        """Close those without a request in progress."""
+        """Close the connections without a request in progress."""
         for connection in list(self._open.values()):
             if not connection.busy:
                 connection.transport.close()
 
     def close(self) -> None:
-        """Look no longer."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class ConnectionMetrics(Collector):
-    """The gauges and counters of ports, by name. Made for one registry."""
+    """Metrics of the connections, by port."""
 
     def __init__(self, ports: Mapping[str, Connections]) -> None:
         self._ports = ports

@@ -1,4 +1,4 @@
-"""The mirrors, as `JobControl` wants to see them."""
+"""The mirrors' jobs, for `JobControl`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from proxy.jobs.store.schema import StoreSilent
 
 
 @contextmanager
-def _told(**facts: Any) -> Iterator[None]:
-    """`facts` go into the problem document."""
+def _as_problems(**facts: Any) -> Iterator[None]:
+    """Turn errors of Redis and the store into problem documents with `facts`."""
     try:
         yield
     except RedisLost as error:
@@ -32,7 +32,7 @@ def _told(**facts: Any) -> Iterator[None]:
         raise StoreAway(f"The store does not answer: {error}", retry_after=5, **facts) from error
 
 
-class MirroredJobs:
+class JobBackend:
     """Implements `proxy.admin.endpoints.jobs.Jobs`."""
 
     def __init__(self, mirrors: Mirrors) -> None:
@@ -42,8 +42,8 @@ class MirroredJobs:
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        # Just when the store is silent, an operator wants to see how the mirrors are.
-        with _told(mirrors=self.states(mirror)):
+        # Operators need the mirrors' states above all when the store does not answer.
+        with _as_problems(mirrors=self.states(mirror)):
             for one in self._mirrors.chosen(mirror):
                 found = await one.inspection.jobs(status, limit, stranded)
                 rows += [{"mirror": one.name, **row} for row in found]
@@ -54,21 +54,21 @@ class MirroredJobs:
         return [one.state() for one in self._mirrors.chosen(mirror)]
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
-        with _told():
+        with _as_problems():
             job = await self._mirrors.by_name[mirror].inspection.show(job_id)
         if job is None:
             return None
         versions = job["versions"]
-        story = StageTimeline()
+        timeline = StageTimeline()
         if "data" in job:
             seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
-            story = read_story(job["data"].encode(), job["status"], seen)
-        stages = stage_documents(story.stages)
+            timeline = read_story(job["data"].encode(), job["status"], seen)
+        stages = stage_documents(timeline.stages)
         found = self._mirrors.by_name[mirror].judgement(job_id)
         return {
             "mirror": mirror,
             **job,
-            "error": story.error,
+            "error": timeline.error,
             "stages": stages,
             "work": None if found is None else {**asdict(found), "unattended": found.unattended},
         }
@@ -77,7 +77,7 @@ class MirroredJobs:
         self, mirror: str, job_id: str, reason: str, force: bool
     ) -> dict[str, Any] | None:
         one = self._mirrors.by_name[mirror]
-        with _told():
+        with _as_problems():
             known = await one.inspection.show(job_id)
             if known is None:
                 return None
@@ -85,18 +85,18 @@ class MirroredJobs:
                 done = await one.requeue(job_id, reason=reason, force=force)
             except CannotRequeue as cannot:
                 facts: dict[str, Any] = {"evidence": cannot.evidence} if cannot.evidence else {}
-                detail = f"Job {job_id} is not started again: {cannot}"
+                detail = f"Job {job_id} is not requeued: {cannot}"
                 if cannot.evidence:
                     detail += f" ({cannot.evidence})"
                 raise RequeueRefused(detail, **facts) from cannot
         return {"mirror": mirror, **asdict(done)}
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
-        with _told():
+        with _as_problems():
             return {"synced": [await one.sync() for one in self._mirrors.chosen(mirror)]}
 
     async def restore(self, mirror: str | None) -> dict[str, Any]:
-        with _told():
+        with _as_problems():
             return {
                 "restored": [
                     {"mirror": one.name, **asdict(await one.restore())}

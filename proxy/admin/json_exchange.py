@@ -1,4 +1,4 @@
-"""Reading what an operator sends and writing what he gets: JSON, bounded and checked."""
+"""JSON requests and responses of the admin API, bounded and checked."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _FALSE = frozenset({"", "0", "false", "no"})
 
 
 def answer(document: object, status: int = 200) -> web.Response:
-    """JSON, indented: it is read by people as often as by programs."""
+    """Indented JSON, because people read it as often as programs."""
     text = json.dumps(document, indent=2, default=str) + "\n"
     return web.Response(status=status, text=text, content_type="application/json")
 
 
 async def read_object(request: web.Request, *known: str) -> dict[str, Any]:
-    """The JSON object that came with a change; an empty body is an empty object.
+    """The JSON object in a request's body; an empty body is an empty object.
 
-    Raises `BadRequest` for anything but an object with none but the `known` members, and
-    `RequestTimeout` for a body that does not come.
+    Raises `BadRequest` for anything but an object with only `known` members, and `RequestTimeout`
+    for a body that does not arrive.
     """
     try:
         async with asyncio.timeout(BODY_TIME):
             raw = await request.read()
     except TimeoutError:
-        raise RequestTimeout(f"The body did not come within {BODY_TIME:g}s") from None
+        raise RequestTimeout(f"The body did not arrive within {BODY_TIME:g}s") from None
     if not raw.strip():
         return {}
     try:
@@ -49,11 +49,11 @@ async def read_object(request: web.Request, *known: str) -> dict[str, Any]:
 
 
 def read_query(request: web.Request, *known: str) -> dict[str, str]:
-    """The query's parameters, each at most once and none but the `known`, or `BadRequest`."""
+    """The query's parameters. Raises `BadRequest` for unknown and repeated ones."""
     query = request.query
     _check_names(query, known)
     if len(set(query)) != len(query):
-        raise BadRequest("A parameter is given twice")
+        raise BadRequest("A parameter is repeated")
     return dict(query)
 
 
@@ -84,7 +84,7 @@ def seconds(given: Mapping[str, Any], name: str) -> float | None:
     except ValueError as error:
         raise BadRequest(f"{name}: {error}"[:500], field=name) from None
     if duration <= 0:
-        raise BadRequest(f"{name}: expected more than nothing", field=name)
+        raise BadRequest(f"{name}: expected more than 0", field=name)
     return duration
 
 

@@ -1,14 +1,14 @@
-"""Answers of the admin and metrics ports that may be large: within the memory budget, in turns.
+"""Large responses of the admin and metrics ports, within the memory budget and in small steps.
 
-An operator's questions are few, but whoever reaches the port can ask them by the hundred and read
-no answer. Rules:
+Operators send few requests, but anyone who reaches the port could send hundreds and read no
+response. Rules:
 
-1. What is read for an answer, the answer itself, and what a client has not taken of it count in the
-   budget's account `admin`. Below `FREE` bytes everybody is answered, however short memory is: an
-   operator wants to know why. Beyond that there must be room, and never more than a quarter of the
-   budget; else it is 503 `overloaded`.
-2. Few are read at a time, and one is written out at a time, a few milliseconds in each turn of the
-   event loop.
+1. The data read for a response, the response itself, and the part that a client has not received
+   count in the budget's account `admin`. Below `FREE` bytes every request is answered, however
+   short memory is, because operators need to see why. Above it, the budget must have room, and the
+   account never gets more than a quarter of it; otherwise the answer is 503 `overloaded`.
+2. Few responses are read at a time and one is encoded at a time, a few milliseconds in each turn of
+   the event loop.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ from aiohttp import web
 from proxy.core.errors import Overloaded
 from proxy.core.memory.budget import Holding, MemoryBudget
 
-#: Bytes that the answers of both ports may always have, and those up to which metrics are among
-#: them.
+#: Bytes that the responses of both ports may always use; metrics may use more.
 FREE, METRICS_FREE = 4 * 1024 * 1024, 8 * 1024 * 1024
 
-#: The share of the budget that they have at most.
+#: Together they get at most 1/_SHARE of the budget.
 _SHARE = 4
 
-#: Answers that are read at a time, and the most of them that wait for that.
+#: Responses that are read at a time, and how many may wait for their turn.
 READ_AT_A_TIME, WAITING = 2, 64
 
-#: Seconds of one turn of the loop that writing an answer out may take, and how many times as long
-#: it rests after each: a crowd at the port must not take the processor from the callers.
+#: Seconds of encoding per turn of the loop, and how many times as long it pauses after each: many
+#: admin requests must not take the processor from proxied ones.
 _TURN, _REST = 0.002, 3
 
-#: Bytes of a piece that is written, and the items of a list that are not worth a line each.
+#: Bytes of a piece that is written, and the longest list that is not split into a line per item.
 _PIECE, _FEW = 64 * 1024, 20
 
 Read = Callable[[], Awaitable[object]]
 
 
 class Answers:
-    """What the answers of both ports share."""
+    """Bounds the responses of both ports together."""
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory
@@ -56,7 +55,7 @@ class Answers:
         self._waiting = 0
 
     def holding(self) -> Holding:
-        """For what one connection has not taken."""
+        """A holding for the unsent bytes of one connection."""
         return Holding(self._account)
 
     def admit(self, size: int, holding: Holding, free: int = FREE) -> None:
@@ -66,14 +65,14 @@ class Answers:
             holding.grow(size)
         elif used > self._memory.limit // _SHARE or not holding.try_grow(size):
             raise Overloaded(
-                "The proxy is short of memory for its answer", retry_after=1, reason="memory"
+                "The proxy lacks the memory for its response", retry_after=1, reason="memory"
             )
 
     async def send(self, request: web.Request, read: Read, size: int) -> web.StreamResponse:
-        """Answer with what `read` gives, as JSON; it is expected to be about `size` bytes. Raises
-        `Overloaded`, and what `read` raises."""
+        """Respond with the result of `read` as JSON, about `size` bytes. Raises `Overloaded`, and
+        what `read` raises."""
         if self._waiting >= WAITING:
-            raise Overloaded("Too many ask at once", retry_after=1, reason="queue_full")
+            raise Overloaded("Too many requests at once", retry_after=1, reason="queue_full")
         self._waiting += 1
         try:
             await self._reading.acquire()
@@ -82,7 +81,7 @@ class Answers:
         holding = self.holding()
         try:
             try:
-                if request.transport is None:  # it left meanwhile
+                if request.transport is None:  # the client has left meanwhile
                     return web.Response()
                 self.admit(size, holding)
                 pieces = await self._encoded(await read(), holding)
@@ -101,7 +100,7 @@ class Answers:
                 if piece:
                     pieces.append(piece)
                     encoded += len(piece)
-                    if encoded > holding.size:  # more than was expected
+                    if encoded > holding.size:  # more than expected
                         self.admit(len(piece), holding)
                 took = time.monotonic() - began
                 if took >= _TURN:
@@ -111,12 +110,12 @@ class Answers:
         return pieces
 
 
-#: Where an application has them.
+#: The application's `Answers`.
 ANSWERS = web.AppKey("answers", Answers)
 
 
 def _pieces(document: object) -> Iterator[bytes]:
-    """JSON in pieces; empty ones between them are a good moment for others."""
+    """JSON in pieces. An empty piece is a moment at which to let others run."""
     lines: list[str] = []
     size = 0
     for line in _lines(document):
@@ -132,7 +131,7 @@ def _pieces(document: object) -> Iterator[bytes]:
 
 
 def _lines(document: object) -> Iterator[str]:
-    """JSON for people, indented, where long lists have a line for each item."""
+    """Indented JSON; long lists have one line per item."""
     if not isinstance(document, dict) or not document:
         yield _text(document) + "\n"
         return
@@ -141,7 +140,7 @@ def _lines(document: object) -> Iterator[str]:
         yield f"{before}\n  {_text(name)}: "
         before = ","
         if not isinstance(value, list) or len(value) <= _FEW:
-            yield _text(value).replace("\n", "\n  ")  # none is within a string of JSON
+            yield _text(value).replace("\n", "\n  ")  # strings in JSON contain no line breaks
             continue
         between = "["
         for item in value:
@@ -156,15 +155,15 @@ def _text(value: object) -> str:
 
 
 async def _sent(request: web.Request, pieces: deque[bytes], holding: Holding) -> web.StreamResponse:
-    """Send `pieces` as the client takes them; what it has, `holding` has no more."""
+    """Send `pieces` as fast as the client takes them, and release them from `holding`."""
     response = web.StreamResponse()
     response.content_type, response.charset = "application/json", "utf-8"
     response.content_length = sum(map(len, pieces))
     await response.prepare(request)
-    with suppress(ConnectionError):  # it left
+    with suppress(ConnectionError):  # the client has left
         while pieces and request.method != "HEAD":
             piece = pieces.popleft()
-            holding.shrink(len(piece))  # what is not taken, the connection counts
+            holding.shrink(len(piece))  # the connection counts the unsent bytes
             await response.write(piece)
         await response.write_eof()
     return response

@@ -1,4 +1,4 @@
-"""What the admin API refuses, in the same form as everything else that the proxy refuses."""
+"""The errors of the admin API, in the same form as all other errors of the proxy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from proxy.core.errors import (
 
 
 class IsStarting(ProxyError):
-    """Parts of the proxy that an answer would be about are not up yet."""
+    """The proxy has not started completely, so it cannot answer yet."""
 
     status, code, title = 503, "starting", "Starting"
 
 
 class Forbidden(ProxyError):
-    """A browser was led here by a page of somebody else."""
+    """A foreign web page made a browser send the request."""
 
     status, code, title = 403, "forbidden", "Forbidden"
 
@@ -34,13 +34,13 @@ class NotFound(ProxyError):
 
 
 class BodyTooLarge(ProxyError):
-    """The JSON document of a change is over the limit."""
+    """The request's JSON document exceeds the limit."""
 
     status, code, title = 413, "body_too_large", "Content too large"
 
 
 class RequeueRefused(ProxyError):
-    """A job is not started again, as it may be worked on, or must not be."""
+    """A job is not requeued, because a worker may have it, or because it must not run."""
 
     status, code, title = 409, "requeue_refused", "Requeue refused"
 
@@ -52,19 +52,19 @@ class ConfigRefused(ProxyError):
 
 
 class IsStopping(ProxyError):
-    """The proxy is draining: nothing is loaded any more."""
+    """The proxy is draining and does not reload any more."""
 
     status, code, title = 409, "stopping", "Proxy is stopping"
 
 
 class UpgradeFailed(ProxyError):
-    """A new process did not take over; the old one goes on."""
+    """The new process did not take over; the old one continues."""
 
     status, code, title = 409, "upgrade_failed", "Upgrade failed"
 
 
 def from_aiohttp(error: web.HTTPException) -> ProxyError:
-    """The router's and the body reader's refusals, in our words."""
+    """The errors of aiohttp's router and body reader as our own."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allow = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{error.method} is not allowed here", allow=allow)
@@ -78,7 +78,7 @@ def from_aiohttp(error: web.HTTPException) -> ProxyError:
 
 
 def response(error: ProxyError, correlation_id: str) -> web.Response:
-    """The RFC 9457 answer to `error`."""
+    """The RFC 9457 response for `error`."""
     answer = web.Response(
         status=error.status,
         body=problem_body(error, correlation_id),

@@ -23,14 +23,14 @@ from proxy.server.listening import Given, duplicate, label
 #: Bytes of a request line or of one field, and fields of a head.
 _LINE, _FIELDS = 8190, 64
 
-SHUTDOWN_TIMEOUT = 2.0  # seconds that a request in progress has when the door closes
+SHUTDOWN_TIMEOUT = 2.0  # seconds that requests in progress have to end when the server stops
 
 logger = logging.getLogger(__name__)
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """What is not HTTP is the client's fault, and a scanner's daily bread: no error with a stack of
-    ours, as aiohttp has it, but a line with the reason."""
+    """Shorten the log of malformed requests, which scanners send all the time: one line with the
+    reason, where aiohttp logs an error with a traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, HttpProcessingError):
         record.levelno, record.levelname = logging.INFO, "INFO"
@@ -44,7 +44,7 @@ logger.addFilter(_one_line)
 
 
 class AdminServer:
-    """Start it, stop it; once each. `connections` bounds what the clients of `app` may hold."""
+    """One server; start and stop it once. `connections` bounds what its clients may hold."""
 
     def __init__(self, app: web.Application, connections: Connections, name: str = "admin") -> None:
         self._name = name
@@ -64,8 +64,8 @@ class AdminServer:
         )
 
     async def start(self, bind: Bind, given: Given | None = None) -> Bind:
-        """Listen; returns the address with its real port. Raises `OSError`, port in use among
-        them, and then needs no `stop`."""
+        """Listen; returns the address with the actual port. Raises `OSError`, for example for a
+        port in use, and needs no `stop` then."""
         await self._runner.setup()
         try:
             self.sockets = (given or Given()).open(self._name, bind)
@@ -76,13 +76,13 @@ class AdminServer:
         return Bind(bind.host, self.sockets[0].getsockname()[1])
 
     def pause(self) -> None:
-        """Accept nothing, but keep the sockets; requests in progress go on."""
+        """Accept no connections but keep the sockets; requests in progress go on."""
         for server in self._servers:
             server.close()
         self._servers.clear()
 
     async def resume(self) -> None:
-        """Accept. Raises `OSError`."""
+        """Accept connections. Raises `OSError`."""
         assert self._runner.server is not None
         protocol = self._connections.bounded(self._runner.server)
         for one in self.sockets:
@@ -91,7 +91,7 @@ class AdminServer:
             )
 
     def release(self) -> None:
-        """A successor answers here from now on: close our descriptors, and what is idle."""
+        """A successor answers from now on: close our descriptors and idle connections."""
         self.pause()
         for one in self.sockets:
             one.close()
@@ -99,7 +99,7 @@ class AdminServer:
         self._connections.close_idle()
 
     async def stop(self) -> None:
-        """Stop listening, and wait for requests in progress, a little."""
+        """Stop listening; requests in progress get `SHUTDOWN_TIMEOUT` to end."""
         self.pause()
         for one in self.sockets:
             one.close()
@@ -108,38 +108,38 @@ class AdminServer:
 
 
 class AdminServers:
-    """Both doors of a running proxy. `parts` are endpoints beyond those of the proxy as a whole.
+    """The admin and metrics ports of a running proxy. `groups` are further groups of endpoints.
 
-    Addresses, token and host names are those of the start: a reload does not move the doors.
+    Addresses, token and host names are those of the start; a reload does not change them.
     """
 
     def __init__(
         self,
-        operated: AdminBackend,
-        parts: Sequence[EndpointGroup] = (),
+        backend: AdminBackend,
+        groups: Sequence[EndpointGroup] = (),
         given: Given | None = None,
         memory: MemoryBudget | None = None,
     ) -> None:
         self._given = given
-        self._operated = operated
-        self._parts = parts
+        self._backend = backend
+        self._groups = groups
         self._servers: list[AdminServer] = []
         self._binds: list[tuple[str, Bind]] = []
-        #: What the clients of each port hold.
+        #: Bounds what the clients of each port hold.
         self._answers = Answers(memory or MemoryBudget())
         self.connections = {
             "admin": Connections(self._answers),
             "metrics": Connections(self._answers),
         }
-        self.addresses: list[Bind] = []  #: where they listen, the admin's first
+        self.addresses: list[Bind] = []  #: the addresses of both, the admin's first
 
     async def start(self, config: Config) -> None:
-        """Listen. Raises `OSError` that names the address; `stop` is needed even then."""
-        app = admin_app(config.admin, self._operated, self._parts)
+        """Listen. Raises `OSError` that names the address; call `stop` even then."""
+        app = admin_app(config.admin, self._backend, self._groups)
         await self._open("admin", config.admin.bind, app)
         if config.metrics is not None:
             bind = config.metrics.bind
-            await self._open("metrics", bind, metrics_app(bind, self._operated))
+            await self._open("metrics", bind, metrics_app(bind, self._backend))
 
     async def _open(self, port: str, bind: Bind, app: web.Application) -> None:
         connections = self.connections[port]
@@ -162,7 +162,7 @@ class AdminServers:
         ]
 
     def pause(self) -> None:
-        """Accept nothing: who comes now waits in the kernel."""
+        """Accept no connections; new ones wait in the kernel."""
         for server in self._servers:
             server.pause()
 
@@ -177,6 +177,6 @@ class AdminServers:
             server.release()
 
     async def stop(self) -> None:
-        """Stop listening, and wait for requests in progress, a little."""
+        """Stop listening; requests in progress get `SHUTDOWN_TIMEOUT` to end."""
         while self._servers:
             await self._servers.pop().stop()

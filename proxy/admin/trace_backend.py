@@ -1,5 +1,5 @@
-"""Trace and mirrors together, as `TraceControl` wants to see them: who is asked for what, and how
-much of it at most."""
+"""Combines the trace and the mirrors for `TraceControl`: which data is read, and how much at
+most."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from proxy.trace.timeline import MARGIN, MOST, build_timeline, unfold, window
 
 log = logging.getLogger(__name__)
 
-JOINED = 10  # jobs, and correlation IDs, that one ID is joined to
-NEWS = 500  # events of breakers, mirrors and the proxy around a story
+JOINED = 10  # jobs, and correlation IDs, that one ID is expanded to
+STATE_CHANGES = 500  # events of breakers, mirrors and the proxy around a timeline
 CALLS = 500  # calls of one service that may belong to a job
-OTHERS = 20  # jobs of one mirror that are looked at before a call is attributed
+OTHERS = 20  # other jobs of one mirror that are considered when a call is attributed
 FAILED = 20  # failed jobs among the latest events
 
 _DEFAULTS: dict[str, Any] = {
@@ -34,53 +34,55 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class TracedStories:
-    """Implements `endpoints.trace.Stories`. Without a trace it gives what the mirrors know."""
+class TraceBackend:
+    """Implements `endpoints.trace.Timelines`. Without a trace, only the mirrors' data is shown."""
 
     def __init__(self, trace: Trace, mirrors: Mirrors, clock: Clock) -> None:
         self._trace = trace
         self._mirrors = mirrors
         self._clock = clock
 
-    async def story(self, wanted: str) -> dict[str, Any] | None:
+    async def timeline(self, wanted: str) -> dict[str, Any] | None:
         store = self._trace.store
         reading = None if store is None else store.reading()
-        own = await _named(reading, wanted)
-        lives: dict[str, JobHistory] = {}
+        own = await _events_naming(reading, wanted)
+        histories: dict[str, JobHistory] = {}
         job_ids = dict.fromkeys([wanted, *(e.job_id for e in own.values() if e.job_id)])
         notes = []
         for job_id in list(job_ids)[: JOINED + 1]:
             try:
-                life = await self._life(job_id)
+                history = await self._history(job_id)
             except StoreSilent as silent:
                 notes.append(f"the jobs' SQLite file does not answer: {silent}")
                 break
-            if life is not None:
-                lives[job_id] = life
-            if life is not None or job_id != wanted:
-                own |= await _named(reading, job_id)
-        if not own and not lives:
+            if history is not None:
+                histories[job_id] = history
+            if history is not None or job_id != wanted:
+                own |= await _events_naming(reading, job_id)
+        if not own and not histories:
             return None
         settings = self._settings
         now = self._clock.time()
-        start, end = window(list(own.values()), list(lives.values()), now)
-        for life in lives.values():
-            if life.first_seen is not None:
+        start, end = window(list(own.values()), list(histories.values()), now)
+        for history in histories.values():
+            if history.first_seen is not None:
                 try:
-                    own |= {e.id: e for e in await self._calls(reading, life, now)}
+                    own |= {e.id: e for e in await self._calls(reading, history, now)}
                 except StoreSilent as silent:
                     notes.append(f"calls could not be attributed: {silent}")
-        news: list[TraceEvent] = []
+        state_changes: list[TraceEvent] = []
         if store is not None and reading is not None:
-            news = await reading.state_changes(start - LOOK_BACK, end + MARGIN, NEWS)
+            state_changes = await reading.state_changes(
+                start - LOOK_BACK, end + MARGIN, STATE_CHANGES
+            )
             if trouble := reading.silent or store.degraded:
                 notes.append(f"something may be missing, the trace's file has trouble: {trouble}")
         return await asyncio.to_thread(
             build_timeline,
             wanted,
             list(own.values()),
-            list(lives.values()),
-            news,
+            list(histories.values()),
+            state_changes,
             now=now,
             stuck_after=settings["stuck_after"],
             called_in=settings["called_in"],
@@ -95,53 +97,53 @@ class TracedStories:
             return _DEFAULTS
         return {name: getattr(given, name) for name in _DEFAULTS}
 
-    async def _life(self, job_id: str) -> JobHistory | None:
+    async def _history(self, job_id: str) -> JobHistory | None:
         """Raises `StoreSilent`."""
         for name, mirror in self._mirrors.by_name.items():
             shown = await mirror.inspection.show(job_id)
             if shown is not None:
-                # Off the loop: fifty versions of a megabyte each are a second's work.
+                # Off the loop: fifty versions of a megabyte each take a second.
                 return await asyncio.to_thread(read_history, name, shown)
         return None
 
     # --- calls of the worker --------------------------------------------------------------------
 
     async def _calls(
-        self, reading: TraceQueries | None, life: JobHistory, now: float
+        self, reading: TraceQueries | None, history: JobHistory, now: float
     ) -> list[TraceEvent]:
-        """Calls of microservices that were surely made for this job. Raises `StoreSilent`."""
-        span = life.working(now)
+        """Calls of microservices that were certainly made for this job. Raises `StoreSilent`."""
+        span = history.working(now)
         settings = self._trace.settings
         if settings is None or reading is None or span is None:
             return []
         start, end = span[0] - MARGIN, span[1] + MARGIN
-        others = await self._others(life, start, end, now)
+        others = await self._others(history, start, end, now)
         if others is None:
             return []
         called_in, idle = settings.called_in, settings.stuck_after
         found: list[TraceEvent] = []
         for service in called_in:
-            # Recorded when they ended: one that hung through its time-out came a minute later.
+            # Calls are recorded when they end: one that timed out comes a minute later.
             calls = await reading.calls(service, start, end + 60.0, CALLS)
-            found += attribute(calls, life, others, called_in, now, idle)
+            found += attribute(calls, history, others, called_in, now, idle)
         return found
 
     async def _others(
-        self, life: JobHistory, start: float, end: float, now: float
+        self, history: JobHistory, start: float, end: float, now: float
     ) -> list[JobHistory] | None:
-        """Other jobs that a worker was at meanwhile; None when there are too many to look at."""
-        lives = []
+        """Other jobs that a worker had meanwhile; None if there are too many to consider."""
+        histories = []
         for name, mirror in self._mirrors.by_name.items():
             job_ids = await mirror.inspection.contemporaries(start, end, LOOK_BACK, OTHERS)
             if job_ids is None:
                 return None
             for job_id in job_ids:
-                if (name, job_id) == (life.mirror, life.job_id):
+                if (name, job_id) == (history.mirror, history.job_id):
                     continue
                 shown = await mirror.inspection.show(job_id)
                 if shown is not None:
-                    lives.append(await asyncio.to_thread(read_history, name, shown))
-        return working_overlaps(lives, start, end, now, self._settings["stuck_after"])
+                    histories.append(await asyncio.to_thread(read_history, name, shown))
+        return working_overlaps(histories, start, end, now, self._settings["stuck_after"])
 
     # --- the latest events ----------------------------------------------------------------------
 
@@ -154,7 +156,9 @@ class TracedStories:
         try:
             events += await self._failed_jobs(min(limit, FAILED))
         except StoreSilent as silent:
-            log.warning("failed jobs are not among the latest", extra={"reason": str(silent)})
+            log.warning(
+                "failed jobs are missing from the latest events", extra={"reason": str(silent)}
+            )
         events.sort(key=lambda event: (event.at, event.id), reverse=True)
         return [document(event, summary(event)) for event in events[:limit]]
 
@@ -169,8 +173,8 @@ class TracedStories:
                 seen = iso_utc(known.as_of)
                 data = known.snapshot.raw.decode("utf-8", "replace")
                 shown = {"job_id": row["job_id"], "versions": [{"seen": seen, "data": data}]}
-                life = read_history(name, shown)
-                found.append(_failure(life, known.as_of))
+                history = read_history(name, shown)
+                found.append(_failure(history, known.as_of))
         return found
 
     def hint(self) -> str:
@@ -184,22 +188,22 @@ class TracedStories:
         )
 
 
-def _failure(life: JobHistory, at: float) -> TraceEvent:
-    """That a job failed, from its newest version alone."""
-    facts = {"error": life.error, "type": life.error_type, "stage": life.failed_in}
+def _failure(history: JobHistory, at: float) -> TraceEvent:
+    """The event of a failed job, from its newest version alone."""
+    facts = {"error": history.error, "type": history.error_type, "stage": history.failed_in}
     return TraceEvent(
         at,
         "job",
         "failed",
         Severity.ERROR,
-        job_id=life.job_id,
+        job_id=history.job_id,
         facts={name: value for name, value in facts.items() if value is not None},
     )
 
 
-async def _named(reading: TraceQueries | None, wanted: str) -> dict[int, TraceEvent]:
-    """Recorded events that name this ID; of a job, also those that share the correlation ID of its
-    creation. Other correlation IDs are of callers that looked at it, among much else perhaps."""
+async def _events_naming(reading: TraceQueries | None, wanted: str) -> dict[int, TraceEvent]:
+    """Recorded events with this ID; for a job, also those with the correlation ID of its creation.
+    Other correlation IDs belong to callers that read the job, perhaps among much else."""
     if reading is None:
         return {}
     found = {e.id: e for e in await reading.by_correlation(wanted, MOST)}

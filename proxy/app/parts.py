@@ -12,12 +12,12 @@ from proxy.admin.connections import ConnectionMetrics
 from proxy.admin.endpoints.breakers import BreakerControl
 from proxy.admin.endpoints.jobs import JobControl
 from proxy.admin.endpoints.trace import TraceControl
-from proxy.admin.job_backend import MirroredJobs
+from proxy.admin.job_backend import JobBackend
 from proxy.admin.server import AdminServers
 from proxy.admin.status.page import StatusPage
 from proxy.admin.status.sampler import StatusSampler
 from proxy.admin.status.snapshot import Sources, Watched
-from proxy.admin.trace_backend import TracedStories
+from proxy.admin.trace_backend import TraceBackend
 from proxy.app.hosted_targets import AppTargets
 from proxy.app_telemetry.collectors import AppTelemetry
 from proxy.config.schema import Config
@@ -199,8 +199,8 @@ class Parts:
             proxy,
             [
                 BreakerControl(self.breakers),
-                JobControl(MirroredJobs(self.mirrors)),
-                TraceControl(TracedStories(self.trace, self.mirrors, self.clock)),
+                JobControl(JobBackend(self.mirrors)),
+                TraceControl(TraceBackend(self.trace, self.mirrors, self.clock)),
                 StatusPage(self.status),
             ],
             self.given,

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from proxy.admin.trace_backend import TracedStories
+from proxy.admin.trace_backend import TraceBackend
 from proxy.core.clock import SystemClock
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
@@ -30,7 +30,7 @@ class Stage:
         self.trace = kept
         self.client = client
         mirrors = cast(Any, SimpleNamespace(by_name={"make_video": mirror}))
-        self.stories = TracedStories(kept, mirrors, SystemClock())
+        self.stories = TraceBackend(kept, mirrors, SystemClock())
 
     async def is_now(self, job_id: str, status: str, stage: str = "", **more: Any) -> None:
         """The worker writes the job, and the mirror has it."""
@@ -56,7 +56,7 @@ class Stage:
 
     async def calls_of(self, job_id: str) -> list[str]:
         """The correlation IDs of the calls that its story tells of."""
-        told = await self.stories.story(job_id)
+        told = await self.stories.timeline(job_id)
         assert told is not None
         return [e["correlation_id"] for e in told["events"] if e["source"] == "exchange"]
 
@@ -88,7 +88,7 @@ async def test_a_call_while_one_job_is_worked_on(stage: Stage) -> None:
     assert await stage.calls_of("mv_1") == ["call-1"]
     assert await stage.calls_of("mv_done") == []
     assert await stage.calls_of("mv_waits") == []
-    told = await stage.stories.story("mv_1")
+    told = await stage.stories.timeline("mv_1")
     assert told is not None
     assert told["events"][-1]["facts"]["inferred"] is True
 
@@ -116,7 +116,7 @@ async def test_a_job_that_was_deleted_meanwhile(stage: Stage) -> None:
     await stage.is_now("mv_1", "processing", "generate_subtitles")
     stage.call("call-1")
     assert await stage.calls_of("mv_1") == []
-    told = await stage.stories.story("mv_gone")
+    told = await stage.stories.timeline("mv_gone")
     assert told is not None
     assert told["suspected_cause"]["kind"] == "deleted"
 
@@ -170,7 +170,7 @@ async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
         return await stage.mirror.inspection.show("mv_odd") is not None
 
     await eventually(seen, "mv_odd")
-    told = await stage.stories.story("mv_odd")
+    told = await stage.stories.timeline("mv_odd")
     assert told is not None
     assert (told["kind"], told["job_ids"]) == ("job", ["mv_odd"])
     assert [event["kind"] for event in told["events"]] == ["first_seen"]
@@ -178,5 +178,5 @@ async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
 
 async def test_nothing_known(stage: Stage) -> None:
     """No story, and a hint at what is kept."""
-    assert await stage.stories.story("mv_nobody") is None
+    assert await stage.stories.timeline("mv_nobody") is None
     assert "7 days" in stage.stories.hint()

@@ -1,4 +1,4 @@
-"""Circuit breakers, seen and set by hand."""
+"""Circuit breakers: shown, and forced by operators."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Breakers(Protocol):
     async def force(
         self, name: str, action: Action, reason: str, for_seconds: float | None
     ) -> dict[str, Any]:
-        """Open, close or reset a breaker for the whole fleet; `for_seconds`: then decide
-        automatically again. Returns its new state. Raises `KeyError` for an unknown name and
-        `ProxyError` when it cannot be done now."""
+        """Open, close or reset a breaker for the whole fleet, for `for_seconds`, after which it
+        decides automatically again. Returns its new state. Raises `KeyError` for an unknown name
+        and `ProxyError` if it cannot be done now."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What an operator asks of the proxy as a whole: its config, routes, reload and log level."""
+"""Endpoints for the proxy as a whole: config, routes, reload, upgrade and log level."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from proxy.core.process.handover import HandoverFailed
 class Control:
     """`/api/config`, `/api/routes`, `/api/reload`, `/api/upgrade`, `/api/log-level`."""
 
-    def __init__(self, operated: AdminBackend) -> None:
-        self._operated = operated
+    def __init__(self, backend: AdminBackend) -> None:
+        self._backend = backend
 
     def mount(self, router: web.UrlDispatcher) -> None:
         """Add the endpoints."""
@@ -29,14 +29,14 @@ class Control:
         router.add_post("/api/log-level", self.set_log_level)
 
     async def config(self, request: web.Request) -> web.Response:
-        return answer(self._operated.config())
+        return answer(self._backend.config())
 
     async def routes(self, request: web.Request) -> web.Response:
-        return answer({"routes": self._operated.routes()})
+        return answer({"routes": self._backend.routes()})
 
     async def reload(self, request: web.Request) -> web.Response:
         await read_object(request)
-        result = await self._operated.reload()
+        result = await self._backend.reload()
         if result.stopping:
             raise problems.IsStopping(result.problems[0])
         if not result.ok:
@@ -51,24 +51,24 @@ class Control:
     async def upgrade(self, request: web.Request) -> web.Response:
         await read_object(request)
         try:
-            pid = await asyncio.shield(self._operated.upgrade())
+            pid = await asyncio.shield(self._backend.upgrade())
         except HandoverFailed as error:
             raise problems.UpgradeFailed(
-                f"The new process did not take over, the old one goes on: {error}"
+                f"The new process did not take over; the old one continues: {error}"
             ) from None
         return answer({"upgraded": True, "pid": pid})
 
     async def log_level(self, request: web.Request) -> web.Response:
-        return answer({"level": self._operated.log_level()})
+        return answer({"level": self._backend.log_level()})
 
     async def set_log_level(self, request: web.Request) -> web.Response:
         document = await read_object(request, "level")
         level = text(document, "level")
         if level is None:
             raise BadRequest("level: expected DEBUG, INFO, WARNING or ERROR", field="level")
-        before = self._operated.log_level()
+        before = self._backend.log_level()
         try:
-            self._operated.set_log_level(level.upper())
+            self._backend.set_log_level(level.upper())
         except ValueError as error:
             raise BadRequest(f"level: {error}", field="level") from None
-        return answer({"level": self._operated.log_level(), "before": before})
+        return answer({"level": self._backend.log_level(), "before": before})

@@ -1,4 +1,4 @@
-"""The jobs that the mirrors know, and what can be done for them by hand."""
+"""The mirrors' jobs, and what operators can do for them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from proxy.core.errors import BadRequest
 DEFAULT_LIMIT = 100
 HIGHEST_LIMIT = 1_000
 
-#: Bytes that a line of the list takes, and that a job with its versions may take.
+#: Bytes of a line of the list, and the most that a job with its versions may take.
 LINE, JOB = 1024, 2 * 1024 * 1024
 
 
 class Jobs(Protocol):
-    """All mirrors. `mirror` None is all of them; an unknown name raises `KeyError`. What cannot be
-    done now (Redis or the store does not answer) raises `ProxyError`."""
+    """The jobs of all mirrors. `mirror` None means all; an unknown name raises `KeyError`. What
+    cannot be done now (Redis or the store does not answer) raises `ProxyError`."""
 
     async def list(
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
@@ -31,7 +31,8 @@ class Jobs(Protocol):
         ...
 
     def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
-        """How each mirror is: what it follows Redis by, since when, what is wrong; as JSON."""
+        """The state of each mirror: how it follows Redis, since when, and what is wrong; as
+        JSON."""
         ...
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
@@ -39,19 +40,19 @@ class Jobs(Protocol):
         ...
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
-        """Copy what Redis has into SQLite now; what was done, as JSON."""
+        """Copy the jobs in Redis into SQLite now; returns what was done, as JSON."""
         ...
 
     async def restore(self, mirror: str | None) -> dict[str, Any]:
-        """Put back what Redis has lost, now; what was done, as JSON."""
+        """Restore the jobs that Redis has lost, now; returns what was done, as JSON."""
         ...
 
     async def requeue(
         self, mirror: str, job_id: str, reason: str, force: bool
     ) -> dict[str, Any] | None:
-        """Give a job that nobody works on a message again; what was done, as JSON, None for an
-        unknown job. Raises `RequeueRefused` with the evidence where it may be worked on, unless
-        `force` is given."""
+        """Push a new message for a job that no worker has; returns what was done, as JSON, or None
+        for an unknown job. Raises `RequeueRefused` with the evidence if a worker may have it,
+        unless `force` is given."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What machines ask: metrics, liveness, readiness."""
+"""Metrics, liveness and readiness."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from proxy.admin.large_answers import ANSWERS, METRICS_FREE
 class Probes:
     """`/metrics`, `/livez` and `/readyz`."""
 
-    def __init__(self, operated: AdminBackend) -> None:
-        self._operated = operated
-        #: Those that are not begun yet.
+    def __init__(self, backend: AdminBackend) -> None:
+        self._backend = backend
+        #: Pages that have been requested but not begun.
         self._pages: dict[tuple[str, bool], asyncio.Future[tuple[bytes, str]]] = {}
         self._writing = asyncio.Lock()
 
@@ -32,7 +32,7 @@ class Probes:
         accept = ",".join(request.headers.getall("Accept", ()))
         packed = _takes_gzip(",".join(request.headers.getall("Accept-Encoding", ())))
         body, content_type = await self._page(accept, packed)
-        # Many who take nothing of it wait for memory like others; see admin/large_answers.py.
+        # Clients that receive nothing count in the memory budget; see admin/large_answers.py.
         answers = request.app[ANSWERS]
         answers.admit(len(body), holding := answers.holding(), METRICS_FREE)
         holding.clear()  # from here on the connection counts it
@@ -42,13 +42,13 @@ class Probes:
         return web.Response(body=body, headers=headers)
 
     def _exposition(self, accept: str, packed: bool) -> tuple[bytes, str]:
-        body, content_type = self._operated.metrics.exposition(accept)
-        # Level 3: names and labels repeat, so that a megabyte is a few per cent of it after 6 ms.
+        body, content_type = self._backend.metrics.exposition(accept)
+        # Level 3: names and labels repeat, so a megabyte shrinks to a few per cent in 6 ms.
         return gzip.compress(body, 3, mtime=0) if packed else body, content_type
 
     async def _page(self, accept: str, packed: bool) -> tuple[bytes, str]:
-        """The metrics at some moment after now: whoever asks while one page is written out gets
-        the next one, which is written once for all of them."""
+        """The metrics at some moment after now. Requests that arrive while one page is written
+        share the next one."""
         page = self._pages.get((accept, packed))
         if page is None:
             page = asyncio.ensure_future(self._next(accept, packed))
@@ -70,11 +70,11 @@ class Probes:
             loop.call_later(loop.time() - began, self._writing.release)
 
     async def livez(self, request: web.Request) -> web.Response:
-        live = self._operated.live()
+        live = self._backend.live()
         return answer({"live": live}, 200 if live else 503)
 
     async def readyz(self, request: web.Request) -> web.Response:
-        readiness = self._operated.readiness()
+        readiness = self._backend.readiness()
         document = {
             "ready": readiness.ready,
             "checks": {

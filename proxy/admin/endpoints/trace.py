@@ -1,4 +1,4 @@
-"""What happened: the story of one ID, and the latest events."""
+"""The trace: the timeline of one ID, and the latest events."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from proxy.core.errors import BadRequest
 DEFAULT_LIMIT = 50
 HIGHEST_LIMIT = 500
 
-#: Bytes that an event of the list takes, and that a story with what is read for it may take.
-EVENT, STORY = 4 * 1024, 2 * 1024 * 1024
+#: Bytes of an event of the list, and the most that a timeline with its sources may take.
+EVENT, TIMELINE = 4 * 1024, 2 * 1024 * 1024
 
 SEVERITIES = ("ok", "warning", "error")
 
-#: What a job ID or a correlation ID can look like.
+#: The syntax of job IDs and correlation IDs.
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Stories(Protocol):
+class Timelines(Protocol):
     """What the proxy has recorded."""
 
-    async def story(self, wanted: str) -> dict[str, Any] | None:
-        """All that is known of a job ID or correlation ID, as JSON; None: nothing."""
+    async def timeline(self, wanted: str) -> dict[str, Any] | None:
+        """All that is known of a job ID or correlation ID, as JSON; None if nothing is."""
         ...
 
     async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
-        """The newest events of at least that severity, the newest first, as JSON."""
+        """The latest events of at least that severity, the newest first, as JSON."""
         ...
 
     def hint(self) -> str:
-        """Why nothing may be known of an ID."""
+        """Why an ID may be unknown."""
         ...
 
 
 class TraceControl:
     """`/api/trace` and what is below it."""
 
-    def __init__(self, stories: Stories) -> None:
-        self._stories = stories
+    def __init__(self, timelines: Timelines) -> None:
+        self._timelines = timelines
 
     def mount(self, router: web.UrlDispatcher) -> None:
         """Add the endpoints."""
         router.add_get("/api/trace", self.recent)
-        router.add_get("/api/trace/{id}", self.story)
+        router.add_get("/api/trace/{id}", self.timeline)
 
     async def recent(self, request: web.Request) -> web.StreamResponse:
         query = read_query(request, "severity", "limit")
@@ -59,16 +59,16 @@ class TraceControl:
         limit = number(query, "limit", DEFAULT_LIMIT, HIGHEST_LIMIT)
 
         async def read() -> dict[str, Any]:
-            return {"events": await self._stories.recent(severity, limit)}
+            return {"events": await self._timelines.recent(severity, limit)}
 
         return await request.app[ANSWERS].send(request, read, limit * EVENT)
 
-    async def story(self, request: web.Request) -> web.StreamResponse:
+    async def timeline(self, request: web.Request) -> web.StreamResponse:
         async def read() -> dict[str, Any]:
             wanted = request.match_info["id"]
-            story = await self._stories.story(wanted) if _ID.fullmatch(wanted) else None
-            if story is None:
-                raise problems.NotFound(f"Nothing is known of this ID. {self._stories.hint()}")
-            return story
+            timeline = await self._timelines.timeline(wanted) if _ID.fullmatch(wanted) else None
+            if timeline is None:
+                raise problems.NotFound(f"Nothing is known of this ID. {self._timelines.hint()}")
+            return timeline
 
-        return await request.app[ANSWERS].send(request, read, STORY)
+        return await request.app[ANSWERS].send(request, read, TIMELINE)

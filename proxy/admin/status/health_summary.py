@@ -1,21 +1,21 @@
-"""How the proxy and what it stands before are, in one sentence: the most important trouble first.
+"""The health of the proxy and its upstreams in one sentence, the most important problem first.
 
 Rules, in order of importance
-1. The proxy itself is not taking requests; a part of it keeps failing.
-2. What holds jobs together: Redis away, SQLite that cannot write, breakers that are not shared.
-3. Circuits that refuse; targets that are down; services that are silent until callers give up,
-   or hard to reach.
-4. Routes with server errors: at least `FEWEST_ERRORS` in the window, and a share of `ERROR_SHARE`.
-   One error in a quiet night is none. Services that refuse most of our calls, or answer them with
-   web pages; clients that have used up their share; routes whose service takes many times as long
-   as usual, which slow clients do not count for.
-5. Certificates of listeners that have expired or are about to; clocks that differ.
+1. The proxy itself does not accept requests, or a part of it keeps failing.
+2. The jobs' storage: Redis is away, SQLite cannot write, breakers are not shared.
+3. Open circuits, targets that are down, services that are silent until callers give up or that
+   are hard to reach.
+4. Routes with server errors: at least `FEWEST_ERRORS` in the window and a share of `ERROR_SHARE`,
+   so that one error in a quiet night does not count. Services that refuse most of our calls, or
+   answer them with web pages; clients that have used up their share; routes whose service takes
+   many times as long as usual (time spent on slow clients excluded).
+5. Listener certificates that have expired or soon will; clocks that differ.
 6. Jobs: stranded ones, those that failed within `RECENT_FAILURE`, a long queue.
-7. The proxy's own state: disks that are nearly full, a refused config, checks that fail, few
-   descriptors left, buffers near their limit, a late event loop, lost log lines.
+7. The proxy's own state: nearly full disks, a refused config, failing checks, few descriptors left,
+   buffers near their limit, a late event loop, lost log lines.
 
-A finding of 1 to 3 or with a share of `GRAVE_SHARE` is an error, others are warnings. Forced
-circuits are somebody's will, hence warnings.
+Findings of 1 to 3, and those with a share of `GRAVE_SHARE`, are errors; others are warnings. A
+forced circuit is a warning, because somebody wanted it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SLOW = 1.0  # seconds, of half of the requests
 MUCH_SLOWER = 5.0  # times as long as usual
 SERVED = 0.5  # share of the time that must be the service's own
 LONG_SILENCE = 1.0  # seconds, on average
-MANY_DESCRIPTORS = 0.8  # of those that the process may have
-DISK_LOW, DISK_FULL = 0.1, 0.02  # shares that are free, as the alerts have them
+MANY_DESCRIPTORS = 0.8  # share of the process' limit
+DISK_LOW, DISK_FULL = 0.1, 0.02  # free shares, as in the alerts
 LONG_QUEUE = 10  # jobs that wait for each worker
 LATE_LOOP = 0.1  # seconds, 99th percentile
 
@@ -47,7 +47,7 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. `about` says what to look at: `upstream:NAME`,
+    """One problem. `about` names its subject: `upstream:NAME`,
     `route:LISTENER/NAME`, `job:MIRROR/ID`, `jobs`, `mirror:NAME`, `redis` or `process`."""
 
     level: Literal["warning", "error"]
@@ -77,7 +77,7 @@ class HealthSummary:
 
 
 def judge(snapshot: Mapping[str, Any], now: float) -> HealthSummary:
-    """The verdict on a snapshot without one; `now` is Unix seconds."""
+    """The health summary of a snapshot; `now` is Unix seconds."""
     found = [
         *_serving(snapshot),
         *_stores(snapshot),
@@ -180,7 +180,7 @@ def _waits(upstream: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _silence(upstream: Mapping[str, Any]) -> Iterator[Finding]:
-    """Calls without a whole answer are no errors to anybody else: their callers left first."""
+    """Calls whose callers left before the complete response; nothing else counts them as errors."""
     name = upstream["name"]
     for kind, count, seconds, what, had in (
         ("service_silent", upstream["abandoned"], upstream["silence"],
@@ -213,8 +213,8 @@ def _routes(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _refusals(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """A caller's 4xx is his own; one that our service gets from another is trouble: a wrong key, a
-    path that is no more."""
+    """4xx responses that our service gets from others: a wrong key, a path that is gone. Those of
+    our callers are their own errors."""
     for route in routes:
         share = route["refused_share"]
         if route["direction"] != "egress" or route["refused"] < FEWEST_REFUSALS or share < 0.5:
@@ -228,7 +228,7 @@ def _refusals(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _unexpected(routes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """200, and an error page or another service behind it: no status says so."""
+    """Responses with 200 that are an error page, or come from another service."""
     for route in routes:
         count, requests = route["unexpected"], route["requests"]
         if count < FEWEST_ERRORS or count < ERROR_SHARE * requests:
@@ -316,7 +316,7 @@ def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:
 
 
 def _queues(mirrors: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """More comes than the workers can do, or they have become slow."""
+    """More jobs arrive than the workers can do, or the workers have become slow."""
     for mirror in mirrors:
         queue = mirror["queue"]
         if queue is None or queue["waiting"] < LONG_QUEUE * max(1, queue["slots"] or 0):
@@ -326,7 +326,7 @@ def _queues(mirrors: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
             f" {queue['oldest_seconds']:,.0f} s"
         )
         if queue["slots"] is not None:
-            summary += f"; workers are there for {queue['slots']} at a time"
+            summary += f"; workers run {queue['slots']} at a time"
         yield Finding("warning", "queue_long", summary, "jobs")
 
 
@@ -341,7 +341,7 @@ def _about(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _disks(disks: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """One finding for directories on one disk, which are told by equal figures."""
+    """One finding per disk; directories with equal figures are on the same disk."""
     together: dict[tuple[int, int], list[str]] = {}
     for disk in disks:
         if disk["free"] < DISK_LOW * disk["size"]:

@@ -1,7 +1,7 @@
-"""The jobs that the status page lists, read from the mirrors beside the snapshots, never in them.
+"""The jobs on the status page, read from the mirrors independently of the snapshots.
 
-A store that is silent costs its patience, not a snapshot's: the page says so and shows the jobs
-that were read last. A job is read again only when it has a new version. Large ones show no stages.
+So a store that does not answer delays no snapshot: the page reports it and shows the jobs that were
+read last. A job is read again only if it has a new version. Large ones show no stages.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from proxy.jobs.store.records import Overview, Row
 from proxy.jobs.store.schema import StoreSilent
 
 LIMIT = 25  # jobs of each kind and mirror
-EVERY = 1.0  # seconds between two looks whether something changed
-AT_LEAST_EVERY = 10.0  # seconds: jobs strand without a change
+EVERY = 1.0  # seconds between two checks for changes
+AT_LEAST_EVERY = 10.0  # seconds, because a job becomes stranded without a change
 
 log = logging.getLogger(__name__)
 
 
 class JobWatch:
-    """`await run()` in a task of one's own; `document()` at any time."""
+    """`await run()` in a task; call `document()` at any time."""
 
     def __init__(self, mirrors: Mirrors, clock: Clock) -> None:
         self._mirrors = mirrors
         self._clock = clock
         self._rows: list[dict[str, Any]] = []
         self._problem: str | None = None
-        self._stories: dict[tuple[str, str, bytes], StageTimeline] = {}
+        self._timelines: dict[tuple[str, str, bytes], StageTimeline] = {}
         self._seen: dict[str, int] = {}
         self._due = 0.0
-        self.fresh = asyncio.Event()  #: set once `run` has read the list, or failed to
+        self.fresh = asyncio.Event()  #: set once `run` has read the list or failed
 
     def document(self) -> dict[str, Any]:
         """`list`: failed and stranded jobs among the newest ones, newest first; `problem`: why it
-        could not be read anew."""
+        could not be read again."""
         return {"problem": self._problem, "list": self._rows}
 
     async def run(self) -> None:
@@ -60,35 +60,38 @@ class JobWatch:
         counts = {mirror.name: mirror.commits for mirror in mirrors}
         if counts == self._seen and now < self._due and self._problem is None:
             return
-        stories: dict[tuple[str, str, bytes], StageTimeline] = {}
+        timelines: dict[tuple[str, str, bytes], StageTimeline] = {}
         rows: list[dict[str, Any]] = []
         try:
             for mirror in mirrors:
-                rows += self._read(mirror, await mirror.inspection.overview(LIMIT), stories)
+                rows += self._read(mirror, await mirror.inspection.overview(LIMIT), timelines)
         except StoreSilent as error:
             self._problem = f"the store does not answer: {error}"
             return
         self._problem = None
         self._seen, self._due = counts, now + AT_LEAST_EVERY
         self._rows = sorted(rows, key=lambda row: row["first_seen"], reverse=True)
-        self._stories = stories
+        self._timelines = timelines
 
     def _read(
-        self, mirror: Mirror, found: Overview, stories: dict[tuple[str, str, bytes], StageTimeline]
+        self,
+        mirror: Mirror,
+        found: Overview,
+        timelines: dict[tuple[str, str, bytes], StageTimeline],
     ) -> Iterable[dict[str, Any]]:
         stranded = {row.job_id for row in found.stranded}
         by_id = {row.job_id: row for row in (*found.recent, *found.failed, *found.stranded)}
         for row in by_id.values():
             key = (mirror.name, row.job_id, row.digest)
-            story = self._stories.get(key)
-            if story is None:
+            timeline = self._timelines.get(key)
+            if timeline is None:
                 short = 0 < len(row.raw) <= SHORT
-                story = read_story(row.raw, row.status) if short else StageTimeline()
-            stories[key] = story
-            yield _line(mirror.name, row, story, stranded=row.job_id in stranded)
+                timeline = read_story(row.raw, row.status) if short else StageTimeline()
+            timelines[key] = timeline
+            yield _line(mirror.name, row, timeline, stranded=row.job_id in stranded)
 
 
-def _line(mirror: str, row: Row, story: StageTimeline, *, stranded: bool) -> dict[str, Any]:
+def _line(mirror: str, row: Row, timeline: StageTimeline, *, stranded: bool) -> dict[str, Any]:
     created = to_timestamp(row.created_at)
     return {
         "mirror": mirror,
@@ -101,13 +104,13 @@ def _line(mirror: str, row: Row, story: StageTimeline, *, stranded: bool) -> dic
         "changed": iso_utc(row.captured_at),
         "changed_at": row.captured_at,
         "version": row.version,
-        "error": story.error,
-        "stages": [[s.name, s.title, s.state, s.seconds] for s in story.stages],
+        "error": timeline.error,
+        "stages": [[s.name, s.title, s.state, s.seconds] for s in timeline.stages],
     }
 
 
 def stage_documents(stages: Iterable[Stage]) -> list[dict[str, Any]]:
-    """Stages in full, for one job's own page."""
+    """All facts about the stages, for one job's page."""
     return [
         {
             "name": stage.name,

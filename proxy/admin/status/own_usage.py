@@ -1,4 +1,4 @@
-"""What the proxy itself takes: processor, memory, descriptors; from /proc, every few seconds."""
+"""The proxy's own use of processor, memory and descriptors, read from /proc."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROC = Path("/proc/self")
 
 
 class OwnUsage:
-    """Call `record` now and then; `document` is what it was since the last time but one."""
+    """Call `record` regularly; `document` covers the time between the last two calls."""
 
     def __init__(self) -> None:
         self._before: tuple[float, float] | None = None  # monotonic seconds, of the processor
@@ -25,7 +25,8 @@ class OwnUsage:
         }
 
     def record(self, moment: float) -> None:
-        """Look now; `moment` is in monotonic seconds. What cannot be read is None."""
+        """Read the figures; `moment` is in monotonic seconds. A figure that cannot be read is
+        None."""
         spent = time.process_time()
         if self._before is not None and moment > self._before[0]:
             share = (spent - self._before[1]) / (moment - self._before[0])
@@ -35,7 +36,7 @@ class OwnUsage:
             pages = (_PROC / "statm").read_text(encoding="ascii").split()[1]
             self._found["memory"] = int(pages) * _PAGE
             self._found["descriptors"] = len(os.listdir(_PROC / "fd"))
-        except (OSError, IndexError, ValueError):  # not Linux, or no descriptor for it
+        except (OSError, IndexError, ValueError):  # not Linux, or no descriptor left
             self._found["memory"] = self._found["descriptors"] = None
         self._found["descriptors_most"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 

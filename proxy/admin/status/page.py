@@ -1,12 +1,11 @@
-"""The page and what it reads: `/`, `/status/…`, `/api/status` and its stream.
+"""The page and its data: `/`, `/status/…`, `/api/status` and its stream.
 
-1. The page's own files say nothing about this proxy, so they need no token; everything they show
-   comes from `/api/`, which does. A browser cannot send a bearer token with `EventSource`: the page
-   reads the stream with `fetch`.
-2. Nothing from elsewhere is loaded or run: `Content-Security-Policy` allows this origin's files
-   alone, and nobody may show the page in a frame, where its buttons could be made to be clicked
-   unseen.
-3. A stream's head leaves before the guard can add its own fields, so it is complete here.
+1. The page's static files reveal nothing about this proxy, so they need no token. All data comes
+   from `/api/`, which needs it. A browser cannot send a bearer token with `EventSource`, so the
+   page reads the stream with `fetch`.
+2. `Content-Security-Policy` allows only this origin's files, and the page must not be shown in a
+   frame (clickjacking).
+3. A stream's head is sent before the guard could add its fields, so it is complete here.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from proxy.admin.auth import PAGE
 from proxy.admin.json_exchange import number, read_query
 from proxy.admin.status.sampler import StatusSampler
 
-WRITE_LIMIT = 5.0  # seconds that a viewer may take for a frame
+WRITE_LIMIT = 5.0  # seconds that a viewer has to receive a frame
 TRACES = "/api/trace"
 _MOST_STEPS = 1_000_000_000
 
@@ -44,10 +43,10 @@ HEADERS = {
 
 
 class StatusPage:
-    """A `Part` of the admin door."""
+    """An endpoint group of the admin API."""
 
-    def __init__(self, board: StatusSampler, *, write_limit: float = WRITE_LIMIT) -> None:
-        self._board = board
+    def __init__(self, sampler: StatusSampler, *, write_limit: float = WRITE_LIMIT) -> None:
+        self._sampler = sampler
         self._write_limit = write_limit
         self._files = load_files()
 
@@ -78,27 +77,27 @@ class StatusPage:
 
     async def snapshot(self, request: web.Request) -> web.Response:
         read_query(request)
-        self._board.has_traces(_has_traces(request.app))
-        return web.Response(body=await self._board.snapshot(), content_type="application/json")
+        self._sampler.has_traces(_has_traces(request.app))
+        return web.Response(body=await self._sampler.snapshot(), content_type="application/json")
 
     async def points(self, request: web.Request) -> web.Response:
         query = read_query(request, "since")
         since = number(query, "since", 1, _MOST_STEPS) if "since" in query else 0
-        return web.Response(body=self._board.points(since), content_type="application/json")
+        return web.Response(body=self._sampler.points(since), content_type="application/json")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         read_query(request)
-        # Pages of other sites could not read it, but they could take all the places.
+        # Pages of other sites could not read it, but they could use up all streams.
         if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-            raise problems.Forbidden("The stream is not for pages of other sites")
-        self._board.has_traces(_has_traces(request.app))
+            raise problems.Forbidden("The stream is not open to pages of other sites")
+        self._sampler.has_traces(_has_traces(request.app))
         response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
                 "X-Accel-Buffering": "no",
             }
         )
-        async with aclosing(self._board.frames()) as frames:
+        async with aclosing(self._sampler.frames()) as frames:
             frame = await anext(frames)
             await response.prepare(request)
             await self._write(request, response, frame)
@@ -110,7 +109,7 @@ class StatusPage:
     async def _write(
         self, request: web.Request, response: web.StreamResponse, frame: bytes
     ) -> bool:
-        """Whether the viewer is still there; a slow one is shown the door."""
+        """Send a frame; whether the viewer is still there. A slow one is disconnected."""
         try:
             async with asyncio.timeout(self._write_limit):
                 await response.write(frame)
@@ -124,7 +123,7 @@ class StatusPage:
 
 
 def _has_traces(app: web.Application) -> bool:
-    """Whether another part serves traces; the page shows what it has otherwise where none does."""
+    """Whether another group of endpoints serves traces, to which the page links."""
     return any(resource.canonical == TRACES for resource in app.router.resources())
 
 

@@ -1,12 +1,12 @@
-"""Who samples, and who looks: one sampler for all viewers, and the recorder of the history.
+"""Samples for the status page: one sampler for all viewers, and a recorder of the history.
 
-1. The recorder runs always: whoever opens the page after a complaint wants to see the last quarter
-   of an hour, not an empty chart. A step every five seconds costs less than a millisecond (measured
-   in tests/bench/status.py).
-2. Snapshots are made only while somebody looks: the sampler starts with the first viewer and ends
-   with the last. All viewers get the same bytes.
-3. Viewers are `MOST_VIEWERS` at most. One that takes longer than `WRITE_LIMIT` for a frame is
-   dropped; one that is merely late skips snapshots, as only the newest one counts.
+1. The recorder always runs, so that the page shows the last quarter of an hour when somebody opens
+   it after a complaint. A step every five seconds takes less than a millisecond (measured in
+   tests/bench/status.py).
+2. Snapshots are taken only while somebody watches: the sampler starts with the first viewer and
+   stops with the last. All viewers get the same bytes.
+3. There are at most `MOST_VIEWERS` viewers. One that takes longer than `WRITE_LIMIT` to receive a
+   frame is disconnected; a slower one skips snapshots, because only the newest matters.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 class Viewer:
-    """One open stream: what it has still to be sent."""
+    """One open stream, and how far it has been sent."""
 
     def __init__(self) -> None:
-        self.news = asyncio.Event()
-        self.step = 0  #: the last step of the history that it has
+        self.changed = asyncio.Event()
+        self.step = 0  #: the last step of the history that was sent
 
 
 class StatusSampler:
@@ -60,16 +60,16 @@ class StatusSampler:
 
     @property
     def viewers(self) -> int:
-        """Streams that are open."""
+        """How many streams are open."""
         return len(self._viewers)
 
     @property
     def sampling(self) -> bool:
-        """Whether snapshots are being made by themselves."""
+        """Whether snapshots are taken regularly now."""
         return bool(self._sampler)
 
     async def start(self) -> None:
-        """Begin to record."""
+        """Start the recorder."""
         self._snapshots.record()
         self._recorder = Supervised("status-recorder", self._record, self._tasks)
         self._recorder.start()
@@ -78,17 +78,17 @@ class StatusSampler:
         """End every stream and both tasks."""
         self._stopping = True
         for viewer in self._viewers:
-            viewer.news.set()
+            viewer.changed.set()
         tasks = [*self._sampler, *([self._recorder] if self._recorder else [])]
         self._sampler, self._recorder = [], None
         await asyncio.gather(*(task.stop() for task in tasks))
 
     def has_traces(self, kept: bool) -> None:
-        """Whether the page may ask for traces."""
+        """Set whether the page may request traces."""
         self._snapshots.traces = kept
 
     async def snapshot(self) -> bytes:
-        """One snapshot, now, as JSON."""
+        """A new snapshot, as JSON."""
         if not self.sampling:
             await self._jobs.refresh()
         return self._encoded()
@@ -99,7 +99,7 @@ class StatusSampler:
 
     async def frames(self) -> AsyncGenerator[bytes]:
         """Server-sent events for one viewer, until the proxy stops. Raises `Overloaded` at once
-        when there are too many. Close it (`aclosing`) when the viewer has gone."""
+        when there are too many. Close it (`aclosing`) when the viewer is gone."""
         if self._stopping:
             raise Draining("The proxy is about to stop")
         if len(self._viewers) >= MOST_VIEWERS:
@@ -112,11 +112,11 @@ class StatusSampler:
             if not self.sampling:
                 self._begin()
             elif self._frame:
-                viewer.news.set()
+                viewer.changed.set()
             yield b"retry: 2000\n\n"
             while True:
-                await viewer.news.wait()
-                viewer.news.clear()
+                await viewer.changed.wait()
+                viewer.changed.clear()
                 if self._stopping:
                     return
                 frame, newest = self._frame, self._snapshots.history.steps
@@ -130,7 +130,7 @@ class StatusSampler:
                 self._end()
 
     def _begin(self) -> None:
-        """The first viewer has come."""
+        """Start sampling for the first viewer."""
         self._end()
         self._sampler = [
             Supervised("status-jobs", self._jobs.run, self._tasks).start(),
@@ -150,7 +150,7 @@ class StatusSampler:
         while True:
             self._frame = _event("snapshot", self._encoded())
             for viewer in self._viewers:
-                viewer.news.set()
+                viewer.changed.set()
             await asyncio.sleep(self._tick)
 
     async def _record(self) -> None:

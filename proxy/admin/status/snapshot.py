@@ -41,7 +41,7 @@ _FINE = ("upstream:", "abandoned:", "unfinished:", "waits:")
 
 
 class Watched(Protocol):
-    """The running proxy, as far as it is shown."""
+    """What the status page needs of the running proxy."""
 
     def readiness(self) -> Readiness:
         """Whether it takes requests."""
@@ -58,7 +58,7 @@ class Watched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the figures come from."""
+    """The sources of the figures."""
 
     proxy: Watched
     metrics: Metrics
@@ -66,15 +66,15 @@ class Sources:
     mirrors: Mirrors
     watch: UpstreamWatch
     vitals: Vitals
-    #: Name, bytes free and bytes in all of each directory that is watched.
+    #: Name, free bytes and total bytes of each directory that is watched.
     disks: Callable[[], Sequence[tuple[str, int, int]]] = tuple
     memory: MemoryBudget = field(default_factory=MemoryBudget)
-    #: Client connections ended for memory since the start.
+    #: Client connections closed for lack of memory since the start.
     shed: Callable[[], int] = int
 
 
 class Snapshots:
-    """Takes the readings and makes the documents; keeps the history."""
+    """Reads the figures, keeps the history, and builds the documents."""
 
     def __init__(self, sources: Sources, clock: Clock) -> None:
         self._sources = sources
@@ -82,10 +82,10 @@ class Snapshots:
         self._started = clock.monotonic()
         self.history = History()
         self._own_use = OwnUsage()
-        self.traces = False  #: whether the door has `/api/trace`
+        self.traces = False  #: whether the admin API has `/api/trace`
 
     def record(self) -> None:
-        """One step of the history, every `proxy.telemetry.metrics.history.STEP` seconds."""
+        """Record one step of the history; call it every `history.STEP` seconds."""
         self._own_use.record(self._clock.monotonic())
         routes = self._routes()
         readings = self._read(routes, self._tallies(routes))
@@ -93,7 +93,7 @@ class Snapshots:
         self.history.record(self._clock.monotonic(), readings, fine)
 
     def _routes(self) -> list[dict[str, Any]]:
-        """Those in force, and of each listener where it has happened, what no route matched."""
+        """The routes in force, and one per listener for requests that no route matched, if any."""
         routes = self._sources.proxy.routes()
         listeners = {route["listener"]: route["direction"] for route in routes}
         unmatched = [
@@ -123,10 +123,10 @@ class Snapshots:
     def _read(
         self, routes: Sequence[Mapping[str, Any]], tallies: Mapping[str, Sequence[RouteTally]]
     ) -> dict[str, CounterReading]:
-        """By route; by upstream, as `service:NAME` its calls, as `upstream:NAME` its times, as
-        `abandoned:NAME` its silences that clients did not see the end of, as `unfinished:NAME` for
-        how long it had been sending answers that clients left, and as `waits:NAME` for how long
-        requests waited for a connection, if it was long."""
+        """The readings of each route, and of each upstream: `service:NAME` its calls,
+        `upstream:NAME` its response times, `abandoned:NAME` how long it was silent before clients
+        left, `unfinished:NAME` how long it had been sending when clients left, and `waits:NAME`
+        long waits of requests for a connection."""
         metrics = self._sources.metrics
         readings = {name: read_routes(mine) for name, mine in tallies.items()}
         names = self._sources.proxy.upstream_names()
@@ -147,7 +147,7 @@ class Snapshots:
         return readings
 
     def take(self, jobs: dict[str, Any]) -> dict[str, Any]:
-        """A snapshot now; `jobs` as `JobWatch.document` gives them."""
+        """A new snapshot; `jobs` comes from `JobWatch.document`."""
         now, moment = self._clock.time(), self._clock.monotonic()
         routes = self._routes()
         tallies = self._tallies(routes)
@@ -255,7 +255,7 @@ class Snapshots:
                     "waits": waits.count,
                     "waited": _rounded(waits.mean),
                     **_figures(figures),
-                    # Its own times, without our queues and retries.
+                    # The upstream's own times, without our queues and retries.
                     **_percentiles(answers),
                     "connections": connections.get(name, {"idle": 0, "active": 0}),
                     "targets": [
@@ -296,8 +296,8 @@ class Snapshots:
         }
 
     def points(self, since: int = 0) -> dict[str, Any]:
-        """What the charts show: the points of the steps after `since`, of each series those that
-        there are; `last` is the newest step."""
+        """The data of the charts: for each series the points that are kept after step `since`;
+        `last` is the newest step."""
         history = self.history
         return {
             "last": history.steps,
