@@ -1,1 +1,1 @@
-"""What leaves the process for people and machines: `logs/`, `metrics/` and `otel/`."""
+"""Logs, metrics and spans of the proxy itself: `logs/`, `metrics/` and `otel/`."""

@@ -1,4 +1,4 @@
-"""What the sinks may know about a finished exchange."""
+"""The facts about a finished exchange that logs and metrics may use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class ExchangeFacts(Protocol):
-    """One finished exchange, as the engine hands it to the access log and to the metrics.
+    """One finished exchange, as the access log and the metrics receive it.
 
     Durations are seconds. `upstream_time` runs from the request head sent to the response head
     seen; it is None when no response head came.
@@ -31,15 +31,17 @@ class ExchangeFacts(Protocol):
     connect_time: float | None
     upstream_time: float | None
     attempts: int
-    silence: float | None  #: for which the upstream had said nothing when the client left
-    unfinished: float | None  #: seconds since its head, where the upstream was still sending then
-    gone_in: str | None  #: what was under way when the client left, one of `tally.PHASES`
-    head_after: float | None  #: to the head of a WebSocket or event stream; None for others
+    silence: float | None  #: seconds that the upstream had been silent when the client left
+    unfinished: (
+        float | None
+    )  #: seconds since the response head, if the upstream was still sending then
+    gone_in: str | None  #: what was in progress when the client left, one of `counters.PHASES`
+    head_after: float | None  #: seconds to the head of a WebSocket or event stream; None for others
     bytes_in: int  #: content, not framing
     bytes_out: int
     extra: dict[str, object] | None  #: facts that stages add
 
     @property
     def trace_sampled(self) -> bool:
-        """Whether a collector gets its spans; asked only where there is a `trace_id`."""
+        """Whether a collector gets its spans; read only if there is a `trace_id`."""
         ...

@@ -157,7 +157,7 @@ async def test_the_watch_runs_and_ends() -> None:
     shortages = Shortages()
     watch = ShortageWatch(Vitals(shortages=shortages), interval=0.001)
     watch.start()
-    watch.look()
+    watch.check()
     await watch.stop()
     await watch.stop()
     assert not shortages.episodes

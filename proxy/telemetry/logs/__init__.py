@@ -1,4 +1,4 @@
-"""JSON log lines, written by one thread so that nobody else waits for a disk or a pipe.
+"""JSON log lines, written by one thread so that no other waits for a disk or a pipe.
 
 Start with `setup`; `access` formats the access line, `redact` removes secrets.
 """

@@ -1,8 +1,8 @@
-"""The log of a proxy that runs inside another program, whose logging is left as it is.
+"""The log of a proxy inside another program, whose logging setup is left alone.
 
-Records go to the loggers `proxy.*`, as with any library, and access lines to `proxy.access`, each
-as the JSON text that the process of a proxy would write. Levels and handlers are the program's
-business; `logging.level` of the config only decides whether there are access lines at all.
+Records go to the loggers `proxy.*`, as with any library, and access lines to `proxy.access`, as the
+same JSON text that a standalone proxy writes. The program sets levels and handlers; `logging.level`
+of the config only decides whether access lines are written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _access = logging.getLogger("proxy.access")
 
 
 class EmbeddedLogs:
-    """Stands in for `Logs`; several may live side by side, and none needs closing."""
+    """Replaces `Logs`; several may exist in one process, and none needs closing."""
 
     def __init__(self, level: str = "INFO") -> None:
         self.lines_dropped = 0
@@ -37,14 +37,14 @@ class EmbeddedLogs:
         self.access.enabled = level in ("DEBUG", "INFO")
 
     def redirect(self, output: Output) -> None:
-        """Where lines go is the program's business."""
+        """Ignored: the program decides where lines go."""
         output.close()
 
     def put(self, line: bytes) -> None:
-        """One access line."""
+        """Log one access line."""
         if _access.isEnabledFor(logging.INFO):
             _access.info("%s", line.decode("utf-8", "backslashreplace").rstrip("\n"))
 
     def count_drop(self) -> None:
-        """A line could not be made."""
+        """Count a line that could not be formatted."""
         self.lines_dropped += 1

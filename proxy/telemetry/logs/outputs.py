@@ -1,4 +1,4 @@
-"""Where log lines go: standard output or a file, as file descriptors for the writer thread."""
+"""Log outputs, standard output or a file, as file descriptors for the writer thread."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Protocol
 
 
 class Output(Protocol):
-    """A place to write to. Used by the writer thread alone, after it was made."""
+    """A log output. Once it exists, only the writer thread uses it."""
 
     @property
     def fd(self) -> int:
-        """Where to write now."""
+        """The descriptor to write to now."""
         ...
 
     def refresh(self, *, force: bool) -> bool:
-        """Follow the name to another file if it has one; `force`: open it anew in any case.
-        Whether it is another one now. Never raises: what cannot be opened leaves the old file in
+        """Reopen the file if its name belongs to another one now, or if `force` is set; returns
+        whether it is another file. Never raises: if it cannot be opened, the old file stays in
         use."""
         ...
 
     def outlasts(self, error: OSError) -> bool:
-        """Whether writing may work again after `error`, so that lines are worth keeping."""
+        """Whether writing may work again after `error`, so that lines should be kept."""
         ...
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         ...
 
 
 class StandardOutput:
-    """The process's standard output, through a descriptor of our own.
+    """The process' standard output, through a descriptor of our own.
 
-    The copy matters: should someone close descriptor 1, the next socket would get that number, and
+    The copy matters: if somebody closed descriptor 1, the next socket would get that number, and
     log lines would go to a client.
     """
 
@@ -52,11 +52,11 @@ class StandardOutput:
         return self._fd
 
     def refresh(self, *, force: bool) -> bool:
-        """Nothing to follow."""
+        """Never: standard output has no name."""
         return False
 
     def outlasts(self, error: OSError) -> bool:
-        """A full disk may get room again; a pipe without a reader never gets one."""
+        """True for a full disk, which may get room again; a broken pipe stays broken."""
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS, errno.ENOMEM)
 
     def close(self) -> None:
@@ -64,9 +64,9 @@ class StandardOutput:
 
 
 class FileOutput:
-    """A file, appended to. When it is moved away or removed, a new one is opened under its name.
+    """A file that is appended to. If it is moved or removed, a new one is opened under its name.
 
-    Raises `OSError` at the start when it cannot be opened.
+    The constructor raises `OSError` if it cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -79,8 +79,8 @@ class FileOutput:
         return self._fd
 
     def _open(self) -> int:
-        # Not blocking: a named pipe without a reader is then an error at once instead of a hang.
-        # Readable for the group, as logs are by custom; they carry addresses and paths of callers.
+        # Not blocking: a named pipe without a reader then fails at once instead of blocking.
+        # Readable for the group, as usual for logs, but not for others: it has callers' data.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(self._path, flags, 0o640)
 
@@ -102,7 +102,7 @@ class FileOutput:
         return self._identity != before
 
     def outlasts(self, error: OSError) -> bool:
-        """Every fault of a file is thought to pass: disks are emptied, mounts come back."""
+        """Always: disks are emptied, mounts come back."""
         return True
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ def open_output(name: str) -> Output:
 
 
 def fill_standard_descriptors() -> None:
-    """Put the null device where descriptors 0 to 2 are closed; call before anything is opened.
+    """Open the null device in place of closed descriptors 0 to 2; call before opening anything.
 
     Otherwise the first sockets get those numbers, and whatever a library prints to standard error
     is sent to a client.

@@ -1,10 +1,10 @@
-"""Request targets as they may stand in a log: no secrets, no bytes that act on a terminal. Pure.
+"""Makes request targets safe to log: no secrets, no control characters. Pure.
 
-1. Only targets that are not plain (`is_plain`) come here; most never do.
-2. A query value is replaced when its *name* looks like a secret's, however it is written: upper or
+1. Only targets that are not plain (`is_plain`) are processed here; most are plain.
+2. A query value is masked if its *name* looks like a secret's, however it is written: upper or
    lower case, percent-encoded (even twice), with dashes, or in brackets (`user[password]`). The
-   query of a URL inside a value is hidden as a whole, and so is what follows a stray `;`.
-3. What stands before an `@` in an absolute target is a user's password.
+   query of a URL inside a value is masked as a whole, and so is everything after a stray `;`.
+3. The user and password before an `@` in an absolute target are masked.
 4. Bytes outside printable ASCII are shown as `\\xNN`.
 """
 
@@ -15,7 +15,7 @@ from functools import lru_cache
 from urllib.parse import unquote_plus
 
 MASK = "***"
-_LIMIT = 100  # parameters of a query that are looked at; the rest is cut off, not trusted
+_LIMIT = 100  # parameters of a query that are examined; the rest is cut off
 
 _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]")
 _SECRET = re.compile(
@@ -38,8 +38,8 @@ def is_plain(target: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
-    """Whether the value of a query parameter of that name, as it was sent, is to be hidden."""
-    for _ in range(3):  # somebody behind us may decode more than once
+    """Whether the value of a query parameter of that name, as it was sent, must be masked."""
+    for _ in range(3):  # a server behind us may decode more than once
         if "%" not in name and "+" not in name:
             break
         name = unquote_plus(name)

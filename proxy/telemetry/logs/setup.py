@@ -1,15 +1,15 @@
 """Logging of the whole process: one JSON object per line, written by one thread.
 
 Rules:
-1. Every line has the basic fields (`FIELDS`), so that jq and ELK see one shape. Extras never
+1. Every line has the basic fields (`FIELDS`), so that jq and ELK see one schema. Extra fields never
    replace them.
-2. Every line has a correlation ID: that of its exchange (`extra={"correlation_id": ...}`), else the
-   ID of this run of the process.
-3. Lines are ASCII: whatever a peer sent reaches a terminal only as `\\uXXXX`.
-4. Logging never raises and never waits. A line that cannot be made or kept is counted.
-5. The level concerns our own loggers; libraries stay at INFO, because some of them (aiosqlite)
-   write every statement at DEBUG. What uvloop says of each write to a client that has just left is
-   left out: the access line says 499.
+2. Every line has a correlation ID: that of its exchange (`extra={"correlation_id": ...}`), or else
+   the ID of this run of the process.
+3. Lines are ASCII: control characters that a peer sent reach a terminal only as `\\uXXXX`.
+4. Logging never raises or blocks. A line that cannot be formatted or kept is counted.
+5. The level applies to our own loggers. Libraries stay at INFO, because some (aiosqlite) log every
+   statement at DEBUG. uvloop's warnings about writes to a client that has just left are dropped:
+   the access line has status 499.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ FIELDS = (
 )
 OPTIONAL_FIELDS = ("exception", "stack")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-FLUSH_TIMEOUT = 2.0  # seconds: a shutdown waits no longer for a reader that does not read
+FLUSH_TIMEOUT = 2.0  # seconds that a shutdown waits for a slow reader
 
 _OWN_LOGGERS = ("proxy", access.LOGGER)
-_WRITTEN_IN_VAIN = frozenset({"SSL connection is closed", "socket.send() raised exception"})
+_CLIENT_LEFT = frozenset({"SSL connection is closed", "socket.send() raised exception"})
 _RENAMED = {"exc_info": "exception", "stack_info": "stack"}
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class LineFormatter(JsonFormatter):
     ) -> None:
         extras: dict[str, Any] = {}
         super().add_fields(extras, record, message_dict)
-        extras.pop("message", None)  # comes first, below; a dict message has none
+        extras.pop("message", None)  # set below, in its place; a dict message has none
         log_data.update(
             timestamp=iso_utc(record.created),
             level=record.levelname,
@@ -79,7 +79,7 @@ class LineFormatter(JsonFormatter):
 
 
 def _serialize(data: dict[str, Any], **options: Any) -> str:
-    """JSON proper: no NaN, ASCII. What JSON cannot say is shown as Python shows it."""
+    """Strict JSON: ASCII, no NaN. Values that JSON cannot represent become their `repr`."""
     options.update(ensure_ascii=True, allow_nan=False)
     try:
         line = json.dumps(data, **options)
@@ -88,12 +88,12 @@ def _serialize(data: dict[str, Any], **options: Any) -> str:
     return line.replace("\x7f", "\\u007f")
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return record.msg not in _WRITTEN_IN_VAIN
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    return record.msg not in _CLIENT_LEFT
 
 
 class WriterHandler(logging.Handler):
-    """Hands ordinary records to the writer thread."""
+    """Passes log records to the writer thread."""
 
     def __init__(self, writer: LogWriter, run_id: str) -> None:
         super().__init__()
@@ -103,14 +103,14 @@ class WriterHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception:  # an argument's __str__ may do anything; the caller did not ask for it
+        except Exception:  # an argument's __str__ may raise; the caller must not notice
             self._writer.count_drop()
             return
         self._writer.put(line.encode("ascii", "backslashreplace") + b"\n")
 
 
 class LogControl(Protocol):
-    """What a proxy needs of its log."""
+    """What a proxy needs of its logging."""
 
     access: AccessLog
 
@@ -123,10 +123,10 @@ class LogControl(Protocol):
 
 
 class Logs:
-    """The process's logging, from here to `close`. Replaces the handlers of the root logger.
+    """The logging of the process until `close`. Replaces the handlers of the root logger.
 
-    `output` is `stdout` or a file's name; `OSError` when the file cannot be opened. `run_id` names
-    this run of the process in every line outside an exchange.
+    `output` is `stdout` or a file name; raises `OSError` if the file cannot be opened. `run_id` is
+    the correlation ID of every line outside an exchange.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Logs:
         self._before = (root.handlers[:], root.level)
         root.handlers[:] = [self._handler]
         logging.captureWarnings(True)
-        logging.getLogger("asyncio").addFilter(_is_news)
+        logging.getLogger("asyncio").addFilter(_is_worth_logging)
         self.set_level(level)
 
     @property
@@ -149,9 +149,9 @@ class Logs:
         return self._level
 
     def set_level(self, level: str) -> None:
-        """Change the level of everything we log, access lines (INFO) included; at once.
+        """Change the level of all our loggers, access lines (INFO) included, at once.
 
-        Raises `ValueError` for a name that is not in `LEVELS`.
+        Raises `ValueError` for a level that is not in `LEVELS`.
         """
         if level not in LEVELS:
             raise ValueError(f"expected one of {', '.join(LEVELS)}, found {level!r}")
@@ -164,23 +164,23 @@ class Logs:
 
     @property
     def lines_dropped(self) -> int:
-        """Lines lost since the start: the buffer was full, or the output broken."""
+        """Lines lost since the start, because the buffer was full or the output broken."""
         return self.writer.dropped
 
     def reopen(self) -> None:
-        """Open the log file anew before the next line (SIGUSR1); nothing for standard output."""
+        """Reopen the log file before the next line (SIGUSR1); does nothing for standard output."""
         self.writer.reopen()
 
     def redirect(self, output: Output) -> None:
-        """Write to another output from the next line on (`outputs.open_output` makes them)."""
+        """Write to another output (see `outputs.open_output`) from the next line on."""
         self.writer.redirect(output)
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Write what is left, within `timeout` seconds, and give the root logger back as it was;
-        False when lines had to be left behind."""
+        """Write what is left within `timeout` seconds, and restore the root logger. False if lines
+        were lost."""
         in_time = self.writer.close(timeout)
         logging.captureWarnings(False)
-        logging.getLogger("asyncio").removeFilter(_is_news)
+        logging.getLogger("asyncio").removeFilter(_is_worth_logging)
         root = logging.getLogger()
         root.handlers[:] = self._before[0]
         root.setLevel(self._before[1])

@@ -1,15 +1,16 @@
-"""The one thread that writes log lines, so that nobody else ever waits for a disk or a pipe.
+"""The thread that writes log lines, so that no other thread waits for a disk or a pipe.
 
-1. `put` only appends to a bounded buffer; the first line of a batch wakes the thread, which lets
-   more lines gather for a moment and then writes them with one system call. An idle proxy does not
-   wake up at all. Lines are joined a few at a time, so that their memory is used again while it is
-   in the processor's cache: a tenth of the proxy's own time on small requests.
-2. The buffer is bounded in bytes. Over the bound lines are dropped and counted, never waited for.
-3. Lines come whole and in order. Where a write ended inside a line and the rest was lost, the next
-   batch starts on a new line; where the file was replaced then, the new one gets the whole line.
-4. A full or broken output never raises. What can recover (a full disk, a slow reader) is tried
-   again while the buffer lasts; what cannot (a pipe without reader) costs its lines.
-5. `close` writes what is left, within a limit of time. The thread is a daemon: a reader that never
+1. `put` only appends to a bounded buffer. The first line of a batch wakes the thread, which waits a
+   moment for more lines and then writes them with one system call. In an idle proxy it sleeps.
+   Lines are joined a few at a time, so that their memory is reused while it is in the processor's
+   cache; that saves a tenth of the proxy's own time on small requests.
+2. The buffer is bounded in bytes. Lines beyond the bound are dropped and counted; `put` never
+   waits.
+3. Lines are complete and in order. If a write ended inside a line and the rest was lost, the next
+   batch starts on a new line; if the file was replaced then, the new one gets the complete line.
+4. A full or broken output never raises. If it can recover (a full disk, a slow reader), writing is
+   retried while the buffer lasts; if not (a broken pipe), the lines are lost.
+5. `close` writes what is left within a time limit. The thread is a daemon, so a reader that never
    reads cannot keep the process alive.
 """
 
@@ -24,20 +25,20 @@ from time import monotonic
 from proxy.telemetry.logs.outputs import Output
 
 CAPACITY = 16 * 1024 * 1024  # bytes: half a minute of a busy core's access lines
-LINGER = 0.05  # seconds that lines gather
-_JOIN = 32  # lines that are joined at once
-_FULL_BATCH = 128  # such pieces, which are written without waiting for more
-_RETRY = 0.5  # seconds between two tries on an output that fails
+LINGER = 0.05  # seconds to wait for more lines
+_JOIN = 32  # lines that are joined at a time
+_FULL_BATCH = 128  # such pieces, which are written without waiting
+_RETRY = 0.5  # seconds between two attempts on a failing output
 _MIN_GAP_REPORT = 10.0  # seconds between two reports of dropped lines
 
 
 def _ignore(lost: int) -> None:
-    """The gap reporter where there is none."""
+    """The default of `on_gap`."""
 
 
 class LogWriter:
-    """Takes encoded lines from any thread. `on_gap(lost)` is called from the writer thread when
-    lines were dropped and writing works again."""
+    """Accepts encoded lines from any thread. The writer thread calls `on_gap(lost)` when writing
+    works again after lines were dropped."""
 
     def __init__(
         self,
@@ -53,14 +54,14 @@ class LogWriter:
         self._on_gap = on_gap
         self._lock = threading.Lock()
         self._written = threading.Condition(self._lock)
-        self._pieces: list[bytes] = []  # what waits to be written: joined lines,
-        self._lines: list[bytes] = []  # and behind them the last few
+        self._pieces: list[bytes] = []  # waiting to be written: joined lines,
+        self._lines: list[bytes] = []  # and after them the last few
         self._idle = True  # nothing has been put since the thread looked
-        self._accepted = 0  # bytes ever taken
-        self._finished = 0  # bytes of these that were written or given up
+        self._accepted = 0  # bytes accepted so far
+        self._finished = 0  # bytes written or given up so far
         self._work = threading.Event()  # there is something to do
-        self._hurry = threading.Event()  # do not let lines gather
-        self._give_up = threading.Event()  # stop trying again
+        self._hurry = threading.Event()  # write without waiting for more lines
+        self._give_up = threading.Event()  # stop retrying
         self._reopen = False
         self._next_output: Output | None = None
         self._closing = False
@@ -95,18 +96,18 @@ class LogWriter:
             self._work.set()
 
     def count_drop(self) -> None:
-        """Count a line that could not even be made."""
+        """Count a line that could not be formatted."""
         with self._lock:
             self.dropped += 1
 
     def reopen(self) -> None:
-        """Open the file anew before the next line is written."""
+        """Reopen the file before the next line is written."""
         self._reopen = True
         self._hurry.set()
         self._work.set()
 
     def redirect(self, output: Output) -> None:
-        """Write to `output` from the next line on; what is queued goes there, too."""
+        """Write to `output` from now on, queued lines included."""
         with self._lock:
             unused, self._next_output = self._next_output, output
         if unused is not None:
@@ -132,10 +133,12 @@ class LogWriter:
         self._thread.join(timeout)
         in_time = not self._thread.is_alive()
         self._give_up.set()
-        self._thread.join(0.0 if in_time else _RETRY + 0.1)  # it may only be trying again
+        self._thread.join(0.0 if in_time else _RETRY + 0.1)  # it may only be retrying
         with self._lock:
             self._closed = True
-        if not self._thread.is_alive():  # else it is stuck in the kernel, with the descriptor
+        if (
+            not self._thread.is_alive()
+        ):  # otherwise it is stuck in the kernel and uses the descriptor
             self._output.close()
         return in_time
 
@@ -185,15 +188,15 @@ class LogWriter:
             self._report_gap()
 
     def _write_all(self, data: bytes) -> int:
-        """The number of bytes that got out."""
+        """Write; returns the number of bytes written."""
         view = memoryview(data)
         done = 0
         while done < len(view):
             try:
                 done += write(self._output.fd, view[done:])
             except BlockingIOError:
-                # Descriptors of a terminal or pipe are often shared with a process that made them
-                # non-blocking; that is no error.
+                # A terminal or pipe is often shared with a process that made it non-blocking; that
+                # is not an error.
                 poll = select.poll()
                 poll.register(self._output.fd, select.POLLOUT)
                 poll.poll(_RETRY * 1000)

@@ -1,1 +1,1 @@
-"""The metrics registry and the plain counters of the hot path behind it."""
+"""The metrics registry, and the plain counters of the hot path that it reads."""

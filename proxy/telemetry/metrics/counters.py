@@ -1,9 +1,9 @@
-"""Counts of the hot path: plain integers, changed by the event loop's thread alone.
+"""Counters of the hot path: plain integers that only the event loop's thread changes.
 
-A prometheus_client counter costs 0.4 us and a histogram 0.8 us per call, for locks that one thread
-does not need. A tally does all of an exchange's counting in about a microsecond; the collector in
-`metrics` turns it into families when somebody scrapes. That thread only reads; what it copies with
-`list(...)` is copied in one step of the interpreter.
+A prometheus_client counter costs 0.4 us and a histogram 0.8 us per call, for locks that a single
+thread does not need. A tally does all counting of an exchange in about a microsecond. A scrape's
+thread turns tallies into metric families; it only reads, and copies with `list(...)`, which is one
+step of the interpreter.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from itertools import accumulate
 
 from proxy.telemetry.facts import ExchangeFacts
 
-#: Seconds, 1 ms to 60 s: from a small answer of a neighbour to a patient upload.
+#: Seconds, 1 ms to 60 s: from a small response on the same host to a slow upload.
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
-#: The same, starting at 100 us: what a proxy itself takes is mostly below a millisecond.
+#: The same from 100 us: the proxy itself mostly takes less than a millisecond.
 FINE_BUCKETS = (0.0001, 0.0002, 0.0005, *BUCKETS)
 
 KNOWN_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 )
 
-#: Seconds for a connection that a request notices, far beyond any dial that succeeds at once.
+#: Seconds of waiting for a connection that a request notices; a dial that succeeds takes far less.
 LONG_WAIT = 0.5
 
-#: What is under way when a client leaves: its request is being read; it waits for its turn or for
-#: another attempt; the upstream has all of it and says nothing; the upstream has not finished its
-#: response, and the client has taken all that came; the client is taking the response.
+#: What is in progress when a client leaves: its request is being read; it waits for its turn or for
+#: another attempt; the upstream has the whole request and is silent; the upstream has not finished
+#: its response, of which the client has received all so far; the client is receiving the response.
 PHASES = ("request", "queue", "upstream", "unfinished", "response")
 
 #: Seconds that WebSockets and event streams last.
@@ -40,8 +40,8 @@ Example = tuple[float, str, float]
 
 
 class Distribution:
-    """A histogram. `counts` has one place per bound and one for what is above the last; `examples`
-    are by place, and None where no traces are sent."""
+    """A histogram. `counts` has one bucket per bound, and one for values above the last;
+    `examples` are by bucket index, and None if no traces are sent."""
 
     __slots__ = ("bounds", "counts", "examples", "total")
 
@@ -52,23 +52,24 @@ class Distribution:
         self.examples: dict[int, Example] | None = None
 
     def exemplify(self, value: float, trace_id: str, at: float) -> None:
-        """A value that was counted belongs to this trace, which a collector has."""
+        """Record the trace of a counted value; a collector has that trace."""
         if self.examples is None:
             self.examples = {}
         self.examples[bisect_left(self.bounds, value)] = (value, trace_id, at)
 
     def observe(self, value: float) -> None:
-        """Count one value; a bucket includes its upper bound, as Prometheus has it."""
+        """Count one value; a bucket includes its upper bound, as in Prometheus."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Pairs of bound and count up to it, the last one `+Inf`: what the exposition wants."""
+        """Pairs of bound and cumulative count, the last one `+Inf`, as the exposition needs
+        them."""
         bounds = [*map(_go_float, self.bounds), "+Inf"]
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
     def add(self, other: Distribution) -> None:
-        """Take in the counts of another one with the same bounds."""
+        """Add the counts of a histogram with the same bounds."""
         self.counts = [
             mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
         ]
@@ -96,10 +97,10 @@ class MethodTally(Distribution):
 
 
 class UpstreamTally:
-    """What an upstream took: to connect, from request head sent to response head seen, and, of
-    clients that left before there was one, from their request sent to their leaving; of clients
-    that left while it was still sending, from the response's head; and how long those requests
-    waited for a connection that waited for `LONG_WAIT` or longer."""
+    """Times of an upstream: `connects`; `responses`, from request head sent to response head seen;
+    `abandoned`, from request sent to the client's leaving, if there was no response head;
+    `unfinished`, from response head to the client's leaving, if it was still sending; and `waits`,
+    the waits for a connection of at least `LONG_WAIT`."""
 
     __slots__ = ("abandoned", "connects", "name", "responses", "unfinished", "waits")
 
@@ -112,13 +113,13 @@ class UpstreamTally:
         self.waits = Distribution(FINE_BUCKETS)
 
     def connected(self, seconds: float) -> None:
-        """One connection was opened, in that time."""
+        """Count a connection that took so long to open."""
         self.connects.observe(seconds)
 
 
 class ListenerTally:
-    """Client connections of a listener: open now, and accepted since the start; of a TLS listener
-    handshakes that failed, by reason, and when its certificate expires (Unix seconds)."""
+    """Client connections of a listener: open now, and accepted since the start. For TLS, also
+    failed handshakes by reason, and when the certificate expires (Unix seconds)."""
 
     __slots__ = ("accepted", "certificate_ends", "handshake_failures", "name", "open")
 
@@ -130,12 +131,12 @@ class ListenerTally:
         self.handshake_failures: dict[str, int] = {}
 
     def opened(self) -> None:
-        """A client connected."""
+        """Count a connection that was accepted."""
         self.open += 1
         self.accepted += 1
 
     def closed(self) -> None:
-        """A client's connection ended."""
+        """Count a connection that ended."""
         self.open -= 1
 
 
@@ -180,7 +181,7 @@ class RouteTally:
         self.egress = egress
         self.upstreams = upstreams
         self.in_flight = 0
-        self.last_failure: str | None = None  # what the last 5xx was, for people
+        self.last_failure: str | None = None  # the cause of the last 5xx, for people
         self.retries = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -189,15 +190,15 @@ class RouteTally:
         self.added = Distribution(FINE_BUCKETS)
         self.gone: dict[str, int] = {}
         self.streams = Distribution(STREAM_BUCKETS)
-        self.unexpected = 0  # good answers that are not what the route is for
-        self.unexpected_type: str | None = None  # what the last one said that it was
+        self.unexpected = 0  # successful responses of an unexpected type
+        self.unexpected_type: str | None = None  # the media type of the last one
 
     def begin(self, _facts: object = None) -> None:
-        """An exchange was given to this route."""
+        """Count an exchange that begins."""
         self.in_flight += 1
 
     def record(self, facts: ExchangeFacts) -> None:
-        """The exchange is over."""
+        """Count an exchange that has ended."""
         self.in_flight -= 1
         method = self.methods.get(facts.method)
         if method is None:
@@ -209,7 +210,7 @@ class RouteTally:
         except KeyError:
             statuses[status] = 1
         duration = facts.duration
-        if facts.head_after is not None:  # how long it lasts says nothing about the service
+        if facts.head_after is not None:  # its length says nothing about the service
             self.streams.observe(duration)
             duration = facts.head_after
         method.counts[bisect_left(BUCKETS, duration)] += 1
@@ -242,7 +243,7 @@ class RouteTally:
                 self._left(facts.gone_in, facts)
 
     def _exemplify(self, facts: ExchangeFacts, method: MethodTally, duration: float) -> None:
-        """A collector has the exchange's spans: who sees a slow bucket can look at one of it."""
+        """Attach the trace to the buckets, so that a slow bucket leads to an example."""
         trace_id, at = str(facts.trace_id), facts.started_at + facts.duration
         method.exemplify(duration, trace_id, at)
         upstream = self.upstreams.get(facts.upstream or "")
@@ -250,7 +251,7 @@ class RouteTally:
             upstream.responses.exemplify(facts.upstream_time, trace_id, at)
 
     def _left(self, phase: str, facts: ExchangeFacts) -> None:
-        """The client has left."""
+        """Count a client that left."""
         self.gone[phase] = self.gone.get(phase, 0) + 1
         upstream = self.upstreams.get(facts.upstream or "")
         if facts.silence is not None and upstream is not None:
@@ -259,15 +260,15 @@ class RouteTally:
             upstream.unfinished.observe(facts.unfinished)
 
     def _method(self, name: str) -> MethodTally:
-        """The tally of a method that is new here; every unknown one shares `OTHER`, so that clients
-        cannot make series at will."""
+        """The tally of a method that is new here. Unknown methods share `OTHER`, so that clients
+        cannot create series."""
         if name not in KNOWN_METHODS:
             name = "OTHER"
         return self.methods.setdefault(name, MethodTally())
 
 
 def merged(distributions: Iterable[Distribution]) -> Distribution:
-    """The sum of distributions that share their bounds; at least one is needed."""
+    """The sum of at least one distribution; all have the same bounds."""
     first, *others = distributions
     result = Distribution(first.bounds)
     result.add(first)

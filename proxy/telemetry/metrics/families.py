@@ -69,7 +69,7 @@ def http_families(tallies: list[RouteTally]) -> Iterator[Metric]:
     )
     yield histogram(
         "http_request_duration_seconds",
-        "Time from a request's head to the end of its answer",
+        "Time from a request's head to the end of its response",
         ("method", "endpoint"),
         _merged(durations),
     )
@@ -146,7 +146,7 @@ def route_families(tallies: list[RouteTally]) -> Iterator[Metric]:
     )
     yield counter(
         "proxy_errors",
-        "Exchanges that ended with an error of the proxy's own, or without their client",
+        "Exchanges that ended with one of the proxy's own errors, or whose client left",
         ("listener", "endpoint", "code"),
         errors.items(),
     )
@@ -158,7 +158,7 @@ def route_families(tallies: list[RouteTally]) -> Iterator[Metric]:
     )
     yield counter(
         "proxy_unexpected_answers",
-        "Answers with 2xx whose media type cannot be what the route is for",
+        "2xx responses whose media type is not what the route is for",
         labels,
         unexpected.items(),
     )

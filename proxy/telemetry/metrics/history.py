@@ -1,11 +1,12 @@
 """The last quarter of an hour of every route and upstream, in steps of five seconds. Pure.
 
-1. Readings of the tallies are kept for a little more than the window (one minute), so that
-   `summary` can tell what happened in it; points, which are a few numbers, for the whole span.
+1. Readings of the tallies are kept for slightly more than the window (one minute), so that
+   `summary` can cover it; points, which are a few numbers each, are kept for the whole span.
 2. A point's rate and counts are those of its step. Its percentiles are those of the window that
-   ends with it: a step of five seconds has too few requests for a 99th percentile.
-3. What was not read in the last step (a route that a reload removed) is forgotten.
-4. Bounded: series times `SPAN / STEP` points. Idle steps share one point.
+   ends with it, because five seconds have too few requests for a 99th percentile.
+3. A series that was not read in the last step (of a removed route) is dropped.
+4. Memory is bounded by the number of series times `SPAN / STEP` points. Idle steps share one
+   point.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from proxy.telemetry.metrics.rates import CounterReading, Summary, between
 STEP = 5.0  # seconds
 SPAN = 900.0  # seconds
 WINDOW = 60.0  # seconds
-FEWEST_POINTS = 6  # with requests, to say what is usual
+FEWEST_POINTS = 6  # points with requests that `usual` needs
 
 Point = tuple[float, int, float | None, float | None, float | None]
 """Requests per second, server errors, P50, P95, P99 (seconds)."""
@@ -31,17 +32,17 @@ IDLE: Point = (0.0, 0, None, None, None)
 @dataclass(slots=True)
 class _Series:
     bounds: Sequence[float]
-    #: (monotonic time, reading), the oldest first; the first one is at or before the window's start
+    #: (monotonic time, reading), oldest first; the first is at or before the window's start
     readings: deque[tuple[float, CounterReading]] = field(default_factory=deque)
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=int(SPAN / STEP)))
 
 
 class History:
-    """Call `record` every `STEP` seconds; ask `summary` and `points` at any time."""
+    """Call `record` every `STEP` seconds, `summary` and `points` at any time."""
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
-        self.steps = 0  #: taken since the start
+        self.steps = 0  #: steps since the start
 
     def record(
         self,
@@ -49,8 +50,8 @@ class History:
         readings: Mapping[str, CounterReading],
         bounds: Mapping[str, Sequence[float]],
     ) -> None:
-        """One step ends at `now` (monotonic seconds). `bounds` are those of the series that do not
-        have the usual ones."""
+        """End a step at `now` (monotonic seconds). `bounds` holds the bucket bounds of the series
+        that do not use the default ones."""
         self.steps += 1
         for name in [name for name in self._series if name not in readings]:
             del self._series[name]
@@ -81,15 +82,15 @@ class History:
         )
 
     def summary(self, name: str, now: float, reading: CounterReading) -> Summary:
-        """What happened in the last minute (at most a step more), or since the series began."""
+        """The last minute (at most one step more), or the time since the series began."""
         series = self._series.get(name)
         if series is None:
             return Summary(0.0, 0, 0, 0, None, None, None)
         return _window(series, now, reading)
 
     def usual(self, name: str) -> float | None:
-        """The median of the medians from before the last two minutes, which are from before a
-        trouble that has just begun; None where too little is known."""
+        """The median of the medians from before the last two minutes, so that a problem that has
+        just begun does not count; None if there are too few."""
         series = self._series.get(name)
         if series is None:
             return None
@@ -98,7 +99,7 @@ class History:
         return known[len(known) // 2] if len(known) >= FEWEST_POINTS else None
 
     def points(self, name: str, since: int = 0) -> list[Point]:
-        """The points of the steps after step `since` that are still kept, the oldest first."""
+        """The points after step `since` that are still kept, oldest first."""
         series = self._series.get(name)
         wanted = self.steps - since
         if series is None or wanted <= 0:
@@ -111,7 +112,7 @@ class History:
 
 
 def _window(series: _Series, now: float, reading: CounterReading) -> Summary:
-    """From the latest reading that is at least a window old, or else the first one."""
+    """The summary since the newest reading that is at least a window old, or since the first."""
     start, first = series.readings[0]
     for moment, earlier in series.readings:
         if moment > now - WINDOW:

@@ -1,4 +1,4 @@
-"""How late the event loop runs what is due: the first sign of a blocked or overloaded process."""
+"""How late the event loop runs its timers: the first sign of a blocked or overloaded process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import asyncio
 from proxy.core.tasks import Supervised, Tasks
 from proxy.telemetry.metrics.counters import Distribution
 
-INTERVAL = 0.5  # seconds between two samples: 2 wake-ups a second, unnoticeable
+INTERVAL = 0.5  # seconds between two samples: two wake-ups a second cost nothing noticeable
 
 
 class LoopLag:
     """Samples the delay of a timer into a distribution. uvloop's timers have a resolution of 1 ms,
-    so that up to that much is always seen."""
+    so delays up to that are normal."""
 
     def __init__(
         self, distribution: Distribution, tasks: Tasks, *, interval: float = INTERVAL
@@ -22,11 +22,11 @@ class LoopLag:
         self._sampling = Supervised("loop-lag", self._sample, tasks)
 
     def start(self) -> None:
-        """Begin to sample; needs a running loop."""
+        """Start sampling; needs a running loop."""
         self._sampling.start()
 
     async def stop(self) -> None:
-        """End the sampling and wait for its end."""
+        """Stop sampling, and wait for the end."""
         await self._sampling.stop()
 
     async def _sample(self) -> None:

@@ -17,7 +17,7 @@ class MemoryMetrics:
         self._shed = shed
 
     def collect(self) -> Iterator[Metric]:
-        """What is used, by holder, and what follows from it."""
+        """Bytes in use by holder, the limit, and the level."""
         budget = self._budget
         used = GaugeMetricFamily(
             "proxy_memory_used_bytes", "Bytes that buffers hold", labels=["holder"]
@@ -30,7 +30,7 @@ class MemoryMetrics:
         )
         yield GaugeMetricFamily(
             "proxy_memory_level",
-            "0 normal, 1 slow: connections get less, 2 shed: the greediest are ended",
+            "0 normal, 1 slow: connections get less, 2 shed: those that hold most are ended",
             value=budget.level,
         )
         yield CounterMetricFamily(

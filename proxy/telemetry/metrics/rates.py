@@ -1,9 +1,9 @@
-"""Rates, error shares and percentiles of a stretch of time, from two readings of the tallies. Pure.
+"""Rates, error shares and percentiles of an interval, from two readings of the tallies. Pure.
 
-Tallies only grow. What happened between two readings is their difference; a percentile of it is
+Tallies only grow, so the counts of an interval are the difference of two readings. A percentile is
 interpolated within its bucket, linearly and from zero in the first one, as Prometheus'
-`histogram_quantile` does, so that both tell the same. Above the last bound nothing is known: the
-last bound is told.
+`histogram_quantile` does, so that both agree. A percentile above the last bound is given as that
+bound.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ TOO_MANY = 429
 
 @dataclass(frozen=True, slots=True)
 class CounterReading:
-    """Counts since the start: of durations by bucket, of server errors, of refusals (4xx), of good
-    answers that are not what the route is for, of answers with 429."""
+    """Counts since the start: durations by bucket, server errors, refusals (4xx), successful
+    responses of an unexpected type, and responses with 429."""
 
     counts: tuple[int, ...]
     errors: int = 0
     refused: int = 0
-    total: float = 0.0  # sum of the durations, where it is kept
-    waited: float = 0.0  # of these, what was not the service's own time
+    total: float = 0.0  # sum of the durations, if it is kept
+    waited: float = 0.0  # the part of it that was not the service's own time
     unexpected: int = 0
     limited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What happened in a stretch of time. Percentiles in seconds, None where nothing happened.
+    """The figures of an interval. Percentiles are in seconds, None without requests.
 
     `rate` is per second; `error_share` and `refused_share` are 0 to 1.
     """
@@ -53,7 +53,7 @@ class Summary:
 
     @property
     def served(self) -> float:
-        """The share of all durations that was the service's own time; 0 to 1, 1 if unknown."""
+        """The service's own share of all durations, 0 to 1; 1 if unknown."""
         return 1 - min(1.0, max(0.0, self.waited / self.total)) if self.total > 0 else 1.0
 
     @property
@@ -79,12 +79,12 @@ def nothing(bounds: Sequence[float] = BUCKETS) -> CounterReading:
 
 
 def read_distribution(distribution: Distribution) -> CounterReading:
-    """A histogram without statuses."""
+    """The reading of a histogram without statuses."""
     return CounterReading(tuple(distribution.counts), total=distribution.total)
 
 
 def read_routes(tallies: Sequence[RouteTally]) -> CounterReading:
-    """The routes together, all methods; none at all read as nothing."""
+    """The sum over routes and methods; zero without routes."""
     counts = [0] * (len(BUCKETS) + 1)
     errors = refused = unexpected = limited = 0
     total = waited = 0.0
@@ -104,7 +104,7 @@ def read_routes(tallies: Sequence[RouteTally]) -> CounterReading:
 
 
 def together(readings: Iterable[CounterReading]) -> CounterReading:
-    """The sum of readings of routes; none at all read as nothing."""
+    """The sum of readings; zero without readings."""
     counts = [0] * (len(BUCKETS) + 1)
     errors = refused = 0
     for reading in readings:
@@ -120,7 +120,7 @@ def between(
     seconds: float,
     bounds: Sequence[float] = BUCKETS,
 ) -> Summary:
-    """What happened from `before` (None: from the start) to `after`, `seconds` later."""
+    """The figures from `before` (None: the start) to `after`, `seconds` later."""
     if before is None:
         before = nothing(bounds)
     counts = [late - early for late, early in zip(after.counts, before.counts, strict=True)]
@@ -140,7 +140,7 @@ def between(
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """The value below which `share` (0 to 1) of the counted ones lie; None where none were."""
+    """The value below which `share` (0 to 1) of the counted values lie; None without values."""
     rank = sum(counts) * share
     if rank <= 0:
         return None

@@ -127,7 +127,7 @@ class Metrics:
             yield from external(taken)
 
     def families(self) -> Iterator[Metric]:
-        """Every family that this part of the proxy fills."""
+        """Every family that is filled here."""
         routes = list(self._routes.values())
         yield from http_families(routes)
         yield from external_families(routes)
@@ -196,7 +196,7 @@ class Metrics:
         )
         yield histogram(
             "proxy_upstream_abandoned_seconds",
-            "Silence of an upstream, from its request sent, that ended as the client left",
+            "Time from the request sent until the client left, without a response head",
             ("upstream",),
             [((tally.name,), tally.abandoned) for tally in upstreams],
         )
@@ -217,25 +217,25 @@ class Metrics:
         )
         yield counter(
             "proxy_task_deaths",
-            "Deaths of background tasks, each of which was begun anew",
+            "Deaths of background tasks, after each of which the task is restarted",
             ("task",),
             [((name,), tasks.deaths[name]) for name in tasks.names()],
         )
         yield gauge(
             "proxy_clock_skew_seconds",
-            "How far the clock of Redis or of an upstream is ahead of ours; behind: negative",
+            "How far the clock of Redis or of an upstream is ahead of ours; negative if behind",
             ("source",),
             [((source,), seconds) for source, seconds in list(skews.seconds.items())],
         )
         yield counter(
             "proxy_shortages",
-            "Times that the process ran out of something of its own",
+            "Episodes in which the process or its host ran out of a resource",
             ("reason",),
             [((reason,), shortages.episodes[reason]) for reason in DETAILS],
         )
         yield counter(
             "proxy_shortage_failures",
-            "Connections that failed for a shortage of the process or its host",
+            "Connections that failed because of a shortage of the process or its host",
             ("reason",),
             [((reason,), shortages.failures[reason]) for reason in DETAILS],
         )

@@ -16,20 +16,18 @@ class SpoolMetrics:
         self._spool = spool
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, with a sample for each reason from the start."""
+        """Every family, from the start with a sample for each reason."""
         spool = self._spool
+        yield GaugeMetricFamily("proxy_spool_bytes", "Bytes of spooled bodies", value=spool.used)
         yield GaugeMetricFamily(
-            "proxy_spool_bytes", "Bytes of waiting bodies in files", value=spool.used
+            "proxy_spool_max_bytes", "Most bytes that spooled bodies may have", value=spool.max_size
         )
-        yield GaugeMetricFamily(
-            "proxy_spool_max_bytes", "What they may be at most", value=spool.max_size
-        )
-        yield GaugeMetricFamily("proxy_spool_files", "Files that are open", value=spool.files)
+        yield GaugeMetricFamily("proxy_spool_files", "Open spool files", value=spool.files)
         yield CounterMetricFamily(
             "proxy_spool_written_bytes", "Bytes ever written to files", value=spool.spooled
         )
         refused = CounterMetricFamily(
-            "proxy_spool_refused", "Bodies that found no room in files", labels=["reason"]
+            "proxy_spool_refused", "Bodies that could not be spooled", labels=["reason"]
         )
         for reason, count in spool.refused.items():
             refused.add_metric([reason], count)

@@ -1,7 +1,7 @@
-"""How full the disks are that the proxy itself writes to: jobs, traces, spool, log.
+"""The free space of the disks that the proxy itself writes to: jobs, traces, spool, log.
 
-Measured in a thread of its own, because a network disk that hangs holds up whoever asks it; the
-figures then stay as they were. What the app writes is measured by `resources/`, where configured.
+A thread of its own measures it, because a hanging network disk blocks its caller; the figures then
+stay as they were. The app's directories are measured by `app_telemetry/resources/`, if configured.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from proxy.config.schema import Config
 
 EVERY = 15.0  # seconds
 
-#: Name of a directory, bytes free for ordinary users, bytes in all.
+#: Name of a directory, bytes free for ordinary users, total bytes.
 Disk = tuple[str, int, int]
 
 
 def own_directories(config: Config) -> dict[str, Path]:
-    """Where the proxy writes, by what it writes there."""
+    """The directories that the proxy writes to, by what it writes there."""
     found = {f"jobs:{name}": mirror.sqlite.parent for name, mirror in config.mirrors.items()}
     if config.trace is not None:
         found["trace"] = config.trace.sqlite.parent
@@ -33,8 +33,8 @@ def own_directories(config: Config) -> dict[str, Path]:
 
 
 class Volumes:
-    """`start` and `stop` once each; a collector for the registry. `directories` is asked anew at
-    each measurement, as a reload may move the spool."""
+    """`start` and `stop` once each; a collector for the registry. `directories` is called for
+    each measurement, because a reload may move the spool."""
 
     def __init__(self, directories: Callable[[], Mapping[str, Path]]) -> None:
         self._directories = directories
@@ -42,12 +42,12 @@ class Volumes:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Measure from now on."""
-        # A daemon: one that hangs in the kernel must not keep the process from its end.
+        """Start measuring."""
+        # A daemon: a thread that hangs in the kernel must not keep the process alive.
         threading.Thread(target=self._keep_measuring, name="volumes", daemon=True).start()
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self._stopping.set()
 
     def _keep_measuring(self) -> None:
@@ -57,7 +57,7 @@ class Volumes:
                 return
 
     def measure(self) -> None:
-        """Ask every file system; one that cannot say has no figures."""
+        """Measure every directory; one that cannot be measured has no figures."""
         found = {}
         for name, path in self._directories().items():
             try:
@@ -70,11 +70,11 @@ class Volumes:
         self._found = found
 
     def disks(self) -> list[Disk]:
-        """As they were measured last."""
+        """The last figures."""
         return [(name, free, size) for name, (free, size) in self._found.items()]
 
     def collect(self) -> Iterator[Metric]:
-        """For a scrape."""
+        """The families, for a scrape."""
         disks = self.disks()
         yield _gauge("proxy_disk_free_bytes", "Free on a disk that the proxy writes to",
                      ((name, free) for name, free, _ in disks))  # fmt: skip

@@ -1,9 +1,10 @@
-"""Spans on their way to an OpenTelemetry collector, by OTLP over HTTP.
+"""Exports spans to an OpenTelemetry collector by OTLP over HTTP.
 
-1. The event loop only appends to a bounded queue. A thread of its own makes the SDK's spans of them
-   and sends them, as slowly as the collector takes them; what finds no room is dropped and counted.
-2. The SDK is an optional extra (`otel`), imported when spans are to be sent and not before.
-3. A collector that is away is reported once, and once when it is back. It fails no request.
+1. The event loop only appends to a bounded queue. A thread converts the spans to the SDK's and
+   sends them, as fast as the collector accepts them. If the queue is full, spans are dropped and
+   counted.
+2. The SDK is an optional extra (`otel`), imported only when spans are to be sent.
+3. A collector that is away is logged once, and once when it is back. No request fails for it.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ log = logging.getLogger(__name__)
 
 QUEUE = 4096  # spans
 BATCH = 512
-EVERY = 2.0  # seconds between two sendings, unless there is a batch before
-PATIENCE = 5.0  # seconds for one sending with its repetitions, and for the last one at a stop
+EVERY = 2.0  # seconds between two exports, unless a batch is complete earlier
+PATIENCE = 5.0  # seconds for one export with its retries, and for the last one at a stop
 
 Kind = Literal["internal", "server", "client"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A finished span. Ids are hexadecimal, times Unix seconds; `error` is None where all is well.
+    """A finished span. Ids are hexadecimal, times Unix seconds; `error` is None for success.
 
-    `remote`: its parent is in another process.
+    `remote`: the parent is in another process.
     """
 
     name: str
@@ -65,20 +66,20 @@ class OtlpExporter:
         self._thread: threading.Thread | None = None
         self._failing = False
         self.exported = Counter(
-            "proxy_otlp_spans_exported", "Spans that the collector took", registry=registry
+            "proxy_otlp_spans_exported", "Spans accepted by the collector", registry=registry
         )
         dropped = Counter(
             "proxy_otlp_spans_dropped",
-            "Spans lost: no room in the queue, or not taken by the collector",
+            "Spans lost: the queue was full, or the collector did not accept them",
             ["reason"],
             registry=registry,
         )
         self._no_room, self._not_taken = dropped.labels("queue"), dropped.labels("refused")
-        queued = Gauge("proxy_otlp_spans_queued", "Spans that wait to be sent", registry=registry)
+        queued = Gauge("proxy_otlp_spans_queued", "Spans waiting to be sent", registry=registry)
         queued.set_function(lambda: len(self._queue))
 
     def put(self, span: Span) -> None:
-        """Send it, soon. Never blocks."""
+        """Queue a span. Never blocks."""
         if len(self._queue) >= QUEUE:
             self._no_room.inc()
             return
@@ -87,7 +88,7 @@ class OtlpExporter:
             self._wake.set()
 
     def start(self) -> None:
-        """Begin to send. Raises `RuntimeError` when the extra is not installed."""
+        """Start exporting. Raises `RuntimeError` if the extra is not installed."""
         try:
             sender = _Sender(self.settings, self._endpoint, self._version)
         except ImportError as error:
@@ -96,7 +97,7 @@ class OtlpExporter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what is queued, and end."""
+        """Export what is queued, and stop."""
         self._stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -109,7 +110,7 @@ class OtlpExporter:
             while self._queue:
                 self._send(sender)
                 if self._stopping and self._failing:
-                    break  # a collector that is away does not hold up the stop
+                    break  # a collector that is away must not delay the stop
             if self._stopping:
                 sender.close()
                 return
@@ -118,7 +119,7 @@ class OtlpExporter:
         batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
         try:
             taken, reason = sender.send(batch), "refused, or out of reach"
-        except Exception as error:  # whatever a library makes of a network
+        except Exception as error:  # the SDK raises many kinds of errors
             taken, reason = False, f"{type(error).__name__}: {error}"[:200]
         (self.exported if taken else self._not_taken).inc(len(batch))
         if taken == self._failing:
@@ -132,12 +133,12 @@ class OtlpExporter:
 
 
 def traces_endpoint(endpoint: str) -> str:
-    """Where spans go: `/v1/traces` below a collector's address, or the path that is given."""
+    """The URL for spans: the given path, or `/v1/traces` if there is none."""
     return endpoint.rstrip("/") + "/v1/traces" if urlsplit(endpoint).path in ("", "/") else endpoint
 
 
 class _Sender:
-    """The SDK's side; everything of it is imported here."""
+    """Everything that uses the SDK, which is imported here."""
 
     def __init__(self, settings: Otlp, endpoint: str, version: str) -> None:
         from opentelemetry import trace
@@ -148,7 +149,7 @@ class _Sender:
         from opentelemetry.sdk.trace.export import SpanExportResult
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # we report it, once
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # we log its failures, once
         self.endpoint = endpoint
         self._api, self._sdk = trace, sdk
         self._taken = SpanExportResult.SUCCESS
@@ -169,11 +170,11 @@ class _Sender:
         )
 
     def send(self, batch: list[Span]) -> bool:
-        """Whether the collector took them."""
+        """Send spans; whether the collector accepted them."""
         return bool(self._exporter.export([self._made(span) for span in batch]) is self._taken)
 
     def close(self) -> None:
-        """End connections."""
+        """Close the connections."""
         self._exporter.shutdown()
 
     def _made(self, span: Span) -> Any:
