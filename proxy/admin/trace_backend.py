@@ -13,7 +13,7 @@ from proxy.jobs.mirror import Known
 from proxy.jobs.service import Mirrors
 from proxy.jobs.store.schema import StoreSilent
 from proxy.trace.attribution import attribute
-from proxy.trace.context import LOOK_BACK
+from proxy.trace.diagnosis.context import LOOK_BACK
 from proxy.trace.events import Severity, TraceEvent, document
 from proxy.trace.job_history import JobHistory, read_history, working_overlaps
 from proxy.trace.queries import TraceQueries

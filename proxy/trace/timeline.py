@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from proxy.core.clock import iso_utc
-from proxy.trace.context import LOOK_BACK, Cause, DiagnosisContext, index_of
-from proxy.trace.diagnosis import diagnose
+from proxy.trace.diagnosis.context import LOOK_BACK, Cause, DiagnosisContext, index_of
+from proxy.trace.diagnosis.rules import diagnose
 from proxy.trace.events import Severity, TraceEvent, document
 from proxy.trace.job_history import JobHistory
 from proxy.trace.summaries import summary

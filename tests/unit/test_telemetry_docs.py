@@ -50,7 +50,7 @@ from proxy.telemetry.metrics.registry import Metrics
 from proxy.telemetry.metrics.spool import SpoolMetrics
 from proxy.telemetry.metrics.volumes import Volumes
 from proxy.telemetry.otel.exporter import OtlpExporter
-from proxy.trace.diagnosis import _TROUBLE
+from proxy.trace.diagnosis.services import TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
 from proxy.uploads.check import UploadCheck
@@ -287,8 +287,8 @@ def test_the_page_on_traces() -> None:
     """Each cause that can be suspected, each source, each line that the trace logs."""
     page = (DOCS / "how-to" / "find-out-what-happened.md").read_text()
     page += (DOCS / "reference" / "trace.md").read_text()
-    causes = {kind for kind, _ in _TROUBLE.values()}
-    files = [*(SOURCES / "trace").glob("*.py"), SOURCES / "admin" / "trace_backend.py"]
+    causes = {kind for kind, _ in TROUBLE.values()}
+    files = [*(SOURCES / "trace").rglob("*.py"), SOURCES / "admin" / "trace_backend.py"]
     for source in files:
         for node in ast.walk(ast.parse(source.read_text())):
             match node:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from proxy.trace.context import Cause, DiagnosisContext
-from proxy.trace.diagnosis import diagnose
+from proxy.trace.diagnosis.context import Cause, DiagnosisContext
+from proxy.trace.diagnosis.rules import diagnose
 from proxy.trace.events import TraceEvent
 from proxy.trace.job_history import JobHistory
 from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages

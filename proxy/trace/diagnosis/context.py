@@ -1,4 +1,4 @@
-"""Input and result of the diagnosis rules. Pure."""
+"""What a diagnosis rule gets and what it returns. Pure."""
 
 from __future__ import annotations
 
@@ -95,3 +95,8 @@ class DiagnosisContext:
 def index_of(events: Iterable[TraceEvent], event: TraceEvent) -> int:
     """The index of an event among others, by identity."""
     return next(i for i, one in enumerate(events) if one is event)
+
+
+def was_answered_here(event: TraceEvent) -> bool:
+    """Whether the mirror answered the client instead of the service."""
+    return "rescued_from" in event.facts
