@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy.config import schema
 from proxy.core.clock import Clock, iso_utc
-from proxy.jobs.mirror import Known
+from proxy.jobs.answers import Known
 from proxy.jobs.service import Mirrors
 from proxy.jobs.store.schema import StoreSilent
 from proxy.trace.attribution import attribute
@@ -167,7 +167,7 @@ class TraceBackend:
         found = []
         for name, mirror in self._mirrors.by_name.items():
             for row in await mirror.inspection.jobs("failed", limit):
-                known = await mirror.lookup(str(row["job_id"]))
+                known = await mirror.reads.lookup(str(row["job_id"]))
                 if not isinstance(known, Known):
                     continue
                 seen = iso_utc(known.as_of)

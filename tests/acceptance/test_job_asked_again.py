@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from proxy.demo.redis_server import RedisServer
-from proxy.jobs.mirror import READ_PATIENCE
+from proxy.jobs.reads import READ_PATIENCE
 from tests.http1 import Connection, Request, Site, get, ok, respond, wait_until
 
 ROUTE = {

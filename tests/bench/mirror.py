@@ -105,7 +105,7 @@ async def capture(server: RedisServer, mirror: Mirror) -> None:
             job_id = f"new_{number}"
             await write(app, job_id, document(job_id))
             wrote = time.perf_counter()
-            results[await mirror.confirm_created(job_id)] += 1
+            results[await mirror.creations.confirm(job_id)] += 1
             return time.perf_counter() - wrote
 
         async with part("1,000 creations, 200/s"):

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from proxy.demo.redis_server import RedisServer
-from proxy.jobs.mirror import Creation, Tombstoned
+from proxy.jobs.answers import Tombstoned
+from proxy.jobs.creations import Creation
 from tests.jobs_kit import PREFIX, connected, eventually, followed, job, running, write
 
 
@@ -22,7 +23,7 @@ async def test_no_acknowledged_version_is_lost(
 ) -> None:
     """Jobs are created, updated and deleted while Redis is killed empty and the proxy restarted.
 
-    What counts as acknowledged is what the store had committed; `confirm_created` is asked as a
+    What counts as acknowledged is what the store had committed; `creations.confirm` is asked as a
     creating route asks it.
     """
     chance = random.Random(seed)
@@ -49,7 +50,7 @@ async def test_no_acknowledged_version_is_lost(
                     value = job(job_id, "processing", progress=float(len(newest)), step=step)
                     with suppress(RedisError):
                         await write(client, job_id, value)
-                        outcome = await mirror.confirm_created(job_id, timeout=1.0)
+                        outcome = await mirror.creations.confirm(job_id, timeout=1.0)
                         if outcome is Creation.CONFIRMED:
                             newest[job_id] = value
                         else:
@@ -72,5 +73,5 @@ async def test_no_acknowledged_version_is_lost(
             assert shown is not None
             assert shown["data"].encode() == raw
         for job_id in gone:
-            assert isinstance(await mirror.lookup(job_id), Tombstoned)
+            assert isinstance(await mirror.reads.lookup(job_id), Tombstoned)
             assert not await app.exists(PREFIX + job_id)

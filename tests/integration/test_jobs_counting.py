@@ -108,7 +108,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of a second instead of ten."""
     for name, seconds in {"LEASE": 1.0, "RENEW": 0.2, "LOOK": 0.1}.items():
         monkeypatch.setattr(lease, name, seconds)
-    for name, seconds in {"TICK": 0.1, "GATHER": 0.02, "BETTER_WORD": 0.3, "SURVEY": 0.1}.items():
+    for name, seconds in {
+        "TICK": 0.1,
+        "BATCH_PAUSE": 0.02,
+        "BETTER_WORD": 0.3,
+        "SURVEY": 0.1,
+    }.items():
         monkeypatch.setattr(counting, name, seconds)
 
 

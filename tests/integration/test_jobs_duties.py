@@ -19,8 +19,10 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import ManualClock
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs import maintenance
+from proxy.jobs.answers import Expired, Known
+from proxy.jobs.creations import Creation
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.mirror import Creation, Expired, Known, Mirror
+from proxy.jobs.mirror import Mirror
 from proxy.jobs.service import Mirrors
 from tests.jobs_kit import (
     PREFIX,
@@ -64,13 +66,13 @@ async def test_clean_up_forgets_what_ended_long_ago(
                 await eventually(holds(mirror, job_id, raw), "captured")
             await mirror.tombstone("mv_gone", app_notified=True)
         clock.advance(2 * DAY)
-        assert isinstance(await mirror.lookup("mv_short"), Expired)
+        assert isinstance(await mirror.reads.lookup("mv_short"), Expired)
         assert await mirror.clean_up() == 0
         clock.advance(6 * DAY)
         assert await mirror.clean_up() == 2
-        assert await mirror.lookup("mv_short") is None
-        assert await mirror.lookup("mv_gone") is None
-        assert isinstance(await mirror.lookup("mv_long"), Known)
+        assert await mirror.reads.lookup("mv_short") is None
+        assert await mirror.reads.lookup("mv_gone") is None
+        assert isinstance(await mirror.reads.lookup("mv_long"), Known)
     finally:
         await mirror.stop()
 
@@ -141,7 +143,7 @@ async def test_listing_filters_orders_and_limits(redis_server: RedisServer, tmp_
         await mirror.tombstone("mv_2", app_notified=False)
 
         async def ids(status: str | None, limit: int | None) -> list[str]:
-            answer = await mirror.listing(status, limit)
+            answer = await mirror.reads.listing(status, limit)
             assert answer is not None
             assert dict(answer.headers)["X-Job-Source"] == "sqlite"
             return [one["id"] for one in json.loads(answer.body)["jobs"]]
@@ -161,7 +163,7 @@ async def test_a_slow_sqlite_does_not_hold_a_creation_back(
         await followed(mirror)
         async with locked(path):
             await write(app, "mv_1")
-            assert await mirror.confirm_created("mv_1") is Creation.DEGRADED
+            assert await mirror.creations.confirm("mv_1") is Creation.DEGRADED
         await eventually(holds(mirror, "mv_1", job("mv_1")), "committed at last")
 
 
@@ -249,8 +251,8 @@ async def test_evicted_jobs_are_not_taken_for_deleted(
         await eventually(evicted, "evicted")
         await app.config_set("maxmemory", 0)
         await mirror.sync()
-        assert isinstance(await mirror.lookup("mv_1"), Known)
-        assert await mirror.revive("mv_1")
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
+        assert await mirror.reads.revive("mv_1")
         assert await app.get(PREFIX + "mv_1") == raw
 
 

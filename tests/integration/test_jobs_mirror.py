@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 from redis.exceptions import ResponseError
 
 from proxy.demo.redis_server import RedisServer
-from proxy.jobs.mirror import Creation, Expired, Known, Tombstoned
+from proxy.jobs.answers import Expired, Known, Tombstoned
+from proxy.jobs.creations import Creation
 from tests.jobs_kit import (
     CREATED,
     INDEX,
@@ -123,7 +124,7 @@ async def test_flush_is_a_loss_not_a_deletion(redis_server: RedisServer, tmp_pat
             pipe.flushall()
             await pipe.execute()
         await eventually(lambda: exists(app, "mv_1"), "restored")
-        assert isinstance(await mirror.lookup("mv_1"), Known)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
 
 
 async def test_swapped_databases_are_a_loss(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ async def test_swapped_databases_are_a_loss(redis_server: RedisServer, tmp_path:
         await app.execute_command("SWAPDB", 0, 5)
         assert not await app.exists(PREFIX + "mv_1")
         await eventually(lambda: exists(app, "mv_1"), "restored", limit=30)
-        assert isinstance(await mirror.lookup("mv_1"), Known)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
 
 
 async def exists(app, job_id: str) -> bool:
@@ -250,8 +251,8 @@ async def test_deleted_midway_stays_gone(redis_server: RedisServer, tmp_path: Pa
                 await eventually(lambda key=entry["key"]: missing(app, key), "removed again")
             else:
                 await eventually(holds(mirror, job_id, raw), "captured")
-        assert mirror.is_gone(job_id)
-        assert isinstance(await mirror.lookup(job_id), Tombstoned)
+        assert mirror.reads.is_gone(job_id)
+        assert isinstance(await mirror.reads.lookup(job_id), Tombstoned)
 
 
 async def missing(app, key: str) -> bool:
@@ -286,11 +287,11 @@ async def test_an_expired_job_is_known_as_such(redis_server: RedisServer, tmp_pa
         await followed(mirror, since)
         async with connected(redis_server) as app:
             assert not await app.exists(PREFIX + "mv_1")
-        assert isinstance(await mirror.lookup("mv_1"), Expired)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Expired)
 
 
 async def expired(mirror, job_id: str) -> bool:
-    return isinstance(await mirror.lookup(job_id), Expired)
+    return isinstance(await mirror.reads.lookup(job_id), Expired)
 
 
 async def test_an_old_snapshot_is_brought_up_to_date(
@@ -385,19 +386,19 @@ async def test_a_hung_redis_is_noticed_and_survived(
         assert redis_server.pid is not None
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
-            await eventually(lambda: mirror.creation_refusal() is not None, "noticed")
-            refusal = mirror.creation_refusal()
+            await eventually(lambda: mirror.creations.refusal() is not None, "noticed")
+            refusal = mirror.creations.refusal()
             assert refusal is not None
             assert (refusal.code, refusal.status) == ("job_not_stored", 503)
-            known = await mirror.lookup("mv_1")
+            known = await mirror.reads.lookup("mv_1")
             assert isinstance(known, Known)
-            answer = mirror.app_answer(known)
+            answer = mirror.reads.app_answer(known)
             assert answer is not None
             assert json.loads(answer.body)["job_id"] == "mv_1"
             assert dict(answer.headers)["X-Job-Source"] == "sqlite"
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
-        await eventually(lambda: mirror.creation_refusal() is None, "recovered")
+        await eventually(lambda: mirror.creations.refusal() is None, "recovered")
 
 
 async def test_a_created_job_is_confirmed(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -405,10 +406,10 @@ async def test_a_created_job_is_confirmed(redis_server: RedisServer, tmp_path: P
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
         await write(app, "mv_1")
-        assert await mirror.confirm_created("mv_1") is Creation.CONFIRMED
-        assert isinstance(await mirror.lookup("mv_1"), Known)
-        assert await mirror.confirm_created("mv_never", timeout=0.1) is Creation.NOT_STORED
-        late = asyncio.create_task(mirror.confirm_created("mv_late", timeout=30.0))
+        assert await mirror.creations.confirm("mv_1") is Creation.CONFIRMED
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
+        assert await mirror.creations.confirm("mv_never", timeout=0.1) is Creation.NOT_STORED
+        late = asyncio.create_task(mirror.creations.confirm("mv_late", timeout=30.0))
         await asyncio.sleep(0)
         await write(app, "mv_late")
         assert await late is Creation.CONFIRMED
@@ -420,13 +421,13 @@ async def test_after_a_return_a_lost_job_closes_creation(
     """Redis came back, but the app's breaker skips the write: creation is refused until it ends."""
     async with running(redis_server, tmp_path / "j.db", app_breaker="60s") as mirror:
         since = await followed(mirror)
-        assert await mirror.confirm_created("mv_0", timeout=0.05) is Creation.NOT_STORED
-        assert mirror.creation_refusal() is None, "Redis has not been away"
+        assert await mirror.creations.confirm("mv_0", timeout=0.05) is Creation.NOT_STORED
+        assert mirror.creations.refusal() is None, "Redis has not been away"
         await restart_empty(redis_server)
         await followed(mirror, since)
-        assert mirror.creation_refusal() is None
-        assert await mirror.confirm_created("mv_1", timeout=0.05) is Creation.NOT_STORED
-        refusal = mirror.creation_refusal()
+        assert mirror.creations.refusal() is None
+        assert await mirror.creations.confirm("mv_1", timeout=0.05) is Creation.NOT_STORED
+        refusal = mirror.creations.refusal()
         assert refusal is not None
         assert refusal.reason == "app_breaker_open"
         assert refusal.retry_after is not None
@@ -445,9 +446,9 @@ async def test_a_killed_proxy_knows_that_redis_has_just_come_back(
     for again in ("seen by an earlier process", "while no process ran"):
         async with running(redis_server, store, app_breaker="60s") as mirror:
             await followed(mirror)
-            assert mirror.creation_refusal() is None
-            assert await mirror.confirm_created("mv_1", timeout=0.05) is Creation.NOT_STORED
-            refusal = mirror.creation_refusal()
+            assert mirror.creations.refusal() is None
+            assert await mirror.creations.confirm("mv_1", timeout=0.05) is Creation.NOT_STORED
+            refusal = mirror.creations.refusal()
             assert refusal is not None, again
             assert refusal.reason == "app_breaker_open"
         with sqlite3.connect(store) as direct:
@@ -463,9 +464,9 @@ async def test_a_missing_job_is_revived_for_a_read(
         await followed(mirror)
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
-        assert await mirror.revive("mv_1"), "there already"
-        assert not await mirror.revive("mv_never")
-        assert not await mirror.revive("../etc")
+        assert await mirror.reads.revive("mv_1"), "there already"
+        assert not await mirror.reads.revive("mv_never")
+        assert not await mirror.reads.revive("../etc")
 
 
 async def test_deletes_are_passed_on_when_the_app_returns(
@@ -484,8 +485,8 @@ async def test_deletes_are_passed_on_when_the_app_returns(
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
         assert await mirror.tombstone("mv_1", app_notified=False)
-        assert mirror.is_gone("mv_1")
-        assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
+        assert mirror.reads.is_gone("mv_1")
+        assert isinstance(await mirror.reads.lookup("mv_1"), Tombstoned)
         await eventually(lambda: told == ["mv_1"], "passed on")
         await eventually(lambda: missing(app, PREFIX + "mv_1"), "removed")
 
@@ -517,7 +518,7 @@ async def test_odd_values_are_counted_never_fatal(
         assert shown is not None
         assert shown["data"] == "{nope"
         assert await mirror.inspection.show("too_large") is None
-        listing = await mirror.listing(None, None)
+        listing = await mirror.reads.listing(None, None)
         assert listing is not None
         names = {one["id"] for one in json.loads(listing.body)["jobs"]}
         assert names == {"bad_date", "surrogate", "huge", "mv_1"}

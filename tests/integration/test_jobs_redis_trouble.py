@@ -17,7 +17,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from proxy.demo.redis_server import RedisServer, free_port
-from proxy.jobs.mirror import Creation, Known, Tombstoned
+from proxy.jobs.answers import Known, Tombstoned
+from proxy.jobs.creations import Creation
 from tests.jobs_kit import (
     PREFIX,
     connected,
@@ -79,7 +80,7 @@ async def test_evicted_jobs_stay_known(
         missing = [job_id for job_id, raw in zip(raws, there, strict=True) if raw is None]
         assert len(missing) > 50, "the server was to evict"
         await mirror.sync()
-        found = {job_id: await mirror.lookup(job_id) for job_id in raws}
+        found = {job_id: await mirror.reads.lookup(job_id) for job_id in raws}
         assert not [one for one, what in found.items() if isinstance(what, Tombstoned)]
         state = mirror.state()
         assert state["deleted"] == 0
@@ -92,12 +93,12 @@ async def test_evicted_jobs_stay_known(
 
         def marked() -> bool:
             mark = mirror._session._epoch.mark  # type: ignore[union-attr]
-            return mark is not None and mark.facts.evicted == evicted
+            return mark is not None and mark.info.evicted == evicted
 
         await eventually(marked, "the burst is over")
         assert await app.delete(PREFIX + survivor) == 1
         await eventually(deleted(mirror, survivor), "the deletion was noticed")
-        assert await mirror.revive(captured[0])
+        assert await mirror.reads.revive(captured[0])
         assert await app.get(PREFIX + captured[0]) == raws[captured[0]]
         mirror._session.capture.evictions.report(float("inf"))
     assert len(lines(caplog, "jobs evicted from Redis")) <= 2, "a burst is one line"
@@ -124,7 +125,7 @@ async def test_evictions_while_the_proxy_was_away(small_redis: RedisServer, tmp_
     for _ in range(2):
         async with running(small_redis, tmp_path / "j.db") as mirror:
             await followed(mirror)
-            assert isinstance(await mirror.lookup("mv_first"), Known)
+            assert isinstance(await mirror.reads.lookup("mv_first"), Known)
 
 
 async def test_a_keyspace_event_is_proof(small_redis: RedisServer, tmp_path: Path) -> None:
@@ -208,11 +209,11 @@ async def test_a_slow_redis_confirms_late(
 
         async def create(job_id: str) -> Creation:
             await write(app, job_id)
-            return await mirror.confirm_created(job_id)
+            return await mirror.creations.confirm(job_id)
 
         outcomes = await asyncio.gather(*(create(f"mv_{number}") for number in range(20)))
         assert set(outcomes) <= STORED
-        assert await mirror.confirm_created("mv_never") is Creation.NOT_STORED
+        assert await mirror.creations.confirm("mv_never") is Creation.NOT_STORED
         assert mirror.state()["redis"] == "live"
 
 
@@ -229,8 +230,8 @@ async def test_no_answer_is_not_a_missing_key(redis_server: RedisServer, tmp_pat
         distance.seconds = 2.5
         await asyncio.sleep(0)
         await write(app, "mv_slow")
-        assert await mirror.confirm_created("mv_slow") is Creation.UNCONFIRMED
-        assert mirror.creation_refusal() is None
+        assert await mirror.creations.confirm("mv_slow") is Creation.UNCONFIRMED
+        assert mirror.creations.refusal() is None
 
 
 async def test_a_redis_that_went_away_confirms_nothing(
@@ -242,10 +243,10 @@ async def test_a_redis_that_went_away_confirms_nothing(
         running(redis_server, tmp_path / "j.db", confirm_within="1s") as mirror,
     ):
         await followed(mirror)
-        waiting = asyncio.create_task(mirror.confirm_created("mv_late"))
+        waiting = asyncio.create_task(mirror.creations.confirm("mv_late"))
         await asyncio.to_thread(redis_server.kill)
         assert await waiting is Creation.NOT_STORED
-        assert mirror.not_stored().reason == "redis_down"
+        assert mirror.creations.not_stored().reason == "redis_down"
         await app.aclose()
 
 
@@ -256,7 +257,7 @@ async def refuses(mirror: Any, reason: str) -> None:
     """Wait until creations are refused before the upload, for this reason."""
 
     def refused() -> bool:
-        refusal = mirror.creation_refusal()
+        refusal = mirror.creations.refusal()
         return refusal is not None and refusal.reason == reason
 
     await eventually(refused, f"creations are refused: {reason}")
@@ -280,7 +281,7 @@ async def test_a_full_redis_is_known_before_the_upload(
         assert state["redis"] == "live"
         assert state["writes"].startswith("OOM")
         await app.config_set("maxmemory", 0)
-        await eventually(lambda: mirror.creation_refusal() is None, "creations are taken again")
+        await eventually(lambda: mirror.creations.refusal() is None, "creations are taken again")
         assert mirror.state()["writes"] == "ok"
         assert registry.get_sample_value("proxy_mirror_degraded", labels) == 0
 
@@ -305,7 +306,7 @@ async def test_too_few_replicas_are_known(redis_server: RedisServer, tmp_path: P
         await app.config_set("min-replicas-to-write", 1)
         await refuses(mirror, "redis_refuses_writes")
         await app.config_set("min-replicas-to-write", 0)
-        await eventually(lambda: mirror.creation_refusal() is None, "creations are taken again")
+        await eventually(lambda: mirror.creations.refusal() is None, "creations are taken again")
 
 
 async def test_a_demoted_master_is_no_store(
@@ -317,12 +318,12 @@ async def test_a_demoted_master_is_no_store(
         raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
         await app.execute_command("REPLICAOF", "127.0.0.1", small_redis.port)
-        await eventually(lambda: mirror.creation_refusal() is not None, "creations are refused")
+        await eventually(lambda: mirror.creations.refusal() is not None, "creations are refused")
         await eventually(lambda: mirror.state()["redis"] == "down", "no store")
         assert "replica" in mirror.state()["reason"]
         await app.execute_command("REPLICAOF", "NO", "ONE")
         await eventually(lambda: there(app, "mv_1", raw), "the job is put back")
-        assert isinstance(await mirror.lookup("mv_1"), Known)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
 
 
 async def there(app: Any, job_id: str, raw: bytes) -> bool:
@@ -343,7 +344,7 @@ async def test_odd_keys_and_lives_are_counted_lines(
         since = mirror.state()["since"]
         for number, life in enumerate((999_999_999_999_999, 9_000_000_000_000_000_000 // 10)):
             await app.set(PREFIX + f"mv_long{number}", job(f"mv_long{number}"), px=life)
-            assert await mirror.confirm_created(f"mv_long{number}") in STORED
+            assert await mirror.creations.confirm(f"mv_long{number}") in STORED
         await app.set(PREFIX + "a b", "{}")
         await app.set(PREFIX.encode() + b"\xff/\x00", "{}")
         await app.set(PREFIX + "x" * 300, "{}")
@@ -408,7 +409,7 @@ async def test_an_unseen_old_version_of_a_deleted_job_stays_away(
             mirror._session._epoch.old_data = True  # type: ignore[union-attr]
             await write(app, "mv_1", job("mv_1", "processing", progress=3.0))
             await eventually(lambda: gone(app, "mv_1"), "the old version is removed")
-            assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
+            assert isinstance(await mirror.reads.lookup("mv_1"), Tombstoned)
             mirror._session._epoch.old_data = True  # type: ignore[union-attr]
             newer = job("mv_1", "queued", started_at="2199-01-01T00:00:00+00:00")
             await write(app, "mv_1", newer)
@@ -434,7 +435,7 @@ async def test_a_manual_restore_brings_back_no_deletion(
         await app.delete(PREFIX + "mv_1")
         await mirror.restore()
         assert not await app.exists(PREFIX + "mv_1")
-        assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Tombstoned)
 
 
 async def test_a_renamed_or_copied_job(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -462,7 +463,7 @@ async def test_a_list_is_as_old_as_the_last_word_of_redis(
         await eventually(holds(mirror, "mv_1", raw), "captured")
         await asyncio.to_thread(redis_server.kill)
         await eventually(lambda: mirror.state()["redis"] == "down", "lost")
-        answer = await mirror.listing(None, 10)
+        answer = await mirror.reads.listing(None, 10)
         assert answer is not None
         as_of = dict(answer.headers)["X-Job-As-Of"]
         assert as_of >= mirror.state()["last_sync"]
@@ -541,8 +542,8 @@ async def test_without_info_nothing_is_taken_for_deleted(
         await mirror.tombstone("mv_2", app_notified=True)
         await app.delete(PREFIX + "mv_1", PREFIX + "mv_2")
         await mirror.sync()
-        assert isinstance(await mirror.lookup("mv_1"), Known)
-        assert isinstance(await mirror.lookup("mv_2"), Tombstoned)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Known)
+        assert isinstance(await mirror.reads.lookup("mv_2"), Tombstoned)
         assert not await app.exists(PREFIX + "mv_2")
 
 
@@ -583,7 +584,7 @@ async def test_read_only_rights_claim_no_removal(
             lambda: bool(lines(caplog, "deleted job reappeared and cannot be removed")), "logged"
         )
         assert not lines(caplog, "deleted job reappeared and was removed")
-        assert isinstance(await mirror.lookup("mv_1"), Tombstoned)
+        assert isinstance(await mirror.reads.lookup("mv_1"), Tombstoned)
 
 
 async def test_a_server_without_hello(tmp_path: Path) -> None:
@@ -599,7 +600,7 @@ async def test_a_server_without_hello(tmp_path: Path) -> None:
             assert mirror.state()["capture"] == "scanning"
             assert mirror.state()["missing_rights"][0].startswith("hello")
             await app.set(PREFIX + "mv_1", job("mv_1"), ex=86400)
-            assert await mirror.confirm_created("mv_1") in STORED
+            assert await mirror.creations.confirm("mv_1") in STORED
     finally:
         server.kill()
 
@@ -630,7 +631,7 @@ async def test_the_documented_rights_are_enough(
         assert state["missing_rights"] == []
         assert state["capture"] == "tracking"
         raw = await write(app, "mv_1")
-        assert await mirror.confirm_created("mv_1") in STORED
+        assert await mirror.creations.confirm("mv_1") in STORED
         await eventually(lambda: bool(mirror.state()["counting"]), "the pipeline is counted")
         await app.flushall()
         await eventually(lambda: there(app, "mv_1", raw), "restored")

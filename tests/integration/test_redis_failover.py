@@ -21,8 +21,10 @@ from proxy.config.schema import Redis as RedisSection
 from proxy.core.clock import SystemClock
 from proxy.core.redis.client import connect, master_finder
 from proxy.demo.redis_server import RedisServer, free_port
+from proxy.jobs.answers import Known
+from proxy.jobs.creations import Creation
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.mirror import Creation, Known, Mirror
+from proxy.jobs.mirror import Mirror
 from tests.jobs_kit import PREFIX, deleted, eventually, followed, holds, job, settings, write
 
 GROUP = "jobs-master"
@@ -174,7 +176,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
                     written_to = app.connection_pool.master_address  # type: ignore[attr-defined]
             except RedisError:
                 return  # the app would have answered 500
-            outcomes[job_id] = await mirror.confirm_created(job_id)
+            outcomes[job_id] = await mirror.creations.confirm(job_id)
             if outcomes[job_id] in STORED:
                 raws[job_id] = raw
             elif written_to == old:
@@ -208,7 +210,7 @@ async def test_no_creation_is_false_while_the_old_master_lives(
 
             await eventually(all_there, "every accepted job is on the new master", 60)
             for job_id in raws:
-                assert isinstance(await mirror.lookup(job_id), Known)
+                assert isinstance(await mirror.reads.lookup(job_id), Known)
             # Deletions are believed on the new master as they were on the old one.
             await mirror.sync()
             raw = await write(app, "mv_last")
@@ -226,7 +228,7 @@ async def test_a_dead_master_is_replaced(topology: Topology, tmp_path: Path) -> 
             raw = await write(app, "mv_1")
         await eventually(holds(mirror, "mv_1", raw), "captured")
         await asyncio.to_thread(topology.master.kill)
-        await eventually(lambda: mirror.creation_refusal() is not None, "creations are refused")
+        await eventually(lambda: mirror.creations.refusal() is not None, "creations are refused")
 
         async def there() -> bool:
             with contextlib.suppress(RedisError):
@@ -238,7 +240,7 @@ async def test_a_dead_master_is_replaced(topology: Topology, tmp_path: Path) -> 
         await eventually(lambda: mirror.redis_whole, "the mirror is there", 60)
         async with topology.app() as app:
             await write(app, "mv_2", job("mv_2"))
-            assert await mirror.confirm_created("mv_2") in STORED
+            assert await mirror.creations.confirm("mv_2") in STORED
 
 
 async def test_the_newest_configuration_counts(topology: Topology) -> None:

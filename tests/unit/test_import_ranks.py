@@ -137,6 +137,7 @@ PURE = (
     "proxy.idempotency.record",
     "proxy.jobs.redis.activity",
     "proxy.jobs.queue.forecast",
+    "proxy.jobs.answers",
     "proxy.jobs.document",
     "proxy.jobs.events",
     "proxy.jobs.video_metrics.events",

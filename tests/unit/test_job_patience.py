@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.errors import JobExpired, StillWaiting
 from proxy.forward.routing.plan import Reply
-from proxy.jobs.mirror import NoAnswer
+from proxy.jobs.answers import NoAnswer
 from proxy.routes.jobs import patience as patience_module
 
 

@@ -34,8 +34,8 @@ from proxy.core.vitals import Vitals
 from proxy.forward.routing.compile import Compiler
 from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
+from proxy.jobs.creations import Creation
 from proxy.jobs.metrics import JobMetrics
-from proxy.jobs.mirror import Creation
 from proxy.jobs.video_metrics.events import STAGE_ERRORS
 from proxy.jobs.video_metrics.metrics import Counted
 from proxy.jobs.video_metrics.totals import Example, Totals

@@ -18,7 +18,8 @@ from proxy.core.errors import (
 )
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import Reply, Trouble
-from proxy.jobs.mirror import Answer, Mirror
+from proxy.jobs.answers import Answer
+from proxy.jobs.mirror import Mirror
 
 
 class ApiKeyCheck:
@@ -44,7 +45,7 @@ class ApiKeyCheck:
 def doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:
     """Raise, rather than pass on a 404 that may be untrue. Other trouble passes as what it is."""
     if not isinstance(trouble, ProxyError) and trouble.status == 404:
-        doubt = mirror.absence_unknown(job_id)
+        doubt = mirror.reads.absence_unknown(job_id)
         if doubt is not None:
             raise doubt
 

@@ -11,7 +11,8 @@ import json
 from proxy.core.errors import ProxyError
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import Reply, Trouble
-from proxy.jobs.mirror import Creation, Mirror
+from proxy.jobs.creations import Creation
+from proxy.jobs.mirror import Mirror
 from proxy.uploads.check import UploadCheck
 
 #: Methods that create nothing, where a route takes them beside the one that does (RFC 9110 §9.2.1).
@@ -29,7 +30,7 @@ class CreatesJob:
     def refuse(self, exchange: Exchange) -> None:
         if exchange.method in _SAFE:
             return
-        refusal = self._mirror.creation_refusal()
+        refusal = self._mirror.creations.refusal()
         if refusal is not None:
             if (problem := self._mirror.store_problem) is not None:
                 exchange.note(store_problem=problem)
@@ -45,15 +46,15 @@ class CreatesJob:
         if job_id is None:
             # No creation, or none that can be recognised: an operator has to know of the second.
             exchange.note(job_stored="unknown")
-            self._mirror.unreadable_creation()
+            self._mirror.creations.unreadable()
             return None
         exchange.note(job_id=job_id)
-        result = await self._mirror.confirm_created(job_id)
+        result = await self._mirror.creations.confirm(job_id)
         exchange.note(job_stored=result.value)
         self._mirror.active.created(job_id, exchange.correlation_id)
         if result is Creation.NOT_STORED:
-            raise self._mirror.not_stored()
-        exchange.added = self._mirror.forecast(job_id)
+            raise self._mirror.creations.not_stored()
+        exchange.added = self._mirror.reads.forecast(job_id)
         seconds = (
             exchange.filter.facts.get("duration")
             if isinstance(exchange.filter, UploadCheck)

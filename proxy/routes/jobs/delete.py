@@ -8,7 +8,8 @@ from __future__ import annotations
 from proxy.core.errors import ProxyError
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import Reply, Trouble
-from proxy.jobs.mirror import Known, Mirror, NoAnswer, Tombstoned
+from proxy.jobs.answers import Known, NoAnswer, Tombstoned
+from proxy.jobs.mirror import Mirror
 from proxy.routes.jobs.common import ApiKeyCheck, doubt, reply_with, upstream_is_away
 
 
@@ -37,9 +38,9 @@ class DeletesJob:
             return None
         if not self._door.admits(exchange, trouble):
             return None
-        match await self._mirror.lookup(job_id):
+        match await self._mirror.reads.lookup(job_id):
             case Tombstoned():
-                return reply_with(self._mirror.not_found())
+                return reply_with(self._mirror.reads.not_found())
             case Known():
                 pass
             case NoAnswer():
@@ -53,4 +54,4 @@ class DeletesJob:
         if not await self._mirror.tombstone(job_id, app_notified=told):
             doubt(self._mirror, job_id, trouble)
             return None
-        return reply_with(self._mirror.deleted_answer(job_id))
+        return reply_with(self._mirror.reads.deleted_answer(job_id))

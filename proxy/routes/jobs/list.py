@@ -9,7 +9,8 @@ from proxy.core.errors import ProxyError
 from proxy.forward.exchange import Exchange
 from proxy.forward.fallbacks import reserve
 from proxy.forward.routing.plan import Reply, Trouble
-from proxy.jobs.mirror import Mirror, NoAnswer
+from proxy.jobs.answers import NoAnswer
+from proxy.jobs.mirror import Mirror
 from proxy.routes.jobs.common import ApiKeyCheck, reply_with, upstream_is_away
 
 
@@ -39,7 +40,7 @@ class ListsJobs:
             return None
         query = parse_qs(exchange.path.partition("?")[2])
         limit = query.get("limit", [""])[0]
-        answer = await self._mirror.listing(
+        answer = await self._mirror.reads.listing(
             query.get("status", [None])[0],
             int(limit[:9]) if limit.isdecimal() else None,
             partial(reserve, exchange),

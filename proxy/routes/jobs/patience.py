@@ -9,7 +9,8 @@ from proxy.config.listeners import JobRole
 from proxy.core.errors import ProxyError, StillWaiting
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import Reply
-from proxy.jobs.mirror import Mirror, NoAnswer
+from proxy.jobs.answers import NoAnswer
+from proxy.jobs.mirror import Mirror
 from proxy.routes.jobs.app_presence import AppPresence
 from proxy.routes.jobs.list import ListsJobs
 from proxy.routes.jobs.read import ReadsJob
@@ -61,7 +62,7 @@ class Patience:
             running.cancel()
 
     def _refused(self, exchange: Exchange) -> None:
-        self._mirror.app_is_down()
+        self._mirror.creations.app_is_down()
         self._over(exchange)
 
     def _over(self, exchange: Exchange) -> None:

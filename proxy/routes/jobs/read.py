@@ -13,7 +13,8 @@ from proxy.core.clock import iso_utc
 from proxy.core.errors import JobExpired, ProxyError
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import AskAgain, Reply, Trouble
-from proxy.jobs.mirror import Expired, Known, Mirror, NoAnswer, Tombstoned
+from proxy.jobs.answers import Expired, Known, NoAnswer, Tombstoned
+from proxy.jobs.mirror import Mirror
 from proxy.routes.jobs.common import ApiKeyCheck, doubt, field_lines, reply_with, upstream_is_away
 
 
@@ -34,10 +35,10 @@ class ReadsJob:
             return upstream_is_away(trouble)
         if trouble.status == 200:
             job_id = exchange.parameters[self._parameter]
-            if self._mirror.is_gone(job_id):
+            if self._mirror.reads.is_gone(job_id):
                 return True
             if not exchange.asked_again:  # its answer has fields of ours already
-                exchange.added = self._mirror.forecast(job_id)
+                exchange.added = self._mirror.reads.forecast(job_id)
             return False
         return trouble.status == 404 or trouble.status >= 500
 
@@ -53,9 +54,9 @@ class ReadsJob:
         exchange.added = b""  # the answer to a second question was no better: nothing was repaired
         if not self._door.admits(exchange, trouble):
             return None
-        match await self._mirror.lookup(job_id):
+        match await self._mirror.reads.lookup(job_id):
             case Tombstoned():
-                return reply_with(self._mirror.not_found())
+                return reply_with(self._mirror.reads.not_found())
             case Expired(expired_at):
                 raise JobExpired(
                     f"Job {job_id} expired at {iso_utc(expired_at)}", expired_at=iso_utc(expired_at)
@@ -69,12 +70,12 @@ class ReadsJob:
                     and exchange.body.done
                     and not exchange.bytes_in
                 )
-                if again and await self._mirror.revive(job_id):
-                    fields = self._mirror.headers("redis", known.as_of)
+                if again and await self._mirror.reads.revive(job_id):
+                    fields = self._mirror.reads.headers("redis", known.as_of)
                     lines = field_lines(f for f in fields if f[0] != "Content-Type")
-                    forecast = self._mirror.forecast(job_id).split(b"\r\n")[1:]
+                    forecast = self._mirror.reads.forecast(job_id).split(b"\r\n")[1:]
                     return AskAgain((*lines, *forecast))
-                answer = self._mirror.app_answer(known)
+                answer = self._mirror.reads.app_answer(known)
                 return None if answer is None else reply_with(answer)
             case NoAnswer() as silent:
                 doubt(self._mirror, job_id, trouble)
