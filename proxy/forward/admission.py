@@ -1,9 +1,9 @@
-"""Leave to call an upstream: a place in its bulkhead, and what an open circuit says.
+"""Permission to call an upstream: a place in its bulkhead and a permit from its circuit.
 
-A call that meets an open circuit is refused, or held where the breaker says so: it waits its turn
-(resilience/circuit/holding.py), at most `hold` after the request came and never beyond the deadline
-of all its attempts. Nothing is read and nothing is dialled meanwhile; a client that leaves and a
-proxy that drains end the wait.
+A call that meets an open circuit is refused, or held if the breaker is configured so: it waits its
+turn (resilience/circuit/holding.py) until `hold` seconds after the request began, and never beyond
+the deadline of all its attempts. Nothing is read or dialled meanwhile. The wait ends when the
+client leaves or the proxy drains.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from proxy.core.errors import Draining
 from proxy.forward.exchange import Exchange
 from proxy.forward.outcome import refuses
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import until_left
+from proxy.forward.waiting import check_client
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.bulkhead import BulkheadTicket as Place
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.holding import NEVER
 from proxy.resilience.circuit.permits import Permit
 
-#: Seconds that a caller waits for leave to be a probe: a slow Redis' answer, and no longer.
+#: Seconds that a caller waits for a probe lease: long enough for a slow Redis, no longer.
 _LEASE_PATIENCE = 0.25
 
 _T = TypeVar("_T")
 
 
 async def until_not_open(exchange: Exchange, plan: UpstreamPlan) -> None:
-    """Before anything is read or queued for: raises `CircuitOpen` while nobody has leave to call,
-    after a wait where calls are held."""
+    """Raise `CircuitOpen` while the circuit is open, before anything is read or queued for. Where
+    calls are held, waits first."""
     breaker = plan.breaker
     if breaker is None or not refuses(breaker, exchange.stream.clock.monotonic()):
         return
@@ -41,7 +41,7 @@ async def until_not_open(exchange: Exchange, plan: UpstreamPlan) -> None:
 
 
 async def permitted(exchange: Exchange, breaker: CircuitBreaker) -> Permit:
-    """Leave for one call at a breaker that is not closed. Raises `CircuitOpen`."""
+    """A permit for one call from a breaker that is not closed. Raises `CircuitOpen`."""
     now = exchange.stream.clock.monotonic()
     if not _may_hold(exchange, breaker):
         await _wait_for_lease(exchange, breaker)
@@ -60,8 +60,8 @@ def _may_hold(exchange: Exchange, breaker: CircuitBreaker) -> bool:
 async def _hold(
     exchange: Exchange, breaker: CircuitBreaker, take: Callable[[float], _T | None]
 ) -> _T:
-    """What `take(now)` gives when it is this call's turn. Raises `CircuitOpen` when its time is
-    over, `Draining` when the proxy is about to stop."""
+    """Wait until it is this call's turn, and return what `take(now)` gives. Raises `CircuitOpen`
+    when the time is over, `Draining` when the proxy is about to stop."""
     client = exchange.stream
     until = min(exchange.started + breaker.rules.hold, exchange.deadline)
     held = breaker.hold(client.wake)
@@ -74,7 +74,7 @@ async def _hold(
                 taken = take(now)
                 if taken is not None:
                     if isinstance(taken, Permit):
-                        held.turn = NEVER  # used: there is none to pass on
+                        held.turn = NEVER  # used up: no turn is left to hand on
                     return taken
                 held.turn = NEVER
             if now >= until:
@@ -82,9 +82,9 @@ async def _hold(
             if client.hurried:
                 raise Draining(f"The proxy is stopping, and {breaker.name} is suspended")
             chance = breaker.next_chance if first else NEVER
-            # A chance that has passed without leave comes again with the next change.
+            # If this chance brought no permit, the next state change brings another.
             wake_at = min(until, held.turn, chance if chance > now else NEVER)
-            await client.wait(until_left(exchange, wake_at, now))
+            await client.wait(check_client(exchange, wake_at, now))
     finally:
         breaker.held.leave(held)
         waited = client.clock.monotonic() - began
@@ -93,7 +93,7 @@ async def _hold(
 
 
 async def enter(exchange: Exchange, bulkhead: Bulkhead) -> Place:
-    """A place at the upstream. Raises `Overloaded` when there is none in time."""
+    """A place in the bulkhead. Raises `Overloaded` when none becomes free in time."""
     client = exchange.stream
     place = bulkhead.enter(client.clock.monotonic(), client.wake)
     try:
@@ -101,7 +101,7 @@ async def enter(exchange: Exchange, bulkhead: Bulkhead) -> Place:
             now = client.clock.monotonic()
             if now >= place.deadline:
                 raise bulkhead.refuse(place)
-            await client.wait(until_left(exchange, place.deadline, now))
+            await client.wait(check_client(exchange, place.deadline, now))
     except BaseException:
         bulkhead.leave(place)
         raise
@@ -109,8 +109,8 @@ async def enter(exchange: Exchange, bulkhead: Bulkhead) -> Place:
 
 
 async def _wait_for_lease(exchange: Exchange, breaker: CircuitBreaker) -> None:
-    """In a fleet a probe needs a lease from Redis: wait a moment for the answer. Who is refused
-    instead may come again only when the lease has long been given back, and so each time."""
+    """In a fleet, a probe needs a lease from Redis: wait briefly for it. A caller refused at once
+    might always come back only after its lease has been returned."""
     client = exchange.stream
     now = client.clock.monotonic()
     caller = breaker.ask(now, client.wake)
@@ -119,7 +119,7 @@ async def _wait_for_lease(exchange: Exchange, breaker: CircuitBreaker) -> None:
     deadline = now + _LEASE_PATIENCE
     try:
         while caller.waiting and now < deadline:
-            await client.wait(until_left(exchange, deadline, now))
+            await client.wait(check_client(exchange, deadline, now))
             now = client.clock.monotonic()
     finally:
         breaker.callers.leave(caller)

@@ -1,16 +1,20 @@
-"""From a request to an answer of its upstream: which target, how often, and when not.
+"""From a request to its upstream's response: which target, how many attempts, and when to stop.
 
-Each step stands where it does for a reason. A body that is buffered or checked is read first: as
-long as nothing of it may pass, it needs neither place nor connection. What is known without the
-upstream is answered next (`Hooks.admit`). Then comes the bulkhead: who
-waits there has cost the upstream nothing yet (nobody queues for an open circuit, though). Retries
-stand outside the breaker, so that the breaker sees single attempts. A circuit that opens ends the
-retrying, unless it holds its calls: then the next attempt waits for it. All of it together is over
-at `x.deadline`. A server that says that it is full, and has looked at nothing, is asked again
-(`_while_full`). Inside an attempt two things are repeated without being counted, because the
-upstream never saw them: a connection that could not be opened (next target, then
-`connect_patience`), and a kept one that was closed under us before a byte of response, for a
-request that may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+The order of the steps matters:
+
+1. Buffer the body, where it is buffered or checked: until some of it may go upstream, the request
+   needs neither a bulkhead place nor a connection.
+2. Answer without the upstream where a stage can (`Hooks.admit`).
+3. Enter the bulkhead. A request that waits there has cost the upstream nothing yet. None queues
+   while the circuit is open.
+4. Make attempts. Retries are outside the breaker, so the breaker sees single attempts. When the
+   circuit opens, retrying ends, unless the circuit holds calls: then the next attempt waits for it.
+
+`exchange.deadline` bounds all of it. A server that reports itself full without having read the
+request is asked again (`_while_full`). Within an attempt, two failures are repeated without being
+counted, because the upstream never saw the request: a connection that could not be opened (next
+target, then `connect_patience`), and a reused connection that closed before the first byte of a
+response, if the request may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ from proxy.core.headers import IDEMPOTENT
 from proxy.forward.admission import enter, permitted, until_not_open
 from proxy.forward.connect import connection, idle_connection, was_reset
 from proxy.forward.exchange import Exchange
-from proxy.forward.fallbacks import needs_body, rescue, send
-from proxy.forward.known_answer import answered_already
+from proxy.forward.fallbacks import find_fallback, needs_body, send
+from proxy.forward.known_answer import answer_without_upstream
 from proxy.forward.messages import request_head, upgrade_head, wants_websocket
-from proxy.forward.outcome import Unwatched, begin, refuses
+from proxy.forward.outcome import NoOpOutcome, begin, refuses
 from proxy.forward.relay.buffering import buffer_request, wants_buffering
 from proxy.forward.relay.request import Relay, UnansweredRequest
 from proxy.forward.relay.response import Response
@@ -36,46 +40,46 @@ from proxy.resilience.circuit.permits import ProbePermit
 from proxy.resilience.circuit.states import State
 from proxy.resilience.retry import Ended, RetryPlan, parse_retry_after
 
-#: Bytes of an answer that may be read before it is passed on.
+#: Bytes of a response that may be buffered before it is relayed.
 _HELD = 1024 * 1024
 
-#: How often a request goes again that a server has not read to its end: what kills a server each
-#: time must not do so for ever.
+#: How often a request that the server did not read completely is sent again: a request that crashes
+#: the server must not do so for ever.
 _RESENT = 2
 
-#: Seconds before a server that is full is asked again: the first time, and at most.
+#: Seconds before a full server is asked again: the first pause, and the longest.
 _FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
 
 
 async def forward(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
-    """Carry `x` to its upstream and the response back. Raises `ProxyError`."""
+    """Carry `exchange` to its upstream and the response back. Raises `ProxyError`."""
     exchange.upstream = plan.name
     if wants_buffering(exchange, plan):
         await until_not_open(exchange, plan)
         await buffer_request(exchange, plan)
-    if exchange.plan.admissions and await answered_already(exchange):
+    if exchange.plan.admissions and await answer_without_upstream(exchange):
         return
     if plan.unbuffered is None or exchange.body.done:
-        await _placed(exchange, listener, plan)
+        await _with_place(exchange, listener, plan)
         return
-    # The spool does not take this body. Such requests share half of the connections: a client that
-    # sends slowly must not shut the service, whoever has filled the spool.
+    # The spool does not take this body. Such requests share half of the connections: slow senders
+    # must not block the service when the spool is full.
     place = await enter(exchange, plan.unbuffered)
     try:
-        await _placed(exchange, listener, plan)
+        await _with_place(exchange, listener, plan)
     finally:
         plan.unbuffered.leave(place)
 
 
-async def _placed(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
-    """The same once there is a place in the bulkhead."""
+async def _with_place(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+    """Make the attempts, with a place in the bulkhead if there is one."""
     if plan.bulkhead is None:
         if plan.retry is None and plan.overload is None and not exchange.plan.fallback_sources:
-            await _attempt(exchange, listener, plan, None)  # nothing here would ask for another
+            await _attempt(exchange, listener, plan, None)  # nothing here asks for a second one
         else:
             await _attempts(exchange, listener, plan)
         return
-    await until_not_open(exchange, plan)  # nobody queues for a refusal
+    await until_not_open(exchange, plan)  # do not queue only to be refused
     exchange.place = await enter(exchange, plan.bulkhead)
     try:
         await _attempts(exchange, listener, plan)
@@ -84,11 +88,11 @@ async def _placed(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan
 
 
 async def _attempts(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
-    """Attempts until one has answered the client. Raises what the last one failed with."""
+    """Make attempts until one has answered the client. Raises the last one's error."""
     retry: RetryPlan | None = None
     if plan.retry is not None:
         assert exchange.head is not None
-        sent = exchange.sent_on is not None  # by the plain path, which has counted it
+        sent = exchange.sent_on is not None  # by the fast path, which has counted it
         retry = plan.retry.begin(
             exchange.method,
             exchange.sent_at if sent else exchange.stream.clock.monotonic(),
@@ -109,7 +113,7 @@ async def _attempts(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPl
 async def _attempt(
     exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
 ) -> float | None:
-    """One attempt: None when the client has its answer, else seconds to wait before the next."""
+    """One attempt. None once the client has been answered, else seconds to wait before the next."""
     outcome = await _begin(exchange, plan, retry)
     relay: Relay | None = None
     exchange.held = None  # an earlier attempt's
@@ -118,19 +122,19 @@ async def _attempt(
         response = Response(exchange, relay, plan, head)
         wait = await _while_full(exchange, plan, response)
         if wait is None:
-            wait = _another(exchange, plan, retry, head, outcome)
+            wait = _retry_status(exchange, plan, retry, head, outcome)
         if wait is None:
             wait = await _answer(exchange, plan, response, outcome)
         return wait
     except UpstreamFailure as error:
         if error.reason != "deadline" or retry is None or not retry.retries:
-            outcome.failed(error.kind)  # an attempt that the deadline cut short proves nothing
-        if error.kind != "connect":  # those are told where they happen
+            outcome.failed(error.kind)  # an attempt cut short by the deadline proves nothing
+        if error.kind != "connect":  # connect failures are recorded where they happen
             exchange.failed_attempt(error.kind, exchange.target)
         if exchange.replied or retry is None:
             raise
         ended = Ended(error.kind, error.kind != "connect", exchange.body_whole)
-        wait = _again(exchange, plan, retry, ended)
+        wait = _retry_wait(exchange, plan, retry, ended)
         if wait is None:
             raise
         return wait
@@ -142,13 +146,15 @@ async def _attempt(
     finally:
         outcome.close()
         if relay is not None:
-            await relay.release(reusable=False)  # unless its response has done that
+            await relay.release(reusable=False)  # no effect if the response has released it
 
 
-async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> Unwatched:
-    """Leave for an attempt, and who is told its end. Raises `CircuitOpen`."""
+async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> NoOpOutcome:
+    """Get the breaker's permit for an attempt, and the object that records its outcome. Raises
+    `CircuitOpen`."""
     if exchange.outcome is not None:
-        # What the fast path has sent needs no permit, whatever has become of the circuit since.
+        # The fast path has sent the request already: it needs no permit, even if the circuit has
+        # opened since.
         outcome, exchange.outcome = exchange.outcome, None
         return outcome
     if plan.breaker is None or plan.breaker.state is State.CLOSED:
@@ -160,15 +166,15 @@ async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None
 
 
 async def _while_full(exchange: Exchange, plan: UpstreamPlan, response: Response) -> float | None:
-    """Seconds to wait before the request is sent again to a server that says it is full and has not
-    looked at it; None for any other answer, and when its patience is over."""
+    """Seconds to wait before the request is sent again to a server that reports itself full without
+    having read it; None for any other response, and once the configured patience is over."""
     full, head = plan.overload, response.head
     if full is None or head.status != full.status or head.keep_alive:
         return None
     media_type = _field(head, b"content-type").partition(";")[0].strip().lower()
     if media_type != full.content_type.lower():
         return None
-    exchange.held = await response.hold(_HELD)
+    exchange.held = await response.buffer(_HELD)
     now = exchange.stream.clock.monotonic()
     exchange.waited_at = exchange.waited_at or now
     if exchange.held != full.body.encode() or not exchange.body_whole:
@@ -183,14 +189,14 @@ async def _while_full(exchange: Exchange, plan: UpstreamPlan, response: Response
     return wait
 
 
-def _another(
+def _retry_status(
     exchange: Exchange,
     plan: UpstreamPlan,
     retry: RetryPlan | None,
     response: ResponseHead,
-    outcome: Unwatched,
+    outcome: NoOpOutcome,
 ) -> float | None:
-    """Seconds to wait before the attempt that `response` calls for; None where it is the answer."""
+    """Seconds to wait before `response` is retried; None where it goes to the client."""
     failed = response.status in plan.failing
     if failed:
         outcome.failed(str(response.status))
@@ -198,7 +204,7 @@ def _another(
     if retry is None or 200 <= response.status < 400:
         return None
     ended = Ended(str(response.status), True, exchange.body_whole, _retry_after(exchange, response))
-    wait = _again(exchange, plan, retry, ended)
+    wait = _retry_wait(exchange, plan, retry, ended)
     if wait is not None and not failed:
         outcome.succeeded()
         exchange.failed_attempt(str(response.status), exchange.target)
@@ -206,19 +212,19 @@ def _another(
 
 
 async def _answer(
-    exchange: Exchange, plan: UpstreamPlan, response: Response, outcome: Unwatched
+    exchange: Exchange, plan: UpstreamPlan, response: Response, outcome: NoOpOutcome
 ) -> float | None:
-    """Give the client `response`, or what a rescuer has instead. Seconds to wait where the upstream
-    is to be asked again after all."""
+    """Answer the client with `response` or a fallback. Returns seconds to wait if a fallback wants
+    the upstream asked again."""
     head = response.head
     better: Reply | AskAgain | None = None
     if exchange.plan.fallback_sources:
         if exchange.held is None and needs_body(exchange, head):
-            exchange.held = await response.hold(_HELD)
+            exchange.held = await response.buffer(_HELD)
         try:
-            better = await rescue(exchange, head)
+            better = await find_fallback(exchange, head)
         except ProxyError:
-            # A rescuer has an error of its own to tell; the upstream's answer counts as it is.
+            # The fallback answers with an error of its own; for the breaker the call succeeded.
             outcome.succeeded()
             raise
     if isinstance(better, Reply):
@@ -230,20 +236,20 @@ async def _answer(
         exchange.added = b"".join(b"\r\n" + line for line in better.lines)
         outcome.succeeded()
         return 0.0
-    elif exchange.plan.answered and (refusal := _looked_at(exchange, head)) is not None:
-        outcome.succeeded()  # the upstream has done its part
+    elif exchange.plan.answered and (refusal := _check_response(exchange, head)) is not None:
+        outcome.succeeded()  # the upstream did nothing wrong
         raise refusal
     elif head.status == 101:
         await _tunnel(exchange, response.upstream, plan, head, outcome)
     else:
         outcome.flows()
-        await response.pass_on(outcome)
+        await response.send_to_client(outcome)
     outcome.succeeded()
     return None
 
 
-def _looked_at(exchange: Exchange, head: ResponseHead) -> ProxyError | None:
-    """What a stage that looks at answers has against this one."""
+def _check_response(exchange: Exchange, head: ResponseHead) -> ProxyError | None:
+    """The refusal of a stage that checks response heads, if any."""
     try:
         for observe in exchange.plan.answered:
             observe(exchange, head)
@@ -255,14 +261,14 @@ def _looked_at(exchange: Exchange, head: ResponseHead) -> ProxyError | None:
 async def _response(
     exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan
 ) -> tuple[Relay, ResponseHead]:
-    """The head of a response, and the relay that will pass it on."""
+    """Send the request and return the response's head, with the relay that carries the exchange."""
     assert exchange.head is not None
     repeatable = exchange.method in IDEMPOTENT or exchange.plan.repeatable
     fresh = not plan.reuse_for_all and not (repeatable and _can_replay(exchange))
     resent = 0
     while True:
         upstream, exchange.sent_on = exchange.sent_on, None
-        sent = upstream is not None  # by the plain path, as the attempt that it has counted
+        sent = upstream is not None  # by the fast path, which has counted the attempt
         if upstream is None:
             upstream = None if fresh else idle_connection(exchange, plan)
             if upstream is None:
@@ -273,10 +279,10 @@ async def _response(
         try:
             if not sent:
                 relay.send(request_head(exchange, listener, plan, upstream.pool))
-            return relay, await relay.converse()
+            return relay, await relay.read_response_head()
         except UnansweredRequest:
             try:
-                again = exchange.body_whole and await _goes_again(
+                again = exchange.body_whole and await _may_resend(
                     exchange, plan, upstream, repeatable, resent
                 )
             finally:
@@ -291,12 +297,14 @@ async def _response(
             raise
 
 
-async def _goes_again(
+async def _may_resend(
     exchange: Exchange, plan: UpstreamPlan, upstream: UpstreamStream, repeatable: bool, resent: int
 ) -> bool:
-    """Whether a request without an answer is sent again as if nothing had been sent: once after a
-    kept connection, if it may be repeated; after a reset, where `resend_unread` says what one
-    proves, and there also if it may be repeated, since such a server restarts itself."""
+    """Whether an unanswered request is sent again without counting as an attempt.
+
+    Once if it was sent on a reused connection and may be repeated. With `resend_unread`, also if
+    the connection was reset, which proves that the server did not read the request, or if it may be
+    repeated, because such a server restarts itself."""
     if repeatable and not resent and upstream.reused:
         return True
     if not plan.resend_unread or resent >= _RESENT:
@@ -304,8 +312,10 @@ async def _goes_again(
     return repeatable or await was_reset(exchange, upstream)
 
 
-def _again(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended) -> float | None:
-    """Seconds to wait before another attempt; None if there is none, and the log says why."""
+def _retry_wait(
+    exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended
+) -> float | None:
+    """Seconds to wait before another attempt; None if there is none, with the reason logged."""
     now = exchange.stream.clock.monotonic()
     breaker = plan.breaker
     if breaker is not None and refuses(breaker, now) and retry.covers(ended.kind):
@@ -315,19 +325,19 @@ def _again(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ende
                 no_retry="circuit"
             )  # the answer at hand says more than `circuit_open` would
             return None
-    verdict = retry.after(ended, now)
-    if verdict.wait is None:
-        if verdict.reason != "kind":
-            exchange.note(no_retry=verdict.reason)
+    decision = retry.after(ended, now)
+    if decision.wait is None:
+        if decision.reason != "kind":
+            exchange.note(no_retry=decision.reason)
         return None
     exchange.retries += 1
     if exchange.target is not None and len(plan.upstream.pools) > 1:
         exchange.avoid = (*exchange.avoid, exchange.target)
-    return verdict.wait
+    return decision.wait
 
 
 def _can_replay(exchange: Exchange) -> bool:
-    """Whether the request's body, if there is one, can be sent a second time whatever happens."""
+    """Whether the request's body, if any, is certain to be available for a second sending."""
     assert exchange.head is not None
     if not exchange.head.has_body and exchange.filter is None:
         return True
@@ -338,13 +348,13 @@ def _can_replay(exchange: Exchange) -> bool:
 
 
 def _retry_after(exchange: Exchange, response: ResponseHead) -> float | None:
-    """What the upstream asks for, in seconds."""
+    """The response's `Retry-After`, in seconds."""
     value = _field(response, b"retry-after")
     return parse_retry_after(value, exchange.stream.clock.time()) if value else None
 
 
 def _field(response: ResponseHead, wanted: bytes) -> str:
-    """The value of the response's first field of that name, in small letters; empty without one."""
+    """The value of the first field named `wanted` (lower case); empty if there is none."""
     for line in response.lines:
         name, _, value = line.partition(b":")
         if name.lower() == wanted:
@@ -357,9 +367,9 @@ async def _tunnel(
     upstream: UpstreamStream,
     plan: UpstreamPlan,
     response: ResponseHead,
-    outcome: Unwatched,
+    outcome: NoOpOutcome,
 ) -> None:
-    """Switch protocols: from here on bytes go both ways unread."""
+    """Switch protocols: from here on bytes pass both ways uninspected."""
     assert exchange.head is not None
     if not wants_websocket(exchange.head) or response.upgrade != b"websocket":
         raise UpstreamReset(

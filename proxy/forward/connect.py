@@ -1,7 +1,7 @@
 """An open connection to one of an upstream's targets.
 
-Targets that refuse are passed over, then tried again for `connect_patience`: the upstream never saw
-anything of that, so it is not an attempt.
+Targets that refuse are skipped, then tried again for `connect_patience`. This is not an attempt,
+because the upstream never saw the request.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from proxy.core.errors import Overloaded, UpstreamUnreachable
 from proxy.forward.exchange import Exchange
 from proxy.forward.outcome import own_shortage
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import pause, until_left
+from proxy.forward.waiting import check_client, pause
 from proxy.http1.client import ClientStream
 from proxy.http1.upstream.pool import TargetPool, UpstreamStream
 
-#: Seconds for which a reset is waited for after an end, and between two looks.
+#: Seconds to wait for a reset after the connection has ended, and between two checks.
 _RESET_PATIENCE, _RESET_TICK = 0.2, 0.02
 
-#: Seconds between two rounds over targets that refuse, while `connect_patience` lasts.
+#: Seconds between two rounds over refusing targets, while `connect_patience` lasts.
 _REFUSED_PAUSE = 0.1
 
 
 def idle_connection(exchange: Exchange, plan: UpstreamPlan) -> UpstreamStream | None:
-    """The usual case, without waiting: a kept connection of the target that is to be used."""
+    """The usual case, without waiting: an idle connection to the chosen target."""
     return plan.upstream.checkout(exchange.stream, _usable(exchange, plan))
 
 
 def _usable(exchange: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
-    """The targets to prefer, None for all: those that are well, and of them those that have not
-    failed this request yet."""
+    """The targets to prefer, None for all: the healthy ones, and among them those that have not
+    failed this request."""
     usable = any_target(exchange.stream, plan)
     if exchange.avoid:
         labels = usable if usable is not None else [pool.label for pool in plan.upstream.pools]
@@ -39,16 +39,17 @@ def _usable(exchange: Exchange, plan: UpstreamPlan) -> Sequence[str] | None:
 
 
 def any_target(client: ClientStream, plan: UpstreamPlan) -> Sequence[str] | None:
-    """The targets that are well, None for all."""
+    """The healthy targets, None for all."""
     return plan.health.usable(client.clock.monotonic()) if plan.health is not None else None
 
 
 async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> UpstreamStream:
-    """An open connection: an idle one at once, else from the first target that has one to give.
+    """An open connection: an idle one at once, else one from the first target that gives one.
 
-    Targets that cannot be reached are passed over; when none is left, all are tried again until
-    `connect_patience` is over. `fresh` asks for a connection that has not been used before. A
-    shortage of ours is not waited for: another target may have a kept connection, else it is 503.
+    Unreachable targets are skipped; once all have failed, they are tried again until
+    `connect_patience` is over. `fresh` asks for a connection that has not been used before. On a
+    shortage of our own there is no waiting: another target may have an idle connection, else the
+    answer is 503.
     """
     client = exchange.stream
     tried: list[TargetPool] = []
@@ -64,7 +65,7 @@ async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> 
         try:
             answer = await _ask(exchange, plan, pool, fresh=fresh)
         except Overloaded:
-            # No time is left to wait for a place; but what has used it up were refusals.
+            # No time is left to queue, but refused connections used it up: report those.
             if exchange.unreachable is None or client.clock.monotonic() < exchange.deadline:
                 raise
             raise exchange.unreachable from None
@@ -92,9 +93,7 @@ async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> 
         if client.clock.monotonic() >= min(patient_until, exchange.deadline):
             exchange.target = pool.label
             exchange.attempts += 1
-            assert (
-                exchange.unreachable is not None
-            )  # no shortage of ours: that one was raised above
+            assert exchange.unreachable is not None  # a shortage of our own was raised above
             raise exchange.unreachable
         if exchange.on_refused is not None:
             exchange.on_refused(exchange)
@@ -105,7 +104,7 @@ async def connection(exchange: Exchange, plan: UpstreamPlan, *, fresh: bool) -> 
 async def _ask(
     exchange: Exchange, plan: UpstreamPlan, pool: TargetPool, *, fresh: bool
 ) -> UpstreamStream | Exception:
-    """What `pool` gives: a connection, or why there is none."""
+    """A connection from `pool`, or the error why there is none."""
     client = exchange.stream
     began = client.clock.monotonic()
     deadline = min(began + plan.queue_timeout, exchange.deadline)
@@ -115,7 +114,7 @@ async def _ask(
             now = client.clock.monotonic()
             if now >= deadline:
                 within = (
-                    "before the request had to be given up"
+                    "before the request's deadline"
                     if deadline == exchange.deadline
                     else f"within {now - began:.3g}s"
                 )
@@ -125,14 +124,14 @@ async def _ask(
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",
                 )
-            await client.wait(until_left(exchange, deadline, now))
+            await client.wait(check_client(exchange, deadline, now))
     except BaseException:
         pool.give_up(ticket)
         raise
     if ticket.stream is not None:
         return ticket.stream
     assert ticket.error is not None
-    if isinstance(ticket.error, Overloaded):  # it gave way to another client
+    if isinstance(ticket.error, Overloaded):  # it lost its place to another client
         raise ticket.error
     return ticket.error
 
@@ -146,14 +145,14 @@ def _why(error: Exception) -> str:
 async def was_reset(exchange: Exchange, upstream: UpstreamStream) -> bool:
     """Whether a connection that has ended was reset.
 
-    A server that closes a socket while bytes wait in it, or to which bytes come after that, resets
-    the connection (RFC 9293 §3.6.1); one that has read all of the request only ends it. The reset
-    may follow the end by a round trip, so it is waited for a moment.
+    A server that closes a socket with unread bytes in it, or that receives bytes after closing it,
+    resets the connection (RFC 9293 §3.6.1). One that has read the whole request ends it normally.
+    The reset may arrive a round trip after the end, so this waits briefly.
     """
     until = exchange.stream.clock.monotonic() + _RESET_PATIENCE
     while not upstream.saw_reset():
         now = exchange.stream.clock.monotonic()
         if now >= until:
             return False
-        await exchange.stream.wait(until_left(exchange, min(until, now + _RESET_TICK), now))
+        await exchange.stream.wait(check_client(exchange, min(until, now + _RESET_TICK), now))
     return True

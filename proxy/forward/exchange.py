@@ -1,5 +1,5 @@
-"""One request and what became of it: the record that every part of the pipeline writes into and
-that the sinks (access log, metrics) read when it is over."""
+"""The record of one request: every part of the pipeline writes to it, and the sinks (access log,
+metrics, trace) read it when the exchange is over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proxy.spool import SpooledBody
 
 if TYPE_CHECKING:
     from proxy.core.errors import ProxyError, UpstreamUnreachable
-    from proxy.forward.outcome import Unwatched
+    from proxy.forward.outcome import NoOpOutcome
     from proxy.forward.routing.client_shares import ClientShare
     from proxy.forward.routing.plan import ListenerPlan, Reply, RoutePlan
     from proxy.http1.upstream.pool import UpstreamStream
@@ -32,13 +32,12 @@ _NO_BODY = NoBody()
 
 
 class BodyFilter(Protocol):
-    """What stands between a request's body and the upstream, and has the last word on it.
+    """Checks, and may rewrite, a request's body before the upstream gets it.
 
-    `content_type` replaces the client's upstream; None leaves it. `stale` are the fields, in lower
-    case, that are not true of the body any more where it does. `forward_length` is the length of
-    what `feed` and `finish` will give in all; None makes us chunk. When something changes without
-    the engine's doing (not `blocked` any more, an early refusal), the filter notifies the client's
-    stream.
+    `content_type` replaces the client's; None keeps it. `stale` are the names, in lower case, of
+    fields that no longer describe the body once it has been rewritten. `forward_length` is the
+    total length of what `feed` and `finish` return; None means chunked. When its state changes on
+    its own (no longer `blocked`, an early refusal), the filter notifies the client's stream.
     """
 
     @property
@@ -52,18 +51,18 @@ class BodyFilter(Protocol):
 
     @property
     def blocked(self) -> bool:
-        """Whether `feed` should get no more for now."""
+        """Whether `feed` must not be given more data for now."""
         ...
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body, `b""` just to ask; what may go upstream now. The upstream
-        gets its request when this first gives something. Raises the `ProxyError` that refuses the
-        request."""
+        """Take the next bytes of the body (`b""` to poll) and return what may go upstream now. The
+        upstream gets the request once this returns something. Raises the `ProxyError` that refuses
+        the request."""
         ...
 
     async def finish(self) -> list[bytes] | SpooledBody:
-        """After the last byte: what was held back, or all of the body where the filter has kept it
-        and has given nothing. Raises the `ProxyError` that refuses it."""
+        """After the last byte, return what was held back, or the whole body if the filter has kept
+        it and released nothing. Raises the `ProxyError` that refuses the request."""
         ...
 
     def close(self) -> None:
@@ -72,8 +71,8 @@ class BodyFilter(Protocol):
 
 
 class Tee:
-    """A copy of a response's body, up to `limit` bytes and as long as `memory` has room for it.
-    `complete` once the body has ended."""
+    """A copy of a response's body, up to `limit` bytes and while `memory` has room. `complete` is
+    set once the body has ended."""
 
     __slots__ = ("complete", "limit", "memory", "pieces", "size")
 
@@ -85,7 +84,7 @@ class Tee:
         self.complete = False
 
     def add(self, pieces: list[bytes]) -> None:
-        """Keep these too; past the limit everything is dropped and `complete` stays False."""
+        """Keep `pieces`. Past the limit, everything is dropped and `complete` stays False."""
         size = sum(map(len, pieces))
         self.size += size
         if self.size <= self.limit and self.memory.try_grow(size):
@@ -95,7 +94,7 @@ class Tee:
             self.close()
 
     def close(self) -> None:
-        """Nobody wants it any more."""
+        """Drop the copy."""
         self.pieces.clear()
         self.memory.clear()
 
@@ -106,8 +105,8 @@ class Tee:
 
 @dataclass(slots=True)
 class FailedAttempt:
-    """An attempt that failed, or several in a row that failed alike. Times are Unix seconds; `kind`
-    is `connect`, `reset`, `timeout` or the status."""
+    """A failed attempt, or several in a row that failed the same way. Times are Unix seconds;
+    `kind` is `connect`, `reset`, `timeout` or the status."""
 
     kind: str
     target: str | None
@@ -116,20 +115,20 @@ class FailedAttempt:
     count: int = 1
 
 
-#: Failed attempts that are remembered of one exchange.
+#: Failed attempts kept for one exchange.
 _FAILURES = 20
 
 
 class Exchange:
-    """A request in progress, afterwards the facts about it.
+    """A request in progress, and later the record of it.
 
-    Times: `started_at` is Unix seconds, `started` monotonic seconds, all durations seconds.
-    `status` is what the client got (499: it left); `code`, `reason` and `detail` are set when the
-    answer, or the lack of one, was our own doing. `bytes_in` and `bytes_out` count content, not
-    framing. `extra` are facts that stages add to the access line.
+    Times: `started_at` is in Unix seconds, `started` in monotonic seconds, all durations in
+    seconds. `status` is what the client got (499: it left). `code`, `reason` and `detail` are set
+    when the proxy itself answered or failed to. `bytes_in` and `bytes_out` count content, not
+    framing. `extra` holds fields that stages add to the access line.
     """
 
-    # Defaults stand here, once, and not in `__init__`: most exchanges change few of them.
+    # Defaults are class attributes because most exchanges change few of them.
     duration = 0.0
     status = 0
     code: str | None = None
@@ -143,48 +142,52 @@ class Exchange:
     bytes_in = 0
     bytes_out = 0
     extra: dict[str, object] | None = None
-    job_id: str | None = None  # for which a worker makes this call, where that is certain
+    job_id: str | None = None  # the job that a worker makes this call for, if that is certain
     client_correlation_id: str | None = None
     route = "-"
     continue_sent = False
     replied = False  # a final response head has been written to the client
     retries = 0  # how often the request was sent again (`X-Retry-Count`)
-    filter: BodyFilter | None = None  # what looks at the request body, if anything does
-    buffered: SpooledBody | None = None  # what has been read of its body and may be sent again
-    body_whole = True  # nothing of it has been sent that is not in `buffered`
-    parameters: Mapping[str, str] = {}  # of the path, where the route wants them
-    place: Place | None = None  # at the upstream's bulkhead
-    ends_by_close = False  # the response's end is that of its connection
-    held: bytes | None = None  # the upstream's answer, where somebody must read it first
-    pace: Pace | None = None  # how fast its body comes, where there is a minimum
-    holding: Holding | None = None  # what that takes of the memory budget
-    added = b""  # field lines for the client beside the upstream's, a CRLF before each
-    asked_again = False  # a rescuer has used its one `AskAgain`
-    away: ProxyError | None = None  # why rescuers are to be asked before the upstream
-    on_refused: Callable[[Exchange], None] | None = None  # all targets refuse connections
-    see_through = False  # goes on without its client, who will ask for the answer again
-    instead: Reply | None = None  # an answer that was found while we wait for another
-    deadline = NEVER  # monotonic: when there must be a response head, whatever it takes
-    avoid: tuple[str, ...] = ()  # targets that failed an earlier attempt
-    waited_at: float | None = None  # monotonic: when the upstream first said that it is full
-    response: ResponseHead | None = None  # what was passed on
+    filter: BodyFilter | None = None  # checks the request body
+    buffered: SpooledBody | None = None  # the part of the body that can be sent again
+    body_whole = True  # everything sent of the body is in `buffered`
+    parameters: Mapping[str, str] = {}  # path parameters, where the route uses them
+    place: Place | None = None  # in the upstream's bulkhead
+    ends_by_close = False  # the response's body ends with its connection
+    held: bytes | None = None  # the response's body, where a stage must read it first
+    pace: Pace | None = None  # the sending rate of its body, where a minimum is set
+    holding: Holding | None = None  # memory reserved for buffered responses and own replies
+    added = b""  # extra field lines for the client, each preceded by CRLF
+    asked_again = False  # the one `AskAgain` of a fallback has been used
+    away: ProxyError | None = None  # set to try the fallbacks before the upstream
+    on_refused: Callable[[Exchange], None] | None = (
+        None  # called when all targets refuse connections
+    )
+    see_through = False  # continues without its client, which will ask again
+    fallback_reply: Reply | None = None  # found while waiting for the upstream
+    deadline = NEVER  # monotonic: latest time for a response head, over all attempts
+    avoid: tuple[str, ...] = ()  # targets that failed earlier attempts
+    waited_at: float | None = None  # monotonic: when the upstream first reported itself full
+    response: ResponseHead | None = None  # the head that was relayed
     tee: Tee | None = None  # keeps a copy of the response's body
-    silence: float | None = None  # how long the upstream had said nothing when the client left
-    unfinished: float | None = None  # how long it had been sending its response by then
-    gone_in: str | None = None  # what was under way when the client left: `PHASES` of the tally
-    head_after: float | None = None  # of a stream without an end: its head came so long after ours
-    # Where the fast path has begun the attempt: on which connection, when, and who counts its end.
+    silence: float | None = None  # seconds since the request was sent when the client left
+    unfinished: float | None = None  # seconds since the response began when the client left
+    gone_in: str | None = None  # the phase in which the client left (`PHASES` of the tally)
+    head_after: float | None = None  # for an endless stream: seconds until its head came
+    # Set by the fast path when it has begun the attempt: connection, time, outcome.
     sent_on: UpstreamStream | None = None
     sent_at = 0.0
-    outcome: Unwatched | None = None
-    defect: Exception | None = None  # or what went wrong before that
-    share: ClientShare | None = None  # what the client has of the listener, where that is limited
-    uploads = False  # counts in it as an upload
-    extension: object = None  # what the stages of others share of it
-    span: ExchangeTrace | None = None  # its place in a distributed trace, where spans are sent
-    trace_id: str | None = None  # of that
-    unreachable: UpstreamUnreachable | None = None  # why the last try to connect failed
-    failures: list[FailedAttempt] | None = None  # attempts that failed, though we may have gone on
+    outcome: NoOpOutcome | None = None
+    defect: Exception | None = None  # or the exception that stopped it
+    share: ClientShare | None = (
+        None  # the client's share of the listener, where clients are limited
+    )
+    uploads = False  # counts as an upload in that share
+    extension: object = None  # state shared by extension stages
+    span: ExchangeTrace | None = None  # its span, where spans are sent
+    trace_id: str | None = None  # the span's trace
+    unreachable: UpstreamUnreachable | None = None  # why the last connection attempt failed
+    failures: list[FailedAttempt] | None = None  # failed attempts, including those retried
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -221,11 +224,11 @@ class Exchange:
 
     @property
     def trace_sampled(self) -> bool:
-        """Whether a collector gets its spans."""
+        """Whether its spans are exported."""
         return self.span is not None and self.span.sampled
 
     def drop_body(self) -> None:
-        """Nobody will ask for the request's body again."""
+        """Release the buffered request body: no further attempt needs it."""
         if self.buffered is not None:
             self.buffered.close()
             self.buffered = None
@@ -238,7 +241,7 @@ class Exchange:
             self.extra.update(facts)
 
     def failed_attempt(self, kind: str, target: str | None) -> None:
-        """Remember an attempt that failed now; what repeats itself is counted."""
+        """Record an attempt that failed now; identical failures in a row are counted together."""
         now = self.stream.clock.time()
         if self.span is not None:
             self.span.failed_attempt(kind, target, now)
@@ -253,7 +256,8 @@ class Exchange:
 
 
 def finish(exchange: Exchange) -> None:
-    """The exchange is over: tell the sinks. None of them may harm the next one."""
+    """End the exchange: notify the sinks and release what it holds. A failing sink does not stop
+    the others."""
     exchange.duration = exchange.stream.clock.monotonic() - exchange.started
     for observe in exchange.plan.finished:
         try:

@@ -1,4 +1,4 @@
-"""A better answer than an error: what stages offer when the upstream has none, in their order."""
+"""Fallback replies: what stages offer, in order, when the upstream has no good answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from proxy.forward.routing.plan import AskAgain, Reply, Trouble
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of an answer that are sent however full the memory budget is.
+#: Replies up to this many bytes are sent however full the memory budget is.
 _SMALL = 64 * 1024
 
 
-async def rescue(exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
-    """The first better answer. Raises the `ProxyError` that a rescuer wants to be the answer; any
-    other failure of a rescuer leaves things as they were."""
+async def find_fallback(exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    """The first fallback that a stage offers. Raises the `ProxyError` that a stage answers with;
+    any other exception in a stage is logged, and the next one is asked."""
     client = exchange.stream
     gone = client.shed or (client.lost and not exchange.see_through)
     if isinstance(trouble, ClientLeft) or exchange.replied or gone:
@@ -28,12 +28,12 @@ async def rescue(exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | Non
         if not fallback_source.wants(exchange, trouble):
             continue
         try:
-            # A task of its own: rescuers limit their time, and only tasks can be.
-            better = await asyncio.ensure_future(fallback_source.rescue(exchange, trouble))
+            # A task of its own, because stages use asyncio.timeout.
+            better = await asyncio.ensure_future(fallback_source.fallback(exchange, trouble))
         except ProxyError:
             raise
         except Exception:
-            logger.exception("rescue failed", extra={"correlation_id": exchange.correlation_id})
+            logger.exception("fallback failed", extra={"correlation_id": exchange.correlation_id})
             continue
         if better is not None:
             exchange.note(
@@ -44,13 +44,13 @@ async def rescue(exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | Non
 
 
 def needs_body(exchange: Exchange, trouble: Trouble) -> bool:
-    """Whether a rescuer must read the response before it is passed on."""
+    """Whether a fallback must read the response before it is relayed."""
     return any(r.needs_body and r.wants(exchange, trouble) for r in exchange.plan.fallback_sources)
 
 
 def reserve(exchange: Exchange, size: int) -> None:
-    """Count an answer of `size` bytes, before it is there. Raises `Overloaded` where there is no
-    memory for it."""
+    """Reserve memory for a reply of `size` bytes before it is built. Raises `Overloaded` when the
+    budget has no room."""
     holding = exchange.holding
     if holding is None:
         holding = exchange.holding = Holding(
@@ -63,9 +63,9 @@ def reserve(exchange: Exchange, size: int) -> None:
 
 
 def send(exchange: Exchange, reply: Reply) -> None:
-    """Answer the client with `reply`. Raises `Overloaded` where there is no memory for it."""
+    """Answer the client with `reply`. Raises `Overloaded` when the memory budget has no room."""
     if exchange.holding is not None:
-        exchange.holding.clear()  # of what the reply was made from
+        exchange.holding.clear()  # the memory that the reply was built from
     if len(reply.body) > _SMALL:
         reserve(exchange, len(reply.body))
     exchange.status = reply.status
@@ -74,6 +74,6 @@ def send(exchange: Exchange, reply: Reply) -> None:
     exchange.replied = True
     exchange.bytes_out = len(reply.body)
     if exchange.holding is not None:
-        exchange.holding.clear()  # from here on it is counted where it is written
+        exchange.holding.clear()  # from here on the connection's output buffer counts it
     if not exchange.stream.lost:
         exchange.stream.write(made_reply(exchange, reply))

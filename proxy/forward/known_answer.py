@@ -1,4 +1,4 @@
-"""Answers that are known before the upstream is asked: what stages admit a request by."""
+"""Replies that need no upstream: a stage's `admit` hook may answer the request itself."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import asyncio
 from proxy.forward.exchange import Exchange
 from proxy.forward.fallbacks import send
 from proxy.forward.routing.plan import Reply
-from proxy.forward.waiting import until_left
+from proxy.forward.waiting import check_client
 from proxy.http1.deadlines import NEVER
 
 
-async def answered_already(exchange: Exchange) -> bool:
-    """Whether a stage had the answer, which has been sent then. Raises what refuses the request,
-    and what `until_left` raises. A stage bounds its own time."""
+async def answer_without_upstream(exchange: Exchange) -> bool:
+    """Send the reply of the first stage that has one; whether there was one. Raises a stage's
+    refusal and what `check_client` raises. Each stage bounds its own time."""
     for admit in exchange.plan.admissions:
         asked = asyncio.ensure_future(admit(exchange))
         asked.add_done_callback(lambda _: exchange.stream.wake())
         try:
             while not asked.done():
                 await exchange.stream.wait(
-                    until_left(exchange, NEVER, exchange.stream.clock.monotonic())
+                    check_client(exchange, NEVER, exchange.stream.clock.monotonic())
                 )
         finally:
             if not asked.done():

@@ -1,7 +1,7 @@
-"""The heads that we write: requests to the upstream, responses to the client, replies of our own.
+"""Writes heads: requests to the upstream, responses to the client, and the proxy's own replies.
 
-Framing is never copied: `Content-Length`, `Transfer-Encoding` and `Connection` are made here from
-what the codec understood, whatever the peer wrote (RFC 9112 §6).
+Framing is never copied: `Content-Length`, `Transfer-Encoding` and `Connection` are generated here
+from what the codec parsed, whatever the peer wrote (RFC 9112 §6).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VIA_OLD = b"\r\nVia: 1.0 reliability-proxy"
 def request_head(
     exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, pool: TargetPool
 ) -> bytes:
-    """The head that goes upstream for `x`, over a connection of `pool`."""
+    """The request head to send upstream for `exchange`, over a connection of `pool`."""
     head = exchange.head
     assert head is not None
     host = head.host if plan.preserve_host else None
@@ -63,11 +63,11 @@ def request_head(
     return b"".join(parts)
 
 
-def plain_request_frame(
+def fast_request_frame(
     head: RequestHead, plan: UpstreamPlan, *, traced: bool = False
 ) -> tuple[bytes, bytes]:
-    """What stands around correlation ID and `forwarded_for` in the `request_head` of a request that
-    is plain (fast_path.py, rules 1 and 2); `traceparent` is left out where we write our own."""
+    """The parts of a fast-path request's head (fast_path.py, rules 1 and 2) before the correlation
+    ID and after `forwarded_for`; without `traceparent` where the proxy writes its own."""
     host = head.host
     assert host is not None
     shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()
@@ -89,8 +89,8 @@ def _start_of_request(head: RequestHead, host: bytes, passing: bytes) -> bytes:
 
 
 def request_length(exchange: Exchange) -> int | None:
-    """The length of the request's body as it goes upstream; None: in chunks, or there is none. A
-    body that is all here has one, but trailers can only follow chunks."""
+    """The length of the request's body as it goes upstream; None if it is chunked or absent. A
+    fully buffered body has a length, unless it has trailers, which need chunked framing."""
     body = exchange.buffered
     if body is not None and body.complete and not exchange.body.trailers:
         return body.length
@@ -100,9 +100,9 @@ def request_length(exchange: Exchange) -> int | None:
 
 
 def _passing(exchange: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
-    """The client's fields. Of a body that the filter has rewritten: `Content-Type` is its own, and
-    what is not true of it any more is left out. `X-Retry-Count` is ours when we repeat, an answer
-    that we must read is asked for uncompressed, and where spans are sent the parent is ours."""
+    """The client's fields, adjusted. If the filter rewrites the body, it replaces `Content-Type`
+    and removes fields that no longer apply. A retry gets `X-Retry-Count`, a response that a stage
+    must read is requested uncompressed, and where spans are sent `traceparent` is ours."""
     edits, span = exchange.plan.request_edits, exchange.span
     unchanged = exchange.filter is None and not exchange.retries and not exchange.plan.reads_answers
     if unchanged and edits is None and span is None:
@@ -124,25 +124,26 @@ def _passing(exchange: Exchange, head: RequestHead, pool: TargetPool) -> bytes:
 
 
 def _one_hop_less(method: str, hops: bytes) -> bytes:
-    """`Max-Forwards` after us; it counts for OPTIONS alone here (RFC 9110 §7.6.2)."""
+    """`Max-Forwards` for the next hop; decremented for OPTIONS only (RFC 9110 §7.6.2)."""
     return b"%d" % (int(hops[:9]) - 1) if method == "OPTIONS" and hops.isdigit() else hops
 
 
 def wants_websocket(head: RequestHead) -> bool:
-    """The one upgrade that passes (RFC 6455 §4.1). Others, h2c above all, would let a client speak
-    to the upstream in a protocol that we do not read."""
+    """Whether this is a WebSocket handshake (RFC 6455 §4.1), the only upgrade allowed. Any other,
+    above all h2c, would let a client bypass the proxy's checks in a protocol that it cannot
+    read."""
     return head.upgrade == b"websocket" and head.method == "GET" and not head.has_body
 
 
 def forwarded_for(stream: ClientStream) -> bytes:
-    """`X-Forwarded-For` and `-Proto`, as we know them."""
+    """`X-Forwarded-For` and `X-Forwarded-Proto` for the client's connection."""
     proto = b"https" if stream.secure else b"http"
     peer = (stream.host_ip or "unknown").encode()
     return b"\r\nX-Forwarded-For: %b\r\nX-Forwarded-Proto: %b" % (peer, proto)
 
 
 def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) -> bytes:
-    """`X-Forwarded-*`: ours; a client's own only if the listener trusts its address."""
+    """`X-Forwarded-*`: our own, and the client's only if the listener trusts its address."""
     peer = stream.host_ip or "unknown"
     proto = b"https" if stream.secure else b"http"
     host = head.host
@@ -163,7 +164,7 @@ def _forwarded(stream: ClientStream, head: RequestHead, listener: ListenerPlan) 
 
 
 def response_head(exchange: Exchange, head: ResponseHead, framing: bytes) -> bytes:
-    """The head that goes to the client for the upstream's `head`; `framing` as from `framing()`."""
+    """The head to send to the client for the upstream's `head`, with our own `framing` fields."""
     edits = exchange.plan.response_edits
     return b"%bX-Correlation-ID: %b%b%b%b\r\n\r\n" % (
         head.passing if edits is None else edits.of_response(head.passing),
@@ -175,7 +176,7 @@ def response_head(exchange: Exchange, head: ResponseHead, framing: bytes) -> byt
 
 
 def interim_head(exchange: Exchange, head: ResponseHead) -> bytes:
-    """A 1xx response, passed on."""
+    """The head of a relayed 1xx response."""
     return b"%bX-Correlation-ID: %b\r\n\r\n" % (head.passing, exchange.correlation_id.encode())
 
 
@@ -185,7 +186,7 @@ def upgrade_head(exchange: Exchange, head: ResponseHead) -> bytes:
 
 
 def connection_field(exchange: Exchange) -> bytes:
-    """What we say about the client's connection (RFC 9112 §9.3, §9.6)."""
+    """The `Connection` field for the client (RFC 9112 §9.3, §9.6)."""
     assert exchange.head is not None or not exchange.keep_alive
     if not exchange.keep_alive:
         return b"\r\nConnection: close" if exchange.status != 101 else b""
@@ -195,7 +196,7 @@ def connection_field(exchange: Exchange) -> bytes:
 
 
 def problem_reply(exchange: Exchange, error: ProxyError) -> bytes:
-    """A whole response of our own: RFC 9457 problem details."""
+    """A complete error response: RFC 9457 problem details."""
     fields = ""
     if error.retry_after is not None:
         fields += f"\r\nRetry-After: {retry_after_seconds(error.retry_after)}"
@@ -218,7 +219,7 @@ def problem_reply(exchange: Exchange, error: ProxyError) -> bytes:
 def own_reply(
     exchange: Exchange, status: int, content_type: str, body: bytes, fields: str = ""
 ) -> bytes:
-    """A response of our own, with as much of its body as the method allows."""
+    """A complete response of our own; without the body if the method is HEAD."""
     content = f"\r\nContent-Type: {content_type}" if body else ""
     length = "" if status == 204 else f"\r\nContent-Length: {len(body)}"
     head = (
@@ -237,8 +238,8 @@ def own_reply(
 
 
 def made_reply(exchange: Exchange, reply: Reply) -> list[bytes]:
-    """A response made by a rescue: its head, and its body if it has one."""
-    phrase = _PHRASES.get(reply.status, "")  # a config may name a status that has none
+    """A fallback's response: its head, and its body if it has one."""
+    phrase = _PHRASES.get(reply.status, "")  # a config may use a status without one
     status = f"HTTP/1.1 {reply.status} {phrase}".encode()
     framing = b"" if reply.status in (204, 304) else b"\r\nContent-Length: %d" % len(reply.body)
     lines = reply.lines
@@ -258,12 +259,12 @@ def made_reply(exchange: Exchange, reply: Reply) -> list[bytes]:
 
 
 def date_field(clock: Clock) -> bytes:
-    """The `Date` that an answer gets which came without (RFC 9110 §6.6.1)."""
+    """The `Date` field added to a response that has none (RFC 9110 §6.6.1)."""
     return b"\r\nDate: " + _date(clock).encode()
 
 
 def _date(clock: Clock) -> str:
-    """The `Date` field of a reply (RFC 9110 §6.6.1)."""
+    """The current value of `Date` (RFC 9110 §6.6.1)."""
     return _date_of(int(clock.time()))
 
 

@@ -1,13 +1,14 @@
-"""What one attempt came to, told once to those who keep count: the breaker and the target's record.
+"""The outcome of one attempt, reported once to the breaker and to the target's health record.
 
 Rules
-1. An attempt ends in exactly one of `failed`, `succeeded` and neither. Neither is what `close`
-   leaves: the client left, or we refused.
-2. A status that means failure is one as soon as its head is here, however its body ends.
-3. A good answer is a success when it is complete, for it may still break off. But a probe's answer
-   that flows for a second is proof enough, and so is a switch of protocols: a long download, or a
-   WebSocket, would outlive the probe's lease and the circuit would never close.
-4. A shortage of our own (no descriptor, no local port) is neither: the upstream never saw it.
+1. An attempt ends in exactly one of `failed`, `succeeded` or neither. `close` without the other two
+   means neither: the client left, or the proxy refused the request.
+2. A failure status counts as a failure as soon as the head has arrived, however the body ends.
+3. A good response is a success once it is complete, because it may still be truncated. For a probe,
+   a response that flows for a second is enough, and so is a protocol switch: a long download or a
+   WebSocket would outlive the probe's lease, and the circuit would never close.
+4. A shortage of our own (no descriptor, no local port) is neither: the upstream never saw the
+   request.
 """
 
 from __future__ import annotations
@@ -22,83 +23,86 @@ from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.permits import Permit, ProbePermit
 from proxy.resilience.circuit.states import State
 
-#: Seconds for which a probe's answer must flow to be a good one.
+#: Seconds for which a probe's response must flow to count as a success.
 _FLOWS = 1.0
 
-#: `Retry-After` of a shortage of ours, in seconds: descriptors come back as connections close.
+#: `Retry-After` in seconds for a shortage of our own: descriptors are freed as connections close.
 SHORTAGE_RETRY_AFTER = 1.0
 
 _REFUSING = (State.OPEN, State.FORCED_OPEN)
 
 
-class Unwatched:
-    """Of any attempt at an upstream that nobody keeps count of."""
+class NoOpOutcome:
+    """No-op outcome for upstreams without breaker or health tracking."""
 
     __slots__ = ()
 
     def failed(self, kind: str) -> None:
-        """`kind` is `connect`, `reset`, `timeout` or the status. Counts the first time only."""
+        """Record a failure; `kind` is `connect`, `reset`, `timeout` or the status. Only the first
+        result of an attempt counts."""
 
     def succeeded(self) -> None:
-        """The upstream has answered well. Does nothing after another end."""
+        """Record a success, unless a result has been recorded."""
 
     def flows(self) -> None:
-        """A good answer begins."""
+        """A good response has begun."""
 
     def close(self) -> None:
-        """The attempt is over. Owed for every one."""
+        """The attempt is over. Must be called for every attempt."""
 
 
-_UNWATCHED = Unwatched()
+_NO_OP = NoOpOutcome()
 
 
-def begin(exchange: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> Unwatched:
-    """For the attempt that begins now, with the breaker's `permit` where it has been asked already.
-    Raises `CircuitOpen` where there is leave for none."""
+def begin(exchange: Exchange, plan: UpstreamPlan, permit: Permit | None = None) -> NoOpOutcome:
+    """The outcome of an attempt that begins now, with the breaker's `permit` if it has been granted
+    already. Raises `CircuitOpen` if the breaker grants none."""
     if plan.breaker is None and plan.health is None:
-        return _UNWATCHED
+        return _NO_OP
     return Outcome(exchange, plan, permit)
 
 
-class Outcome(Unwatched):
-    """Of one attempt."""
+class Outcome(NoOpOutcome):
+    """The outcome of one attempt at an upstream with a breaker or health tracking."""
 
-    __slots__ = ("_began", "_permit", "_plan", "_timer", "_told", "_x")
+    __slots__ = ("_began", "_exchange", "_permit", "_plan", "_recorded", "_timer")
 
     def __init__(
         self, exchange: Exchange, plan: UpstreamPlan, permit: Permit | None = None
     ) -> None:
-        self._x = exchange
+        self._exchange = exchange
         self._plan = plan
         self._began = exchange.stream.clock.monotonic()
         if permit is None and plan.breaker is not None:
             permit = plan.breaker.admit(self._began)
         self._permit = permit
-        self._told = False
+        self._recorded = False
         self._timer: asyncio.TimerHandle | None = None
 
     def failed(self, kind: str) -> None:
-        if self._told:
+        if self._recorded:
             return
-        self._told = True
-        x, health = self._x, self._plan.health
-        now = x.stream.clock.monotonic()
+        self._recorded = True
+        exchange, health = self._exchange, self._plan.health
+        now = exchange.stream.clock.monotonic()
         if self._permit is not None:
-            self._permit.failure(now, kind, x.target, x.correlation_id)
-        if health is not None and x.target is not None and kind != "connect":
-            health.failure(x.target, now)  # connect errors: by target, where they happen
+            self._permit.failure(now, kind, exchange.target, exchange.correlation_id)
+        if health is not None and exchange.target is not None and kind != "connect":
+            health.failure(exchange.target, now)  # connect errors are recorded where they happen
 
     def succeeded(self) -> None:
-        if self._told:
+        if self._recorded:
             return
-        self._told = True
-        x, health = self._x, self._plan.health
+        self._recorded = True
+        exchange, health = self._exchange, self._plan.health
         if self._permit is not None:
-            now = x.stream.clock.monotonic()
-            took = x.upstream_time if x.upstream_time is not None else now - self._began
+            now = exchange.stream.clock.monotonic()
+            took = (
+                exchange.upstream_time if exchange.upstream_time is not None else now - self._began
+            )
             self._permit.success(now, took)
-        if health is not None and x.target is not None:
-            health.success(x.target)
+        if health is not None and exchange.target is not None:
+            health.success(exchange.target)
 
     def flows(self) -> None:
         if isinstance(self._permit, ProbePermit):
@@ -107,18 +111,18 @@ class Outcome(Unwatched):
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._told and self._permit is not None:
+        if not self._recorded and self._permit is not None:
             self._permit.cancel()
 
 
 def refuses(breaker: CircuitBreaker, now: float) -> bool:
-    """Whether nobody has leave to call the upstream at this moment."""
+    """Whether the breaker refuses every call at this moment."""
     return breaker.state in _REFUSING and now < breaker.until
 
 
 def own_shortage(error: BaseException | None, plan: UpstreamPlan, target: str) -> Overloaded | None:
-    """What to answer where `error` comes from a shortage of ours (rule 4), which is put on record;
-    None for every other error."""
+    """The error to answer with if `error` is a shortage of our own (rule 4), which is also
+    recorded; None for any other error."""
     reason = plan.vitals.shortages.check(error, f"the connection to {target}")
     if reason is None:
         return None

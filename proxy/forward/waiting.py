@@ -1,4 +1,4 @@
-"""How long the client's coroutine may wait, whatever it waits for."""
+"""How long the client's coroutine may wait, and what ends the wait early."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from proxy.forward.exchange import Exchange
 from proxy.http1.deadlines import NEVER
 
 #: Seconds for which a client that has closed its sending half is still served while nothing moves.
-#: A closed half is how most clients leave, and how a few old ones end a request.
+#: Most clients that half-close are leaving; a few old ones end a request that way.
 HALF_CLOSE_GRACE = 0.2
 
 
-class AnsweredMeanwhile(Exception):
-    """`x.instead` has an answer, and the upstream still has none."""
+class FallbackReplyReady(Exception):
+    """`exchange.fallback_reply` is ready, and the upstream has not answered yet."""
 
 
 def memory_is_short() -> Overloaded:
-    """The refusal of a connection that held more than others when memory ran short."""
+    """The refusal for a connection that held more memory than others when it ran short."""
     return Overloaded(
         "The proxy is short of memory, and this connection held more of it than others",
         close=True,
@@ -29,18 +29,18 @@ def memory_is_short() -> Overloaded:
     )
 
 
-def until_left(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
-    """As `while_here`, for who waits for the upstream. Also raises `AnsweredMeanwhile`."""
-    if exchange.instead is not None and not exchange.replied:
-        raise AnsweredMeanwhile
-    return while_here(exchange, deadline, now, moved)
+def check_client(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """Like `check_connected`, while waiting for the upstream. Also raises `FallbackReplyReady`."""
+    if exchange.fallback_reply is not None and not exchange.replied:
+        raise FallbackReplyReady
+    return check_connected(exchange, deadline, now, moved)
 
 
-def while_here(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
-    """`deadline`, or earlier when the client has closed its half (see `HALF_CLOSE_GRACE`).
+def check_connected(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """`deadline`, or an earlier one when the client has half-closed (see `HALF_CLOSE_GRACE`).
 
-    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone, or as good as,
-    `Draining` when the proxy can wait no longer, and `Overloaded` when it has no memory for it.
+    `moved` is when anything last moved. Raises `ClientLeft` when the client is gone or must be
+    taken as gone, `Draining` when the proxy is stopping, and `Overloaded` when memory is short.
     """
     client = exchange.stream
     if client.cut:
@@ -49,7 +49,7 @@ def while_here(exchange: Exchange, deadline: float, now: float, moved: float = 0
         raise memory_is_short()
     if not client.eof or exchange.see_through:
         return deadline
-    # Over TLS there is no closed half: whatever would be sent is thrown away.
+    # TLS has no half-closed state here: anything sent now would be discarded.
     gone = client.lost or client.secure
     unfinished = not (exchange.body.done or client.inbox)
     grace = max(client.eof_at, moved) + HALF_CLOSE_GRACE
@@ -59,14 +59,14 @@ def while_here(exchange: Exchange, deadline: float, now: float, moved: float = 0
 
 
 async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> None:
-    """Wait for what decides about the request. It is ended when the client leaves. Raises what
-    refuses the request, and what `while_here` raises: no answer is good before the decision."""
-    asked = asyncio.ensure_future(decision)  # a task of its own, since it may limit its time
+    """Wait for a check of the request; it is cancelled when the client leaves. Raises the check's
+    refusal and what `check_connected` raises; no fallback reply may come before the decision."""
+    asked = asyncio.ensure_future(decision)  # a task, so that it can use asyncio.timeout
     asked.add_done_callback(lambda _: exchange.stream.wake())
     try:
         while not asked.done():
             await exchange.stream.wait(
-                while_here(exchange, NEVER, exchange.stream.clock.monotonic())
+                check_connected(exchange, NEVER, exchange.stream.clock.monotonic())
             )
     finally:
         if not asked.done():
@@ -76,6 +76,6 @@ async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> No
 
 
 async def pause(exchange: Exchange, until: float) -> None:
-    """Wait until the monotonic second `until`. Raises what `until_left` raises."""
+    """Wait until the monotonic second `until`. Raises what `check_client` raises."""
     while (now := exchange.stream.clock.monotonic()) < until:
-        await exchange.stream.wait(until_left(exchange, until, now))
+        await exchange.stream.wait(check_client(exchange, until, now))

@@ -1,7 +1,7 @@
-"""What goes on beside the requests: health checks of targets, and the gauges of targets and places.
+"""Health checks of targets, and the metrics of targets and bulkheads.
 
-Both follow the plans in force: a reload hands over the new ones, and upstreams that it left as they
-were keep their checks and what these found out.
+Both follow the plans in force. After a reload, upstreams that did not change keep their checks and
+the results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from proxy.resilience.health_checks import HealthProber
 
 
 class UpstreamWatch(Collector):
-    """Of all upstreams. Made for one registry; `follow` starts it, `stop` ends it."""
+    """Runs the health checks of all upstreams and collects their metrics. `follow` starts it,
+    `stop` ends it."""
 
     def __init__(self, clock: Clock, vitals: Vitals | None = None) -> None:
         self._clock = clock
@@ -28,13 +29,13 @@ class UpstreamWatch(Collector):
         self._probers: dict[str, tuple[UpstreamPlan, HealthProber]] = {}
 
     def show(self, plans: Mapping[str, UpstreamPlan]) -> None:
-        """The plans whose gauges to show."""
+        """Set the plans to collect metrics from."""
         self._plans = plans
 
     async def follow(
         self, upstreams: Mapping[str, Upstream], plans: Mapping[str, UpstreamPlan]
     ) -> None:
-        """Watch these upstreams, and no others. Raises nothing: the plans were compiled."""
+        """Check these upstreams and no others. Raises nothing, because the plans were compiled."""
         self.show(plans)
         for name, (plan, prober) in list(self._probers.items()):
             if plans.get(name) is not plan:
@@ -58,7 +59,7 @@ class UpstreamWatch(Collector):
             prober.start()
 
     def _recovery(self, plan: UpstreamPlan) -> Callable[[str, int | None, float], None] | None:
-        """What lets a good answer end the open time of the upstream's circuit."""
+        """A callback by which a good health check ends the open time of the upstream's circuit."""
         breaker = plan.breaker
         if breaker is None:
             return None
@@ -86,7 +87,7 @@ class UpstreamWatch(Collector):
         return [(label, label not in unwell, label in out) for label in labels]
 
     def reasons(self, upstream: str) -> dict[str, str]:
-        """What was wrong with the last health check, by target."""
+        """Why the last health check failed, by target."""
         watched = self._probers.get(upstream)
         return {} if watched is None else dict(watched[1].unwell)
 

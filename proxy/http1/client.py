@@ -25,7 +25,7 @@ from typing import Any
 from proxy.core.clock import Clock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.deadlines import NEVER, Sweeper
-from proxy.http1.heads import HeadMemo, RequestHead, parse_request, refuse_no_http
+from proxy.http1.heads import HeadMemo, RequestHead, parse_request, reject_non_http
 from proxy.http1.pace import GRACE
 from proxy.http1.stream import Stream
 from proxy.http1.turns import HEADS_PER_TURN
@@ -192,7 +192,7 @@ class ClientStream(Stream):
 
     def on_deadline(self) -> None:
         if self.ended:
-            self._see_out()
+            self._check_closing()
         else:
             self.notify()
 
@@ -201,7 +201,7 @@ class ClientStream(Stream):
         if not self.lost:
             self.deadline = self.clock.monotonic() + _CLOSING
 
-    def _see_out(self) -> None:
+    def _check_closing(self) -> None:
         """The coroutine has ended and the connection has not: see whether there is a reason."""
         if self._takes_within(_STALLED):
             self.deadline = self.clock.monotonic() + _CLOSING
@@ -325,7 +325,7 @@ class ClientStream(Stream):
                     self.requests += 1
                     return head
                 if self.inbox and not judged:
-                    judged = refuse_no_http(self.inbox[0], limits.line)
+                    judged = reject_non_http(self.inbox[0], limits.line)
                 if self.inbox and not begun:
                     begun = True
                     began = self.clock.monotonic()

@@ -255,7 +255,7 @@ def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 
     return -1
 
 
-def refuse_no_http(data: bytes, line_limit: int) -> bool:
+def reject_non_http(data: bytes, line_limit: int) -> bool:
     """Raise `ProtocolError` when an unfinished head cannot become one: its request line is wrong
     already, as that of a TLS handshake or of another protocol is. Whether the line is complete."""
     end = data.find(b"\r\n", 0, line_limit + 2)

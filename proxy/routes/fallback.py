@@ -116,7 +116,7 @@ class _Fallback:
         assert exchange.plan.upstream is not None
         return trouble.status in exchange.plan.upstream.failing
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         return (self._stale.answer(exchange) if self._stale else None) or self._answer
 
 

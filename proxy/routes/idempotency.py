@@ -173,7 +173,7 @@ class _Guard:
             return True
         return not isinstance(trouble, ProxyError) and exchange.method not in _SAFE
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         """Keep the answer before it leaves; find the job of one that did not come."""
         claim = self._claims.pop(exchange, None)
         if claim is None:

@@ -120,7 +120,7 @@ class _Keep:
         self.next: dict[str, float] = {}  # when a good one of a job is kept again, monotonic
 
     def one_of(self, exchange: Exchange, what: str) -> None:
-        """Keep `x`; of what is good of `what`, nothing more for `polls_every`."""
+        """Keep `exchange`; of what is good of `what`, nothing more for `polls_every`."""
         if exchange.status < 400 and exchange.method in _READING:
             if len(self.next) >= _JOBS:
                 for one in [one for one, at in self.next.items() if at <= exchange.started]:

@@ -1,8 +1,8 @@
 """A client connection from its first byte to its last: requests in, responses out, in order.
 
-This is where one request can be followed from top to bottom: `_exchange` reads a head, finds the
-route, lets `forward` do the work, turns whatever went wrong into an answer, and hands the record to
-the sinks. Before that it sleeps for as long as the requests are of the plain kind (fast_path.py).
+Follow one request from top to bottom here: `_exchange` reads a head, finds the route, calls
+`forward`, turns any error into a response, and hands the record to the sinks. While the requests
+qualify for the fast path (fast_path.py), `_exchange` sleeps.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from proxy.core.errors import (
 )
 from proxy.forward.attempts import forward
 from proxy.forward.exchange import Exchange, finish
-from proxy.forward.fallbacks import rescue, send
+from proxy.forward.fallbacks import find_fallback, send
 from proxy.forward.messages import own_reply, problem_reply
 from proxy.forward.relay.request_body import too_large
 from proxy.forward.routing.plan import ListenerPlan, Reply
-from proxy.forward.waiting import AnsweredMeanwhile, decided, memory_is_short
+from proxy.forward.waiting import FallbackReplyReady, decided, memory_is_short
 from proxy.http1.client import ClientStream
 from proxy.http1.heads import ProtocolError, RequestHead
 from proxy.server.fast_path import FastPath
 
 logger = logging.getLogger(__name__)
 
-#: How long, in seconds, what a client still sends is read and thrown away after a reply that came
-#: before the end of its request: closing at once would reset the connection and the reply with it
-#: (RFC 9112 §9.6). In all, and without a byte; the figures are nginx's.
+#: Lingering close: seconds for which the rest of a request is read and discarded after an early
+#: reply, in total and without a byte. Closing at once would reset the connection and lose the reply
+#: (RFC 9112 §9.6). The values are nginx's.
 _LINGER, _LINGER_SILENCE = 30.0, 5.0
 
-#: What was no request may have no end: so many bytes of what follows are read at once, and then so
-#: many in every such time, or one who sends rubbish at full speed would keep the loop reading it.
+#: Input that is not HTTP may never end. It is discarded at this many bytes per interval, so that a
+#: client sending rubbish at full speed cannot keep the event loop busy.
 _RUBBISH = 256 * 1024
 _RUBBISH_EVERY = 0.1  # seconds
 
@@ -49,19 +49,19 @@ _CLIENT_ERRORS = {"syntax": BadRequest, "uri": UriTooLong, "header": HeaderTooLa
 
 
 class InternalError(ProxyError):
-    """A defect of ours; the log has the traceback."""
+    """A bug in the proxy; the log has the traceback."""
 
     title = "Internal error"
 
 
 class Service:
-    """What serves the connections of one listener; `plan` may be exchanged at any time."""
+    """Serves the connections of one listener; `plan` may be replaced at any time."""
 
     def __init__(self, plan: ListenerPlan) -> None:
         self.plan = plan
 
     async def __call__(self, client: ClientStream) -> None:
-        """Serve `client` until it leaves or must go."""
+        """Serve `client` until either side ends the connection."""
         plain = FastPath(client, self)
         try:
             while await self._exchange(client, plain):
@@ -72,64 +72,66 @@ class Service:
             client.abort()
         finally:
             if client.shed and client.write_paused:
-                client.abort()  # what it does not take is what memory is short of
+                client.abort()  # its unsent output is the memory that we need back
             client.close()
 
     def full(self) -> Overloaded:
-        """What the connection that is one too many for all gets."""
+        """The refusal for a connection above `max_connections`."""
         error = f"All {self.plan.max_connections} client connections are in use"
         return Overloaded(error, close=True, retry_after=1, reason="connections_full")
 
     async def turn_away(self, client: ClientStream, error: ProxyError) -> None:
-        """Answer a connection that is one too many, without waiting for what it would ask."""
-        x = Exchange(client, self.plan, None)
-        _answer_with(x, error)
-        finish(x)
+        """Refuse a connection with `error` without reading its request."""
+        exchange = Exchange(client, self.plan, None)
+        _answer_with(exchange, error)
+        finish(exchange)
         client.close()
 
     async def _exchange(self, client: ClientStream, plain: FastPath) -> bool:
-        """Any number of plain exchanges, and one request and its response that are not; whether the
-        connection may carry another."""
+        """Serve any number of requests on the fast path, then one on the general path. Returns
+        whether the connection may carry another request."""
         plan = self.plan
         client.asker = None
         silence = plan.idle_timeout if client.requests else plan.header_timeout
-        x = await plain.until_not_plain(client.clock.monotonic() + silence)
-        if x is not None:
+        exchange = await plain.run(client.clock.monotonic() + silence)
+        if exchange is not None:
             plan = plain.listener
         else:
             plan = self.plan
-            # Nothing more is read from a client that does not take its answers.
+            # Do not read another request from a client that does not read its responses.
             if client.write_paused and not await client.output_taken(plan.body_timeout):
                 client.abort()
                 return False
             try:
                 head = await client.read_head(plan.limits, plain.idle_until, plan.header_timeout)
             except (ProtocolError, TimeoutError) as error:
-                return await self._refuse_unread(client, plan, error)
+                return await self._refuse_unreadable(client, plan, error)
             if head is None:
                 if client.shed and client.inbox:
-                    self._refuse_shed(client, plan)
+                    self._refuse_for_memory(client, plan)
                 return False
-            x = Exchange(client, plan, head)
+            exchange = Exchange(client, plan, head)
         try:
-            await self._answer(x, plan)
+            await self._answer(exchange, plan)
         except ProxyError as error:
-            _answer_with(x, error)
+            _answer_with(exchange, error)
             forget_frames(error)
         except Exception as error:
-            logger.exception("exchange failed", extra={"correlation_id": x.correlation_id})
-            _answer_with(x, InternalError(f"The proxy failed: {type(error).__name__}", close=True))
+            logger.exception("exchange failed", extra={"correlation_id": exchange.correlation_id})
+            _answer_with(
+                exchange, InternalError(f"The proxy failed: {type(error).__name__}", close=True)
+            )
         finally:
-            finish(x)
-        if x.keep_alive and (x.body.done or await _discard_rest(client, x)):
+            finish(exchange)
+        if exchange.keep_alive and (exchange.body.done or await _discard_rest(client, exchange)):
             return True
-        if x.code is not None and x.ends_by_close:
+        if exchange.code is not None and exchange.ends_by_close:
             await client.reset_when_sent()
-        await _linger(client, x)
+        await _linger(client, exchange)
         return False
 
     async def _answer(self, exchange: Exchange, plan: ListenerPlan) -> None:
-        """Route and forward; raises the `ProxyError` that is to be the answer instead."""
+        """Route and forward. Raises the `ProxyError` to answer with instead."""
         head = exchange.head
         assert head is not None
         if exchange.defect is not None:
@@ -154,17 +156,19 @@ class Service:
             return
         try:
             await forward(exchange, plan, exchange.plan.upstream)
-        except AnsweredMeanwhile:
-            assert exchange.instead is not None
-            send(exchange, exchange.instead)
+        except FallbackReplyReady:
+            assert exchange.fallback_reply is not None
+            send(exchange, exchange.fallback_reply)
         except ProxyError as error:
-            better = await rescue(exchange, error) if exchange.plan.fallback_sources else None
+            better = (
+                await find_fallback(exchange, error) if exchange.plan.fallback_sources else None
+            )
             if not isinstance(better, Reply):
                 raise
             send(exchange, better)
 
     def _route(self, exchange: Exchange, plan: ListenerPlan, head: RequestHead) -> None:
-        """Find the route, and let its stages know."""
+        """Find the route and notify its stages."""
         exchange.plan, exchange.parameters = plan.table.match(
             head.method, head.target, head.overrides
         )
@@ -173,38 +177,42 @@ class Service:
             observe(exchange)
 
     def _begin_body(self, exchange: Exchange, head: RequestHead) -> None:
-        """Nobody refuses the request for what its head says: see whether its body may come."""
+        """Every check of the head has passed: create the body filter and check the body's size."""
         if exchange.plan.filter is not None:
             exchange.filter = exchange.plan.filter(exchange)
         limit, length = exchange.plan.max_body, head.content_length
         if limit is not None and length is not None and length > limit:
             raise too_large(limit, length)
 
-    def _refuse_shed(self, client: ClientStream, plan: ListenerPlan) -> None:
-        """Answer a head that has not come to its end, as memory is short."""
-        x = Exchange(client, plan, None)
-        _answer_with(x, memory_is_short())
-        finish(x)
+    def _refuse_for_memory(self, client: ClientStream, plan: ListenerPlan) -> None:
+        """Refuse a request whose head is incomplete because memory is short."""
+        exchange = Exchange(client, plan, None)
+        _answer_with(exchange, memory_is_short())
+        finish(exchange)
 
-    async def _refuse_unread(
+    async def _refuse_unreadable(
         self, client: ClientStream, plan: ListenerPlan, error: ProtocolError | TimeoutError
     ) -> bool:
-        """Answer what could not be read as a request."""
-        x = Exchange(client, plan, None)
+        """Answer input that could not be read as a request."""
+        exchange = Exchange(client, plan, None)
         if isinstance(error, ProtocolError):
-            _answer_with(x, _CLIENT_ERRORS[error.kind](f"Bad request: {error.detail}", close=True))
+            _answer_with(
+                exchange, _CLIENT_ERRORS[error.kind](f"Bad request: {error.detail}", close=True)
+            )
         else:
-            _answer_with(x, RequestTimeout("The request head did not come in time", close=True))
-        finish(x)
-        await _linger(client, x)
+            _answer_with(
+                exchange, RequestTimeout("The request head was not received in time", close=True)
+            )
+        finish(exchange)
+        await _linger(client, exchange)
         return False
 
 
 async def _answered_for(exchange: Exchange, away: ProxyError) -> bool:
-    """Whether a rescuer had the answer of an upstream that is known to be away. An error of the
-    rescuer's is not worth more than what the upstream may still say."""
+    """Try the fallbacks first while the upstream is known to be down; returns whether one replied.
+    An error from a fallback is ignored here: the upstream may still have a better answer."""
     try:
-        better = await rescue(exchange, away)
+        better = await find_fallback(exchange, away)
     except ProxyError:
         return False
     if not isinstance(better, Reply):
@@ -215,7 +223,8 @@ async def _answered_for(exchange: Exchange, away: ProxyError) -> bool:
 
 
 def _answered_here(exchange: Exchange, head: RequestHead, plan: ListenerPlan) -> bool:
-    """Methods that are about the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2)."""
+    """Handle methods addressed to the proxy itself (RFC 9110 §9.3.6 to §9.3.8, §7.6.2); returns
+    whether the request has been answered."""
     if head.method == "CONNECT":
         raise MethodNotAllowed("This is not a forward proxy", close=True, allow="GET, HEAD, POST")
     if head.method == "TRACE":  # would echo what intermediaries added, credentials included
@@ -231,7 +240,7 @@ def _answered_here(exchange: Exchange, head: RequestHead, plan: ListenerPlan) ->
 
 
 def _answer_with(exchange: Exchange, error: ProxyError) -> None:
-    """Put `error` on record and, if there is still someone to tell, on the wire."""
+    """Record `error` and send it to the client if it is still there."""
     client = exchange.stream
     exchange.code, exchange.reason, exchange.detail = error.code, error.reason, error.detail
     if isinstance(error, ClientLeft):
@@ -244,8 +253,8 @@ def _answer_with(exchange: Exchange, error: ProxyError) -> None:
         exchange.keep_alive = False
         client.abort()
     elif exchange.replied:
-        # The response has begun: cut it, in a way that cannot be taken for its end. Its framing
-        # shows that, or `_cut` does; only a proxy that must stop does not wait for the client.
+        # The response has begun, so truncate it visibly: its framing shows the cut, or else the
+        # connection is reset once the client has everything. When draining, reset at once.
         exchange.keep_alive = False
         if isinstance(error, Draining):
             client.reset()
@@ -260,7 +269,7 @@ def _answer_with(exchange: Exchange, error: ProxyError) -> None:
 
 
 def _phase(exchange: Exchange) -> str:
-    """What was under way when the client left."""
+    """The phase of the exchange in which the client left."""
     if exchange.silence is not None:
         return "upstream"
     if exchange.replied:
@@ -269,7 +278,7 @@ def _phase(exchange: Exchange) -> str:
 
 
 async def _discard_rest(client: ClientStream, exchange: Exchange) -> bool:
-    """Read over what is left of a request that was answered early; whether it came to its end."""
+    """Discard the rest of a request that was answered early; whether its end was reached."""
     end = client.clock.monotonic() + _LINGER
     try:
         while not client.eof and client.clock.monotonic() < end:

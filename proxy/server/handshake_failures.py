@@ -1,8 +1,8 @@
-"""Why TLS handshakes failed: a word for the metric, and a log line now and then.
+"""Why TLS handshakes failed: a reason for the metric, and a rate-limited log line.
 
-Whoever can connect can fail, so each reason is logged once a minute for a listener, with how many
-there were since. Clients that leave in the middle or say nothing are only counted: they are port
-scans and health checks of load balancers.
+Anyone who can connect can fail a handshake, so each listener logs each reason once a minute at
+most, with the number of failures since. Clients that leave halfway or send nothing are only
+counted: they are port scans and load balancers' health checks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from proxy.core.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-#: Why a handshake failed: the client refuses our certificate; no version, no cipher in common; what
-#: came was no TLS; it took too long; the client left; it had to give way; anything else.
+#: Why a handshake failed: the client rejects our certificate; no common version or cipher; the
+#: input is not TLS; it took too long; the client left; it made way for another connection; anything
+#: else.
 REASONS = ("certificate", "version", "cipher", "not_tls", "timeout", "left", "gave_way", "other")
 
 _QUIET = frozenset({"timeout", "left", "gave_way"})
 _EVERY = 60.0  # seconds
 
-#: By what OpenSSL's reason has in it, the first match counts.
+#: Substrings of OpenSSL's reason; the first match counts.
 _WORDS = (
     ("CERTIFICATE", "certificate"),
     ("UNKNOWN_CA", "certificate"),
@@ -52,16 +53,19 @@ def reason_of(error: BaseException) -> str:
 
 
 class HandshakeFailures:
-    """Of one listener. `counts` are since the start, by reason."""
+    """Counts and logs the failed handshakes of one listener."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._logged: dict[str, tuple[float, int]] = {}  # when, and how many there were then
+        self._logged: dict[
+            str, tuple[float, int]
+        ] = {}  # by reason: when last logged, and the count then
 
     def note(
         self, listener: str, counts: dict[str, int], client: str, error: BaseException
     ) -> None:
-        """One more, of the client at that address."""
+        """Record a failure of the client at that address. `counts`, by reason, run from the
+        start."""
         reason = reason_of(error)
         counts[reason] = count = counts.get(reason, 0) + 1
         if reason in _QUIET:

@@ -1,4 +1,4 @@
-"""The sockets of one listener and the connections that came through them: open, drain, close."""
+"""One listener's sockets and the connections accepted from them: open, drain, close."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from proxy.server.listening import duplicate, stop_taking, waiting
 from proxy.server.tls_accept import TlsAcceptor
 from proxy.telemetry.metrics.counters import ListenerTally
 
-#: Connections that the kernel keeps for us while we are busy.
+#: Connections that the kernel queues while the process is busy.
 _BACKLOG = 4096
 
-#: Descriptors of each listening socket: the event loop accepts one connection from each in a turn,
-#: and who comes behind a hundred others should not wait for a hundred turns.
+#: Descriptors of each listening socket. The event loop accepts one connection from each per turn;
+#: the last of a hundred new connections should not wait for a hundred turns.
 _ACCEPTS = 8
 
-#: Seconds after the start of a drain within which a connection that the kernel has begun must be
-#: confirmed by its client (the time of a round trip, twice), and those for the queue to be empty.
+#: Seconds after the start of a drain in which clients can complete a TCP handshake that has begun
+#: (two round trips), and the longest time for the accept queue to become empty.
 _CONFIRMED, _LAST_CALL = 0.2, 5.0
 
-#: Seconds that handshakes under way have after that: as long as a first request over plain TCP.
+#: Seconds that TLS handshakes in progress have after that: as long as a first request over plain
+#: TCP.
 _HANDSHAKES = 1.0
 
-
-#: Seconds that a connection has for its first request before it gives way where there is no place.
+#: Seconds that a connection has for its first request before a full listener may close it.
 _PROVE_WITHIN = 1.0
 
 
 class ListenerRuntime:
-    """One address, as long as it is listened on. `service.plan` is what a reload replaces."""
+    """One listener while it is open. A reload replaces `service.plan`."""
 
     def __init__(
         self,
@@ -56,24 +56,24 @@ class ListenerRuntime:
         self._shortages = shortages
         self.service = Service(plan)
         self.clients: set[ClientStream] = set()
-        # Connections without a complete request head so far, the oldest first, and since when.
+        # Connections that have not sent a complete request head, oldest first, and since when.
         self._unproven: dict[ClientStream, float] = {}
         self._tally = tally
         self._clock = clock
         self._sweeper = sweeper
         self._memory = memory
         self.sockets: tuple[socket.socket, ...] = ()
-        self._shared = False  # what waits in the kernel is somebody else's, too
+        self._shared = False  # another process accepts from the same queue
         self._tls: ssl.SSLContext | None = None
         self._acceptor: TlsAcceptor | None = None
         self._servers: list[asyncio.Server] = []  # without TLS
-        self._arrived: set[ClientStream] = set()  # counted, and not yet through their handshake
+        self._arrived: set[ClientStream] = set()  # counted, TLS handshake not finished
         self._failures = HandshakeFailures(clock)
         self._draining = False
         self._paused = False  # for a successor, or until `resume`
         self._easing_until = 0.0  # monotonic
         self._emptying: asyncio.Task[None] | None = None
-        self._empty: asyncio.Future[None] | None = None  # somebody waits for the last to go
+        self._empty: asyncio.Future[None] | None = None  # set when the last client has gone
 
     @property
     def addresses(self) -> list[str]:
@@ -88,10 +88,10 @@ class ListenerRuntime:
         *,
         shared: bool = False,
     ) -> None:
-        """Begin to listen on `sockets`, which are ours from now on, also if this fails; `shared`:
-        somebody else holds them, too. Raises `OSError`.
+        """Listen on `sockets`, and own them from now on even if this fails. `shared`: another
+        process holds them too. Raises `OSError`.
 
-        A TLS client has as long for its handshake as for the head of its first request.
+        The TLS handshake has the same time limit as a request head.
         """
         self.sockets = tuple(sockets)
         self._shared = shared
@@ -103,7 +103,7 @@ class ListenerRuntime:
             raise
 
     async def _accept(self) -> None:
-        """Accept connections: on descriptors of their own, as servers close theirs."""
+        """Accept connections, on duplicated descriptors because asyncio's servers close theirs."""
         if self._tls is not None:
             self._acceptor = TlsAcceptor(
                 [duplicate(one) for one in self.sockets],
@@ -116,7 +116,7 @@ class ListenerRuntime:
             return
         loop = asyncio.get_running_loop()
         for listening in self.sockets:
-            # An answer must not wait for the client's delayed acknowledgement of the head.
+            # Do not let a response's body wait for the client's delayed ACK of its head.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for _ in range(_ACCEPTS):
                 self._servers.append(
@@ -127,12 +127,12 @@ class ListenerRuntime:
 
     @property
     def connections(self) -> int:
-        """Those that are served, and those that are in their handshake; not those whose client has
-        yet to notice the end."""
+        """The number of connections in service or in their TLS handshake, without those that have
+        ended and wait for the client to close."""
         return sum(not client.ended for client in self.clients) + len(self._arrived)
 
     def use_tls(self, context: ssl.SSLContext) -> None:
-        """Take new certificates. Handshakes under way and connections keep theirs."""
+        """Use new certificates. Connections and handshakes in progress keep theirs."""
         self._tls = context
         if self._acceptor is not None:
             self._acceptor.context = context
@@ -143,7 +143,7 @@ class ListenerRuntime:
     # --- TLS, before its handshake (`tls_accept.Connections`) ------------------------------------
 
     def arrive(self, address: str) -> ClientStream | None:
-        """The stream of a connection from there, counted; None: close it at once."""
+        """Count a connection from `address` and return its stream; None to close it at once."""
         client = self._stream()
         client.host_ip = address
         shares = self.service.plan.shares
@@ -154,24 +154,24 @@ class ListenerRuntime:
         return client
 
     def failed(self, client: ClientStream, error: BaseException) -> None:
-        """Its handshake has failed."""
+        """The handshake has failed."""
         tally = self._tally
         self._failures.note(tally.name, tally.handshake_failures, client.host_ip, error)
 
     def vanish(self, client: ClientStream) -> None:
-        """Its handshake is over: forget it, unless it has begun to be served."""
+        """The handshake has ended: forget the connection unless it is being served."""
         if client in self._arrived:
             self._arrived.remove(client)
             ClientShares.disconnect(client)
 
     def full(self, handshakes: int) -> bool:
-        """Whether there is no place for another connection beside so many handshakes."""
+        """Whether there is no room for another connection beside so many handshakes."""
         return len(self.clients) + handshakes >= self.service.plan.max_connections
 
     # --- connections ----------------------------------------------------------------------------
 
     def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
-        """Count a connection in, and say what serves it."""
+        """Count a connection and return the coroutine that serves or refuses it."""
         plan = self.service.plan
         if self._acceptor is not None:
             self._arrived.discard(client)
@@ -192,8 +192,8 @@ class ListenerRuntime:
         return self.service(client) if refusal is None else self.service.turn_away(client, refusal)
 
     def _make_room(self) -> bool:
-        """End the oldest connection that has not come to its first request yet, if it has had
-        `_PROVE_WITHIN`: who has shown the least has the least claim to a place."""
+        """Close the oldest connection that has not sent its first request within `_PROVE_WITHIN`;
+        whether there was one."""
         now = self._clock.monotonic()
         while self._unproven:
             client = next(iter(self._unproven))
@@ -215,15 +215,15 @@ class ListenerRuntime:
             self._empty.set_result(None)
 
     def count_at(self, tally: ListenerTally) -> None:
-        """From now on connections count there, those that are open too: the listener's name may
-        have changed."""
+        """Count all connections in `tally` from now on, also those open: the listener may have been
+        renamed."""
         self._tally.open -= len(self.clients)
         tally.open += len(self.clients)
         self._tally = tally
 
     def drain(self) -> None:
-        """Take no new connections; end each one we have after its current exchange, and those that
-        the kernel has for us after their first."""
+        """Stop taking connections. Those open end after their current exchange, those waiting in
+        the kernel after their first."""
         if self._shared:
             self.close()
         if not self._draining:
@@ -237,8 +237,8 @@ class ListenerRuntime:
             client.drain(hurry=not self._paused)
 
     async def _empty_queues(self) -> None:
-        """Accept what the kernel has, and close. A connection whose client has not been seen to
-        confirm it is not in the queue yet: `_CONFIRMED` is waited for it."""
+        """Accept what the kernel has queued, then close. A connection enters the queue only when
+        its client completes the TCP handshake, so the queue must stay empty for `_CONFIRMED`."""
         end = self._clock.monotonic() + _LAST_CALL
         empty_since = self._clock.monotonic()
         try:
@@ -253,15 +253,16 @@ class ListenerRuntime:
             await asyncio.sleep(_CONFIRMED / 4)
 
     def ease(self, seconds: float) -> None:
-        """Let every connection end with its next exchange, if that begins so soon; new ones are
-        accepted, for one exchange. Closing an idle connection at once may cross with a request."""
+        """Let every connection end with its next exchange, or after `seconds` without one. New
+        connections are accepted for one exchange. Closing idle connections at once could cross with
+        a request."""
         self._easing_until = self._clock.monotonic() + seconds
         for client in list(self.clients):
             client.drain(seconds, hurry=False)
 
     def pause(self) -> None:
-        """Accept nothing, but keep the sockets: newcomers wait in the kernel. Connections end after
-        their current exchange."""
+        """Stop accepting but keep the sockets: new connections wait in the kernel. Open ones end
+        after their current exchange."""
         self._draining = self._paused = True
         self._stop_accepting()
         for client in list(self.clients):

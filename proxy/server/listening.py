@@ -1,9 +1,9 @@
-"""Listening sockets: bound here, taken from somebody who gave them, and closed without a reset.
+"""Listening sockets: bound here or passed in by another process, and closed without resets.
 
-The kernel completes connections before anybody accepts them. Closing a listening socket resets
-those that wait in its queue, though their clients have been told that they are connected. So a
-socket that is to be closed first stops taking connections (`stop_taking`), then its queue is
-accepted until it is empty (`waiting`), and only then it is closed.
+The kernel completes connections before the process accepts them. Closing a listening socket resets
+the connections in its queue, although their clients already see them as established. A socket is
+therefore closed in three steps: stop taking connections (`stop_taking`), accept from the queue
+until it is empty (`waiting`), then close.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _NO_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # pass
 )
 
-#: Where `tcpi_unacked` is in `struct tcp_info`: of a listening socket, the length of its queue.
+#: Offset of `tcpi_unacked` in `struct tcp_info`; for a listening socket, the length of its queue.
 _UNACKED = 24
 
 
 def bound(bind: Bind, *, reuse_port: bool = False) -> list[socket.socket]:
-    """Sockets at that address, of IPv4 and IPv6 where it is every one. Raises `OSError`."""
+    """Sockets bound to that address, for IPv4 and IPv6 if it names no host. Raises `OSError`."""
     hosts = [bind.host] if bind.host else ["0.0.0.0", "::"]  # noqa: S104 (what the config says)
     found: list[socket.socket] = []
     for host in hosts:
@@ -73,9 +73,9 @@ def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
 
 
 class Given:
-    """Listening sockets that this process was given: `named` by systemd, for `fd:NAME`, and
-    `inherited` from a predecessor, by their labels (see `label`). Each of the latter is given out
-    once; the former belong to others and are never emptied."""
+    """Listening sockets that were passed to this process: `named` by systemd, for `fd:NAME`, and
+    `inherited` from a predecessor, by their labels (see `label`). An inherited socket is handed out
+    once. Named sockets belong to others, so their queues are never emptied."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Given:
                 self._inherited.setdefault(known, []).append(one)
 
     def open(self, who: str, bind: Bind, *, reuse_port: bool = False) -> list[socket.socket]:
-        """The sockets for `bind`: given, inherited, or new ones. Raises `OSError`."""
+        """The sockets for `bind`: named, inherited or new. Raises `OSError`."""
         if bind.given:
             found = self._named.get(bind.given)
             if found is None:
@@ -105,7 +105,7 @@ class Given:
                 )
             return [duplicate(one) for one in found]
         wanted = label(who, bind)
-        if wanted not in self._inherited and bind.port:  # it may have been another's
+        if wanted not in self._inherited and bind.port:  # another listener may have had the address
             address = f" {bind}"
             wanted = next((one for one in self._inherited if one.endswith(address)), wanted)
         if wanted in self._inherited:
@@ -114,24 +114,24 @@ class Given:
         return bound(bind, reuse_port=reuse_port)
 
     def named(self) -> list[tuple[str, socket.socket]]:
-        """Those for `fd:NAME`, with their labels."""
+        """The sockets for `fd:NAME`, with their labels."""
         return [(f"{_NAMED}{name}", one) for name, many in self._named.items() for one in many]
 
     def close_rest(self) -> None:
-        """Close what was inherited and is not used."""
+        """Close the inherited sockets that are not used."""
         for many in self._inherited.values():
             for one in many:
                 one.close()
         self._inherited.clear()
 
 
-#: Before the name in the label of a socket for `fd:NAME`.
+#: Prefix of the label of a socket for `fd:NAME`.
 _NAMED = "fd "
 
 
 def label(who: str, bind: Bind) -> str:
-    """How a successor finds the sockets of a listener or port: its own first, for any port (0) is
-    what several may have asked for."""
+    """The label by which a successor finds a listener's sockets. It contains the listener's name,
+    because several listeners may ask for any port (0)."""
     return f"{who} {bind}"
 
 
@@ -143,22 +143,22 @@ def duplicate(listening: socket.socket) -> socket.socket:
 
 
 def stop_taking(listening: socket.socket) -> None:
-    """From now on the kernel begins no connection for it, and finishes those that it has begun.
+    """Make the kernel ignore new connection attempts; those in progress are still completed.
 
-    A client that comes now hears nothing, asks again after a second, as TCP does, and is refused
-    then or finds a successor. Not for a socket that others go on using.
+    A new client gets no answer to its SYN and retransmits it after a second; by then it is refused
+    or reaches a successor. Not for a socket that others continue to use.
     """
     program = b"".join(struct.pack("HBBI", *step) for step in _NO_SYN)
     held = ctypes.create_string_buffer(program)
     option = struct.pack("HL", len(_NO_SYN), ctypes.addressof(held))
     try:
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
-    except OSError as error:  # a kernel without socket filters: the queue is shortened instead
+    except OSError as error:  # a kernel without socket filters: shorten the queue instead
         logger.info("no socket filter", extra={"error": str(error)})
         listening.listen(0)
 
 
 def waiting(listening: socket.socket) -> int:
-    """Connections that wait to be accepted."""
+    """The number of connections waiting to be accepted."""
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
     return int(struct.unpack_from("I", info, _UNACKED)[0])

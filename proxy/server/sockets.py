@@ -1,4 +1,4 @@
-"""All listening sockets: opened all or none, kept or let go by a reload, drained together."""
+"""All listening sockets: opened all or none, kept or drained by a reload, shut down together."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from proxy.telemetry.metrics.counters import ListenerTally
 
 logger = logging.getLogger(__name__)
 
-#: Seconds in which exchanges that the end of a drain cuts can still tell their clients.
+#: Seconds in which exchanges cut at the end of a drain can still send an error to their clients.
 _LAST_WORDS = 1.0
 
 
 @dataclass
 class OpenListener:
-    """A listening socket with what it was opened for."""
+    """A listener's sockets and the config that they were opened for."""
 
     runtime: ListenerRuntime
     config: Listener
 
     def serves(self, wanted: Listener) -> bool:
-        """Whether the socket can stay as it is for `wanted`."""
+        """Whether the sockets can be kept for `wanted`."""
         mine = (self.config.bind, self.config.tls is None, self.config.reuse_port)
         return mine == (wanted.bind, wanted.tls is None, wanted.reuse_port)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a new config makes of the sockets, by listener name: those that stay, those opened."""
+    """What a new config changes, by listener name: the sockets kept and those newly opened."""
 
     kept: Mapping[str, OpenListener]
     fresh: Mapping[str, OpenListener]
-    #: Of TLS listeners that stay: their certificates as the files are now.
+    #: For TLS listeners that are kept: their certificates, reloaded from the files.
     tls: Mapping[str, ServerTls]
 
 
@@ -59,8 +59,8 @@ class ServerTls:
 
 
 class Sockets:
-    """The sockets of every listener. A change is prepared, which may fail, and then made, which
-    cannot."""
+    """The sockets of every listener. A change is first prepared, which may fail, and then made,
+    which cannot."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class Sockets:
         self._leaving: dict[asyncio.Task[None], ListenerRuntime] = {}  # removed, but still in use
 
     def addresses(self) -> dict[str, list[str]]:
-        """Where each listener can be reached."""
+        """The addresses of each listener."""
         return {name: one.runtime.addresses for name, one in self._open.items()}
 
     async def prepare(
         self, listeners: Mapping[str, Listener], plans: Mapping[str, ListenerPlan]
     ) -> Change:
-        """Open what is not open yet; all or none. Raises `OSError`, also for a certificate that
-        does not load."""
+        """Open the sockets that are missing, all or none. Raises `OSError`, also for a certificate
+        that cannot be loaded."""
         fresh: dict[str, OpenListener] = {}
         try:
             kept = self._kept(listeners)
@@ -102,13 +102,13 @@ class Sockets:
         return Change(kept, fresh, tls)
 
     def discard(self, change: Change) -> None:
-        """It is not made after all: close what was opened for it."""
+        """Drop a prepared change: close the sockets that were opened for it."""
         for opened in change.fresh.values():
             opened.runtime.close()
 
     def _kept(self, listeners: Mapping[str, Listener]) -> dict[str, OpenListener]:
-        """The sockets that stay: those of the same name first, then those that have another one
-        now. Each once, though several listeners may ask for any port."""
+        """The sockets to keep: first by the same listener name, then for a renamed listener. Each
+        is used once, although several listeners may ask for any port."""
         kept = {
             name: self._open[name]
             for name, wanted in listeners.items()
@@ -128,7 +128,7 @@ class Sockets:
         listeners: Mapping[str, Listener],
         plans: Mapping[str, ListenerPlan],
     ) -> None:
-        """From now on the sockets serve these plans. Nothing waits: atomic for every exchange."""
+        """Make the sockets serve these plans. Never waits, so it is atomic for every exchange."""
         for name, one in change.kept.items():
             wanted = listeners[name]
             if name in change.tls:
@@ -171,7 +171,7 @@ class Sockets:
         task.add_done_callback(self._leaving.pop)
 
     async def drain(self, limit: float) -> None:
-        """Take nothing new and let exchanges in progress end, for `limit` seconds at most."""
+        """Accept nothing new and wait up to `limit` seconds for exchanges in progress to end."""
         for one in self._open.values():
             self._let_go(one.runtime)
         if not self._leaving:
@@ -187,7 +187,7 @@ class Sockets:
     # --- handing over (core/process/handover.py) ----------------------------------------------
 
     def labelled(self) -> list[tuple[str, socket.socket]]:
-        """Every socket that is not somebody else's, for a successor."""
+        """The sockets that a successor may inherit, with their labels: all but the named ones."""
         return [
             (label(name, one.config.bind), sock)
             for name, one in self._open.items()
@@ -196,7 +196,7 @@ class Sockets:
         ]
 
     async def ease(self, seconds: float) -> None:
-        """Let connections that are open now end with their next exchange, for so long at most."""
+        """Let the connections open now end with their next exchange; waits up to `seconds`."""
         before = [client for one in self._open.values() for client in one.runtime.clients]
         for one in self._open.values():
             one.runtime.ease(seconds)
@@ -206,7 +206,7 @@ class Sockets:
             before = [client for client in before if not client.ended]
 
     def pause(self) -> None:
-        """Accept nothing, and let connections end: newcomers wait in the kernel."""
+        """Stop accepting and let connections end; new connections wait in the kernel."""
         for one in self._open.values():
             one.runtime.pause()
 
@@ -216,15 +216,15 @@ class Sockets:
             await one.runtime.resume()
 
     def clients(self) -> int:
-        """Connections that are served, those in their handshake included."""
+        """The number of open connections, including those in their TLS handshake."""
         return sum(
             runtime.connections
             for runtime in (*(one.runtime for one in self._open.values()), *self._leaving.values())
         )
 
     async def release(self, taken: Collection[str]) -> None:
-        """A successor serves with the sockets of these labels: let go of them. The others are
-        emptied by the drain."""
+        """Close the sockets with these labels, which a successor serves now. The drain empties the
+        queues of the others."""
         for name, one in self._open.items():
             if one.config.bind.given or label(name, one.config.bind) in taken:
                 one.runtime.close()

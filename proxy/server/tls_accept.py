@@ -1,14 +1,14 @@
-"""Accepts the connections of a TLS listener, and knows of each from its first packet on.
+"""Accepts the connections of a TLS listener and counts each of them from `accept` on.
 
-The event loop's own server speaks of a TLS connection when its handshake is done; those that never
-get so far are nobody's, and a few thousand of them are all descriptors of the process. So here:
+asyncio's own server reports a TLS connection only after its handshake. Connections that never
+finish it would be counted nowhere, and a few thousand of them can use up the process's
+descriptors. Therefore:
 
-1. A connection counts, in the listener's limit and in its client's share, from `accept` on.
-2. Where the listener is full, the oldest handshake gives way: who has shown the least has the
-   least claim. Where there is none, the new connection gets its answer after its handshake.
-3. A client that has twice the connections that it may have is not worth a handshake: it is closed
-   at once.
-4. Without descriptors, `accept` is put off for a moment: connections wait in the kernel meanwhile.
+1. A connection counts towards the listener's limit and its client's share from `accept` on.
+2. When the listener is full, the oldest unfinished handshake is cancelled. If there is none, the
+   new connection is refused after its handshake.
+3. A connection of a client that has twice as many as allowed is closed without a handshake.
+4. When descriptors run out, `accept` pauses briefly; connections wait in the kernel meanwhile.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from proxy.http1.client import ClientStream
 #: Connections accepted in one turn of the event loop.
 _PER_TURN = 64
 
-#: Seconds for which `accept` is put off after a shortage.
+#: Seconds for which `accept` pauses after a shortage.
 _PAUSE = 0.1
 
-#: Seconds that the end of TLS may take, what is still to be sent before it included. Who takes
-#: nothing, or has taken everything, is not waited for that long (`ClientStream.close`).
+#: Seconds that a TLS shutdown may take, including output that is still unsent. A client that reads
+#: nothing, or has read everything, is closed earlier (`ClientStream.close`).
 _TLS_SHUTDOWN = 3600.0
 
 
 class Connections(Protocol):
-    """The connections of the listener, as this file sees them."""
+    """The interface to the listener's connections that the acceptor needs."""
 
     def arrive(self, address: str) -> ClientStream | None:
-        """The stream of a connection from there, counted; None: close it at once."""
+        """Count a connection from `address` and return its stream; None to close it at once."""
         ...
 
     def vanish(self, client: ClientStream) -> None:
-        """Its handshake is over: forget it, unless it has begun to be served."""
+        """The handshake has ended: forget the connection unless it is being served."""
         ...
 
     def failed(self, client: ClientStream, error: BaseException) -> None:
-        """Its handshake has failed."""
+        """The handshake has failed."""
         ...
 
     def full(self, handshakes: int) -> bool:
-        """Whether there is no place for another connection beside so many handshakes."""
+        """Whether the listener has no room for another connection beside so many handshakes."""
         ...
 
 
@@ -75,7 +75,7 @@ class TlsAcceptor:
 
     @property
     def handshakes(self) -> int:
-        """How many are under way."""
+        """The number of handshakes in progress."""
         return len(self._handshakes)
 
     def start(self, backlog: int) -> None:
@@ -86,7 +86,7 @@ class TlsAcceptor:
             self._loop.add_reader(one, self._accept, one)
 
     def close(self) -> None:
-        """Take no new connections; handshakes under way go on."""
+        """Stop accepting; handshakes in progress continue."""
         if not self._closed:
             self._closed = True
             for one in self.sockets:
@@ -94,7 +94,7 @@ class TlsAcceptor:
                 one.close()
 
     async def abort(self) -> None:
-        """End the handshakes as well."""
+        """Stop accepting and cancel all handshakes."""
         self.close()
         tasks = list(self._handshakes.values())
         for task in tasks:
@@ -129,14 +129,14 @@ class TlsAcceptor:
             self._handshakes[oldest].cancel()
             self.done(oldest)
         connection.setblocking(False)
-        # An answer must not wait for the client's delayed acknowledgement of the head.
+        # Do not let a response's body wait for the client's delayed ACK of its head.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._handshakes[client] = self._loop.create_task(
             self._handshake(connection, client), name="tls-handshake"
         )
 
     def done(self, client: ClientStream) -> None:
-        """The handshake of `client` is over: it may no longer be cancelled."""
+        """The handshake of `client` has ended and can no longer be cancelled."""
         self._handshakes.pop(client, None)
 
     async def _handshake(self, connection: socket.socket, client: ClientStream) -> None:

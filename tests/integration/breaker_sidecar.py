@@ -124,7 +124,7 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
             enter(state, now, until, reason, by)
             record("enter", state=state, generation=breaker.generation, shared=breaker.shared)
 
-        breaker._told, breaker._enter = told, entered  # type: ignore[method-assign]
+        breaker._on_transition, breaker._enter = told, entered  # type: ignore[method-assign]
         await board.start()
         end = time.monotonic() + seconds
         watching = asyncio.create_task(watch(board, record), name="watch")

@@ -156,7 +156,7 @@ class Fleet(RuleBasedStateMachine):
                 ),
                 HandClockStore(self.client, self.clock, owner),
             )
-            sidecar.breaker._told = lambda _breaker, transition, who=sidecar: (
+            sidecar.breaker._on_transition = lambda _breaker, transition, who=sidecar: (
                 who.counted.append(transition) if transition.mine else None
             )
             self.sidecars.append(sidecar)

@@ -30,7 +30,7 @@ class Bench:
             owner="me",
             probe_lease=10.0,
             rng=random.Random(7),
-            told=lambda _breaker, transition: self.told.append(transition),
+            on_transition=lambda _breaker, transition: self.told.append(transition),
         )
 
     @property

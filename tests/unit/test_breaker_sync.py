@@ -62,7 +62,7 @@ async def test_both_tasks_outlive_what_the_store_raises(
         cast(BreakerStore, store),
         clock=clock,
         where="here",
-        told_reachable=told.append,
+        on_reachable=told.append,
     )
     sync.start()
     async with asyncio.timeout(30):

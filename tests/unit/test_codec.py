@@ -16,7 +16,7 @@ from proxy.http1.heads import (
     find_head_end,
     parse_request,
     parse_response,
-    refuse_no_http,
+    reject_non_http,
 )
 
 
@@ -206,16 +206,16 @@ def test_limits_are_enforced_before_the_head_is_complete(data: bytes, kind: str)
 def test_what_is_no_http_is_refused_at_once(data: bytes) -> None:
     """Nobody waits for the end of a head that cannot become one."""
     with pytest.raises(ProtocolError):
-        refuse_no_http(data, 8192)
+        reject_non_http(data, 8192)
 
 
 def test_the_beginning_of_a_head_is_no_reason_to_refuse() -> None:
     """Wherever a good head is cut, the rest may still come."""
     head = b"M-SEARCH http://a/b?c=d HTTP/1.1\r\nHost: a\r\n\r\n"
     for end in range(len(head)):
-        refuse_no_http(head[:end], 8192)
-    refuse_no_http(b"\r", 8192)
-    refuse_no_http(b"GET /" + b"a" * 5000, 8192)
+        reject_non_http(head[:end], 8192)
+    reject_non_http(b"\r", 8192)
+    reject_non_http(b"GET /" + b"a" * 5000, 8192)
 
 
 def test_too_many_fields() -> None:

@@ -20,7 +20,7 @@ class Exchange:
     correlation_id = "waiting"
 
     def __init__(self) -> None:
-        self.instead: Reply | None = None
+        self.fallback_reply: Reply | None = None
         self.woken = 0
         self.stream = SimpleNamespace(wake=self._wake)
 
@@ -57,7 +57,7 @@ async def test_a_slow_look_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> N
     """What the third look finds is the answer."""
     reply = Reply(200, (), b"{}")
     x, looks = await asked(monkeypatch, NoAnswer(), NoAnswer(), reply)
-    assert (x.instead, x.woken, looks) == (reply, 1, 3)
+    assert (x.fallback_reply, x.woken, looks) == (reply, 1, 3)
 
 
 @pytest.mark.parametrize("found", [None, JobExpired("over")])
@@ -66,4 +66,4 @@ async def test_what_the_mirror_does_not_know_is_asked_once(
 ) -> None:
     """The app's own word is worth waiting for."""
     x, looks = await asked(monkeypatch, found)
-    assert (x.instead, x.woken, looks) == (None, 0, 1)
+    assert (x.fallback_reply, x.woken, looks) == (None, 0, 1)

@@ -41,7 +41,7 @@ class Rescue:
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
         return False
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> None:
+    async def fallback(self, x: Exchange, trouble: Trouble) -> None:
         return None
 
 
@@ -99,7 +99,7 @@ def test_a_request_without_body_and_wishes_is_plain(data: bytes) -> None:
     assert request.start.startswith(data.partition(b" HTTP")[0])
     assert request.start.endswith(b"\r\nX-Correlation-ID: ")
     assert request.end == b"\r\nX-Forwarded-Host: example.test\r\n\r\n"
-    assert front.plain == {data: request}
+    assert front.fast_requests == {data: request}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_everything_else_is_for_the_general_path(data: bytes) -> None:
     """Nothing is decided about it here, and nothing remembered."""
     front = listener()
     assert fast_path._prepare(data, front) is None
-    assert front.plain == {}
+    assert front.fast_requests == {}
 
 
 def test_a_route_may_have_observers_and_rescuers() -> None:
@@ -165,7 +165,7 @@ def test_a_request_with_an_id_of_its_own_is_not_remembered() -> None:
     """It will not come again, and must not push others out."""
     front = listener()
     assert fast_path._prepare(head(b"GET / HTTP/1.1", b"X-Correlation-ID: a"), front) is not None
-    assert front.plain == {}
+    assert front.fast_requests == {}
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     front = listener()
     for number in range(25):
         fast_path._prepare(head(b"GET /%d HTTP/1.1" % number), front)
-        assert len(front.plain) <= 10
+        assert len(front.fast_requests) <= 10
 
 
 @pytest.mark.parametrize("shut", [False, True])

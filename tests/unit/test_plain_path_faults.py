@@ -80,7 +80,7 @@ async def test_a_rescuer_that_fails_is_a_defect_of_ours(caplog: pytest.LogCaptur
         def wants(self, x: Exchange, trouble: Trouble) -> bool:
             raise RuntimeError("broken on purpose")
 
-        async def rescue(self, x: Exchange, trouble: Trouble) -> None:
+        async def fallback(self, x: Exchange, trouble: Trouble) -> None:
             """Is never asked."""
 
     async with sent(Hooks(fallback_source=Broken())) as rig:

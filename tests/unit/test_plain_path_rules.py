@@ -63,7 +63,7 @@ class Second:
     def wants(self, x: Exchange, trouble: Trouble) -> bool:
         return not hasattr(trouble, "status") or trouble.status in (404, 500, 502, 504)
 
-    async def rescue(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    async def fallback(self, x: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         if trouble.status == 404:
             return None if x.asked_again else AskAgain((b"X-Again: 1",))
         return Reply(200, (b"X-Rescued: 1",), b"rescued")
@@ -192,7 +192,7 @@ class Twin:
         elif event == "refuse":
             rig.refused = 2
         elif event == "instead" and self.running and not self.running[-1].replied:
-            self.running[-1].instead = Reply(200, (b"X-Instead: 1",), b"instead")
+            self.running[-1].fallback_reply = Reply(200, (b"X-Instead: 1",), b"instead")
             client.wake()
         elif breaker is not None:
             if event == "trip":

@@ -1,15 +1,13 @@
-"""A request's body, read before its upstream is asked for anything (nginx's request buffering).
+"""Reads a request's body before the upstream is contacted (nginx calls this request buffering).
 
 Rules
-1. Where the upstream's `buffering.request` is on, or a stage wants to know the whole request before
-   the upstream does (`Hooks.admit`), all of the body is read first, into the spool: a slow sender
-   holds none of the upstream's connections, and the upstream gets a `Content-Length`. Of a body
-   that is refused on the way it sees nothing.
-2. Where it is off, but a filter checks the body, as much is read as the filter wants to see before
-   it gives anything.
-3. A body that the spool cannot take (its bound, the disk) is a stream from there on: what was read
-   goes first, the rest follows as it comes.
-4. What is in `x.buffered` stays there until nobody may ask for it again, so a retry begins with it.
+1. With the upstream's `buffering.request`, or where a stage needs the whole request first
+   (`Hooks.admit`), the whole body is read into the spool. A slow sender then holds no upstream
+   connection, the upstream gets a `Content-Length`, and it sees nothing of a body that is refused.
+2. Without it, a body with a filter is read until the filter releases its first bytes.
+3. A body that the spool cannot hold (its limit is reached, the disk fails) is streamed from there
+   on: first what was read, then the rest as it arrives.
+4. `exchange.buffered` is kept until no attempt can need it again, so that a retry starts from it.
 """
 
 from __future__ import annotations
@@ -28,16 +26,16 @@ from proxy.forward.relay.request_body import (
     start_ending,
 )
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import until_left
+from proxy.forward.waiting import check_client
 from proxy.http1.deadlines import NEVER
 from proxy.spool import SpooledBody
 
-#: Seconds for which the spool's disk may take nothing before a request is given up.
+#: Seconds without progress on the spool's disk after which a request fails.
 DISK_PATIENCE = 10.0
 
 
 def wants_buffering(exchange: Exchange, plan: UpstreamPlan) -> bool:
-    """Whether something of the body is to be read first (rules 1 to 3)."""
+    """Whether the body, or its beginning, is to be read first (rules 1 to 3)."""
     if exchange.filter is not None:
         return True
     if exchange.body.done or not (plan.buffer_request or exchange.plan.admissions):
@@ -49,8 +47,8 @@ def wants_buffering(exchange: Exchange, plan: UpstreamPlan) -> bool:
 
 
 async def buffer_request(exchange: Exchange, plan: UpstreamPlan) -> None:
-    """Read the body into `x.buffered`, as far as the rules say. Raises the filter's refusal, what
-    `read_body` and `until_left` raise, and `Overloaded` when the disk does not answer."""
+    """Read the body into `exchange.buffered`, as far as the rules ask. Raises the filter's refusal,
+    what `read_body` and `check_client` raise, and `Overloaded` when the disk does not respond."""
     client = exchange.stream
     send_continue(exchange)
     whole = plan.buffer_request or bool(exchange.plan.admissions)
@@ -80,17 +78,17 @@ async def buffer_request(exchange: Exchange, plan: UpstreamPlan) -> None:
             elif ending.done():
                 _end(exchange, body, ending.result())
                 return
-            await client.wait(until_left(exchange, deadline, now, moved))
+            await client.wait(check_client(exchange, deadline, now, moved))
     finally:
         if ending is not None:
             await drop_ending(ending)
 
 
 def _read(exchange: Exchange, body: SpooledBody) -> None:
-    """Take what the client has sent, as far as filter and disk take it."""
+    """Read what the client has sent, as far as the filter and the disk accept it."""
     check = exchange.filter
     if check is not None:
-        body.append(check.feed(b""))  # it may have made up its mind since
+        body.append(check.feed(b""))  # it may have decided in the meantime
         if exchange.stream.inbox and not check.blocked and not body.blocked:
             body.append(read_checked(exchange))
     elif exchange.stream.inbox and not body.blocked:
@@ -98,8 +96,8 @@ def _read(exchange: Exchange, body: SpooledBody) -> None:
 
 
 def _end(exchange: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody) -> None:
-    """The filter's last word is that the body may pass."""
-    if isinstance(rest, SpooledBody):  # it has kept the body itself
+    """The filter has finished and lets the body pass."""
+    if isinstance(rest, SpooledBody):  # the filter has kept the body itself
         body.close()
         exchange.buffered = rest
         if (
@@ -119,7 +117,7 @@ def _end(exchange: Exchange, body: SpooledBody, rest: list[bytes] | SpooledBody)
 
 
 def _deadline(exchange: Exchange, body: SpooledBody, moved: float, now: float) -> float:
-    """Until when something must move, and whose fault it is if nothing does."""
+    """When something must have moved. Past that, raises the error of the side at fault."""
     if body.blocked or (exchange.filter is not None and exchange.filter.blocked):
         others_turn(exchange, now)
     if body.blocked:

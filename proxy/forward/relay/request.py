@@ -1,9 +1,9 @@
-"""A request on its way to an upstream connection, until the head of the final response is there.
+"""Sends a request over an upstream connection until the head of the final response arrives.
 
-One coroutine moves both messages. It looks at each side, moves what can be moved without waiting,
-and only then waits for the next event on either; so an early response, a client that leaves in the
-middle of its upload and an upstream that dies are all seen at once, wherever the other message
-stands. Neither side is read faster than the other takes it. The response's half is in response.py.
+One coroutine moves both messages. It checks each side, moves what it can without waiting, and only
+then waits for the next event on either side. An early response, a client that leaves during its
+upload and an upstream that dies are therefore all noticed at once. Neither side is read faster than
+the other accepts. The response's half is in response.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from proxy.forward.relay.request_body import (
     start_ending,
 )
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import until_left
+from proxy.forward.waiting import check_client
 from proxy.http1.bodies import chunk, last_chunk
 from proxy.http1.deadlines import NEVER
 from proxy.http1.heads import ProtocolError, ResponseHead
@@ -37,17 +37,17 @@ from proxy.spool import BodyReader, SpooledBody, SpoolError
 #: Interim responses that one exchange may have.
 _MAX_INTERIM = 32
 
-#: Pieces that are read back from the spool before others get their turn.
+#: Pieces read back from the spool in one turn of the event loop.
 PIECES_PER_TURN = 4
 
 
 class UnansweredRequest(UpstreamReset):
-    """The connection ended before a byte of a response. On a kept one that mostly means that it had
-    been closed under us."""
+    """The connection ended before the first byte of a response. On a reused connection, usually the
+    server had closed it as idle just before the request."""
 
 
 class Relay:
-    """One attempt: `x` over `upstream`. `sent`: the upstream has the whole request. `moved`:
+    """One attempt: `exchange` over `upstream`. `sent`: the upstream has the whole request. `moved`:
     monotonic, when anything last moved."""
 
     __slots__ = (
@@ -55,10 +55,10 @@ class Relay:
         "_client",
         "_clock",
         "_ending",
+        "_exchange",
         "_plan",
         "_reader",
         "_released",
-        "_x",
         "moved",
         "sent",
         "upstream",
@@ -66,47 +66,47 @@ class Relay:
 
     def __init__(self, exchange: Exchange, upstream: UpstreamStream, plan: UpstreamPlan) -> None:
         assert exchange.head is not None
-        self._x = exchange
+        self._exchange = exchange
         self._client = exchange.stream
         self._clock = exchange.stream.clock
         self._plan = plan
         self._chunked_up = request_length(exchange) is None
         body = exchange.buffered
-        self._reader: BodyReader | None = None  # what was read of the body before this attempt
+        self._reader: BodyReader | None = None  # over what was buffered before this attempt
         if body is not None and (body.size or body.complete):
             self._reader = body.reader()
-        self._ending: asyncio.Task[list[bytes] | SpooledBody] | None = None  # filter's last word
+        self._ending: asyncio.Task[list[bytes] | SpooledBody] | None = None  # the filter's `finish`
         self._released = False
         self.sent = not exchange.head.has_body and exchange.filter is None
         self.moved = 0.0
         self.upstream = upstream
 
     def send(self, head: bytes) -> None:
-        """Begin the request: its head, and what has been read of its body already."""
-        x = self._x
+        """Begin the request: send its head and what has been buffered of its body."""
+        exchange = self._exchange
         self.upstream.transport.write(head)
         if self._reader is not None:
             self._send_buffered(self._reader)
-        if x.head is not None and x.head.expects_continue:
-            send_continue(x)
-        x.sent_at = self._clock.monotonic()
+        if exchange.head is not None and exchange.head.expects_continue:
+            send_continue(exchange)
+        exchange.sent_at = self._clock.monotonic()
 
-    async def converse(self) -> ResponseHead:
-        """Send the request's body until the head of the final response has come.
+    async def read_response_head(self) -> ResponseHead:
+        """Send the request's body until the head of the final response has arrived.
 
-        Raises `UnansweredRequest` when the connection ended without a byte of response, else
-        the `ProxyError` that tells what went wrong.
+        Raises `UnansweredRequest` when the connection ended without a byte of response, and other
+        `ProxyError`s for other failures.
         """
-        x, client, upstream, clock = self._x, self._client, self.upstream, self._clock
+        exchange, client, upstream, clock = self._exchange, self._client, self.upstream, self._clock
         interim = 0
-        self.moved = sent = x.sent_at
+        self.moved = sent = exchange.sent_at
         while True:
             while upstream.inbox:
                 response = self._read_head()
                 if response is None:
                     break
                 if response.status >= 200 or response.status == 101:
-                    x.upstream_time = clock.monotonic() - sent
+                    exchange.upstream_time = clock.monotonic() - sent
                     return response
                 interim += 1
                 if interim > _MAX_INTERIM:
@@ -120,28 +120,32 @@ class Relay:
                 sent = self.moved
             now = clock.monotonic()
             if self.sent:
-                deadline = min(sent + self._plan.response_timeout, x.deadline)
+                deadline = min(sent + self._plan.response_timeout, exchange.deadline)
                 if now >= deadline:
                     raise Timeout(
-                        f"Upstream {x.upstream} did not answer within {now - sent:.3g}s"
-                        + (", and the time for all attempts is over" if now >= x.deadline else ""),
-                        upstream=x.upstream,
-                        reason="deadline" if now >= x.deadline else "response",
+                        f"Upstream {exchange.upstream} did not answer within {now - sent:.3g}s"
+                        + (
+                            ", and the time for all attempts is over"
+                            if now >= exchange.deadline
+                            else ""
+                        ),
+                        upstream=exchange.upstream,
+                        reason="deadline" if now >= exchange.deadline else "response",
                     )
             else:
                 deadline = self._body_deadline(now)
             try:
-                deadline = until_left(x, deadline, now, self.moved)
+                deadline = check_client(exchange, deadline, now, self.moved)
             except ClientLeft:
                 if self.sent:
-                    x.silence = max(0.0, (client.eof_at if client.eof else now) - sent)
+                    exchange.silence = max(0.0, (client.eof_at if client.eof else now) - sent)
                     self._abandon(sent + self._plan.response_timeout)
                 raise
             await client.wait(deadline)
 
     async def release(self, *, reusable: bool) -> None:
-        """Give the connection back and end what the attempt may have left running. May be called
-        again."""
+        """Return the connection to its pool and stop the filter task if it is running.
+        Idempotent."""
         if self._released:
             return
         self._released = True
@@ -151,46 +155,46 @@ class Relay:
             await drop_ending(self._ending)
 
     def _abandon(self, until: float) -> None:
-        """Nobody waits for the answer any more, though the upstream may still work on it. All has
-        been sent, so nothing else is running."""
+        """Leave the connection to the pool until the upstream has answered a client that is gone.
+        The whole request has been sent, so no filter is running."""
         self._released = True
         self.upstream.pool.abandon(self.upstream, self._client, until)
 
     def send_body(self) -> bool:
-        """Move what there is of the request's body to the upstream; whether anything moved."""
+        """Move the available part of the request's body upstream; whether anything moved."""
         moved = self._reader is not None and self._send_buffered(self._reader)
         if self.sent or self._reader is not None:
             return moved
-        x, client, upstream = self._x, self._client, self.upstream
-        check = x.filter
+        exchange, client, upstream = self._exchange, self._client, self.upstream
+        check = exchange.filter
         if check is not None:
-            asked = check.feed(b"")  # it may have made up its mind since
+            asked = check.feed(b"")  # it may have decided in the meantime
             if asked:
-                x.body_whole = False
+                exchange.body_whole = False
                 self._write_upstream(asked, end=False)
         if upstream.write_paused:
             return moved
         client.read_on()
-        if x.body.done:
+        if exchange.body.done:
             return self._send_end() or moved
         if not client.inbox or (check is not None and check.blocked):
             return moved
         if check is not None:
-            pieces = read_checked(x)
-            x.body_whole = x.body_whole and not pieces
+            pieces = read_checked(exchange)
+            exchange.body_whole = exchange.body_whole and not pieces
         else:
-            pieces = read_body(x)
+            pieces = read_body(exchange)
             self._keep(pieces)
-        self._write_upstream(pieces, end=x.body.done and check is None)
-        if x.body.done and check is not None:
+        self._write_upstream(pieces, end=exchange.body.done and check is None)
+        if exchange.body.done and check is not None:
             self._send_end()
-        if upstream.unsent > LEAST and not x.body.done:
-            client.hold_reading()  # what the upstream does not take need not come yet
+        if upstream.unsent > LEAST and not exchange.body.done:
+            client.hold_reading()  # no need to receive what the upstream does not take
         return True
 
     def _send_buffered(self, reader: BodyReader) -> bool:
-        """Send what is in the spool, as far as the upstream takes it; whether anything moved."""
-        body, upstream = self._x.buffered, self.upstream
+        """Send from the spool as much as the upstream takes; whether anything moved."""
+        body, upstream = self._exchange.buffered, self.upstream
         assert body is not None
         moved = 0
         while not (upstream.write_paused or upstream.lost or reader.caught_up):
@@ -214,25 +218,25 @@ class Relay:
         return moved > 0
 
     def _keep(self, pieces: list[bytes]) -> None:
-        """Put what is about to be sent into the spool, for another attempt, if it is wanted there
-        and there is room."""
-        x, body = self._x, self._x.buffered
+        """Copy what is about to be sent to the spool for a later attempt, if one may follow and the
+        spool has room."""
+        exchange, body = self._exchange, self._exchange.buffered
         if body is None or body.full is not None or body.blocked:
             if pieces:
-                x.body_whole = False
-                x.drop_body()
+                exchange.body_whole = False
+                exchange.drop_body()
             return
         body.append(pieces)
         if body.full is not None:
-            x.body_whole = False
-            x.drop_body()
-        elif x.body.done:
+            exchange.body_whole = False
+            exchange.drop_body()
+        elif exchange.body.done:
             body.end()
 
     def _send_end(self) -> bool:
-        """What a filter held back until its verdict; whether it has come."""
+        """Ask the filter to finish and send what it held back; whether it has finished."""
         if self._ending is None:
-            self._ending = start_ending(self._x)
+            self._ending = start_ending(self._exchange)
         if not self._ending.done():
             return False
         self._write_end(self._ending.result())
@@ -242,9 +246,9 @@ class Relay:
         assert isinstance(rest, list), "the beginning of the body has been sent"
         self._write_upstream(rest, end=True)
 
-    async def hear_out(self) -> None:
-        """The upstream had all it wanted before the filter's last word: wait for that, so that it
-        is on record. The client has its answer already, so a refusal changes nothing any more."""
+    async def await_filter(self) -> None:
+        """Wait for the filter when the upstream has answered before it finished, so that its result
+        is recorded. The client has been answered, so a refusal no longer has any effect."""
         ending = self._ending
         if ending is None or self.sent:
             return
@@ -258,7 +262,7 @@ class Relay:
         if end:
             self.sent = True
             if self._chunked_up:
-                out = [*out, last_chunk(self._x.body.trailers)]
+                out = [*out, last_chunk(self._exchange.body.trailers)]
         if out and not self.upstream.lost:
             self.upstream.write(out)
         self.moved = self._clock.monotonic()
@@ -269,20 +273,21 @@ class Relay:
         except ProtocolError as error:
             raise UpstreamReset(
                 f"Upstream sent an invalid response: {error.detail}",
-                upstream=self._x.upstream,
+                upstream=self._exchange.upstream,
                 reason="invalid_response",
             ) from error
 
     def _pass_on_interim(self, response: ResponseHead) -> None:
-        """100 is ours to send (`CONTINUE`); HTTP/1.0 has no interim responses at all."""
-        x = self._x
-        assert x.head is not None
-        if response.status != 100 and x.head.minor and not self._client.lost:
-            self._client.transport.write(interim_head(x, response))
+        """Relay a 1xx response, but not 100, which we send ourselves (`CONTINUE`), and nothing to
+        an HTTP/1.0 client."""
+        exchange = self._exchange
+        assert exchange.head is not None
+        if response.status != 100 and exchange.head.minor and not self._client.lost:
+            self._client.transport.write(interim_head(exchange, response))
 
     def own_shortage(self) -> ProxyError | None:
-        """The error to answer with where the connection has ended for want of something of ours:
-        memory to send with, say."""
+        """The error to answer with if the connection ended because a resource of ours ran out, such
+        as memory for sending."""
         upstream = self.upstream
         return own_shortage(upstream.error, self._plan, upstream.pool.label)
 
@@ -290,36 +295,37 @@ class Relay:
         ours = self.own_shortage()
         if ours is not None:
             return ours
-        upstream = self.upstream
+        upstream, name = self.upstream, self._exchange.upstream
         if not upstream.inbox:
             detail = "closed the connection without an answer"
             if upstream.reused:
                 detail = "closed a kept connection as the request was sent"
             return UnansweredRequest(
-                f"Upstream {self._x.upstream} {detail}",
-                upstream=self._x.upstream,
+                f"Upstream {name} {detail}",
+                upstream=name,
                 reason="stale_connection" if upstream.reused else "no_response",
             )
         return UpstreamReset(
-            f"Upstream {self._x.upstream} closed the connection before its response was complete",
-            upstream=self._x.upstream,
+            f"Upstream {name} closed the connection before its response was complete",
+            upstream=name,
             reason="no_response",
         )
 
     def _body_deadline(self, now: float) -> float:
-        """Until when the request body must move on, and whose fault it is if it does not."""
+        """When the request body must have moved. Past that, raises the error of the side at fault:
+        client, upstream or disk."""
         if self._ending is not None:
             return NEVER  # a filter bounds its own time
         if not self.upstream.write_paused and self._reader is None:
-            return body_deadline(self._x, self.moved, now)
-        others_turn(self._x, now)
+            return body_deadline(self._exchange, self.moved, now)
+        others_turn(self._exchange, now)
         if self.upstream.write_paused:
             if self.upstream.takes():
                 self.moved = now
             deadline = self.moved + self._plan.idle_timeout
             error: ProxyError = Timeout(
-                f"Upstream {self._x.upstream} does not take the request body",
-                upstream=self._x.upstream,
+                f"Upstream {self._exchange.upstream} does not take the request body",
+                upstream=self._exchange.upstream,
                 reason="write_stalled",
             )
         else:

@@ -16,7 +16,7 @@ _MANY = 8
 
 
 def send_continue(exchange: Exchange) -> None:
-    """Tell a client that waits for our leave to send its body (RFC 9110 §10.1.1)."""
+    """Send 100 Continue to a client that waits for it (RFC 9110 §10.1.1)."""
     head = exchange.head
     if head is None or not head.expects_continue or not head.minor:
         return
@@ -26,7 +26,7 @@ def send_continue(exchange: Exchange) -> None:
 
 
 def read_body(exchange: Exchange) -> list[bytes]:
-    """What the client has sent of its body. Raises `BadRequest` and `BodyTooLarge`."""
+    """The body bytes that have arrived. Raises `BadRequest` and `BodyTooLarge`."""
     try:
         pieces = exchange.stream.read_body(exchange.body)
     except ProtocolError as error:
@@ -39,7 +39,8 @@ def read_body(exchange: Exchange) -> list[bytes]:
 
 
 def too_large(limit: int, length: int | None) -> BodyTooLarge:
-    """The refusal of a body over `limit` bytes; `length` where the client has announced it."""
+    """The refusal for a body over `limit` bytes; `length` is what the client announced, if it
+    did."""
     size = f"over {limit}" if length is None else f"{length}"
     error = BodyTooLarge(
         f"Request body too large: {size} bytes (max: {limit})", close=True, limit=limit
@@ -50,7 +51,8 @@ def too_large(limit: int, length: int | None) -> BodyTooLarge:
 
 
 def read_checked(exchange: Exchange) -> list[bytes]:
-    """The same through the filter: what may go upstream. Raises its refusal, too."""
+    """Like `read_body`, through the filter: the bytes that may go upstream. Also raises the
+    filter's refusal."""
     assert exchange.filter is not None
     pieces = read_body(exchange)
     if len(pieces) > _MANY:
@@ -59,7 +61,7 @@ def read_checked(exchange: Exchange) -> list[bytes]:
 
 
 def start_ending(exchange: Exchange) -> asyncio.Task[list[bytes] | SpooledBody]:
-    """The filter's last word, asked for; the client's coroutine is woken when it has come."""
+    """Start the filter's `finish`; the client's coroutine is woken when it is done."""
     assert exchange.filter is not None
     ending = asyncio.get_running_loop().create_task(exchange.filter.finish(), name="verdict")
     ending.add_done_callback(lambda _: exchange.stream.wake())
@@ -67,15 +69,15 @@ def start_ending(exchange: Exchange) -> asyncio.Task[list[bytes] | SpooledBody]:
 
 
 async def drop_ending(ending: asyncio.Task[list[bytes] | SpooledBody]) -> None:
-    """Nobody waits for it any more."""
+    """Cancel a filter's `finish` and wait until it has ended."""
     ending.cancel()
     await asyncio.wait([ending])
     if not ending.cancelled():
-        ending.exception()  # a refusal that came too late to be the answer
+        ending.exception()  # a refusal that came too late to be sent
 
 
 def body_deadline(exchange: Exchange, moved: float, now: float) -> float:
-    """Until when more of the body must come, of which the last came at `moved`. Raises
+    """When more of the body must have arrived; the last part arrived at `moved`. Raises
     `RequestTimeout`."""
     deadline = moved + exchange.plan.body_timeout
     if exchange.plan.min_rate is not None:
@@ -90,6 +92,6 @@ def body_deadline(exchange: Exchange, moved: float, now: float) -> float:
 
 
 def others_turn(exchange: Exchange, now: float) -> None:
-    """From now on it is not the client's body that is waited for."""
+    """Stop measuring the client's sending rate: the wait is for somebody else."""
     if exchange.pace is not None:
         exchange.pace.rests(exchange.bytes_in, now)

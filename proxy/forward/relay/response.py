@@ -1,16 +1,16 @@
-"""A final response on its way from an upstream connection to the client.
+"""Relays a final response from an upstream connection to the client.
 
 Rules
-1. What has come goes to the client at once, as far as it takes it. What it does not take waits in
-   the spool, where `buffering.response` is on, so that the upstream is read at its own pace;
-   without that, the upstream is read no faster than the client takes its bytes.
-2. The upstream connection is given back as soon as the upstream's part is over, and so is the place
-   in the bulkhead, however long the client takes for the rest.
-3. Streams whose end nobody knows are never read ahead: server-sent events, bodies that end by
-   closing, and what says `X-Accel-Buffering: no` (as nginx reads it).
-4. A response that breaks off reaches the client as far as it came, and then ends in a way that
-   cannot be taken for its end (RFC 9112 §8). One that is malformed from its first bytes has not
-   begun for the client: that is a 502.
+1. Received bytes go to the client at once, as far as it accepts them. With `buffering.response`,
+   the rest waits in the spool and the upstream is read at its own pace; without it, the upstream is
+   read no faster than the client reads.
+2. The upstream connection and the bulkhead place are released as soon as the upstream has sent
+   everything, however long the client takes to read the rest.
+3. Streams of unknown length are never read ahead: server-sent events, bodies that end with the
+   connection, and responses with `X-Accel-Buffering: no` (as in nginx).
+4. A truncated response reaches the client as far as it came, and then ends in a way that the client
+   can tell from a complete one (RFC 9112 §8). If its body is malformed from the first bytes,
+   nothing has been sent yet and the client gets a 502.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from proxy.core.errors import UpstreamTimeout as Timeout
 from proxy.core.memory.budget import Holding
 from proxy.forward.exchange import Exchange
 from proxy.forward.messages import response_head
-from proxy.forward.outcome import Unwatched
+from proxy.forward.outcome import NoOpOutcome
 from proxy.forward.relay.buffering import DISK_PATIENCE
 from proxy.forward.relay.request import PIECES_PER_TURN, Relay
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import until_left
+from proxy.forward.waiting import check_client
 from proxy.http1.bodies import (
     ChunkedBody,
     Decoder,
@@ -51,6 +51,7 @@ class Response:
         "_client",
         "_clock",
         "_cut",
+        "_exchange",
         "_finished",
         "_framing",
         "_held",
@@ -61,44 +62,43 @@ class Response:
         "_relay",
         "_taken",
         "_unsent",
-        "_x",
         "head",
     )
 
     def __init__(
         self, exchange: Exchange, relay: Relay, plan: UpstreamPlan, head: ResponseHead
     ) -> None:
-        self._x = exchange
+        self._exchange = exchange
         self._client = exchange.stream
         self._clock = exchange.stream.clock
         self._relay = relay
         self._plan = plan
         self.head = head
         self._body, self._framing, self._chunked = _framing(exchange, head)
-        self._held: list[bytes] = []  # content that was read before the head was passed on
-        self._queue: SpooledQueue | None = None  # what the client has not taken
-        self._read_ahead: bool | None = None  # whether there may be such a queue
-        self._cut: ProxyError | None = None  # why there will be no more of it
-        self._finished = False  # the upstream's part is over
-        self._pace: Pace | None = None  # how fast the client takes it, where there is a minimum
-        self._unsent = 0  # bytes that it had not taken when last looked at
+        self._held: list[bytes] = []  # content that was read before the head was sent
+        self._queue: SpooledQueue | None = None  # what the client has not accepted yet
+        self._read_ahead: bool | None = None  # whether such a queue is allowed
+        self._cut: ProxyError | None = None  # why the body was cut short
+        self._finished = False  # the upstream has sent everything, or failed
+        self._pace: Pace | None = None  # the client's reading rate, where a minimum is set
+        self._unsent = 0  # bytes that the client had not taken at the last check
         self._taken = 0.0  # monotonic: when the client last took something
-        self._begun = 0.0  # monotonic: when its head was passed on
+        self._begun = 0.0  # monotonic: when the head was sent
 
     @property
     def upstream(self) -> UpstreamStream:
-        """The connection that it comes from."""
+        """The connection that the response arrives on."""
         return self._relay.upstream
 
-    async def hold(self, limit: int) -> bytes | None:
-        """The body, before anything of it is passed on; None where it is over `limit` bytes.
-        `pass_on` sends it all the same. Raises `UpstreamFailure`."""
+    async def buffer(self, limit: int) -> bytes | None:
+        """Read the body before any of it is relayed; None if it is over `limit` bytes. What was
+        read is kept for `send_to_client`. Raises `UpstreamFailure`."""
         size = sum(map(len, self._held))
-        memory = self._x.holding
+        memory = self._exchange.holding
         if memory is None:
-            client = self._x.stream
+            client = self._exchange.stream
             memory = Holding(client.memory.account("held_answers"), client)
-            self._x.holding = memory
+            self._exchange.holding = memory
         self._relay.moved = self._clock.monotonic()
         while not self._body.done and size <= limit:
             pieces = self._read()
@@ -109,7 +109,7 @@ class Response:
             memory.set(size)
             if not self._body.done and not pieces:
                 if not self._relay.sent:
-                    self._relay.send_body()  # the upstream may wait for the rest before it goes on
+                    self._relay.send_body()  # the upstream may be waiting for the rest
                 await self._wait()
                 if self._cut is not None:
                     raise self._cut
@@ -117,13 +117,13 @@ class Response:
             await self._relay.release(reusable=self._reusable)
         return b"".join(self._held) if size <= limit else None
 
-    async def pass_on(self, outcome: Unwatched) -> None:
-        """Send the response to the client. `outcome` is told when the upstream has done its part.
+    async def send_to_client(self, outcome: NoOpOutcome) -> None:
+        """Send the response to the client. `outcome` is recorded once the upstream has finished.
 
-        Raises what cut it: before anything was sent (`x.replied` is False), or after all that had
-        come has been.
+        Raises the error that cut the response short: either before anything was sent
+        (`exchange.replied` is False), or after everything received has been sent.
         """
-        x = self._x
+        exchange = self._exchange
         pieces, self._held = self._held, []
         if not pieces:
             pieces = self._read()
@@ -146,7 +146,7 @@ class Response:
                 out, pieces = [], self._read()
         finally:
             if self._queue is not None:
-                x.bytes_out = max(0, x.bytes_out - self._queue.size)
+                exchange.bytes_out = max(0, exchange.bytes_out - self._queue.size)
                 self._queue.close()
         if self._cut is not None:
             raise self._cut
@@ -154,7 +154,7 @@ class Response:
     # --- from the upstream ----------------------------------------------------------------------
 
     def _read(self) -> list[bytes]:
-        """What the upstream has sent of the body, if there is room for it; sets `_cut`."""
+        """The body bytes that have arrived, if there is room for them; may set `_cut`."""
         upstream, body = self._relay.upstream, self._body
         if self._finished or body.done or self._cut is not None or not self._may_read():
             return []
@@ -181,36 +181,36 @@ class Response:
                 body.done = True
         return pieces
 
-    async def _finish(self, outcome: Unwatched) -> None:
-        """The upstream's part is over: whatever it held is free for others (rule 2)."""
-        x, relay = self._x, self._relay
+    async def _finish(self, outcome: NoOpOutcome) -> None:
+        """The upstream has finished: release what the exchange holds of it (rule 2)."""
+        exchange, relay = self._exchange, self._relay
         self._finished = True
         if self._cut is None:
-            if x.tee is not None:
-                x.tee.end()
-            await relay.hear_out()
+            if exchange.tee is not None:
+                exchange.tee.end()
+            await relay.await_filter()
             outcome.succeeded()
         elif isinstance(self._cut, UpstreamFailure):
             outcome.failed(self._cut.kind)
         await relay.release(reusable=self._reusable)
-        if x.place is not None and self._plan.bulkhead is not None:
-            self._plan.bulkhead.leave(x.place)
-        x.drop_body()
+        if exchange.place is not None and self._plan.bulkhead is not None:
+            self._plan.bulkhead.leave(exchange.place)
+        exchange.drop_body()
 
     def _discard_request(self) -> None:
-        """The upstream has answered without the rest of the request: many clients read nothing
-        before they have sent it."""
-        x = self._x
-        if x.body.done or not self._client.inbox:
+        """Discard the rest of a request whose upstream did not need it: many clients read nothing
+        until they have sent it all."""
+        exchange = self._exchange
+        if exchange.body.done or not self._client.inbox:
             return
         try:
-            self._client.read_body(x.body)
+            self._client.read_body(exchange.body)
         except ProtocolError:
-            x.keep_alive = False  # where it ends is not known, and nobody needs it
+            exchange.keep_alive = False  # its end cannot be found, and nobody needs it
 
     @property
     def _reusable(self) -> bool:
-        """Whether the connection can carry another exchange: both messages are complete on it."""
+        """Whether the connection can carry another exchange: both messages are complete."""
         whole = self._body.done and self._relay.sent and not isinstance(self._body, UntilClose)
         return whole and self.head.keep_alive
 
@@ -218,39 +218,39 @@ class Response:
 
     @property
     def _waiting(self) -> int:
-        """Bytes that the client has not taken."""
+        """Bytes queued for the client."""
         return self._queue.size if self._queue is not None else 0
 
     def _begin(self) -> bytes:
-        """The head for the client: from here on the response has begun."""
-        x, client, head = self._x, self._client, self.head
-        assert x.head is not None
-        if not x.body.done and x.head.expects_continue and not x.continue_sent:
-            x.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
+        """The head for the client. From here on the response has begun."""
+        exchange, client, head = self._exchange, self._client, self.head
+        assert exchange.head is not None
+        if not exchange.body.done and exchange.head.expects_continue and not exchange.continue_sent:
+            exchange.keep_alive = False  # the body may or may not come (RFC 9110 §10.1.1)
         if client.draining:
-            x.keep_alive = False
+            exchange.keep_alive = False
         if not self._chunked and isinstance(self._body, UntilClose | ChunkedBody):
-            x.keep_alive = False
-            x.ends_by_close = True
-        x.status = head.status
-        x.response = head
-        x.replied = True
+            exchange.keep_alive = False
+            exchange.ends_by_close = True
+        exchange.status = head.status
+        exchange.response = head
+        exchange.replied = True
         if head.content_length is None and _is_event_stream(head):
-            x.head_after = self._clock.monotonic() - x.started
+            exchange.head_after = self._clock.monotonic() - exchange.started
         if self._relay.sent:
-            x.drop_body()
+            exchange.drop_body()
         self._relay.moved = self._taken = self._begun = now = self._clock.monotonic()
         if head.dated and self._plan.vitals.skews.wants(self._plan.name, now):
             self._plan.vitals.skews.note_date(self._plan.name, _date(head))
-        return response_head(x, head, self._framing)
+        return response_head(exchange, head, self._framing)
 
     def _give(self, out: list[bytes], pieces: list[bytes]) -> None:
-        """Put `pieces` into our framing, and all of it into the queue if there is one."""
-        x = self._x
+        """Frame `pieces`, then write everything or append it to the queue."""
+        exchange = self._exchange
         if pieces:
-            x.bytes_out += sum(map(len, pieces))
-            if x.tee is not None:
-                x.tee.add(pieces)
+            exchange.bytes_out += sum(map(len, pieces))
+            if exchange.tee is not None:
+                exchange.tee.add(pieces)
             out += chunk(pieces) if self._chunked else pieces
         if self._chunked and self._body.done and not self._finished:
             out.append(last_chunk(self._body.trailers))
@@ -262,12 +262,12 @@ class Response:
             self._write(out)
 
     def _flush(self) -> None:
-        """Give the client what waits for it, as far as it takes it."""
+        """Write from the queue as much as the client accepts."""
         queue, client = self._queue, self._client
         if queue is None or not queue.size or client.write_paused:
             return
         if self._relay.upstream.inbox and not self._finished:
-            client.wake()  # there will be room for it, and nothing else to say so
+            client.wake()  # room is about to appear for it, and no event will announce that
         for _ in range(PIECES_PER_TURN):
             if client.write_paused or not queue.size:
                 return
@@ -288,13 +288,13 @@ class Response:
         self._taken = now = self._clock.monotonic()
         self._unsent = 0
         if self._pace is not None:
-            self._pace.rests(self._x.bytes_out - self._waiting - client.to_send(), now)
+            self._pace.rests(self._exchange.bytes_out - self._waiting - client.to_send(), now)
 
     def _may_read(self) -> bool:
-        """Whether there is room for more of the body (rules 1 and 3)."""
+        """Whether more of the body may be read (rules 1 and 3)."""
         if self._queue is not None:
             return not self._queue.blocked
-        if not self._client.write_paused or not self._x.replied:
+        if not self._client.write_paused or not self._exchange.replied:
             return True
         if self._read_ahead is None:
             self._read_ahead = self._plan.buffer_response and _has_an_end(self.head, self._body)
@@ -305,11 +305,11 @@ class Response:
     # --- waiting --------------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        """Until something happens on either side. Sets `_cut` when the upstream takes too long;
-        raises when the client does, or the disk."""
+        """Wait for an event on either side. Sets `_cut` when the upstream takes too long; raises
+        when the client or the disk does."""
         now, relay = self._clock.monotonic(), self._relay
         deadline = NEVER
-        if self._client.write_paused and self._x.replied:
+        if self._client.write_paused and self._exchange.replied:
             deadline = self._taking_deadline(now)
         elif self._waiting:
             deadline = self._taken + DISK_PATIENCE
@@ -328,47 +328,48 @@ class Response:
                     return
                 deadline = min(deadline, idle)
             else:
-                relay.moved = now  # it waits for us
+                relay.moved = now  # the upstream waits for us
                 deadline = min(deadline, self._held_up())
         moved = max(relay.moved, self._taken)
         try:
-            deadline = until_left(self._x, deadline, now, moved)
+            deadline = check_client(self._exchange, deadline, now, moved)
         except ClientLeft:
             self._note_unfinished(now)
             raise
         await self._client.wait(deadline)
 
     def _note_unfinished(self, now: float) -> None:
-        """The client leaves. Where all that came has gone to the kernel, it was the upstream that
-        the client waited for; streams without an end are left by all their clients."""
-        x, client = self._x, self._client
-        sending = x.replied and not self._finished and x.head_after is None
+        """Record how long the client had been waiting for the upstream when it left: only if all
+        that was received had been handed to the kernel. Endless streams are left out, because every
+        client leaves those."""
+        exchange, client = self._exchange, self._client
+        sending = exchange.replied and not self._finished and exchange.head_after is None
         if sending and not self._waiting and not client.transport.get_write_buffer_size():
-            x.unfinished = max(0.0, (client.eof_at if client.eof else now) - self._begun)
+            exchange.unfinished = max(0.0, (client.eof_at if client.eof else now) - self._begun)
 
     def _held_up(self) -> float:
-        """Until when the upstream's connection may be held up, as the client does not take what
-        has come. Raises `ClientLeft` where others wait for it and take theirs faster."""
+        """How long a client that does not read may hold the upstream's connection. Raises
+        `ClientLeft` if the pool wants the connection for requests that wait."""
         upstream = self._relay.upstream
         if upstream.unwanted:
             raise ClientLeft(
                 "Client takes its response slowly, and others wait for the connection",
                 reason="client_slow",
             )
-        taken = self._x.bytes_out - self._waiting - self._client.to_send()
+        taken = self._exchange.bytes_out - self._waiting - self._client.to_send()
         return upstream.pool.hold_up(upstream, taken)
 
     def _taking_deadline(self, now: float) -> float:
-        """Until when the client must take more. Raises `ClientLeft`."""
-        x, unsent = self._x, self._client.to_send()
+        """When the client must have taken more. Raises `ClientLeft` if it is too slow."""
+        exchange, unsent = self._exchange, self._client.to_send()
         if unsent < self._unsent:
             self._taken = now
         self._unsent = unsent
-        deadline = self._taken + x.plan.body_timeout
-        if x.plan.min_rate is not None:
+        deadline = self._taken + exchange.plan.body_timeout
+        if exchange.plan.min_rate is not None:
             if self._pace is None:
-                self._pace = Pace(x.plan.min_rate)
-            taken = x.bytes_out - self._waiting - unsent
+                self._pace = Pace(exchange.plan.min_rate)
+            taken = exchange.bytes_out - self._waiting - unsent
             deadline = min(deadline, self._pace.waits(taken, now))
         if now >= deadline:
             raise ClientLeft(
@@ -378,9 +379,9 @@ class Response:
 
 
 def _framing(exchange: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
-    """How the response's body ends: (its decoder, our framing fields, whether we chunk).
+    """How the response's body is delimited: (its decoder, our framing fields, whether we chunk).
 
-    RFC 9112 §6.3, in its order.
+    Follows the order of RFC 9112 §6.3.
     """
     assert exchange.head is not None
     length = head.content_length
@@ -409,7 +410,7 @@ def _date(head: ResponseHead) -> str:
 
 
 def _is_event_stream(head: ResponseHead) -> bool:
-    """Whether the response lasts as long as somebody listens."""
+    """Whether the response is a stream of server-sent events."""
     return head.media_type == "text/event-stream"
 
 

@@ -1,4 +1,4 @@
-"""What is known before a request is: plans compiled from the config, and the router.
+"""Routes: plans compiled from the config, and the router that finds the one for a request.
 
 Start with `compile`, which makes a `plan` for each route. Compiling has no side effects.
 """

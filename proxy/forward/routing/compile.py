@@ -1,7 +1,7 @@
-"""From the config to plans: done once per load, so that nothing of it is done per request.
+"""Compiles the config to plans, once per load, so that none of this work is done per request.
 
-Upstreams that a reload leaves as they were keep their connections; the others get new ones, and the
-old ones end with the exchanges that use them.
+Upstreams that a reload does not change keep their connections. The others get new ones, and the old
+connections end with the exchanges that use them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from proxy.spool import Spool
 
 @dataclass(frozen=True)
 class Binding:
-    """Where a stage is asked to take part. `route` is None for requests that no route matched,
-    and `upstream` with it."""
+    """The route that a stage is bound to. `route` and `upstream` are None for requests that no
+    route matched."""
 
     listener_name: str
     listener: Listener
@@ -64,7 +64,7 @@ class Binding:
     upstreams: Mapping[str, UpstreamPlan] = field(default_factory=dict)
 
     def upstream_plan(self, name: str) -> UpstreamPlan | None:
-        """The plan of an upstream as it is on this route, None where there is none."""
+        """An upstream's plan with this route's timeouts; None for an unknown upstream."""
         return _with_timeouts(self.upstreams.get(name), self.route)
 
     @property
@@ -74,28 +74,28 @@ class Binding:
 
 
 class Stage(Protocol):
-    """What a route can be asked to do."""
+    """A feature that a route can use."""
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """Its hooks on that route, or None where the route does not ask for it."""
+        """The stage's hooks for that route, or None if the route does not use it."""
         ...
 
 
 @dataclass(frozen=True)
 class Plans:
-    """All that a config compiles to, by name."""
+    """Everything that a config compiles to, by name."""
 
     listeners: dict[str, ListenerPlan]
     upstreams: dict[str, UpstreamPlan]
-    #: Contexts of https upstreams, from the files as they are now, also where the plan stays.
+    #: TLS contexts of https upstreams, loaded from the files again even where the plan is kept.
     tls: dict[str, ssl.SSLContext]
-    #: What stages do when these plans come into force (`Hooks.adopted`).
+    #: Called when these plans come into force (`Hooks.adopted`).
     adopted: tuple[Callable[[], None], ...]
 
 
 class Compiler:
-    """Compiles configs one after the other. `on_connect(upstream)` gives what is told each
-    connect's seconds, `breaker_of(upstream)` the upstream's breaker."""
+    """Compiles one config after another. `on_connect(upstream)` returns a callback that takes the
+    seconds of each connect, `breaker_of(upstream)` the upstream's breaker."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Compiler:
         self._random = random
         self._on_connect = on_connect
         self._breaker_of = breaker_of
-        #: By listener, of all that a config in force has limited: who has spent what outlives it.
+        #: By listener; kept across reloads, so that what each client has used is not forgotten.
         self.shares: dict[str, ClientShares] = {}
         self._memory = memory
         self._spool = spool
@@ -127,8 +127,8 @@ class Compiler:
         before: tuple[Config, Plans] | None = None,
         connections: Mapping[str, int] | None = None,
     ) -> Plans:
-        """Plans for `config`; what did not change since `before` is taken over. `connections`: how
-        many each listener may have, where descriptors are too few for what `config` allows.
+        """Plans for `config`; what has not changed since `before` is reused. `connections` are the
+        connection limits by listener, where descriptors are too few for the configured ones.
 
         Raises `OSError` (`ssl.SSLError` is one) when a certificate file cannot be loaded.
         """
@@ -163,7 +163,7 @@ class Compiler:
         return Plans(listeners, upstreams, tls, tuple(adopted))
 
     def settle(self, config: Config, plans: Plans) -> None:
-        """The plans are in force: what lives on from earlier ones takes its new rules."""
+        """The plans are in force: apply the new rules to the state that outlives a reload."""
         for name, listener in plans.listeners.items():
             per_client = config.listeners[name].limits.per_client
             if listener.shares is not None and per_client is not None:
@@ -189,8 +189,8 @@ class Compiler:
         old: tuple[UpstreamConfig, UpstreamPlan] | None,
         tls: ssl.SSLContext | None,
     ) -> UpstreamPlan:
-        """A new plan. What counts requests under way, or what they have spent, is the `old` one's:
-        a reload must not hand out the same places and retries a second time."""
+        """A new plan. Bulkheads and retry budgets are those of the `old` plan: a reload must not
+        hand out the same places and retries twice."""
         retry = old[1].retry if old is not None else None
         bulkhead = old[1].bulkhead if old is not None else None
         unbuffered = old[1].unbuffered if old is not None else None
@@ -356,7 +356,7 @@ def _edits(rules: FieldRules | None) -> FieldEdits | None:
 
 
 def _half(config: UpstreamConfig) -> BulkheadRules:
-    """Places for bodies that are not buffered although they should be: half of the connections."""
+    """Bulkhead rules for bodies that could not be buffered: half of the connections."""
     pool = config.pool
     most = max(1, pool.max_connections * len(config.targets) // 2)
     return BulkheadRules.model_construct(
@@ -365,12 +365,13 @@ def _half(config: UpstreamConfig) -> BulkheadRules:
 
 
 def _same_targets(old: UpstreamConfig, new: UpstreamConfig) -> bool:
-    """Whether what is known of the targets still holds."""
+    """Whether the targets' health records are still valid."""
     return (old.targets, old.ejection, old.health) == (new.targets, new.ejection, new.health)
 
 
 def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
-    """The context for https targets, None for others. Verification is on unless turned off."""
+    """The TLS context for https targets, None for others. Verifies unless the config says not
+    to."""
     if config.targets[0].scheme != "https":
         return None
     context = ssl.create_default_context(cafile=config.tls.ca)
@@ -382,11 +383,11 @@ def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
 
 
 def descriptors_needed(config: Config) -> Need:
-    """What `config` can need at most: every client, every connection of a pool, one for each health
-    check, and a spool file for each client of an upstream that has its bodies buffered."""
+    """The most descriptors that `config` can need: one for each client, each pooled connection and
+    each health check, and a spool file for each client of an upstream with buffering."""
     clients = {name: listener.limits.connections for name, listener in config.listeners.items()}
     upstreams = sum(
-        # An application of our own has its end of each connection here as well.
+        # A hosted application has the other end of each connection in this process too.
         (1 + (target.app is not None))
         * (upstream.pool.max_connections + (upstream.health is not None))
         for upstream in config.upstreams.values()
@@ -406,7 +407,7 @@ def descriptors_needed(config: Config) -> Need:
 
 
 def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPlan | None:
-    """The upstream's plan as it is on one route, where that has times of its own."""
+    """The upstream's plan with the route's own timeouts, if it has any."""
     if plan is None or route is None:
         return plan
     times = route.timeouts
@@ -422,7 +423,7 @@ def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPl
 
 
 def _max_body(binding: Binding) -> int | None:
-    """Bytes that a request's body may have. An upload in force is bounded by its own rules."""
+    """The largest request body in bytes. An enforced upload check has its own limit instead."""
     route = binding.route
     if route is not None and route.limits is not None:
         return route.limits.body
@@ -439,7 +440,8 @@ def _failing(config: UpstreamConfig) -> frozenset[int]:
 
 
 def _abandoned_after(config: UpstreamConfig) -> float | None:
-    """After how many seconds of silence a client that leaves is a failure; None: never."""
+    """Seconds of upstream silence after which a client that leaves counts as a failure; None:
+    never."""
     if config.breaker is None or "abandoned" not in config.breaker.failure_on:
         return None
     return config.breaker.slow_call

@@ -1,4 +1,4 @@
-"""What `compile` makes of the config: everything that can be known before a request is known.
+"""The plans that `compile` builds from the config: everything that can be decided before a request.
 
 A plan is immutable once built. A reload builds new ones; exchanges in progress keep theirs.
 """
@@ -27,7 +27,7 @@ from proxy.resilience.outlier_ejection import TargetHealth
 from proxy.resilience.retry import RetryPolicy
 from proxy.spool import Spool
 
-#: Statuses by which an upstream says that it failed, where its breaker does not say otherwise.
+#: Statuses that count as failures unless the upstream's breaker configures others.
 FAILING = frozenset({500, 502, 503, 504})
 
 Observer = Callable[[Exchange], None]
@@ -39,7 +39,7 @@ Admission = Callable[[Exchange], Awaitable["Reply | None"]]
 
 @dataclass(frozen=True, slots=True)
 class UpstreamPlan:
-    """An upstream's connections and how long each step with it may take, in seconds."""
+    """An upstream's connections, and its time limits in seconds."""
 
     name: str
     upstream: Upstream
@@ -57,24 +57,25 @@ class UpstreamPlan:
     retry: RetryPolicy | None = None
     bulkhead: Bulkhead | None = None
     unbuffered: Bulkhead | None = None
-    """Where bodies are buffered: half of the connections, for those that the spool refuses."""
+    """With request buffering: places for bodies that the spool does not take, half of the
+    connections."""
     health: TargetHealth | None = None
     failing: frozenset[int] = FAILING
     answer_timeout: float = NEVER
-    """The shorter of `response_timeout` and the deadline of all attempts."""
+    """The shorter of `response_timeout` and the deadline for all attempts."""
     reuse_for_all: bool = True
-    """Whether requests that may not be repeated use kept connections as well."""
+    """Whether requests that may not be repeated use idle connections too."""
     overload: OverloadAnswer | None = None
     resend_unread: bool = False
     abandoned_after: float | None = None
     """Seconds of silence after which a client that leaves counts as a failure; None: never."""
     replay_limit: int = 64 * 1024
-    """Bytes of a request body that are kept for a second sending."""
+    """Bytes of a request body that are kept for a retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response of our own making. `lines` are its field lines, without framing."""
+    """A response made by the proxy. `lines` are its field lines, without framing."""
 
     status: int
     lines: tuple[bytes, ...]
@@ -83,48 +84,50 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class AskAgain:
-    """The upstream may have a better answer now. `lines` are added to it."""
+    """Ask the upstream again; `lines` are added to the response."""
 
     lines: tuple[bytes, ...]
 
 
-#: Why a rescue is asked for: an error of ours, or the head of the upstream's response.
+#: Why a fallback is asked for: an error of our own, or the head of the upstream's response.
 Trouble = ProxyError | ResponseHead
 
 
 class FallbackSource(Protocol):
-    """What may have a better answer than the upstream, or must look at its answer first."""
+    """A stage that may have a better answer than the upstream, or must read its response first."""
 
-    #: Whether `rescue` reads the upstream's answer: then it is in `x.held`, if it is not too long.
+    #: Whether `fallback` reads the response's body: then it is in `exchange.held`, unless too long.
     needs_body: bool
 
     def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
-        """Whether to ask `rescue`; decided at once."""
+        """Whether to ask `fallback`; decided at once."""
         ...
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
-        """The better answer, or None to let things take their course. Raises the `ProxyError` that
-        is to be the answer."""
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+        """The better answer, or None to decline. Raises the `ProxyError` to answer with."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a stage does on a route; what it leaves empty costs nothing.
+    """What a stage does on a route. A hook left empty costs nothing.
 
-    Those of `proxy.extend.Hooks` have the same names here.
+    The hooks of `proxy.extend.Hooks` have the same names.
 
-    `started`: the route is known. `request`: raises the `ProxyError` that refuses the request
-    before anything of its body is read, or returns a coroutine that does, and is awaited first.
-    `filter`: makes what checks the request's body, or raises the `ProxyError` that refuses the
-    request unread. `admit`: is awaited when all of the body is there and the upstream knows nothing
-    of it; gives the answer that makes asking unnecessary, or raises the `ProxyError` that refuses
-    the request. `rescuer`: is asked when the upstream has no good
-    answer. `response`: sees the head of the upstream's answer before it is passed on, and may raise
-    the `ProxyError` to answer with instead. `finished`: the record is complete. `adopted`: the plan
-    is in force; binding changes nothing outside the plan, as the config may yet be refused: what is
-    to change changes here.
-    `traced`: `started` gives each exchange its `span`.
+    - `started`: the route is known.
+    - `request`: may raise the `ProxyError` that refuses the request before its body is read, or
+      return a coroutine that may; that is awaited first.
+    - `filter`: makes the body filter, or raises the `ProxyError` that refuses the request unread.
+    - `admit`: awaited when the whole body has been read and the upstream has not been contacted.
+      Returns a reply that makes the call unnecessary, or None, or raises the `ProxyError` that
+      refuses the request.
+    - `fallback_source`: asked when the upstream has no good answer.
+    - `response`: sees the response's head before it is relayed, and may raise the `ProxyError` to
+      answer with instead.
+    - `finished`: the record is complete.
+    - `adopted`: the plan is in force. Binding must not change anything outside the plan, because
+      the config may still be rejected; such changes belong here.
+    - `traced`: `started` sets each exchange's `span`.
     """
 
     started: Observer | None = None
@@ -140,17 +143,17 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class RoutePlan:
-    """A route, ready to be taken. `upstream` is None only for requests that no route matched."""
+    """A compiled route. `upstream` is None only for requests that no route matched."""
 
     name: str
     upstream: UpstreamPlan | None
     started: tuple[Observer, ...]
     checks: tuple[Check, ...]
     filter: FilterFactory | None
-    admissions: tuple[Admission, ...]  # with one, the body is read whole first
+    admissions: tuple[Admission, ...]  # if any, the whole body is read first
     fallback_sources: tuple[FallbackSource, ...]
-    guards: bool  # no spelling of its path may get around it
-    reads_answers: bool  # some rescuer needs the body of some answers
+    guards: bool  # no spelling of its path may bypass it
+    reads_answers: bool  # some fallback needs the body of some responses
     max_body: int | None  # bytes
     body_timeout: float  # between two pieces of a body, in seconds
     finished: tuple[Observer, ...]
@@ -164,8 +167,9 @@ class RoutePlan:
 
 @dataclass(frozen=True, slots=True)
 class FastRequest:
-    """A request for the fast path, the parameters of its path where the route wants them, and
-    what goes upstream for it: `start`, the correlation ID, the client's forwarding fields, `end`.
+    """A request prepared for the fast path. `parameters` are those of its path, where the route
+    uses them. The upstream gets `start`, correlation ID, forwarding fields and `end`, in this
+    order.
     """
 
     head: RequestHead
@@ -178,8 +182,8 @@ class FastRequest:
 
 @dataclass(frozen=True, slots=True)
 class ListenerPlan:
-    """A listener's routes and limits. Times are seconds. `plain` remembers requests; `shares` is
-    None where clients are not limited each."""
+    """A listener's routes and limits; times in seconds. `fast_requests` is the fast path's memo, by
+    the request's bytes. `shares` is None where there are no limits per client."""
 
     name: str
     table: RouteTable[RoutePlan]
@@ -190,9 +194,9 @@ class ListenerPlan:
     idle_timeout: float
     max_connections: int
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
-    plain: dict[bytes, FastRequest] = field(default_factory=dict)
+    fast_requests: dict[bytes, FastRequest] = field(default_factory=dict)
     shares: ClientShares | None = None
 
     def trusts(self, peer: str) -> bool:
-        """Whether what a client at that address says about `X-Forwarded-*` is believed."""
+        """Whether `X-Forwarded-*` fields from that address are trusted."""
         return trusted(peer, self.trusted_proxies)

@@ -140,7 +140,7 @@ class UpstreamStream(Stream):
             return False
         return raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _RESET
 
-    def has_news(self) -> bool:
+    def has_pending_input(self) -> bool:
         """Whether the kernel already has an end, or bytes, that the event loop has yet to tell.
 
         Half a microsecond that decides whose answer the next bytes are: what an upstream sent
@@ -229,7 +229,7 @@ class TargetPool:
                 return None
         while idle:
             stream = idle.pop()
-            if stream.idle_until <= self._clock.monotonic() or stream.has_news():
+            if stream.idle_until <= self._clock.monotonic() or stream.has_pending_input():
                 stream.close()
                 continue
             stream.owner = owner

@@ -51,8 +51,8 @@ class CircuitBreaker:
     """The breaker of the upstream `name`.
 
     `owner` is this process' name in the fleet, unique. `wake(breaker, urgent)` is called when there
-    is something to send; `told(breaker, transition)` for every transition. Times are monotonic
-    seconds of `clock` unless said otherwise. `probe_lease` is in seconds.
+    is something to send; `on_transition(breaker, transition)` for every transition. Times are
+    monotonic seconds of `clock` unless said otherwise. `probe_lease` is in seconds.
     """
 
     def __init__(
@@ -64,13 +64,15 @@ class CircuitBreaker:
         owner: str,
         probe_lease: float = 62.0,
         rng: random.Random | None = None,
-        told: Callable[[CircuitBreaker, Transition], None] = lambda _breaker, _transition: None,
+        on_transition: Callable[
+            [CircuitBreaker, Transition], None
+        ] = lambda _breaker, _transition: None,
     ) -> None:
         self.name = name
         self.owner = owner
         self.clock = clock
         self.wake: Callable[[CircuitBreaker, bool], None] = lambda _breaker, _urgent: None
-        self._told = told
+        self._on_transition = on_transition
         self._random = rng or random.Random()  # noqa: S311 (jitter)
         self.state = State.CLOSED
         self.epoch = 0
@@ -369,7 +371,7 @@ class CircuitBreaker:
             self.wake(self, True)
         else:
             self._mine.append(tid)
-            self._told(self, transition)
+            self._on_transition(self, transition)
 
     def open_time(self, opens: int) -> float:
         """Seconds of the `opens`-th opening in a row: doubled each time, bounded, jittered."""
@@ -460,7 +462,7 @@ class CircuitBreaker:
         if self._provisional is not None:
             transition, self._provisional = self._provisional, None
             self._mine.append(tid)
-            self._told(self, transition)
+            self._on_transition(self, transition)
 
     def unreachable(self, now: float) -> None:
         """Redis is gone: from here on everything is decided here."""
@@ -522,7 +524,7 @@ class CircuitBreaker:
                 self._mine.append(entry.tid)
             elif entry.generation <= known:
                 continue
-            self._told(
+            self._on_transition(
                 self,
                 Transition(
                     entry.from_state,

@@ -40,7 +40,7 @@ class BreakerRegistry:
     """The breakers of `upstreams` (those that have one), shared through `redis` where given.
 
     Without `redis`, or before `start`, they decide locally. `owner` names this process in the
-    fleet; by default host, pid and a random part. `told(name, transition)` hears of every
+    fleet; by default host, pid and a random part. `on_transition(name, transition)` hears of every
     transition, whoever made it.
     """
 
@@ -52,7 +52,7 @@ class BreakerRegistry:
         redis: Redis | None = None,
         clock: Clock | None = None,
         owner: str | None = None,
-        told: Callable[[str, Transition], None] | None = None,
+        on_transition: Callable[[str, Transition], None] | None = None,
         vitals: Vitals | None = None,
     ) -> None:
         self._vitals = vitals or Vitals()
@@ -61,7 +61,7 @@ class BreakerRegistry:
         self.owner = owner or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._breakers: dict[str, CircuitBreaker] = {}
         self.metrics = BreakerMetrics(self._breakers, registry, shared=redis is not None)
-        self._told = told
+        self._on_transition = on_transition
         self._store: BreakerStore | None = None
         self._sync: FleetSync | None = None
         self.reload(upstreams)
@@ -88,17 +88,17 @@ class BreakerRegistry:
                 clock=self._clock,
                 owner=self.owner,
                 probe_lease=lease,
-                told=self._tell,
+                on_transition=self._notify,
             )
             if self._sync is not None:
                 breaker.wake = self._sync.woken
             self._breakers[name] = breaker
             self.metrics.begin(name)
 
-    def _tell(self, breaker: CircuitBreaker, made: Transition) -> None:
+    def _notify(self, breaker: CircuitBreaker, made: Transition) -> None:
         self.metrics.transition(breaker, made)
-        if self._told is not None:
-            self._told(breaker.name, made)
+        if self._on_transition is not None:
+            self._on_transition(breaker.name, made)
 
     async def start(self, patience: float = 1.0) -> None:
         """Join the fleet. Returns when Redis has answered, at the latest after `patience` seconds:
@@ -118,8 +118,8 @@ class BreakerRegistry:
             clock=self._clock,
             where=str(address_of(self._redis)),
             tasks=self._vitals.tasks,
-            told_reachable=self.metrics.reachable,
-            told_delay=self.metrics.delay.observe,
+            on_reachable=self.metrics.reachable,
+            on_delay=self.metrics.delay.observe,
         )
         for breaker in self._breakers.values():
             breaker.wake = self._sync.woken

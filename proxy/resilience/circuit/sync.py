@@ -58,7 +58,7 @@ _log = logging.getLogger("proxy.resilience")
 class FleetSync:
     """The worker between `breakers` (by name, may change at a reload) and `store`.
 
-    `told_reachable(bool)` and `told_delay(seconds)` feed the metrics: the latter is the time from
+    `on_reachable(bool)` and `on_delay(seconds)` feed the metrics: the latter is the time from
     a transition in Redis to its arrival here, by Redis' clock.
     """
 
@@ -70,17 +70,17 @@ class FleetSync:
         clock: Clock,
         where: str,
         tasks: Tasks | None = None,
-        told_reachable: Callable[[bool], None] = lambda _up: None,
-        told_delay: Callable[[float], None] = lambda _seconds: None,
+        on_reachable: Callable[[bool], None] = lambda _up: None,
+        on_delay: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         self._breakers = breakers
         self._store = store
         self._clock = clock
         self._where = where
-        self._told_reachable = told_reachable
-        self._told_delay = told_delay
+        self._on_reachable = on_reachable
+        self._on_delay = on_delay
         self.reachable = False
-        self._was_told: bool | None = None
+        self._was_reachable: bool | None = None
         self._wake = asyncio.Event()
         self._gather_timer: asyncio.TimerHandle | None = None
         self._dirty: set[str] = set()
@@ -244,7 +244,7 @@ class FleetSync:
         elif noticed:
             news = await self._store.look(breaker)
             if news.generation > breaker.generation:
-                self._told_delay(news.age)
+                self._on_delay(news.age)
             await self._take(breaker, news)
         await self._ask(breaker)
 
@@ -334,10 +334,10 @@ class FleetSync:
         self._tell(False, str(error))
 
     def _tell(self, up: bool, why: str) -> None:
-        if up is self._was_told:
+        if up is self._was_reachable:
             return
-        first, self._was_told = self._was_told is None, up
-        self._told_reachable(up)
+        first, self._was_reachable = self._was_reachable is None, up
+        self._on_reachable(up)
         facts = {"event": "breaker_redis", "redis": self._where, "reachable": up}
         if up:
             _log.log(

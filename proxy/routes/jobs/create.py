@@ -41,7 +41,7 @@ class CreatesJob:
             return False
         return 200 <= trouble.status < 300
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         job_id = _job_id(exchange.held)
         if job_id is None:
             # No creation, or none that can be recognised: an operator has to know of the second.

@@ -30,7 +30,7 @@ class DeletesJob:
             return upstream_is_away(trouble)
         return trouble.status < 300 or trouble.status == 404 or trouble.status >= 500
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         job_id = exchange.parameters[self._parameter]
         exchange.note(job_id=job_id)
         if not isinstance(trouble, ProxyError) and trouble.status < 300:

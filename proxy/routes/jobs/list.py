@@ -30,7 +30,7 @@ class ListsJobs:
             return upstream_is_away(trouble)
         return trouble.status >= 500 or (trouble.status == 200 and not self._mirror.redis_whole)
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         found = await self.look(exchange, trouble)
         return None if isinstance(found, NoAnswer) else found
 

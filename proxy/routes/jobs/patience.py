@@ -90,9 +90,9 @@ class Patience:
             return  # the job expired, or no key: the app's own word is worth waiting for
         except Exception:
             # Nobody awaits us but the exchange, which goes on waiting for the app.
-            logger.exception("rescue failed", extra={"correlation_id": exchange.correlation_id})
+            logger.exception("fallback failed", extra={"correlation_id": exchange.correlation_id})
             return
         if isinstance(reply, Reply) and not exchange.replied:
             exchange.note(rescued_from="silence")
-            exchange.instead = reply
+            exchange.fallback_reply = reply
             exchange.stream.wake()

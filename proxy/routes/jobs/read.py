@@ -42,14 +42,14 @@ class ReadsJob:
             return False
         return trouble.status == 404 or trouble.status >= 500
 
-    async def rescue(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
+    async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
         found = await self.look(exchange, trouble)
         return None if isinstance(found, NoAnswer) else found
 
     async def look(
         self, exchange: Exchange, trouble: Trouble
     ) -> Reply | AskAgain | NoAnswer | None:
-        """As `rescue`, and `NoAnswer` where another look may find what this one could not."""
+        """As `fallback`, and `NoAnswer` where another look may find what this one could not."""
         job_id = exchange.parameters[self._parameter]
         exchange.added = b""  # the answer to a second question was no better: nothing was repaired
         if not self._door.admits(exchange, trouble):
