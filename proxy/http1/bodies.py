@@ -1,8 +1,8 @@
-"""HTTP/1.1 message bodies: from their framing to bytes, and back, without I/O (RFC 9112 §6, §7).
+"""HTTP/1.1 message bodies: decoding and encoding their framing, without I/O (RFC 9112 §6, §7).
 
-A decoder is fed what came from the socket and answers with (pieces of content, bytes behind the
-end). `done` says that the body is complete; `trailers` are its passing trailer lines. A decoder
-keeps nothing but an unfinished chunk-size line or trailer section, both bounded.
+A decoder is fed bytes from the socket and returns (pieces of content, remaining bytes). `done`
+means that the body is complete; `trailers` are the trailer lines that pass. A decoder buffers only
+an incomplete chunk-size line or trailer section, both bounded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from proxy.http1.heads import ProtocolError, parse_trailers
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-# chunk-size, then extensions, which we read over: `;name`, `;name=token` or `;name="text"`, with
-# white space around `;` and `=` (§7.1.1). What another parser might end elsewhere is refused.
+# chunk-size, then extensions, which are ignored: `;name`, `;name=token` or `;name="text"`, with
+# white space around `;` and `=` (§7.1.1). Anything that another parser might read differently is
+# rejected.
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
 _EXTENSION = (
@@ -23,26 +24,26 @@ _EXTENSION = (
 )
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:" + _EXTENSION + rb")*+\r\n")
 _CHUNK_LINE_LIMIT = 1024
-#: Bytes of chunk-size lines that are more than the chunks are worth, over all of a body: a line may
-#: have `_LINE_FREE` bytes, and two for each byte of its chunk. Extensions take a hundred times as
-#: long to read as data, and nobody needs many of them (Go and Node bound them as well).
+#: Limit for excess bytes in chunk-size lines over a whole body: a line may have `_LINE_FREE` bytes
+#: plus two for each byte of its chunk, the rest is excess. Extensions take a hundred times as long
+#: to parse as data, and nobody needs many (Go and Node limit them too).
 _LINES_EXCESS, _LINE_FREE = 16 * 1024, 16
-#: Pieces of content that are decoded before other connections get their turn: half a millisecond.
-#: Without it a full inbox of one-byte chunks would hold up the event loop for 30 ms and more.
+#: Pieces of content decoded in one turn, about half a millisecond. Without this limit, a full inbox
+#: of one-byte chunks would block the event loop for 30 ms and more.
 PIECES_PER_TURN = 512
 _TRAILER_LIMIT = 8 * 1024
 _TRAILER_FIELDS = 64
 
 
 class Decoder(Protocol):
-    """The reading half of one body's framing."""
+    """Decodes the framing of one body."""
 
     done: bool
     trailers: list[bytes]
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """(content, rest): what stands behind the end or, while not `done`, what is left for the
-        next turn of the event loop."""
+        """(content, rest): `rest` is what follows the end of the body or, while not `done`, what is
+        left for the next turn of the event loop."""
         ...
 
 
@@ -82,7 +83,7 @@ class LengthBody:
 
 
 class UntilClose:
-    """A response that ends where its connection does; the caller sets `done` at EOF."""
+    """A response body that ends with its connection; the caller sets `done` at EOF."""
 
     __slots__ = ("done", "trailers")
 
@@ -161,7 +162,7 @@ class ChunkedBody:
         return content, b""
 
     def _end_of_trailers(self, data: bytes, at: int) -> int:
-        """Index behind the empty line that ends the body, or -1 while it has not come."""
+        """Index after the empty line that ends the body, or -1 while it has not arrived."""
         if data.startswith(b"\r\n", at):
             return at + 2
         end = data.find(b"\r\n\r\n", at)
@@ -178,7 +179,7 @@ class ChunkedBody:
 
     @staticmethod
     def _check_unfinished_line(data: bytes, at: int) -> None:
-        """Refuse what can no longer become a chunk-size line, however much still comes."""
+        """Raise `ProtocolError` if no further input can make this a valid chunk-size line."""
         start = data[at : at + _CHUNK_LINE_LIMIT + 2]
         if b"\n" in start or len(start) > _CHUNK_LINE_LIMIT:
             raise ProtocolError("chunk size line is malformed")
@@ -189,7 +190,7 @@ class ChunkedBody:
 
 
 def chunk(pieces: list[bytes]) -> list[bytes]:
-    """`pieces` as one chunk, in parts to be written together; nothing for no content."""
+    """`pieces` encoded as one chunk, in parts to be written together; empty for no content."""
     size = sum(map(len, pieces))
     return [b"%x\r\n" % size, *pieces, b"\r\n"] if size else []
 

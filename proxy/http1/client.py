@@ -1,14 +1,14 @@
-"""A caller's connection, and the one place where its coroutine waits.
+"""A client's connection, and the one place where its coroutine waits.
 
-Each client connection is served by one coroutine. Whatever that coroutine may be waiting for — the
-client, the upstream connection it uses, a free connection, a deadline — wakes it through `notify`;
-it then looks at the state of things and decides. So nothing is ever cancelled, and no wake-up is
-missed: one that comes while the coroutine runs makes its next wait end at once.
+One coroutine serves each client connection. Every event that it can wait for (input from the
+client, its upstream connection, a free connection, a deadline) wakes it through `notify`; it then
+checks the current state and decides. Nothing is ever cancelled, and no wake-up is lost: one that
+arrives while the coroutine runs ends its next wait at once.
 
-The coroutine is not an asyncio task. It is resumed from the very callback that has the news, which
-saves a future, a handle and a turn of the event loop each time, 4 us in an exchange. The price:
-`asyncio.current_task` is not it, so what needs a task of its own (`asyncio.timeout`) gets one
-(see forward/fallbacks.py); plain futures can be awaited as ever.
+The coroutine is not an asyncio task. It is resumed directly from the callback of the event, which
+saves a future, a handle and a turn of the event loop each time, 4 us per exchange. The cost is that
+`asyncio.current_task` does not return it, so code that needs a task (`asyncio.timeout`) must create
+one (see forward/fallbacks.py). Plain futures can be awaited as usual.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from proxy.http1.pace import GRACE
 from proxy.http1.stream import Stream
 from proxy.http1.turns import HEADS_PER_TURN
 
-#: Seconds between two looks at a connection that we have closed but the client keeps: one that does
-#: not answer the end of TLS is let go as soon as it has everything, one that takes nothing of what
-#: is still to be sent after `_STALLED`.
+#: Seconds between two checks of a connection that we have closed and the client keeps open. It is
+#: aborted once the client has received everything (it may never answer a TLS shutdown), or when it
+#: has taken nothing for `_STALLED` seconds.
 _CLOSING, _STALLED = 1.0, 30.0
 
-#: Seconds after the start of a drain in which a request that was under way then can come in: on a
-#: kept connection, whose client expects that it may be closed, and on one that has had none yet,
+#: Seconds after the start of a drain in which a request already on its way is still accepted: on a
+#: connection that has been used, whose client expects that it may be closed, and on a new one,
 #: whose client does not.
 _UNDER_WAY, _FIRST = 0.05, 1.0
 
-#: Bytes behind the head of a chunked body that are left as they came.
+#: Bytes of a chunked body behind the head that are kept in one piece.
 _CHUNKED = 64 * 1024
 
 
 class Limits:
-    """What a client may send, in bytes and fields (config `limits`), and the least that it must
-    send of a head, in bytes a second."""
+    """Limits for request heads in bytes and fields (config `limits`), and the minimum rate at which
+    a head must arrive, in bytes a second."""
 
     __slots__ = ("fields", "head", "line", "memo", "min_rate")
 
@@ -59,7 +59,7 @@ class Limits:
 
 
 class ClientStream(Stream):
-    """A connection that a caller opened. `serve` is the coroutine function that serves it."""
+    """A connection opened by a client. `serve` is the coroutine function that serves it."""
 
     __slots__ = (
         "_coroutine",
@@ -108,26 +108,26 @@ class ClientStream(Stream):
         self._coroutine: Coroutine[Any, Any, None] | None = None
         self._parked = False  # the coroutine waits for `notify`
         self._woken = False  # something happened while it did not wait
-        self._queued = False  # it goes on when its turn comes
-        self._heads = 0  # read since it last went on
-        self._greedy_until = 0.0  # it lately had more than one slice's work
+        self._queued = False  # it waits for its turn
+        self._heads = 0  # requests served since it was last resumed
+        self._greedy_until = 0.0  # it had more than one slice of work until then
         #: Bytes held elsewhere on this connection's account (`Holding`).
         self.held = 0
-        self.ended = False  # the coroutine has
-        self._unacknowledged = NEVER  # bytes that the client has yet to take,
-        self._progress = 0.0  # and when they were last seen to become fewer
+        self.ended = False  # the coroutine has ended
+        self._unacknowledged = NEVER  # bytes that the client had not acknowledged,
+        self._progress = 0.0  # and when that number last fell
         self.eof_at = NEVER
         self.address = "unix"
         self.host_ip = ""
         self.secure = False
-        self.share: Any = None  # what its address has of the listener, where that is limited,
-        self.asker: Any = None  # and the share that the present request counts in
+        self.share: Any = None  # its address's share of the listener, where clients are limited
+        self.asker: Any = None  # the share that the current request counts towards
         self.requests = 0
-        self._last_until = 0.0  # when a drain no longer waits for a request to begin
+        self._last_until = 0.0  # until when a drain waits for a last request to begin
         self.draining = False  # the exchange in progress is the last one
-        self.hurried = False  # and should be over soon
-        self.cut = False  # and its time is over
-        self.shed = False  # it must go, as it holds too much
+        self.hurried = False  # and must not wait for long
+        self.cut = False  # and must end now
+        self.shed = False  # to be closed to free memory
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -144,8 +144,8 @@ class ClientStream(Stream):
 
     @property
     def who(self) -> object:
-        """Whom it serves: the share of the present request's client, else that of its address, else
-        the address."""
+        """The client for fairness between clients: the share of the current request, else that of
+        the address, else the address itself."""
         return self.asker or self.share or self.host_ip
 
     def eof_received(self) -> bool:
@@ -154,14 +154,14 @@ class ClientStream(Stream):
 
     def connection_lost(self, error: Exception | None) -> None:
         ended = self.ended
-        super().connection_lost(error)  # may end the coroutine, which sees to the rest itself then
+        super().connection_lost(error)  # may end the coroutine, which then does the rest
         self.taker = None
         self._sweeper.discard(self)
         if ended:
             self._on_gone(self)
 
     def notify(self) -> None:
-        """Go on with the coroutine now. Called by the event loop alone; others `wake` it."""
+        """Resume the coroutine now. Only for callbacks of the event loop; others call `wake`."""
         if not self._parked:
             self._woken = True
         elif self._queued:
@@ -187,7 +187,7 @@ class ClientStream(Stream):
         self._step()
 
     def wake(self) -> None:
-        """Go on with the coroutine soon: for callers that are in the middle of something."""
+        """Resume the coroutine in the next turn of the event loop; safe to call from anywhere."""
         self._loop.call_soon(self.notify)
 
     def on_deadline(self) -> None:
@@ -202,14 +202,15 @@ class ClientStream(Stream):
             self.deadline = self.clock.monotonic() + _CLOSING
 
     def _check_closing(self) -> None:
-        """The coroutine has ended and the connection has not: see whether there is a reason."""
+        """The coroutine has ended but the connection has not: keep it only while the client still
+        takes output."""
         if self._takes_within(_STALLED):
             self.deadline = self.clock.monotonic() + _CLOSING
         else:
             self.abort()
 
     def _takes_within(self, patience: float) -> bool:
-        """Whether the client has yet to take something, and took some of it in the last `patience`
+        """Whether output is unacknowledged, and some was acknowledged in the last `patience`
         seconds."""
         now = self.clock.monotonic()
         unacknowledged = self.to_send()
@@ -219,8 +220,8 @@ class ClientStream(Stream):
         return unacknowledged > 0 and now < self._progress + patience
 
     async def output_taken(self, patience: float) -> bool:
-        """Wait until the client has taken what was written to it; False when it has left, or has
-        taken nothing for `patience` seconds."""
+        """Wait until the client has taken what was written; False if it has left, or has taken
+        nothing for `patience` seconds."""
         self._unacknowledged = NEVER
         while self.write_paused and not (self.cut or self.shed):
             if not self._takes_within(patience) and self._unacknowledged:
@@ -229,15 +230,15 @@ class ClientStream(Stream):
         return not (self.lost or self.shed)
 
     async def reset_when_sent(self) -> None:
-        """End the connection with a reset, once the client has everything: before that, a reset
-        would take what is on its way with it (RFC 9112 §9.6)."""
+        """Reset the connection once the client has received everything; an earlier reset would
+        destroy data in flight (RFC 9112 §9.6)."""
         self._unacknowledged = NEVER
         while not self.lost and self._takes_within(_STALLED):
             await self.wait(self.clock.monotonic() + _UNDER_WAY)
         self.reset()
 
     def to_send(self) -> int:
-        """Bytes that the client has not acknowledged, here and in the kernel."""
+        """Bytes that the client has not acknowledged, in the process and in the kernel."""
         raw = self.transport.get_extra_info("socket")
         if raw is None:
             return 0
@@ -245,9 +246,8 @@ class ClientStream(Stream):
         return int(queued) + self.transport.get_write_buffer_size()
 
     def drain(self, within: float | None = None, *, hurry: bool = True) -> None:
-        """Let the exchange in progress be the last one, or the one that is on its way: that begins
-        `within` so many seconds. `hurry`: the process is to end, so nothing is waited for that may
-        take long."""
+        """Make the exchange in progress the last one, or the next if it begins `within` so many
+        seconds. `hurry`: the process is about to stop, so do not wait for anything slow."""
         self.draining = True
         self.hurried = self.hurried or hurry
         wait = within or (_UNDER_WAY if self.requests else _FIRST)
@@ -255,7 +255,7 @@ class ClientStream(Stream):
         self._loop.call_later(_UNDER_WAY, self.notify)
 
     def end_for_memory(self) -> None:
-        """It is one of the greediest, and memory is short: end soon, with a 503 if possible."""
+        """Close the connection to free memory, after a 503 if possible."""
         self.shed = True
         if self.ended:
             self.abort()
@@ -264,7 +264,8 @@ class ClientStream(Stream):
 
     @types.coroutine
     def wait(self, deadline: float) -> Generator[None, None, None]:
-        """Until something happens, or `deadline` (monotonic) is past. Look again afterwards."""
+        """Wait for an event or until `deadline` (monotonic). The caller then checks what
+        changed."""
         if self._woken:
             self._woken = False
             return
@@ -274,7 +275,7 @@ class ClientStream(Stream):
 
     @types.coroutine
     def give_way(self) -> Generator[None, None, None]:
-        """Between two requests that lie ready: let others have their turn, if it is time."""
+        """Between two pipelined requests: yield to other connections once the slice is used up."""
         self._heads += 1
         if self._heads < HEADS_PER_TURN and not self.turns.over():
             return
@@ -284,7 +285,7 @@ class ClientStream(Stream):
         yield
 
     def _step(self, _: object = None) -> None:
-        """Run the coroutine until it waits again, for `notify` or for a future."""
+        """Run the coroutine until it waits again: for `notify` or for a future."""
         assert self._coroutine is not None
         try:
             future = self._coroutine.send(None)
@@ -298,17 +299,17 @@ class ClientStream(Stream):
                 raise
             return
         if future is not None:
-            future._asyncio_future_blocking = False  # what a task does to take note of it
+            future._asyncio_future_blocking = False  # as asyncio.Task does when it takes the future
             future.add_done_callback(self._step)
 
     async def read_head(
         self, limits: Limits, idle_until: float, header_time: float
     ) -> RequestHead | None:
-        """The next request's head; None when the client left or stayed silent between requests.
+        """The next request's head; None if the client left or sent nothing.
 
-        The first byte must come before `idle_until` (monotonic), the end of the head within
-        `header_time` seconds of it. Raises `ProtocolError`, and `TimeoutError` when a head was
-        begun but not ended.
+        The first byte must arrive before `idle_until` (monotonic), the end of the head within
+        `header_time` seconds after it. Raises `ProtocolError`, and `TimeoutError` if a head was
+        begun but not completed.
         """
         deadline = idle_until
         begun = judged = False
@@ -344,7 +345,7 @@ class ClientStream(Stream):
         return None
 
     def _forgive_empty_line(self) -> None:
-        """One before a request, RFC 9112 §2.2."""
+        """Skip one empty line before a request (RFC 9112 §2.2)."""
         inbox = self.inbox
         if inbox[0] == b"\r" and len(inbox) > 1:
             self.join(2)

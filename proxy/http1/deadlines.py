@@ -1,7 +1,7 @@
-"""Time limits without timers: one sweep over all streams instead of a timer for each.
+"""Time limits without timers: one periodic sweep over all streams instead of a timer for each.
 
-Arming and re-arming a timer costs microseconds and happens several times in an exchange; setting
-an attribute costs nothing. The price is precision: a deadline fires up to one tick late.
+Setting a timer costs microseconds several times per exchange; setting an attribute costs nothing.
+The price is precision: a deadline fires up to one tick late.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class HasDeadline(Protocol):
 
 
 class Sweeper:
-    """Calls `on_deadline` on every member whose time has come, then forgets that deadline.
+    """Calls `on_deadline` on every member whose deadline has passed, after resetting the deadline.
 
-    `turns` is the members' share of the event loop.
+    `turns` shares the event loop among the members.
     """
 
     def __init__(self, clock: Clock, tasks: Tasks | None = None) -> None:
@@ -52,11 +52,11 @@ class Sweeper:
 
     @property
     def members(self) -> Iterable[HasDeadline]:
-        """All that have a deadline."""
+        """All streams with deadlines."""
         return self._members
 
     def start(self) -> None:
-        """Begin to tick on the running loop."""
+        """Start sweeping on the running loop."""
         self.turns.start()
         self._sweeping = Supervised("deadlines", self._sweep_on, self._tasks, vital=True)
         self._sweeping.start()
@@ -67,14 +67,14 @@ class Sweeper:
             self._sweeping = None
 
     def sweep(self) -> None:
-        """One pass: what is due now is called now."""
+        """Call every member that is due now."""
         now = self._clock.monotonic()
         due = [member for member in self._members if member.deadline <= now]
         for member in due:
             member.deadline = NEVER
             try:
                 member.on_deadline()
-            except Exception:  # one member's fault must not cost the others their time limits
+            except Exception:  # one member's bug must not disable the others' time limits
                 _log.exception("time limit not applied")
 
     async def _sweep_on(self) -> None:

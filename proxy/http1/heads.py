@@ -1,23 +1,23 @@
 """HTTP/1.1 message heads: bytes to `RequestHead` and `ResponseHead`, strictly, without I/O.
 
-Rules (RFC 9112 unless said otherwise). A message that breaks one is refused, never repaired,
-because the next parser in line might repair it differently: that is request smuggling.
+Rules (RFC 9112 unless stated otherwise). A message that breaks one is rejected, never repaired: the
+next parser in the chain might repair it differently, which is request smuggling.
 
  1. Lines end in CRLF. A bare CR or LF anywhere in a head is an error (§2.2). One empty line before
     a request line is skipped.
  2. The request line is METHOD SP TARGET SP HTTP/1.x, single spaces, visible ASCII (§3).
  3. A field line is NAME ":" VALUE: a token, no space before the colon (§5.1), no obsolete folding
     (§5.2), no control characters but tab in the value (RFC 9110 §5.5).
- 4. `Content-Length` comes once, digits only. `Transfer-Encoding` comes once and is exactly
-    `chunked`. Both together are an error, though §6.1 would allow to repair it.
- 5. A request has exactly one valid `Host` (§3.2); HTTP/1.0 may leave it out.
+ 4. `Content-Length` appears at most once, digits only. `Transfer-Encoding` appears at most once and
+    is exactly `chunked`. Both together are an error, although §6.1 allows repairing it.
+ 5. A request has exactly one valid `Host` (§3.2); HTTP/1.0 may omit it.
  6. `Transfer-Encoding` in HTTP/1.0 is an error (§6.1).
- 7. CGI and WSGI cannot tell `_` in a name from `-`. The fields that we act on are left out when
-    they are spelled so.
+ 7. CGI and WSGI do not distinguish `_` from `-` in field names. The fields that the proxy acts on
+    are dropped when spelled with `_`.
 
-One regular expression walks a whole head in C and its matches are counted against the line ends;
-only when the count is off does slower code look for the line to blame. Fields that a proxy acts on
-are taken out on the way, the others are kept as the lines they came in.
+One regular expression matches all fields of a head in C, and the matches are counted against the
+line ends; only if the counts differ does slower code look for the offending line. Fields that the
+proxy acts on are extracted, the others are kept as the lines they arrived in.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _RESPONSE_FIELDS: dict[bytes, int] = {
 
 
 class ProtocolError(Exception):
-    """What came is not HTTP/1.1 as we accept it. `kind`: `syntax`, `uri` or `header` (limits)."""
+    """The input is not HTTP/1.1 as accepted here. `kind`: `syntax`, `uri` or `header` (limits)."""
 
     def __init__(self, detail: str, kind: str = "syntax") -> None:
         super().__init__(detail)
@@ -117,13 +117,13 @@ class ProtocolError(Exception):
 
 
 class RequestHead:
-    """A request's head, understood. `lines` are the fields that pass, as they came; `passing` is
-    all of them together, a CRLF before each. Not to be changed: heads are shared (`HeadMemo`).
+    """A parsed request head. `lines` are the fields that pass, unchanged; `passing` is all of them,
+    each preceded by CRLF. Immutable by convention: heads are shared (`HeadMemo`).
 
-    `content_length` is None without the field; `chunked` and it exclude each other. `target` is in
-    origin-form or `*`; in absolute-form the authority has already replaced `host`. `forwarded`
-    holds the lines that only a trusted proxy may send. `correlation` holds every X-Correlation-ID
-    that came. `overrides` are the methods that a client asks for beside its own.
+    `content_length` is None without the field; it and `chunked` exclude each other. `target` is in
+    origin-form or `*`; for absolute-form, the authority has replaced `host`. `forwarded` holds the
+    fields that only a trusted proxy may send. `correlation` holds every X-Correlation-ID received.
+    `overrides` are the methods requested by method-override fields.
     """
 
     __slots__ = (
@@ -180,13 +180,13 @@ class RequestHead:
 
 
 class ResponseHead:
-    """A response's head, understood. `lines` are the fields that pass, as they came; `passing` is
-    the status line and all of them together, a CRLF after each. Not to be changed; only
-    `media_type` is found out when somebody first asks, and remembered.
+    """A parsed response head. `lines` are the fields that pass, unchanged; `passing` is the status
+    line and all of them, each followed by CRLF. Immutable by convention; only `media_type` is
+    computed on first use and cached.
 
-    `before_id` and `after_id` are the whole head as it goes to a client, around the correlation ID:
-    for a final response with `Content-Length` whose connection persists, else None. Neither has a
-    `Date` where the upstream sent none (`dated`).
+    `before_id` and `after_id` are the complete head for a client, before and after the correlation
+    ID, for a final response with `Content-Length` on a persistent connection; else `after_id` is
+    None. Neither includes a `Date` if the upstream sent none (`dated`).
     """
 
     __slots__ = (
@@ -222,7 +222,7 @@ class ResponseHead:
 
     @property
     def media_type(self) -> str:
-        """What `Content-Type` names, in lower case, without parameters; "" where it is absent."""
+        """The media type in `Content-Type`, lower case and without parameters; "" if absent."""
         if self._media_type is None:
             found = b""
             for line in self.lines:
@@ -235,11 +235,11 @@ class ResponseHead:
 
 
 def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 0) -> int:
-    """Index of the empty line that ends the head in `data`, or -1 while it has not come.
+    """Index of the empty line that ends the head in `data`, or -1 while it has not arrived.
 
-    Raises `ProtocolError` as soon as it is certain that the head breaks rule 1 or a limit, so
-    that a client which speaks bare LF is told so instead of running into a time-out. The first
-    `scanned` bytes were looked at before, and the head did not end in them.
+    Raises `ProtocolError` as soon as the head is certain to break rule 1 or a limit, so that a
+    client that sends bare LF gets an error instead of a timeout. The first `scanned` bytes have
+    been scanned before and do not contain the end.
     """
     end = data.find(b"\r\n\r\n", max(0, scanned - 3), head_limit + 4)
     if end >= 0:
@@ -256,8 +256,8 @@ def find_head_end(data: bytes, line_limit: int, head_limit: int, scanned: int = 
 
 
 def reject_non_http(data: bytes, line_limit: int) -> bool:
-    """Raise `ProtocolError` when an unfinished head cannot become one: its request line is wrong
-    already, as that of a TLS handshake or of another protocol is. Whether the line is complete."""
+    """Raise `ProtocolError` if an incomplete head cannot become valid because its request line is
+    already wrong, as in a TLS handshake or another protocol. Whether the line is complete."""
     end = data.find(b"\r\n", 0, line_limit + 2)
     if end < 0:
         if _REQUEST_LINE_BEGUN.fullmatch(data[:_BEGUN]) is None:
@@ -291,7 +291,7 @@ def parse_request(data: bytes, end: int, max_fields: int) -> RequestHead:
 
 
 def _note_field(head: RequestHead, kind: int, line: bytes, name: bytes, value: bytes) -> None:
-    """Take in a field that means something to us. Raises `ProtocolError`."""
+    """Record a field that the proxy acts on. Raises `ProtocolError`."""
     if kind == _HOST:
         if head.host is not None:
             raise ProtocolError("Host comes more than once")
@@ -313,7 +313,7 @@ def _note_field(head: RequestHead, kind: int, line: bytes, name: bytes, value: b
     elif kind == _EXPECT and value.lower() == b"100-continue":
         head.expects_continue = True
     elif kind == _EXPECT:
-        head.lines.append(line)  # not ours to judge (RFC 9110 §10.1.1)
+        head.lines.append(line)  # for the upstream to judge (RFC 9110 §10.1.1)
     elif kind == _MAX_FORWARDS:
         head.max_forwards = value
     elif kind == _OVERRIDE:
@@ -322,8 +322,8 @@ def _note_field(head: RequestHead, kind: int, line: bytes, name: bytes, value: b
 
 
 def _finish_request(head: RequestHead, nominated: list[bytes] | None) -> None:
-    """What all fields together mean; `nominated` are the members of Connection, None without it.
-    Raises `ProtocolError`."""
+    """Check and evaluate the fields together; `nominated` are the members of Connection, None
+    without it. Raises `ProtocolError`."""
     if head.chunked and head.content_length is not None:
         raise ProtocolError("both Transfer-Encoding and Content-Length")
     if head.host is None and head.minor >= 1:
@@ -334,7 +334,7 @@ def _finish_request(head: RequestHead, nominated: list[bytes] | None) -> None:
     if nominated is not None:
         _apply_connection(head, nominated)
     else:
-        head.upgrade = None  # an Upgrade that Connection does not name is void (RFC 9110 §7.8)
+        head.upgrade = None  # Upgrade must be listed in Connection (RFC 9110 §7.8)
     if b"#" in target:
         raise ProtocolError("request target has a fragment")
     if head.lines:
@@ -388,11 +388,12 @@ Head = TypeVar("Head", RequestHead, ResponseHead)
 
 
 class HeadMemo(Generic[Head]):
-    """The last heads and what they mean.
+    """A memo of recently parsed heads.
 
-    Clients that poll send the same head again and again, and upstreams answer with few: looking one
-    up costs a tenth of reading it. Parsing is a pure function of the bytes, so a memo changes
-    nothing but time. Bounded to `_MEMO` heads of `_MEMO_HEAD` bytes; when full, begun anew.
+    Polling clients send the same head again and again, and upstreams answer with few different
+    ones; a lookup costs a tenth of parsing. Parsing is a pure function of the bytes, so the memo
+    changes nothing but the time. Holds up to `_MEMO` heads of `_MEMO_HEAD` bytes, and is cleared
+    when full.
     """
 
     __slots__ = ("_known", "_parse")
@@ -415,9 +416,9 @@ class HeadMemo(Generic[Head]):
 
 
 def parse_trailers(data: bytes, max_fields: int) -> list[bytes]:
-    """The lines of a trailer section that may pass; `data` is the section without its empty line.
+    """The trailer lines that may pass; `data` is the section without its final empty line.
 
-    Fields that no trailer may carry are left out (RFC 9110 §6.5.1). Raises `ProtocolError`.
+    Fields that are not allowed in trailers are dropped (RFC 9110 §6.5.1). Raises `ProtocolError`.
     """
     section = b"\r\n" + data
     fields = _fields(section, 0, len(section) - 2, max_fields)
@@ -488,7 +489,7 @@ def _apply_connection(head: RequestHead, nominated: list[bytes]) -> None:
 
 
 def _without(lines: list[bytes], nominated: list[bytes]) -> list[bytes]:
-    """`lines` less the fields that `Connection` named, but for those it has no say over."""
+    """`lines` without the fields listed in `Connection`, except those that it must not remove."""
     gone = {name for name in nominated if name not in NOT_NOMINABLE}
     if not gone:
         return lines

@@ -1,18 +1,18 @@
-"""Whether a client keeps up, as Apache's mod_reqtimeout judges it: in time and fast enough.
+"""Minimum transfer rates, in the manner of Apache's mod_reqtimeout.
 
-A client has a credit of `GRACE` seconds. While we wait for nothing but the client, time uses it up;
-each byte that moves adds what it may take at the minimum rate, up to `_MOST` seconds. While
-somebody else is waited for, nothing is used up. Pure: takes `now`, monotonic seconds.
+A client starts with a credit of `GRACE` seconds. Time spent waiting for the client alone uses it
+up; each byte moved adds the time that it may take at the minimum rate, up to `_MOST` seconds. Time
+spent waiting for anything else is free. Pure: takes `now`, monotonic seconds.
 """
 
 from __future__ import annotations
 
-#: Seconds that anybody has, and the most that fast bytes can earn for slow ones.
+#: The initial credit in seconds, and the most that a fast transfer can accumulate.
 GRACE, _MOST = 10.0, 60.0
 
 
 class Pace:
-    """Of one message in one direction. `rate` is in bytes a second."""
+    """The rate of one message in one direction. `rate` is the minimum, in bytes a second."""
 
     __slots__ = ("_credit", "_moved", "_rate", "_since")
 
@@ -23,13 +23,14 @@ class Pace:
         self._since: float | None = None
 
     def waits(self, moved: int, now: float) -> float:
-        """It is the client's turn; `moved` bytes have moved in all. When it is too slow."""
+        """Wait for the client from now on; `moved` bytes have moved in all. Returns the time at
+        which the client is too slow."""
         self.rests(moved, now)
         self._since = now
         return now + max(0.0, self._credit)
 
     def rests(self, moved: int, now: float) -> None:
-        """Somebody else is waited for from now on."""
+        """Stop the clock: from now on the wait is not for the client."""
         if self._since is not None:
             self._credit -= now - self._since
             self._since = None

@@ -1,18 +1,17 @@
-"""What happens when the memory budget is nearly used up: the greediest connections go first.
+"""Load shedding: when the memory budget is nearly used up, close the connections that hold most.
 
-Slowing needs no code here: a connection reads on only below the budget's `allowance`, which shrinks
-as the budget fills. This is for what that does not reach, such as a thousand clients that each take
-nothing of a large answer.
+Slowing down needs no code here: a connection is read only below the budget's `allowance`, which
+shrinks as the budget fills. Shedding is for cases that this does not reach, such as a thousand
+clients that each read nothing of a large response.
 
- 1. At level `shed`, connections are ended in the order of what they hold, both their directions and
-    their upstream connection's included, until enough is free. A request without an answer gets
-    503 `overloaded`, an answer that has begun is cut.
- 2. Whoever holds less than a request needs is never ended, nor, where there are very many, less
-    than a fair share.
- 3. What the process has beside its accounts counts too, as `unaccounted`: what is resident, less
-    what is accounted for and what a program of this kind takes anyway, up to half of the budget. So
-    a kind of holder that nobody thought of makes the allowances smaller instead of the process too
-    large.
+ 1. At level `shed`, connections are closed in order of the memory they hold, in both directions and
+    including their upstream connection, until enough is free. An unanswered request gets 503
+    `overloaded`; a response that has begun is cut.
+ 2. A connection that holds less than a request needs is never closed or, with very many
+    connections, one that holds less than its fair share.
+ 3. Memory outside the accounts counts too, as `unaccounted`: resident memory minus what is
+    accounted for and what such a program needs anyway, up to half of the budget. An unforeseen
+    consumer then shrinks the allowances instead of growing the process beyond its limit.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ from proxy.http1.upstream.pool import UpstreamStream
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two rounds of shedding, and between two looks at the resident memory.
+#: Seconds between two rounds of shedding, and between two checks of the resident memory.
 _ROUND, _LOOK = 0.05, 0.25
 
-#: Bytes of freed memory that are worth asking for.
+#: Bytes of freed memory that are worth returning to the system.
 _FREE = 16 * 1024 * 1024
 
-#: Connections that are ended in one round: each costs as much as a request.
+#: Connections closed in one round; each costs as much as a request.
 _AT_ONCE = 100
 
-#: Looks that freed memory is waited for before the allocator is asked for it, since that takes
-#: milliseconds and memory that is used again at once is cheap; none while the process grows beyond
-#: its limit. One that stays there is looked through every so many looks.
+#: Checks to wait before the allocator is asked to return freed memory: that takes milliseconds, and
+#: the memory may be reused soon. No wait while the process grows beyond its limit; if it stays
+#: beyond the limit, the allocator is asked after every so many checks.
 _PATIENCE = 20
 
-#: A connection that holds less is never ended; where there are very many, the fair share of each
-#: counts, but never less than this.
+#: A connection that holds less is never closed; with very many connections, the fair share of each
+#: counts instead, but not less than the second value.
 _SPARED, _LEAST_SPARED = 2 * LEAST, 4 * 1024
 
-#: Bytes that the interpreter and the program may take without being asked what for.
+#: Bytes that the interpreter and the program need themselves.
 _OWN = 48 * 1024 * 1024
 
 #: The share of the limit to which shedding goes on.
@@ -59,7 +58,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Shedding:
-    """Keeps the process within `memory`; `shed` counts the connections that were ended for it."""
+    """Keeps the process within `memory`; `shed` counts the connections closed for it."""
 
     def __init__(
         self, memory: MemoryBudget, sweeper: Sweeper, resident: Callable[[], int] | None = None
@@ -69,13 +68,14 @@ class Shedding:
         self._sweeper = sweeper
         self._resident = resident or resident_bytes
         self._unaccounted = Holding(memory.account("unaccounted"))
-        self._looks_beyond = 0  # in a row,
-        self._lowest_beyond = 1 << 60  # above the lowest seen
+        # Checks in a row that found the unaccounted memory well above its lowest value.
+        self._looks_beyond = 0
+        self._lowest_beyond = 1 << 60
         self._timers: dict[str, asyncio.Handle] = {}
         memory.changed.append(self._changed)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking the resident memory."""
         self._later("look", _LOOK, self._look)
 
     def stop(self) -> None:
@@ -84,7 +84,7 @@ class Shedding:
         self._timers.clear()
 
     def round(self) -> int:
-        """End the greediest until enough is free; how many."""
+        """Close the largest holders until enough memory is free; returns how many."""
         holders, going = self._holders()
         excess = self._memory.used - going - int(self._memory.limit * _ENOUGH)
         ended = 0
@@ -98,7 +98,8 @@ class Shedding:
         return ended
 
     def _holders(self) -> tuple[list[tuple[int, int, ClientStream]], int]:
-        """Who holds more than is spared, and how much; and what those hold that are going."""
+        """The connections that hold enough to be closed, with sizes; and the bytes held by those
+        already closing."""
         held: dict[ClientStream, int] = {}
         for member in self._sweeper.members:
             if isinstance(member, ClientStream):
@@ -148,7 +149,7 @@ class Shedding:
         try:
             resident = self._resident()
         except OSError:
-            return  # no descriptor to ask with: what was seen last still holds
+            return  # no free descriptor: keep the last value
         beyond = resident - accounted - _OWN
         self._unaccounted.set(min(max(0, beyond), self._memory.limit // 2))
         grown = beyond > self._lowest_beyond + _FREE
@@ -157,17 +158,17 @@ class Shedding:
         self._looks_beyond = self._looks_beyond + 1 if grown or over else 0
         if self._looks_beyond >= (1 if grown and over else _PATIENCE):
             self._looks_beyond = 0
-            self._lowest_beyond = beyond  # if nothing comes of it, it is in use
+            self._lowest_beyond = beyond  # if nothing is returned, the memory is in use
             asyncio.get_running_loop().run_in_executor(None, give_back_freed_memory)
 
     def _later(self, name: str, seconds: float, call: Callable[[], None]) -> None:
-        """Once, however often it is asked for."""
+        """Schedule `call` once, however often it is requested."""
         loop = asyncio.get_running_loop()
         if name not in self._timers or name == "look":
             self._timers[name] = loop.call_later(seconds, call)
 
 
 def resident_bytes() -> int:
-    """What the process has in memory now, without the pages of files that others may share."""
+    """The process's resident memory in bytes."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE

@@ -1,10 +1,10 @@
 """One TCP, TLS or unix connection as both sides of the proxy see it: bounded reading and writing.
 
-What arrives is kept in `inbox` until taken, unless `taker` takes it as it comes. Past the budget's
-`allowance` the socket is no longer read, so that a fast sender meets the slow receiver's pace;
-`write_paused` says that the peer has not taken all that was written. What waits in either direction
-counts against the process' budget. Whoever waits for something to happen is notified by `notify`,
-which subclasses define.
+Input is kept in `inbox` until it is taken, unless `taker` accepts it at once. Above the budget's
+`allowance`, the socket is not read, which slows a fast sender to the receiver's pace.
+`write_paused` means that the peer has not taken everything that was written. Bytes waiting in
+either direction count against the memory budget. Every event calls `notify`, which subclasses
+define.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from proxy.http1.deadlines import NEVER
 from proxy.http1.heads import find_head_end
 from proxy.http1.turns import Turns
 
-#: What a piece costs beside its bytes, so that a storm of tiny packets is bounded too.
+#: Overhead counted for each piece in bytes, so that floods of tiny packets are bounded too.
 _PIECE_COST = 64
 
-#: Bytes up to which joining is cheaper than a vectored write.
+#: Up to this many bytes, joining is cheaper than a vectored write.
 _SMALL = 8 * 1024
 
-#: Larger pieces that hold one request behind the other are cut to this size: taking a head off a
-#: piece copies the rest of it.
+#: Larger pieces with pipelined requests are split to this size, because taking a head off a piece
+#: copies the rest of it.
 _CUT = 16 * 1024
 
-#: Pieces that are worth joining, if they are small: chunks of a byte come by the thousand.
+#: More pieces than this are joined if they are small: one-byte chunks arrive by the thousand.
 _MANY = 8
 
 
@@ -65,30 +65,30 @@ class Stream(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, None)
         self.eof = False  # the peer will send no more
         self.lost = False  # the connection is gone
-        self.error: Exception | None = None  # why, if it did not end in an orderly way
+        self.error: Exception | None = None  # why, if it did not end normally
         self.write_paused = False
         self.deadline = NEVER
-        #: Is offered what arrives while `inbox` is empty; True when it has dealt with all of it.
+        #: Called with input that arrives while `inbox` is empty; True if it has handled all of it.
         self.taker: Callable[[bytes], bool] | None = None
         self.inbox: list[bytes] = []
-        self._inbox_size = 0  # bytes that are counted for it,
-        self._unsent = 0  # and for what has been written and not been taken
-        self._scanned = 0  # bytes of the inbox in which no head ends
+        self._inbox_size = 0  # bytes counted for the inbox
+        self._unsent = 0  # bytes written and not yet taken by the peer
+        self._scanned = 0  # bytes of the inbox known not to contain the end of a head
         self._read_paused = False
-        self.discarded = 0  # bytes that came when nobody wanted any more,
-        self._discard_most: float = math.inf  # and where their reading rests
-        self._later = False  # `notify` comes when its turn does
+        self.discarded = 0  # bytes received and dropped after `drop`,
+        self._discard_most: float = math.inf  # and where reading them pauses
+        self._later = False  # `notify` is queued for a later turn
 
     @property
     def buffered(self) -> int:
-        """Bytes that wait here, in either direction."""
+        """Bytes buffered here, in both directions."""
         return self._inbox_size + self._unsent
 
     # --- what the event loop calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        # Whatever the kernel does not take at once is seen and counted.
+        # Be notified of every byte that the kernel does not take at once, so that it is counted.
         self.transport.set_write_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
@@ -105,7 +105,7 @@ class Stream(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.eof = True
         self.notify()
-        # Keep the writing half: a peer may close only its own. Over TLS the two end together.
+        # Keep the writing half open: a peer may half-close. With TLS both halves end together.
         return self.transport.get_extra_info("ssl_object") is None
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -138,7 +138,7 @@ class Stream(asyncio.Protocol):
         """There is more work on this connection than a turn allows."""
 
     def take(self) -> bytes:
-        """All that has arrived, `b""` if nothing; reading goes on."""
+        """Take everything that has arrived (`b""` if nothing) and continue reading."""
         pieces = self.inbox
         if not pieces:
             return b""
@@ -150,15 +150,15 @@ class Stream(asyncio.Protocol):
         return data
 
     def find_head(self, line_limit: int, head_limit: int) -> tuple[bytes, int] | None:
-        """The piece that begins with a whole head, and where that ends in it; None while it has not
-        all come. Raises `ProtocolError`. What has been looked at once is not looked at again."""
+        """The piece that begins with a complete head, and the index of its end; None while the head
+        is incomplete. Raises `ProtocolError`. Bytes are scanned only once."""
         inbox = self.inbox
         front = inbox[0]
         end = find_head_end(front, line_limit, head_limit, self._scanned)
         while end < 0:
             self._scanned = len(front)
             if len(inbox) == 1:
-                self._resume()  # a head has limits of its own, and must be able to end
+                self._resume()  # a head has its own limits and must be able to complete
                 return None
             count, size = 1, len(front)
             while count < len(inbox) and (count == 1 or size < _CUT):
@@ -170,15 +170,15 @@ class Stream(asyncio.Protocol):
         return front, end
 
     def join(self, count: int) -> bytes:
-        """Make one of the first `count` pieces."""
+        """Join the first `count` pieces into one."""
         joined = b"".join(self.inbox[:count])
         self.inbox[:count] = [joined]
         self._count(-_PIECE_COST * (count - 1))
         return joined
 
     def take_head(self, end: int, body: int | None) -> None:
-        """Take off the head that ends at `end` of the first piece. `body` is the length of what
-        follows it, None if that is not known."""
+        """Remove the head that ends at `end` of the first piece. `body` is the length of the body
+        that follows, None if unknown."""
         inbox = self.inbox
         front = inbox[0]
         behind = end + 4
@@ -191,10 +191,10 @@ class Stream(asyncio.Protocol):
         self.read_on()
 
     def read_body(self, body: Decoder) -> list[bytes]:
-        """The content in what has arrived, piece by piece and uncopied.
+        """Decode the content that has arrived, in pieces and without copying.
 
-        What stands behind the end of `body` stays, and so does what is more than one turn's work:
-        `notify` comes again for that. Raises `ProtocolError`.
+        Bytes after the end of `body` stay in the inbox, and so does more than one turn's work:
+        `notify` is called again for that. Raises `ProtocolError`.
         """
         pieces = self.inbox
         content: list[bytes] = []
@@ -205,7 +205,7 @@ class Stream(asyncio.Protocol):
             content += more
             taken += len(piece) - len(rest)
             if rest:
-                # What is left for later turns is copied once, not in each of them anew.
+                # Split the rest now, so that later turns do not each copy all of it again.
                 pieces[used : used + 1] = [rest[i : i + _CUT] for i in range(0, len(rest), _CUT)]
                 self._count(_PIECE_COST * (-(-len(rest) // _CUT) - 1))
                 break
@@ -226,13 +226,12 @@ class Stream(asyncio.Protocol):
 
     def _go_on_reading(self) -> None:
         self._later = False
-        if self.inbox:  # else somebody was faster, and may have handed the connection on
+        if self.inbox:  # else it has been read, and the connection may have a new owner
             self.notify()
 
     def drop(self, most: float = math.inf) -> None:
-        """The connection is over: nothing of what it sent is wanted any more. `discarded` counts
-        what still comes; nobody is notified of it. It is not read beyond `most` bytes until
-        `drop_more` is called."""
+        """Discard the inbox and all further input, counting it in `discarded` without notifying
+        anyone. Reading pauses after `most` bytes until `drop_more` is called."""
         self._discard_most = self.discarded + most
         self.inbox.clear()
         self._scanned = 0
@@ -241,7 +240,7 @@ class Stream(asyncio.Protocol):
         self._resume()
 
     def drop_more(self, most: float) -> None:
-        """Read so much more of what nobody wants."""
+        """Read and discard up to `most` further bytes."""
         self._discard_most = self.discarded + most
         self._resume()
 
@@ -253,8 +252,8 @@ class Stream(asyncio.Protocol):
         return True
 
     def write(self, pieces: list[bytes]) -> None:
-        """Write `pieces` in one go: small ones joined, because a copy of a few KB costs less than
-        a vectored write; large ones as they are."""
+        """Write `pieces` at once: small ones joined, because copying a few KB is cheaper than a
+        vectored write; large ones as they are."""
         if len(pieces) == 1:
             self.transport.write(pieces[0])
         elif len(pieces[-1]) + len(pieces[0]) + len(pieces[-2]) <= _SMALL and len(pieces) < 8:
@@ -265,7 +264,7 @@ class Stream(asyncio.Protocol):
             self._count_unsent(self.transport.get_write_buffer_size())
 
     def takes(self) -> bool:
-        """Whether the peer has taken some of what waited for it since this was last asked."""
+        """Whether the peer has taken some of the unsent bytes since the last call."""
         before = self._unsent
         if self.write_paused:
             self._count_unsent(self.transport.get_write_buffer_size())
@@ -273,11 +272,11 @@ class Stream(asyncio.Protocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that have been written and that the peer had not taken when this was last seen."""
+        """Bytes written that the peer had not taken at the last check."""
         return self._unsent
 
     def _count(self, size: int) -> None:
-        """The inbox has grown by `size` bytes, or shrunk."""
+        """Adjust the inbox's size by `size` bytes."""
         self._inbox_size += size
         if size > 0:
             self.memory.inboxes.reserve(size)
@@ -285,7 +284,7 @@ class Stream(asyncio.Protocol):
             self.memory.inboxes.release(-size)
 
     def _count_unsent(self, size: int) -> None:
-        """So many bytes have not been taken by the peer."""
+        """Set the number of bytes not yet taken by the peer."""
         change = size - self._unsent
         self._unsent = size
         if change > 0:
@@ -294,13 +293,13 @@ class Stream(asyncio.Protocol):
             self.memory.outboxes.release(-change)
 
     def hold_reading(self) -> None:
-        """Read nothing more until something of the inbox is taken or `read_on` is called."""
+        """Stop reading until some of the inbox is taken or `read_on` is called."""
         if not (self._read_paused or self.lost or self.transport.is_closing()):
             self._read_paused = True
             self.transport.pause_reading()
 
     def read_on(self) -> None:
-        """Read again, as far as the inbox has room."""
+        """Resume reading if the inbox has room."""
         if self._read_paused and self._inbox_size <= self.memory.allowance:
             self._resume()
 
@@ -311,17 +310,18 @@ class Stream(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def close(self) -> None:
-        """Send what is still to be written, then close."""
+        """Close after sending the remaining output."""
         if not self.lost:
             self.transport.close()
 
     def abort(self) -> None:
-        """Close now; what is still to be written is lost."""
+        """Close now; remaining output is lost."""
         if not self.lost:
             self.transport.abort()
 
     def reset(self) -> None:
-        """Close with a TCP reset, so that a body which ends with its connection is seen as cut."""
+        """Close with a TCP reset, so that a body delimited by the connection is seen as
+        truncated."""
         if not self.lost:
             raw = self.transport.get_extra_info("socket")
             if raw is not None and raw.family != socket.AF_UNIX:

@@ -1,4 +1,4 @@
-"""Bytes both ways between two connections that no longer speak HTTP (a WebSocket)."""
+"""Copies bytes both ways between two connections after a protocol switch (a WebSocket)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from proxy.http1.stream import Stream
 
 
 async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[int, int]:
-    """Carry bytes until both sides have ended, one is lost, nothing moved for `idle` seconds, or
-    the proxy can wait no longer.
+    """Copy bytes until both sides have ended, one is lost, nothing has moved for `idle` seconds, or
+    the proxy must stop.
 
-    An end is passed on as an end, so that a half-closed connection works. Returns the bytes that
-    went up and down.
+    A half-close is forwarded. Returns the number of bytes sent upstream and downstream.
     """
     sent = [0, 0]
     ended = [False, False]

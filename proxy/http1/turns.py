@@ -1,17 +1,16 @@
-"""Turns: what the event loop spends on connections before others are heard.
+"""Shares the event loop among connections, so that no flood of input starves the others.
 
-A turn of the event loop serves every connection that has news. Two rules keep it short, whatever
-the connections have sent:
+A turn of the event loop serves every connection that has input. Two rules keep it short:
 
- 1. One connection goes on for `HEADS_PER_TURN` requests or its slice of time, then it queues.
- 2. All of them together get `SHARE` seconds in one turn of the loop. Whoever comes later queues.
+ 1. A connection runs for `HEADS_PER_TURN` requests or its time slice, then it queues.
+ 2. All connections together get `SHARE` seconds per turn of the loop. Later ones queue.
 
-The queue is served in order, with slices that shrink as it grows: a thousand floods get one request
-each.
+The queue is served in order, with slices that shrink as it grows: a thousand flooding connections
+get one request each.
 
- 3. Whoever asks now and then does not wait for those who always have more: connections that have
-    not been `GREEDY` lately are served first, as the new flows of FQ-CoDel (RFC 8290 §4.2) are. One
-    of the others goes on in every turn all the same.
+ 3. Occasional requests do not wait behind heavy users: connections that have not been greedy for
+    `GREEDY` seconds are served first, like the new flows of FQ-CoDel (RFC 8290 §4.2). At least one
+    greedy connection still runs in every turn.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from collections.abc import Callable
 
 from proxy.core.clock import Clock
 
-#: Seconds of one turn of the loop that connections get, and the longest slice of one of them.
+#: Seconds per turn of the loop for all connections, and the longest slice for one of them.
 SHARE, _SLICE = 0.004, 0.001
 
-#: Requests that one connection may have answered in one slice.
+#: Requests served for one connection in one slice.
 HEADS_PER_TURN = 32
 
-#: Seconds for which a connection that had more than one slice's work waits behind others.
+#: Seconds for which a connection that had more than one slice of work counts as greedy.
 GREEDY = 0.25
 
 
 class Turns:
-    """The queue of those who go on later. All times are monotonic seconds."""
+    """The queue of connections that run later. All times are monotonic seconds."""
 
     __slots__ = (
         "_clock",
@@ -48,24 +47,24 @@ class Turns:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._first: deque[Callable[[], None]] = deque()  # of those who ask for little,
-        self._queue: deque[Callable[[], None]] = deque()  # and of the others
+        self._first: deque[Callable[[], None]] = deque()  # not greedy
+        self._queue: deque[Callable[[], None]] = deque()  # greedy
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._measuring = False  # within a turn of the loop
+        self._measuring = False  # within a measured turn of the loop
         self._serving = False  # the queue will be served in the next turn of the loop
         self._until = 0.0  # when this turn's share is used up
         self._slice_until = 0.0
 
     def __len__(self) -> int:
-        """How many queue."""
+        """The number of connections that queue."""
         return len(self._first) + len(self._queue)
 
     def start(self) -> None:
-        """Begin to share out the running loop; before that, everybody goes on at once."""
+        """Start sharing the running loop; before that, every connection runs at once."""
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> bool:
-        """Whether somebody may go on in this turn of the loop: a slice begins then."""
+        """Start a slice if this turn of the loop has time left; whether it has."""
         if self._loop is None:
             return True
         now = self._clock.monotonic()
@@ -79,7 +78,7 @@ class Turns:
         return True
 
     def over(self) -> bool:
-        """Whether the present slice is."""
+        """Whether the current slice is used up."""
         return self._clock.monotonic() >= self._slice_until
 
     def later(self, go_on: Callable[[], None], *, greedy: bool = True) -> None:
@@ -88,7 +87,7 @@ class Turns:
         self._serve_soon()
 
     def greedy_until(self) -> float:
-        """Until when somebody whose slice is used up is greedy."""
+        """Until when a connection that has used up its slice now counts as greedy."""
         return self._clock.monotonic() + GREEDY
 
     def before(self, until: float) -> bool:
@@ -104,7 +103,8 @@ class Turns:
         self._measuring = False
 
     def _serve(self) -> None:
-        """Those who queue now, as far as the turn goes: one of the greedy, then all others."""
+        """Run those that queue now, as long as the turn lasts: one greedy connection first, then
+        the others."""
         self._serving = False
         first, queue = self._first, self._queue
         turns = [queue] * min(1, len(queue)) + [first] * len(first) + [queue] * (len(queue) - 1)
