@@ -1,1 +1,5 @@
-"""Connections to the targets of an upstream: `pool` lends them, `queue` decides who is next."""
+"""Connections to the targets of an upstream.
+
+`balancer` chooses a target, `pool` lends its connections, `queue` decides who is next, `connection`
+is one of them.
+"""

@@ -1,4 +1,4 @@
-"""What keeps the place of a request whose client has left, while the upstream still works on it."""
+"""Keeps the place of a request whose client has left while the upstream still works on it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from proxy.http1.heads import ProtocolError
 if TYPE_CHECKING:
     from proxy.http1.upstream.pool import UpstreamStream
 
-#: Interim responses that are read over before the final one.
+#: Interim responses that are skipped before the final one.
 _MAX_INTERIM = 32
 
 
 class Abandoned:
-    """Owner of `stream` in its client's stead: waits for the head of the answer, which nobody gets.
+    """Owns `stream` in place of the client: waits for the response's head and discards it.
 
-    Ends with that head, with the connection, or at the monotonic second `until`. `client` is whose
-    turn in the queue the request took; it left at `left_at`.
+    Ends with that head, with the connection, or at the monotonic second `until`. `client` is the
+    client that the request counts for in the queue; it left at `left_at`.
     """
 
     __slots__ = ("_interim", "_stream", "client", "left_at", "until")
@@ -38,7 +38,7 @@ class Abandoned:
             while (head := stream.read_head()) is not None:
                 self._interim += 1
                 if head.status >= 200 or head.status == 101 or self._interim > _MAX_INTERIM:
-                    # An answer that is all there leaves a connection that can be used again.
+                    # If the response has arrived completely, the connection can be reused.
                     body = len(stream.take())
                     whole = head.status >= 200 and head.content_length == body
                     self.end(reusable=whole and head.keep_alive)
@@ -50,7 +50,7 @@ class Abandoned:
             self.end()
 
     def on_deadline(self, now: float) -> None:
-        """The stream's deadline is past: the first is for a look at who waits."""
+        """The stream's deadline has passed. The first one only checks whether somebody waits."""
         if now >= self.until:
             self.end()
         else:
@@ -58,8 +58,8 @@ class Abandoned:
             self._stream.pool.make_way()
 
     def mark_greedy(self) -> None:
-        """Nobody is to be blamed any more."""
+        """No client is left to be marked."""
 
     def end(self, *, reusable: bool = False) -> None:
-        """Give the place to the next one."""
+        """Release the place."""
         self._stream.pool.release(self._stream, reusable=reusable)

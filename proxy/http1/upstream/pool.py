@@ -1,23 +1,24 @@
-"""Connections to the targets of one upstream: few, reused, given up early, never unbounded.
+"""The connections to one target: few, reused, discarded early, never unbounded.
 
-`TargetPool` decides synchronously: an idle connection at once, or a `ConnectionRequest` that is
-served by the first connection that is released or dialled. Only dialling is asynchronous; a dial
-belongs to the pool, not to who asked, so a caller that leaves wastes nothing. The rules:
+`TargetPool` decides synchronously. A caller gets an idle connection at once, or a
+`ConnectionRequest` that is served by the next connection to be released or dialled. Only dialling
+is asynchronous; a dial belongs to the pool, not to the caller, so nothing is wasted when a caller
+leaves. The rules:
 
- 1. The connection used last is used first (LIFO), so that the others grow old and go.
+ 1. The connection used last is reused first (LIFO), so that the others time out.
  2. A connection idle longer than `keepalive` is not used: the app closes its side after 5 s, and a
-    request that crosses that close on the wire is lost. Anything that arrives while idle, be it
-    data or an end, also ends it: unsolicited bytes are not the answer to the next request.
+    request that crosses that close is lost. Anything that arrives while a connection is idle, data
+    or EOF, also ends it: unsolicited bytes are not the response to the next request.
  3. At most `max_connections` are open or being opened; at most `queue` callers wait beyond that.
- 4. A failed dial is told to one waiting caller, the one at the head of the queue.
- 5. Who asks for a `fresh` connection never gets one that has carried an exchange: a kept one is
-    closed to make room.
- 6. Routes take turns in the queue, and so do the clients of each (queue.py).
- 7. No client has all connections while others are there, and slow takers of answers hold half of
-    them at most while somebody waits (places.py).
- 8. With `keep_abandoned`, a request whose client has left keeps its place until its answer begins:
-    the upstream still works on it. It counts as one of its client's in the queue's rounds. Such
-    places are half of all at most while somebody waits (places.py).
+ 4. A failed dial is reported to one waiting caller, the one at the head of the queue.
+ 5. A caller that asks for a `fresh` connection never gets a used one; an idle connection is closed
+    to make room.
+ 6. Routes take turns in the queue, and so do the clients of each route (queue.py).
+ 7. No client gets all connections while others are active, and slow readers hold at most half of
+    them while somebody waits (places.py).
+ 8. With `keep_abandoned`, a request whose client has left keeps its place until its response
+    begins, because the upstream still works on it. It counts as its client's in the queue's
+    rounds. Such requests hold at most half of the places while somebody waits (places.py).
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
 from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
 from proxy.http1.upstream.tls_dial import dial_tls
 
-# An upstream's head may be larger than a client's: cookies and link headers are its own to bound.
+# An upstream's head may be larger than a client's: it limits its cookies and links itself.
 _STATUS_LINE_LIMIT = 8 * 1024
 _HEAD_LIMIT = 64 * 1024
 MAX_FIELDS = 256
 
-#: Errors that a peer's reset leaves: the second where we have written since.
+#: Errors that a reset by the peer causes; the second after a later write.
 _RESET = (errno.ECONNRESET, errno.EPIPE)
 
 
 class UpstreamStream(Stream):
-    """A connection that we opened to a target. `owner` is the client whose exchange uses it, or
-    what stands in for one that has left."""
+    """A connection opened to a target. `owner` is the client whose exchange uses it, or the
+    stand-in for a client that has left."""
 
     __slots__ = ("_poll", "idle_until", "owner", "pool", "reused", "unwanted")
 
@@ -66,7 +67,7 @@ class UpstreamStream(Stream):
         self.pool = pool
         self.owner: ClientStream | Abandoned | None = None
         self.reused = False  # it has already carried an exchange
-        self.unwanted = False  # its client takes the answer slowly, and others wait
+        self.unwanted = False  # its client reads the response slowly, and others wait
         self.idle_until = NEVER
         self._poll = select.poll()
 
@@ -84,11 +85,11 @@ class UpstreamStream(Stream):
         self.pool.forget(self)
 
     def _read_last_words(self) -> None:
-        """Take in what the kernel still holds of a connection that a failed write has ended.
+        """Read what the kernel still holds of a connection that ended with a failed write.
 
-        An app that refuses an upload answers and closes without reading on, which resets the
-        connection. The event loop gives up reading at the first write that meets the reset, though
-        the answer has arrived before it. Over TLS it has been read by now (tls_dial.py).
+        An app that refuses an upload answers and closes without reading the rest, which resets the
+        connection. The event loop stops reading at the first write that fails, although the
+        response arrived before the reset. Over TLS it has been read by now (tls_dial.py).
         """
         if self.transport.get_extra_info("ssl_object") is not None:
             return
@@ -117,7 +118,7 @@ class UpstreamStream(Stream):
             self.owner.on_deadline(self.pool.now())
 
     def read_head(self) -> ResponseHead | None:
-        """The response head, or None while it is not complete. Raises `ProtocolError`."""
+        """The response head, or None while it is incomplete. Raises `ProtocolError`."""
         if not self.inbox:
             return None
         found = self.find_head(_STATUS_LINE_LIMIT, _HEAD_LIMIT)
@@ -129,8 +130,8 @@ class UpstreamStream(Stream):
         return head
 
     def saw_reset(self) -> bool:
-        """Whether the peer has reset this connection; asks the kernel where the loop does not know.
-        Over TLS nobody can say."""
+        """Whether the peer has reset this connection; asks the kernel if the event loop does not
+        know. Not known over TLS."""
         if isinstance(self.error, (ConnectionResetError, BrokenPipeError)):
             return True
         if self.lost:
@@ -141,10 +142,10 @@ class UpstreamStream(Stream):
         return raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _RESET
 
     def has_pending_input(self) -> bool:
-        """Whether the kernel already has an end, or bytes, that the event loop has yet to tell.
+        """Whether the kernel has bytes or EOF that the event loop has not reported yet.
 
-        Half a microsecond that decides whose answer the next bytes are: what an upstream sent
-        before it was asked must never be taken for the answer.
+        Costs half a microsecond and keeps responses apart: bytes that an upstream sent before the
+        request must never be taken for the response.
         """
         return bool(self._poll.poll(0))
 
@@ -157,8 +158,8 @@ class TargetPool:
     """The connections to one target.
 
     `connect_timeout` is in seconds and includes the TLS handshake; `tls` is the context for an
-    https target, `server_name` what it must prove to be. `on_connect` is told how long each
-    successful dial took.
+    https target, `server_name` the name that its certificate must have. `on_connect` gets the
+    seconds that each successful dial took.
     """
 
     def __init__(
@@ -182,25 +183,25 @@ class TargetPool:
         self._connect_timeout = connect_timeout
         self._clock = clock
         self._on_connect = on_connect
-        self.tls = tls  # what a reload replaces: certificate files may have changed
+        self.tls = tls  # replaced by a reload: certificate files may have changed
         self._server_name = server_name
         self._idle: list[UpstreamStream] = []
         self._waiting = ConnectionQueue()
         most = settings.max_connections
         self._places = Places(most)
-        self._few = LEAST <= most <= FEW  # the last of them is not for everybody
+        self._few = LEAST <= most <= FEW  # the last connection is reserved (places.py)
         self._last = most - 1
         self._recheck: asyncio.TimerHandle | None = None
         self._open: set[UpstreamStream] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
-        #: Those in use whose client has left, the first that left first.
+        #: Requests whose client has left, in the order in which the clients left.
         self._abandoned: dict[Abandoned, None] = {}
         self._closed = False
 
     @property
     def outstanding(self) -> int:
-        """Exchanges that use a connection or wait for one."""
+        """The number of exchanges that use a connection or wait for one."""
         return self._in_use + len(self._waiting)
 
     @property
@@ -213,7 +214,7 @@ class TargetPool:
 
     @property
     def full(self) -> bool:
-        """Whether whoever asks is refused."""
+        """Whether a new caller would be refused."""
         room = self._idle or self._has_room()
         return not room and len(self._waiting) >= self._settings.queue + len(self._dials)
 
@@ -241,8 +242,8 @@ class TargetPool:
     def ask(
         self, owner: ClientStream, *, fresh: bool = False, route: str = ""
     ) -> ConnectionRequest:
-        """A place in the queue; dials if there is room. `fresh` asks for a connection that has not
-        been used before; a kept one makes room for it. Raises `Overloaded` when all is full."""
+        """Queue for a connection, and dial if there is room. `fresh` asks for one that has not been
+        used before; an idle one makes room for it. Raises `Overloaded` when the queue is full."""
         ticket = ConnectionRequest(self, owner, fresh=fresh, route=route)
         who = client_of(owner)
         if who != self._places.seen:
@@ -259,23 +260,23 @@ class TargetPool:
         return ticket
 
     def hold_up(self, stream: UpstreamStream, taken: int) -> float:
-        """The client that `stream` answers has taken `taken` bytes and takes no more now. Until
-        when to wait before it is said again; `stream.unwanted` may be set then."""
+        """Report that the client of `stream` has taken `taken` bytes and takes no more now. Returns
+        when to report again; `stream.unwanted` may be set by then."""
         again = self._places.hold_up(stream, taken, self._clock.monotonic())
         self.make_way()
         return again if self._waiting else NEVER
 
     def flows(self, stream: UpstreamStream) -> None:
-        """The client takes its answer again."""
+        """Report that the client of `stream` reads again."""
         self._places.flows(stream)
 
     def make_way(self) -> None:
-        """Who waits gets the place of who takes an answer slowly, if too many do, or of who has
-        left it behind."""
+        """Free a place for a waiting caller: that of a slow reader, if there are too many, or that
+        of an abandoned request."""
         if not self._waiting or self._idle or self._has_room():
             return
         if self._served_next() <= len(self._dials):
-            return  # they get those that are being opened
+            return  # the dials in progress will serve them
         now = self._clock.monotonic()
         stream = self._places.unwanted(now)
         if stream is not None and not isinstance(stream.owner, Abandoned | None):
@@ -289,11 +290,11 @@ class TargetPool:
             first.end()
 
     def now(self) -> float:
-        """The monotonic second."""
+        """The current time in monotonic seconds."""
         return self._clock.monotonic()
 
     def _may_have(self, owner: ClientStream) -> bool:
-        """Whether `owner` may have a connection that is free (places.py, rules 1 and 3)."""
+        """Whether `owner` may have a free connection (places.py, rules 1 and 3)."""
         places = self._places
         last = self._in_use == self._last
         if not self._few or not (last or self._half_matters):
@@ -313,12 +314,12 @@ class TargetPool:
         return self._may_have(ticket.owner)
 
     def _served_next(self) -> int:
-        """How many of those who wait may have a connection now."""
+        """The number of waiting callers that may have a connection now."""
         if not self._few or not (self._in_use == self._last or self._half_matters):
             return len(self._waiting)
         may = sum(map(self._may, self._waiting))
         if may < len(self._waiting) and self._recheck is None and not self._closed:
-            # Others may stay away: then the last one is for anybody again.
+            # If other clients stay away, the last connection is free for anybody again.
             later = asyncio.get_running_loop().call_later
             self._recheck = later(LATELY, self._check_again)
         return may
@@ -341,14 +342,14 @@ class TargetPool:
         )
 
     def give_up(self, ticket: ConnectionRequest) -> None:
-        """The caller no longer wants what `ticket` stands for."""
+        """The caller no longer wants the connection that it queued for."""
         if ticket.stream is not None:
             self.release(ticket.stream, reusable=True)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
 
     def release(self, stream: UpstreamStream, *, reusable: bool) -> None:
-        """The exchange on `stream` is over. `reusable`: both messages were complete, and the
+        """The exchange on `stream` is over. `reusable`: both messages were complete and the
         connection persists."""
         self._in_use -= 1
         if self._abandoned and isinstance(stream.owner, Abandoned):
@@ -371,8 +372,8 @@ class TargetPool:
     def abandon(self, stream: UpstreamStream, client: ClientStream, until: float) -> None:
         """`client` has left after its whole request was sent on `stream`.
 
-        Its place is free when the answer begins (rule 8), the connection ends or the monotonic
-        second `until` is past; at once where such places are not kept.
+        The place is freed when the response begins (rule 8), when the connection ends, or at the
+        monotonic second `until`; at once without `keep_abandoned`.
         """
         if self._closed or not self._settings.keep_abandoned:
             self.release(stream, reusable=False)
@@ -385,19 +386,19 @@ class TargetPool:
         stand_in.notify()
 
     def retire(self, stream: UpstreamStream) -> None:
-        """An idle connection has ended, has spoken out of turn, or has been idle too long."""
+        """Close an idle connection that has ended, has received data, or has been idle too long."""
         if stream in self._idle:
             self._idle.remove(stream)
         stream.drop()
         stream.close()
 
     def forget(self, stream: UpstreamStream) -> None:
-        """It has ended."""
+        """The connection has ended."""
         self._open.discard(stream)
 
     def close(self) -> None:
-        """Close idle and abandoned connections now, and those in use when they are released. Who
-        waits already, or asks because its exchange began before, is still served."""
+        """Close idle and abandoned connections now, and those in use when they are released.
+        Callers that wait, and exchanges in progress that ask later, are still served."""
         self._closed = True
         if self._recheck is not None:
             self._recheck.cancel()
@@ -408,7 +409,7 @@ class TargetPool:
         self._idle.clear()
 
     async def wait_closed(self) -> None:
-        """Cancel and await what is still being dialled."""
+        """Cancel and await the dials in progress."""
         dials = list(self._dials)
         for dial in dials:
             dial.cancel()
@@ -425,8 +426,8 @@ class TargetPool:
             dial.add_done_callback(self._dialled)
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest: who waits while there are idle ones
-        cannot use them."""
+        """Close the connection that has been idle longest; whether there was one. A caller that
+        waits although there are idle connections cannot use them."""
         if not self._idle:
             return False
         self._idle.pop(0).close()
@@ -437,8 +438,8 @@ class TargetPool:
         self._dial_for_waiting()
 
     def _hand_over(self, stream: UpstreamStream) -> None:
-        """To the first who waits for such a one, else to the idle ones, of which a closed pool has
-        none."""
+        """Give `stream` to the first caller that can use it, else keep it idle or, in a closed
+        pool, close it."""
         ticket: ConnectionRequest | None = None
         if self._waiting:
             ticket = self._next(stream)
@@ -450,7 +451,7 @@ class TargetPool:
             ticket.owner.wake()
             return
         if self._waiting and len(self._dials) < self._served_next():
-            stream.abort()  # they wait for fresh ones, and this takes their room
+            stream.abort()  # the callers need fresh connections, and this one takes up a place
             self._dial_for_waiting()
             return
         if self._closed:
@@ -459,14 +460,14 @@ class TargetPool:
         self._keep(stream)
 
     def _keep(self, stream: UpstreamStream) -> None:
-        """Nobody wants it now."""
+        """Keep `stream` as an idle connection."""
         stream.owner = None
         stream.idle_until = stream.deadline = self._clock.monotonic() + self._settings.keepalive
         self._idle.append(stream)
 
     def _next(self, stream: UpstreamStream) -> ConnectionRequest | None:
-        """Who gets `stream`: the first who may have it, unless somebody who needs a fresh one waits
-        without a dial on its way, who would wait for ever while others take turns."""
+        """The caller that gets `stream`: the first that may have it. None if a caller that needs a
+        fresh connection has no dial in progress: it would starve while others take turns."""
         first = self._waiting.first(self._may)
         if first is None or not (stream.reused and first.fresh):
             return first
@@ -500,14 +501,14 @@ class TargetPool:
         self.adopt(stream)
 
     def _refuse(self, error: Exception) -> None:
-        """Tell the first who waits that it gets no connection (rule 4)."""
+        """Fail the first waiting caller with `error` (rule 4)."""
         if (ticket := self._waiting.first()) is not None:
             self._waiting.serve(ticket)
             ticket.error = error
             ticket.owner.wake()
 
     def adopt(self, stream: UpstreamStream) -> None:
-        """Take in a new connection."""
+        """Add a new connection to the pool."""
         if stream.lost:
             self._refuse(stream.error or ConnectionResetError("closed as soon as it was opened"))
             return
@@ -517,20 +518,20 @@ class TargetPool:
 
 
 class Upstream:
-    """All targets of one upstream; chooses between them."""
+    """Chooses between the targets of one upstream."""
 
     def __init__(self, name: str, pools: Sequence[TargetPool], random: Random) -> None:
         self.name = name
         self.pools = tuple(pools)
         self._random = random
         self._only = pools[0] if len(pools) == 1 else None
-        self._turn: TargetPool | None = None  # chosen, and had no kept connection
+        self._turn: TargetPool | None = None  # chosen, but had no idle connection
 
     def checkout(
         self, owner: ClientStream, usable: Sequence[str] | None = None
     ) -> UpstreamStream | None:
-        """A kept connection to the target that is chosen. Where that has none it is the next one to
-        be asked: or else targets with connections would get more than their share."""
+        """An idle connection to the chosen target. If it has none, it stays chosen for the next
+        call; otherwise targets with idle connections would get more than their share."""
         if self._only is not None:
             return self._only.checkout(owner)
         pool = self.choose((), usable)
@@ -542,10 +543,10 @@ class Upstream:
     def choose(
         self, tried: Sequence[TargetPool] = (), usable: Sequence[str] | None = None
     ) -> TargetPool:
-        """The less busy of two random targets, of those not yet `tried` if there are any left, and
-        of those first whose label is in `usable`. Where that is full, the least busy of all.
+        """The less busy of two random targets, preferring those not yet `tried` and those whose
+        label is in `usable`; if it is full, the least busy of all.
 
-        Two choices avoid the herd that the least busy of all attracts (Mitzenmacher, 2001).
+        Two choices avoid the herd effect of always taking the least busy (Mitzenmacher, 2001).
         """
         if self._only is not None:
             return self._only

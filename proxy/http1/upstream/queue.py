@@ -1,12 +1,10 @@
-"""Who waits for a connection to a target, and whose turn it is. Pure.
+"""The queue for connections to a target, fair between routes and clients. Pure.
 
 Rules
-1. Routes take turns: one whose requests are slow, or many, keeps those of others waiting for one of
-   them, not for all.
-2. On a route clients take turns: each has one request in a round, its next one in the next round
-   (start-time fair queueing).
-3. Where the line is full, the last of the route that has most waiting gives way, and of those the
-   last of who has most waiting.
+1. Routes take turns: a route with slow or many requests delays another route by one of them, not by
+   all.
+2. Within a route, clients take turns: each has one request per round (start-time fair queueing).
+3. When the queue is full, the route with the most waiting requests loses the last of them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionRequest:
-    """A place in the line: `stream` or `error` is set when its turn comes."""
+    """A place in the queue: `stream` or `error` is set when its turn comes."""
 
     __slots__ = ("error", "fresh", "owner", "pool", "round", "route", "stream")
 
@@ -30,7 +28,7 @@ class ConnectionRequest:
     ) -> None:
         self.pool = pool
         self.owner = owner
-        self.fresh = fresh  # only a connection that has carried nothing yet will do
+        self.fresh = fresh  # needs a connection that has not been used
         self.route = route
         self.round = 0  # in which it is served (rule 2)
         self.stream: UpstreamStream | None = None
@@ -42,24 +40,25 @@ class ConnectionRequest:
 
 
 def client_of(owner: ClientStream) -> object:
-    """Who it is (`ClientStream.who`)."""
+    """The client behind a connection (`ClientStream.who`)."""
     return owner.who
 
 
 class ConnectionQueue(deque[ConnectionRequest]):
-    """In the order of rounds."""
+    """Waiting requests in the order of their rounds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._round = 0  # of the last one that was served
-        self._turn = 0  # of the route that was served last,
-        self._turns: dict[str, int] = {}  # and of each route that waits
+        self._round = 0  # of the request served last
+        self._turn = 0  # of the route served last
+        self._turns: dict[str, int] = {}  # of each waiting route
 
     def enter(
         self, ticket: ConnectionRequest, *, left_behind: int, full: bool
     ) -> ConnectionRequest | None:
-        """Let `ticket` wait. `left_behind`: requests of its client that hold places without it. The
-        one that gives way where the line is `full` is returned; that may be itself."""
+        """Add `ticket`. `left_behind` is the number of requests that its client has abandoned and
+        that still hold places. If the queue is `full`, returns the request that loses its place,
+        which may be `ticket` itself."""
         who = client_of(ticket.owner)
         latest = max((one.round for one in self if client_of(one.owner) == who), default=0)
         ticket.round = max(self._round + left_behind, latest) + 1
@@ -77,7 +76,7 @@ class ConnectionQueue(deque[ConnectionRequest]):
         return last
 
     def _last(self, ticket: ConnectionRequest) -> ConnectionRequest:
-        """Who gives way to `ticket` (rule 3)."""
+        """The request that loses its place to `ticket` (rule 3)."""
         waiting = Counter(one.route for one in self)
         waiting[ticket.route] += 1
         most = max(waiting.values())
@@ -90,7 +89,7 @@ class ConnectionQueue(deque[ConnectionRequest]):
     def first(
         self, may: Callable[[ConnectionRequest], bool] | None = None
     ) -> ConnectionRequest | None:
-        """Whose turn it is, of those that `may` have one."""
+        """The request whose turn it is, among those for which `may` is true."""
         first, turn = None, 0
         for ticket in self:
             if (first is None or self._turns[ticket.route] < turn) and (may is None or may(ticket)):
@@ -98,7 +97,7 @@ class ConnectionQueue(deque[ConnectionRequest]):
         return first
 
     def serve(self, ticket: ConnectionRequest) -> None:
-        """It has had its turn."""
+        """Remove `ticket`, which has its turn now."""
         self.remove(ticket)
         self._round = max(self._round, ticket.round)
         self._turn = max(self._turn, self._turns[ticket.route])

@@ -1,9 +1,9 @@
-"""A TLS connection whose last answer is read though a write has failed.
+"""TLS connections whose last response can be read after a write has failed.
 
-An app that refuses an upload answers and closes without reading on, which resets the connection.
-An event loop gives up reading at the first write that meets the reset, though the answer has
-arrived before it. Over TLS what is left in the socket can be read only by who decrypts it, so a
-small protocol stands between the two.
+An app that refuses an upload answers and closes without reading the rest, which resets the
+connection. The event loop stops reading at the first write that fails, although the response
+arrived before the reset. Over TLS, the bytes left in the socket must be decrypted, so a small
+protocol sits between the socket and the event loop's TLS.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 _PIECE = 64 * 1024  # bytes read at a time
 
-#: Bytes of what is left that are read at most: the answer's head and what fits beside it.
+#: The most bytes that are read after a failed write: the response's head and some of its body.
 MOST_LEFT = 512 * 1024
 
 
 async def dial_tls(
     factory: Callable[[], P], host: str, port: int, context: ssl.SSLContext, server_name: str
 ) -> P:
-    """The protocol of a new connection, made as `loop.create_connection` makes it. Raises
-    `OSError`, `ssl.SSLError`."""
+    """Connect like `loop.create_connection` and return the new connection's protocol. Raises
+    `OSError` and `ssl.SSLError`."""
     loop = asyncio.get_running_loop()
     early = _Early()
     raw, _ = await loop.create_connection(asyncio.Protocol, host, port)
@@ -50,7 +50,7 @@ async def dial_tls(
 
 
 class _Early(asyncio.Protocol):
-    """Takes what comes with the end of the handshake, before anybody has asked for it."""
+    """Keeps bytes that arrive with the end of the handshake, before the real protocol is set."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -64,7 +64,8 @@ class _Early(asyncio.Protocol):
 
 
 class _LastWords(asyncio.BufferedProtocol):
-    """Passes everything on to the TLS of the event loop, and at a loss first what is unread."""
+    """Passes everything on to the event loop's TLS protocol; when the connection is lost, first the
+    bytes that are still unread."""
 
     def __init__(self, tls: asyncio.BaseProtocol, raw: Any) -> None:
         secured = cast(asyncio.BufferedProtocol, tls)
@@ -83,7 +84,7 @@ class _LastWords(asyncio.BufferedProtocol):
 
     def _read_what_is_left(self) -> None:
         left = MOST_LEFT
-        # A socket that is gone, or TLS that cannot go on: then there is nothing to be read.
+        # If the socket is gone or TLS cannot continue, there is nothing to read.
         with (
             contextlib.suppress(OSError, ssl.SSLError),
             socket.socket(fileno=os.dup(self._descriptor)) as raw,
