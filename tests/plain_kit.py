@@ -24,7 +24,8 @@ from proxy.forward.routing.compile import Binding, Compiler, Stage
 from proxy.forward.routing.plan import Hooks, ListenerPlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
+from proxy.http1.upstream.pool import TargetPool
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.server import fast_path
 from proxy.server.connection import Service

@@ -14,7 +14,7 @@ from proxy.trace.events import bounded
 
 if TYPE_CHECKING:
     from proxy.forward.exchange import Exchange
-    from proxy.http1.heads import ResponseHead
+    from proxy.http1.response_head import ResponseHead
 
 
 class Request:

@@ -33,9 +33,9 @@ from proxy.forward.relay.request import Relay, UnansweredRequest
 from proxy.forward.relay.response import Response
 from proxy.forward.routing.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
 from proxy.forward.waiting import pause
-from proxy.http1.heads import ResponseHead
+from proxy.http1.response_head import ResponseHead
 from proxy.http1.tunnel import tunnel
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.resilience.circuit.permits import ProbePermit
 from proxy.resilience.circuit.states import State
 from proxy.resilience.retry import Ended, RetryPlan, parse_retry_after

@@ -14,7 +14,8 @@ from proxy.forward.outcome import own_shortage
 from proxy.forward.routing.plan import UpstreamPlan
 from proxy.forward.waiting import check_client, pause
 from proxy.http1.client import ClientStream
-from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
+from proxy.http1.upstream.pool import TargetPool
 
 #: Seconds to wait for a reset after the connection has ended, and between two checks.
 _RESET_PATIENCE, _RESET_TICK = 0.2, 0.02

@@ -14,8 +14,9 @@ from proxy.core.trace_context import ExchangeTrace
 from proxy.http1.bodies import ChunkedBody, Decoder, LengthBody, NoBody
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER
-from proxy.http1.heads import RequestHead, ResponseHead
 from proxy.http1.pace import Pace
+from proxy.http1.request_head import RequestHead
+from proxy.http1.response_head import ResponseHead
 from proxy.resilience.bulkhead import BulkheadTicket as Place
 from proxy.spool import SpooledBody
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.forward.outcome import NoOpOutcome
     from proxy.forward.routing.client_shares import ClientShare
     from proxy.forward.routing.plan import ListenerPlan, Reply, RoutePlan
-    from proxy.http1.upstream.pool import UpstreamStream
+    from proxy.http1.upstream.connection import UpstreamStream
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from proxy.core.trace_context import parse_traceparent
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import ListenerPlan, Reply, UpstreamPlan
 from proxy.http1.client import ClientStream
-from proxy.http1.heads import RequestHead, ResponseHead
+from proxy.http1.request_head import RequestHead
+from proxy.http1.response_head import ResponseHead
 from proxy.http1.upstream.pool import TargetPool
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}

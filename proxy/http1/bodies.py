@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from proxy.http1.heads import ProtocolError, parse_trailers
+from proxy.http1.fields import ProtocolError, parse_trailers
 
 LAST_CHUNK = b"0\r\n\r\n"
 

@@ -25,8 +25,9 @@ from typing import Any
 from proxy.core.clock import Clock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.deadlines import NEVER, Sweeper
-from proxy.http1.heads import HeadMemo, RequestHead, parse_request, reject_non_http
+from proxy.http1.heads import HeadMemo
 from proxy.http1.pace import GRACE
+from proxy.http1.request_head import RequestHead, parse_request, reject_non_http
 from proxy.http1.stream import Stream
 from proxy.http1.turns import HEADS_PER_TURN
 

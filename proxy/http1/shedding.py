@@ -26,7 +26,7 @@ from proxy.core.memory.allocator import give_back_freed_memory
 from proxy.core.memory.budget import LEAST, SHED_AT, Holding, Level, MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ from proxy.forward.relay.request_body import too_large
 from proxy.forward.routing.plan import ListenerPlan, Reply
 from proxy.forward.waiting import FallbackReplyReady, decided, memory_is_short
 from proxy.http1.client import ClientStream
-from proxy.http1.heads import ProtocolError, RequestHead
+from proxy.http1.fields import ProtocolError
+from proxy.http1.request_head import RequestHead
 from proxy.server.fast_path import FastPath
 
 logger = logging.getLogger(__name__)

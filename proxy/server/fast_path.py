@@ -34,8 +34,10 @@ from proxy.forward.outcome import begin
 from proxy.forward.routing.plan import FastRequest, ListenerPlan, RoutePlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER
-from proxy.http1.heads import ProtocolError, RequestHead, find_head_end
-from proxy.http1.upstream.pool import MAX_FIELDS
+from proxy.http1.fields import ProtocolError
+from proxy.http1.heads import find_head_end
+from proxy.http1.request_head import RequestHead
+from proxy.http1.upstream.connection import MAX_FIELDS
 from proxy.resilience.circuit.states import State
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from proxy.core.memory.budget import MemoryBudget
 from proxy.forward.routing.compile import Compiler
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.routes.access_log import AccessLine
 from proxy.routes.extensions.runner import Extensions
 from proxy.routes.metrics import RouteMetrics

@@ -15,7 +15,7 @@ from proxy.core.clock import ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream, Limits
 from proxy.http1.deadlines import NEVER, Sweeper
-from proxy.http1.heads import RequestHead
+from proxy.http1.request_head import RequestHead
 from tests.http1 import PATIENCE
 
 ANSWER = b"x" * 16_000_000  # more than the kernel takes

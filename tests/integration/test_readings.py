@@ -24,7 +24,9 @@ from hypothesis import example, given, settings
 from proxy.core.errors import BadRequest, MethodNotAllowed, NoRoute
 from proxy.demo.ports import free_port
 from proxy.forward.routing.router import RouteTable
-from proxy.http1.heads import ProtocolError, find_head_end, parse_request
+from proxy.http1.fields import ProtocolError
+from proxy.http1.heads import find_head_end
+from proxy.http1.request_head import parse_request
 from tests.routers import HANDLERS, Router
 from tests.routers.python import (
     bottle_router,

@@ -20,7 +20,8 @@ from proxy.core.clock import SystemClock
 from proxy.core.memory.budget import MOST, MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
+from proxy.http1.upstream.pool import TargetPool
 from proxy.http1.upstream.tls_dial import dial_tls
 from tests.http1 import PATIENCE
 

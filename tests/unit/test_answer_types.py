@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.http1.heads import parse_response
+from proxy.http1.response_head import parse_response
 from proxy.routes.answer_types import AnswerTypes
 from proxy.telemetry.metrics.registry import Metrics
 

@@ -21,7 +21,7 @@ from proxy.http1.bodies import (
     chunk,
     last_chunk,
 )
-from proxy.http1.heads import ProtocolError
+from proxy.http1.fields import ProtocolError
 from proxy.http1.stream import Stream
 from proxy.http1.turns import Turns
 

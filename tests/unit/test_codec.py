@@ -9,15 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.http1.heads import (
-    ProtocolError,
-    RequestHead,
-    ResponseHead,
-    find_head_end,
-    parse_request,
-    parse_response,
-    reject_non_http,
-)
+from proxy.http1.fields import ProtocolError
+from proxy.http1.heads import find_head_end
+from proxy.http1.request_head import RequestHead, parse_request, reject_non_http
+from proxy.http1.response_head import ResponseHead, parse_response
 
 
 def request(text: bytes) -> RequestHead:

@@ -16,7 +16,7 @@ from proxy.config.listeners import Fallback
 from proxy.core.memory.budget import Holding, MemoryBudget
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.plan import AskAgain, Hooks, Reply, Trouble
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.resilience.circuit.states import State
 from proxy.routes.fallback import _Fallback, _Stale
 from tests.plain_kit import Asking, Recorder, Rig, pieces, plain_shut, same_ids

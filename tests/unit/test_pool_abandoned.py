@@ -12,7 +12,8 @@ from proxy.core.clock import ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import ConnectionRequest, TargetPool, UpstreamStream
+from proxy.http1.upstream.connection import UpstreamStream
+from proxy.http1.upstream.pool import ConnectionRequest, TargetPool
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"

@@ -15,7 +15,8 @@ from proxy.core.errors import Overloaded
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.http1.upstream.pool import TargetPool, Upstream
+from proxy.http1.upstream.balancer import Upstream
+from proxy.http1.upstream.pool import TargetPool
 
 
 def upstream(seed: int, busy: list[int]) -> Upstream:

@@ -16,8 +16,9 @@ from proxy.core.errors import Overloaded
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER, Sweeper
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.places import HELD_UP, LATELY, Places
-from proxy.http1.upstream.pool import ConnectionRequest, TargetPool, UpstreamStream
+from proxy.http1.upstream.pool import ConnectionRequest, TargetPool
 from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
 
 

@@ -30,8 +30,9 @@ from proxy.forward.routing.plan import UpstreamPlan
 from proxy.forward.waiting import check_client
 from proxy.http1.bodies import chunk, last_chunk
 from proxy.http1.deadlines import NEVER
-from proxy.http1.heads import ProtocolError, ResponseHead
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.fields import ProtocolError
+from proxy.http1.response_head import ResponseHead
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.spool import BodyReader, SpooledBody, SpoolError
 
 #: Interim responses that one exchange may have.

@@ -7,7 +7,7 @@ import asyncio
 from proxy.core.errors import BadRequest, BodyTooLarge, RequestTimeout
 from proxy.forward.exchange import Exchange
 from proxy.forward.messages import CONTINUE
-from proxy.http1.heads import ProtocolError
+from proxy.http1.fields import ProtocolError
 from proxy.http1.pace import Pace
 from proxy.spool import SpooledBody
 

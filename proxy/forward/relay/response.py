@@ -35,9 +35,10 @@ from proxy.http1.bodies import (
     last_chunk,
 )
 from proxy.http1.deadlines import NEVER
-from proxy.http1.heads import ProtocolError, ResponseHead
+from proxy.http1.fields import ProtocolError
 from proxy.http1.pace import Pace
-from proxy.http1.upstream.pool import UpstreamStream
+from proxy.http1.response_head import ResponseHead
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.spool import SpooledQueue, SpoolError
 
 

@@ -29,7 +29,7 @@ from proxy.resilience.rate_limit import TokenBucket
 
 if TYPE_CHECKING:
     from proxy.http1.client import ClientStream
-    from proxy.http1.heads import RequestHead
+    from proxy.http1.request_head import RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
 

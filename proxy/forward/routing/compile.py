@@ -41,7 +41,8 @@ from proxy.forward.routing.plan import (
 from proxy.forward.routing.router import RouteTable
 from proxy.http1.client import Limits
 from proxy.http1.deadlines import NEVER, Sweeper
-from proxy.http1.upstream.pool import TargetPool, Upstream
+from proxy.http1.upstream.balancer import Upstream
+from proxy.http1.upstream.pool import TargetPool
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.outlier_ejection import TargetHealth

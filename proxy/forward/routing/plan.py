@@ -19,8 +19,9 @@ from proxy.forward.routing.header_edits import FieldEdits
 from proxy.forward.routing.router import RouteTable
 from proxy.http1.client import Limits
 from proxy.http1.deadlines import NEVER
-from proxy.http1.heads import RequestHead, ResponseHead
-from proxy.http1.upstream.pool import Upstream
+from proxy.http1.request_head import RequestHead
+from proxy.http1.response_head import ResponseHead
+from proxy.http1.upstream.balancer import Upstream
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.outlier_ejection import TargetHealth

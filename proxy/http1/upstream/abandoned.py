@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.http1.heads import ProtocolError
+from proxy.http1.fields import ProtocolError
 
 if TYPE_CHECKING:
-    from proxy.http1.upstream.pool import UpstreamStream
+    from proxy.http1.upstream.connection import UpstreamStream
 
 #: Interim responses that are skipped before the final one.
 _MAX_INTERIM = 32

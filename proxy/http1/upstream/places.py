@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from proxy.http1.upstream.pool import UpstreamStream
+    from proxy.http1.upstream.connection import UpstreamStream
 
 #: With fewer or more connections than these, the last one is not reserved.
 LEAST, FEW = 4, 64
@@ -62,8 +62,8 @@ class Places:
         self.seen = client
 
     def keeps_last_from(self, client: object, users: Iterable[object], now: float) -> bool:
-        """Whether `client` is refused the last connection. `users` are the clients of the others.
-        """
+        """Whether `client` is refused the last connection. `users` are the clients of the
+        others."""
         return not self._alone(client, now) and all(user == client for user in users)
 
     def _alone(self, client: object, now: float) -> bool:

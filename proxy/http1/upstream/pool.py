@@ -24,130 +24,23 @@ leaves. The rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
-import select
-import socket
 import ssl
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Callable
 
 from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool as PoolConfig
 from proxy.core.clock import Clock
 from proxy.core.errors import Overloaded
-from proxy.core.memory.budget import MOST, MemoryBudget
+from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER, Sweeper
-from proxy.http1.heads import HeadMemo, ResponseHead, parse_response
-from proxy.http1.stream import Stream
+from proxy.http1.heads import HeadMemo
+from proxy.http1.response_head import parse_response
 from proxy.http1.upstream.abandoned import Abandoned
+from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
 from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
 from proxy.http1.upstream.tls_dial import dial_tls
-
-# An upstream's head may be larger than a client's: it limits its cookies and links itself.
-_STATUS_LINE_LIMIT = 8 * 1024
-_HEAD_LIMIT = 64 * 1024
-MAX_FIELDS = 256
-
-#: Errors that a reset by the peer causes; the second after a later write.
-_RESET = (errno.ECONNRESET, errno.EPIPE)
-
-
-class UpstreamStream(Stream):
-    """A connection opened to a target. `owner` is the client whose exchange uses it, or the
-    stand-in for a client that has left."""
-
-    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused", "unwanted")
-
-    def __init__(self, pool: TargetPool) -> None:
-        super().__init__(pool.memory, pool.sweeper.turns)
-        self.pool = pool
-        self.owner: ClientStream | Abandoned | None = None
-        self.reused = False  # it has already carried an exchange
-        self.unwanted = False  # its client reads the response slowly, and others wait
-        self.idle_until = NEVER
-        self._poll = select.poll()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        raw = transport.get_extra_info("socket")
-        self._poll.register(raw.fileno(), select.POLLIN | select.POLLRDHUP)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if error is not None and not isinstance(self.owner, Abandoned | None):
-            self._read_last_words()
-        super().connection_lost(error)
-        self.taker = None
-        self.pool.sweeper.discard(self)
-        self.pool.forget(self)
-
-    def _read_last_words(self) -> None:
-        """Read what the kernel still holds of a connection that ended with a failed write.
-
-        An app that refuses an upload answers and closes without reading the rest, which resets the
-        connection. The event loop stops reading at the first write that fails, although the
-        response arrived before the reset. Over TLS it has been read by now (tls_dial.py).
-        """
-        if self.transport.get_extra_info("ssl_object") is not None:
-            return
-        descriptor = self.transport.get_extra_info("socket").fileno()
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as raw:
-            while self._inbox_size <= MOST:
-                data = raw.recv(MOST, socket.MSG_DONTWAIT)
-                if not data:
-                    break
-                self.data_received(data)
-
-    def notify(self) -> None:
-        if self.owner is not None:
-            self.owner.notify()
-        else:
-            self.pool.retire(self)
-
-    def mark_greedy(self) -> None:
-        if self.owner is not None:
-            self.owner.mark_greedy()
-
-    def on_deadline(self) -> None:
-        if self.owner is None:
-            self.pool.retire(self)
-        elif isinstance(self.owner, Abandoned):
-            self.owner.on_deadline(self.pool.now())
-
-    def read_head(self) -> ResponseHead | None:
-        """The response head, or None while it is incomplete. Raises `ProtocolError`."""
-        if not self.inbox:
-            return None
-        found = self.find_head(_STATUS_LINE_LIMIT, _HEAD_LIMIT)
-        if found is None:
-            return None
-        data, end = found
-        head = self.pool.memo.read(data, end, MAX_FIELDS)
-        self.take_head(end, None)
-        return head
-
-    def saw_reset(self) -> bool:
-        """Whether the peer has reset this connection; asks the kernel if the event loop does not
-        know. Not known over TLS."""
-        if isinstance(self.error, (ConnectionResetError, BrokenPipeError)):
-            return True
-        if self.lost:
-            return False
-        raw = self.transport.get_extra_info("socket")
-        if raw is None or self.transport.get_extra_info("ssl_object") is not None:
-            return False
-        return raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in _RESET
-
-    def has_pending_input(self) -> bool:
-        """Whether the kernel has bytes or EOF that the event loop has not reported yet.
-
-        Costs half a microsecond and keeps responses apart: bytes that an upstream sent before the
-        request must never be taken for the response.
-        """
-        return bool(self._poll.poll(0))
 
 
 def _user(owner: ClientStream | Abandoned) -> object:
@@ -515,57 +408,3 @@ class TargetPool:
         self.sweeper.add(stream)
         self._open.add(stream)
         self._hand_over(stream)
-
-
-class Upstream:
-    """Chooses between the targets of one upstream."""
-
-    def __init__(self, name: str, pools: Sequence[TargetPool], random: Random) -> None:
-        self.name = name
-        self.pools = tuple(pools)
-        self._random = random
-        self._only = pools[0] if len(pools) == 1 else None
-        self._turn: TargetPool | None = None  # chosen, but had no idle connection
-
-    def checkout(
-        self, owner: ClientStream, usable: Sequence[str] | None = None
-    ) -> UpstreamStream | None:
-        """An idle connection to the chosen target. If it has none, it stays chosen for the next
-        call; otherwise targets with idle connections would get more than their share."""
-        if self._only is not None:
-            return self._only.checkout(owner)
-        pool = self.choose((), usable)
-        stream = pool.checkout(owner)
-        if stream is None:
-            self._turn = pool
-        return stream
-
-    def choose(
-        self, tried: Sequence[TargetPool] = (), usable: Sequence[str] | None = None
-    ) -> TargetPool:
-        """The less busy of two random targets, preferring those not yet `tried` and those whose
-        label is in `usable`; if it is full, the least busy of all.
-
-        Two choices avoid the herd effect of always taking the least busy (Mitzenmacher, 2001).
-        """
-        if self._only is not None:
-            return self._only
-        turn, self._turn = self._turn, None
-        if turn is not None and turn not in tried and (usable is None or turn.label in usable):
-            return turn
-        left = [pool for pool in self.pools if pool not in tried] or list(self.pools)
-        if usable is not None:
-            left = [pool for pool in left if pool.label in usable] or left
-        if len(left) == 1:
-            return left[0]
-        one, other = self._random.sample(left, 2)
-        chosen = one if one.outstanding <= other.outstanding else other
-        return min(left, key=lambda pool: pool.outstanding) if chosen.full else chosen
-
-    def close(self) -> None:
-        for pool in self.pools:
-            pool.close()
-
-    async def wait_closed(self) -> None:
-        for pool in self.pools:
-            await pool.wait_closed()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.http1.client import ClientStream
-    from proxy.http1.upstream.pool import TargetPool, UpstreamStream
+    from proxy.http1.upstream.connection import UpstreamStream
+    from proxy.http1.upstream.pool import TargetPool
 
 
 class ConnectionRequest:

@@ -22,7 +22,7 @@ from proxy.forward.exchange import Exchange
 from proxy.forward.routing import plan
 from proxy.forward.routing.compile import Binding
 from proxy.forward.routing.header_edits import FieldEdits
-from proxy.http1.heads import ResponseHead
+from proxy.http1.response_head import ResponseHead
 from proxy.routes.extensions.closing import Held, StageClosing
 from proxy.routes.extensions.guard import StageGuard
 
