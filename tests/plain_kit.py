@@ -20,7 +20,8 @@ from proxy.config.schema import Config
 from proxy.core.clock import Clock, ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.forward import exchange
-from proxy.forward.routing.compile import Binding, Compiler, Stage
+from proxy.forward.routing.binding import Binding, Stage
+from proxy.forward.routing.compile import Compiler
 from proxy.forward.routing.plan import Hooks, ListenerPlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper

@@ -1,3 +1,2 @@
-"""What keeps trouble from spreading: `circuit/`, retries, bulkheads, outlier ejection, health
-checks, rate limits and stale answers. Each decides in synchronous code that takes the time as an
-argument."""
+"""What contains failures: `circuit/`, retries, bulkheads, outlier ejection, health checks, rate
+limits and stale answers. Each decides in synchronous code that takes the time as an argument."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.process.shortage import Shortages
-from proxy.forward.routing.compile import Stage
+from proxy.forward.routing.binding import Stage
 from proxy.jobs.mirror import Mirror
 from proxy.routes.access_log import AccessLine
 from proxy.routes.answer_types import AnswerTypes

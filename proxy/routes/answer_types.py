@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 from proxy.telemetry.logs.redact import clean_text
 from proxy.telemetry.metrics.registry import Metrics

@@ -9,7 +9,7 @@ from proxy.config.listeners import Fallback, StaticAnswer
 from proxy.core.errors import CircuitOpen, Overloaded, ProxyError, UpstreamFailure
 from proxy.core.memory.budget import Account, Holding, MemoryBudget
 from proxy.forward.exchange import Exchange, Tee
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks, Reply, Trouble
 from proxy.resilience.stale_cache import StaleCache
 

@@ -21,8 +21,8 @@ from proxy.core.errors import BadRequest, ProxyError
 from proxy.core.headers import new_correlation_id
 from proxy.core.tasks import Supervised, Tasks
 from proxy.forward.exchange import Exchange
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.client_shares import Networks, client_key, forwarded_client, trusted
-from proxy.forward.routing.compile import Binding
 from proxy.forward.routing.plan import Hooks, Reply, Trouble
 from proxy.idempotency.coordinator import RENEW_EVERY, Claim, Coordinator
 from proxy.idempotency.decide import outcome_of_answer, outcome_of_failure

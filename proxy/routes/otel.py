@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from proxy.config.listeners import Route
 from proxy.core.trace_context import Attempt, ExchangeTrace, Parent, new_span_id, parse_traceparent
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 from proxy.jobs.document import FINISHED, JobDocument
 from proxy.jobs.queue.forecast import stage_starts

@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy.config.schema import Trace as Settings
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks, Observer
 from proxy.jobs.document import valid_job_id
 from proxy.resilience.rate_limit import TokenBucket

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 from proxy.spool import Spool
 from proxy.uploads import rejections

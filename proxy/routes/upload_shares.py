@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})

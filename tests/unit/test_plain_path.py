@@ -10,7 +10,8 @@ from proxy.config.schema import Config
 from proxy.core.clock import ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding, Compiler, Stage
+from proxy.forward.routing.binding import Binding, Stage
+from proxy.forward.routing.compile import Compiler
 from proxy.forward.routing.plan import Hooks, ListenerPlan, Trouble
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
@@ -33,7 +34,7 @@ class Asking:
 
 
 class Rescue:
-    """A rescuer that reads answers, or does not."""
+    """A fallback source that reads responses, or does not."""
 
     def __init__(self, needs_body: bool) -> None:
         self.needs_body = needs_body

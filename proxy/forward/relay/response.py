@@ -22,14 +22,12 @@ from proxy.forward.exchange import Exchange
 from proxy.forward.messages import response_head
 from proxy.forward.outcome import NoOpOutcome
 from proxy.forward.relay.buffering import DISK_PATIENCE
+from proxy.forward.relay.framing import date_of, framing, has_an_end, is_event_stream
 from proxy.forward.relay.request import PIECES_PER_TURN, Relay
 from proxy.forward.routing.plan import UpstreamPlan
 from proxy.forward.waiting import check_client
 from proxy.http1.bodies import (
     ChunkedBody,
-    Decoder,
-    LengthBody,
-    NoBody,
     UntilClose,
     chunk,
     last_chunk,
@@ -75,7 +73,7 @@ class Response:
         self._relay = relay
         self._plan = plan
         self.head = head
-        self._body, self._framing, self._chunked = _framing(exchange, head)
+        self._body, self._framing, self._chunked = framing(exchange, head)
         self._held: list[bytes] = []  # content that was read before the head was sent
         self._queue: SpooledQueue | None = None  # what the client has not accepted yet
         self._read_ahead: bool | None = None  # whether such a queue is allowed
@@ -236,13 +234,13 @@ class Response:
         exchange.status = head.status
         exchange.response = head
         exchange.replied = True
-        if head.content_length is None and _is_event_stream(head):
+        if head.content_length is None and is_event_stream(head):
             exchange.head_after = self._clock.monotonic() - exchange.started
         if self._relay.sent:
             exchange.drop_body()
         self._relay.moved = self._taken = self._begun = now = self._clock.monotonic()
         if head.dated and self._plan.vitals.skews.wants(self._plan.name, now):
-            self._plan.vitals.skews.note_date(self._plan.name, _date(head))
+            self._plan.vitals.skews.note_date(self._plan.name, date_of(head))
         return response_head(exchange, head, self._framing)
 
     def _give(self, out: list[bytes], pieces: list[bytes]) -> None:
@@ -298,7 +296,7 @@ class Response:
         if not self._client.write_paused or not self._exchange.replied:
             return True
         if self._read_ahead is None:
-            self._read_ahead = self._plan.buffer_response and _has_an_end(self.head, self._body)
+            self._read_ahead = self._plan.buffer_response and has_an_end(self.head, self._body)
         if self._read_ahead:
             self._queue = self._plan.spool.queue(self._client.wake, owner=self._client)
         return self._read_ahead
@@ -377,51 +375,3 @@ class Response:
                 "Client does not take its response, or too slowly", reason="client_stalled"
             )
         return deadline
-
-
-def _framing(exchange: Exchange, head: ResponseHead) -> tuple[Decoder, bytes, bool]:
-    """How the response's body is delimited: (its decoder, our framing fields, whether we chunk).
-
-    Follows the order of RFC 9112 §6.3.
-    """
-    assert exchange.head is not None
-    length = head.content_length
-    if exchange.method == "HEAD" or head.status in (204, 304):
-        shown = length is not None and head.status != 204  # RFC 9110 §8.6
-        return (
-            NoBody(),
-            b"\r\nContent-Length: %d" % length if shown and length is not None else b"",
-            False,
-        )
-    if length is not None:
-        return LengthBody(length), b"\r\nContent-Length: %d" % length, False
-    body: Decoder = ChunkedBody() if head.chunked else UntilClose()
-    if exchange.head.minor:
-        return body, b"\r\nTransfer-Encoding: chunked", True
-    return body, b"", False
-
-
-def _date(head: ResponseHead) -> str:
-    """The value of `Date`."""
-    for line in head.lines:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"date":
-            return value.strip().decode("latin-1")
-    return ""
-
-
-def _is_event_stream(head: ResponseHead) -> bool:
-    """Whether the response is a stream of server-sent events."""
-    return head.media_type == "text/event-stream"
-
-
-def _has_an_end(head: ResponseHead, body: Decoder) -> bool:
-    """Whether the response may be read faster than the client takes it (rule 3)."""
-    if isinstance(body, UntilClose) or _is_event_stream(head):
-        return False
-    for line in head.lines:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name == b"x-accel-buffering" and value.strip().lower() == b"no":
-            return False
-    return True

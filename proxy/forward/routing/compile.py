@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from random import Random
-from typing import Protocol
 
-from proxy.config.listeners import FieldRules, Listener, Route
+from proxy.config.listeners import Listener
 from proxy.config.schema import Config
 from proxy.config.schema import Trace as TraceSettings
 from proxy.config.upstreams import Bulkhead as BulkheadRules
@@ -21,23 +20,15 @@ from proxy.config.upstreams import Retry as RetryRules
 from proxy.config.upstreams import Upstream as UpstreamConfig
 from proxy.core.clock import Clock
 from proxy.core.memory.budget import MemoryBudget
-from proxy.core.process.descriptors import Need
 from proxy.core.vitals import Vitals
+from proxy.forward.routing.binding import Binding, Stage
 from proxy.forward.routing.client_shares import ClientShares
-from proxy.forward.routing.header_edits import FieldEdits
 from proxy.forward.routing.plan import (
     FAILING,
-    Admission,
-    Check,
-    FallbackSource,
-    FilterFactory,
-    HeadObserver,
-    Hooks,
     ListenerPlan,
-    Observer,
-    RoutePlan,
     UpstreamPlan,
 )
+from proxy.forward.routing.route import compile_route
 from proxy.forward.routing.router import RouteTable
 from proxy.http1.client import Limits
 from proxy.http1.deadlines import NEVER, Sweeper
@@ -48,38 +39,6 @@ from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.outlier_ejection import TargetHealth
 from proxy.resilience.retry import RetryPolicy
 from proxy.spool import Spool
-
-
-@dataclass(frozen=True)
-class Binding:
-    """The route that a stage is bound to. `route` and `upstream` are None for requests that no
-    route matched."""
-
-    listener_name: str
-    listener: Listener
-    route: Route | None
-    upstream: UpstreamConfig | None
-    trace: TraceSettings | None = None
-    """The config's `trace`."""
-    #: All upstreams, by name.
-    upstreams: Mapping[str, UpstreamPlan] = field(default_factory=dict)
-
-    def upstream_plan(self, name: str) -> UpstreamPlan | None:
-        """An upstream's plan with this route's timeouts; None for an unknown upstream."""
-        return _with_timeouts(self.upstreams.get(name), self.route)
-
-    @property
-    def route_name(self) -> str:
-        """The metric label `endpoint`."""
-        return self.route.name if self.route is not None else "-"
-
-
-class Stage(Protocol):
-    """A feature that a route can use."""
-
-    def bind(self, binding: Binding) -> Hooks | None:
-        """The stage's hooks for that route, or None if the route does not use it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -260,7 +219,8 @@ class Compiler:
             (
                 route.methods,
                 route.path,
-                self._route(
+                compile_route(
+                    self._stages,
                     Binding(name, config, route, configs[route.upstream], trace, upstreams),
                     upstreams[route.upstream],
                     adopted,
@@ -275,7 +235,9 @@ class Compiler:
         return ListenerPlan(
             name=name,
             table=RouteTable(routes, guards=attrgetter("guards")),
-            unrouted=self._route(Binding(name, config, None, None, trace), None, adopted),
+            unrouted=compile_route(
+                self._stages, Binding(name, config, None, None, trace), None, adopted
+            ),
             limits=Limits(
                 config.limits.request_line,
                 config.limits.header,
@@ -289,71 +251,6 @@ class Compiler:
             trusted_proxies=config.trusted_proxies,
             shares=shares,
         )
-
-    def _route(
-        self,
-        binding: Binding,
-        upstream: UpstreamPlan | None,
-        adopted: list[Callable[[], None]],
-    ) -> RoutePlan:
-        route = binding.route
-        started: list[Observer] = []
-        checks: list[Check] = []
-        filters: list[FilterFactory] = []
-        admissions: list[Admission] = []
-        fallback_sources: list[FallbackSource] = []
-        answered: list[HeadObserver] = []
-        finished: list[Observer] = []
-        traced = False
-        for stage in self._stages:
-            hooks = stage.bind(binding)
-            if hooks is None:
-                continue
-            if hooks.started is not None:
-                started.append(hooks.started)
-            if hooks.request is not None:
-                checks.append(hooks.request)
-            if hooks.filter is not None:
-                filters.append(hooks.filter)
-            if hooks.admit is not None:
-                admissions.append(hooks.admit)
-            if hooks.fallback_source is not None:
-                fallback_sources.append(hooks.fallback_source)
-            if hooks.response is not None:
-                answered.append(hooks.response)
-            if hooks.finished is not None:
-                finished.append(hooks.finished)
-            traced = traced or hooks.traced
-            if hooks.adopted is not None:
-                adopted.append(hooks.adopted)
-        if len(filters) > 1:
-            raise ValueError("two stages filter the body of one route")
-        return RoutePlan(
-            name=binding.route_name,
-            upstream=_with_timeouts(upstream, route),
-            started=tuple(started),
-            filter=filters[0] if filters else None,
-            checks=tuple(checks),
-            admissions=tuple(admissions),
-            fallback_sources=tuple(fallback_sources),
-            guards=bool(filters) or (route is not None and route.guards),
-            reads_answers=any(fallback_source.needs_body for fallback_source in fallback_sources),
-            finished=tuple(finished),
-            max_body=_max_body(binding),
-            body_timeout=(route and route.timeouts.body) or binding.listener.timeouts.body,
-            request_edits=_edits(route.headers.request if route and route.headers else None),
-            response_edits=_edits(route.headers.response if route and route.headers else None),
-            repeatable=route is not None and route.repeatable,
-            min_rate=binding.listener.timeouts.min_rate,
-            answered=tuple(answered),
-            traced=traced,
-        )
-
-
-def _edits(rules: FieldRules | None) -> FieldEdits | None:
-    if rules is None or not (rules.set or rules.remove):
-        return None
-    return FieldEdits(rules.set, rules.remove)
 
 
 def _half(config: UpstreamConfig) -> BulkheadRules:
@@ -381,56 +278,6 @@ def client_tls(config: UpstreamConfig) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def descriptors_needed(config: Config) -> Need:
-    """The most descriptors that `config` can need: one for each client, each pooled connection and
-    each health check, and a spool file for each client of an upstream with buffering."""
-    clients = {name: listener.limits.connections for name, listener in config.listeners.items()}
-    upstreams = sum(
-        # A hosted application has the other end of each connection in this process too.
-        (1 + (target.app is not None))
-        * (upstream.pool.max_connections + (upstream.health is not None))
-        for upstream in config.upstreams.values()
-        for target in upstream.targets
-    )
-    buffered = {
-        name
-        for name, upstream in config.upstreams.items()
-        if upstream.buffering.request or upstream.buffering.response
-    }
-    spooled = sum(
-        clients[name]
-        for name, listener in config.listeners.items()
-        if any(route.upstream in buffered for route in listener.routes)
-    )
-    return Need(clients, upstreams + spooled)
-
-
-def _with_timeouts(plan: UpstreamPlan | None, route: Route | None) -> UpstreamPlan | None:
-    """The upstream's plan with the route's own timeouts, if it has any."""
-    if plan is None or route is None:
-        return plan
-    times = route.timeouts
-    own = {
-        f"{name}_timeout": value
-        for name in ("response", "idle", "tunnel")
-        if (value := getattr(times, name)) is not None
-    }
-    if times.response is not None:
-        deadline = plan.retry.rules.deadline if plan.retry is not None else NEVER
-        own["answer_timeout"] = min(times.response, deadline)
-    return replace(plan, **own) if own else plan
-
-
-def _max_body(binding: Binding) -> int | None:
-    """The largest request body in bytes. An enforced upload check has its own limit instead."""
-    route = binding.route
-    if route is not None and route.limits is not None:
-        return route.limits.body
-    if route is not None and route.upload is not None and route.upload.mode == "enforce":
-        return None
-    return binding.listener.limits.body
 
 
 def _failing(config: UpstreamConfig) -> frozenset[int]:

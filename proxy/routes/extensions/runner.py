@@ -20,7 +20,7 @@ from proxy.extend import Hooks, Outcome, Request, Response, Route, Stage
 from proxy.extend.fields import Edits
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing import plan
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.header_edits import FieldEdits
 from proxy.http1.response_head import ResponseHead
 from proxy.routes.extensions.closing import Held, StageClosing

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from proxy.core.process.shortage import Shortages
-from proxy.forward.routing.compile import Binding, client_tls
+from proxy.forward.routing.binding import Binding
+from proxy.forward.routing.compile import client_tls
 from proxy.forward.routing.plan import Hooks
 from proxy.jobs.mirror import Mirror
 from proxy.routes.jobs.app_presence import AppPresence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from proxy.forward.exchange import Exchange
-from proxy.forward.routing.compile import Binding
+from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis.active_jobs import ActiveJob

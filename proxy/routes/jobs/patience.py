@@ -39,7 +39,7 @@ class Patience:
         presence: AppPresence,
     ) -> None:
         self._mirror = mirror
-        self._rescuer = fallback_source
+        self._source = fallback_source
         self._after = role.fallback_after
         self._presence = presence
         self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
@@ -51,7 +51,7 @@ class Patience:
         exchange.on_refused = self._refused
         if not self._presence.goes(exchange):
             away = StillWaiting("The service answers nobody")
-            if self._rescuer.wants(exchange, away):
+            if self._source.wants(exchange, away):
                 exchange.away = away
 
     def end(self, exchange: Exchange) -> None:
@@ -73,7 +73,7 @@ class Patience:
         if not exchange.replied:
             self._presence.missed()
         waited = StillWaiting(f"No answer within {self._after:g}s")
-        if exchange.replied or not self._rescuer.wants(exchange, waited):
+        if exchange.replied or not self._source.wants(exchange, waited):
             return
         loop = asyncio.get_running_loop()
         self._running[exchange] = loop.create_task(
@@ -82,10 +82,10 @@ class Patience:
 
     async def _ask(self, exchange: Exchange, waited: StillWaiting) -> None:
         try:
-            reply = await self._rescuer.look(exchange, waited)
+            reply = await self._source.look(exchange, waited)
             while isinstance(reply, NoAnswer):
                 await asyncio.sleep(_LOOK_AGAIN)
-                reply = await self._rescuer.look(exchange, waited)
+                reply = await self._source.look(exchange, waited)
         except ProxyError:
             return  # the job expired, or no key: the app's own word is worth waiting for
         except Exception:
