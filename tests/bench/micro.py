@@ -22,7 +22,9 @@ from proxy.config import schema
 from proxy.config.listeners import JobRole
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.router import RouteTable
-from proxy.http1 import heads
+from proxy.http1.heads import find_head_end
+from proxy.http1.request_head import parse_request
+from proxy.http1.response_head import parse_response
 from proxy.routes.trace import TraceRecord
 from tests.bench.exchange import Ends, Looks, hot_exchange
 
@@ -86,7 +88,7 @@ _OK = (
 @micro("codec: a request head of four fields")
 def _request_head() -> Operation:
     def parse() -> object:
-        return heads.parse_request(_GET, heads.find_head_end(_GET, 8192, 32768), 128)
+        return parse_request(_GET, find_head_end(_GET, 8192, 32768), 128)
 
     return parse
 
@@ -94,7 +96,7 @@ def _request_head() -> Operation:
 @micro("codec: a response head of four fields")
 def _response_head() -> Operation:
     end = _OK.index(b"\r\n\r\n")
-    return lambda: heads.parse_response(_OK, end, 128)
+    return lambda: parse_response(_OK, end, 128)
 
 
 @micro("router: the last of five routes")
