@@ -1,10 +1,10 @@
-"""How many requests one upstream may occupy, and a short queue for the rest. Pure.
+"""Limits the concurrent requests to one upstream, with a short queue. Pure.
 
 Rules
-1. `enter` gives a ticket at once: running, or waiting in a bounded queue; a full queue refuses.
-2. `leave` is owed for every ticket, exactly once, whatever came of it. It hands the slot to the one
-   that waited longest, and calls that ticket's `ready`.
-3. Who waits has a deadline. The caller, not a timer here, notices it and calls `refuse`.
+1. `enter` returns a ticket at once, running or waiting in a bounded queue. A full queue refuses.
+2. `leave` must be called for every ticket, whatever became of it. It hands the slot to the ticket
+   that has waited longest, and calls that ticket's `ready`.
+3. A waiting ticket has a deadline. The caller, not a timer here, notices it and calls `refuse`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from proxy.core.errors import Overloaded
 
 
 class BulkheadTicket:
-    """A place at an upstream: `waiting`, until `ready` is called. `deadline` is when to give up."""
+    """A place at an upstream: `waiting` until `ready` is called. `deadline` is when to give up."""
 
     __slots__ = ("deadline", "left", "ready", "waiting")
 
@@ -29,7 +29,7 @@ class BulkheadTicket:
 
 
 class Bulkhead:
-    """The slots of the upstream `name`; `what` occupies them, as its errors say."""
+    """The slots of the upstream `name`; `what` is the word for tticket users in error messages."""
 
     def __init__(self, name: str, rules: BulkheadRules, what: str = "requests") -> None:
         self.name = name
@@ -41,11 +41,11 @@ class Bulkhead:
 
     @property
     def waiting(self) -> int:
-        """How many stand in the queue."""
+        """The length of the queue."""
         return len(self._queue)
 
     def configure(self, rules: BulkheadRules) -> None:
-        """Take new limits at a reload; those inside stay, new slots go to those who wait."""
+        """Apply new limits at a reload. Running requests stay; new slots go to waiting ones."""
         self.rules = rules
         self._hand_on()
 
@@ -61,13 +61,13 @@ class Bulkhead:
         return ticket
 
     def refuse(self, ticket: BulkheadTicket) -> Overloaded:
-        """Take a ticket whose deadline is over out of the queue; the error to raise."""
+        """Remove a ticket whose deadline has passed; returns the error to raise."""
         self.leave(ticket)
         waited = f"none became free within {self.rules.queue_timeout:g}s"
         return self._overloaded("queue_timeout", waited)
 
     def leave(self, ticket: BulkheadTicket) -> None:
-        """Give the place back. A second time does nothing."""
+        """Return the place. Idempotent."""
         if ticket.left:
             return
         ticket.left = True
@@ -79,10 +79,10 @@ class Bulkhead:
 
     def _hand_on(self) -> None:
         while self._queue and self.running < self.rules.max_concurrent:
-            heir = self._queue.popleft()
-            heir.waiting = False
+            ticket = self._queue.popleft()
+            ticket.waiting = False
             self.running += 1
-            heir.ready()
+            ticket.ready()
 
     def _overloaded(self, reason: str, why: str) -> Overloaded:
         self.rejections += 1

@@ -1,7 +1,7 @@
-"""Active health checks: asks each target of an upstream by itself, and keeps `TargetHealth` told.
+"""Active health checks: probes each target of an upstream and records the results.
 
-One small GET per question on a connection of its own: it proves that the target takes new
-connections, and never competes for those of the pool.
+Each check is a small GET on its own connection. That shows that the target accepts new connections,
+and never competes for pooled ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger("proxy.health")
 
 
 class Target(Protocol):
-    """Where to ask, and with which TLS context: a reload may give it another."""
+    """The address to check and its TLS context, which a reload may replace."""
 
     @property
     def address(self) -> TargetAddress: ...
@@ -35,14 +35,14 @@ class Target(Protocol):
 
 
 class NotAsked(Exception):
-    """For want of something of ours the target was not asked: its health is not known."""
+    """A shortage of our own prevented the check: the target's health is unknown."""
 
 
 class HealthProber:
-    """Asks the `targets` (by label) of the upstream `name`; `server_name` is for https.
+    """Checks the `targets` (by label) of the upstream `name`; `server_name` is for https.
 
-    `on_answer(label, status, asked_at)` is told every answer: `status` is None where there was
-    none, `asked_at` the monotonic second at which the question began.
+    `on_answer(label, status, asked_at)` is called for every check: `status` is None without a
+    response, `asked_at` the monotonic second at which the check began.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class HealthProber:
         self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
-        self.unwell: dict[str, str] = {}  #: what was wrong with the last answer, by target
+        self.unwell: dict[str, str] = {}  #: why the last check failed, by target
         vitals = vitals or Vitals()
         self._shortages = vitals.shortages
         self._tasks = [
@@ -73,12 +73,12 @@ class HealthProber:
         ]
 
     def start(self) -> None:
-        """Begin to ask, every target at its own random phase."""
+        """Start checking, each target with a random offset."""
         for task in self._tasks:
             task.start()
 
     async def stop(self) -> None:
-        """Stop asking; returns when all questions are given up."""
+        """Stop checking; returns when all checks have ended."""
         await asyncio.gather(*(task.stop() for task in self._tasks))
 
     async def _watch(self, label: str, target: Target) -> None:
@@ -93,7 +93,7 @@ class HealthProber:
             await asyncio.sleep(self._rules.every * random.uniform(0.9, 1.1))  # noqa: S311
 
     def _record(self, label: str, why: str | None) -> None:
-        """The target answered well, or `why` not."""
+        """Record a check's result: `why` it failed, or None."""
         if why is None:
             self.unwell.pop(label, None)
         else:
@@ -108,16 +108,16 @@ class HealthProber:
             "reason": why,
         }
         if why is None:
-            _log.warning("%s of %s is well again", label, self._name, extra=facts)
+            _log.warning("%s of %s is healthy again", label, self._name, extra=facts)
         else:
-            _log.warning("%s of %s is unwell: %s", label, self._name, why, extra=facts)
+            _log.warning("%s of %s is unhealthy: %s", label, self._name, why, extra=facts)
 
     async def ask(self, target: Target) -> str | None:
-        """One question: None for a good answer, else what was wrong. Raises `NotAsked`."""
+        """Check once: None for a good response, else the reason. Raises `NotAsked`."""
         return (await self._question(target))[1]
 
     async def _question(self, target: Target) -> tuple[int | None, str | None]:
-        """The status of the answer, and what was wrong with it. Raises `NotAsked`."""
+        """The response's status, and why the check failed. Raises `NotAsked`."""
         try:
             async with asyncio.timeout(self._rules.timeout):
                 status = await self._status(target.address, target.tls)
@@ -150,7 +150,7 @@ class HealthProber:
             )
             line = await reader.readline()
         finally:
-            writer.transport.abort()  # the rest of the answer is of no interest
+            writer.transport.abort()  # the rest of the response does not matter
         parts = line.split(None, 2)
         if len(parts) < 2 or not parts[0].startswith(b"HTTP/1.") or len(parts[1]) != 3:
             raise ValueError("not an HTTP answer")

@@ -1,14 +1,14 @@
-"""Which targets of an upstream are worth trying: passive ejection and active health. Pure.
+"""Which targets of an upstream are usable: passive ejection and active health. Pure.
 
 Rules
-1. A target that fails `failures` times in a row is ejected for `eject_for`, longer each time in a
-   row; one success wipes its record (Envoy's consecutive-failure detection).
-2. At most `max_ejected` of the targets are out at one time (but one may always be), and the last
-   one never is.
-3. `fall` bad health answers in a row take a target out, `rise` good ones bring it back (HAProxy).
-   Everybody begins well.
-4. When nothing would be left, all targets are tried: an answer from a sick target is better than
-   none, and the health check may be what is wrong (Envoy's panic threshold).
+1. A target that fails `failures` times in a row is ejected for `eject_for`, and longer for each
+   further ejection in a row; one success clears its record (Envoy's consecutive-failure detection).
+2. At most `max_ejected` of the targets are ejected at a time (but one may always be), and never the
+   last one.
+3. `fall` failed health checks in a row take a target out, `rise` good ones bring it back (HAProxy).
+   Targets start healthy.
+4. If no usable target remains, all are tried: a response from an unhealthy target is better than
+   none, and the health check itself may be wrong (Envoy's panic threshold).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TargetHealth:
         self._health = health
 
     def failure(self, target: str, now: float) -> bool:
-        """Count a failed call (connect error, reset, time-out, failing status); whether the target
-        is ejected by it."""
+        """Count a failed call (connect error, reset, timeout, failure status); whether that ejects
+        the target."""
         rules = self._ejection
         record = self._records[target]
         if rules is None or record.ejected_until > now:
@@ -61,13 +61,13 @@ class TargetHealth:
         return True
 
     def success(self, target: str) -> None:
-        """Count a call that went well."""
+        """Count a successful call."""
         record = self._records[target]
         if record.failures or record.ejections:
             record.failures = record.ejections = 0
 
     def answered(self, target: str, well: bool) -> bool:
-        """Count the answer to a health check; whether the target's health changed by it."""
+        """Count a health check's result; whether the target's health changed."""
         assert self._health is not None
         record = self._records[target]
         record.good = record.good + 1 if well else 0
@@ -79,7 +79,7 @@ class TargetHealth:
         return True
 
     def usable(self, now: float) -> Sequence[str]:
-        """The targets to choose from at `now`: never none."""
+        """The targets to choose from at `now`; never empty."""
         well = [
             target
             for target, record in self._records.items()
@@ -88,11 +88,11 @@ class TargetHealth:
         return well or list(self._records)
 
     def ejected(self, now: float) -> list[str]:
-        """The targets that are ejected at `now`."""
+        """The targets ejected at `now`."""
         return [name for name, record in self._records.items() if record.ejected_until > now]
 
     def unhealthy(self) -> list[str]:
-        """The targets whose health checks failed."""
+        """The targets that are unhealthy by their checks."""
         return [name for name, record in self._records.items() if not record.healthy]
 
     def _may_eject(self, rules: EjectionRules, now: float) -> bool:

@@ -1,19 +1,19 @@
-"""Whether to try again, and after how long. Pure: takes `now`, waits for nothing.
+"""Whether to retry, and after how long. Pure: takes `now`, waits for nothing.
 
-Rules, in the order in which they are asked:
-1. Only what `on` lists is tried again, and no more than `attempts` times in all. A circuit that
-   opened in between, a refusal of ours and a client that left never are.
-2. Only what is safe (RFC 9110 §9.2.2): the method is idempotent, or nothing was sent, or the
-   request carries `Idempotency-Key` and the upstream is configured to heed it.
-3. The body must still be whole: not touched, or kept in the spool.
-4. The wait is random between 0 and a range that doubles (full jitter: it spreads a herd best, and
-   costs no more than any other). `Retry-After` is a floor under it; one beyond `max_backoff` means
-   that the upstream does not want to be asked again now.
-5. No attempt begins after the deadline. A wait of our own choice that would end after it is
-   shortened, so that the time is used to its end. An attempt that an open circuit held back is not
-   one of the `attempts`: the circuit has paced it, and the deadline bounds it.
-6. The budget, shared by all requests to the upstream, is asked last, for only a retry that will
-   happen may spend it.
+Rules, in the order in which they are applied:
+1. Only failures that `on` lists are retried, up to `attempts` attempts in all. A circuit that
+   opened in between, a refusal by the proxy and a client that left are never retried.
+2. The retry must be safe (RFC 9110 §9.2.2): the method is idempotent, or nothing was sent, or the
+   request carries `Idempotency-Key` and the upstream is configured to honour it.
+3. The body must be complete: unread, or kept in the spool.
+4. The wait is random between 0 and a range that doubles (full jitter spreads a herd best and costs
+   no more than other schemes). `Retry-After` is a minimum; one above `max_backoff` means that the
+   upstream does not want to be asked again now.
+5. No attempt begins after the deadline. A backoff that would end after it is shortened, so that the
+   remaining time is used. An attempt that was held by an open circuit does not count as one of the
+   `attempts`: the circuit has paced it, and the deadline bounds it.
+6. The budget, shared by all requests to the upstream, is checked last, because only a retry that
+   will happen may spend it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from proxy.config.upstreams import Retry as RetryRules
 from proxy.core.headers import IDEMPOTENT
 from proxy.resilience.rate_limit import TokenBucket
 
-#: Share of the time left that a wait takes at most: the attempt needs some of it.
+#: The largest share of the remaining time that a shortened wait takes; the attempt needs the rest.
 _LAST_WAIT = 0.75
 
-#: Seconds that the budget looks back over; ten, as Linkerd's.
+#: The budget's window in seconds; ten, like Linkerd's.
 BUDGET_WINDOW = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How an attempt ended. `kind` is `connect`, `reset`, `timeout`, the status as text, or any
-    other word for what is never tried again. `sent`: a byte of the request may have reached the
+    """How an attempt ended. `kind` is `connect`, `reset`, `timeout`, the status as text, or another
+    word for a failure that is never retried. `sent`: a byte of the request may have reached the
     upstream. `body_whole`: the body can be sent from its beginning. `retry_after` is in seconds."""
 
     kind: str
@@ -47,7 +47,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """`wait` seconds and try again; or None, and `reason` is why not: `kind`, `attempts`,
+    """Retry after `wait` seconds; or None, and `reason` tells why not: `kind`, `attempts`,
     `unsafe`, `body`, `retry_after`, `deadline` or `budget`."""
 
     wait: float | None
@@ -55,11 +55,12 @@ class RetryDecision:
 
 
 class RetryBudget:
-    """How many retries one upstream bears: a share of its calls of the last 10 s, or a fixed rate.
+    """Limits the retries to one upstream: to a share of its calls in the last 10 s, or a fixed
+    rate.
 
-    Two allowances, either is enough: retries in the window stay within `share` of the calls in it;
-    or a bucket of `per_second` tokens, refilled at that rate, still has one. Every retry empties
-    the bucket by one, so the two do not add up.
+    Either of two allowances suffices: the retries in the window stay within `share` of the calls,
+    or a bucket of `per_second` tokens, refilled at that rate, still has one. Every retry takes a
+    token, so the two do not add up.
     """
 
     def __init__(self, share: float, per_second: int) -> None:
@@ -70,7 +71,7 @@ class RetryBudget:
         self._second: int | None = None
 
     def configure(self, share: float, per_second: int) -> None:
-        """Take new rules at a reload; what was spent stays spent."""
+        """Apply new rules at a reload; what was spent stays spent."""
         self._share = share
         self._bucket.configure(per_second, per_second)
 
@@ -87,11 +88,11 @@ class RetryBudget:
         return second % BUDGET_WINDOW
 
     def call(self, now: float) -> None:
-        """Count a request to the upstream: once, not once per attempt."""
+        """Count a request to the upstream, once for all its attempts."""
         self._calls[self._turn(now)] += 1
 
     def spend(self, now: float) -> bool:
-        """Take leave for one retry; False where there is none."""
+        """Spend one retry; False if the budget has none."""
         slot = self._turn(now)
         within_share = sum(self._retries) + 1 <= self._share * sum(self._calls)
         if not within_share and self._bucket.tokens(now) < 1.0:
@@ -102,7 +103,7 @@ class RetryBudget:
 
 
 class RetryPolicy:
-    """The rules of one upstream, compiled, with its budget. Lives as long as the upstream."""
+    """The compiled retry rules of one upstream, with its budget. Lives as long as the upstream."""
 
     def __init__(self, rules: RetryRules, rng: random.Random | None = None) -> None:
         self._random = rng or random.Random()  # noqa: S311 (jitter)
@@ -110,7 +111,7 @@ class RetryPolicy:
         self.configure(rules)
 
     def configure(self, rules: RetryRules) -> None:
-        """Take new rules at a reload; the budget goes on."""
+        """Apply new rules at a reload; the budget continues."""
         self.rules = rules
         self._on = frozenset(str(kind) for kind in rules.on)
         self.budget.configure(rules.budget, rules.min_per_second)
@@ -124,8 +125,8 @@ class RetryPolicy:
         counted: bool = False,
         repeatable: bool = False,
     ) -> RetryPlan:
-        """Follow one request that came at `now`. `idempotency_key`: it carries that field;
-        `counted`: the budget knows of it already; `repeatable`: its route says so."""
+        """Plan the attempts of a request that began at `now`. `idempotency_key`: it carries that
+        field; `counted`: the budget has counted it already; `repeatable`: its route says so."""
         if not counted:
             self.budget.call(now)
         keyed = idempotency_key and self.rules.idempotency_key
@@ -133,19 +134,19 @@ class RetryPolicy:
         return RetryPlan(self, safe, now + self.rules.deadline)
 
     def retries(self, kind: str) -> bool:
-        """Whether `on` lists this kind: a response of such a status is worth holding back."""
+        """Whether `on` lists this kind of failure."""
         return kind in self._on
 
     def backoff(self, retry: int) -> float:
-        """Seconds before the `retry`-th retry (from 1): full jitter."""
+        """Seconds to wait before the `retry`-th retry (from 1), with full jitter."""
         rules = self.rules
         reach = min(rules.max_backoff, rules.backoff * 2.0 ** min(retry - 1, 30))
         return self._random.uniform(0.0, reach)
 
 
 class RetryPlan:
-    """One request's attempts. `retries` is how many retries it had, `held` how many of them an open
-    circuit held back."""
+    """One request's attempts. `retries` counts its retries, `held` those of them that an open
+    circuit held."""
 
     __slots__ = ("_policy", "deadline", "held", "repeatable", "retries")
 
@@ -157,11 +158,11 @@ class RetryPlan:
         self.held = 0
 
     def covers(self, kind: str) -> bool:
-        """Whether an attempt that ended so is one to repeat at all."""
+        """Whether this kind of failure is retried at all."""
         return self._policy.retries(kind)
 
     def after(self, ended: Ended, now: float) -> RetryDecision:
-        """What to do after an attempt ended at `now` without a good answer."""
+        """Decide after an attempt that failed at `now`."""
         policy = self._policy
         rules = policy.rules
         if not policy.retries(ended.kind):
@@ -177,7 +178,7 @@ class RetryPlan:
         if ended.retry_after is not None:
             if ended.retry_after > rules.max_backoff:
                 return RetryDecision(None, "retry_after")
-            wait += ended.retry_after  # the jitter on top: all were told the same second
+            wait += ended.retry_after  # plus jitter: all callers got the same value
         elif wait > left >= rules.backoff:
             wait = left * _LAST_WAIT
         if wait > left:
@@ -189,8 +190,8 @@ class RetryPlan:
 
 
 def parse_retry_after(value: str, today: float) -> float | None:
-    """`Retry-After` (RFC 9110 §10.2.3) in seconds from `today` (Unix seconds); a date in the past
-    is 0, and None stands for what cannot be read."""
+    """`Retry-After` (RFC 9110 §10.2.3) in seconds from `today` (Unix seconds): 0 for a date in the
+    past, None if it cannot be parsed."""
     value = value.strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])

@@ -1,13 +1,14 @@
-"""The last good answer to each GET, for when the upstream cannot give a new one. Pure, bounded.
+"""The last good response to each GET, served when the upstream has none. Pure, bounded.
 
 Rules
-1. Kept are 200 answers to GET without `Range`, no longer than `max_body`, unless the upstream
-   forbids keeping them (`Cache-Control: no-store`, `Vary: *`) or sets a cookie with them.
-2. The key is the target and every request field that could have changed the answer: credentials
-   above all, so that nobody ever gets another's (RFC 9111 §3.5, §4.1). An answer that varies by a
-   field that is not in the key is not kept.
-3. Memory is bounded by bytes, the least recently used goes first. Too old is as good as gone. What
-   is kept counts against the process' budget; where that has no room, nothing new is kept.
+1. It keeps 200 responses to GET without `Range`, up to `max_body`, unless the upstream forbids it
+   (`Cache-Control: no-store`, `Vary: *`) or the response sets a cookie.
+2. The key is the target and every request field that could have changed the response, above all
+   credentials, so that nobody gets somebody else's response (RFC 9111 §3.5, §4.1). A response that
+   varies by a field outside the key is not kept.
+3. Memory is bounded in bytes; the least recently used response is dropped first, and expired ones
+   are not served. The cache counts against the memory budget; if that has no room, nothing new is
+   kept.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ KEY_FIELDS = frozenset(
         b"x-api-key",
     }
 )
-_OVERHEAD = 512  # bytes of one entry beside its header lines and body, roughly
+_OVERHEAD = 512  # approximate bytes of an entry besides its header lines and body
 
 
 @dataclass(frozen=True, slots=True)
 class StaleAnswer:
-    """An answer as kept: `lines` are its field lines, `stored` the monotonic second."""
+    """A cached response: `lines` are its field lines, `stored` is in monotonic seconds."""
 
     lines: tuple[bytes, ...]
     body: bytes
@@ -49,7 +50,8 @@ class StaleAnswer:
 
 
 class StaleCache:
-    """Of one route. `max_age` in seconds, `max_bytes` for all answers, `max_body` for one."""
+    """The cache of one route. `max_age` in seconds, `max_bytes` for all responses, `max_body` for
+    one."""
 
     def __init__(self, max_age: float, max_bytes: int, max_body: int, memory: Holding) -> None:
         self.max_age = max_age
@@ -60,7 +62,7 @@ class StaleCache:
 
     @property
     def used(self) -> int:
-        """Bytes that all answers take up."""
+        """Bytes used by all responses."""
         return self._memory.size
 
     def __len__(self) -> int:
@@ -69,9 +71,9 @@ class StaleCache:
     def key(
         self, method: str, target: str, host: bytes | None, lines: Sequence[bytes]
     ) -> bytes | None:
-        """What a request is remembered by; None for one that is not. `lines` are `Name: value`.
+        """The key of a request; None if its response is never kept. `lines` are `Name: value`.
 
-        A digest: credentials are compared, never stored.
+        A digest, so that credentials are not stored.
         """
         if method != "GET":
             return None
@@ -84,12 +86,12 @@ class StaleCache:
                 return None
             if name in KEY_FIELDS:
                 kept.append(name + b":" + value.strip())
-        for field in sorted(kept):  # the order of different fields means nothing
+        for field in sorted(kept):  # the order of different fields has no meaning
             digest.update(b"\0%d:%b" % (len(field), field))
         return digest.digest()
 
     def keep(self, key: bytes, lines: Sequence[bytes], body: bytes, now: float) -> bool:
-        """Keep a 200 answer instead of an older one; False where it must or can not be kept.
+        """Keep a 200 response in place of an older one; False if it must not or cannot be kept.
 
         `lines` are `Name: value`, without hop-by-hop fields and framing.
         """
@@ -106,7 +108,7 @@ class StaleCache:
         return True
 
     def get(self, key: bytes, now: float) -> StaleAnswer | None:
-        """The answer, if it is young enough."""
+        """The response, unless it has expired."""
         answer = self._answers.get(key)
         if answer is None:
             return None
@@ -117,7 +119,7 @@ class StaleCache:
         return answer
 
     def drop(self, key: bytes) -> None:
-        """Forget one answer, if it is there."""
+        """Drop the response, if there is one."""
         answer = self._answers.pop(key, None)
         if answer is not None:
             self._memory.shrink(_OVERHEAD + len(answer.body) + sum(map(len, answer.lines)))

@@ -1,5 +1,5 @@
 """Circuit breakers shared by the fleet through Redis.
 
 `circuit` decides, without I/O; `registry` holds all breakers of the process; `sync` and `store`
-keep them and Redis in agreement. No request ever waits for Redis.
+synchronize them with Redis. No request waits for Redis, except briefly for a probe lease.
 """

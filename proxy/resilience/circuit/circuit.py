@@ -1,24 +1,24 @@
 """One circuit breaker as one process sees it. Pure: takes `now`, sends nothing, waits for nothing.
 
 Rules
-1. `admit` decides in local memory and at once. Each permit it gives ends in exactly one of
-   `success`, `failure`, `cancel`; a cancelled one counts as neither.
-2. Every change of state makes a new epoch. A permit knows its epoch; an outcome of an earlier one
-   is late and changes nothing.
-3. Consecutive failures here trip it here, at once. Every outcome that the fleet must know (a
-   failure; the success that ends a run of failures; a probe's) goes into one `Report`, which
-   sync.py sends. While all is well there is nothing to report.
-4. `shared` says that Redis is within reach. Then probes need a lease from Redis (`grant`), and
-   only Redis ends the open time or closes. A caller may wait for that answer (`ask`). Without Redis
-   all of that is decided here, with the same table and the same limits.
-5. What Redis says wins (`adopt`), by generation: older news is ignored. A trip decided here holds
-   until Redis has answered the very report that tells of it, not one that left before.
-6. A transition is counted once in the fleet: by the process that made it. `_mine` remembers which
-   were counted here, because the answer that told of one may have been lost.
-7. A call without leave may be held instead of refused (`held`, holding.py). It wants a lease like
-   any caller, is woken when one is here, and goes when the circuit closes.
-8. A health check that finds the upstream well (`proven_well`) ends the open time early, never a
-   time that an operator has set.
+1. `admit` decides at once, in local memory. Each permit ends in exactly one of `success`, `failure`
+   and `cancel`; a cancelled permit counts as neither.
+2. Every change of state starts a new epoch. A permit knows its epoch; an outcome from an earlier
+   epoch is late and changes nothing.
+3. Consecutive failures in this process trip the breaker at once. Every outcome that the fleet must
+   know (a failure, the success that ends a run of failures, a probe's result) goes into one
+   `Report`, which sync.py sends. While calls succeed there is nothing to report.
+4. `shared` means that Redis is reachable. Then probes need a lease from Redis (`grant`), and only
+   Redis ends the open time or closes the circuit; a caller may wait for its reply (`ask`). Without
+   Redis, all of that is decided here, with the same table and the same limits.
+5. Redis' state wins (`adopt`), by generation; older states are ignored. A trip decided here stands
+   until Redis has replied to the report that contains it, not to an earlier one.
+6. A transition is counted once in the fleet, by the process that made it. `_mine` remembers which
+   ones were counted here, because the reply that confirmed one may have been lost.
+7. A call without a permit may be held instead of refused (`held`, holding.py). It wants a lease
+   like any caller, is woken when one arrives, and proceeds when the circuit closes.
+8. A good health check (`proven_well`) ends the open time early, but never a state that an operator
+   has set.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
 from proxy.resilience.circuit.states import CircuitEvent, State, next_state
 from proxy.resilience.circuit.window import SlidingWindow
 
-#: Failures kept to tell why it opened.
+#: Failures kept to show why the circuit opened.
 RECENT = 10
-#: What a caller is told to wait, in seconds, when probes are under way but none is free.
+#: `Retry-After`, in seconds, while all probe slots are in use.
 _PROBE_RETRY_AFTER = 1.0
-#: Seconds an unused probe lease is kept before it is given back to the fleet. Whoever was refused
-#: and comes again when told (`Retry-After`, in whole seconds) finds it; kept longer, it would only
-#: keep the callers of other processes from probing.
+#: Seconds that an unused probe lease is kept before it is returned to the fleet. A refused caller
+#: that retries after `Retry-After` (whole seconds) still finds it; keeping it longer would only
+#: prevent other processes from probing.
 HOLD = _PROBE_RETRY_AFTER + 0.25
 
 
 class CircuitBreaker:
     """The breaker of the upstream `name`.
 
-    `owner` is this process' name in the fleet, unique. `wake(breaker, urgent)` is called when there
+    `owner` is the unique name of this process. `wake(breaker, urgent)` is called when there
     is something to send; `on_transition(breaker, transition)` for every transition. Times are
     monotonic seconds of `clock` unless said otherwise. `probe_lease` is in seconds.
     """
@@ -91,13 +91,13 @@ class CircuitBreaker:
         self.late = 0
         self.probes_started = 0
         self.wanted = 0  # leases that callers would use
-        self.awaited = False  # somebody was refused while it was open
+        self.awaited = False  # a call was refused while the circuit was open
         self.callers = Callers()
         self.held = HoldQueue()
-        self._well: str | None = None  # why the open time may end early; Redis has the last word
-        self._probes: dict[str, float] = {}  # leases in use here, and when each is over
-        self._grants: deque[tuple[str, float, float]] = deque()  # lease, hold until, over at
-        self._provisional: Transition | None = None  # decided here, not yet answered
+        self._well: str | None = None  # why the open time may end early; Redis decides
+        self._probes: dict[str, float] = {}  # leases in use here, and when each expires
+        self._grants: deque[tuple[str, float, float]] = deque()  # lease, kept until, expires at
+        self._provisional: Transition | None = None  # decided here, not yet confirmed
         self._mine: deque[str] = deque(maxlen=64)
         self._serial = 0
         self._report: Report | None = None
@@ -106,8 +106,8 @@ class CircuitBreaker:
         self._permit = Permit(self, 0)
 
     def configure(self, rules: BreakerRules, probe_lease: float) -> None:
-        """Take new rules, also at a reload; state and counts stay. A window of another length is
-        another window: it begins empty."""
+        """Apply rules, also at a reload; state and counts stay. A window of a different length
+        starts empty."""
         self.rules = rules
         self.probe_lease = rules.probe_lease or probe_lease
         if rules.failure_ratio is None and rules.slow_ratio is None:
@@ -118,14 +118,14 @@ class CircuitBreaker:
     # --- the request path -----------------------------------------------------------------------
 
     def admit(self, now: float) -> Permit:
-        """A permit for one call. Raises `CircuitOpen` at once where there is none."""
+        """A permit for one call. Raises `CircuitOpen` at once if there is none."""
         if self.state is State.CLOSED:
             return self._permit
         return self._admit_slowly(now)
 
     def ask(self, now: float, ready: Callable[[], None]) -> Caller | None:
-        """Wait for the fleet's answer where a call now would be a probe but for its lease; `ready`
-        is called when `admit` knows more. None where it knows all already."""
+        """Wait for Redis' reply if a call now only lacks a lease to be a probe; `ready` is called
+        when `admit` may decide differently. None if waiting would change nothing."""
         probing = self.state is State.HALF_OPEN
         over = self.state in (State.OPEN, State.FORCED_OPEN) and now >= self.until
         at_hand = any(lease_over > now for _lease, _hold, lease_over in self._grants)
@@ -136,7 +136,8 @@ class CircuitBreaker:
         return self.callers.join(ready)
 
     def hold(self, ready: Callable[[], None]) -> Held:
-        """Wait for leave; `ready` is called when it is worth asking again. Owes a `held.leave`."""
+        """Hold a call; `ready` is called when it should ask again. The caller owes a
+        `held.leave`."""
         held = self.held.join(ready)
         if self.shared:
             self.wake(self, True)
@@ -152,12 +153,12 @@ class CircuitBreaker:
                 self.wake(self, True)
             else:
                 # sync.py ends the open time when it is over, but takes no lease: this caller may
-                # never come again, and another process' callers would be kept from probing.
+                # never return, and the lease would be missing in other processes.
                 self.awaited = True
         raise self.refuse(now)
 
     def try_admit(self, now: float) -> Permit | None:
-        """A permit for one call; None where there is none at this moment."""
+        """A permit for one call; None if there is none at this moment."""
         if now >= self.until and not self.shared and self.state is not State.HALF_OPEN:
             self._decide(CircuitEvent.TIME_OVER, now, "open time is over")
         state = self.state
@@ -171,7 +172,7 @@ class CircuitBreaker:
         return None
 
     def refuse(self, now: float) -> CircuitOpen:
-        """The error for a call that gets no permit. Counts it."""
+        """Count a refusal and return its error."""
         self.rejections += 1
         remaining = 0.0
         why = "recovery is being probed"
@@ -187,7 +188,7 @@ class CircuitBreaker:
 
     @property
     def next_chance(self) -> float:
-        """When the first held call should ask again without being woken: a monotonic second."""
+        """When the first held call should ask again unwoken, in monotonic seconds."""
         if self.shared:
             return NEVER  # sync.py watches the clock
         if self.state is State.HALF_OPEN:
@@ -195,7 +196,7 @@ class CircuitBreaker:
         return self.until
 
     def proven_well(self, now: float, asked_at: float, why: str) -> None:
-        """A health check that was begun at `asked_at` (monotonic) has found the upstream well."""
+        """A health check that began at `asked_at` (monotonic) has succeeded."""
         if self.state is not State.OPEN or asked_at < self.since:
             return
         if self.shared:
@@ -205,7 +206,7 @@ class CircuitBreaker:
             self._decide(CircuitEvent.TIME_OVER, now, why)
 
     def take_proof(self) -> str:
-        """What `proven_well` was given, to be sent to Redis; empty where there is nothing."""
+        """The reason passed to `proven_well`, to be sent to Redis once; empty if there is none."""
         well, self._well = self._well, None
         return well or ""
 
@@ -236,11 +237,11 @@ class CircuitBreaker:
         return self.rules.slow_call is not None and duration > self.rules.slow_call
 
     def failed_call(self, kind: str, target: str | None, correlation_id: str | None) -> Failure:
-        """The record of a failure now."""
+        """The record of a failure at this moment."""
         return Failure(self.clock.time(), kind, target, correlation_id)
 
     def succeeded(self, now: float, duration: float) -> None:
-        """From a permit of this epoch."""
+        """Record a call's result, from a permit of the current epoch."""
         if self.failures:
             self.failures = 0
         if self.fleet_failures:
@@ -264,7 +265,7 @@ class CircuitBreaker:
         correlation_id: str | None,
         duration: float,
     ) -> None:
-        """From a permit of this epoch."""
+        """Record a call's result, from a permit of the current epoch."""
         failure = self.failed_call(kind, target, correlation_id)
         self.recent.append(failure)
         self.failures += 1
@@ -277,8 +278,8 @@ class CircuitBreaker:
                 del report.recent[0]
             self.wake(self, self.fleet_failures >= self.rules.failure_threshold)
         if self.failures >= self.rules.failure_threshold:
-            told = "failure" if self.failures == 1 else "consecutive failures"
-            self._trip(now, f"{self.failures} {told}, the last: {kind}")
+            what = "failure" if self.failures == 1 else "consecutive failures"
+            self._trip(now, f"{self.failures} {what}, the last: {kind}")
             return
         if self._window is not None:
             self._window.add(now, failed=True, slow=self.is_slow(duration))
@@ -300,7 +301,7 @@ class CircuitBreaker:
     def probed(
         self, now: float, lease: str, epoch: int, outcome: ProbeOutcome, failure: Failure | None
     ) -> None:
-        """From the permit of a probe, of any epoch."""
+        """Record a probe's result, from a permit of any epoch."""
         over = self._probes.pop(lease, None)
         if epoch != self.epoch or over is None or (outcome != "cancel" and now >= over):
             self.late += 1
@@ -316,7 +317,7 @@ class CircuitBreaker:
         elif outcome == "success" and not self.shared:
             self._probe_passed(now)
         elif outcome == "success":
-            self.wanted += 1  # the next call should find its lease here already
+            self.wanted += 1  # get the lease for the next call in advance
         if self.shared:
             self.wake(self, True)
         elif self.state is State.HALF_OPEN:
@@ -327,16 +328,16 @@ class CircuitBreaker:
         if self.successes >= self.rules.half_open_max_calls:
             self._decide(CircuitEvent.PROBES_PASSED, now, f"{self.successes} probes succeeded")
 
-    # --- decisions of our own -------------------------------------------------------------------
+    # --- local decisions ------------------------------------------------------------------------
 
     def force(self, event: CircuitEvent, now: float, reason: str, seconds: float) -> None:
-        """Open, close or reset by hand, here: for when there is no Redis to do it in."""
+        """Open, close or reset by hand in this process, when there is no Redis to do it in."""
         self._decide(event, now, reason, seconds)
         if event is CircuitEvent.RESET:
             self._forget()
 
     def tick(self, now: float) -> None:
-        """End a forced state whose time is over, where nobody else will."""
+        """Without Redis, end a forced state whose time is over."""
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
         if forced and now >= self.until and not self.shared:
             self._decide(CircuitEvent.TIME_OVER, now, "forced time is over")
@@ -374,7 +375,7 @@ class CircuitBreaker:
             self._on_transition(self, transition)
 
     def open_time(self, opens: int) -> float:
-        """Seconds of the `opens`-th opening in a row: doubled each time, bounded, jittered."""
+        """Seconds for the `opens`-th opening in a row: doubled each time, bounded, jittered."""
         rules = self.rules
         longest = max(rules.open_for, rules.max_open_for or 0.0)
         grown = min(rules.open_for * 2.0 ** min(opens - 1, 30), longest)
@@ -382,12 +383,12 @@ class CircuitBreaker:
 
     @property
     def longest_open(self) -> float:
-        """Seconds beyond which no open time goes, whatever anybody says."""
+        """The longest open time in seconds, whoever sets it."""
         rules = self.rules
         return max(rules.open_for, rules.max_open_for or 0.0) * (1.0 + rules.jitter)
 
     def jitter(self) -> float:
-        """The factor for one grown open time, from 1 to 1 + `jitter`."""
+        """A random factor for a grown open time, from 1 to 1 + `jitter`."""
         return 1.0 + self.rules.jitter * self._random.random()
 
     def _enter(self, state: State, now: float, until: float, reason: str, by: str) -> None:
@@ -402,7 +403,7 @@ class CircuitBreaker:
         self._probes.clear()
         self._grants.clear()
         self._forget()
-        if state is not State.HALF_OPEN:  # there, the answer is still to come
+        if state is not State.HALF_OPEN:  # half open, Redis' reply is still to come
             self.callers.answer()
         self.wanted = len(self.callers)
         if state in (State.CLOSED, State.FORCED_CLOSED):
@@ -416,7 +417,7 @@ class CircuitBreaker:
         )
 
     def _serve_held(self) -> None:
-        """Calls are held and the state has changed: see to it that somebody acts on it."""
+        """The state has changed while calls are held: wake whoever must act on it."""
         if self.shared:
             self.wake(self, True)
         else:
@@ -427,10 +428,10 @@ class CircuitBreaker:
         if self._window is not None:
             self._window.clear()
 
-    # --- what the fleet hears -------------------------------------------------------------------
+    # --- to the fleet ---------------------------------------------------------------------------
 
     def new_tid(self) -> str:
-        """A name for one message to Redis and the transition that it may make."""
+        """A unique ID for one message to Redis and the transition that it may cause."""
         self._serial += 1
         return f"{self.owner}:{self._serial}"
 
@@ -440,12 +441,12 @@ class CircuitBreaker:
         return self._report
 
     def take_report(self) -> Report | None:
-        """What is to be sent now. Ends in `adopt(..., answers=report)` or `report_lost`."""
+        """The report to send now. Must end in `adopt(..., answers=report)` or `report_lost`."""
         report, self._report = self._report, None
         return report
 
     def report_lost(self, report: Report, now: float) -> None:
-        """Redis did not answer, perhaps did not hear: decide here what it would have decided."""
+        """Redis did not reply and may not have got the report: decide here in its place."""
         self._settle(report.tid)
         if self.state is State.HALF_OPEN and report.epoch == self.epoch:
             for _lease, outcome in report.probes:
@@ -453,19 +454,19 @@ class CircuitBreaker:
                     self._probe_passed(now)
 
     def decided_here(self, tid: str) -> None:
-        """What the message `tid` asked of Redis is done and counted here, its answer being lost:
-        it is not counted again should Redis do it later."""
+        """The reply to message `tid` was lost, so its transition is made and counted here; it is
+        not counted again if Redis makes it later."""
         self._mine.append(tid)
 
     def _settle(self, tid: str) -> None:
-        """A transition decided here stands, whether Redis knows of it or not: count it now."""
+        """Count the provisional transition: it stands, whether Redis knows of it or not."""
         if self._provisional is not None:
             transition, self._provisional = self._provisional, None
             self._mine.append(tid)
             self._on_transition(self, transition)
 
     def unreachable(self, now: float) -> None:
-        """Redis is gone: from here on everything is decided here."""
+        """Redis is unreachable: decide everything locally from now on."""
         if not self.shared:
             return
         report = self.take_report()
@@ -478,47 +479,47 @@ class CircuitBreaker:
             self._serve_held()
 
     def retire(self, now: float) -> None:
-        """The config has no such breaker any more: nobody is held, nothing is sent."""
+        """The breaker was removed from the config: release held calls and send nothing more."""
         self.wake = lambda _breaker, _urgent: None
         self.shared = False
         self._enter(State.CLOSED, now, now, "", self.owner)
 
-    # --- what the fleet says --------------------------------------------------------------------
+    # --- from the fleet -------------------------------------------------------------------------
 
-    def adopt(self, news: SharedState, now: float, answers: Report | None = None) -> None:
-        """Take over what Redis says, unless it is old. `answers` is the report it replies to."""
-        if news.generation < self.generation or news.generation == 0:
+    def adopt(self, seen: SharedState, now: float, answers: Report | None = None) -> None:
+        """Adopt Redis' state unless it is outdated. `answers` is the report that it replies to."""
+        if seen.generation < self.generation or seen.generation == 0:
             return
         if self._provisional is not None:
-            told = answers is not None and answers.tid == self._provisional.tid
-            if not told and news.generation == self.generation:
-                return  # rule 5: what it answers was said before our trip
-            self._provisional = None  # Redis has made it, and says so in its log, or refused it
+            confirms = answers is not None and answers.tid == self._provisional.tid
+            if not confirms and seen.generation == self.generation:
+                return  # rule 5: the reply is older than our trip
+            self._provisional = None  # Redis has made it, and its log shows it, or refused it
         known = self.generation
-        newer = news.generation > known
-        if news.recent and (newer or answers is None):
+        newer = seen.generation > known
+        if seen.recent and (newer or answers is None):
             self.recent.clear()
-            self.recent.extend(news.recent[-RECENT:])
-        self.generation = news.generation
-        remaining = news.remaining
-        if news.state is State.OPEN:
+            self.recent.extend(seen.recent[-RECENT:])
+        self.generation = seen.generation
+        remaining = seen.remaining
+        if seen.state is State.OPEN:
             remaining = min(remaining, self.longest_open)
-        if newer or news.state is not self.state:
-            self._enter(news.state, now, now + remaining, news.reason, news.by)
-            self.since = now - news.age
+        if newer or seen.state is not self.state:
+            self._enter(seen.state, now, now + remaining, seen.reason, seen.by)
+            self.since = now - seen.age
         elif self.state is not State.CLOSED:
-            # Never later than it was said before: Redis' clock may have stepped back.
+            # Never later than before: Redis' clock may have stepped back.
             self.until = min(self.until, now + remaining)
-        self.opens = news.opens
-        self.successes = news.successes
-        self.fleet_failures = news.failures
+        self.opens = seen.opens
+        self.successes = seen.successes
+        self.fleet_failures = seen.failures
         if self._report is not None:
-            before = 0 if self._report.reset else news.failures
+            before = 0 if self._report.reset else seen.failures
             self.fleet_failures = before + self._report.failures
-        self._announce(news, known)
+        self._announce(seen, known)
 
-    def _announce(self, news: SharedState, known: int) -> None:
-        for entry in news.log:
+    def _announce(self, seen: SharedState, known: int) -> None:
+        for entry in seen.log:
             mine = entry.by == self.owner and not entry.restored and entry.tid not in self._mine
             if mine:
                 self._mine.append(entry.tid)
@@ -535,13 +536,14 @@ class CircuitBreaker:
                     entry.by,
                     entry.tid,
                     entry.restored,
-                    news.remaining if entry.generation == news.generation else 0.0,
+                    seen.remaining if entry.generation == seen.generation else 0.0,
                     tuple(self.recent),
                 ),
             )
 
     def grant(self, leases: Iterable[str], generation: int, now: float, asked_at: float) -> None:
-        """Leases from Redis, asked for at `asked_at`: from then on they run out."""
+        """Add leases from Redis. They expire `probe_lease` after they were requested, at
+        `asked_at`."""
         if generation != self.generation or self.state is not State.HALF_OPEN:
             return
         for lease in leases:
@@ -550,23 +552,23 @@ class CircuitBreaker:
         self.held.wake(len(self._grants))
 
     def give_back(self, now: float) -> None:
-        """Report leases that no call came for within `HOLD` seconds."""
+        """Return leases that no call has used within `HOLD` seconds."""
         while self._grants and self._grants[0][1] <= now:
             lease, _hold, over = self._grants.popleft()
             if over > now:
                 self._reporting().probes.append((lease, "cancel"))
         for lease in [lease for lease, over in self._probes.items() if over <= now]:
-            del self._probes[lease]  # hung: the fleet has it back already
+            del self._probes[lease]  # the probe hangs; the lease has expired in Redis too
 
     @property
     def leases_wanted(self) -> int:
-        """How many probe leases callers would use at this moment."""
+        """The number of probe leases that callers would use at this moment."""
         wanted = max(self.wanted, len(self.held))
         return min(wanted, self.rules.half_open_max_calls) if not self._grants else 0
 
     @property
     def next_time(self) -> float | None:
-        """When `sync.py` should look here again without being woken: a monotonic second."""
+        """When sync.py should check this breaker again unwoken, in monotonic seconds."""
         if self._grants:
             return self._grants[0][1]
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
@@ -576,10 +578,10 @@ class CircuitBreaker:
 
     @property
     def has_report(self) -> bool:
-        """Whether `take_report` has something."""
+        """Whether there is a report to send."""
         return self._report is not None
 
     @property
     def probes_in_flight(self) -> int:
-        """Probes that this process has under way."""
+        """The number of probes of this process in progress."""
         return len(self._probes)

@@ -1,27 +1,27 @@
-"""Calls that wait at an open circuit instead of being refused. Pure: wakes by callback.
+"""Calls held at an open circuit instead of being refused. Pure: wakes them by callback.
 
 Rules
-1. First come, first served: whoever comes while others wait queues behind them.
-2. A free probe slot wakes one call (`wake`). A call that leaves without having used its turn passes
-   it on, and so does the first one, whose part it is to watch the clock.
-3. When the circuit closes, the calls go a few at a time (`release`): a service that has just come
-   back must not meet all of them in the same millisecond.
-4. Nobody's time is kept here: the caller notices that it has waited long enough, and leaves.
+1. First come, first served: a call that arrives while others wait queues behind them.
+2. A free probe slot wakes one call (`wake`). A call that leaves without using its turn hands it on.
+   The first call watches the clock, and hands that on too when it leaves.
+3. When the circuit closes, the calls proceed a few at a time (`release`): a service that has just
+   recovered must not get all of them in the same millisecond.
+4. There are no timers here: the caller notices that it has waited long enough, and leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Seconds between two groups of calls that go when the circuit has closed. With groups of three,
-#: fifty calls are on their way within a second.
+#: Seconds between two groups of calls that are released when the circuit closes. In groups of
+#: three, fifty calls are released within a second.
 PACE = 0.05
 
 NEVER = float("inf")
 
 
 class Held:
-    """One waiting call. It may ask for its permit from the monotonic second `turn` on."""
+    """One held call. It may ask for a permit from the monotonic second `turn` on."""
 
     __slots__ = ("ready", "turn")
 
@@ -31,7 +31,7 @@ class Held:
 
 
 class HoldQueue:
-    """All calls that wait at one breaker, in the order in which they came."""
+    """All calls held at one breaker, in order of arrival."""
 
     def __init__(self) -> None:
         self._waiting: dict[Held, None] = {}
@@ -41,18 +41,18 @@ class HoldQueue:
         return len(self._waiting)
 
     def join(self, ready: Callable[[], None]) -> Held:
-        """Wait; `ready` is called when there is something to see. Owes a `leave`."""
+        """Hold a call; `ready` is called when something changes. Owes a `leave`."""
         held = Held(ready)
         self._waiting[held] = None
         self.total += 1
         return held
 
     def is_first(self, held: Held) -> bool:
-        """Whether nobody has waited longer."""
+        """Whether it has waited longest."""
         return next(iter(self._waiting), None) is held
 
     def leave(self, held: Held) -> None:
-        """Wait no longer. A second time does nothing."""
+        """Stop waiting. Idempotent."""
         if held not in self._waiting:
             return
         first = self.is_first(held)
@@ -63,7 +63,7 @@ class HoldQueue:
             next(iter(self._waiting)).ready()
 
     def wake(self, count: int) -> None:
-        """Let the first `count` that are not awake yet ask for a permit now."""
+        """Let the first `count` calls that have not been woken ask for a permit now."""
         for held in list(self._waiting):
             if count <= 0:
                 return
@@ -73,7 +73,7 @@ class HoldQueue:
                 count -= 1
 
     def release(self, now: float, group: int) -> None:
-        """The circuit is closed: let all go, `group` at a time."""
+        """The circuit is closed: release all calls, `group` at a time."""
         for index, held in enumerate(self._waiting):
             held.turn = now + index // group * PACE
             held.ready()

@@ -1,8 +1,8 @@
-"""Callers who wait for the fleet's word on a probe lease. Pure.
+"""Callers that wait for a probe lease from Redis. Pure.
 
-A lease comes from Redis, a round trip after it was asked for. A caller that is refused meanwhile
-and comes again only in a minute would never meet its lease, which is given back before. So a caller
-may wait for the answer, a moment (forward/attempts.py says how long).
+A lease arrives a round trip after the request for it. A caller refused meanwhile might return only
+a minute later, long after its lease has been given back, and so never get one. Therefore a caller
+may wait briefly for the reply (forward/admission.py defines how long).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class Caller:
-    """Someone who waits: `waiting`, until the answer calls `ready`."""
+    """One waiting caller: `waiting` until the reply calls `ready`."""
 
     __slots__ = ("ready", "waiting")
 
@@ -21,7 +21,7 @@ class Caller:
 
 
 class Callers:
-    """All who wait at one breaker."""
+    """All callers that wait at one breaker."""
 
     def __init__(self) -> None:
         self._waiting: dict[Caller, None] = {}
@@ -30,17 +30,17 @@ class Callers:
         return len(self._waiting)
 
     def join(self, ready: Callable[[], None]) -> Caller:
-        """Wait. Owes a `leave`."""
+        """Start waiting. Owes a `leave`."""
         caller = Caller(ready)
         self._waiting[caller] = None
         return caller
 
     def leave(self, caller: Caller) -> None:
-        """Wait no longer. A second time does nothing."""
+        """Stop waiting. Idempotent."""
         self._waiting.pop(caller, None)
 
     def answer(self) -> None:
-        """The fleet has spoken, or will not: everybody asks the breaker for a permit now."""
+        """Redis has replied, or will not: let every caller ask the breaker for a permit."""
         answered, self._waiting = self._waiting, {}
         for caller in answered:
             caller.waiting = False

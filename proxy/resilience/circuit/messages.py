@@ -1,4 +1,4 @@
-"""What a breaker tells the fleet and hears from it: immutable records, no behaviour."""
+"""The messages between a breaker and the fleet: records without behaviour."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A change of state. `mine`: made by this process, which therefore counts and logs it.
-    `restored`: put back into a Redis that had forgotten it, so nothing new to count. `tid` is the
-    same wherever this transition is told of."""
+    `restored`: restored to a Redis that had lost it, so not counted again. `tid` identifies the
+    transition in every process and log."""
 
     from_state: State
     to_state: State
@@ -52,9 +52,9 @@ class Transition:
 class Report:
     """Outcomes since the last report, all of one generation.
 
-    `reset` then `failures`: a success in between, and the failures after the last success. `trip`
-    is the reason of a trip that was already acted upon here. `tid` names the transition that this
-    report may make, so that its maker recognises it even where the answer was lost.
+    `reset`: there was a success, and `failures` counts those after the last one. `trip` is the
+    reason of a trip that has already taken effect here. `tid` identifies the transition that this
+    report may cause, so that this process recognises it even if the reply was lost.
     """
 
     generation: int
@@ -69,7 +69,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One transition as Redis remembers it."""
+    """One transition as recorded in Redis."""
 
     generation: int
     from_state: State
@@ -103,15 +103,15 @@ class SharedState:
     log: tuple[LogEntry, ...] = ()
     recent: tuple[Failure, ...] = ()
     granted: tuple[str, ...] = ()
-    unpublished: str = ""  # why the others were not notified
+    unpublished: str = ""  # why the other processes were not notified
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeNotice:
-    """What comes over the channel. `name` is a breaker that has changed, or empty for what only
-    shows that the channel works. It is a hint and nothing else: anybody may have sent it.
-    `published`: somebody has, so messages come through; else it is Redis' own word that the
-    subscription stands, which says nothing of whether anybody may publish."""
+    """A message from the channel. `name` is a breaker that has changed, or empty if the message
+    only shows that the channel works. It is only a hint, because anybody may have sent it.
+    `published`: somebody has published it, so messages get through; otherwise it is Redis'
+    confirmation of the subscription, which does not show that anybody may publish."""
 
     name: str = ""
     generation: int = 0
@@ -121,7 +121,8 @@ class ChangeNotice:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The least that tells whether a breaker is worth a look. `ahead`: it began in the future."""
+    """The least that shows whether a breaker must be read. `ahead`: its state began in the
+    future."""
 
     generation: int
     failures: int

@@ -1,7 +1,7 @@
-"""Permits: leave to make one call, owed exactly one outcome. Handed out by circuit.py.
+"""Permits: permission for one call, to be ended with exactly one outcome. Issued by circuit.py.
 
-A permit knows the epoch it was given in; what an outcome does, and whether it comes too late, is
-the breaker's to say. One plain permit serves all calls of an epoch, so admitting allocates nothing.
+A permit knows the epoch that it was issued in; the breaker decides what an outcome does and whether
+it is late. One plain permit serves all calls of an epoch, so admitting a call allocates nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Permit:
-    """Leave to make one call while closed. One object serves all calls of an epoch."""
+    """Permission for a call while closed. One object serves all calls of an epoch."""
 
     __slots__ = ("_breaker", "_epoch")
 
@@ -45,16 +45,16 @@ class Permit:
             breaker.late += 1
 
     def cancel(self) -> None:
-        """Neither: the client left, or the call was never made."""
+        """No result: the client left, or the call was never made."""
 
 
 class NeutralPermit(Permit):
-    """Leave to make a call that nobody watches: forced closed."""
+    """Permission for a call while forced closed: outcomes are not counted."""
 
     __slots__ = ()
 
     def success(self, now: float, duration: float) -> None:
-        """Counts for nothing."""
+        """Not counted."""
 
     def failure(
         self,
@@ -64,11 +64,11 @@ class NeutralPermit(Permit):
         correlation_id: str | None = None,
         duration: float = 0.0,
     ) -> None:
-        """Counts for nothing."""
+        """Not counted."""
 
 
 class ProbePermit(Permit):
-    """Leave to make one probe, under a lease."""
+    """Permission for one probe, with its lease."""
 
     __slots__ = ("lease",)
 

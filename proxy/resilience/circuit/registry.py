@@ -1,4 +1,4 @@
-"""All breakers of one process: what the engine, the admin API and a reload hold on to."""
+"""All breakers of one process, for the engine, the admin API and reloads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from proxy.resilience.circuit.telemetry import BreakerMetrics
 
 Action = Literal["open", "close", "reset"]
 
-#: Seconds that `open` and `close` by hand last when nothing is said.
+#: Seconds that `open` and `close` by hand last by default.
 FORCE_FOR = 600.0
 _ACTIONS: dict[Action, tuple[CircuitEvent, State]] = {
     "open": (CircuitEvent.FORCE_OPEN, State.FORCED_OPEN),
@@ -37,11 +37,11 @@ _ACTIONS: dict[Action, tuple[CircuitEvent, State]] = {
 
 
 class BreakerRegistry:
-    """The breakers of `upstreams` (those that have one), shared through `redis` where given.
+    """The breakers of those `upstreams` that have one, shared through `redis` if given.
 
-    Without `redis`, or before `start`, they decide locally. `owner` names this process in the
-    fleet; by default host, pid and a random part. `on_transition(name, transition)` hears of every
-    transition, whoever made it.
+    Without `redis`, and before `start`, they decide locally. `owner` identifies this process in the
+    fleet; by default host, pid and a random part. `on_transition(name, transition)` is called for
+    every transition, whoever made it.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class BreakerRegistry:
         self.reload(upstreams)
 
     def get(self, name: str) -> CircuitBreaker | None:
-        """The breaker of an upstream; None where it has none. Stays the same across reloads."""
+        """The breaker of an upstream; None if it has none. The same object across reloads."""
         return self._breakers.get(name)
 
     def reload(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Take new rules. A breaker that stays keeps its state and counts."""
+        """Apply new rules. A breaker that remains keeps its state and counts."""
         for name in [name for name in self._breakers if not _has_breaker(upstreams.get(name))]:
             self._breakers.pop(name).retire(self._clock.monotonic())
         for name, upstream in upstreams.items():
@@ -101,8 +101,8 @@ class BreakerRegistry:
             self._on_transition(breaker.name, made)
 
     async def start(self, patience: float = 1.0) -> None:
-        """Join the fleet. Returns when Redis has answered, at the latest after `patience` seconds:
-        a breaker that the fleet has opened should be open here before the first request."""
+        """Join the fleet. Returns when Redis has answered, or after `patience` seconds: a breaker
+        that is open in the fleet should be open here before the first request."""
         if self._redis is None:
             return
         store = BreakerStore(
@@ -129,25 +129,25 @@ class BreakerRegistry:
                 await self._sync.first_try.wait()
 
     async def stop(self) -> None:
-        """Leave the fleet: probe leases go back, connections close. Takes a second at most."""
+        """Leave the fleet: return probe leases, close connections. Takes a second at most."""
         if self._sync is not None:
             await self._sync.stop()
             self._sync = None
 
     @property
     def redis_reachable(self) -> bool | None:
-        """Whether breakers are shared at this moment; None without Redis in the config."""
+        """Whether breakers are currently shared; None without Redis in the config."""
         if self._redis is None:
             return None
         return self._sync is not None and self._sync.reachable
 
     @property
     def missing_rights(self) -> list[str]:
-        """What Redis does not let us do, in words. Breakers are shared without it, less well."""
+        """The rights that Redis denies, in words. Breakers are shared all the same, only slower."""
         return sorted(self._store.missing_rights.values()) if self._store is not None else []
 
     def list(self) -> list[dict[str, Any]]:
-        """One JSON-ready row per breaker, as `GET /api/breakers` answers."""
+        """One JSON-ready row per breaker, as returned by `GET /api/breakers`."""
         return [self.show(name) for name in sorted(self._breakers)]
 
     def show(self, name: str) -> dict[str, Any]:
@@ -178,10 +178,10 @@ class BreakerRegistry:
     async def force(
         self, name: str, action: Action, reason: str, for_seconds: float | None = None
     ) -> dict[str, Any]:
-        """Open, close or reset by hand, in the whole fleet; in this process alone where Redis is
-        away (`shared` in the answer says which), and from there as soon as it is back.
+        """Open, close or reset by hand, in the whole fleet. While Redis is unreachable, only in
+        this process, and in the fleet once it is back (`shared` in the result tells which).
 
-        `open` and `close` last `for_seconds`, 10 min when absent. Raises `KeyError` for an unknown
+        `open` and `close` last `for_seconds`, 10 min by default. Raises `KeyError` for an unknown
         name and `BadRequest` for a time of zero or less.
         """
         breaker = self._breakers[name]
@@ -189,10 +189,10 @@ class BreakerRegistry:
         seconds = 0.0 if action == "reset" else FORCE_FOR if for_seconds is None else for_seconds
         if action != "reset" and seconds <= 0:
             raise BadRequest(f"A breaker is forced for a time over zero, not {seconds:g} s")
-        told = f"{action} by hand" + (f": {reason}" if reason not in ("", "by hand") else "")
-        done = self._sync is not None and await self._sync.force(breaker, state, told, seconds)
+        why = f"{action} by hand" + (f": {reason}" if reason not in ("", "by hand") else "")
+        done = self._sync is not None and await self._sync.force(breaker, state, why, seconds)
         if not done:
-            breaker.force(event, self._clock.monotonic(), told, seconds)
+            breaker.force(event, self._clock.monotonic(), why, seconds)
         return self.show(name)
 
 

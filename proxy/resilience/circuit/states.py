@@ -1,11 +1,11 @@
 """The breaker's states, events and transition table: data, and one function that reads it.
 
-1. closed lets calls through and watches them; open refuses; half_open lets a few probes through.
-2. An operator may force either: forced_open refuses, forced_closed lets through and does not
-   watch. Both end by themselves (`TIME_OVER`): forced_open into half_open, because nobody knows
-   yet whether the upstream is well; forced_closed into closed.
-3. Outcomes of calls that were admitted in an earlier state never get here: see circuit.py.
-4. A cancelled call (the client left) is an event, and changes no state.
+1. closed admits calls and counts outcomes; open refuses calls; half_open admits a few probes.
+2. An operator may force either: forced_open refuses, forced_closed admits without counting. Both
+   expire (`TIME_OVER`): forced_open to half_open, because the upstream's health is unknown;
+   forced_closed to closed.
+3. Outcomes of calls admitted in an earlier state are dropped before this table: see circuit.py.
+4. A cancelled call (the client left) is an event that changes no state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """As written to Redis, metrics and logs."""
+    """A breaker's state, as written to Redis, metrics and logs."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -24,7 +24,7 @@ class State(StrEnum):
 
     @property
     def gauge(self) -> int:
-        """`circuit_breaker_state`: 0 lets calls through, 1 refuses, 2 probes."""
+        """The value of `circuit_breaker_state`: 0 admits calls, 1 refuses, 2 probes."""
         return _GAUGE[self]
 
 
@@ -32,8 +32,8 @@ class CircuitEvent(StrEnum):
     """What can happen to a breaker."""
 
     SUCCESS = "success"
-    FAILURE = "failure"  # one that reaches no limit yet
-    TRIP = "trip"  # one that reaches a limit, here or in the fleet
+    FAILURE = "failure"  # below every limit
+    TRIP = "trip"  # a failure that reaches a limit, here or in the fleet
     TIME_OVER = "time_over"  # open or forced for long enough
     PROBE_SUCCESS = "probe_success"  # more are needed
     PROBES_PASSED = "probes_passed"  # the last one needed
@@ -74,5 +74,5 @@ _COLUMN = {_C: 0, _O: 1, _H: 2, _FO: 3, _FC: 4}
 
 
 def next_state(state: State, event: CircuitEvent) -> State:
-    """The state after `event`; the same one where the event means nothing to it."""
+    """The state after `event`; unchanged if the event does not apply."""
     return _TABLE[event][_COLUMN[state]]

@@ -1,6 +1,6 @@
-"""The Redis side: runs the scripts, listens to the channel. The only file here that imports redis.
+"""The Redis side: runs the scripts and reads the channel. The only file here that imports redis.
 
-Every method raises `StoreError` and nothing else of redis-py's, within the client's time limits.
+Every method raises `StoreError` instead of redis-py's errors, within the client's time limits.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from proxy.resilience.circuit.messages import (
 )
 from proxy.resilience.circuit.states import State
 
-#: Keys live this long after their last change (and after the end of an open time).
+#: Seconds that keys live after their last change (and after the end of an open time).
 KEY_TTL = 7 * 86400.0
-#: Seconds of silence on the channel after which the connection must prove that it lives. Heartbeats
-#: come more often (sync.py), unless we may not publish.
+#: Seconds of silence on the channel after which the connection is pinged. Heartbeats come more
+#: often (sync.py), unless we may not publish.
 SILENCE = 20.0
 
-#: Longest time that a state set by hand lasts.
+#: Longest time in seconds that a state set by hand lasts.
 FORCED_MOST = 366 * 86400.0
 
-#: No number of ours is beyond this: milliseconds since 1970, in a hundred thousand years.
+#: Upper bound for numbers from Redis: milliseconds since 1970, in a hundred thousand years.
 _MOST = 4e15
 
-#: A message on the channel has two short names; what is longer is not ours.
+#: A message of ours has two short names; longer ones come from others.
 _NOTICE_SIZE = 4096
 
 _META = scripts.KEYS.index("meta")
 
 _RIGHTS = {
     "publish": "PUBLISH on {channel}: others learn of transitions by polling, up to a second later",
-    "subscribe": "SUBSCRIBE on {channel}: transitions are learned by polling, up to a second later",
+    "subscribe": "SUBSCRIBE on {channel}: transitions are found by polling, up to a second later",
     "client": "CLIENT SETNAME: connections have no name in CLIENT LIST",
 }
 
@@ -57,7 +57,8 @@ _log = logging.getLogger("proxy.resilience")
 
 
 class StoreError(Exception):
-    """Redis is away, refuses, or speaks nonsense: the message says which."""
+    """Redis is unreachable, refuses a command, or sends an invalid reply; the message tells
+    which."""
 
 
 class BreakerStore:
@@ -73,14 +74,14 @@ class BreakerStore:
         self._named = True
         self._clustered = address_of(settings).kind == "cluster"
         self._client = connect(settings, client_name=self._name())
-        self._client_named = True  # the name is set on each of its connections
+        self._client_named = True  # its connections set the name
         self._channel = f"{key_prefix}cb:events"
         self._listens = 0
-        #: What Redis does not let us do, in words, by right.
+        #: The rights that Redis denies, in words, by right.
         self.missing_rights: dict[str, str] = {}
 
     async def report(self, breaker: CircuitBreaker, report: Report) -> SharedState:
-        """Send outcomes; what the breaker is after them."""
+        """Send outcomes; returns the breaker's state after them."""
         return await self._run(
             scripts.REPORT,
             breaker,
@@ -97,14 +98,15 @@ class BreakerStore:
     async def acquire(
         self, breaker: CircuitBreaker, want: int, tid: str, well: str = ""
     ) -> SharedState:
-        """Ask for `want` probe leases; ends an open or forced time that is over, and an open time
-        of this generation early where `well` says why the upstream is thought to be well."""
+        """Request `want` probe leases. Also ends an open or forced time that is over, and ends an
+        open time of this generation early if `well` gives a reason to think the upstream
+        healthy."""
         return await self._run(scripts.ACQUIRE, breaker, tid=tid, want=want, well=well)
 
     async def force(
         self, breaker: CircuitBreaker, to: State, reason: str, seconds: float, tid: str
     ) -> SharedState:
-        """Set the state by hand for `seconds` (0: without end, only for `closed`)."""
+        """Set the state by hand for `seconds` (0: without limit, only for `closed`)."""
         return await self._run(
             scripts.FORCE,
             breaker,
@@ -115,7 +117,7 @@ class BreakerStore:
         )
 
     async def merge(self, breaker: CircuitBreaker, now: float, tid: str) -> SharedState:
-        """Bring what is known here to a Redis that has come back."""
+        """Restore the state known here to a Redis that has come back."""
         state = State.OPEN if breaker.state is State.HALF_OPEN else breaker.state
         remaining = max(0.0, breaker.until - now) if breaker.state is not State.HALF_OPEN else 0.0
         return await self._run(
@@ -132,12 +134,12 @@ class BreakerStore:
         )
 
     async def look(self, breaker: CircuitBreaker) -> SharedState:
-        """What Redis has, changing nothing."""
+        """Read the state in Redis without changing it."""
         return await self._run(scripts.LOOK, breaker)
 
     async def peek(self, breakers: Sequence[CircuitBreaker]) -> list[Glance]:
-        """A glance at each of `breakers`, in one command; in a Cluster, where each has its own
-        slot, in one for each."""
+        """The least state of each of `breakers`, in one command; in a Cluster, where each has its
+        own slot, in one command each."""
         keys = [self.keys(breaker.name)[_META] for breaker in breakers]
         if self._clustered:
             return [glance for key in keys for glance in await self._peek([key])]
@@ -156,7 +158,7 @@ class BreakerStore:
             raise StoreError(f"not an answer of ours: {error}") from error
 
     async def beat(self) -> None:
-        """Send something over the channel that everybody who listens will get, us included."""
+        """Publish a heartbeat to all subscribers, this process included."""
         client: Any = self._client
         try:
             await client.publish(self._channel, json.dumps({"by": self._owner}))
@@ -166,10 +168,10 @@ class BreakerStore:
             raise StoreError(self._reason_of(error)) from error
 
     async def listen(self) -> AsyncIterator[ChangeNotice]:
-        """What comes over the channel; an empty notice when the subscription stands, and whenever
-        the connection has proved to be alive.
+        """Messages from the channel; also an unpublished notice when the subscription is confirmed
+        and after each ping.
 
-        Raises `StoreError` when the connection is lost; the caller begins again.
+        Raises `StoreError` when the connection is lost; the caller subscribes again.
         """
         client = connect_listener(
             self._settings,
@@ -239,11 +241,11 @@ class BreakerStore:
 
     async def _run(self, script: str, breaker: CircuitBreaker, **more: Any) -> SharedState:
         packed = self._arguments(breaker, more)
-        news = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
-        self._vitals.skews.note("redis", news.server_time)
-        if news.unpublished:
-            self._lacks("publish", news.unpublished)
-        return news
+        seen = parse_snapshot(await self._evaluate(script, self.keys(breaker.name), packed))
+        self._vitals.skews.note("redis", seen.server_time)
+        if seen.unpublished:
+            self._lacks("publish", seen.unpublished)
+        return seen
 
     async def _evaluate(self, script: str, keys: list[str], packed: str) -> Any:
         sha = _digest(script)
@@ -266,8 +268,8 @@ class BreakerStore:
                 raise StoreError(self._reason_of(error)) from error
 
     def _is_about_name(self, error: NoPermissionError) -> bool:
-        """Whether it was CLIENT SETNAME that was refused. The name is for people who read CLIENT
-        LIST: nothing depends on it, so the connection is made again without."""
+        """Whether CLIENT SETNAME was refused. The name only helps people who read CLIENT LIST, so
+        the connection is made again without it."""
         return (self._named or self._client_named) and "client" in str(error).lower()
 
     def _name(self, suffix: str = "") -> str | None:
@@ -280,7 +282,7 @@ class BreakerStore:
         return f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(": ")
 
     def _lacks(self, right: str, error: object) -> None:
-        """A right is missing that is not worth doing without Redis for: one warning for each."""
+        """Record a missing right that the breakers can do without; one warning for each."""
         if right in self.missing_rights:
             return
         self.missing_rights[right] = _RIGHTS[right].format(channel=self._channel)
@@ -291,7 +293,7 @@ class BreakerStore:
         )
 
 
-#: Of the scripts above, which are the same for everybody.
+#: SHA-1 of each script, by its text.
 _digests: dict[str, str] = {}
 
 
@@ -307,14 +309,14 @@ async def _quietly_close(*resources: Any) -> None:
             async with asyncio.timeout(1.0):
                 await resource.aclose()
         except (RedisError, OSError, TimeoutError):
-            # It is being thrown away because it is broken, or soon will be: nothing to tell.
+            # It is being discarded, so its errors do not matter.
             continue
 
 
 def parse_snapshot(text: bytes | str) -> SharedState:
-    """A script's answer or a published message. Raises `StoreError` for anything else.
+    """Parse a script's reply. Raises `StoreError` if it is invalid.
 
-    Lua has one kind of empty table, so an empty list may come as an object.
+    Lua has only one kind of empty table, so an empty list may arrive as an object.
     """
     try:
         raw = json.loads(text)
@@ -325,7 +327,7 @@ def parse_snapshot(text: bytes | str) -> SharedState:
             state=State(raw["state"]),
             server_time=now,
             remaining=max(0.0, raw["until"] / 1000 - now),
-            # 0: no transition yet. It is closed since whoever hears this began, not since 1970.
+            # 0: no transition yet. It has been closed since this process began, not since 1970.
             age=max(0.0, now - raw["since"] / 1000) if raw["since"] else 0.0,
             failures=int(raw["failures"]),
             successes=int(raw["successes"]),
@@ -342,8 +344,8 @@ def parse_snapshot(text: bytes | str) -> SharedState:
 
 
 def parse_notice(data: bytes | str) -> ChangeNotice:
-    """A message on the channel. What is not ours is an empty notice: it shows that the channel
-    works, whoever sent it."""
+    """Parse a message from the channel. A foreign message becomes an empty notice: it shows that
+    the channel works, whoever sent it."""
     if len(data) > _NOTICE_SIZE:
         return ChangeNotice()
     try:
@@ -354,7 +356,7 @@ def parse_notice(data: bytes | str) -> ChangeNotice:
 
 
 def _whole(value: Any) -> int:
-    """A count, or milliseconds. Raises `ValueError` for what no script of ours writes."""
+    """A count, or milliseconds. Raises `ValueError` for values that our scripts never write."""
     number = int(value)
     if not 0 <= number <= _MOST:
         raise ValueError(f"{number} is out of range")

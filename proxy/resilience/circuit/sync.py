@@ -1,19 +1,19 @@
-"""Keeps the breakers of this process and Redis of one mind. No request ever waits for it.
+"""Synchronizes the breakers of this process with Redis. No request ever waits for it.
 
-Two tasks. `work` sends outcomes, asks for probe leases, polls, and merges when Redis comes back;
-it is woken by the breakers and by their timers, and sends everything of one round at once.
-`listen` learns which breakers others have changed. A message is a hint, because anybody may have
-sent it: what counts is what a look at Redis says then.
+Two tasks. `_work` sends outcomes, requests probe leases, polls, and merges when Redis comes back.
+It is woken by the breakers and by their timers, and sends everything of one round at once.
+`_listen` learns which breakers other processes have changed. A message is only a hint, because
+anybody may have sent it; the state is always read from Redis.
 
-The poll is the safety net for messages that were lost. How often it comes depends on whether the
-channel is known to work: somebody's message has come over it lately. That the subscription stands
-proves nothing: perhaps nobody may publish. In a fleet that is quiet, whoever has
-heard nothing for `BEAT` seconds sends a heartbeat that all hear, itself included. So ten thousand
-idle sidecars send one heartbeat between them and a poll each in `POLL_QUIET` seconds, and one whose
-channel is cut polls every second until it is whole again.
+The poll is the safety net for lost messages. Its interval depends on whether the channel is known
+to work, that is, whether a published message has arrived lately. A standing subscription proves
+nothing, because nobody may have the right to publish. In a quiet fleet, a process that has received
+nothing for `BEAT` seconds sends a heartbeat to all, itself included. So ten thousand idle sidecars
+share one heartbeat and poll once each in `POLL_QUIET` seconds, while a sidecar whose channel is
+broken polls every second until it works again.
 
-Redis is `reachable` from a successful merge (which writes) until any command fails. A change is
-told once; while it is away, every breaker decides by itself.
+Redis is `reachable` from a successful merge (which writes) until any command fails. Each change is
+logged once. While Redis is unreachable, every breaker decides locally.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from proxy.resilience.circuit.messages import ChangeNotice, Report, SharedState
 from proxy.resilience.circuit.states import State
 from proxy.resilience.circuit.store import BreakerStore, StoreError
 
-#: Seconds that ordinary outcomes are gathered before they are sent. Trips and probes go at once.
+#: Seconds for which ordinary outcomes are batched. Trips and probes are sent at once.
 GATHER = 0.05
-#: Seconds between two polls, give or take a quarter: while the channel is not known to work; while
-#: it is and some circuit is not closed; while it is and all is well.
+#: Seconds between two polls, plus or minus a quarter: while the channel is not known to work; while
+#: it works and some circuit is not closed; while it works and all circuits are closed.
 POLL, POLL_TROUBLED, POLL_QUIET = 1.0, 5.0, 30.0
-#: Seconds of silence after which a heartbeat is sent, and by chance up to as many more, so that one
-#: sidecar of many is the first; seconds for which a message proves that the channel works.
+#: Seconds of silence before a heartbeat, plus a random delay of up to the same, so that one sidecar
+#: is first; seconds for which a message proves that the channel works.
 BEAT, ALIVE = 10.0, 25.0
-#: Seconds between two looks that messages ask for: a flood of them costs no more.
+#: Seconds between two reads caused by messages, so that a flood of them is cheap.
 LOOK_PAUSE = 0.02
-#: Messages that are taken before others get their turn.
+#: Messages handled in one turn of the event loop.
 TURN = 20
-#: Seconds between two tries to subscribe where Redis does not let us.
+#: Seconds between two attempts to subscribe where Redis denies it.
 REFUSED = 30.0
-#: Seconds between two tries to reach a Redis that is away, and to subscribe anew.
+#: Seconds between two attempts to reach an unreachable Redis, or to subscribe again.
 RETRY = 0.5
 #: Seconds after which a process that was refused a probe lease asks again.
 DENIED = 0.1
@@ -56,10 +56,10 @@ _log = logging.getLogger("proxy.resilience")
 
 
 class FleetSync:
-    """The worker between `breakers` (by name, may change at a reload) and `store`.
+    """Synchronizes `breakers` (by name, may change at a reload) through `store`.
 
-    `on_reachable(bool)` and `on_delay(seconds)` feed the metrics: the latter is the time from
-    a transition in Redis to its arrival here, by Redis' clock.
+    `on_reachable(bool)` and `on_delay(seconds)` feed the metrics; the delay is the time from a
+    transition in Redis to its arrival here, by Redis' clock.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class FleetSync:
         self.reachable = False
         self._was_reachable: bool | None = None
         self._wake = asyncio.Event()
-        self._gather_timer: asyncio.TimerHandle | None = None
+        self._batch_timer: asyncio.TimerHandle | None = None
         self._dirty: set[str] = set()
         self._ask_after: dict[str, float] = {}
         self._poll_at = 0.0
         self._subscribed = False
-        self._alive_until = 0.0  # the channel has proved to work
+        self._alive_until = 0.0  # until then the channel counts as working
         self._beat_at = NEVER
-        self._noticed: set[str] = set()  # breakers that others say they have changed
+        self._noticed: set[str] = set()  # breakers that others report as changed
         self._look_at = 0.0
         self._stopping = False
         tasks = tasks or Tasks()
@@ -98,45 +98,45 @@ class FleetSync:
         self.first_try = asyncio.Event()
 
     def start(self) -> None:
-        """Begin; returns at once. `first_try` is set when Redis answered or did not."""
+        """Start; returns at once. `first_try` is set after the first attempt to reach Redis."""
         self._worker.start()
         self._listener.start()
 
     async def stop(self) -> None:
-        """Send what is left (probe leases above all) within a second, and end both tasks."""
+        """Send what is pending (above all, return probe leases) within a second; end both tasks."""
         self._stopping = True
         self._wake.set()
         await self._listener.stop()
         await self._worker.stop(patience=1.0)
-        if self._gather_timer is not None:
-            self._gather_timer.cancel()
+        if self._batch_timer is not None:
+            self._batch_timer.cancel()
         await self._store.close()
 
     def woken(self, breaker: CircuitBreaker, urgent: bool) -> None:
-        """A breaker has something to send: now, or within `GATHER` seconds. Cheap."""
+        """A breaker has something to send: now if `urgent`, else within `GATHER` seconds. Cheap."""
         self._dirty.add(breaker.name)
         if urgent:
             self._wake.set()
-        elif self._gather_timer is None:
-            self._gather_timer = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+        elif self._batch_timer is None:
+            self._batch_timer = asyncio.get_running_loop().call_later(GATHER, self._batch_due)
 
-    def _gathered(self) -> None:
-        self._gather_timer = None
+    def _batch_due(self) -> None:
+        self._batch_timer = None
         self._wake.set()
 
     async def force(self, breaker: CircuitBreaker, to: State, reason: str, seconds: float) -> bool:
-        """Set the state in the whole fleet. False where Redis could not be told: then the caller
-        sets it here, and that counts, although a Redis that hung may yet do as it was told."""
+        """Set the state in the whole fleet. False if Redis did not confirm it: then the caller sets
+        it in this process. A Redis that hung may still apply it later."""
         if not self.reachable:
             return False
         tid = breaker.new_tid()
         try:
-            news = await self._store.force(breaker, to, reason, seconds, tid)
+            seen = await self._store.force(breaker, to, reason, seconds, tid)
         except StoreError as error:
             self._lost(error)
             breaker.decided_here(tid)
             return False
-        breaker.adopt(news, self._clock.monotonic())
+        breaker.adopt(seen, self._clock.monotonic())
         return True
 
     # --- the worker -----------------------------------------------------------------------------
@@ -151,9 +151,8 @@ class FleetSync:
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
-                # A fault of ours, or an exchange that was cancelled though nobody cancelled us.
-                # Without this the breakers would wait for a worker that is gone; so they decide
-                # locally, and the worker begins again.
+                # A bug of our own, or a command cancelled although this task was not. The breakers
+                # must not wait for a dead worker: they decide locally, and the worker starts again.
                 _log.exception("The exchange of breaker states failed", extra={"event": "fault"})
                 self._lost(StoreError(f"a fault of ours: {error!r}"))
             self.first_try.set()
@@ -169,7 +168,7 @@ class FleetSync:
             now = self._clock.monotonic()
             timeout = min(self._next_time(now) - now, POLL_QUIET * 1.5)
         with suppress(TimeoutError):
-            # Never without a pause: what is due again at once must not starve the requests.
+            # Always pause: work that is due again at once must not starve the requests.
             async with asyncio.timeout(max(timeout, 0.001)):
                 await self._wake.wait()
         self._wake.clear()
@@ -182,7 +181,7 @@ class FleetSync:
         return min((self._poll_at, self._beat_at, *moments))
 
     def _due(self, breaker: CircuitBreaker, now: float) -> float | None:
-        """When `breaker` needs an exchange although nothing wakes us: a monotonic second."""
+        """When `breaker` needs a round without a wake-up, in monotonic seconds."""
         moment = breaker.next_time
         if moment is None and breaker.state is State.HALF_OPEN and breaker.leases_wanted:
             moment = now
@@ -191,7 +190,7 @@ class FleetSync:
         return max(moment, self._ask_after.get(breaker.name, 0.0))
 
     async def _round(self) -> None:
-        """One exchange with Redis about every breaker that needs one."""
+        """Synchronize every breaker that needs it, once."""
         now = self._clock.monotonic()
         dirty, self._dirty = self._dirty, set()
         looks: set[str] = set()
@@ -218,12 +217,11 @@ class FleetSync:
             elif isinstance(outcome, BaseException):
                 raise outcome
         if "publish" in self._store.missing_rights:
-            # Others may lack it as well: what they do is heard by nobody, whatever the channel has
-            # brought so far.
+            # Others may lack the right too, and then nobody learns of their changes by message.
             self._poll_at = min(self._poll_at, self._clock.monotonic() + POLL)
 
     async def _poll(self, now: float) -> None:
-        """A glance at all breakers, and a look at those that are not as we know them."""
+        """Peek at all breakers, and read those that differ from the state known here."""
         troubled = any(breaker.state is not State.CLOSED for breaker in self._breakers.values())
         pause = POLL_TROUBLED if troubled else POLL_QUIET
         if now >= self._alive_until or "publish" in self._store.missing_rights:
@@ -242,43 +240,44 @@ class FleetSync:
         if report is not None:
             await self._send(breaker, report)
         elif noticed:
-            news = await self._store.look(breaker)
-            if news.generation > breaker.generation:
-                self._on_delay(news.age)
-            await self._take(breaker, news)
+            seen = await self._store.look(breaker)
+            if seen.generation > breaker.generation:
+                self._on_delay(seen.age)
+            await self._take(breaker, seen)
         await self._ask(breaker)
 
     async def _send(self, breaker: CircuitBreaker, report: Report) -> None:
         try:
-            news = await self._store.report(breaker, report)
+            seen = await self._store.report(breaker, report)
         except (StoreError, asyncio.CancelledError):
             breaker.report_lost(report, self._clock.monotonic())
             raise
-        if news.generation < breaker.generation:
+        if seen.generation < breaker.generation:
             breaker.report_lost(report, self._clock.monotonic())
-        await self._take(breaker, news, report)
+        await self._take(breaker, seen, report)
 
     async def _ask(self, breaker: CircuitBreaker) -> None:
-        """Probe leases for callers who wait, and the end of a time that is over."""
+        """Request probe leases for waiting callers, and end an open or forced time that is over."""
         now = self._clock.monotonic()
         half_open = breaker.state is State.HALF_OPEN
         if now < self._ask_after.get(breaker.name, 0.0) or self._stopping:
             if half_open and not self._deciding(breaker):
-                breaker.callers.answer()  # all leases were taken a moment ago
+                breaker.callers.answer()  # no lease was free a moment ago
             return
         over = breaker.state is not State.CLOSED and now >= breaker.until and not half_open
         well = breaker.take_proof()
         want = breaker.leases_wanted if half_open or over or well else 0
         if not want and not well and not (over and breaker.next_time is not None):
             return
-        news = await self._store.acquire(breaker, want, breaker.new_tid(), well)
-        await self._take(breaker, news)
-        if news.granted:
-            breaker.grant(news.granted, news.generation, self._clock.monotonic(), now)
+        seen = await self._store.acquire(breaker, want, breaker.new_tid(), well)
+        await self._take(breaker, seen)
+        if seen.granted:
+            breaker.grant(seen.granted, seen.generation, self._clock.monotonic(), now)
             breaker.callers.answer()
             return
-        # Still open by Redis' clock, a millisecond or so: then the wish stays. Or all are taken.
-        # Or nobody had asked for one: whoever has come meanwhile is served in the next round.
+        # No lease: the circuit may still be open for a millisecond by Redis' clock, and the request
+        # stands; or all leases are taken; or none was requested, and new callers wait for the next
+        # round.
         if breaker.state is State.HALF_OPEN:
             if not want:
                 return
@@ -288,27 +287,27 @@ class FleetSync:
         self._ask_after[breaker.name] = self._clock.monotonic() + DENIED
 
     def _deciding(self, breaker: CircuitBreaker) -> bool:
-        """Whether outcomes of our own are about to free a lease or to close the circuit: then a
-        caller who waits for one waits on (forward/attempts.py says how long)."""
+        """Whether outcomes of this process may soon free a lease or close the circuit. If so,
+        callers keep waiting for a lease (forward/admission.py defines how long)."""
         return breaker.has_report or breaker.probes_in_flight > 0
 
     async def _take(
-        self, breaker: CircuitBreaker, news: SharedState, answers: Report | None = None
+        self, breaker: CircuitBreaker, seen: SharedState, answers: Report | None = None
     ) -> None:
-        if news.generation < breaker.generation:
-            await self._merge(breaker)  # Redis has lost its memory, or part of it
+        if seen.generation < breaker.generation:
+            await self._merge(breaker)  # Redis has lost data
         else:
-            breaker.adopt(news, self._clock.monotonic(), answers)
+            breaker.adopt(seen, self._clock.monotonic(), answers)
 
     async def _merge(self, breaker: CircuitBreaker) -> None:
         while True:
             now, epoch = self._clock.monotonic(), breaker.epoch
-            news = await self._store.merge(breaker, now, breaker.new_tid())
+            seen = await self._store.merge(breaker, now, breaker.new_tid())
             if breaker.epoch == epoch:
                 break
-            # It has tripped while Redis was thinking: what came back knows nothing of that.
+            # The breaker tripped in the meantime, and the reply does not include that.
         breaker.shared = True
-        breaker.adopt(news, self._clock.monotonic())
+        breaker.adopt(seen, self._clock.monotonic())
 
     async def _come_back(self) -> None:
         self._dirty.clear()
@@ -324,16 +323,16 @@ class FleetSync:
         self.reachable = True
         self._poll_at = self._clock.monotonic() + POLL
         self._beat_at = self._next_beat() if self._subscribed else NEVER
-        self._tell(True, "")
+        self._note_reachable(True, "")
 
     def _lost(self, error: StoreError) -> None:
         self.reachable = False
         now = self._clock.monotonic()
         for breaker in self._breakers.values():
             breaker.unreachable(now)
-        self._tell(False, str(error))
+        self._note_reachable(False, str(error))
 
-    def _tell(self, up: bool, why: str) -> None:
+    def _note_reachable(self, up: bool, why: str) -> None:
         if up is self._was_reachable:
             return
         first, self._was_reachable = self._was_reachable is None, up
@@ -342,13 +341,13 @@ class FleetSync:
         if up:
             _log.log(
                 logging.INFO if first else logging.WARNING,
-                "Redis at %s is within reach: circuit breakers are shared",
+                "Redis at %s is reachable: circuit breakers are shared",
                 self._where,
                 extra=facts,
             )
         else:
             _log.warning(
-                "Redis at %s is out of reach (%s): circuit breakers decide locally",
+                "Redis at %s is unreachable (%s): circuit breakers decide locally",
                 self._where,
                 why,
                 extra=facts | {"error": why},
@@ -359,29 +358,29 @@ class FleetSync:
     async def _listen(self) -> None:
         while True:
             try:
-                heard = 0
+                received = 0
                 async for notice in self._store.listen():
-                    self._heard(notice)
-                    heard += 1
-                    if heard % TURN == 0:
+                    self._received(notice)
+                    received += 1
+                    if received % TURN == 0:
                         await asyncio.sleep(0)  # a flood must not hold up the requests
             except StoreError as error:
-                # `work` tells of Redis' absence; without the channel alone, the poll carries on.
+                # `_work` logs that Redis is unreachable; without the channel, polling continues.
                 _log.debug("subscription to breaker transitions lost: %s", error)
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
                 _log.exception("Listening to breaker states failed", extra={"event": "fault"})
             if self._subscribed:
-                self._poll_soon()  # perhaps Redis is gone as well
+                self._poll_soon()  # Redis may be gone too
             self._subscribed, self._alive_until, self._beat_at = False, 0.0, NEVER
             pause = REFUSED if "subscribe" in self._store.missing_rights else RETRY
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
-    def _heard(self, notice: ChangeNotice) -> None:
+    def _received(self, notice: ChangeNotice) -> None:
         now = self._clock.monotonic()
         if not self._subscribed or (notice.published and now >= self._alive_until):
-            self._poll_soon()  # what was published while nobody listened
+            self._poll_soon()  # messages may have been missed
         if notice.published or not self._subscribed:
             self._beat_at = self._next_beat()
         self._subscribed = True
@@ -404,6 +403,6 @@ class FleetSync:
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody wants the task that runs to end."""
+    """Whether the current task is being cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""What breakers tell people: their metrics, and one log line per transition."""
+"""The breakers' metrics, and one log line per transition."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxy.resilience.circuit.states import State
 
 _log = logging.getLogger("proxy.resilience")
 
-# Counted from zero on: a counter that first appears with 1 has not increased, for an alert.
+# Exported from zero on: for an alert, a counter that first appears as 1 has not increased.
 _USUAL = (
     (State.CLOSED, State.OPEN),
     (State.OPEN, State.HALF_OPEN),
@@ -26,7 +26,8 @@ _USUAL = (
 
 
 class BreakerMetrics(Collector):
-    """State and counts are read from `breakers` at a scrape; only transitions are counted live."""
+    """State and counts are read from `breakers` at each scrape; only transitions are counted
+    live."""
 
     def __init__(
         self, breakers: Mapping[str, CircuitBreaker], registry: CollectorRegistry, *, shared: bool
@@ -54,17 +55,17 @@ class BreakerMetrics(Collector):
         registry.register(self)
 
     def begin(self, service: str) -> None:
-        """A breaker was made: its usual transitions are counted from zero on."""
+        """A breaker was created: export its usual transitions from zero on."""
         for before, after in _USUAL:
             self._transitions.labels(service, before.value, after.value)
 
     def reachable(self, up: bool) -> None:
-        """Redis came within reach, or went out of it."""
+        """Redis has become reachable or unreachable."""
         if self.redis_up is not None:
             self.redis_up.set(up)
 
     def collect(self) -> Iterable[Metric]:
-        """The gauges and counters that live in the breakers themselves."""
+        """The gauges and counters kept in the breakers themselves."""
         state = GaugeMetricFamily(
             "circuit_breaker_state", "0 closed, 1 open, 2 half-open", labels=["service"]
         )
@@ -101,7 +102,7 @@ class BreakerMetrics(Collector):
         return state, rejections, probes, late, flying, waiting, held
 
     def transition(self, breaker: CircuitBreaker, made: Transition) -> None:
-        """Count and log `made`, if it is ours to count; others' are only worth a debug line."""
+        """Count and log `made` if this process made it; others' get only a debug line."""
         facts: dict[str, Any] = {
             "event": "breaker_transition",
             "service": breaker.name,

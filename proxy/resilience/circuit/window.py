@@ -1,6 +1,6 @@
-"""A sliding time window over calls: how many, how many failed, how many were slow. Pure.
+"""A sliding time window over calls: total, failed and slow. Pure.
 
-Ten buckets, turned as time goes on: the window covers between nine and ten tenths of its span.
+It has ten rotating buckets, so it covers between nine and ten tenths of its span.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ _BUCKETS = 10
 
 
 class SlidingWindow:
-    """Counts of the last `span` seconds; `add` and `expire` cost the same however many calls."""
+    """Counts of the last `span` seconds. The cost of `add` does not depend on the number of
+    calls."""
 
     __slots__ = ("_buckets", "_slot", "_width", "calls", "failed", "slow", "span")
 
@@ -25,7 +26,7 @@ class SlidingWindow:
         self.calls = self.failed = self.slow = 0
 
     def expire(self, now: float) -> None:
-        """Drop the buckets that `now` (seconds, monotonic) has left behind."""
+        """Drop the buckets that are too old at `now` (monotonic seconds)."""
         slot = int(now / self._width)
         if self._slot is None or slot - self._slot >= _BUCKETS:
             self.clear()
@@ -55,7 +56,7 @@ class SlidingWindow:
     def exceeded(
         self, minimum_calls: int, failure_ratio: float | None, slow_ratio: float | None
     ) -> str | None:
-        """Why these shares are too high, in words; None where they are not or calls are too few."""
+        """Which ratio is exceeded, in words; None if neither is, or if there are too few calls."""
         if self.calls < minimum_calls or not self.calls:
             return None
         if failure_ratio is not None and self.failed / self.calls >= failure_ratio:
