@@ -27,8 +27,10 @@ from proxy.core.memory.cgroup import memory_limit
 from proxy.core.process.descriptors import fit, report
 from proxy.core.redis.client import AnyRedis, connect
 from proxy.core.vitals import Vitals
+from proxy.forward.routing.binding import Stage
 from proxy.forward.routing.client_metrics import ClientMetrics
-from proxy.forward.routing.compile import Compiler, Plans, Stage, descriptors_needed
+from proxy.forward.routing.compile import Compiler, Plans
+from proxy.forward.routing.descriptors import descriptors_needed
 from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.shedding import Shedding
@@ -118,7 +120,7 @@ class Parts:
             registry=registry,
             redis=config.redis,
             clock=self.clock,
-            told=self.trace.breaker,
+            on_transition=self.trace.breaker,
             vitals=vitals,
         )
         self.idempotency = IdempotencyStage(
