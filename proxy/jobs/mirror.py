@@ -215,7 +215,7 @@ class Mirror:
         await self._store.stop()
 
     def _fill_gap(self, reason: str) -> None:
-        self._session.fill_gap(reason)
+        self._session.reconciler.fill_gap(reason)
         self._emit("gap", {"reason": reason})
         if self._counting is not None:
             self._counting.store_has_gap()
@@ -287,7 +287,7 @@ class Mirror:
         """Compare Redis and the store in full. Raises `RedisLost`, `CommandRefused`,
         `StoreSilent`."""
         compared = await self._session.sync()
-        last = self._session.last_sync
+        last = self._session.reconciler.last_sync
         return {
             "mirror": self.name,
             "last_sync": iso_utc(last) if last else None,
@@ -319,6 +319,7 @@ class Mirror:
         session = self._session
         counts = session.capture.counts
         last = session.restorer.last
+        last_sync = session.reconciler.last_sync
         return {
             "mirror": self.name,
             "redis": session.state,
@@ -329,11 +330,11 @@ class Mirror:
             "writes": session.refusing or "ok",
             "missing_rights": [str(right) for right in session.missing_rights],
             "restoring": session.restorer.under_way,
-            "obstacle": session.obstacle,
+            "obstacle": session.reconciler.obstacle,
             "sqlite": "degraded" if self._store.degraded else "ok",
             "sqlite_reason": self._store.degraded,
             "backlog": self._store.backlog,
-            "last_sync": iso_utc(session.last_sync) if session.last_sync else None,
+            "last_sync": iso_utc(last_sync) if last_sync else None,
             "last_restore": None
             if last is None
             else {

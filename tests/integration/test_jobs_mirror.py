@@ -196,7 +196,7 @@ async def test_a_deletion_between_restore_and_comparison(
             for job_id, raw in (("mv_1", job("mv_1")), ("mv_2", job("mv_2")), ("mv_2", newest)):
                 await write(app, job_id, raw)
                 await eventually(holds(mirror, job_id, raw), "captured")
-        mirror._session._compare = compare_for_ever  # type: ignore[method-assign]
+        mirror._session.reconciler._compare = compare_for_ever  # type: ignore[method-assign]
         await restart_empty(redis_server)
         await eventually(comparing.is_set, "restored, and comparing")
         assert mirror.redis_whole

@@ -3,20 +3,18 @@
 A session lasts as long as one connection. It first checks whether the server still has the data of
 the last session (`restore_rules.continuity`). If not, or if a flush is detected later, every live
 job is restored before a missing key is taken to mean anything. Then Redis and the store are
-compared in full, once and every `sync_every`. Changes are captured all the while.
+compared in full, once and every `sync_every` (`reconcile`). Changes are captured all the while.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import random
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Coroutine
+from typing import Literal, TypeVar
 
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock
@@ -26,19 +24,17 @@ from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.capture import Capture, renew_mark
-from proxy.jobs.redis.comparison import Compared, queue_keys, queue_missing
 from proxy.jobs.redis.connection import (
     CaptureMode,
     ClientFactory,
     Command,
-    CommandRefused,
     RedisConnection,
     RedisLost,
-    ServerInfo,
     no_permission,
     refuses_writes,
 )
-from proxy.jobs.redis.restore import FLUSH_PATIENCE, Restorer
+from proxy.jobs.redis.reconcile import Compared, Reconciler
+from proxy.jobs.redis.restore import Restorer
 from proxy.jobs.redis.restore_rules import (
     Continuity,
     DataEpoch,
@@ -66,9 +62,6 @@ MASTER_LOOK = 5.0  # seconds between two queries to the Sentinels, which also an
 FLUSH_LOOK = 5.0  # seconds between two checks for a flush that was not announced
 IDLE_FLUSH_LOOK = 120.0  # the same while idle
 RECONNECT = (0.05, 1.0)  # seconds: the first and the longest pause between two attempts
-SCAN_PAUSE = (1.0, 10.0)  # between scans: at least so many seconds, and so many scan durations
-ALL_GONE = 3  # more missing jobs than this may mean an undetectable flush
-OBSTACLE_PAUSE = 0.5  # seconds between two attempts while the store or the server refuses
 
 
 class RedisSession:
@@ -97,8 +90,6 @@ class RedisSession:
         self.known_until: float | None = None  # Unix: when Redis was lost; None if never reached
         self.refusing: str | None = None  # why Redis, although up, refuses all writes
         self.missing_rights: list[MissingRight] = []
-        self.obstacle: str | None = None  # why restore and comparison fail although Redis is up
-        self.last_sync: float | None = None
         self.link: RedisConnection | None = None
         self.pattern = KeyPattern.parse(settings.key)
         self._name = name
@@ -113,13 +104,7 @@ class RedisSession:
         self._counting_key = counting_key
         self._probe_key = self.pattern.key(PROBE_ID)
         self._emit = emit
-        self._last_info: ServerInfo | None = None
-        self._known_all_until = 0.0  # Unix: when we last knew every job in Redis
-        self._compared = False  # whether a full comparison has followed `_last_info`
         self._epoch: DataEpoch | None = None
-        self._recheck = asyncio.Event()
-        self._sync_requests: list[asyncio.Future[Compared]] = []
-        self._restore_requests: list[asyncio.Future[RestoreCounts]] = []
         requeued = settings.requeued
         self.requeue = (
             Requeuer(
@@ -147,8 +132,20 @@ class RedisSession:
             metrics,
             max_value=settings.max_value,
             hold_deletes=settings.hold_deletes,
-            on_lost=lambda epoch: self._lose(epoch, "flush"),
+            on_lost=lambda epoch: self.reconciler.lose(epoch, "flush"),
             on_other_key=self.requeue.changed if self.requeue else lambda key: None,
+        )
+        self.reconciler = Reconciler(
+            name,
+            settings,
+            self.pattern,
+            store,
+            clock,
+            metrics,
+            emit,
+            self.capture,
+            self.restorer,
+            self.requeue,
         )
 
     @property
@@ -165,11 +162,13 @@ class RedisSession:
     async def sync(self) -> Compared:
         """Compare Redis and the store in full. Raises `RedisLost` while Redis is unreachable,
         `CommandRefused` or `StoreSilent` if one of them refuses."""
-        return await self._request(self._sync_requests)
+        self._require_connection()
+        return await self.reconciler.sync()
 
     async def restore(self) -> RestoreCounts:
         """Restore every live job that is missing. Raises the same as `sync`."""
-        return await self._request(self._restore_requests)
+        self._require_connection()
+        return await self.reconciler.restore()
 
     async def put_one_back(self, row: Row) -> bool:
         """Restore one job if it is missing; returns whether it is in Redis now. Raises
@@ -178,25 +177,15 @@ class RedisSession:
             raise RedisLost(self.why)
         return await self.restorer.put_one_back(self.link, row)
 
-    def fill_gap(self, reason: str) -> None:
-        """The store lost data: schedule a full comparison."""
-        log.warning("store has a gap", extra={"mirror": self._name, "reason": reason})
-        self._sync_requests.append(asyncio.get_running_loop().create_future())
-        self._recheck.set()
-
-    async def _request(self, requests: list[asyncio.Future[_T]]) -> _T:
+    def _require_connection(self) -> None:
         if self.link is None:
             raise RedisLost(self.why)
-        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        requests.append(future)
-        self._recheck.set()
-        return await future
 
     # --- sessions --------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run one session after another until cancelled."""
-        await self._load_last_info()
+        await self._load_meta()
         pause = RECONNECT[0]
         try:
             while True:
@@ -208,7 +197,7 @@ class RedisSession:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(pause * 2, RECONNECT[1])
         finally:
-            self._give_up_waiting("stopped")
+            self.reconciler.give_up("stopped")
             self.state, self.why = "stopped", "stopped"
 
     async def _session(self) -> str:
@@ -218,7 +207,7 @@ class RedisSession:
 
         def flushed() -> None:
             for one in epoch:
-                self._lose(one, "flush")
+                self.reconciler.lose(one, "flush")
 
         link = RedisConnection(
             self._factory,
@@ -232,14 +221,14 @@ class RedisSession:
         try:
             await link.open()
             self._epoch = await self._begin(link)
-            self.capture.known_all_until = self._known_all_until
+            self.capture.known_all_until = self.reconciler.known_all_until
             epoch.append(self._epoch)
             self.link = link
             self._connected(link)
             name = f"mirror:{self._name}"
             maintenance = [
                 (f"{name}:capture", self.capture.run(link, epoch[0])),
-                (f"{name}:keep", self._reconcile(link, epoch[0])),
+                (f"{name}:keep", self.reconciler.run(link, epoch[0])),
                 (f"{name}:heartbeat", self._heartbeat(link, epoch[0])),
             ]
             if link.finder is not None:
@@ -258,7 +247,7 @@ class RedisSession:
             if self.link is not None:
                 self.known_until = self._clock.time() - (time.monotonic() - link.last_read_at)
                 if self.capture.known_all_until is None:
-                    self._set_known_until(self.known_until)
+                    self.reconciler.set_known_until(self.known_until)
             self.link = self._epoch = None
             await link.close()
         return "closed"
@@ -271,7 +260,7 @@ class RedisSession:
             raise RedisLost("READONLY: it is a replica and takes no writes")
         await self._check_rights(link)
         epoch = DataEpoch(info, cause="start")
-        before = self._last_info
+        before = self.reconciler.last_info
         if (
             before is None
             or not same_history(before, info)
@@ -284,7 +273,7 @@ class RedisSession:
         elif before is not None:
             # Keys evicted since then must still count as evicted, not as deleted.
             epoch.info = before
-            epoch.old_data = not self._compared
+            epoch.old_data = not self.reconciler.compared
         return epoch
 
     async def _check_rights(self, link: RedisConnection) -> None:
@@ -324,7 +313,7 @@ class RedisSession:
         self._store.set_meta("redis_back_at", f"{self._clock.time():.3f}")
 
     def _disconnected(self, why: str) -> None:
-        self._give_up_waiting(why)
+        self.reconciler.give_up(why)
         if self.state != "down":
             self.since = self._clock.time()
             self._metrics.degraded("redis", True)
@@ -332,15 +321,6 @@ class RedisSession:
             self._emit("redis_lost", {"reason": why})
         self.state, self.why = "down", why
         self.first_contact.set()
-
-    def _give_up_waiting(self, why: str) -> None:
-        _fail([*self._sync_requests, *self._restore_requests], RedisLost(why))
-        self._sync_requests.clear()
-        self._restore_requests.clear()
-
-    def _lose(self, epoch: DataEpoch, cause: str) -> None:
-        epoch.lose(cause)
-        self._recheck.set()
 
     async def _heartbeat(self, link: RedisConnection, epoch: DataEpoch) -> None:
         looked_at, beat_at = self._clock.monotonic(), -math.inf
@@ -404,138 +384,19 @@ class RedisSession:
         if epoch.lost or epoch.info is not before or None in (flushes, before.flushes):
             return  # already known, refreshed meanwhile, or not reported by this server
         if flushes != before.flushes:
-            self._lose(epoch, "flush")
+            self.reconciler.lose(epoch, "flush")
 
-    # --- restore and comparison ------------------------------------------------------------------
-
-    async def _reconcile(self, link: RedisConnection, epoch: DataEpoch) -> None:
-        """Restore what was lost, compare, wait for the next trigger; until the link is lost."""
-        while True:
-            self._recheck.clear()
-            began = time.monotonic()
-            restores, self._restore_requests = self._restore_requests, []
-            syncs, self._sync_requests = self._sync_requests, []
-            try:
-                while epoch.lost:
-                    await self._restore_lost(link, epoch)
-                if restores:
-                    # A deletion that we have not noticed yet must not be undone.
-                    await self._compare(link, epoch)
-                    _resolve(restores, await self.restorer.put_all_back(link, "manual"))
-                compared = await self._compare(link, epoch)
-                if compared is None:
-                    self._sync_requests += syncs  # interrupted by a loss; `_recheck` is set
-                else:
-                    _resolve(syncs, compared)
-            except (StoreSilent, CommandRefused) as obstacle:
-                # Restore and comparison fail for now, capture continues. We try again, but callers
-                # who requested it get the error at once.
-                self._set_obstacle(str(obstacle))
-                _fail([*restores, *syncs], obstacle)
-                await asyncio.sleep(OBSTACLE_PAUSE)
-                continue
-            except BaseException:  # includes cancellation by a task that lost the connection
-                self._restore_requests += restores
-                self._sync_requests += syncs
-                raise
-            self._set_obstacle(None)
-            pause = self._settings.sync_every
-            if link.mode == "scanning":
-                pause = min(pause, max(SCAN_PAUSE[0], SCAN_PAUSE[1] * (time.monotonic() - began)))
-            await happened(self._recheck, pause)
-
-    def _set_obstacle(self, obstacle: str | None) -> None:
-        if obstacle == self.obstacle:
-            return
-        self.obstacle = obstacle
-        if obstacle is None:
-            log.info("mirror compares again", extra={"mirror": self._name})
-            self._emit("obstacle_gone", {})
-        else:
-            log.error(
-                "mirror cannot restore or compare",
-                extra={"mirror": self._name, "reason": obstacle},
-            )
-            self._emit("obstacle", {"reason": obstacle})
-
-    async def _restore_lost(self, link: RedisConnection, epoch: DataEpoch) -> None:
-        """Restore what one loss took. Another loss meanwhile leaves `epoch.lost` set.
-
-        Afterwards a missing key means a deletion. That fact must be on disk by then, or killing the
-        proxy before the comparison ends would bring back jobs that are deleted from now on.
-        """
-        losses = epoch.losses
-        epoch.info = await link.info()
-        epoch.mark = None
-        await self.restorer.put_all_back(link, epoch.cause)
-        if self.requeue is not None:
-            await self.requeue.put_back(link, epoch)
-        self._remember(epoch, compared=False)
-        await self._store.flushed(FLUSH_PATIENCE)
-        epoch.restored = losses
-
-    async def _compare(self, link: RedisConnection, epoch: DataEpoch) -> Compared | None:
-        """Check every key of the family and every stored job that has no key; None if this revealed
-        a loss instead."""
-        began, before = time.monotonic(), replace(self.capture.counts)
-        info = await link.info()
-        # A server that hides INFO is the same one as long as the connection lasts.
-        if info.run_id is not None and continuity(epoch.info, info) is Continuity.BROKEN:
-            self._lose(epoch, "flush")
-        if epoch.lost:
-            return None
-        changes = self.capture.changes
-        keys = await queue_keys(link, self.pattern, changes, self.capture.odd_key)
-        absent, of = await queue_missing(link, self.pattern, changes, self._store, self._clock)
-        if info.run_id is None and link.mode != "tracking" and absent > max(of / 2, ALL_GONE):
-            self._lose(epoch, "flush")  # the only sign of it on such a server
-            return None
-        await self.capture.changes.drained()
-        await self._store.flushed(FLUSH_PATIENCE)
-        if epoch.lost:
-            return None  # the comparison is void; `_recheck` is set
-        epoch.old_data = False
-        if not absent:
-            epoch.info = info
-        self._remember(epoch, compared=True)
-        self.last_sync = self._clock.time()
-        self.capture.known_all_until = None
-        self._set_known_until(self.last_sync)
-        self._metrics.last_sync.set(self.last_sync)
-        log.debug(
-            "mirror compared", extra={"mirror": self._name, "seconds": time.monotonic() - began}
-        )
-        counts = self.capture.counts
-        return Compared(
-            keys=keys,
-            copied=counts.captured - before.captured,
-            deleted=counts.deleted - before.deleted,
-            missing=absent,
-            seconds=round(time.monotonic() - began, 3),
-        )
-
-    def _set_known_until(self, moment: float) -> None:
-        self._known_all_until = moment
-        self._store.set_meta("known_all_until", f"{moment:.3f}")
-
-    def _remember(self, epoch: DataEpoch, *, compared: bool) -> None:
-        """Persist the server info from when nothing was missing; `compared`: nor outdated."""
-        self._last_info, self._compared = epoch.info, compared
-        self._store.set_meta("facts", json.dumps(asdict(epoch.info)))
-        self._store.set_meta("compared", str(int(compared)))
-
-    async def _load_last_info(self) -> None:
-        """Read back what the previous process knew about the server."""
+    async def _load_meta(self) -> None:
+        """Read back what the previous process knew about Redis."""
         try:
-            known = dict(await self._store.table(sql.META))
-            if "redis_back_at" in known:
-                ago = self._clock.time() - float(known["redis_back_at"])
+            meta = dict(await self._store.table(sql.META))
+            if "redis_back_at" in meta:
+                ago = self._clock.time() - float(meta["redis_back_at"])
                 self.back_at = self._clock.monotonic() - max(0.0, ago)
-            self._known_all_until = float(known.get("known_all_until", 0.0))
-            self._last_info = ServerInfo(**json.loads(known["facts"]))
-            self._compared = known.get("compared", "1") == "1"
-        except (StoreSilent, KeyError, TypeError, ValueError):
-            self._last_info = None
+        except (StoreSilent, TypeError, ValueError):
+            self.reconciler.last_info = None
+        else:
+            self.reconciler.load(meta)
 
 
 async def _until_one_ends(maintenance: list[tuple[str, Coroutine[object, object, None]]]) -> None:
@@ -552,16 +413,3 @@ async def _until_one_ends(maintenance: list[tuple[str, Coroutine[object, object,
     failures.sort(key=lambda failure: isinstance(failure, RedisLost))
     for failure in failures:
         raise failure
-
-
-def _fail(futures: Sequence[asyncio.Future[Any]], error: Exception) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(error)
-            future.exception()  # mark as retrieved: nobody may be waiting
-
-
-def _resolve(futures: list[asyncio.Future[_T]], result: _T) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(result)
