@@ -139,6 +139,7 @@ PURE = (
     "proxy.idempotency.key",
     "proxy.idempotency.record",
     "proxy.jobs.redis.activity",
+    "proxy.jobs.redis.replies",
     "proxy.jobs.queue.forecast",
     "proxy.jobs.answers",
     "proxy.jobs.document",

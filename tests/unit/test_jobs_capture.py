@@ -10,7 +10,8 @@ from proxy.core.clock import ManualClock
 from proxy.jobs.document import KeyPattern, parse
 from proxy.jobs.metrics import JobMetrics, MirrorMetrics
 from proxy.jobs.redis.capture import Capture
-from proxy.jobs.redis.connection import Command, RedisConnection, ServerInfo
+from proxy.jobs.redis.connection import RedisConnection
+from proxy.jobs.redis.replies import Command, ServerInfo
 from proxy.jobs.redis.restore_rules import DataEpoch
 from proxy.jobs.store.records import Head, Row
 from proxy.jobs.store.store import JobStore

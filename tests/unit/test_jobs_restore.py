@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.jobs.redis.connection import ServerInfo, notifies, parse_info
+from proxy.jobs.redis.replies import ServerInfo, notifies, parse_info
 from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,

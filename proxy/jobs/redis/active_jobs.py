@@ -25,7 +25,8 @@ from typing import TypeVar
 from proxy.core.clock import Clock
 from proxy.core.headers import is_correlation_id
 from proxy.jobs.document import FINISHED, WAITING, valid_job_id
-from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost
+from proxy.jobs.redis.connection import RedisConnection, RedisLost
+from proxy.jobs.redis.replies import CommandError
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,9 @@ from proxy.jobs.document import (
 )
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.change_queue import ChangeQueue
-from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost, ServerInfo
+from proxy.jobs.redis.connection import RedisConnection, RedisLost
 from proxy.jobs.redis.evictions import Evictions
+from proxy.jobs.redis.replies import CommandError, ServerInfo
 from proxy.jobs.redis.restore_rules import (
     Absence,
     Continuity,

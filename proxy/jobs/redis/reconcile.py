@@ -20,13 +20,8 @@ from proxy.jobs.events import EventSink
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.capture import Capture
 from proxy.jobs.redis.change_queue import ChangeQueue
-from proxy.jobs.redis.connection import (
-    CommandError,
-    CommandRefused,
-    RedisConnection,
-    RedisLost,
-    ServerInfo,
-)
+from proxy.jobs.redis.connection import CommandRefused, RedisConnection, RedisLost
+from proxy.jobs.redis.replies import CommandError, ServerInfo
 from proxy.jobs.redis.restore import FLUSH_PATIENCE, Restorer
 from proxy.jobs.redis.restore_rules import Continuity, DataEpoch, RestoreCounts, continuity
 from proxy.jobs.requeue.requeuer import Requeuer

@@ -10,7 +10,8 @@ from proxy.core.clock import Clock
 from proxy.jobs.document import KeyPattern
 from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.connection import Command, CommandError, CommandRefused, RedisConnection
+from proxy.jobs.redis.connection import CommandRefused, RedisConnection
+from proxy.jobs.redis.replies import Command, CommandError
 from proxy.jobs.redis.restore_rules import RestoreCounts, index_entries, put_back
 from proxy.jobs.store.records import Pace, Row
 from proxy.jobs.store.store import JobStore

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from proxy.jobs.document import to_timestamp
-from proxy.jobs.redis.connection import Command, ServerInfo
+from proxy.jobs.redis.replies import Command, ServerInfo
 from proxy.jobs.store.records import Row
 
 EXPIRY_SLACK = 1.0  # seconds: two clocks and a rounded PTTL

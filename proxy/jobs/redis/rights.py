@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from proxy.jobs.redis.connection import Command, no_permission
+from proxy.jobs.redis.replies import Command, no_permission
 
 PROBE_ID = "reliability-proxy-probe"
 """The ID of no job: its key is used to test permissions."""

@@ -24,16 +24,9 @@ from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.capture import Capture, renew_mark
-from proxy.jobs.redis.connection import (
-    CaptureMode,
-    ClientFactory,
-    Command,
-    RedisConnection,
-    RedisLost,
-    no_permission,
-    refuses_writes,
-)
+from proxy.jobs.redis.connection import CaptureMode, ClientFactory, RedisConnection, RedisLost
 from proxy.jobs.redis.reconcile import Compared, Reconciler
+from proxy.jobs.redis.replies import Command, no_permission, refuses_writes
 from proxy.jobs.redis.restore import Restorer
 from proxy.jobs.redis.restore_rules import (
     Continuity,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.jobs.redis.connection import Command, CommandError, RedisConnection
+from proxy.jobs.redis.connection import RedisConnection
+from proxy.jobs.redis.replies import Command, CommandError
 from proxy.jobs.requeue import pidbox, scripts
 from proxy.jobs.requeue.messages import (
     PRIORITY_STEPS,

@@ -27,7 +27,8 @@ from proxy.jobs.document import FINISHED, WAITING, KeyPattern
 from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.connection import CommandError, RedisConnection
+from proxy.jobs.redis.connection import RedisConnection
+from proxy.jobs.redis.replies import CommandError
 from proxy.jobs.redis.restore_rules import DataEpoch
 from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
 from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, judge

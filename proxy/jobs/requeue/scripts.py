@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.jobs.redis.connection import Command
+from proxy.jobs.redis.replies import Command
 
 CLAIM_LIFE = 48 * 3600.0  # seconds; a job's key lives 24 h
 WORKERS_FRESH = 4.0  # seconds for which one sidecar's count of workers serves all

@@ -10,7 +10,8 @@ from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.jobs.document import FINISHED, WAITING, KeyPattern, parse
 from proxy.jobs.events import EventSink
 from proxy.jobs.metrics import MirrorMetrics
-from proxy.jobs.redis.connection import Command, RedisConnection
+from proxy.jobs.redis.connection import RedisConnection
+from proxy.jobs.redis.replies import Command
 from proxy.jobs.requeue import scripts
 from proxy.jobs.requeue.broker import Broker, View, new_id
 from proxy.jobs.requeue.evidence import Action, Judgement

@@ -15,7 +15,8 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.jobs.document import valid_job_id
-from proxy.jobs.redis.connection import CommandError, RedisConnection, RedisLost
+from proxy.jobs.redis.connection import RedisConnection, RedisLost
+from proxy.jobs.redis.replies import CommandError
 from proxy.jobs.store import sql
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore

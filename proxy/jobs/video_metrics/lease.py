@@ -16,13 +16,8 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.connection import (
-    Command,
-    CommandError,
-    CommandRefused,
-    RedisConnection,
-    RedisLost,
-)
+from proxy.jobs.redis.connection import CommandRefused, RedisConnection, RedisLost
+from proxy.jobs.redis.replies import Command, CommandError
 
 log = logging.getLogger(__name__)
 
