@@ -356,6 +356,37 @@ def rf64(*behind: tuple[bytes, bytes], claimed: int | None = None) -> bytes:
     return b"RF64" + b"\xff" * 4 + chunks[8:at] + b"\xff" * 4 + chunks[at + 4 :]
 
 
+@pytest.mark.parametrize("tag", [b"", id3(bytes(10)), id3(bytes(11))], ids=["no", "even", "odd"])
+@pytest.mark.parametrize("more", [b"", b"\0\0\0"], ids=["even", "odd"])
+def test_chunks_have_even_lengths_wherever_they_begin(tag: bytes, more: bytes) -> None:
+    """Odd ones are padded; a tag before them changes nothing, nor does it hide what is behind."""
+    data = tag + riff((b"fmt ", FORMAT + more), (b"data", SOUND + more[:1]), (b"LIST", b"INFO"))
+    assert examine(data)["duration"] == pytest.approx(1.0)
+    elf = FOREIGN["application/x-executable"] + bytes(100)
+    assert examine(data + elf)["what"] == "application/x-executable"
+
+
+def test_a_format_has_64_kib_at_most() -> None:
+    """Its header included. None is that long."""
+    for size, member in ((2**16 - 8, "duration"), (2**16 - 6, "refused")):
+        longer = FORMAT + bytes(size - len(FORMAT))
+        assert member in examine(riff((b"fmt ", longer), (b"data", SOUND))), size
+
+
+def test_text_is_no_sound_where_it_is_all_that_the_sound_begins_with() -> None:
+    """4 KiB of it."""
+    for size, member in ((4095, "duration"), (4096, "refused")):
+        text = b"A" * size + bytes(8000)
+        assert member in examine(riff((b"fmt ", FORMAT), (b"data", text))), size
+
+
+@pytest.mark.parametrize("name", [b"~ab ", b" ~~~", b"    ", b"\x7fabc", b"\x1fabc"])
+def test_only_what_can_be_a_name_begins_a_chunk(name: bytes) -> None:
+    """Behind the samples. What is no chunk counts as if it were played, where it is much."""
+    seconds = examine(riff((b"fmt ", FORMAT), (b"data", SOUND), (name, bytes(200_000))))["duration"]
+    assert (seconds > 10) == (name not in (b"~ab ", b" ~~~"))
+
+
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
 def test_lengths_of_64_bits_tell_where_the_sound_ends(magic: bytes) -> None:
     """What stands behind it is a chunk: tags that may say anything, others that are searched."""

@@ -33,7 +33,7 @@ def measure_wav(source: Source, limit: float | None) -> float:
             sound = at
             break
         if name in (b"fmt ", b"ds64") and end - at <= _MAX_FORMAT and name not in before:
-            before += source.at(at, end + end % 2 - at)
+            before += source.at(at, _padded(at, end) - at)
     if not sound:
         raise Undecodable("no_audio")
     if starts_foreign(source.at(sound + _CHUNK, 4096)):
@@ -48,7 +48,7 @@ def _look_around(walk: PacketWalk, source: Source, start: int) -> None:
     """Rules 2 and 3."""
     behind = source.received
     for name, at, end in _chunks(source, start):
-        behind = end + end % 2
+        behind = _padded(at, end)
         if name != b"data" and name not in _TAGS:
             refuse_foreign(source, [(at + _CHUNK, end)])
     refuse_foreign(source, [(behind, source.received)])
@@ -82,6 +82,12 @@ def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
         yield name, at, at + _CHUNK + size
         at += _CHUNK + size + size % 2
     raise Undecodable("entries")
+
+
+def _padded(at: int, end: int) -> int:
+    """Where the chunk behind the one from `at` to `end` begins: chunks have even lengths, but a tag
+    before them may begin them anywhere."""
+    return end + (end - at) % 2
 
 
 def _is_name(name: bytes) -> bool:
