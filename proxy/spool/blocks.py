@@ -1,4 +1,4 @@
-"""Bytes in memory, in blocks that are neither tiny nor copied without need, and counted."""
+"""Bytes in memory as a list of blocks: not too small, rarely copied, and accounted for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from proxy.core.memory.budget import Account, Holding, Owner
 if TYPE_CHECKING:
     from proxy.spool.file import Block
 
-#: Pieces smaller than this are joined, into blocks of up to `_JOINED`: chunks come by the thousand.
+#: Smaller pieces are joined into blocks of up to `_JOINED`: chunks may arrive by the thousand.
 _SMALL, _JOINED = 4 * 1024, 64 * 1024
 
 
 class Blocks:
-    """A growing list of blocks. What they hold, and what was moved out of them and not released, is
-    counted in the process' memory budget; `owner` answers for it."""
+    """A growing list of blocks. Their bytes, and those moved out and not yet released, are charged
+    to `owner` in the process' memory budget."""
 
     __slots__ = ("_held", "blocks", "size")
 
@@ -25,7 +25,7 @@ class Blocks:
         self.size = 0
 
     def add(self, pieces: list[bytes]) -> int:
-        """Take `pieces`; how many bytes they are."""
+        """Append `pieces`. Returns their size in bytes."""
         if len(pieces) > 8:
             pieces = [b"".join(pieces)]
         blocks, added = self.blocks, 0
@@ -46,8 +46,8 @@ class Blocks:
         return added
 
     def put_back(self, blocks: list[Block], skip: int) -> None:
-        """Take `blocks` again, less the first `skip` bytes of them, before all others. They are
-        counted already (`move_out`)."""
+        """Put `blocks`, less their first `skip` bytes, back in front of all others. They are still
+        charged (`move_out`)."""
         left: list[Block] = []
         for block in blocks:
             if skip >= len(block):
@@ -59,12 +59,12 @@ class Blocks:
         self.size += sum(map(len, left))
 
     def move_out(self) -> list[Block]:
-        """All blocks, which remain counted until they are `release`d."""
+        """Remove and return all blocks. They stay charged until `release`."""
         blocks, self.blocks, self.size = self.blocks, [], 0
         return blocks
 
     def release(self, size: int) -> None:
-        """So many bytes that were moved out are gone."""
+        """Stop charging for `size` bytes that were moved out."""
         self._held.shrink(size)
 
     def clear(self) -> None:
@@ -74,7 +74,7 @@ class Blocks:
 
 
 def cut(blocks: list[Block], start: int, limit: int) -> list[bytes]:
-    """Up to `limit` bytes of `blocks` from `start` on; at least one piece if there is any."""
+    """Up to `limit` bytes of `blocks` from `start` on."""
     out: list[bytes] = []
     for block in blocks:
         size = len(block)

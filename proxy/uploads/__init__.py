@@ -1,13 +1,13 @@
-"""Lets only real audio of the right size and length through.
+"""Accepts only real audio of an accepted type, size and duration.
 
-From the outside in: `rules` (what a route wants) make a `check` (one upload: what the engine
-calls). It reads the body with `form.reader`, writes it anew with `form.rewrite`, puts the file into
-the spool and has it examined by a `probe.session` of the `probe.pool`, our side of the probe
-processes. On the other side of the socket, in a process per upload that can do nothing else,
-`probe.process` reads the spooled file through `probe.source`, chooses a family from
-`formats.families` and lets `formats.measure` walk the packets; `probe.sandbox` keeps it there.
-`rejections` words every refusal.
+From the outside in: `rules` (a route's settings) begin a `check` (one upload, as the engine sees
+it). The check parses the body with `form.reader`, rewrites it with `form.rewrite`, writes the file
+to the spool and has it examined through a `probe.session` of the `probe.pool`, the proxy's side of
+the probe processes. On the other side of the socket, in one confined process per upload,
+`probe.process` reads the spooled file through `probe.source`, picks a family from
+`formats.families` and measures it with `formats.measure`; `probe.sandbox` confines it.
+`rejections` words every error.
 
-This file imports nothing: the probe process must not load the proxy's half, and the other way
-round.
+This file imports nothing: the probe process must not load the proxy's half, nor the proxy the
+probe's.
 """

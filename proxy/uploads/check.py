@@ -1,15 +1,16 @@
-"""One upload, as the engine sees it: bytes in, a verdict, and a body for the upstream at the end.
+"""One upload, as the engine sees it: bytes in, a verdict and a body for the upstream out.
 
 Rules:
-1. The file goes into the spool, and a probe process reads it there. Nothing goes upstream, and the
-   upload needs no upstream connection, before the verdict is good. So a PDF called `song.mp3` never
-   reaches the app, not even its first byte, and a slow sender takes no connection from others.
-2. What goes upstream is written anew around the spooled file (form/rewrite.py): our own boundary,
-   which no client can know (so no parser, be it as lenient as it likes, finds a boundary within the
-   file), the detected type, and the length of it all.
-3. Everything in a form but its files has 1 MiB at most.
-4. In report mode the bytes pass as they came and nothing is raised; the verdict is only recorded.
-5. No room in the spool, no probe process in time: that is 503, and the log says why.
+1. The file goes into the spool, where a probe process reads it. Until the upload is accepted,
+   nothing is sent upstream and no upstream connection is held. So no byte of a PDF called
+   `song.mp3` reaches the app, and slow senders do not use up connections.
+2. The form is rewritten around the spooled file (form/rewrite.py) with our own boundary, the
+   detected type and a length. No client can know the boundary, so not even a lenient parser finds
+   one within the file.
+3. The parts of a form other than its files may take 1 MiB in total.
+4. In report mode the bytes pass unchanged and nothing is raised; the verdict is only recorded.
+5. If the spool has no room, or no probe process is free in time, the answer is 503 and the cause
+   is logged.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
 log = logging.getLogger("proxy.uploads")
 
 
-def _nobody() -> None:
-    """Listens any more."""
+def _no_listener() -> None:
+    """Replaces the listener of a closed check."""
 
 
 class UploadCheck:
-    """Call `feed` for each piece of the body, `finish` after the last, `close` in any case.
+    """Call `feed` for each piece of the body, `finish` after the last one, and always `close`.
 
-    `content_type`: the `Content-Type` to send upstream, None to leave the client's. `on_change` is
-    called from the event loop when something is new: an early refusal, or room for more.
+    `content_type`: the `Content-Type` to send upstream, None to keep the client's. `on_change` is
+    called from the event loop after an early rejection, or when there is room for more.
     """
 
     stale = DIGEST_FIELDS
@@ -63,7 +64,7 @@ class UploadCheck:
         self._report = validator.rules.mode == "report"
         self._content_length = content_length
         self._owner = owner
-        self._session: ProbeSession = validator.pool.session(validator.job, self._changed)
+        self._session: ProbeSession = validator.pool.session(validator.task, self._changed)
         self._file = self._new_body(keep=True)
         self._reader: FormReader | None = None
         self._form: NewForm | None = None
@@ -79,15 +80,16 @@ class UploadCheck:
 
     @property
     def forward_length(self) -> int | None:
-        """The length of the body that goes upstream, None where only chunked will do."""
+        """The length of the body that goes upstream, None if it must be chunked."""
         return self._content_length if self._report else self._file.length
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The next bytes of the body; `b""` just to ask. Returns what may go upstream now: nothing,
-        except in report mode. Raises `UploadRejected`, or `Overloaded` for trouble of ours."""
+        """Take the next bytes of the body; `b""` only checks for a verdict. Returns what may go
+        upstream now: nothing, except in report mode. Raises `UploadRejected`, or `Overloaded` if
+        the proxy itself cannot check the upload."""
         self._raise_if_failed()
         self._body += len(data)
-        if self._error is None:  # else: report mode, verdict known
+        if self._error is None:  # otherwise report mode, and already rejected
             try:
                 self._consult()
                 if data:
@@ -98,15 +100,15 @@ class UploadCheck:
 
     @property
     def blocked(self) -> bool:
-        """Whether the engine should stop reading the client until `on_change`: the disk is slow."""
+        """Whether to stop reading from the client until `on_change`, because the disk is slow."""
         if self._error is not None:
             return False
         file = self._file.blocked and not self._session.decided
         return file or any(body.blocked for body in self._others())
 
     async def finish(self) -> list[bytes] | SpooledBody:
-        """The body is complete: wait for the verdict. Raises it, or returns the body that goes
-        upstream; nothing in report mode, where it went as it came."""
+        """End the body and wait for the verdict. Raises a rejection, or returns the body to send
+        upstream; an empty list in report mode, where the bytes have already passed."""
         self._raise_if_failed()
         finished_at = self._clock.monotonic()
         try:
@@ -125,10 +127,10 @@ class UploadCheck:
         return self._file
 
     def close(self) -> None:
-        """Free the probe process and the spool. Always call it; a second call does nothing. What
-        refers to each other lets go, so that a flood of uploads leaves nothing to the collector."""
+        """Release the probe process and the spool. A second call does nothing. Breaks reference
+        cycles, so that a flood of uploads leaves no work for the garbage collector."""
         self._session.close()
-        self._session.listener = _nobody
+        self._session.listener = _no_listener
         self._reader = self.on_change = None
         self._file.close()
         if self._form is not None:
@@ -138,8 +140,8 @@ class UploadCheck:
 
     @property
     def content(self) -> list[tuple[bytes, ...]] | None:
-        """What makes two uploads the same: SHA-256 of each field's value and of each file, with
-        their names. None before the verdict is good, and where it is not wanted (`digest`)."""
+        """Identifies the content: the SHA-256 of each field's value and of each file, with their
+        names. None until the upload is accepted, and without `UploadRules.digest`."""
         if self._validation_ms is None or self._error is not None:
             return None
         if self._form is not None:
@@ -149,12 +151,12 @@ class UploadCheck:
 
     @property
     def detail(self) -> str | None:
-        """What the refusal says, in report mode too."""
+        """The detail of the rejection, in report mode too."""
         return self._error.detail if self._error is not None else None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is known of it by now, as `FACTS` names it."""
+        """What is known so far, by the names in `FACTS`."""
         return facts_of(
             self._session, self._error, self._rules.mode, self._file.size, self._validation_ms
         )
@@ -164,7 +166,7 @@ class UploadCheck:
     def expect_form(
         self, form_type: values.FormType, digests: Sequence[tuple[bytes, bytes]]
     ) -> None:
-        """The body is a form; `digests` as for `UploadRules.begin`."""
+        """Expect a form; `digests` as for `UploadRules.begin`."""
         validator, charset = self._validator, form_type.charset
         boundary = validator.new_boundary().encode()
         self._reader = FormReader(form_type.boundary)
@@ -212,7 +214,7 @@ class UploadCheck:
             self._notify_session()
 
     def _expected(self) -> int | None:
-        """Bytes of the file where the rest of the body is its, the last boundary aside."""
+        """The size of the file if the rest of the body, except the last boundary, belongs to it."""
         if self._content_length is None or self._rules.also:
             return None
         rest = self._content_length - self._body
@@ -254,7 +256,7 @@ class UploadCheck:
         return [a.body for a in self._form.attachments] if self._form is not None else []
 
     async def _verdict(self) -> None:
-        """Wait for it. Raises `Overloaded` where the disk does not take the file in time."""
+        """Wait for the verdict. Raises `Overloaded` if the disk does not take the file in time."""
         try:
             async with asyncio.timeout(SPOOL_TIMEOUT):
                 while not (self._session.decided or self._file.in_file) or any(
@@ -269,9 +271,9 @@ class UploadCheck:
             await self._next_change()
 
     def _consult(self) -> None:
-        """Raise what the probe has found so far, or that there is no room."""
+        """Raise a rejection found so far, or `Overloaded` if there is no room."""
         error = rejections.refusal(
-            self._session, self._validator.job.types, self._rules.max_duration, self._field
+            self._session, self._validator.task.types, self._rules.max_duration, self._field
         )
         if error is not None:
             raise error
@@ -282,7 +284,7 @@ class UploadCheck:
             raise rejections.overloaded("upload_spool")
 
     def fail(self, error: ProxyError) -> None:
-        """Settle on `error`; in report mode it is only kept for `facts`."""
+        """End the check with `error`, which report mode only keeps for `facts`."""
         self._error = error
         self.close()
         self._raise_if_failed()

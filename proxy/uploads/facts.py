@@ -1,4 +1,4 @@
-"""What is known of an upload, for the access line, the metrics and the spans."""
+"""What is known about an upload, for access log, metrics and spans."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 #: `verdict` (`accepted`, an error's code, `overloaded` or `unfinished`), `mode`, `type` and `label`
 #: (ours and libmagic's), `size` in bytes, `duration` in seconds, `validation_ms` from the last byte
-#: to the verdict, `reason`. The access line has them as `upload_NAME`.
+#: to the verdict, `reason`. The access log has them as `upload_NAME`.
 FACTS: Final = ("verdict", "mode", "type", "label", "size", "duration", "validation_ms", "reason")
 
 
 def facts_of(
     session: ProbeSession, error: ProxyError | None, mode: str, size: int, delay: float | None
 ) -> dict[str, Any]:
-    """Those that are known. `delay`: milliseconds, None before the verdict."""
+    """The facts known so far. `delay`: milliseconds, None before the verdict."""
     found = session.verdict or {}
     kind = session.kind or {k: v for k, v in found.items() if isinstance(v, str)}
     if error is not None:

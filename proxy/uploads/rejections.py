@@ -1,7 +1,7 @@
-"""Every refusal of an upload, worded: one function per cause, in the sprint document's style.
+"""The errors for rejected uploads: one function per cause, in the sprint document's style.
 
-Sizes are in units of 1024 and called KB and MB, as the sprint document does: 50 MiB is "50MB". A
-measured figure is rounded up, so that it never reads the same as the limit that it is over.
+Sizes are in units of 1024, called KB and MB as in the sprint document: 50 MiB is "50MB". Measured
+sizes are rounded up, so that they never read the same as the limit they exceed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from proxy.core import errors
 if TYPE_CHECKING:
     from proxy.uploads.probe.session import ProbeSession
 
-#: How people call the families that a config may accept.
+#: Common names of the families that a config may accept.
 _NAMES = {
     "audio/mpeg": "MP3",
     "audio/wav": "WAV",
@@ -25,7 +25,7 @@ _NAMES = {
     "audio/webm": "WebM with sound only",
     "audio/aac": "AAC",
 }
-#: What the bytes are, by media type. Of others the media type is shown.
+#: What the bytes are, by media type. Other media types are shown as they are.
 _WORDS = {
     "application/pdf": "a PDF document",
     "application/zip": "a ZIP archive",
@@ -66,7 +66,7 @@ _WORDS = {
     "unreadable data": "unreadable data, perhaps cut short",
     "a wav header before other content": "a WAV header before other content",
 }
-#: Why there is no duration, by the probe's word for it.
+#: Why there is no duration, by the probe's reason.
 _REASONS = {
     "broken": "its packets cannot be read. Was it cut short?",
     "cut_short": "its index is missing, or its sound. Was it cut short?",
@@ -94,7 +94,7 @@ def _in_words(found: str) -> str:
 
 
 def _what_to_do(found: str) -> str:
-    """A sentence with a blank before it, empty where there is nothing to be done."""
+    """A sentence after a space, or nothing if there is no advice."""
     if found.endswith(_FILM):
         return " Save its sound alone, as MP3 or M4A."
     if found == "audio/aac":
@@ -123,7 +123,7 @@ def duration_text(seconds: float) -> str:
 
 
 def too_large(measured: int | None, limit: int, field: str | None) -> errors.UploadTooLarge:
-    """`measured` bytes; None: it was only counted up to the limit, the rest was not read."""
+    """`measured` bytes; None if the rest was not read once the limit was reached."""
     found = size_text(measured or limit, measured=True)
     if found == size_text(limit):
         found = f"over {found}"
@@ -136,7 +136,7 @@ def too_large(measured: int | None, limit: int, field: str | None) -> errors.Upl
 
 
 def too_long(seconds: float, limit: float, field: str | None) -> errors.UploadTooLong:
-    """The walk stopped at `seconds`, just past the limit: how much more there is nobody knows."""
+    """Measuring stopped at `seconds`, just past the limit; the full duration is unknown."""
     return errors.UploadTooLong(
         f"Audio file too long: over {duration_text(limit)} (max: {duration_text(limit)})",
         limit=limit,
@@ -148,7 +148,7 @@ def too_long(seconds: float, limit: float, field: str | None) -> errors.UploadTo
 def type_rejected(
     found: str, accepted: Iterable[str], field: str | None
 ) -> errors.UploadTypeRejected:
-    """`found` is what the bytes are, in words or as a media type."""
+    """`found`: what the bytes are, in words or as a media type."""
     names = list(accepted)
     good = ", ".join(_NAMES.get(name, name) for name in names)
     return errors.UploadTypeRejected(
@@ -160,7 +160,7 @@ def type_rejected(
 
 
 def duration_unknown(reason: str, field: str | None) -> errors.UploadDurationUnknown:
-    """`reason`: the probe's word, one of `_REASONS`."""
+    """`reason`: a key of `_REASONS`."""
     return errors.UploadDurationUnknown(
         f"Audio file duration unknown: {_REASONS[reason]}", field=field, reason=reason
     )
@@ -182,7 +182,7 @@ def malformed(why: str, field: str | None, *, reason: str = "multipart") -> erro
 
 
 def attachment_too_large(limit: int, field: str) -> errors.UploadTooLarge:
-    """A file beside the audio; how much more there is nobody knows."""
+    """A file beside the audio, whose full size is unknown."""
     most = size_text(limit)
     return errors.UploadTooLarge(
         f"File in field {field} too large: over {most} (max: {most})", limit=limit, field=field
@@ -190,7 +190,7 @@ def attachment_too_large(limit: int, field: str) -> errors.UploadTooLarge:
 
 
 def attachment_rejected(accepted: Iterable[str], field: str) -> errors.UploadTypeRejected:
-    """A file beside the audio whose bytes are none of the `accepted` types."""
+    """A file beside the audio that has none of the `accepted` types."""
     names = list(accepted)
     return errors.UploadTypeRejected(
         f"File in field {field} is not of an accepted type (accepted: {', '.join(names)})",
@@ -205,8 +205,8 @@ def attachment_empty(field: str) -> errors.UploadEmpty:
 
 
 def overloaded(reason: str) -> errors.Overloaded:
-    """Not the upload's fault: no probe process could judge it (`upload_probe`), or its bytes had
-    no room in the spool (`upload_spool`). The log names the cause."""
+    """Not the upload's fault: no probe process could examine it (`upload_probe`), or the spool had
+    no room (`upload_spool`). The cause is in the log."""
     return errors.Overloaded(
         "The upload cannot be checked now, try again", retry_after=2, reason=reason
     )
@@ -215,8 +215,8 @@ def overloaded(reason: str) -> errors.Overloaded:
 def refusal(
     session: ProbeSession, accepted: Sequence[str], max_duration: float | None, field: str | None
 ) -> errors.ProxyError | None:
-    """What the probe has found against the upload so far; None for nothing. Nothing that it says is
-    trusted: it has read hostile bytes."""
+    """The rejection that follows from the probe's answers so far, or None. No answer is trusted:
+    the probe has read hostile bytes."""
     if session.lost is not None:
         if session.to_blame:
             return duration_unknown(session.lost, field)

@@ -1,4 +1,4 @@
-"""The rules of one route for its uploads, and what the head of a request says against them."""
+"""A route's rules for uploads, and the checks that need only the head of a request."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _RAW_TYPES = ("audio/", "video/", "application/octet-stream", "application/ogg",
 
 
 class UploadRules:
-    """The rules of one route, compiled. `digest`: whether uploads are to know what is in them
-    (`UploadCheck.content`). `boundary` makes 32 hexadecimal digits, at random."""
+    """The rules of one route, compiled. `digest`: whether to compute `UploadCheck.content`.
+    `boundary` returns 32 random hexadecimal digits."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class UploadRules:
         self.clock: Clock = clock or SystemClock()
         self.new_boundary = boundary
         types = tuple(family.media_type for family in compile_types(rules.types))
-        self.job = ProbeTask.of(types, rules.max_duration, rules.max_size)
+        self.task = ProbeTask.of(types, rules.max_duration, rules.max_size)
 
     def begin(
         self,
@@ -51,9 +51,9 @@ class UploadRules:
         digests: Sequence[tuple[bytes, bytes]] = (),
         owner: Owner | None = None,
     ) -> UploadCheck:
-        """Look at the request's head, before any 100 (Continue); `digests`: names and values of its
-        `DIGEST_FIELDS`; `owner` answers for the memory. Raises an `UploadRejected` where no body
-        could make it good; in report mode never."""
+        """Check the request's head, before any 100 (Continue). `digests`: names and values of its
+        `DIGEST_FIELDS`; `owner`: whom the memory is charged to. Raises `UploadRejected` if no body
+        could be accepted, except in report mode."""
         check = UploadCheck(self, content_length, owner)
         try:
             form = self._examine_head(content_type, content_length, content_encoding)
@@ -66,7 +66,7 @@ class UploadRules:
     def _examine_head(
         self, content_type: bytes | None, length: int | None, encoding: bytes | None
     ) -> values.FormType | None:
-        """What the head says of the form, None where the body is the file itself."""
+        """The form's type from the head, None if the body is the file itself."""
         rules, field = self.rules, self.rules.field
         if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
             raise rejections.malformed(
@@ -81,7 +81,7 @@ class UploadRules:
             if length == 0:
                 raise rejections.empty(None)
             if kind and not kind.startswith(_RAW_TYPES):
-                raise rejections.type_rejected(kind, self.job.types, None)
+                raise rejections.type_rejected(kind, self.task.types, None)
             return None
         if not text and not length:
             raise rejections.missing(field)

@@ -240,7 +240,7 @@ async def test_a_balloon_is_refused(
     """Out of memory there is out of luck for that upload."""
     validator = UploadRules(Upload(), roomy, new_spool())
     if memory is not None:
-        validator.job = replace(validator.job, memory=memory)
+        validator.task = replace(validator.task, memory=memory)
     outcome = await upload(validator, form(part(balloon(samples))))
     assert outcome.code == "upload_duration_unknown"
     assert outcome.facts["reason"] in reason.split()

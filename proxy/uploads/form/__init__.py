@@ -1,5 +1,5 @@
-"""multipart/form-data: `reader` yields parts while their bytes arrive, `rewrite` writes them anew.
+"""multipart/form-data: `reader` parses parts as their bytes arrive, `rewrite` builds a new form.
 
-`values` holds what clients write into header fields, `digests` checks what they promised of the
-body.
+`values` parses and writes header values, `digests` checks the digests that clients send,
+`attachments` handles files beside the audio.
 """

@@ -1,10 +1,10 @@
-"""Files that a form may bring beside the audio: each typed, sized and counted by its own rule.
+"""Files that a form may have beside the audio: each field has a rule for types, size and number.
 
 Rules:
-1. A type is recognised by the first bytes of a file, and text by all of them; a file's name and
-   the client's `Content-Type` play no part. Nothing is decoded: an image may be a broken one. What
-   begins like a page or a program is not text.
-2. They go upstream where they stood, under a safe name and the recognised type.
+1. A type is recognised by the first bytes of a file, text by all of them; the file's name and the
+   client's `Content-Type` are ignored. Nothing is decoded, so an image may be broken. What begins
+   like a page or a program is not text.
+2. They keep their place in the form, with a safe name and the recognised type.
 3. They wait in the spool like the audio.
 """
 
@@ -20,12 +20,12 @@ from proxy.uploads import rejections
 from proxy.uploads.form import values
 from proxy.uploads.form.reader import Part
 
-HEAD = 512  # bytes that decide
+HEAD = 512  # bytes that decide the type
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How files of one type begin. `text`: they have no control characters but those of lines."""
+    """How files of one type begin. `text`: the only control characters are line ends and tabs."""
 
     media_type: str
     start: re.Pattern[bytes]
@@ -66,7 +66,7 @@ _KINDS: Final = {
 
 
 class Attachment:
-    """One such file, while it comes and after."""
+    """One such file, during and after its arrival."""
 
     def __init__(self, rule: AlsoFile, part: Part, body: SpooledBody) -> None:
         self.part = part
@@ -77,7 +77,7 @@ class Attachment:
         self._decided = False
 
     def append(self, data: bytes) -> None:
-        """The next bytes of it. Raises the refusal, as soon as it is certain."""
+        """Take the next bytes. Raises a rejection as soon as it is certain."""
         if not self._decided:
             self._head += data[:HEAD]
             if len(self._head) >= HEAD:
@@ -89,7 +89,7 @@ class Attachment:
             raise rejections.attachment_too_large(self._rule.max_size, self._rule.field)
 
     def end(self) -> None:
-        """That was all of it. Raises the refusal."""
+        """End the file. Raises a rejection."""
         if self.body.size == 0:
             raise rejections.attachment_empty(self._rule.field)
         if not self._decided:
@@ -97,7 +97,7 @@ class Attachment:
         self.body.end()
 
     def head(self) -> tuple[str, bytes]:
-        """Its safe name and its type, once it has ended."""
+        """Its safe name and type, once it has ended."""
         (kind,) = self._kinds
         given = self.part.filename or ""
         name = values.safe_file_name(given, kind.extensions, without="file")

@@ -1,11 +1,11 @@
-"""Digests that a client has sent of a body which is written anew: checked, then dropped.
+"""Digests that a client has sent for a body that is rewritten: checked, then dropped.
 
 Rules:
-1. RFC 9530 (`Content-Digest`, `Repr-Digest`; without a content coding both are of the same bytes),
+1. RFC 9530 (`Content-Digest`, `Repr-Digest`; without a content coding both cover the same bytes),
    RFC 3230 (`Digest`) and RFC 1864 (`Content-MD5`).
-2. One that does not fit refuses the upload: it came damaged. One that cannot be read, or whose
-   algorithm we do not know, says nothing about the body.
-3. Whatever was found, none goes upstream, since the app gets other bytes.
+2. An upload whose digest does not match was damaged in transit and is rejected. A digest that
+   cannot be parsed, or has an unknown algorithm, is ignored.
+3. No digest goes upstream, since the app gets other bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_CLAIMS = 16
 
 
 class Digests:
-    """`update` with every byte of the body, then ask for the `mismatch`."""
+    """Call `update` with every byte of the body, then `mismatch`."""
 
     def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
         """`fields`: lower-case names and values, of those in `DIGEST_FIELDS`."""
@@ -50,7 +50,7 @@ class Digests:
             hasher.update(data)
 
     def mismatch(self) -> str | None:
-        """The name of a field that does not fit the body, or None."""
+        """The name of a field that does not match the body, or None."""
         for name, algorithm, digest in self._claims:
             if self._hashers[algorithm].digest() != digest:
                 return "Content-MD5" if name == b"content-md5" else name.decode().title()
@@ -58,17 +58,14 @@ class Digests:
 
 
 def _claims(name: bytes, value: bytes) -> Iterator[tuple[str, bytes]]:
-    """Algorithms and digests that a field names, those that can be read (rule 2)."""
+    """The algorithms and digests in a field that can be parsed (rule 2)."""
     members = [b"md5=" + value] if name == b"content-md5" else value.split(b",")
     for member in members:
         label, _, text = member.strip().partition(b"=")
         algorithm = _ALGORITHMS.get(label.strip().lower())
         if algorithm is None:
             continue
-        if name in (
-            b"content-digest",
-            b"repr-digest",
-        ):  # a byte sequence of RFC 9651: between colons
+        if name in DIGEST_FIELDS[:2]:  # a byte sequence of RFC 9651: between colons
             text = text.partition(b";")[0].strip()
             if len(text) < 2 or text[:1] != b":" or text[-1:] != b":":
                 continue
@@ -79,7 +76,7 @@ def _claims(name: bytes, value: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _decode(text: bytes, size: int) -> bytes | None:
-    """Base64, or the hexadecimal digits that some write instead; None where it is neither."""
+    """Decode Base64, or the hexadecimal digits that some clients send; None if it is neither."""
     try:
         digest = bytes.fromhex(text.decode()) if len(text) == 2 * size else base64.b64decode(text)
     except (ValueError, binascii.Error):

@@ -1,16 +1,17 @@
-"""A strict reader of multipart/form-data that yields events while the bytes come.
+"""A strict parser of multipart/form-data that yields events as bytes arrive.
 
-The parser is defnull's `multipart` in strict mode; docs/explanation/uploads.md compares it with
-`python-multipart`. Around and beyond it:
-1. What stands before the first boundary and behind the last one is dropped, as RFC 2046 §5.1.1
-   wants it, up to 4 KiB each; but the boundary must not come again behind the last one.
-2. One `Content-Disposition` per part, one `Content-Type` (or the same twice), no multipart within
-   (RFC 7578 §4.3). `Content-Transfer-Encoding` may say that there is none (`binary`, `8bit`,
-   `7bit`: RFC 2045 §6.2); any other is refused (RFC 7578 §4.7).
-3. Names are decoded by us: UTF-8, else ISO-8859-1, never refused for their charset; but for blanks
-   around them, which Django strips, and a byte order mark, which Node strips.
-4. No data and no header begins with the boundary: some parsers take it for one (the line end before
-   it ends the headers, too).
+The underlying parser is defnull's `multipart` in strict mode; docs/explanation/uploads.md compares
+it with `python-multipart`. This module adds:
+1. Preamble and epilogue are dropped, as RFC 2046 §5.1.1 demands, up to 4 KiB each. The boundary may
+   not occur in the epilogue.
+2. A part has one `Content-Disposition`, at most one `Content-Type` (or the same one twice) and no
+   nested multipart (RFC 7578 §4.3). `Content-Transfer-Encoding` may only be `binary`, `8bit` or
+   `7bit`, which mean none (RFC 2045 §6.2, RFC 7578 §4.7).
+3. Names are decoded as UTF-8, or else as ISO-8859-1, and never rejected for their charset. They are
+   rejected if they begin or end with spaces, which Django strips, or with a byte order mark, which
+   Node strips.
+4. Neither data nor a header may begin with the boundary, which some parsers would take for one: the
+   line end that closes the headers counts as the one before it.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ MAX_AROUND = 4 * 1024  # bytes of preamble, and of epilogue
 
 
 class FormError(ValueError):
-    """The body is not what `form-data` must be; the message is half a sentence."""
+    """The body is not valid `form-data`; the message is half a sentence."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The head of one part. `filename`: as the client gave it; None for a plain field.
-    `raw_name`: the name as it came between its quotes. `text_type`: the `Content-Type` that a text
-    part keeps."""
+    """The head of one part. `filename`: as sent by the client, None for a plain field. `raw_name`:
+    the name as it stood between the quotes. `text_type`: the `Content-Type` that a text part
+    keeps."""
 
     name: str
     filename: str | None
@@ -63,9 +64,9 @@ Event = Part | bytes | PartEnd
 
 
 class FormReader:
-    """Feed pieces of the body; get parts, their bytes (in big slices, uncopied) and their ends.
+    """Feed pieces of the body; get parts, their bytes (large slices, not copied) and their ends.
 
-    `complete` says whether the closing boundary was seen.
+    `complete`: whether the closing boundary was seen.
     """
 
     def __init__(self, boundary: bytes) -> None:
@@ -79,15 +80,15 @@ class FormReader:
         )
         self._opening = b"--" + boundary
         self._closing = b"\r\n--" + boundary + b"--"
-        self._before = b""  # until the first boundary is whole
+        self._before = b""  # until the first boundary is complete
         self._started = False
-        self._recent = b""  # enough of what was fed to find the closing boundary again
+        self._recent = b""  # the end of the bytes so far, to find a closing boundary across pieces
         self._epilogue = b""
         self._first: bytes | None = None  # of the part's data, while they may be the boundary
         self.complete = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Parse on. Raises `FormError`. Consume the iterator before the next call."""
+        """Parse the next bytes. Raises `FormError`. Exhaust the iterator before the next call."""
         if not self._started and not self.complete:
             data = self._after_preamble(data)
         if self.complete:
@@ -114,12 +115,12 @@ class FormReader:
         self._note_end(data, ended)
 
     def close(self) -> None:
-        """The body is over. Raises `FormError` where it stopped before the last boundary."""
+        """End the body. Raises `FormError` if it stopped before the last boundary."""
         if not self.complete:
             raise FormError("the body ends before the last boundary")
 
     def _after_preamble(self, data: bytes) -> bytes:
-        """Rule 1: from the first boundary on; nothing where that is not whole yet."""
+        """Rule 1: the bytes from the first boundary on; none while that is incomplete."""
         data = self._before + data
         opening = self._opening
         at = data.find(opening)
@@ -132,7 +133,7 @@ class FormReader:
             self._before = data
             return b""
         self._before = b""
-        if data.startswith(b"--", behind):  # a form of no parts
+        if data.startswith(b"--", behind):  # a form without parts
             self.complete = True
             return data[behind + 2 :]
         self._started = True
@@ -148,8 +149,8 @@ class FormReader:
             self._first = None
 
     def _note_end(self, data: bytes, ended: bool) -> None:
-        """The parser does not say that a part was the last one, nor where. A part that ended last
-        in `data` was, if the closing boundary is there: rule 4 lets nothing else look like one."""
+        """The parser does not report whether a part was the last one. If a part ended in `data` and
+        the closing boundary is there, it was: by rule 4 nothing else looks like one."""
         keep = len(self._closing) - 1
         if ended:
             window = self._recent + data
@@ -197,7 +198,7 @@ def _part(segment: MultipartSegment) -> Part:
 
 
 def _check_header(name: str, value: str, earlier: dict[str, str]) -> None:
-    """Rule 2 of a header in lower case; `earlier` are those before it. Raises `FormError`."""
+    """Rule 2 for a header in lower case after the `earlier` ones. Raises `FormError`."""
     if name.startswith("-"):
         raise FormError("a part header begins like a boundary")
     if name == "Content-Transfer-Encoding" and value not in _NO_ENCODING:

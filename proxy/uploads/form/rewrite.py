@@ -1,10 +1,10 @@
-"""A form written anew: what the app gets of the one that came.
+"""The rewritten form: what the app gets instead of the client's.
 
 Rules:
 1. The parts keep their order. Each gets one `Content-Disposition` and one type, a safe file name
    and a boundary that no client can know.
-2. One file in the audio's field; others only where `also` names their field (attachments.py).
-3. A file input that was left empty (`filename=""` and no byte) is no file.
+2. There is one file in the audio's field. Others need a rule in `also` (attachments.py).
+3. A file input that was left empty (`filename=""` and no bytes) is not a file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from proxy.uploads.formats.families import FormatFamily
 
 
 def _ignore(data: bytes) -> None:
-    """Nothing more is taken."""
+    """Replaces the methods of a closed form."""
 
 
 def _no_body() -> SpooledBody:
-    """There is room for nothing more."""
+    """Replaces the factory of a closed form."""
     raise RuntimeError("the form is closed")
 
 
 class NewForm:
-    """Takes the events of a `FormReader`. `file`: where the audio goes; `new_body` makes room for
-    another file; `held` counts the fields' bytes. `raw`: names go as they came, whatever their
-    charset; else in UTF-8. `digest`: `content` is wanted."""
+    """Takes the events of a `FormReader`. `file`: receives the audio; `new_body`: makes a body for
+    another file; `held`: the memory account of the fields. `raw`: whether names keep their charset
+    instead of being sent as UTF-8. `digest`: whether to compute `content`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class NewForm:
         self._digest = digest
         self._before: list[bytearray | SpooledBody] = []  # the audio
         self._parts = self._before  # where parts go
-        self._part: Part | None = None  # the one we are in
+        self._part: Part | None = None  # the current one
         self._add: Callable[[bytes], None] = self._begin_file  # where its bytes go
         self._value = hashlib.sha256(usedforsecurity=False)
         self._values: list[tuple[bytes, ...]] = []
@@ -75,7 +75,7 @@ class NewForm:
         return self._file.size + sum(attachment.body.size for attachment in self.attachments)
 
     def take(self, event: Event) -> None:
-        """The next event. Raises the refusal."""
+        """Take the next event. Raises a rejection."""
         if isinstance(event, bytes):
             self._add(event)
         elif isinstance(event, PartEnd):
@@ -90,7 +90,7 @@ class NewForm:
             self._value = hashlib.sha256(usedforsecurity=False)
             self._add = self._add_value
         else:
-            self._add = self._begin_file  # when its first byte comes
+            self._add = self._begin_file  # on its first byte
             if part.filename != "":
                 self._begin_file(b"")
 
@@ -157,7 +157,7 @@ class NewForm:
             self._last().extend(b"\r\n")
 
     def end_file(self) -> None:
-        """That was all of the audio. Raises the refusal."""
+        """End the audio. Raises a rejection."""
         if self._file.size == 0:
             raise rejections.empty(self._field or None)
         self._file.end()
@@ -178,7 +178,7 @@ class NewForm:
         self._parts.append(bytearray(b"--" + self._boundary + b"\r\n" + line + b"\r\n"))
 
     def frame(self, family: FormatFamily) -> None:
-        """Put all parts around the audio, which is of that `family`."""
+        """Frame the audio, of that `family`, with all other parts."""
         assert self._audio is not None
         behind, self._parts = self._parts, self._before
         name = values.safe_file_name(self._audio.filename or "", family.extensions)
@@ -192,17 +192,17 @@ class NewForm:
         self._file.frame(before, after)
 
     def content(self) -> list[tuple[bytes, ...]] | None:
-        """SHA-256 of each field's value and of each file, with their names. None where a file is
-        still being written."""
+        """The SHA-256 of each field's value and of each file, with their names. None while a
+        file is being written."""
         files = [(a.part.name, a.body.digest()) for a in self.attachments]
         files.append((self._field, self._file.digest()))
         found = [(b"file", name.encode(), digest) for name, digest in files if digest is not None]
         return [*self._values, *found] if len(found) == len(files) else None
 
     def close(self) -> None:
-        """Free the spool, but for the audio, and forget the values."""
+        """Release everything but the audio."""
         for attachment in self.attachments:
             attachment.body.close()
         self._before, self._parts = [], []
-        self._add, self._new_body = _ignore, _no_body  # methods would be cycles for the collector
+        self._add, self._new_body = _ignore, _no_body  # bound methods would be reference cycles
         self._held.clear()

@@ -1,4 +1,4 @@
-"""Audio formats: what each family looks like, and how long a file of it plays.
+"""Audio formats: how to recognise each family, and how to measure the duration of its files.
 
-Start with `families` and `measure`. Runs inside the probe process only, except for the tables.
+Start with `families` and `measure`. Only the tables are used outside the probe process.
 """

@@ -1,16 +1,16 @@
 """Families of audio formats: what a configured type means in bytes, labels and demuxers.
 
 Rules:
-1. A name in the config (`audio/mpeg`) stands for a family. What a client calls its file plays no
-   part; what libmagic calls it is asked, but may only say no.
+1. A name in the config (`audio/mpeg`) stands for a family. The type that the client declares is
+   ignored; libmagic's label can only veto.
 2. A family is recognised by its *signature* in the first 64 KiB. libmagic's label must be one that
-   it gives for true files of that family, or its "I do not know" (`application/octet-stream`).
-3. The label is not asked where the signature is stronger than anything libmagic looks at: eight
-   MPEG audio frames in a row from the very first byte.
-4. Which family it is decides with which ONE FFmpeg demuxer the bytes are opened. FFmpeg never
-   guesses a format here: its playlist, image and network formats are out of reach.
-5. Containers that also carry films (MP4, Matroska, Ogg) count only without a video track; cover
-   art is no video track.
+   it gives to real files of that family, or "unknown" (`application/octet-stream`).
+3. The label is ignored if the signature is stronger than anything libmagic checks: eight MPEG audio
+   frames in a row from the first byte on.
+4. Each family is opened with exactly ONE FFmpeg demuxer. FFmpeg never guesses a format, so its
+   playlist, image and network formats are unreachable.
+5. Containers that also carry films (MP4, Matroska, Ogg) are accepted only without a video track;
+   cover art is not a video track.
 
 The labels are those of libmagic 5.37 to 5.46 for files written by FFmpeg, sox, LAME, iTunes, phone
 recorders and browsers.
@@ -25,15 +25,14 @@ from proxy.uploads.formats import mpeg_frames
 from proxy.uploads.formats.polyglots import starts_foreign
 from proxy.uploads.probe.source import Source
 
-HEAD = 64 * 1024  # bytes that signature and libmagic see; FFmpeg skips as much leading junk
+HEAD = 64 * 1024  # bytes for signature and libmagic; FFmpeg skips as much leading junk
 UNKNOWN_LABEL = "application/octet-stream"
 
 
 @dataclass(frozen=True, eq=False)  # one object per family: compared and hashed by identity
 class FormatFamily:
-    """One row of the table. `media_type` is what goes upstream as the part's `Content-Type`;
-    `extensions` are kept in a file name, the first one replaces any other; `options` are the
-    demuxer's."""
+    """One row of the table. `media_type`: the part's `Content-Type` upstream; `extensions`: those
+    that a file name may keep, the first one replaces any other; `options`: the demuxer's."""
 
     media_type: str
     demuxer: str
@@ -53,7 +52,7 @@ def _family(
 MPEG = _family(
     "audio/mpeg",
     "mp3",
-    # libmagic 5.41 glues two labels together for some MPEG-2 layer III files
+    # libmagic 5.41 concatenates two labels for some MPEG-2 layer III files
     "audio/mpeg audio/mp3 audio/x-mp3 audio/x-mpeg audio/mpegapplication/octet-stream",
     ".mp3 .mp2 .mpga",
 )
@@ -62,8 +61,8 @@ WAV = _family(
     "wav",
     "audio/x-wav audio/wav audio/wave audio/vnd.wave",
     ".wav .wave .rf64",
-    # Packets of 64 KiB instead of 4: an eighth of the work. The small probe keeps FFmpeg from
-    # searching PCM for hidden DTS in 2 MB of samples (110 ms measured).
+    # Packets of 64 KiB instead of 4 are an eighth of the work. The small probe size keeps FFmpeg
+    # from searching 2 MB of PCM for DTS (110 ms measured).
     max_size="65536",
     probesize="65536",
 )
@@ -95,7 +94,7 @@ AAC = _family(
     ".aac .adts",
 )
 
-# What a config may say. Two names of the sprint document stand for one family each.
+# The names for a config. Some of the sprint document's names share a family.
 NAMES: Mapping[str, FormatFamily] = {
     "audio/mpeg": MPEG,
     "audio/wav": WAV,
@@ -113,31 +112,31 @@ _MP4_FIRST_BOXES = frozenset(b"ftyp moov mdat free skip wide pnot styp sidx moof
 
 
 def compile_types(types: Iterable[str]) -> tuple[FormatFamily, ...]:
-    """The families of the configured names, each once, in the order given. Unknown names raise
-    `KeyError`; the config schema has refused them before."""
+    """The families of the configured names, without duplicates, in the given order. Raises
+    `KeyError` for unknown names, which the config schema has already rejected."""
     return tuple(dict.fromkeys(NAMES[name] for name in types))
 
 
 def recognise(head: bytes, label: str, *, tagged: bool = False) -> FormatFamily | None:
-    """The family of a file that starts with `head`, if it is `tagged` behind its ID3v2 tags, and
-    that libmagic calls `label`. None where there is none."""
+    """The family of a file that starts with `head` (behind its ID3v2 tags if `tagged`) and has
+    libmagic's `label`; None if there is none."""
     family, certain = _by_signature(head, tagged=tagged)
     if family is None:
         return None
     if certain or label == UNKNOWN_LABEL or label in family.labels:
         return family
-    return family if tagged and label in MPEG.labels else None  # what libmagic calls a tag
+    return family if tagged and label in MPEG.labels else None  # libmagic's label for the tag
 
 
 def _by_signature(head: bytes, *, tagged: bool) -> tuple[FormatFamily | None, bool]:
-    """The family whose signature `head` carries, and whether that outweighs libmagic (rule 3)."""
+    """The family whose signature `head` has, and whether that overrides libmagic (rule 3)."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return WAV, False
     if head[:4] == b"OggS":
         return OGG, False
     if head[:4] == b"fLaC":
         return FLAC, False
-    if not tagged:  # their places count from the first byte
+    if not tagged:  # these may not follow a tag
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return WEBM, False
         if head[4:8] in _MP4_FIRST_BOXES:
@@ -151,7 +150,7 @@ def _by_signature(head: bytes, *, tagged: bool) -> tuple[FormatFamily | None, bo
         return AAC, False
     if whole and unbroken and frames:
         return MPEG, False
-    # Leading junk: the earlier chain of the two wins, unless the junk is something.
+    # Leading junk: the earlier chain of the two wins, unless the junk is a known format.
     chains = (
         (mpeg_frames.find_chain(sound), MPEG),
         (mpeg_frames.find_chain(sound, adts=True), AAC),
@@ -159,14 +158,14 @@ def _by_signature(head: bytes, *, tagged: bool) -> tuple[FormatFamily | None, bo
     at, family = min(chains, key=lambda chain: chain[0] if chain[0] >= 0 else len(head))
     if starts_foreign(head if at < 0 else head[:at]):
         return None, False
-    if at < 0:  # a tag may claim less than it has: the walk will tell
+    if at < 0:  # a tag may be longer than it claims: FFmpeg decides
         return (MPEG if tagged and head else None), False
     return family, False
 
 
 def after_id3(head: bytes) -> int:
     """Where the audio starts behind any ID3v2 tags (id3.org, ID3v2.4 §3.1: the length is 4 x 7
-    bits, without the header, and a footer adds 10). 0 if there is no tag that FFmpeg would read."""
+    bits, without the header, and a footer adds 10). 0 if there is no tag that FFmpeg reads."""
     at = 0
     while head[at : at + 3] == b"ID3" and len(head) >= at + 10:
         flags, *size = head[at + 5 : at + 10]
@@ -180,7 +179,7 @@ def after_id3(head: bytes) -> int:
 
 
 def skip_tags(source: Source) -> bool:
-    """Go to where the audio starts behind any ID3v2 tags. Whether there were some."""
+    """Move to where the audio starts behind any ID3v2 tags. Returns whether there were any."""
     tagged = False
     while (size := after_id3(source.peek(HEAD))) > 0:
         source.skip(size)

@@ -1,11 +1,11 @@
-"""How long does it play: each family's way to find out, and what the answer must withstand.
+"""The duration of a file: how to measure it for each family, so that no crafted file plays longer.
 
 Rules:
-1. Every packet counts, and none that is not there: what a header claims is compared, not believed
+1. The packets that exist are counted. Durations in headers are compared with them, not trusted
    (packets.py). The largest of several measures wins.
-2. The walk ends as soon as it is past the limit.
-3. What no decoder reads is searched for others (polyglots.py), and must be a small part of an
-   MP3: FFmpeg finds "audio" in any bytes.
+2. Measuring stops as soon as it is past the limit.
+3. Bytes that no decoder reads are searched for other formats (polyglots.py). In an MP3 they must be
+   a small part, since FFmpeg finds "audio" in any bytes.
 4. FFmpeg's parser adds whatever stands between two FLAC frames to the frame before. So a FLAC's
    sound is searched as well, while it arrives, and its metadata except comments, pictures and seek
    points.
@@ -30,14 +30,14 @@ _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentiet
 
 
 def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
-    """Seconds that the file plays, from the source's position on, where its tags end. Raises
-    `NotAudio`, `Undecodable` or `PastLimit`."""
+    """Seconds that the file plays; `source` stands behind its tags. Raises `NotAudio`,
+    `Undecodable` or `PastLimit`."""
     own_way = _MEASURES.get(family)
     return own_way(source, limit) if own_way else _measure_frames(source, family, limit)
 
 
 def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -> float:
-    """MP3, AAC and WebM: all that there is goes through the demuxer."""
+    """MP3, AAC and WebM: the whole file goes through the demuxer."""
     begin = source.position
     walks = walk_file(lambda: source.back(begin), family, limit)
     source.drain()
@@ -62,8 +62,8 @@ def _measure_flac(source: Source, limit: float | None) -> float:
 
 
 def _flac_head(source: Source) -> bytes:
-    """The one block of metadata that a decoder needs; `source` goes to the first frame. Those that
-    nobody is to read are searched."""
+    """The one block of metadata that a decoder needs; moves `source` to the first frame. Searches
+    the blocks that no decoder reads."""
     magic = source.peek(4 + _STREAM_INFO)
     if magic[4] & 0x7F != 0:
         return b""  # FFmpeg's to judge

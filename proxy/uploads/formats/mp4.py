@@ -1,17 +1,17 @@
-"""MP4 and its kin: an index, believed as far as samples from all over the file bear it out.
+"""MP4 and its relatives: an index that is trusted as far as decoded samples confirm it.
 
 Rules:
-1. FFmpeg opens the file when it is whole and may seek: only so it finds chapters. Fragments have
-   their index among the sound; they are demuxed as they come.
-2. AAC and ALAC have one frame in a sample. So after the trial of the first packets FFmpeg's index
-   tells how many there are, and samples all over the file are decoded to see whether each plays
-   what it claims: one in each of `_SPREAD` stretches, at random, and those that are far larger than
-   the others. Other codecs, and files cut short, are demuxed to the end (packets.py).
-3. To look at every entry in Python costs 0.5 µs each, 12 ms for ten minutes of AAC. Where the last
-   sample is there, the others are believed to be there, too: an index that invents some makes
-   itself longer, and so does nobody else harm.
-4. Boxes are counted before FFmpeg sees them: it takes its time over each. Those that hold no sound
-   are searched for other content, the sound itself where there is more of it than samples.
+1. FFmpeg opens the file once it is complete, and may seek: otherwise it finds no chapters.
+   Fragmented files have their index among the sound; they are demuxed as they arrive.
+2. AAC and ALAC have one frame per sample. So the index gives the number of packets behind the first
+   ones, and samples all over the file are decoded to check whether they play what they claim: a
+   random one in each of `_SPREAD` sections, and those far larger than average. Other codecs, and
+   files cut short, are demuxed to the end (packets.py).
+3. Checking every index entry in Python takes 0.5 µs each, 12 ms for ten minutes of AAC. So if the
+   last sample exists, the others are assumed to exist: an index that invents samples only makes the
+   file longer.
+4. Boxes are counted before FFmpeg parses them, since each takes time. Boxes without sound are
+   searched for foreign formats, and so is the sound if it is larger than all samples.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from proxy.uploads.probe.source import Source
 _MAX_INDEX = 32 * 1024 * 1024  # bytes, of hours of sound
 _INDEXED = frozenset({"aac", "alac"})  # one frame in a sample
 _SPREAD = 160
-_SLACK = 64  # bytes of sound that may belong to no sample
+_SLACK = 64  # bytes of an `mdat` box that may belong to no sample
 _KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"sidx", b"mfra"))
 
 
@@ -79,7 +79,7 @@ def measure_mp4(source: Source, limit: float | None) -> float:
 
 
 def _begins_with_fragments(source: Source) -> bool:
-    """Whether an index for fragments comes before any sound."""
+    """Whether an index for fragments precedes any sound."""
     at = 0
     for _ in range(MAX_ENTRIES):
         box = read_header(source.at(at, HEADER), at, at)
@@ -87,7 +87,7 @@ def _begins_with_fragments(source: Source) -> bool:
             break
         if box.kind == b"moov":
             index = source.at(box.start, box.end - box.start) if box.end <= _MAX_INDEX else b""
-            _inner(index, sys.maxsize)  # how long the file will be is not known yet
+            _inner(index, sys.maxsize)  # the length of the file is not known yet
             return b"mvex" in index
         at = box.end
     return False
@@ -95,9 +95,9 @@ def _begins_with_fragments(source: Source) -> bool:
 
 @dataclass(slots=True)
 class _Layout:
-    """Where what stands. `sound`: ranges of the `mdat` boxes; `others`: ranges of what holds no
-    sound or is no box. `samples`, `largest`: bytes of all samples in the last index, and of one.
-    `found`: there is an index; `fragments`: and it is not for all."""
+    """`sound`: ranges of the `mdat` boxes; `others`: ranges of other boxes and of bytes that are no
+    box. `samples`, `largest`: bytes of all samples in the last index, and of the largest one.
+    `found`: there is an index; `fragments`: it does not cover all samples."""
 
     sound: list[tuple[int, int]] = field(default_factory=list)
     others: list[tuple[int, int]] = field(default_factory=list)
@@ -131,7 +131,7 @@ def _layout(source: Source) -> _Layout:
 
 
 def _inner(index: bytes, received: int) -> list[Box]:
-    """The boxes of an index that claims no more than can be true."""
+    """The boxes of an index. Raises `Undecodable` if it claims more than can be true."""
     boxes = list(islice(inner_boxes(index, 0, len(index)), MAX_ENTRIES + 1))
     if len(boxes) > MAX_ENTRIES or absurd_tables(index, boxes, received):
         raise Undecodable("entries")
@@ -139,7 +139,7 @@ def _inner(index: bytes, received: int) -> list[Box]:
 
 
 def _boxes(source: Source) -> Iterator[Box]:
-    """The boxes of the whole file; what is none at its end as one without a name."""
+    """The boxes of the whole file; a rest that is no box comes as one without a name."""
     at = 0
     while at < source.received:
         box = read_header(source.at(at, HEADER), at, source.received)
@@ -170,8 +170,8 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
 
 
 def _follow_index(walk: PacketWalk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
-    """Add what the index says of the packets behind the trial. False where that cannot be relied
-    on: nothing of the trial plays, or the last sample is not there. Raises `Lies`."""
+    """Count the packets after the trial by the index. False if that is not reliable: nothing of the
+    trial plays, or the last sample does not exist. Raises `Lies`."""
     entries = stream.index_entries
     if not walk.packets or len(entries) <= walk.tried:
         return False

@@ -1,4 +1,4 @@
-"""The boxes of an MP4 file, as far as they must be known before FFmpeg sees them.
+"""The boxes of an MP4 file, as far as they must be checked before FFmpeg parses them.
 
 ISO/IEC 14496-12 §4.2: 32 bits of size and four letters; size 1 means 64 bits of size behind the
 letters, size 0 "to the end of the file".
@@ -12,19 +12,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _SHORT, HEADER = 8, 16  # bytes of a box's header, without and with 64 bits of size
-#: Boxes with nothing but boxes in them, between the index and its tables.
+#: Boxes that contain only boxes, between the index and its tables.
 _PARENTS = frozenset((b"trak", b"mdia", b"minf", b"stbl", b"udta", b"ilst", b"edts"))
 
 #: Bytes of an entry in the tables of a track.
 _ENTRY = {b"stsz": 4, b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4}
 
-#: Samples that a table of times may have beyond those that there are, as some writers do.
+#: Samples that a table of times may have beyond those in the file, as some writers do.
 _SLACK = 1024
 
 
 @dataclass(frozen=True)
 class Box:
-    """`start` is where its contents begin, `end` where they must end."""
+    """`start`: where its contents begin; `end`: where they must end."""
 
     kind: bytes
     at: int
@@ -33,8 +33,8 @@ class Box:
 
 
 def read_header(data: bytes, at: int, last: int) -> Box | None:
-    """The box at the beginning of `data`, which stands `at` there; None where there is none.
-    `last`: where a box of size 0 ends."""
+    """The box at the beginning of `data`, which is at offset `at`; None if there is none. `last`:
+    where a box of size 0 ends."""
     if len(data) < _SHORT:
         return None
     size, kind, start = int.from_bytes(data[:4], "big"), data[4:8], at + _SHORT
@@ -45,7 +45,7 @@ def read_header(data: bytes, at: int, last: int) -> Box | None:
 
 
 def inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
-    """The boxes of an index, those that only hold others followed by what they hold."""
+    """The boxes of an index, in order, each parent followed by its children."""
     at = start
     while at < end:
         box = read_header(data[at : at + HEADER], at, end)
@@ -54,15 +54,15 @@ def inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
         yield box
         if box.kind in _PARENTS:
             yield from inner_boxes(data, box.start, box.end)
-        elif box.kind == b"meta":  # with four bytes of version, but for QuickTime's
+        elif box.kind == b"meta":  # with four bytes of version, except in QuickTime
             versioned = not data.startswith(b"hdlr", box.start + 4)
             yield from inner_boxes(data, box.start + 4 * versioned, box.end)
         at = box.end
 
 
 def sample_sizes(data: bytes, box: Box) -> tuple[int, int]:
-    """The sum of a track's sizes in an `stsz` box, and the largest; (0, 0) where they are not
-    there."""
+    """The sum of a track's sample sizes in an `stsz` box, and the largest; (0, 0) without a
+    table."""
     same = int.from_bytes(data[box.start + 4 : box.start + 8], "big")
     number = int.from_bytes(data[box.start + 8 : box.start + 12], "big")
     if same:
@@ -73,12 +73,13 @@ def sample_sizes(data: bytes, box: Box) -> tuple[int, int]:
 
 
 def absurd_tables(data: bytes, boxes: Iterable[Box], received: int) -> bool:
-    """Whether an index claims more than can be true of `received` bytes of file, or than its tables
-    have room for: FFmpeg makes 24 bytes of each sample, however few of the index claim it.
+    """Whether an index claims more samples than `received` bytes of file or its own tables have
+    room for: FFmpeg allocates 24 bytes per claimed sample.
 
-    A sample has at least a byte of the file. Its time and its place are each told once.
+    Each sample takes at least a byte of the file, and has one entry for its time and one for its
+    offset.
     """
-    samples = times = 0  # of the track we are in
+    samples = times = 0  # of the current track
     for box in boxes:
         if box.kind == b"trak":
             samples = times = 0

@@ -1,8 +1,8 @@
-"""MPEG audio and ADTS frame headers: how long the frame is, and whether frames form a chain.
+"""MPEG audio and ADTS frame headers: frame lengths and chains of frames.
 
 Rules:
 1. A header alone proves nothing: 11 set bits occur every 2 KiB in random bytes. Only a chain of
-   frames, each where the one before it ends and of the same kind, counts.
+   frames of the same kind counts, each beginning where the one before ends.
 2. "Same kind" is version, layer and sampling rate; bit rate, padding and channel mode may change
    from frame to frame (ISO/IEC 11172-3 §2.4.2.3).
 3. Free format (bit rate index 0) is not supported, as in FFmpeg.
@@ -31,7 +31,7 @@ ADTS_SAME_KIND = 0xFFFFFC00  # the same for ADTS: protection, profile and sampli
 
 @lru_cache(maxsize=4096)
 def frame_length(header: int) -> int:
-    """Bytes of the MPEG audio frame behind these 32 bits, header included; 0 if they are none."""
+    """Bytes of the MPEG audio frame with this 32-bit header, header included; 0 if invalid."""
     if header & 0xFFE00000 != 0xFFE00000:
         return 0
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
@@ -48,7 +48,7 @@ def frame_length(header: int) -> int:
 
 
 def adts_length(header: bytes) -> int:
-    """Bytes of the ADTS frame that starts with these 7 bytes; 0 if they are none."""
+    """Bytes of the ADTS frame that starts with these 7 bytes; 0 if they are no header."""
     if len(header) < 7 or header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
         return 0
     length = (header[3] & 3) << 11 | header[4] << 3 | header[5] >> 5
@@ -85,7 +85,7 @@ def chain(head: bytes, at: int, *, adts: bool = False, stop_after: int = 8) -> t
 
 def find_chain(head: bytes, *, adts: bool = False, start: int = 0) -> int:
     """Where in `head` a credible chain of frames begins, or -1. Four frames in a row are credible
-    anywhere (a chance of 1 in 10^15 for random bytes); two are when they end the file."""
+    anywhere (random bytes: 1 in 10^15), two only if they end the file."""
     at = head.find(b"\xff", start)
     while at != -1 and at + 7 <= len(head):
         frames, unbroken = chain(head, at, adts=adts, stop_after=4)

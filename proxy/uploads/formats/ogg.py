@@ -1,13 +1,12 @@
 """Ogg, link by link.
 
 Rules:
-1. A file may be several, one behind the other (chained, RFC 3533 §4): a page that begins a stream
-   behind one that does not begins the next link, be its codec and rate what they may. Each link is
-   opened as a file of its own, so a film does not hide behind a second of sound; their lengths add
-   up.
-2. Packets carry their length inside. Granule positions, and so time stamps, may say anything: in
-   short clips FFmpeg takes the last packet to play 2^32 ticks less a few.
-3. Comments are counted before FFmpeg sees them: it compares each with all before it.
+1. A file may be a chain of several (RFC 3533 §4). A page that begins a stream, after one that does
+   not, begins the next link, whatever its codec and rate. Each link is opened as a file of its own,
+   so that no film hides behind a second of sound; the durations add up.
+2. Packets carry their duration inside. Granule positions, and so time stamps, are not trusted: in
+   short clips FFmpeg has the last packet play almost 2^32 ticks.
+3. Comments are counted before FFmpeg parses them, since it compares each with all before it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _HEADER = 27
 _LONGEST_HEADER = _HEADER + 255
 _BEGINS = 2  # flag: first page of a logical stream
 _LONGEST_PACKET = 255 * 255  # bytes of it in a page
-#: What stands before the comments, by the first bytes of a stream's second packet.
+#: First bytes of a stream's second packet, and how many bytes precede the comments.
 _COMMENTS = ((b"OpusTags", 8), (b"\x03vorbis", 7), (b"\x84", 4), (b"\x04", 4))
 
 
@@ -42,7 +41,7 @@ def measure_ogg(source: Source, limit: float | None) -> float:
         except Undecodable:
             pages.finish_link()
             if not links or not pages.ended:
-                raise  # else it is cut short in the headers of the last link: nobody plays that
+                raise  # otherwise the headers of the last link are cut short: no player plays it
         pages.finish_link()
         links += 1
     refuse_foreign(source, pages.stray)
@@ -55,7 +54,7 @@ class _Pages:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._given = self._next = source.position  # what was read, and where the next page is
+        self._given = self._next = source.position  # end of what was read; next page
         self._begin = self._next  # of the link
         self._heads = True  # of it: pages that begin a stream
         self._over = True
@@ -64,18 +63,18 @@ class _Pages:
         self.ended = False
 
     def begin_link(self) -> bool:
-        """Go on with the next link. Whether there is one."""
+        """Move to the next link. Returns whether there is one."""
         self._begin = self._next
         return not self.ended
 
     def open_link(self) -> _Pages:
-        """From its beginning on."""
+        """Read the link from its beginning."""
         self._given = self._next = self._begin
         self._heads, self._over, self.ended = True, False, False
         return self
 
     def finish_link(self) -> None:
-        """Pass over what was not read of it."""
+        """Skip the rest of the link."""
         while self.read(_LONGEST_PACKET):
             pass
 
@@ -100,7 +99,7 @@ class _Pages:
         return data
 
     def _pass_over(self, data: bytes, at: int) -> None:
-        """To the next page, or what may be the beginning of one where `data` ends."""
+        """Skip to the next page, or to a possible beginning of one at the end of `data`."""
         found = data.find(b"OggS\0", at + 1)
         start, self._next = (
             self._next,
@@ -120,7 +119,7 @@ class _Pages:
             self._comments_due.discard(serial)
             packet = self._source.at(self._next + _HEADER + header[26], _LONGEST_PACKET)
             at = next((skip for magic, skip in _COMMENTS if packet.startswith(magic)), 0)
-            at += 4 + int.from_bytes(packet[at : at + 4], "little")  # the name of the writer
+            at += 4 + int.from_bytes(packet[at : at + 4], "little")  # the vendor string
             number = int.from_bytes(packet[at : at + 4], "little")
             if at + 4 <= len(packet) and number > MAX_ENTRIES:
                 raise Undecodable("entries")

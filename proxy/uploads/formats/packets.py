@@ -1,21 +1,21 @@
 """One walk through the packets of a file, as FFmpeg's demuxer finds them.
 
 Rules:
-1. The demuxer is named, never guessed, and reads from our file object only.
-2. What the file claims is compared with what comes out of a decoder: the first packets are
-   decoded, and after them some all over the file, at random, the largest ones always. Where more
-   comes out than was claimed, that counts. True files have one such packet, the last; where there
-   are two (several frames in one, as a rule), the file is walked anew and all are decoded.
-3. What plays are packets, so time stamps do not count: a gap between them, or a damaged one, makes
-   nothing longer. Only where packets claim no length does the time to the next one stand for it.
-4. For codecs whose packets all play equally long, packets times the length of a decoded one count
-   as well. Opus says in its first byte how long a packet plays, and MP3 and ADTS are split into
-   single frames, so that they need not be decoded all over the file. The largest measure wins.
-5. Packets that an edit list or a pre-skip takes away are decoded all the same, so that it is seen
-   that they do; but they play nothing.
-6. FFmpeg finds "audio" in any bytes: it skips what it cannot parse. So an MP3 packet counts only
-   when it is one whole frame of the kind of the one before; and a quarter of the first packets must
-   decode.
+1. The demuxer is given, never guessed, and reads only from our file object.
+2. Claimed durations are compared with decoded ones: for the first packets, then for a random sample
+   of the others, and always for unusually large ones. The excess of a decoded over a claimed
+   duration is added. Real files have one such packet, the last. After two (usually several frames
+   in one packet), the file is walked again and every packet is decoded.
+3. Packets are added up; time stamps are ignored. So gaps and damaged stamps make nothing longer.
+   Only if packets claim no duration is the time to the next one taken.
+4. For codecs with a constant packet duration, the number of packets times a decoded duration is a
+   second measure. Opus packets give their duration in the first byte, and MP3 and ADTS are split
+   into single frames, so these need no random sample. The largest measure wins.
+5. Packets that an edit list or a pre-skip discards are decoded too, to prove that they can be, but
+   add no time.
+6. FFmpeg finds "audio" in any bytes, since it skips what it cannot parse. So an MP3 packet counts
+   only if it is one whole frame of the same kind as the one before, and a quarter of the first
+   packets must decode.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from proxy.uploads.formats import mpeg_frames
 from proxy.uploads.formats.families import AAC, MP4, MPEG, WEBM, FormatFamily
 from proxy.uploads.probe.refused import NotAudio, PastLimit, Undecodable
 
-_BUFFER = 256 * 1024  # bytes FFmpeg asks for at once: fewer calls into Python
-# Seconds: an MP3 or AAC of exactly ten minutes comes out longer by its encoder's delay and padding,
-# up to 2300 samples, at 8 kHz.
+_BUFFER = 256 * 1024  # bytes that FFmpeg reads at a time: fewer calls into Python
+# Seconds: an MP3 or AAC of exactly ten minutes is longer by its encoder's delay and padding, up to
+# 2300 samples, at 8 kHz.
 GRACE = 0.3
 TRY_DECODE = 32  # packets: the first of a cut MP3 lack their bit reservoir
-MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, less than hurts
-# Of the packets tried, one in so many must decode: of random bytes one AAC packet in a thousand
+MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, and still fast
+# One in so many of the packets tried must decode. Of random bytes, one AAC packet in a thousand
 # does.
 _MUST_DECODE = 4
 # Codecs with the same number of samples in every packet (the last one aside).
@@ -55,11 +55,11 @@ _HEADER = struct.Struct(">I").unpack_from
 _BYTE = struct.Struct("B").unpack_from
 _SKIP = struct.Struct("<I").unpack_from
 _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
-# A packet's claim may differ from what it decodes to by so much: the last ones are often cut.
+# How much a packet's claim may differ from its decoded duration: the last ones are often cut.
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _BLOCK_HEADERS = 64  # bytes: of a cluster and a block
 LARGE = 8  # times the mean, of a packet
-_LIES = 2  # packets: one may be odd, the last
+_LIES = 2  # packets: the last one may be odd
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -68,12 +68,12 @@ _OPUS_SECONDS = [_OPUS_FRAME[byte >> 3] / 48_000 * (1, 2, 2, 0)[byte & 3] for by
 
 @dataclass(slots=True)
 class PacketWalk:
-    """What one audio stream has shown so far; `total` in units of its time base."""
+    """Statistics of one audio stream so far; `total` in units of its time base."""
 
     tick: float = 1.0  # seconds
-    opus: bool = False  # packets say how long they play
+    opus: bool = False  # packets carry their duration
     single: bool = False  # each is one frame of MPEG or ADTS
-    constant: bool = False  # all of them play equally long
+    constant: bool = False  # all have the same duration
     total: int = 0
     packets: int = 0  # that play
     size: int = 0  # bytes of all packets
@@ -84,14 +84,14 @@ class PacketWalk:
     kind: int | None = None  # of MPEG frames
     tried: int = 0
     lengths: list[float] = field(default_factory=list)  # seconds of those that decoded
-    lies: int = 0  # those that play longer than they claim,
+    lies: int = 0  # packets that play longer than they claim,
     excess: float = 0.0  # by so many seconds
-    inner: float = 0.0  # seconds that the packets say themselves (Opus)
-    skipped: float = 0.0  # seconds at the beginning that are decoded, but not played
-    next_try: int = 0  # when so many `packets` are there
+    inner: float = 0.0  # seconds by the packets' own durations (Opus)
+    skipped: float = 0.0  # seconds at the beginning that are decoded but not played
+    next_try: int = 0  # the value of `packets` at which to decode the next one
 
     def seconds(self) -> float:
-        """How long it plays; the largest of the measures, if it is larger by more than padding."""
+        """The duration: the largest measure, if it exceeds the claim by more than padding."""
         claimed = self.total * self.tick
         alike = self.packet_seconds if self.constant or not self.total else 0.0
         implied = max(self.packets * alike, self.inner, claimed + self.excess)
@@ -101,7 +101,7 @@ class PacketWalk:
 
     @property
     def packet_seconds(self) -> float:
-        """What one of them plays, 0 where none decodes."""
+        """The median duration of decoded packets, 0 if none decodes."""
         return statistics.median(self.lengths) if self.lengths else 0.0
 
     @property
@@ -111,7 +111,7 @@ class PacketWalk:
 
 
 def open_container(file: IO[bytes] | Any, family: FormatFamily) -> InputContainer:
-    """Raises `Undecodable` where the demuxer finds nothing of its format."""
+    """Raises `Undecodable` if the demuxer does not find its format."""
     try:
         return av.open(
             file,
@@ -126,7 +126,7 @@ def open_container(file: IO[bytes] | Any, family: FormatFamily) -> InputContaine
 
 
 def audio_streams(container: InputContainer, family: FormatFamily) -> list[AudioStream]:
-    """All of them. Raises `NotAudio` where there are none, or films."""
+    """All audio streams. Raises `NotAudio` if there are none, or a video track."""
     refuse_video(container, family)
     streams = list(container.streams.audio)
     if not streams:
@@ -135,8 +135,8 @@ def audio_streams(container: InputContainer, family: FormatFamily) -> list[Audio
 
 
 def refuse_video(container: InputContainer, family: FormatFamily) -> None:
-    """Cover art is no video, nor are the pictures of chapters, of which there are few. Streams may
-    come up late, in fragments and chained files."""
+    """Raise `NotAudio` for a video track. Cover art and chapter pictures, of which there are few,
+    are allowed. In fragmented and chained files, streams may appear late."""
     for stream in container.streams.video:
         picture = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
         if not picture or len(stream.index_entries) > MAX_ENTRIES:
@@ -144,14 +144,14 @@ def refuse_video(container: InputContainer, family: FormatFamily) -> None:
 
 
 class Lies(Exception):
-    """Only a walk that decodes everything tells how long the file plays (rule 2)."""
+    """The claims are false: the file must be walked again, decoding everything (rule 2)."""
 
 
 def walk_file(
     opened: Callable[[], Any], family: FormatFamily, limit: float | None
 ) -> list[PacketWalk]:
-    """The walks through all tracks of the file that `opened` returns from its first byte on, twice
-    where need be. Raises the exceptions of probe/refused.py."""
+    """Statistics of all tracks of the file that `opened` returns; it may be opened a second time.
+    Raises the exceptions of probe/refused.py."""
     try:
         return walk_all(opened(), family, limit)
     except Lies:
@@ -161,7 +161,7 @@ def walk_file(
 def walk_all(
     file: Any, family: FormatFamily, limit: float | None, *, every: bool = False
 ) -> list[PacketWalk]:
-    """The same, once; with `every` packet decoded. Raises `Lies` where that is necessary."""
+    """The same for one walk. Raises `Lies` if `every` packet must be decoded and is not."""
     with open_container(file, family) as container:
         streams = audio_streams(container, family)
         walks = new_walks(streams, single=family in (MPEG, AAC))
@@ -171,7 +171,7 @@ def walk_all(
 
 
 def new_walks(streams: Sequence[AudioStream], *, single: bool = False) -> list[PacketWalk]:
-    """One for each, with nothing seen yet."""
+    """Empty statistics, one for each stream."""
     names = [getattr(stream.codec_context, "name", "") for stream in streams]
     return [
         PacketWalk(float(stream.time_base or 1), "opus" in name, single, name in _CONSTANT)
@@ -180,8 +180,7 @@ def new_walks(streams: Sequence[AudioStream], *, single: bool = False) -> list[P
 
 
 def settle(walks: Sequence[PacketWalk], limit: float | None) -> float:
-    """Seconds of the longest track. Raises `PastLimit`, or `Undecodable` where there is no
-    sound."""
+    """Seconds of the longest track. Raises `PastLimit`, or `Undecodable` if there is no sound."""
     seconds = max(walk.seconds() for walk in walks)
     if limit is not None and seconds > limit + GRACE:
         raise PastLimit(seconds)
@@ -203,9 +202,8 @@ def walk_packets(
     stop_after: int | None = None,
     every: bool = False,
 ) -> None:
-    """Walk to the end, or until `stop_after` packets were tried (`TRY_DECODE` at most), and write
-    it into `walks`, one for each of `streams`. May be called again, to go on. Raises as
-    `walk_all`."""
+    """Walk to the end, or until `stop_after` packets were decoded (at most `TRY_DECODE`). Updates
+    `walks`, one for each of `streams`. Call it again to continue. Raises like `walk_all`."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
     framed = family in (MPEG, AAC, WEBM)
     past = sys.maxsize if limit is None else limit + GRACE
@@ -246,8 +244,8 @@ def walk_packets(
 
 
 def _judge_end(error: Exception, walks: Sequence[PacketWalk]) -> None:
-    """A file cut short ends in an error; what came before it is what plays. But what there is no
-    memory for might play, too."""
+    """A file cut short ends in an error; the packets before it count. But after a lack of memory
+    there may be more to play."""
     if isinstance(error, MemoryError):
         raise Undecodable("memory") from error
     if not any(walk.packets for walk in walks):
@@ -255,7 +253,7 @@ def _judge_end(error: Exception, walks: Sequence[PacketWalk]) -> None:
 
 
 def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> None:
-    """Note where the packet is. One of an MP3 that is no whole frame is nowhere (rule 6)."""
+    """Record the packet's range, unless it is an MP3 packet that is no whole frame (rule 6)."""
     if family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
         kind, before = header & mpeg_frames.SAME_KIND, walk.kind
@@ -274,7 +272,7 @@ def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> No
 
 
 def _skipped(packet: Any) -> float:
-    """Seconds that a decoder is to throw away from here on (Opus: the pre-skip)."""
+    """Seconds that a decoder discards from this packet on (Opus: the pre-skip)."""
     if not packet.has_sidedata("skip_samples"):
         return 0.0
     samples = _SKIP(packet.get_sidedata("skip_samples"))[0]
@@ -283,7 +281,7 @@ def _skipped(packet: Any) -> float:
 
 
 def opus_seconds(packet: Any) -> float:
-    """What an Opus packet plays: frames of one length, one, two or counted in the second byte."""
+    """The duration of an Opus packet: one, two, or a counted number of equal frames."""
     first: int = _BYTE(packet)[0]
     if first & 3 < 3:
         return _OPUS_SECONDS[first]
@@ -300,8 +298,8 @@ def _try_decode(walk: PacketWalk, packet: Any, claim: float) -> None:
 
 
 def decode(walk: PacketWalk, context: AudioCodecContext, packet: Any, claim: float) -> None:
-    """Decode `packet`, which claims to play `claim` seconds (0: it claims nothing), and note what
-    came of it (rule 2)."""
+    """Decode `packet`, which claims to play `claim` seconds (0: no claim), and record the result
+    (rule 2)."""
     walk.tried += 1
     if not context.is_open:
         context.thread_count = 1  # the sandbox has no threads
@@ -312,10 +310,10 @@ def decode(walk: PacketWalk, context: AudioCodecContext, packet: Any, claim: flo
         if isinstance(error, MemoryError):
             raise
         return
-    heard = sum(frame.samples / frame.sample_rate for frame in frames if frame.sample_rate)
-    if not heard:
+    played = sum(frame.samples / frame.sample_rate for frame in frames if frame.sample_rate)
+    if not played:
         return
-    walk.lengths.append(heard)
-    if (claim or walk.total) and heard > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):
+    walk.lengths.append(played)
+    if (claim or walk.total) and played > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):
         walk.lies += 1
-        walk.excess += heard - claim
+        walk.excess += played - claim

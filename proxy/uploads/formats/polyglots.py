@@ -1,15 +1,15 @@
-"""Other people's file formats, in bytes that no audio decoder reads.
+"""Foreign formats hidden in an audio file: archives, documents, programs and web pages.
 
 Rules:
-1. What stands where sound should begin is compared with the first bytes of common formats
-   (`starts_foreign`), and must not be plain text.
-2. What no decoder reads is searched for archives, documents, programs and pages, wherever they
-   begin (`refuse_foreign`). A signature and the fields behind it make 45 bits or more, so that
-   noise and pictures do not match.
-3. A ZIP's readers look for its directory from the end of the file, whatever stands behind it. So
-   the end of every file is searched, sound or not: `refuse_polyglot`.
-4. Sound is not searched, since any bytes can be samples (except a FLAC's, see measure.py); nor are
-   tags with their pictures and texts, which may quote anything.
+1. Where sound should begin, the bytes must not begin like another common format, and must not be
+   plain text (`starts_foreign`).
+2. Bytes that no decoder reads are searched for foreign formats at every offset (`refuse_foreign`).
+   A signature and the fields behind it make 45 bits or more, so that noise and pictures do not
+   match.
+3. ZIP readers look for the directory from the end of the file backwards, whatever follows it. So
+   the end of every file is searched, sound or not (`refuse_polyglot`).
+4. Sound is not searched, since samples can be any bytes (except in FLAC, see measure.py). Nor are
+   tags: their pictures and texts may quote anything.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _MEDIA_TYPES: Final = {  # by the first two bytes of what matched
     b"Ra": "application/x-rar",
     b"7z": "application/x-7z-compressed",
 }
-# Looking for each of the seven takes four times as long as this: every byte is translated to the
-# place (1, 2, 3) that it has in the first three bytes of any; `_BINARY` is tried where 1, 2, 3 are
-# in a row, which noise has at one byte in 80,000.
-_PLACES: Final = bytes(
+# Four times as fast as a search for each of the seven: every byte is translated to its position (1,
+# 2 or 3) in the first three bytes of any signature, and `_BINARY` is tried where 1, 2, 3 are in a
+# row: in noise, at one byte in 80,000.
+_POSITIONS: Final = bytes(
     next((n for n, those in enumerate((b"P\x7f\xfaR7", b"KED\xedaz", b"\x03\0FL\xfer\xbc"), 1)
           if byte in those), 0)
     for byte in range(256)
@@ -68,21 +68,21 @@ _FARTHEST = 65_535 + _DIRECTORY_END_SIZE  # bytes from the end of a file: APPNOT
 
 
 def starts_foreign(data: bytes) -> bool:
-    """Whether `data` begins like another format, or is nothing but text."""
+    """Whether `data` begins like another format, or is all text."""
     return bool(_AT_START.match(data) or _TEXT.fullmatch(data))
 
 
 def find_foreign(data: bytes) -> str | None:
-    """The media type of what begins anywhere in `data`."""
-    for candidate in _IN_A_ROW.finditer(data.translate(_PLACES)):
+    """The media type of a foreign format that begins anywhere in `data`, or None."""
+    for candidate in _IN_A_ROW.finditer(data.translate(_POSITIONS)):
         if found := _BINARY.match(data, candidate.start()):
             return _MEDIA_TYPES[found[0][:2]]
     return "text/html" if _PAGE.search(data) else None
 
 
 def refuse_foreign(source: Source, ranges: Iterable[tuple[int, int]]) -> None:
-    """Raise `NotAudio` where something else begins in those ranges (start, end), which no decoder
-    reads. Waits for each piece of them."""
+    """Raise `NotAudio` if a foreign format begins in those ranges (start, end). Searches them as
+    they arrive."""
     for start, end in ranges:
         at = start
         while at < end and (data := source.at(at, min(_PIECE + OVERLAP, end - at))):
@@ -92,8 +92,8 @@ def refuse_foreign(source: Source, ranges: Iterable[tuple[int, int]]) -> None:
 
 
 class Searched:
-    """A file for FFmpeg that is searched while it is read, since the verdict on a large file cannot
-    wait for that. `read` raises `NotAudio` where something else begins."""
+    """A file for FFmpeg that is searched as it is read, since searching a large file at its end
+    would delay the verdict. `read` raises `NotAudio` if a foreign format begins."""
 
     def __init__(self, file: Prefixed) -> None:
         self._file = file
@@ -110,8 +110,8 @@ class Searched:
 
 
 def refuse_polyglot(source: Source, head: bytes) -> None:
-    """Raise `NotAudio` where the whole file is also a ZIP archive (rule 3) or a PDF document, which
-    its readers accept when it begins in the first KiB."""
+    """Raise `NotAudio` if the file is also a ZIP archive (rule 3), or a PDF document, which readers
+    accept if it begins in the first KiB."""
     tail = source.at(max(0, source.received - 2 * _FARTHEST), 2 * _FARTHEST)
     at = tail.rfind(_DIRECTORY_END)
     while at >= 0:
@@ -123,11 +123,11 @@ def refuse_polyglot(source: Source, head: bytes) -> None:
 
 
 def _ends_directory(source: Source, tail: bytes, at: int) -> bool:
-    """Whether a ZIP's directory ends at `at`. Sound hits on its four letters now and then."""
+    """Whether a ZIP directory ends at `at`. Sound has its four letters now and then."""
     end = tail[at : at + _DIRECTORY_END_SIZE]
     if len(end) < _DIRECTORY_END_SIZE or end[4:8] != bytes(4) or end[8:10] != end[10:12]:
         return False
-    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):  # ZIP64: the sizes stand elsewhere
+    if tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):  # ZIP64: the sizes are elsewhere
         return True
     size = int.from_bytes(end[12:16], "little")
     start = source.received - len(tail) + at - size

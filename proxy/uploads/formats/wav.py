@@ -1,11 +1,13 @@
 """WAV, RF64, BW64 and RIFX.
 
 Rules:
-1. FFmpeg gets the format and all from the first samples on, none of the chunks before them. It ends
-   where the header tells it to (0 and 2^32-1: nowhere), and goes on with the next chunk of samples.
-2. A chunk that holds neither sound nor tags is searched for other content, as is what is no chunk.
-3. A header may claim one second of an hour. Bytes behind the samples that are no chunk count as if
-   they were played where there are many of them.
+1. FFmpeg gets the format and everything from the first samples on, but no other chunk before them.
+   It stops at the length in the header (0 and 2^32-1: unbounded) and continues with the next chunk
+   of samples.
+2. Chunks that hold neither sound nor tags are searched for foreign formats, as are bytes outside
+   chunks.
+3. A header may claim one second of an hour. So a large number of bytes behind the samples that form
+   no chunk counts as played.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from proxy.uploads.probe.source import ENDLESS, Prefixed, Source
 _CHUNK = 8  # bytes of a header: four letters and a size
 _TAGS = frozenset((b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"axml", b"_PMX", b"cart"))
 _MAX_FORMAT = 64 * 1024
-_STRAY = 128 * 1024  # bytes that may stand behind a WAV's samples without being a chunk
+_STRAY = 128 * 1024  # bytes outside chunks that may follow the samples
 
 
 def measure_wav(source: Source, limit: float | None) -> float:
@@ -40,11 +42,11 @@ def measure_wav(source: Source, limit: float | None) -> float:
         raise NotAudio("a wav header before other content")
     walks = walk_file(lambda: Prefixed(before, source.back(sound)), WAV, limit)
     source.drain()
-    _look_around(walks[0], source, start)
+    _check_other_chunks(walks[0], source, start)
     return settle(walks, limit)
 
 
-def _look_around(walk: PacketWalk, source: Source, start: int) -> None:
+def _check_other_chunks(walk: PacketWalk, source: Source, start: int) -> None:
     """Rules 2 and 3."""
     behind = source.received
     for name, at, end in _chunks(source, start):
@@ -58,8 +60,8 @@ def _look_around(walk: PacketWalk, source: Source, start: int) -> None:
 
 
 def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place and end of each; of those that no end is told of, and of those that the file is
-    too short for, it is the file's, if they hold sound."""
+    """Name, start and end of each chunk. A chunk of samples may have no length, or one that the
+    file is too short for; then it ends with the file."""
     magic, at = source.at(at, 4), at + 12
     size_64 = 0
     sampled = False
@@ -76,7 +78,7 @@ def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
                 size = ENDLESS
             sampled = True
         elif (sampled and not _is_name(name)) or not source.arrive(at + _CHUNK + size):
-            return  # before the samples FFmpeg hops over whatever it is called
+            return  # before the samples FFmpeg skips chunks of any name
         elif name == b"ds64":  # EBU Tech 3306: RF64 has its sizes here, in 64 bits
             size_64 = min(int.from_bytes(source.at(at + 16, 8), "little"), ENDLESS)
         yield name, at, at + _CHUNK + size
@@ -85,11 +87,11 @@ def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _padded(at: int, end: int) -> int:
-    """Where the chunk behind the one from `at` to `end` begins: chunks have even lengths, but a tag
-    before them may begin them anywhere."""
+    """Where the chunk behind the one from `at` to `end` begins. Chunks are padded to even lengths;
+    behind a tag they may begin at odd offsets."""
     return end + (end - at) % 2
 
 
 def _is_name(name: bytes) -> bool:
-    """Whether these four bytes can be a chunk's: letters, digits, blanks and the like."""
+    """Whether these four bytes can name a chunk: printable ASCII, not all spaces."""
     return all(0x20 <= byte < 0x7F for byte in name) and not name.isspace()

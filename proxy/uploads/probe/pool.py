@@ -1,17 +1,17 @@
 """The proxy's side of the probe processes: one parent kept alive, one process per upload.
 
 Rules:
-1. Why a process per upload, and not a few that take turns: a slow sender then holds nothing but its
-   own process, and a crash, a hang or a balloon ends one upload only. A fork of the warm parent
-   takes three milliseconds, and is made one upload ahead.
-2. All of them together have `MEMORY`: as many run at a time as their limits allow.
-3. A process is asked for when the head of a file is whole (64 KiB or its end). Files that are whole
-   come first, and take the place of the upload that has been waiting longest for its client. So who
-   stands still in the middle of an upload holds a process only while nobody needs it.
-4. An examination takes a tenth of a second. One that takes more than `TURN` goes to the end of the
-   queue when others wait, and begins anew: files made to be slow cost their own time only.
-5. The parent is started again when it dies, and its processes die with it. Uploads in progress are
-   examined anew.
+1. There is a process per upload instead of a few workers, so that a slow sender holds only its own
+   process, and a crash, hang or memory blow-up ends only one upload. Forking the warm parent takes
+   three milliseconds.
+2. The memory limits of all processes may add up to `MEMORY`; that bounds how many run at a time.
+3. A process is requested once the head of a file (64 KiB or all of it) has arrived. Complete files
+   come first, and preempt the upload that has waited longest for its client. So a stalled upload
+   holds a process only while no other needs it.
+4. An examination takes a tenth of a second. While others wait, one that takes longer than `TURN`
+   goes to the end of the queue and starts again: files made to be slow delay only themselves.
+5. A parent that dies is restarted. Its processes die with it, and uploads in progress are examined
+   again.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ log = logging.getLogger("proxy.uploads")
 
 
 def memory_within(allowed: int | None) -> int:
-    """Bytes for all processes together; `allowed`: what the cgroup lets all of us have, of which
-    they get a quarter. Room for two at least, so that one file does not stop all others."""
+    """Bytes for all processes together: a quarter of what the cgroup allows (`allowed`), but enough
+    for two, so that one file does not stop all others."""
     return MEMORY if allowed is None else max(2 * ProbeTask.memory, min(MEMORY, allowed // 4))
 
 
 class ProbePool:
     """Start it once per proxy process; sessions are made for each upload.
 
-    `memory`: bytes that the limits of all processes together may add up to. `confined`: whether the
-    system keeps them in a sandbox.
+    `memory`: bytes that the limits of all processes may add up to. `confined`: whether they run in
+    a sandbox.
     """
 
     def __init__(self, tasks: Tasks | None = None, *, memory: int = MEMORY) -> None:
         self._memory = memory
         self._running: dict[bytes, ProbeSession] = {}
-        self._alive: dict[bytes, int] = {}  # what processes may take, also those being killed
-        # Who waits for one, in order: whole files, those that have had a turn, those that grow.
+        self._alive: dict[bytes, int] = {}  # memory limits, including processes being killed
+        # Waiting sessions, in order: complete files, those that have had a turn, growing files.
         self._queues: tuple[dict[ProbeSession, None], ...] = ({}, {}, {})
-        self._look_again: asyncio.TimerHandle | None = None
+        self._recheck_timer: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
-        self._keeping = Supervised("upload-probes", self._keep, tasks or Tasks())
+        self._supervisor = Supervised("upload-probes", self._supervise_parent, tasks or Tasks())
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self._next_id = 0
         self._ended = asyncio.Event()  # of the parent
-        self._heard = b""
+        self._buffer = b""
         self._unanswered = 0  # commands
         self._overdue: asyncio.TimerHandle | None = None
         self.confined = False
 
     @property
     def ready(self) -> bool:
-        """Whether an upload that comes now can be examined."""
+        """Whether uploads can be examined now."""
         return self._control is not None and not self._stopping
 
     @property
@@ -88,24 +88,24 @@ class ProbePool:
         return sum(map(len, self._queues))
 
     async def start(self) -> None:
-        """Start the parent; returns when it is ready. Raises `RuntimeError` where it does not get
-        so far in 20 s: FFmpeg or libmagic cannot be loaded."""
+        """Start the parent and wait until it is ready. Raises `RuntimeError` if it is not after
+        20 s, or FFmpeg or libmagic cannot be loaded."""
         self._process = await self._spawn()
-        self._keeping.start()
+        self._supervisor.start()
 
     async def stop(self) -> None:
-        """End the parent and every process. Sessions still open are told that they are lost."""
+        """End the parent and every process. Open sessions get no verdict."""
         self._stopping = True
-        if self._look_again is not None:
-            self._look_again.cancel()
+        if self._recheck_timer is not None:
+            self._recheck_timer.cancel()
         for session in [*self._running.values(), *chain(*self._queues)]:
             session.give_up("stopped")
-        await self._keeping.stop()
+        await self._supervisor.stop()
 
-    def session(self, job: ProbeTask, listener: Callable[[], None]) -> ProbeSession:
-        """A session for one file. `listener` is called, from the event loop, whenever there is
-        something new: an answer, or room to write. Costs nothing before `open`."""
-        return ProbeSession(self, job, listener)
+    def session(self, task: ProbeTask, listener: Callable[[], None]) -> ProbeSession:
+        """A session for one file. `listener` is called from the event loop after each answer. Costs
+        nothing before `grew`."""
+        return ProbeSession(self, task, listener)
 
     # --- the parent --------------------------------------------------------------------------
 
@@ -147,13 +147,13 @@ class ProbePool:
         if not self.confined:
             log.warning("upload probes run without a sandbox: this system has no seccomp filters")
         self._control = ours
-        self._heard = b""
+        self._buffer = b""
         self._ended.clear()
-        loop.add_reader(ours, self._hear)
+        loop.add_reader(ours, self._on_message)
         self.admit()
         return process
 
-    async def _keep(self) -> None:
+    async def _supervise_parent(self) -> None:
         loop = asyncio.get_running_loop()
         process = self._process or await self._respawn()
         self._process = None
@@ -182,7 +182,7 @@ class ProbePool:
             self._control = None
 
     def _watch_parent(self) -> None:
-        """It answers each command at once. One that is stopped or stuck would hold up all."""
+        """Restart a parent that does not answer commands, which would block all uploads."""
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None
@@ -190,8 +190,8 @@ class ProbePool:
             loop = asyncio.get_running_loop()
             self._overdue = loop.call_later(ANSWER_TIMEOUT, self._ended.set)
 
-    def _hear(self) -> None:
-        """The parent has taken a command, or says which process has ended, and how."""
+    def _on_message(self) -> None:
+        """Read acknowledged commands and exit statuses from the parent."""
         assert self._control is not None
         try:
             data = self._control.recv(4096)
@@ -203,9 +203,9 @@ class ProbePool:
             asyncio.get_running_loop().remove_reader(self._control)
             self._ended.set()
             return
-        self._heard += data
-        while len(self._heard) >= _MESSAGE:
-            message, self._heard = self._heard[:_MESSAGE], self._heard[_MESSAGE:]
+        self._buffer += data
+        while len(self._buffer) >= _MESSAGE:
+            message, self._buffer = self._buffer[:_MESSAGE], self._buffer[_MESSAGE:]
             name = message[1:9]
             if message[:1] == b"A":
                 self._unanswered -= 1
@@ -229,14 +229,14 @@ class ProbePool:
     # --- the sessions' side --------------------------------------------------------------------
 
     def enqueue(self, session: ProbeSession) -> None:
-        """Give `session` a process now or when its turn comes."""
+        """Give `session` a process, now or when its turn comes."""
         self._forget(session)
         self._queues[session.had_a_turn if session.whole else 2][session] = None
         self.admit()
 
     def leave(self, session: ProbeSession) -> None:
-        """`session` needs its process or its place in the queue no more. Not even a process that
-        has given its verdict is left to end by itself: it has read hostile bytes."""
+        """Take the process or the place in the queue from `session`. Even a process that has given
+        its verdict is killed: it has read hostile bytes."""
         if self._running.get(session.name) is session:
             del self._running[session.name]
             self._command(b"K" + session.name)
@@ -248,13 +248,13 @@ class ProbePool:
             queue.pop(session, None)
 
     def admit(self) -> None:
-        """Give those who wait a process as long as there are some."""
+        """Start processes for waiting sessions while there is memory."""
         while self.ready and (session := self._next()) is not None:
             self._next_id += 1
             session.name = self._next_id.to_bytes(8, "big")
             try:
                 ours, theirs = socket.socketpair()
-            except OSError:  # no descriptors: it waits, and is answered in time
+            except OSError:  # out of descriptors: the session waits until its timeout
                 return
             with theirs:
                 if not self._command(b"S" + session.name, theirs.fileno()):
@@ -266,13 +266,13 @@ class ProbePool:
             session.attach(ours)
 
     def _next(self) -> ProbeSession | None:
-        """Who gets a process now (rules 3 and 4); None for nobody yet."""
+        """The session that gets a process now (rules 3 and 4), or None."""
         first = next(chain(*self._queues), None)
         if first is None:
             return None
         if not self._alive or sum(self._alive.values()) + first.memory <= self._memory:
             return first
-        if first.whole and len(self._alive) == len(self._running):  # nobody is on the way out
+        if first.whole and len(self._alive) == len(self._running):  # none is being killed
             self._make_room(first)
         return None
 
@@ -286,15 +286,17 @@ class ProbePool:
         left = oldest.attached_at + TURN - asyncio.get_running_loop().time()
         if left <= 0 and not first.had_a_turn:
             oldest.give_way()
-        elif self._look_again is None:
-            self._look_again = asyncio.get_running_loop().call_later(max(left, 0.1), self._look)
+        elif self._recheck_timer is None:
+            self._recheck_timer = asyncio.get_running_loop().call_later(
+                max(left, 0.1), self._recheck
+            )
 
-    def _look(self) -> None:
-        self._look_again = None
+    def _recheck(self) -> None:
+        self._recheck_timer = None
         self.admit()
 
     def _command(self, command: bytes, fd: int | None = None) -> bool:
-        """False when the parent does not take it: it is dead, or a thousand commands behind."""
+        """Send a command. False if the parent is dead or its socket is full."""
         if self._control is None:
             return False
         try:

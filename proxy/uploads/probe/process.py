@@ -1,18 +1,19 @@
 """The other side of the socket: `python -m proxy.uploads.probe.process FD`.
 
-A parent that has loaded FFmpeg and libmagic forks a process for each upload: so every upload has
-limits, a sandbox and a death of its own. The parent never touches a byte of an upload.
+A parent that has loaded FFmpeg and libmagic forks a process for each upload, so that each has its
+own limits, its own sandbox and dies alone. The parent never reads a byte of an upload.
 
-Control socket, FD (stream): the parent sends `b"R"` when it is ready and whether processes can be
-confined (`b"1"` or `b"0"`). `b"S" + 8-byte id` with the upload's socket attached has a process
-forked for it, `b"K" + id` kills that; the parent answers `b"A" + id + 4 bytes` to both. When a
-process has ended it sends `b"D" + id + wait status` (4 bytes). It leaves when the socket closes.
+Control socket, FD (stream): once ready, the parent sends `b"R"` and whether processes can be
+confined (`b"1"` or `b"0"`). `b"S" + 8-byte id`, with the upload's socket attached, forks a process
+for it; `b"K" + id` kills that process; the parent answers both with `b"A" + id + 4 bytes`. When a
+process has ended, the parent sends `b"D" + id + wait status` (4 bytes). It exits when the socket
+closes.
 
-Upload's socket: the proxy sends a 4-byte length and a `Job` in JSON, with the descriptor of the
-spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the type
-is known; `{"want": size}` when it needs so many bytes of the file and waits until the proxy sends
-how many there are (8 bytes) and whether that is all (1); and at last one of `{"duration"}`,
-`{"refused": "type"|"long"|"unknown", ...}` and `{"trouble": ...}`, which is ours, not the file's.
+Upload's socket: the proxy sends a 4-byte length and a `ProbeTask` in JSON, with the descriptor of
+the spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the
+type is known; `{"want": size}` to wait for that many bytes of the file, which the proxy answers
+with the bytes so far (8 bytes) and whether that is all (1); and finally one of `{"duration"}`,
+`{"refused": "type"|"long"|"unknown", ...}` and `{"trouble": ...}`, a failure of ours.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from proxy.uploads.probe.source import Source, SpoolUnreadable
 Sniffer = Callable[[bytes], str]  # the media type of what starts with these bytes
 
 _ID = 8
-_MAX_JOB = 64 * 1024
+_MAX_TASK = 64 * 1024
 _GROWN = struct.Struct(">Q?")
 #: Text codecs that tags are written in; the interpreter imports each when it is first used.
 _CODECS = ("ascii", "utf-8", "latin-1", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "utf-32")
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def prepare() -> Sniffer:
-    """Everything that a child needs, once for all of them: it cannot load anything itself."""
+    """Load everything that the processes need: once confined, they cannot load anything."""
     keep_freed_memory()
     av.logging.set_level(av.logging.PANIC)
     for module in pkgutil.walk_packages(av.__path__, "av."):
@@ -83,8 +84,8 @@ def prepare() -> Sniffer:
 
 
 def load_sniffer() -> Sniffer:
-    """libmagic with its database loaded: the system's own, else the one in the `pylibmagic` wheel.
-    Raises `ImportError` where neither is usable."""
+    """libmagic with its database loaded: the system's, or the one in the `pylibmagic` wheel.
+    Raises `ImportError` if neither is usable."""
     if ctypes.util.find_library("magic") is None:
         import pylibmagic  # noqa: F401 - makes its copy findable, changes environment and ctypes
     import magic
@@ -94,7 +95,7 @@ def load_sniffer() -> Sniffer:
 
 
 def _rehearse(sniffer: Sniffer) -> None:
-    """Walk through one silent file, so that what is made at its first use is there."""
+    """Examine one silent file, so that everything that initialises lazily has done so."""
     header = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0"
     data = header + b"data\xff\xff\xff\xff" + bytes(4096)
     with open(os.memfd_create("rehearsal"), "w+b", buffering=0) as file:
@@ -129,10 +130,10 @@ class _Parent:
                     if key.fileobj is self._woken:
                         self._woken.recv(4096)
                         self._reap()
-                    elif not self._obey():
+                    elif not self._handle_command():
                         return
 
-    def _obey(self) -> bool:
+    def _handle_command(self) -> bool:
         """One command; whether there was one."""
         command, fds, _, _ = socket.recv_fds(self._control, 1 + _ID, 1)
         if not command:
@@ -150,7 +151,7 @@ class _Parent:
         return True
 
     def _answer(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # the proxy is gone: the next read will say so
+        with contextlib.suppress(OSError):  # the proxy is gone: the next read reports it
             self._control.sendall(message)
 
     def _fork(self, upload: socket.socket, name: bytes) -> None:
@@ -182,39 +183,39 @@ class _Parent:
 
 
 def examine_upload(upload: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
-    """Read the job, give up every right that it does not need, do it. Raises `OSError` where this
-    process should be `confined` and is not: nothing of the file has been looked at by then."""
+    """Read the task, drop all rights that it does not need, and do it. Raises `OSError`, before any
+    byte of the file is read, if the process should be `confined` and is not."""
     upload.setblocking(True)
-    data, fds, _, _ = socket.recv_fds(upload, _MAX_JOB, 1)
+    data, fds, _, _ = socket.recv_fds(upload, _MAX_TASK, 1)
     while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
-        piece = upload.recv(_MAX_JOB)
+        piece = upload.recv(_MAX_TASK)
         if not piece:
             return  # the proxy gave up before it began
         data += piece
-    job: dict[str, Any] = json.loads(data[4:])
-    sandbox.limit_resources(job["memory"], job["cpu"])
+    task: dict[str, Any] = json.loads(data[4:])
+    sandbox.limit_resources(task["memory"], task["cpu"])
     if not sandbox.confine(upload.fileno()) and confined:
         raise OSError("the sandbox cannot be closed")
     link = _Link(upload.fileno())
-    source = Source(fds[0], job["received"], job["whole"], link.wait)
-    limit = job["max_duration"]
-    link.answer(**judge(source, sniffer, job["types"], limit, link.answer))
+    source = Source(fds[0], task["received"], task["whole"], link.wait)
+    limit = task["max_duration"]
+    link.answer(**judge(source, sniffer, task["types"], limit, link.answer))
 
 
 class _Link:
-    """The upload's socket, with the two calls that the sandbox leaves."""
+    """The upload's socket, used with the two system calls that the sandbox allows."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def answer(self, **members: Any) -> None:
-        """One line to the proxy."""
+        """Send one line to the proxy."""
         line = _line(**members)
         while line:
             line = line[os.write(self._descriptor, line) :]
 
     def wait(self, size: int) -> tuple[int, bool]:
-        """Until so many bytes of the file are there, or all: how many, and whether that is all."""
+        """Wait for `size` bytes or the whole file. Returns (bytes so far, whether that is all)."""
         self.answer(want=size)
         data = b""
         while len(data) < _GROWN.size:
@@ -233,8 +234,8 @@ def judge(
     limit: float | None,
     answer: Any,
 ) -> dict[str, Any]:
-    """Sniff, choose the family, walk: the last word on the file. `answer` gets the family before
-    that."""
+    """Detect the type and measure the file. Returns the final answer; `answer` gets the type as
+    soon as it is known."""
     try:
         head = source.peek(HEAD)
         label = sniffer(head)
@@ -264,8 +265,8 @@ def judge(
 
 
 def _unforeseen(error: Exception) -> dict[str, Any]:
-    """Whatever hostile bytes did to a library refuses the upload. But a module that is loaded only
-    now, in vain, is a defect of ours (sandbox.py, rule 2)."""
+    """Whatever hostile bytes make a library raise rejects the upload. But a failed import is a
+    defect of ours (sandbox.py, rule 2)."""
     ours = isinstance(error, (ImportError, PermissionError))
     if ours and not isinstance(error, av.error.FFmpegError):
         return {"trouble": "sandbox"}

@@ -1,4 +1,4 @@
-"""What a probe process may find against a file."""
+"""Why a probe process rejects a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class NotAudio(Exception):
 
 
 class Undecodable(Exception):
-    """No sane walk through the packets; `why` is a key of the proxy's list of reasons."""
+    """The packets cannot be measured; `why` is a key of `rejections._REASONS`."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -20,7 +20,7 @@ class Undecodable(Exception):
 
 
 class PastLimit(Exception):
-    """The walk went past the limit after `seconds`."""
+    """The file plays longer than the limit: `seconds` when measuring stopped."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)

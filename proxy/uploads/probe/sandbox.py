@@ -1,17 +1,17 @@
-"""What a probe process may do: compute, read its descriptors, answer on one of them.
+"""The sandbox of a probe process: it may compute, read its descriptors and write to one of them.
 
 Linux, x86-64 and arm64:
-1. seccomp allows the calls that FFmpeg and the interpreter make once everything is loaded, some of
-   them with certain arguments only (`_ALLOWED`): no executable memory, no writes but to the answer
-   socket and to /dev/null, no signals but an abort of its own. Any other call kills the process.
-2. Looking up files gets EPERM instead: that is what a module asks for that was not imported before
-   the fork, which is a defect of ours and shows as an `ImportError`, not as a crash.
-3. Landlock, where the kernel has it, takes the whole file system, TCP, and signals to others away
-   as well. So does `no_new_privs` all privileges that a program could gain.
-4. `works` proves it on this very kernel, once for each parent, with a process that tries.
+1. seccomp allows only the calls that FFmpeg and the interpreter make once everything is loaded,
+   some only with certain arguments: no executable memory, writes only to the answer socket and
+   /dev/null, no signal except its own abort. Any other call kills the process.
+2. File lookups fail with EPERM instead. They come from modules that were not imported before the
+   fork: a defect of ours, which so shows as an `ImportError` and not as a crash.
+3. Landlock, if the kernel has it, also takes away the file system, TCP and signals to other
+   processes; `no_new_privs` rules out gaining privileges.
+4. `works` proves it on the running kernel, once per parent, with a process that breaks the rules.
 
-Address space, CPU time, file size and core dumps are limited everywhere. On other systems these
-limits are all there is.
+Address space, CPU time, file size and core dumps are limited on every system. Outside Linux these
+limits are the only protection.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _NOT_EXECUTABLE: Final[dict[str, _Numbers]] = {"mmap": (9, 222), "mprotect": (10
 _WRITE: Final[dict[str, _Numbers]] = {"write": (1, 64), "writev": (20, 66)}
 _TGKILL: Final[_Numbers] = (234, 131)
 _SCHED_GETAFFINITY: Final[_Numbers] = (204, 123)  # how many cores; of no other process
-_LOOK_UPS: Final[dict[str, _Numbers]] = {
+_LOOKUPS: Final[dict[str, _Numbers]] = {
     "open": (2, None),
     "openat": (257, 56),
     "openat2": (437, 437),
@@ -85,7 +85,7 @@ _LOOK_UPS: Final[dict[str, _Numbers]] = {
 
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _LANDLOCK_VERSION = 1
-#: By version: every access to files that it knows, to TCP ports, and whom it can keep apart.
+#: By version: all access rights to files and to TCP ports, and all scopes that it knows.
 _LANDLOCK_ALL: Final = {
     1: (0x1FFF, 0, 0),
     2: (0x3FFF, 0, 0),
@@ -97,9 +97,9 @@ _LANDLOCK_ALL: Final = {
 
 
 def limit_resources(memory: int, cpu_seconds: int) -> None:
-    """`memory`: bytes of address space beyond what is in use now. A process that is past
-    `cpu_seconds` dies of SIGXCPU, so that its end can be told from a kill by others. Files cannot
-    be written at all."""
+    """`memory`: bytes of address space beyond what is in use now. A process that uses up
+    `cpu_seconds` dies of SIGXCPU, which differs from a kill from outside. Files cannot be written
+    at all."""
     with contextlib.suppress(OSError):  # no /proc: no base to add to
         with open("/proc/self/statm", "rb") as statm:
             pages = int(statm.read().split()[0])
@@ -119,15 +119,15 @@ def _limit(which: int, soft: int, hard: int | None = None) -> None:
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process when its parent ends, however that happens."""
+    """Have the kernel kill this process when its parent dies, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def confine(answers: int) -> bool:
     """Install the filter on this process for good; `answers` is the one descriptor that it may
-    write to. False where the system has no such filter. Raises `OSError` where the filter was taken
-    but is not in force."""
+    write to. False if the system has no such filter. Raises `OSError` if the filter was accepted
+    but does not work."""
     known = _AUDIT_ARCH.get(platform.machine())
     if sys.platform != "linux" or known is None:
         return False
@@ -152,7 +152,7 @@ def confine(answers: int) -> bool:
 
 
 def works() -> bool:
-    """Whether a process that was confined is really ended by a call that is not allowed."""
+    """Whether a forbidden call really kills a confined process."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -164,7 +164,7 @@ def works() -> bool:
 
 
 def _forbid_files(libc: ctypes.CDLL) -> None:
-    """Landlock with no exception at all. Harmless where there is none: seccomp stands alone."""
+    """Enable Landlock without exceptions. Without Landlock, seccomp protects alone."""
     version = libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
     if version < 1:
         return
@@ -178,7 +178,7 @@ def _forbid_files(libc: ctypes.CDLL) -> None:
 
 
 def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes:
-    """`struct sock_filter {u16 code; u8 jt, jf; u32 k}`, one rule behind the other."""
+    """`struct sock_filter {u16 code; u8 jt, jf; u32 k}`, one rule after the other."""
     instructions = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, architecture),
@@ -205,7 +205,7 @@ def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes
             [
                 (_LOAD, 0, 0, _ARGUMENTS),
                 (_EQUAL, 2, 0, answers),
-                (_EQUAL, 1, 0, 2),  # /dev/null: last words of the C library
+                (_EQUAL, 1, 0, 2),  # /dev/null: final messages of the C library
                 (_RETURN, 0, 0, _KILL),
                 (_RETURN, 0, 0, _ALLOW),
             ],
@@ -215,7 +215,7 @@ def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes
         number_here = numbers[column]
         assert number_here is not None
         instructions += _rule(number_here, list(_only_with(arguments)))
-    for number in _present(_LOOK_UPS, column):
+    for number in _present(_LOOKUPS, column):
         instructions += _rule(number, [(_RETURN, 0, 0, _REFUSE)])
     instructions.append((_RETURN, 0, 0, _KILL))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
@@ -226,7 +226,7 @@ def _present(calls: dict[str, _Numbers], column: int) -> Iterator[int]:
 
 
 def _rule(number: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """`then`, which must return, if the call is `number`; the number stays loaded otherwise."""
+    """Run `then`, which must return, if the call is `number`; otherwise keep it loaded."""
     return [(_EQUAL, 0, len(then), number), *then]
 
 

@@ -1,17 +1,17 @@
-"""One file and the probe process that examines it: what is asked, answered, late or lost.
+"""One file and the probe process that examines it: requests, answers, timeouts and failures.
 
 Rules:
-1. The process reads the spool file itself. Here only sizes go out, and only when asked for.
-2. A process that waits for its client's bytes may be taken off for an upload that is whole
-   (`give_way`). The file is then examined from its beginning once it is whole, too.
-3. What ended a process without a verdict decides whose fault that is (`_CRASHES`): signals that
-   code raises on itself, or too much CPU time, are what the bytes did. Everything else is trouble
-   of ours: killed (by whom and why nobody knows: memory is short, or an operator), no process, no
-   reading of the spool, no answer in time though it had CPU time left. That gets one more try, and
-   `lost` then says what it was.
-4. The first process has little memory, which is enough for nearly all, so that many uploads can be
-   examined while they come. One that finds no duration is followed by one that has plenty.
-5. A process is hostile as soon as it has read a byte: what it says is bounded and checked.
+1. The process reads the spool file itself. The session only sends it sizes, on request.
+2. A process that waits for its client's bytes may be preempted by an upload that is complete
+   (`give_way`). Its own file is then examined from the beginning once that is complete, too.
+3. How a process ended without a verdict decides whose fault it was (`_CRASHES`). Signals that code
+   raises on itself, and running out of CPU time, are blamed on the file. Everything else is a
+   failure of ours: a kill from outside (memory pressure or an operator), no process, an unreadable
+   spool, no answer although CPU time was left. Then there is one retry, after which `lost` has the
+   reason.
+4. The first process has little memory, which suffices for nearly all files, so that many uploads
+   can be examined while they arrive. If it finds no duration, a second one gets the full amount.
+5. A process is considered hostile once it has read a byte: its answers are bounded and checked.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from proxy.uploads.probe.task import FIRST_MEMORY, ProbeTask
 if TYPE_CHECKING:
     from proxy.uploads.probe.pool import ProbePool
 
-QUEUE_TIMEOUT = 10.0  # seconds that a whole file waits for a process
+QUEUE_TIMEOUT = 10.0  # seconds that a complete file waits for a process
 PATIENCE = 2.5  # seconds of computing without an answer, for each second of CPU time allowed
 RETRY_DELAY = 0.3
-_CAUSE_TIMEOUT = 2.0  # between the end of a process and the word of what ended it
+_CAUSE_TIMEOUT = 2.0  # seconds from the end of a process to its exit status
 MAX_ANSWER = 16 * 1024
 _MAX_TEXT = 200
 _TRIES = 2
 _GROWN = struct.Struct(">Q?")
 
-#: Why there is no verdict, where the bytes are to blame: by the signal that ended the process.
+#: Why there is no verdict if the file is to blame, by the signal that ended the process.
 _CRASHES: Final[dict[int, str]] = {
     signal.SIGSEGV: "crashed",
     signal.SIGBUS: "crashed",
@@ -63,15 +63,15 @@ log = logging.getLogger("proxy.uploads")
 class ProbeSession:
     """One file. All methods are synchronous and cheap.
 
-    `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost` says why there will
-    be no verdict, `to_blame` whether the file is the reason. `whole`: all of it is in the spool;
+    `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost`: why there will be
+    no verdict; `to_blame`: whether the file is the reason. `whole`: all of it is in the spool.
     `waits_since`: when the process began to wait for its client, None while it computes.
-    `had_a_turn`: it was taken off while it computed, or needs more memory than others.
+    `had_a_turn`: it was preempted while it computed, or needs more memory than others.
     """
 
-    def __init__(self, pool: ProbePool, job: ProbeTask, listener: Callable[[], None]) -> None:
+    def __init__(self, pool: ProbePool, task: ProbeTask, listener: Callable[[], None]) -> None:
         self._pool = pool
-        self._job = job
+        self._task = task
         self.listener = listener
         self._loop = asyncio.get_running_loop()
         self._file: int | None = None  # descriptor, of the spool
@@ -81,7 +81,7 @@ class ProbeSession:
         self._known, self._knows_all = 0, False  # what the process was told of the file's size
         self._tries = 0
         self._first = True  # rule 4
-        self._heard = b""
+        self._buffer = b""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.name = b""
@@ -97,7 +97,7 @@ class ProbeSession:
     @property
     def memory(self) -> int:
         """Bytes that its process may take, beyond those that it starts with."""
-        return min(FIRST_MEMORY, self._job.memory) if self._first else self._job.memory
+        return min(FIRST_MEMORY, self._task.memory) if self._first else self._task.memory
 
     # --- what the upload's side calls ---------------------------------------------------------
 
@@ -112,9 +112,9 @@ class ProbeSession:
         return self.verdict is not None or self.lost is not None
 
     def grew(self, descriptor: int, received: int, *, whole: bool) -> None:
-        """So many bytes of the file behind `descriptor` can be read by now; the first call has it
-        examined. The descriptor must stay open until `close`. Behind another one the bytes are
-        examined anew, once they are whole."""
+        """`received` bytes of `descriptor` can now be read; the first call starts the examination.
+        The descriptor must stay open until `close`. With another descriptor the examination starts
+        again once the file is complete."""
         if self._closed:
             return
         first = self._file is None
@@ -129,7 +129,7 @@ class ProbeSession:
             self._enqueue()
 
     def close(self) -> None:
-        """Free the process; kill it if it is still at work. May be called again."""
+        """Release the process, killing it if it still runs. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -138,46 +138,46 @@ class ProbeSession:
     # --- what the pool calls ------------------------------------------------------------------
 
     def attach(self, sock: socket.socket) -> None:
-        """The socket of a process that is being forked."""
+        """Send the task to a process that is being forked, over its socket."""
         assert self._file is not None
-        self._heard, self._wanted, self.waits_since = b"", None, None
+        self._buffer, self._wanted, self.waits_since = b"", None, None
         self.attached_at = self._loop.time()
         self._known, self._knows_all = self._received, self.whole
         sock.setblocking(False)
         self._sock = sock
         self._loop.add_reader(sock, self._on_readable)
-        job = replace(self._job, memory=self.memory).encode(self._received, whole=self.whole)
+        message = replace(self._task, memory=self.memory).encode(self._received, whole=self.whole)
         try:
             descriptor = _read_only(self._file)
         except OSError:
-            self._ours("descriptors")
+            self._retry_or_lose("descriptors")
             return
-        with contextlib.suppress(OSError):  # it is dead already: the socket will say so
-            socket.send_fds(sock, [job], [descriptor])
+        with contextlib.suppress(OSError):  # dead already: the socket will report end of file
+            socket.send_fds(sock, [message], [descriptor])
         os.close(descriptor)
-        self._set_timer(self._job.cpu * PATIENCE, self._ours, "stalled")
+        self._set_timer(self._task.cpu * PATIENCE, self._retry_or_lose, "stalled")
 
     def give_way(self) -> None:
-        """Another upload needs the process more: back to the queue when the file is whole."""
+        """Give the process up to another upload; back to the queue if the file is complete."""
         self.had_a_turn = self.whole
         self._detach()
         if self.whole:
             self._enqueue()
 
     def died(self, status: int | None) -> None:
-        """The process has ended; `status` as `os.waitpid` gives it, None where nobody knows."""
+        """The process has ended with `status`, as from `os.waitpid`; None if that is unknown."""
         if self.decided or self._closed:
             return
         if (sock := self._sock) is not None:
-            self._on_readable()  # its last words may not have been read yet
+            self._on_readable()  # its last answer may not have been read yet
             if self.decided or self._sock is not sock:
                 return
         if status is None:
-            self._ours("parent died")
+            self._retry_or_lose("parent died")
             return
         blame = _CRASHES.get(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else None
         if blame is None:
-            self._ours(_ending(status))
+            self._retry_or_lose(_ending(status))
             return
         log.warning(
             "upload probe ended by the file it read",
@@ -187,7 +187,7 @@ class ProbeSession:
         self._lose(blame)
 
     def give_up(self, why: str) -> None:
-        """There will be no verdict."""
+        """End without a verdict, for a reason of ours."""
         if not self.decided and not self._closed:
             log.warning("upload not examined", extra={"cause": why})
             self._lose(why)
@@ -200,8 +200,8 @@ class ProbeSession:
             self._set_timer(QUEUE_TIMEOUT, self.give_up, "busy")
         self._pool.enqueue(self)
 
-    def _ours(self, why: str) -> None:
-        """Trouble of ours (rule 3): once more from the spool when the file is whole, or the end."""
+    def _retry_or_lose(self, why: str) -> None:
+        """A failure of ours (rule 3): retry from the spool if the file is complete, or end."""
         self._detach()
         self._tries += self.whole
         again = self._tries < _TRIES
@@ -234,13 +234,13 @@ class ProbeSession:
         except OSError:
             data = b""
         if not data:
-            # What ended it is the parent's to say; where that is gone as well, nobody will.
+            # The parent reports the exit status; if that is gone as well, nobody does.
             self._loop.remove_reader(self._sock)
-            self._set_timer(_CAUSE_TIMEOUT, self._ours, "ended")
+            self._set_timer(_CAUSE_TIMEOUT, self._retry_or_lose, "ended")
             return
         kind = self.kind
-        *lines, self._heard = (self._heard + data).split(b"\n")
-        if len(self._heard) > MAX_ANSWER or not all(map(self._take, lines)):
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > MAX_ANSWER or not all(map(self._take, lines)):
             self.to_blame = True
             self._lose("crashed")
         elif self.decided:
@@ -251,21 +251,21 @@ class ProbeSession:
             self.listener()
 
     def _take(self, line: bytes) -> bool:
-        """One answer; False where it is none that an honest process gives."""
+        """Take one answer. Returns False for one that an honest process never gives."""
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
             return False
         match answer:
             case _ if self._sock is None or self.verdict is not None:
-                return True  # behind its last word, or ours
+                return True  # after the verdict, or after we let go of it
             case {"want": int(size)} if self._wanted is None and not self._knows_all:
                 self._wanted = max(size, self._known + 1)
                 self._answer_want()
             case {"want": _}:
                 return False
             case {"trouble": str(what)}:
-                self._ours(what[:_MAX_TEXT])
+                self._retry_or_lose(what[:_MAX_TEXT])
             case {"label": str(label), "type": str(media_type)}:
                 self.kind = {"label": _bounded(label), "type": _bounded(media_type)}
             case {"duration": int() | float() as seconds} if not math.isfinite(seconds):
@@ -288,12 +288,12 @@ class ProbeSession:
             if self.waits_since is None:
                 self.waits_since = self._loop.time()
                 self._cancel_timer()
-                self._pool.admit()  # perhaps somebody else needs the process more
+                self._pool.admit()  # another upload may preempt it
             return
         self._wanted = self.waits_since = None
         self._known, self._knows_all = self._received, self.whole
-        self._set_timer(self._job.cpu * PATIENCE, self._ours, "stalled")
-        with contextlib.suppress(OSError):  # nine bytes have room, unless it is dead
+        self._set_timer(self._task.cpu * PATIENCE, self._retry_or_lose, "stalled")
+        with contextlib.suppress(OSError):  # nine bytes always fit, unless it is dead
             self._sock.send(_GROWN.pack(self._received, self.whole))
 
     def _set_timer(self, delay: float, then: Callable[..., None], *arguments: str) -> None:
@@ -307,20 +307,17 @@ class ProbeSession:
 
 
 def _bounded(value: object) -> object:
-    """Text that people will read, short and printable; anything else as it is."""
+    """Text cut short and made printable, for logs; anything else unchanged."""
     if not isinstance(value, str):
         return value
     return "".join(char for char in value[:_MAX_TEXT] if char.isprintable())
 
 
 def _read_only(descriptor: int) -> int:
-    """A descriptor of our own of that file, for reading only where the system lets us."""
+    """A new descriptor of that file, read-only if the system has `/proc`."""
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except (
-        FileNotFoundError,
-        PermissionError,
-    ):  # no /proc: the sandbox keeps it from being written all the same
+    except (FileNotFoundError, PermissionError):  # the sandbox forbids writing to it anyway
         return os.dup(descriptor)
 
 

@@ -1,10 +1,10 @@
-"""The file inside the probe process: a descriptor of the proxy's spool, read as it grows.
+"""The file as the probe process sees it: a descriptor of the proxy's spool, read as it grows.
 
 Rules:
-1. A read of bytes that are not there yet waits until the proxy says that they are; that is how
-   FFmpeg keeps pace with a slow sender. While a process waits it can be taken off (session.py).
-2. The descriptor's own position is never used: `pread` takes none from anybody.
-3. What only has to be there is not read (`skip`, `arrive`).
+1. A read of bytes that have not arrived waits for the proxy's message that they have. So FFmpeg
+   keeps pace with a slow sender. A waiting process may be preempted (session.py).
+2. All reads are `pread`: the file position is shared with the proxy and never used.
+3. Bytes that are only waited for are not read (`skip`, `arrive`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Callable
 
 ENDLESS = 1 << 62  # the end of a range that goes on to the end of the file
 _READ = 256 * 1024
-#: Bytes that are waited for at once: fewer turns between two processes.
+#: Bytes to wait for at a time: fewer messages between the two processes.
 _STEP = 256 * 1024
 
 
 class SpoolUnreadable(Exception):
-    """The spool's trouble, none of the file's."""
+    """The spool failed; the file is not to blame."""
 
 
 class Source:
-    """A reader from `position` on. `wait(size)` returns when `size` bytes are there, or all of
-    them: (how many there are, whether that is all). `received` counts those known of."""
+    """Reads from `position` on. `wait(size)` returns once `size` bytes or the whole file have
+    arrived: (bytes so far, whether that is all). `received`: bytes known to have arrived."""
 
     def __init__(
         self, descriptor: int, received: int, whole: bool, wait: Callable[[int], tuple[int, bool]]
@@ -37,17 +37,17 @@ class Source:
         self.position = 0
 
     def arrive(self, until: int) -> bool:
-        """Wait for so many bytes of the file. Whether it has them."""
+        """Wait for `until` bytes of the file. Returns whether it has that many."""
         while self.received < until and not self._whole:
             self.received, self._whole = self._wait(max(until, self.received + _STEP))
         return self.received >= until
 
     def drain(self) -> None:
-        """Wait for the end. (A walk may stop before trailing bytes that still count.)"""
+        """Wait for the end of the file."""
         self.arrive(ENDLESS)
 
     def at(self, offset: int, size: int) -> bytes:
-        """The bytes there, fewer only at the end of the file; `position` stays."""
+        """`size` bytes at `offset`, fewer only at the end of the file. `position` does not move."""
         if not self.arrive(offset + size):
             size = max(0, self.received - offset)
         return self._read(offset, size)
@@ -65,21 +65,21 @@ class Source:
         return data
 
     def some(self, offset: int, size: int) -> bytes:
-        """Of the bytes there up to `size`, at least one but at the end of the file."""
+        """Up to `size` bytes at `offset`; none only at the end of the file."""
         self.arrive(offset + 1)
         return self.at(offset, max(0, min(size, _READ, self.received - offset)))
 
     def peek(self, size: int) -> bytes:
-        """The next `size` bytes, less only at the end of the file; they will be read again."""
+        """The next `size` bytes, fewer only at the end of the file. `position` does not move."""
         return self.at(self.position, size)
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes, or to the end of the file."""
+        """Skip `size` bytes, at most to the end of the file."""
         self.arrive(self.position + size)
         self.position = min(self.position + size, self.received)
 
     def back(self, position: int) -> Source:
-        """Read on from a place that was there."""
+        """Go back to `position`. Returns itself."""
         self.position = position
         return self
 
@@ -92,32 +92,32 @@ class Source:
         return data
 
     def rewind(self) -> None:
-        """Wait for the end and go to the beginning; from now on FFmpeg may `seek`."""
+        """Wait for the end and go to the beginning. From now on FFmpeg may `seek`."""
         self.drain()
         self.position = 0
         self._seeks = True
 
     def seekable(self) -> bool:
-        """Whether `rewind` was called. Before, FFmpeg must take the bytes as they come."""
+        """Whether `rewind` was called. Until then FFmpeg must read in order."""
         return self._seeks
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As a file's. Raises `ValueError` for a place before the first byte."""
+        """As in a file object. Raises `ValueError` for a negative position."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.received}
         position = base[whence] + offset
         if position < 0:
-            raise ValueError("a place before the file")
+            raise ValueError("a negative position")
         self.position = position
         return position
 
     def tell(self) -> int:
-        """Where the next `read` begins."""
+        """The position of the next `read`."""
         return self.position
 
 
 class Prefixed:
-    """`before`, then what is left of `source`, as a file that cannot seek. So FFmpeg is spared what
-    no decoder needs: it would take its time over comments and pictures, and play the same."""
+    """`before` and then the rest of `source`, as a file that cannot seek. It spares FFmpeg metadata
+    that no decoder needs, such as comments and pictures, and that take time to parse."""
 
     def __init__(self, before: bytes, source: Source) -> None:
         self._before = before

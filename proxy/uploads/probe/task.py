@@ -1,4 +1,4 @@
-"""What a probe process is asked, and what it may take for that."""
+"""What a probe process is to do, and its limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 
 PROBE_MEMORY = 64 * 1024 * 1024  # bytes: FFmpeg's index of a three-hour MP4 takes 30 MiB
-FIRST_MEMORY = 12 * 1024 * 1024  # bytes: three times what 50 MB of any kind need
-PROBE_CPU = 8  # seconds: a hundred times what 50 MB need
+FIRST_MEMORY = 12 * 1024 * 1024  # bytes: three times what 50 MB of any family take
+PROBE_CPU = 8  # seconds: a hundred times what 50 MB take
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ProbeTask:
         return cls(types, max_duration, memory, cls.cpu + max_size // 100_000_000)
 
     def encode(self, received: int, *, whole: bool) -> bytes:
-        """As the process reads it, of a file of which `received` bytes are there: 4-byte length,
-        JSON."""
+        """The message for the process: 4-byte length, JSON. `received`: bytes of the file so
+        far."""
         body = json.dumps(self.__dict__ | {"received": received, "whole": whole}).encode()
         return len(body).to_bytes(4, "big") + body
