@@ -132,13 +132,24 @@ class Pipe:
 
 
 def played(data: bytes) -> float:
-    """Seconds in the packets that FFmpeg finds in the whole file; 0 where it finds no WAV."""
+    """Seconds in the packets that FFmpeg finds in the whole file; 0 if it finds no WAV, or decodes
+    none of the first (513 channels, say, are too many)."""
     try:
         with av.open(Pipe(data), format="wav", metadata_errors="replace") as container:
             tick = float(container.streams.audio[0].time_base or 1)
-            return sum(packet.duration or 0 for packet in container.demux()) * tick
+            packets = list(container.demux())
+            seconds = sum(packet.duration or 0 for packet in packets) * tick
+            return seconds if any(map(decodes, packets[:32])) else 0.0
     except (av.error.FFmpegError, IndexError):
         return 0.0
+
+
+def decodes(packet: av.Packet) -> bool:
+    """Whether FFmpeg makes sound of it."""
+    try:
+        return bool(packet.decode())
+    except (av.error.FFmpegError, ValueError):
+        return False
 
 
 S3 = NOISE[: 3 * MIB]
