@@ -1,14 +1,14 @@
-"""A body that is kept whole: written once, read any number of times, also while it grows.
+"""A body that is kept whole: written once, read any number of times, even while it grows.
 
-Rules
-1. As much stays in memory as the process' budget allows a holder (256 KiB, less when memory is
-   short); what is larger, or asked for by `to_file`, goes to a nameless file. The content is always
-   the file's first `written` bytes and then what memory has.
-2. What the disk did not take stays in memory. `full` is then set for good, and the owner should
-   append no more; all that it has appended can be read.
-3. `blocked` is the disk's back-pressure: too many bytes wait for it.
-4. A body that must be a file (`keep`) is one in memory where the disk takes no more of it, as far
-   as the budget has room. `fd` is another one then.
+Rules:
+1. A body stays in memory up to the allowance of the process' budget (256 KiB, less if memory is
+   short). A larger one, or any after `to_file`, goes to a nameless file. The content is always the
+   first `written` bytes of the file followed by the bytes in memory.
+2. Bytes that the disk does not take stay in memory. `full` is then set for good, and the owner
+   should stop appending; everything appended so far can be read.
+3. `blocked` is back-pressure from the disk: too many bytes wait for it.
+4. A body that must be a file (`keep`) moves to a file in memory, with a new `fd`, if the disk takes
+   no more and the budget has room.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from proxy.spool.file import SpoolFile
     from proxy.spool.spool import Reason, Spool
 
-#: How many times its allowance in memory a body may have waiting for the disk, beside what is being
-#: written, before its sender is held up.
+#: How many times its memory allowance a body may have waiting for the disk, besides the bytes being
+#: written, before its sender is blocked.
 AHEAD = 4
 
-
-#: What may stand around a body: bytes, or another body.
+#: What may frame a body: bytes, or another body.
 Framing: TypeAlias = "bytes | SpooledBody"
 
 
@@ -39,13 +38,13 @@ def length_of(parts: Iterable[Framing]) -> int:
     return sum(len(part) if isinstance(part, bytes) else part.length for part in parts)
 
 
-def _nobody() -> None:
-    """Is told of changes any more."""
+def _no_listener() -> None:
+    """Replaces the listener of a closed body."""
 
 
 class SpooledBody:
-    """`size` counts the content so far, in bytes, `length` with what was framed around it.
-    `complete`: it will not grow. `full`: why no more of it can be kept, or None."""
+    """`size`: bytes of the content so far; `length`: with its frame. `complete`: it will not grow.
+    `full`: why no more of it can be kept, or None."""
 
     __slots__ = (
         "_closed",
@@ -85,12 +84,12 @@ class SpooledBody:
         self._owner = owner
         self._keep = keep
         self._on_change = on_change
-        self._memory = Blocks(spool.memory, owner)  # what is not yet being written
+        self._memory = Blocks(spool.memory, owner)  # not yet being written
         self._frame = Holding(spool.memory, owner)
         self._writing: list[Block] = []
         self._file: SpoolFile | None = None
         self._in_file = False
-        self._moving = False  # what the file has is being copied to another one
+        self._moving = False  # the file is being copied to another one
         self._limit = limit
         self._hasher = hashlib.sha256(usedforsecurity=False) if sha256 else None
         self._hashed = 0
@@ -106,7 +105,7 @@ class SpooledBody:
     # --- writing ----------------------------------------------------------------------------------
 
     def append(self, pieces: list[bytes]) -> None:
-        """The next bytes of the content; all of them are taken, whatever `full` says then."""
+        """Append to the content. All pieces are taken, even if `full` is then set."""
         if self._closed:
             return
         self.size += self._memory.add(pieces)
@@ -116,18 +115,18 @@ class SpooledBody:
             self.to_file()
 
     def end(self) -> None:
-        """The content is complete."""
+        """Complete the content."""
         self.complete = True
 
     def frame(self, before: Iterable[Framing], after: Iterable[Framing]) -> None:
-        """What is read back before and after the content; not part of file, `size` and digest.
-        Other bodies in it must be complete, and are closed by who made them."""
+        """Set what readers get before and after the content; not part of file, `size` and digest.
+        Bodies in it must be complete, and are closed by their owners."""
         self.before, self.after = tuple(before), tuple(after)
         parts = (*self.before, *self.after)
         self._frame.set(sum(len(part) for part in parts if isinstance(part, bytes)))
 
     def to_file(self) -> None:
-        """Let the content be in a file, now and from now on. `fd` and `written` follow."""
+        """Write the content to a file from now on. `fd` and `written` follow."""
         self._in_file = True
         if self._writing or self._moving or self._closed:
             return
@@ -137,7 +136,7 @@ class SpooledBody:
             self._file = self._spool.file(self._owner)
         hasher = self._hasher if self._hashed == self.written else None
         if hasher is None:
-            self._catch_up()  # a file that failed had seen some of it
+            self._catch_up()  # a file that failed may have hashed some of it
         self._writing = self._memory.move_out()
         size = sum(map(len, self._writing))
         refusal = self._file.write(self._writing, self.written, self._wrote, hasher)
@@ -150,7 +149,7 @@ class SpooledBody:
 
     @property
     def blocked(self) -> bool:
-        """Whether the owner should append no more until `on_change`."""
+        """Whether the owner should stop appending until `on_change`."""
         return self.writing and self._memory.size > AHEAD * self._spool.memory.allowance
 
     def _catch_up(self) -> None:
@@ -161,7 +160,7 @@ class SpooledBody:
             self._hashed = self.size
 
     def _no_room(self, refusal: Reason) -> None:
-        """The file takes nothing more: go on with one in memory, or not at all."""
+        """The file takes no more: continue with one in memory, or stop."""
         old = self._file
         instead = self._spool.memory_file(self._owner, refusal) if self._keep else None
         if isinstance(old, MemoryFile) or instead is None:
@@ -193,7 +192,7 @@ class SpooledBody:
     def _wrote(self, size: int, refusal: Reason | None) -> None:
         blocks, self._writing = self._writing, []
         if refusal is not None and not self.written and not self._closed:
-            # Nobody has seen any of it in the file yet: it can be in another one.
+            # No reader has seen this file yet, so another one can replace it.
             self._memory.put_back(blocks, 0)
             self._no_room(refusal)
             self._on_change()
@@ -211,14 +210,14 @@ class SpooledBody:
         self._on_change()
 
     def keeps(self, size: int) -> bool:
-        """Whether a body of `size` bytes would be kept whole, as far as can be said now."""
+        """Whether a body of `size` bytes would be kept whole, as far as is known."""
         return self.full is None and (self._limit is None or size <= self._limit)
 
     # --- reading ----------------------------------------------------------------------------------
 
     @property
     def length(self) -> int:
-        """Bytes that a reader gives, of what is there by now."""
+        """Bytes that a reader returns in total, as of now."""
         return length_of(self.before) + self.size + length_of(self.after)
 
     @property
@@ -228,8 +227,8 @@ class SpooledBody:
 
     @property
     def fd(self) -> int | None:
-        """The file's descriptor, of which `written` bytes can be read; None while there is none.
-        It is closed by `close`: whoever needs it longer makes a copy (`os.dup`, `send_fds`)."""
+        """The file's descriptor, from which `written` bytes can be read; None if there is no file.
+        `close` closes it: copy it (`os.dup`, `send_fds`) to keep it longer."""
         return self._file.fd if self._file is not None else None
 
     @property
@@ -238,12 +237,11 @@ class SpooledBody:
         return self.fd is not None and self.written == self.size
 
     def reader(self) -> BodyReader:
-        """Reads it from the beginning, beside other readers."""
+        """A new reader, from the beginning, independent of others."""
         return BodyReader(self, self._spool)
 
     def digest(self) -> bytes | None:
-        """SHA-256 of the content; None while that is still being written. Asked for once the body
-        is complete, of a body made with `sha256`."""
+        """The SHA-256 of a complete body made with `sha256`; None while it is being written."""
         if self._hasher is None or self._writing:
             return None
         if self._digest is None:
@@ -252,27 +250,27 @@ class SpooledBody:
         return self._digest
 
     def in_memory(self, start: int, limit: int) -> list[bytes]:
-        """Content from `start` on, where that is not in the file (for readers)."""
+        """Content from `start` on that is not in the file (for readers)."""
         return cut(self._writing + self._memory.blocks, start - self.written, limit)
 
     def from_file(
         self, start: int, size: int, done: Callable[[bytes | OSError], None]
     ) -> bytes | None:
-        """Content from `start` on, where that is in the file (for readers)."""
+        """Content from `start` on that is in the file (for readers)."""
         assert self._file is not None
         return self._file.read(start, size, done)
 
     def changed(self) -> None:
-        """A reader has what it waited for."""
+        """Notify the owner that a reader has what it waited for."""
         if not self._closed:
             self._on_change()
 
     def close(self) -> None:
-        """Nobody needs it any more. May be called again."""
+        """Release memory and file. May be called again."""
         if self._closed:
             return
         self._closed = True
-        self._on_change = _nobody  # who is most often our owner: no cycle for the collector
+        self._on_change = _no_listener  # usually a method of our owner: a reference cycle
         self._memory.clear()
         self.frame((), ())
         if self._file is not None:
@@ -280,7 +278,7 @@ class SpooledBody:
 
 
 class BodyReader:
-    """Reads a body from its beginning; `at` bytes of `body.length` have been given."""
+    """Reads a body from its beginning; `at` bytes of `body.length` have been returned."""
 
     __slots__ = ("_body", "_error", "_inner", "_ready", "_spool", "_waiting", "at")
 
@@ -295,18 +293,18 @@ class BodyReader:
 
     @property
     def done(self) -> bool:
-        """Whether all that was appended has been given, and no more will come."""
+        """Whether everything has been returned and the body is complete."""
         return self._body.complete and self.at == self._body.length
 
     @property
     def caught_up(self) -> bool:
-        """Whether all that was appended so far has been given."""
+        """Whether everything appended so far has been returned."""
         body = self._body
         return self.at == (body.length if body.complete else length_of(body.before) + body.size)
 
     def take(self, limit: int = READ) -> list[bytes]:
-        """The next bytes, about `limit` at most; none where there are none, or none yet. Raises
-        `SpoolError` when they cannot be read back."""
+        """The next bytes, about `limit` at most; none at the end, or while there are none. Raises
+        `SpoolError` if they cannot be read back."""
         pieces = self._take(limit)
         self.at += sum(map(len, pieces))
         return pieces

@@ -1,6 +1,6 @@
-"""One nameless file: written and closed by threads, read by the loop where that cannot block.
+"""One nameless file: written and closed by threads, read by the loop if that cannot block.
 
-It never has a name that outlives its opening, so a process that is killed leaves nothing behind.
+Its name, if any, is gone once it is open, so a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ READ = 256 * 1024
 #: Bytes that are copied at a time.
 _COPIED = 1024 * 1024
 
-#: Parts of what is left of the memory budget that one file may have.
+#: A file in memory may take this fraction (1 / 4) of what is left of the memory budget.
 _PARTS = 4
 
-_PIECES = 512  # for one system call; Linux takes 1024
+_PIECES = 512  # per system call; Linux allows 1024
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _O_TMPFILE = getattr(os, "O_TMPFILE", None)
 
-#: What `open` answers where the file system, or an old kernel, has no nameless files.
+#: Errors of `open` if the file system or the kernel has no nameless files.
 _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
 
 
 class SpoolError(Exception):
-    """What was written cannot be read back."""
+    """Written bytes cannot be read back."""
 
 
 def open_nameless(directory: Path) -> int:
@@ -55,12 +55,12 @@ def open_nameless(directory: Path) -> int:
     return descriptor
 
 
-#: Whether file systems are in memory, by their devices.
+#: Whether file systems are in memory, by device.
 _MEMORY_DEVICES: dict[int, bool] = {}
 
 
 def in_memory(fd: int) -> bool:
-    """Whether the file is on a file system in memory (tmpfs, ramfs), where reads do not wait."""
+    """Whether the file is on a file system in memory (tmpfs, ramfs), whose reads never wait."""
     device = os.fstat(fd).st_dev
     known = _MEMORY_DEVICES.get(device)
     if known is None:
@@ -76,17 +76,17 @@ def in_memory(fd: int) -> bool:
 
 
 class SpoolFile:
-    """`fd` is None until the first write is done. At most one write is under way at a time; any
-    number of reads may be. `reserved` is what it has of the spool's bound, in bytes."""
+    """`fd` is None until the first write is done. There is at most one write at a time, and any
+    number of reads. `reserved`: its bytes of the spool's limit."""
 
     __slots__ = ("_busy", "_closed", "_in_memory", "_spool", "client", "fd", "reserved")
 
     def __init__(self, spool: Spool, client: object = None) -> None:
         self._spool = spool
-        self.client = client  # whose share of the bound it is in
-        self._busy = 0  # work that threads do for it now
+        self.client = client  # whose share of the limit it counts against
+        self._busy = 0  # operations in progress
         self._closed = False
-        self._in_memory = False  # whether it is known never to wait for a disk
+        self._in_memory = False  # known never to wait for a disk
         self.fd: int | None = None
         self.reserved = 0
 
@@ -97,8 +97,8 @@ class SpoolFile:
         done: Callable[[int, Reason | None], None],
         hasher: hashlib._Hash | None = None,
     ) -> Reason | None:
-        """Write `blocks` at `offset`; `done(written, reason)` follows, `reason` where not all of it
-        could be. Or say at once why it cannot be. Nothing may change in `blocks` meanwhile."""
+        """Write `blocks` at `offset`. `done(written, reason)` follows, with a `reason` if not all
+        was written; or the reason is returned at once. `blocks` must not change meanwhile."""
         spool = self._spool
         size = sum(map(len, blocks))
         refusal = spool.reserve(size, self.client)
@@ -132,8 +132,8 @@ class SpoolFile:
         return None
 
     def read(self, offset: int, size: int, done: Callable[[bytes | OSError], None]) -> bytes | None:
-        """Up to `size` bytes at `offset`, which have been written; None where the disk must be
-        waited for: then `done` follows with them, or with what went wrong."""
+        """Up to `size` written bytes at `offset`; or None if that would wait for the disk: then
+        `done` follows with the bytes or the error."""
         fd = self.fd
         assert fd is not None
         at_hand = self._at_hand(fd, offset, size)
@@ -149,7 +149,7 @@ class SpoolFile:
         return None
 
     def _at_hand(self, fd: int, offset: int, size: int) -> bytes | None:
-        """What can be read without waiting, if that can be known."""
+        """What can be read without waiting, if anything."""
         with contextlib.suppress(OSError):
             if self._in_memory:
                 return os.pread(fd, size, offset)
@@ -158,26 +158,26 @@ class SpoolFile:
                 try:
                     return bytes(piece[: os.preadv(fd, [piece], offset, _NOWAIT)])
                 except OSError as error:
-                    # File systems in memory do not know the flag: they have all at hand anyway.
+                    # File systems in memory lack the flag, and never wait.
                     self._in_memory = error.errno == errno.EOPNOTSUPP and in_memory(fd)
                 if self._in_memory:
                     return os.pread(fd, size, offset)
         return None
 
     def give_back(self, size: int) -> None:
-        """So many bytes are no longer needed, or were not written."""
+        """Release `size` bytes that are no longer needed or were not written."""
         self.reserved -= size
         self._spool.release(size, self.client)
 
     def hold(self) -> None:
-        """Keep it open until `let_go`, though it may be closed meanwhile."""
+        """Keep the descriptor open until `let_go`, even after `close`."""
         self._busy += 1
 
     def let_go(self) -> None:
         self._less_busy()
 
     def close(self) -> None:
-        """The content is no longer needed. May be called again."""
+        """Drop the content. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -195,18 +195,18 @@ class SpoolFile:
         if self.fd is not None:
             fd, self.fd = self.fd, None
             self._spool.files -= 1
-            self._spool.disk.run(lambda: os.close(fd))  # which frees its blocks: not at once
+            self._spool.disk.run(lambda: os.close(fd))  # freeing its blocks takes time
 
 
 class MemoryFile(SpoolFile):
-    """The same in memory, for what the disk has no room for and must be a file all the same. It may
-    have a share of what is left of the memory budget, where it counts."""
+    """A file in memory, for a body that must be a file but that the disk does not take. It is
+    charged to the memory budget and may have a share of what is left there."""
 
     __slots__ = ("_account", "_held", "_why")
 
     def __init__(self, spool: Spool, account: Account, owner: Owner | None, why: Reason) -> None:
         super().__init__(spool)
-        self._why = why  # the disk takes nothing
+        self._why = why  # the disk takes no more
         self._in_memory = True
         self._account = account
         self._held = Holding(account, owner)
@@ -218,7 +218,7 @@ class MemoryFile(SpoolFile):
         done: Callable[[int, Reason | None], None],
         hasher: hashlib._Hash | None = None,
     ) -> Reason | None:
-        """At once, as memory does not keep the loop waiting; `done` follows all the same."""
+        """Write at once, since memory does not block; `done` still follows later."""
         size = sum(map(len, blocks))
         if offset + size > self._account.left // _PARTS or not self._held.try_grow(size):
             return self._why
@@ -238,8 +238,8 @@ class MemoryFile(SpoolFile):
         return None
 
     def take_over(self, other: SpoolFile, size: int, done: Callable[[bool], None]) -> bool:
-        """Copy the first `size` bytes of another file; `done` follows with whether that worked.
-        False where there is no room for them."""
+        """Copy the first `size` bytes of another file; `done(success)` follows. False if there is
+        no room for them."""
         source = other.fd
         if source is None or size > self._account.left // _PARTS or not self._held.try_grow(size):
             return False
@@ -272,7 +272,7 @@ class MemoryFile(SpoolFile):
 def _write(
     fd: int | None, directory: Path, blocks: Sequence[Block], offset: int
 ) -> tuple[int | None, int, OSError | None]:
-    """(descriptor, bytes written, what went wrong)."""
+    """(descriptor, bytes written, error)."""
     written = 0
     try:
         if fd is None:
@@ -293,7 +293,7 @@ def _write(
 
 
 def _copy(source: int, size: int) -> int | None:
-    """A file in memory with the first `size` bytes of `source`; None where that does not work."""
+    """A file in memory with the first `size` bytes of `source`; None if that fails."""
     fd = None
     try:
         fd = os.memfd_create("reliability-proxy", os.MFD_CLOEXEC)

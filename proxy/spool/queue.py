@@ -1,12 +1,12 @@
-"""A body that is read once, while it is written: what a slow reader has not taken yet.
+"""A body that is read once, while it is written: the bytes that a slow reader has not taken yet.
 
-Its order is: what is in the file and not read, what is being written, what waits in memory. As long
-as the reader keeps up, nothing of it touches a disk; when the reader has caught up with the file,
-that begins anew, so a body may be longer than any bound.
+Their order is: unread bytes of the file, bytes being written, bytes in memory. As long as the
+reader keeps up, nothing touches a disk. Once the reader has caught up with the file, the file is
+dropped and a new one begins, so a body may be longer than any limit.
 
-What one body may have in files is bounded by what is left for all others (dynamic thresholds, as in
-the shared buffers of switches): one slow download cannot use up the spool. Nor can many of one
-client's, by the same rule (`Spool.share_left`).
+One body may have no more in files than what is left for all others (dynamic thresholds, as in the
+shared buffers of switches): a slow download cannot use up the spool. Nor can many of one client,
+by the same rule (`Spool.share_left`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 class SpooledQueue:
-    """`size` is what has been put and not taken yet, in bytes. `blocked`: put no more until
-    something was taken, or `on_change`."""
+    """`size`: bytes put and not yet taken. `blocked`: put no more until something is taken, or
+    until `on_change`."""
 
     __slots__ = (
         "_closed",
@@ -54,9 +54,9 @@ class SpooledQueue:
         self._owner = owner
         self._memory = Blocks(spool.memory, owner)
         self._writing: list[Block] = []
-        self._taken = 0  # bytes of these that were read meanwhile
+        self._taken = 0  # bytes of `_writing` that were read meanwhile
         self._file: SpoolFile | None = None
-        self._start = self._end = 0  # what is in the file and not read
+        self._start = self._end = 0  # the unread range of the file
         self._full = False
         self._reading = False
         self._ready: bytes | None = None
@@ -65,7 +65,7 @@ class SpooledQueue:
         self.size = 0
 
     def put(self, pieces: list[bytes]) -> None:
-        """The next bytes; all of them are taken, whatever `blocked` says then."""
+        """Append bytes. All pieces are taken, even if `blocked` is then set."""
         self.size += self._memory.add(pieces)
         if self._memory.size > self._spool.memory.allowance:
             self._spill()
@@ -134,7 +134,7 @@ class SpooledQueue:
             self._on_change()
 
     def _rewind(self) -> None:
-        """Where all of the file has been read, let it go: the next one begins anew."""
+        """Drop a file that has been read completely."""
         if self._start != self._end or self._writing:
             return
         self._start = self._end = 0
@@ -150,7 +150,7 @@ class SpooledQueue:
             self._file = self._spool.file(self._owner)
         spool, size, file = self._spool, self._memory.size, self._file
         if size > min(spool.max_size - spool.used - file.reserved, spool.share_left(file.client)):
-            self._full = True  # its share, though there may be room for others
+            self._full = True  # beyond its share; others may still have room
             return
         self._writing, self._taken = self._memory.move_out(), 0
         if self._file.write(self._writing, self._end, self._wrote) is not None:
@@ -166,7 +166,7 @@ class SpooledQueue:
             return
         self._end += size
         self._start += min(self._taken, size)
-        kept = max(size, self._taken)  # of the blocks, what memory need not have any more
+        kept = max(size, self._taken)  # bytes of the blocks that memory no longer needs
         self._memory.release(kept)
         if refusal is not None:
             self._full = True

@@ -1,4 +1,4 @@
-"""What all spooled bodies of a process share: the directory, the bound, the counters, the state."""
+"""What all spooled bodies of a process share: directory, limit, counters and state."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from proxy.spool.threads import DiskThreads
 
 logger = logging.getLogger(__name__)
 
-#: Why there is no room: the bound `spool.max_size`, a disk or quota that is full, a directory that
-#: cannot be written to, any other error of the disk, or a client that has its share of the bound.
+#: Why there is no room: the limit `spool.max_size`, a full disk or quota, a directory that is not
+#: writable, any other disk error, or a client that has used up its share of the limit.
 Reason = Literal["max_size", "no_space", "no_directory", "disk_error", "client_share"]
 REASONS: tuple[Reason, ...] = (
     "max_size",
@@ -30,31 +30,31 @@ REASONS: tuple[Reason, ...] = (
     "client_share",
 )
 
-#: How many times what is left of the bound one client may have in files, while others have some
-#: there and while none has: a fifth is always left for those who come.
+#: How many times the room that is left one client may have in files, while others have some there
+#: and while none has. So a fifth always remains for others.
 SHARE, SHARE_ALONE = 1, 4
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS})
 
-#: Seconds for which the disk is left alone after an error.
+#: Seconds without writes after a disk error.
 _PAUSE = 1.0
 
-#: Seconds for which a spool that fills again and again is not logged again.
+#: Minimum seconds between two log lines about a full spool.
 _QUIET = 10.0
 
-#: Share of the bound below which a spool that was full has room again.
+#: Fraction of the limit below which a spool that was full has room again.
 _ROOM_AGAIN = 0.8
 
 
 def client_of(owner: Owner | None) -> object:
-    """Whose share of the spool `owner` uses; None: nobody's, as over a unix socket."""
+    """The client whose share of the spool `owner` uses; None over a unix socket."""
     return (owner.who or None) if owner is not None else None
 
 
 class Spool:
-    """`used` and `files` are what nameless files hold now, in bytes and by number; `refused` counts
-    by reason how often a body found no room. `full` is the reason why there is none now."""
+    """`used`, `files`: bytes in nameless files and their number; `refused`: how often a body found
+    no room, by reason. `full`: why there is no room now, or None."""
 
     def __init__(
         self,
@@ -69,22 +69,22 @@ class Spool:
         self._clock = clock
         self._shortages = shortages or Shortages()
         self._retry_at = 0.0
-        self._logged_at = float("-inf")  # when it was last logged as full
-        self._logged = False  # whether this time was
+        self._logged_at = float("-inf")  # when a full spool was last logged
+        self._logged = False  # whether the current shortage was
         self.directory = directory
         self.max_size = max_size
         self.memory = memory
-        self.scratch = memoryview(bytearray(READ))  # what the loop reads into
+        self.scratch = memoryview(bytearray(READ))  # the loop's read buffer
         self.disk = DiskThreads(threads) if threads else DiskThreads()
         self.used = 0
         self.files = 0
         self.spooled = 0  # bytes ever written to files
         self.refused: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         self.full: Reason | None = None
-        self._shares: dict[object, int] = {}  # what each client has in files, in bytes
+        self._shares: dict[object, int] = {}  # bytes in files by client
 
     def configure(self, directory: Path, max_size: int) -> None:
-        """Take new rules at a reload; files that are open stay where they are."""
+        """Take new settings at a reload; open files stay where they are."""
         self.directory = directory
         self.max_size = max_size
 
@@ -97,14 +97,14 @@ class Spool:
         limit: int | None = None,
         keep: bool = False,
     ) -> SpooledBody:
-        """A body to be kept whole. `owner` (a client connection) answers for its memory; `limit`:
-        bytes beyond which it is not worth keeping. `keep`: it must be a file, if need be one in
+        """A body to be kept whole. `owner`: the client connection that its memory is charged to;
+        `limit`: bytes beyond which it is not kept. `keep`: it must be a file, if need be one in
         memory."""
         return SpooledBody(self, on_change, owner=owner, sha256=sha256, limit=limit, keep=keep)
 
     def memory_file(self, owner: Owner | None, why: Reason) -> MemoryFile | None:
-        """For a body that must be a file where the disk takes nothing, and `why`; None where the
-        system has no such files."""
+        """A file for a body that must be one although the disk takes no more (`why`); None if the
+        system has no files in memory."""
         if not hasattr(os, "memfd_create"):
             return None
         return MemoryFile(self, self.memory.sibling("memory_files"), owner, why)
@@ -114,8 +114,8 @@ class Spool:
         return SpooledQueue(self, on_change, owner)
 
     def check(self) -> None:
-        """See whether a file can be opened in the directory; the log and the counters have it where
-        that fails. Called from the event loop, which does not wait for the disk."""
+        """Try to open a file in the directory, and log and count a failure. Called from the event
+        loop, which does not wait for the disk."""
         directory = self.directory
 
         def work() -> OSError | None:
@@ -132,7 +132,7 @@ class Spool:
         self.disk.submit(work, done)
 
     def admits(self, size: int, owner: Owner | None = None) -> bool:
-        """Whether a body of `size` bytes is worth beginning with; a refusal is counted."""
+        """Whether there is room for a body of `size` bytes; a refusal is counted."""
         if size <= MOST:
             return True
         client = client_of(owner)
@@ -142,8 +142,8 @@ class Spool:
         return True
 
     def share_left(self, client: object) -> int:
-        """Bytes that `client` may have in files beside those it has (dynamic thresholds, as in the
-        memory budget); what is left of the bound for all where it is None."""
+        """Bytes that `client` may add to its files (dynamic thresholds, as in the memory budget);
+        all that is left of the limit if it is None."""
         left = max(0, self.max_size - self.used)
         if client is None:
             return left
@@ -154,8 +154,7 @@ class Spool:
     # --- what the files call ----------------------------------------------------------------------
 
     def reserve(self, size: int, client: object = None) -> Reason | None:
-        """Count `size` bytes of `client`'s that are about to be written, or say why they must not
-        be."""
+        """Reserve `size` bytes for `client`, or return why they must not be written."""
         if self.used + size > self.max_size:
             self._refuse("max_size", f"all of its {self.max_size} bytes are in use")
             return "max_size"
@@ -172,7 +171,7 @@ class Spool:
         return None
 
     def release(self, size: int, client: object = None) -> None:
-        """Bytes that are in no file any more, or never got there."""
+        """Release bytes that are no longer in a file, or never got there."""
         self.used -= size
         if client is not None and size:
             self._shares[client] -= size
@@ -182,13 +181,13 @@ class Spool:
             self._room_again()
 
     def wrote(self, size: int) -> None:
-        """The disk has taken `size` bytes."""
+        """Count `size` bytes that the disk has taken."""
         self.spooled += size
         if self.full not in (None, "max_size"):
             self._room_again()
 
     def failed(self, error: OSError) -> Reason:
-        """The disk has refused: it is left alone for a moment."""
+        """Record a disk error; there are no writes for a second."""
         self._retry_at = self._clock.monotonic() + _PAUSE
         self._shortages.check(error, "a file of the spool")
         reason: Reason = "disk_error"
@@ -200,7 +199,7 @@ class Spool:
         return reason
 
     def file(self, owner: Owner | None = None) -> SpoolFile:
-        """A nameless file, opened when something is written to it, in the share of `owner`."""
+        """A nameless file, opened at the first write, in the share of `owner`."""
         return SpoolFile(self, client_of(owner))
 
     def _refuse(self, reason: Reason, detail: str) -> None:

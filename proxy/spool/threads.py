@@ -1,7 +1,7 @@
-"""The threads that touch the disk, so that the event loop never waits for one.
+"""Threads for disk operations, so that the event loop never waits for a disk.
 
-They are daemons: a disk that never answers cannot keep the process from ending. They are started
-when there is work for the first time, and wait without waking up when there is none.
+They are daemons, so that a hung disk cannot keep the process from exiting. They start with
+the first work, and sleep while there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-#: A slow write must not hold up a read of another body, so there is more than one.
+#: More than one, so that a slow write does not delay reads of other bodies.
 THREADS = 4
 
 
@@ -28,13 +28,13 @@ class DiskThreads:
     def __init__(self, threads: int = THREADS) -> None:
         self._limit = threads
         self._threads = 0
-        self._idle = 0  # threads that wait for work, less what is queued for them
+        self._idle = 0  # idle threads, minus queued work
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def submit(self, work: Callable[[], _Result], done: Callable[[_Result], None]) -> None:
-        """Do `work` on a thread, then call `done` with its result from the running event loop.
-        `work` must not raise. Where the loop is closed by then, `done` is not called."""
+        """Run `work` on a thread, then call `done` with its result from the running event loop,
+        unless that is closed by then. `work` must not raise."""
         loop = asyncio.get_running_loop()
 
         def run() -> None:
@@ -45,11 +45,11 @@ class DiskThreads:
         self._put(run)
 
     def soon(self, done: Callable[[], None]) -> None:
-        """Call `done` from the running event loop, as if a thread had done some work."""
+        """Call `done` from the running event loop, as after work on a thread."""
         asyncio.get_running_loop().call_soon(done)
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do `work` on a thread; nobody waits for it."""
+        """Run `work` on a thread; its result is dropped."""
         self._put(work)
 
     def _put(self, run: Callable[[], None]) -> None:
@@ -70,6 +70,6 @@ class DiskThreads:
                 run()
             except Exception:
                 logger.exception("disk thread")
-            del run  # holds the pieces it wrote
+            del run  # it refers to the bytes that it wrote
             with self._lock:
                 self._idle += 1
