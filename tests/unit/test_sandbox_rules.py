@@ -43,7 +43,7 @@ def run(machine: str, number: int, *arguments: int, architecture: int | None = N
 
 def number_of(name: str, machine: str) -> int:
     """A call's number, by the sandbox's own tables."""
-    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOK_UPS
+    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOKUPS
     number = tables[name][MACHINES[machine][1]]
     assert number is not None
     return number
@@ -53,7 +53,7 @@ def number_of(name: str, machine: str) -> int:
 def test_what_is_in_no_table_kills(machine: str) -> None:
     """Of all numbers, and with any argument."""
     column = MACHINES[machine][1]
-    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOK_UPS
+    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOKUPS
     known = {numbers[column] for numbers in tables.values()}
     known |= {sandbox._TGKILL[column], sandbox._SCHED_GETAFFINITY[column]}
     for number in range(600):
@@ -67,7 +67,7 @@ def test_what_a_probe_needs_passes(machine: str) -> None:
     """Reading, memory, answers; look-ups are refused without a kill."""
     for name in sandbox._ALLOWED:
         assert run(machine, number_of(name, machine)) == ALLOW
-    for name, numbers in sandbox._LOOK_UPS.items():
+    for name, numbers in sandbox._LOOKUPS.items():
         if numbers[MACHINES[machine][1]] is not None:
             assert run(machine, number_of(name, machine)) == REFUSE
 
