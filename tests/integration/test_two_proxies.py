@@ -199,7 +199,7 @@ SHARED = {
     "proxy.resilience.circuit.store._digests": "digests of scripts, the same for all",
     "proxy.core.headers._random": "random numbers, each taken once",
     "proxy.forward.exchange._NO_BODY": "has no state",
-    "proxy.forward.outcome._UNWATCHED": "has no state",
+    "proxy.forward.outcome._NO_OP": "has no state",
     "proxy.demo.ports._reservations": "ports are the machine's",
     "proxy.uploads.form.reader.PART_END": "has no state",
 }
