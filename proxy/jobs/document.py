@@ -1,13 +1,13 @@
-"""What a job document says, in both shapes of the service, and which of two is the newer.
+"""Parses job documents in both formats of the service, and decides which of two is newer.
 
-1. A value is hostile until parsed: it may be no JSON, no UTF-8, nested without end, or carry dates
-   that are none. Such a value is kept byte for byte; what was odd about it is named, never raised.
+1. A value is untrusted: it may not be JSON or UTF-8, be nested without end, or have invalid dates.
+   Such a value is kept byte for byte; its oddities are listed, never raised.
 2. The current shape has `id` and stage times with an offset, and no `updated_at`. The older shape
    has `job_id` and naive UTC times; its `updated_at` is stale in some final versions and its status
    moves backwards at times. So neither status nor `updated_at` alone orders two versions: the
    latest time found anywhere in the document does (`JobDocument.activity`).
 3. Order matters only after a gap (a restart, an old snapshot). While the mirror watches, the last
-   write is the newest, whatever it says.
+   write is the newest, whatever its content.
 """
 
 from __future__ import annotations

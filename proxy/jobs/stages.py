@@ -1,10 +1,10 @@
-"""What a job document says about its stages, in both shapes of the service, as one timeline. Pure.
+"""The stages of a job document, in both formats of the service, as one timeline. Pure.
 
 1. The current shape has stages with times. The older one has stages with a duration at most, and
    for most jobs none at all: there the status itself names the stage, and the times are those at
    which the mirror saw it change.
 2. Whatever a document holds, the result is bounded: `MOST` stages, short texts, known states.
-3. A stage that was under way when its job failed is the one that failed, whatever it says itself.
+3. A stage that was under way when its job failed is the one that failed, whatever its own status.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class StageTimeline:
 
 
 def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) -> StageTimeline:
-    """The story of a job whose value is `raw`. `seen`: when the mirror saw which status, in order.
+    """The stages of a job whose value is `raw`. `seen`: when the mirror saw which status, in order.
 
     Never raises, whatever the bytes are.
     """

@@ -1,8 +1,8 @@
-"""What lies in the broker now: bindings, queues, what workers have taken, results, connections.
+"""Reads the broker: bindings, queues, unacknowledged messages, results, connections.
 
-1. An error reply is never read as emptiness: the look as a whole fails with `BrokerRefused`.
-2. Every read is bounded; where a bound cut something off, the view is not `readable`, and nothing
-   may be concluded from a message that is not in it.
+1. An error reply never counts as "empty": the whole look fails with `BrokerRefused`.
+2. Every read is bounded. If a bound cut something off, the view is not `readable`, and a missing
+   message proves nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_RESULTS = 1000
 
 
 class BrokerRefused(Exception):
-    """Redis does not let us do something: the command and its error, for the log."""
+    """Redis refused a command; the text has the command and its error, for the log."""
 
     def __init__(self, command: str, error: str) -> None:
         super().__init__(f"{command}: {error[:200]}")
@@ -46,7 +46,7 @@ class BrokerRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A message in a worker's hands. `score` is when it was taken, by the worker's clock."""
+    """An unacknowledged message. `score` is when a worker took it, by the worker's clock."""
 
     message: Message
     field: bytes
@@ -55,7 +55,7 @@ class Taken:
 
 @dataclass(slots=True)
 class View:
-    """One look. `readable`: all messages were read and understood."""
+    """The result of one look. `readable`: all messages were read and parsed."""
 
     queued: list[Message] = field(default_factory=list)
     taken: dict[str, Taken] = field(default_factory=dict)
@@ -64,14 +64,14 @@ class View:
 
 
 def new_id() -> str:
-    """A random id as Celery makes them."""
+    """A random ID in Celery's format."""
     return str(uuid.uuid4())
 
 
 class Broker:
-    """The keys of one broker, by the settings of a mirror. `key_prefix` is for keys of ours.
+    """The broker of one mirror. `key_prefix` is for the proxy's own keys.
 
-    `waited`: seconds spent so far in waiting for workers' answers, which costs nobody anything.
+    `waited`: total seconds spent waiting for workers' answers, which cause no load.
     """
 
     def __init__(self, settings: RequeueConfig, *, key_prefix: str, family: str) -> None:
@@ -98,7 +98,7 @@ class Broker:
         return tuple(chosen)
 
     def claim_key(self, job_id: str) -> str:
-        """Where the attempts for one job are claimed."""
+        """The key that counts and locks the attempts for one job."""
         return f"{self._own}{job_id}"
 
     def plain(self, key: str) -> str:
@@ -106,7 +106,7 @@ class Broker:
         return key.removeprefix(self._prefix)
 
     def destination(self, queue: str, raw: bytes) -> str:
-        """The list that a message of a queue belongs into."""
+        """The list into which a message of a queue belongs."""
         return list_of(f"{self._prefix}{queue}", raw)
 
     # --- bindings --------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Broker:
                 await asyncio.sleep(0)
 
     def _message(self, raw: bytes, place: str, queue: str, parsed: dict[bytes, Message]) -> Message:
-        """Most messages are the same at the next look: they are read once."""
+        """Parse a message; cached, as most are still there at the next look."""
         message = self._parsed.get(raw)
         if message is None or (message.place, message.queue) != (place, queue):
             message = read_message(raw, place, queue)
@@ -191,7 +191,7 @@ class Broker:
     async def results(
         self, link: RedisConnection, task_ids: Iterable[str]
     ) -> dict[str, pidbox.Result]:
-        """What the result backend says of tasks, where it is this Redis and we may read it."""
+        """The tasks' results, if the result backend is this Redis and we may read it."""
         wanted = [one for one in dict.fromkeys(task_ids) if one][:MAX_RESULTS]
         if not wanted:
             return {}
@@ -224,8 +224,9 @@ class Broker:
     async def ask(
         self, link: RedisConnection, now: float
     ) -> tuple[int, dict[str, pidbox.WorkerAnswer]] | None:
-        """Ask all workers what they work on: how many got the question, and who answered within
-        1.6 s, or earlier questions late. None where we may not ask."""
+        """Ask all workers what they work on; returns how many received the question, and the
+        answers that came within 1.6 s, including late ones to earlier questions. None if we may
+        not ask."""
         channel = pidbox.channel(link.db, self._prefix)
         binding, mailbox = (
             f"{self._prefix}{one}" for one in (pidbox.REPLY_BINDING, pidbox.REPLY_LIST)
@@ -258,13 +259,13 @@ class Broker:
         return receivers, found
 
     async def late_answers(self, link: RedisConnection) -> dict[str, pidbox.WorkerAnswer]:
-        """What has come since, to questions of any sidecar."""
+        """Answers that have arrived since, to questions of any sidecar."""
         mailbox = f"{self._prefix}{pidbox.REPLY_LIST}"
         values = await self._allowed(link, ("LRANGE", mailbox, 0, self._replies - 1))
         return pidbox.answers(bytes(value) for value in values[0]) if values is not None else {}
 
     async def close_mailbox(self, link: RedisConnection) -> None:
-        """No more answers are wanted."""
+        """Stop collecting answers."""
         binding, mailbox = (
             f"{self._prefix}{one}" for one in (pidbox.REPLY_BINDING, pidbox.REPLY_LIST)
         )
@@ -281,7 +282,7 @@ class Broker:
         return replies
 
     async def _allowed(self, link: RedisConnection, *commands: Command) -> list[Any] | None:
-        """As `call`; None when one is refused, which is logged once for each kind of command."""
+        """Like `call`; None if a command is refused, which is logged once per command."""
         try:
             replies = await self.call(link, *commands)
         except BrokerRefused as refused:
@@ -297,7 +298,7 @@ class Broker:
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """What of the evidence the server refuses, for `/readyz`."""
+        """The evidence that the server refuses us, for `/readyz`."""
         return tuple(self._refused.values())
 
 

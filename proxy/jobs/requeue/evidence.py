@@ -1,15 +1,15 @@
-"""Whether anybody works on a job, and what shows it. Pure.
+"""Whether a worker works on a job, and the evidence for it. Pure.
 
-1. A job is started again only on proof that nobody works on it. What merely looks idle waits; an
-   operator may decide.
-2. A connection that is gone proves something only if it was there: after Redis restarted, a worker
-   of the solo pool goes on with its job unconnected and comes back when the job is done.
-3. A worker that answers has in its hands what it lists, and nothing else. A solo worker that is
-   busy does not answer, so silence proves nothing.
-4. Node names are unique and a solo worker has one task at a time: one that has begun another job
-   since does not work on the first any more, be it in the same process or in a new one.
-5. Nothing is pushed while workers may discard it: after trouble with Redis the worker's own breaker
-   stays open for `app_breaker`, reads every job as missing and ends the task as succeeded.
+1. A job is requeued only with proof that no worker works on it. A job that merely looks idle waits;
+   an operator may decide.
+2. A missing connection proves something only if it existed: after Redis restarts, a worker of the
+   solo pool finishes its job without a connection and reconnects afterwards.
+3. A worker that answers works on exactly what it lists. A busy solo worker does not answer, so no
+   answer proves nothing.
+4. Node names are unique and a solo worker has one task at a time: a worker that has started another
+   job no longer works on the first, whether in the same process or in a new one.
+5. Nothing is pushed while workers may discard it: after Redis trouble the worker's own breaker
+   stays open for `app_breaker`; it then sees every job as missing and reports success.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Place = Literal["queue", "taken"]
 
 
 class Action(StrEnum):
-    """What is to be done for a job."""
+    """The action for a job."""
 
-    NOTHING = "nothing"  # it has a message, or somebody works on it
-    WAIT = "wait"  # nobody is seen to work on it, but that proves nothing yet
+    NOTHING = "nothing"  # it has a message, or a worker works on it
+    WAIT = "wait"  # no worker seems to work on it, but there is no proof yet
     PUSH = "push"  # it has no message: push one
-    RESTORE = "restore"  # its message is in `unacked`, and who took it is gone
+    RESTORE = "restore"  # its message is in `unacked`, and its worker is gone
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. `settle`: how long a job must be as it is before anything is concluded."""
+    """Seconds. `settle`: how long a job's state must last before anything is concluded."""
 
     app_breaker: float
     stranded_after: float
@@ -48,12 +48,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One unfinished job as store and broker have it; Unix seconds and seconds.
+    """One unfinished job according to store and broker; times in Unix seconds.
 
-    `waiting`: its status says that nobody has begun. `place` of its message, None for no message.
-    `taken_at`: when that message was first seen in `unacked`; `appeared`: it came there while we
-    watched, over one connection to Redis. `node`, `pid`: who took it, where that is known.
-    `missing_for`: for how long it has had no message.
+    `waiting`: by its status no worker has started it. `place`: where its message is, None for no
+    message. `taken_at`: when the message was first seen in `unacked`; `appeared`: it got there
+    while we watched over one connection. `node`, `pid`: the worker that took it, if known.
+    `missing_for`: seconds without a message.
     """
 
     job_id: str
@@ -70,13 +70,13 @@ class Work:
 
     @property
     def since(self) -> float:
-        """Since when it is as it is."""
+        """Since when it has been in this state."""
         return max(self.changed_at, self.taken_at if self.place == "taken" else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A solo worker began a job as process `pid`, not before `at`."""
+    """A solo worker started a job in process `pid`, not before `at`."""
 
     job_id: str
     pid: int
@@ -87,10 +87,10 @@ class Start:
 class Workers:
     """What is known of the workers.
 
-    `receivers`: how many got the last question, which was asked at `asked_at`; None: not allowed
-    to ask. `had_receivers`: there were some at some time, so they do listen to questions.
-    `answers`: the newest of each node. `known`: nodes seen within `stranded_after`. `starts`: the
-    newest of each solo node, of those that were watched.
+    `receivers`: how many received the last question, asked at `asked_at`; None: we may not ask.
+    `had_receivers`: there were some before, so the workers do listen to questions. `answers`: the
+    newest of each node. `known`: nodes seen within `stranded_after`. `starts`: the newest observed
+    start of each solo node.
     """
 
     receivers: int | None = None
@@ -103,7 +103,7 @@ class Workers:
 
     @property
     def connected(self) -> int | None:
-        """How many workers are connected to the broker; None where that cannot be known."""
+        """How many workers are connected to the broker; None if unknown."""
         if self.receivers:
             return self.receivers
         if self.consumers is not None:
@@ -112,7 +112,7 @@ class Workers:
 
     @property
     def present(self) -> dict[str, WorkerAnswer]:
-        """Who has answered the last question."""
+        """The nodes that have answered the last question."""
         return {
             node: one
             for node, one in self.answers.items()
@@ -121,14 +121,14 @@ class Workers:
 
     @property
     def silent(self) -> int | None:
-        """Connected workers that did not answer: busy, as a rule. None: not known."""
+        """Connected workers that did not answer, usually because they are busy. None: unknown."""
         connected = self.connected
         return None if connected is None else max(0, connected - len(self.present))
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What is to be done and why: `reason` is a fixed token, `evidence` a sentence."""
+    """The action and why: `reason` is a fixed token, `evidence` a sentence."""
 
     action: Action
     reason: str
@@ -136,7 +136,7 @@ class Judgement:
 
     @property
     def unattended(self) -> bool:
-        """Whether nobody is seen to work on the job."""
+        """Whether no worker is seen to work on the job."""
         return self.action is not Action.NOTHING
 
 
@@ -211,7 +211,7 @@ def _without_message(job: Work, workers: Workers, *, others: int, limits: Limits
 def _abandoned(
     job: Work, workers: Workers, *, now: float, others: int, limits: Limits
 ) -> Judgement:
-    """PUSH with the proof that whoever took the job does not work on it; else why there is none."""
+    """PUSH with the proof that the worker which took the job stopped; else why there is none."""
     quiet = now - job.since
     if quiet < limits.settle:
         return Judgement(Action.NOTHING, "changing", f"changed {max(0.0, quiet):.0f} s ago")
@@ -251,7 +251,7 @@ def _abandoned(
 def _taker_gone(job: Work, workers: Workers, now: float) -> Judgement | None:
     assert job.node is not None
     answer = workers.answers.get(job.node)
-    # It can come back into that worker's hands as a message only, and that would have been seen.
+    # The worker could get it back only as a message, and we would have seen that.
     unmoved = now if job.place == "taken" else job.missing_for
     if (
         answer is not None

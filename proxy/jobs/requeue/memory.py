@@ -1,4 +1,4 @@
-"""The messages that jobs have had, in the job store: what to push again, and in which shape."""
+"""Remembers the messages of jobs in the job store, to push them again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHANGING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """The last message seen of a job, and which process took it. `kind`: what jobs alike share."""
+    """A job's last known message and the process that took it. `kind`: shared by similar jobs."""
 
     job_id: str
     queue: str
@@ -38,7 +38,7 @@ class MessageRecord:
 
 
 def kind_of(document: dict[str, Any] | None) -> str:
-    """Jobs of one kind were made from the same inputs: the members that have a value, by name.
+    """Jobs of one kind have the same inputs: the names of the members that have a value.
 
     A video has its audio file, a download its query; each has a task of its own. "" if unknown.
     """
@@ -60,7 +60,7 @@ class MessageMemory:
         self._records: dict[str, MessageRecord] = {}
 
     async def load(self, job_ids: Iterable[str]) -> None:
-        """Read the records of these jobs that are not known yet."""
+        """Read the records of these jobs that are not in memory yet."""
         wanted = [one for one in job_ids if one not in self._records]
         if not wanted:
             return
@@ -68,13 +68,13 @@ class MessageMemory:
             self._keep(_record(row))
 
     def of(self, job_id: str) -> MessageRecord | None:
-        """What is known of a job."""
+        """The record of a job."""
         return self._records.get(job_id)
 
     async def seen(
         self, job_id: str, message: Message, node: str | None, pid: int | None, now: float
     ) -> None:
-        """A message of the job is in the broker now."""
+        """Record that a message of the job is in the broker now."""
         old = self._records.get(job_id)
         if old is not None and old.task_id == message.task_id:
             if node is None or (old.node, old.pid) == (node, pid):
@@ -93,7 +93,7 @@ class MessageMemory:
         )
 
     def forget(self, alive: set[str]) -> None:
-        """Drop from memory what is not one of these."""
+        """Drop all other jobs from memory."""
         if len(self._records) > REMEMBERED:
             for job_id in [one for one in self._records if one not in alive]:
                 del self._records[job_id]

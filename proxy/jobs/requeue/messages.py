@@ -53,7 +53,7 @@ class Message:
 
 
 def read_message(raw: bytes, place: str, queue: str) -> Message:
-    """What an envelope says. Never raises."""
+    """Parse an envelope. Never raises."""
     if len(raw) > MAX_MESSAGE:
         return Message(b"", place, queue, "", "", "", (), opaque=True)
     envelope = load_object(raw)
@@ -78,7 +78,7 @@ def read_message(raw: bytes, place: str, queue: str) -> Message:
 
 
 def unpack_unacked(field: bytes) -> tuple[bytes, str] | None:
-    """(envelope, queue) of a value of the `unacked` hash; None for what is no such value."""
+    """(envelope, queue) of a value of the `unacked` hash; None for anything else."""
     if len(field) > MAX_MESSAGE:
         return None
     try:
@@ -115,7 +115,7 @@ def redelivered(raw: bytes) -> bytes | None:
 
 
 def delivered_anew(raw: bytes, new_id: Callable[[], str]) -> bytes | None:
-    """The same message as a new delivery (rule 3); None for what cannot be one."""
+    """The same message as a new delivery (rule 3); None if it cannot be redelivered."""
     envelope = load_object(raw)
     if envelope is None:
         return None

@@ -1,13 +1,13 @@
-"""Questions to Celery's workers over their remote control, and their answers. Pure.
+"""Requests to Celery's workers over remote control, and their answers. Pure.
 
-1. Workers subscribe to `/DB.celery.pidbox` by pattern, so `PUBSUB NUMSUB` says 0 of them; what
-   `PUBLISH` returns is how many there are. A request addressed to nobody costs a worker nothing
-   and counts them.
-2. `active` and `reserved` are answered with the tasks that a worker has in its hands. A worker of
-   the solo pool (`stats`) answers between two tasks only: silence is no evidence, an answer is.
-   What it then lists as active is left over from a connection that broke.
-3. All sidecars share one mailbox, a list that is read without taking anything out. A ticket
-   carries the time of the question, so that a late answer still says from when on it holds.
+1. Workers subscribe to `/DB.celery.pidbox` by pattern, so `PUBSUB NUMSUB` reports 0 for them; the
+   result of `PUBLISH` is their number. A request without a destination counts the workers at no
+   cost to them.
+2. A worker answers `active` and `reserved` with the tasks that it holds. A worker of the solo pool
+   (`stats`) answers only between two tasks, so no answer proves nothing. What it then lists as
+   active is left over from a broken connection.
+3. All sidecars share one mailbox, a list from which nothing is removed. The ticket contains the
+   time of the request, so that a late answer still shows the time for which it holds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def channel(db: int, prefix: str = "") -> str:
 
 
 def head_count(new_id: Callable[[], str], now: float) -> bytes:
-    """A request to nobody."""
+    """A request that no worker executes."""
     return _envelope({"method": "ping", "arguments": {}, "destination": [_NOBODY]}, new_id, now)
 
 

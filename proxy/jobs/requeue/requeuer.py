@@ -1,13 +1,13 @@
-"""The task that keeps a message for every unfinished job: look, judge, act, and again.
+"""The task that gives every unfinished job a message or a worker: look, judge, act, repeat.
 
-1. Nothing is concluded while Redis is not whole, and nothing from one look: a job must be without
-   anybody for `settle` seconds before something is done for it.
-2. Workers are asked only when a job's judgement may depend on their answer.
-3. What is pushed is claimed in Redis by the script that pushes it (`scripts`), so that of many
-   sidecars one does it.
-4. After Redis came back with old data, messages of jobs that went on meanwhile are taken out: a
-   finished job must not run again, one that runs must not run twice.
-5. Trouble here is logged and counted, and never ends the mirror's session.
+1. Nothing is concluded while Redis is incomplete, or from a single look: a job must be unattended
+   for `settle` seconds before we act.
+2. Workers are asked only if a job's judgement may depend on their answers.
+3. The script that pushes a message also takes a lock in Redis (`scripts`), so that only one of many
+   sidecars pushes.
+4. After Redis came back with old data, messages of jobs that went on meanwhile are removed: a
+   finished job must not run again, and a running one must not run twice.
+5. Trouble here is logged and counted and never ends the mirror's session.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from proxy.jobs.waiting import happened
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0  # seconds between two looks
-IDLE_LOOK = 120.0  # the same while there is no unfinished job and nothing happens
-PAUSE = (0.25, 10.0)  # after a look: at least so long, and so many times what it took to read
-MAX_UNFINISHED = 5000  # jobs judged at a time, the longest unchanged first
+IDLE_LOOK = 120.0  # the same while idle and without unfinished jobs
+PAUSE = (0.25, 10.0)  # after a look: at least so many seconds, and so many times its duration
+MAX_UNFINISHED = 5000  # jobs judged per look, longest unchanged first
 LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
-JUDGED_AT_ONCE = 200  # jobs between two turns for others
+JUDGED_AT_ONCE = 200  # jobs per turn of the event loop
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where a job's message is; `tag` is its name in `unacked`, None in the queue."""
+    """A job's message; `tag` is its delivery tag in `unacked`, None if it is in the queue."""
 
     message: Message
     tag: str | None
@@ -61,7 +61,7 @@ class _Found:
 
 @dataclass(slots=True)
 class _Track:
-    """What is remembered of an unfinished job between looks. Times are Unix seconds."""
+    """What we remember of an unfinished job between looks. Times are in Unix seconds."""
 
     missing_since: float | None = None
     judged: Judgement | None = None
@@ -72,10 +72,10 @@ class _Track:
 
 
 class Requeuer:
-    """See the rules at the top of the file. `follow` lasts as long as a connection does.
+    """See the rules at the top of the file. `follow` lasts as long as one connection.
 
-    `served`: jobs with a message or in a worker's hands. `unattended`: those that nobody is seen to
-    work on, with the evidence. `error`: why the broker cannot be read, None when it can.
+    `served`: jobs with a message or a worker. `unattended`: jobs on which no worker is seen to
+    work, with the evidence. `error`: why the broker cannot be read, None if it can.
     """
 
     def __init__(
@@ -121,12 +121,14 @@ class Requeuer:
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._tracks: dict[str, _Track] = {}
-        # What is in `unacked`, by tag and time: when it was first seen, and whether it came there
-        # while we watched over this connection.
+        # Messages in `unacked`, by tag and time: when first seen, and whether it got there while we
+        # watched over this connection.
         self._taken: dict[tuple[str, float], tuple[float, bool]] = {}
         self._looked = False
         self._looked_at = 0.0  # Unix seconds
-        self._next: tuple[bytes, float] | None = None  # the next message, and since when it is
+        self._next: tuple[bytes, float] | None = (
+            None  # the next message in the queue, and since when
+        )
         self._server_started: float | None = None
 
     @property
@@ -153,8 +155,8 @@ class Requeuer:
         looked_at = -math.inf
         while True:
             began, waited = self._clock.monotonic(), self._broker.waited
-            # Without unfinished jobs there is nothing to give back; the broker's bindings and the
-            # workers are looked at now and then, to know them when there is.
+            # Without unfinished jobs there is nothing to requeue. We still look at the broker's
+            # bindings and the workers now and then, to know them when we need them.
             asked = self._news.is_set() or bool(self._tracks)
             if asked or self._activity.due(looked_at, 0.0, IDLE_LOOK):
                 looked_at = began
@@ -169,7 +171,7 @@ class Requeuer:
         try:
             async with self._lock:
                 for key, member in await self._broker.bindings(link):
-                    # Never taken out: nothing in Celery removes one, so one that is gone was lost.
+                    # Never removed: nothing in Celery removes a binding, so a missing one was lost.
                     self._store.execute(sql.ADD_BINDING, {"key": key, "member": member})
                 view, work = await self._look(link)
                 await self._act(link, view, work)
@@ -191,7 +193,7 @@ class Requeuer:
             self._emit("broker_refused", {"reason": error})
 
     async def put_back(self, link: RedisConnection, epoch: DataEpoch) -> None:
-        """After a loss: bindings at once, and rule 4. Raises `RedisLost`, `StoreSilent`."""
+        """After a loss: restore bindings and apply rule 4. Raises `RedisLost`, `StoreSilent`."""
         try:
             stored = await self._store.table(sql.BINDINGS)
             replies: list[Any] = []
@@ -215,7 +217,7 @@ class Requeuer:
     async def _look(
         self, link: RedisConnection, *, ask: bool = False
     ) -> tuple[View, dict[str, Work]]:
-        """What is in the broker, and every unfinished job, judged."""
+        """Read the broker and judge every unfinished job."""
         now = self._clock.time()
         jobs = await self._unfinished(now)
         await self._workers.count(link, len(jobs))
@@ -246,7 +248,7 @@ class Requeuer:
         return view, work
 
     async def _unfinished(self, now: float) -> dict[str, tuple[str, float]]:
-        """job: (status, when it last changed)."""
+        """Unfinished jobs: ID to (status, time of the last change)."""
         rows = await self._store.table(sql.UNFINISHED, (now, MAX_UNFINISHED))
         found = {job_id: (status, changed) for job_id, status, changed in rows}
         for row in self._store.unwritten_rows():
@@ -257,7 +259,7 @@ class Requeuer:
         return found
 
     def _tasks(self, jobs: dict[str, Any], places: dict[str, _Found]) -> list[str]:
-        """The tasks whose results matter: of what is taken, and of what has no message."""
+        """The tasks whose results we need: of jobs that are taken or have no message."""
         wanted = []
         for job_id in jobs:
             place, record = places.get(job_id), self._memory.of(job_id)
@@ -273,7 +275,7 @@ class Requeuer:
         self._looked = True
 
     def _notice_next(self, view: View, now: float) -> None:
-        """Whether messages wait though no worker has one in its hands."""
+        """Notice how long the same message has been next while no worker holds one."""
         following = view.queued[0].raw if view.queued and not view.taken else None
         if following is None:
             self._next = None
@@ -310,7 +312,7 @@ class Requeuer:
         first_seen, appeared = self._taken[place.tag, view.taken[place.tag].score]
         record = self._memory.of(job_id)
         if appeared and record is not None and record.seen_at == now and node and pid:
-            # Not seen before, neither the message nor who runs it: begun since the last look.
+            # Both the message and its worker are new: the job started since the last look.
             self._workers.began(node, Start(job_id, pid, self._looked_at))
         return Work(
             job_id,
@@ -326,7 +328,7 @@ class Requeuer:
         )
 
     def _in_doubt(self, work: dict[str, Work], now: float) -> bool:
-        """Rule 2: whether a job has no message, or has been as it is for a while."""
+        """Rule 2: whether a job has no message, or has been taken for a while."""
         settle = self._limits.settle
         return any(
             job.place is None or (job.place == "taken" and now - job.since >= settle)
@@ -359,7 +361,7 @@ class Requeuer:
                 await asyncio.sleep(0)
 
     def _calm_for(self) -> float:
-        """Seconds since the last trouble with Redis that we know of."""
+        """Seconds since the last known Redis trouble."""
         back_at = self._back_at()
         calm = math.inf if back_at is None else self._clock.monotonic() - back_at
         if self._server_started is not None:
@@ -367,7 +369,7 @@ class Requeuer:
         return max(0.0, calm)
 
     async def _started(self, link: RedisConnection) -> float | None:
-        """When the server was started, by our clock; None where it does not say so."""
+        """When the server started, by our clock; None if it does not report it."""
         (reply,) = await link.call(("INFO", "server"))
         if isinstance(reply, CommandError):
             return None
@@ -390,7 +392,7 @@ class Requeuer:
         self._metrics.unattended.set(len(self.unattended))
 
     async def _report_unattended(self) -> None:
-        """Log and record those that are new, or unattended for another reason than before."""
+        """Log and record jobs that are newly unattended, or for another reason than before."""
         fresh = [
             (job_id, found)
             for job_id, found in self.unattended.items()
@@ -413,7 +415,7 @@ class Requeuer:
             log.warning("nobody works on more jobs", extra={"mirror": self._name, "jobs": more})
 
     def _settled(self, track: _Track) -> bool:
-        """Rule 1: whether nobody has been seen to work on it for long enough."""
+        """Rule 1: whether it has been unattended for long enough."""
         since = track.unattended_since
         return since is not None and self._clock.time() - since >= self._limits.settle
 
@@ -443,8 +445,8 @@ class Requeuer:
     async def requeue(
         self, link: RedisConnection, job_id: str, *, reason: str, force: bool
     ) -> Requeued:
-        """Start a job again by hand. Raises `CannotRequeue` with the evidence unless nobody works
-        on it or `force` is given; for a finished or deleted job always. Raises `RedisLost`,
+        """Requeue a job by hand. Raises `CannotRequeue` with the evidence if a worker may work on
+        it and `force` is not given, and always for a finished or deleted job. Raises `RedisLost`,
         `StoreSilent`, `BrokerRefused`."""
         async with self._lock:
             view, work = await self._look(link, ask=True)
@@ -466,13 +468,13 @@ class Requeuer:
         return done
 
     def judgement(self, job_id: str) -> Judgement | None:
-        """What was found at the last look at an unfinished job."""
+        """The judgement of an unfinished job at the last look."""
         track = self._tracks.get(job_id)
         return None if track is None else track.judged
 
     @property
     def connected_workers(self) -> int | None:
-        """How many workers were counted last; None where nobody can tell."""
+        """How many workers were connected at the last count; None if unknown."""
         return self._workers.connected
 
     def state(self) -> dict[str, Any]:
@@ -488,7 +490,7 @@ class Requeuer:
 
 
 def requeue_problem(state: dict[str, Any]) -> str | None:
-    """What is wrong by `Requeuer.state`, in one sentence; None when all is well."""
+    """The problem in a `Requeuer.state`, in one sentence; None if there is none."""
     if state["error"]:
         return f"the broker cannot be read: {state['error']}"
     if state["nobody_since"]:
@@ -501,7 +503,7 @@ def requeue_problem(state: dict[str, Any]) -> str | None:
 
 
 def _places(view: View, jobs: dict[str, Any]) -> dict[str, _Found]:
-    """Where each job's message is; the queue has the say where it is in both."""
+    """The place of each job's message; a message in the queue takes precedence."""
     places: dict[str, _Found] = {}
     for tag, taken in view.taken.items():
         for job_id in taken.message.job_ids:

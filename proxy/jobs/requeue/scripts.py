@@ -1,8 +1,8 @@
-"""What is done to the broker, each atomic in Redis. Pure: the scripts' texts and their arguments.
+"""The atomic changes to the broker. Pure: the scripts and their arguments.
 
-A claim is a hash for each job: how often it was given a message, when, under which task id. It is
-checked and taken in the same script that pushes, so however many sidecars try, one message comes.
-A job whose document is not the one that was judged is left alone.
+A lock is a hash per job: how often it was requeued, when, and under which task ID. The script that
+pushes also checks and takes the lock, so that one message results, however many sidecars try. A job
+whose document has changed since it was judged is left alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ return receivers
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What came of it: `pushed`, or `changed` (the job or its message), `exhausted`, `spaced`."""
+    """The outcome: `pushed`, `changed` (the job or its message), `exhausted` or `spaced`."""
 
     outcome: str
     attempts: int
@@ -100,7 +100,7 @@ class Claim:
 
 
 def push(claim: Claim, queue: str, message: bytes, task_id: str) -> Command:
-    """To the right of the queue, where it is taken next: it has waited its turn."""
+    """Push to the right of the queue, where it is taken next: it has already waited."""
     keys = (claim.key, claim.job_key, queue)
     return ("EVAL", PUSH_SCRIPT, len(keys), *keys, *claim.arguments(message, task_id))
 
@@ -116,7 +116,7 @@ def restore(
     tag: bytes,
     field: bytes,
 ) -> Command:
-    """From `unacked` back into the queue, as kombu restores; `field` is what must be there."""
+    """Move from `unacked` back into the queue, as kombu does, if `field` is unchanged."""
     keys = (claim.key, claim.job_key, queue, unacked, index)
     return (
         "EVAL", RESTORE_SCRIPT, len(keys), *keys,
@@ -125,13 +125,13 @@ def restore(
 
 
 def count_workers(key: str, channel: str, request: bytes) -> Command:
-    """How many listen to `channel`: `request` is published unless it was lately (`key`)."""
+    """Count the subscribers of `channel` by publishing `request`; cached under `key`."""
     life = int(WORKERS_FRESH * 1000)
     return ("EVAL", COUNT_WORKERS_SCRIPT, 1, key, channel, request, life)
 
 
 def drop_taken(unacked: str, index: str, tag: bytes, field: bytes) -> Command:
-    """Out of `unacked`, without a trace."""
+    """Remove from `unacked`."""
     return ("EVAL", DROP_TAKEN_SCRIPT, 2, unacked, index, tag, field)
 
 

@@ -1,4 +1,4 @@
-"""Gives one job a message again: made, claimed and pushed; withdrawn if the job went on without."""
+"""Requeues one job: build its message, lock and push it; withdraw it if the job went on anyway."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class CannotRequeue(Exception):
-    """The job gets no message; the text says why. `evidence`: what is known of who works on it."""
+    """The job is not requeued; the text has the reason, `evidence` what is known of its worker."""
 
     def __init__(self, text: str, evidence: str | None = None) -> None:
         super().__init__(text)
@@ -79,9 +79,9 @@ class Starter:
         *,
         force: bool = False,
     ) -> Requeued | None:
-        """Push or restore; None when another sidecar did, or the job has changed meanwhile.
+        """Push or restore; None if another sidecar did, or the job has changed meanwhile.
 
-        `force`: whatever was tried before. Raises `CannotRequeue`, `RedisLost`, `StoreSilent`,
+        `force`: ignore earlier attempts. Raises `CannotRequeue`, `RedisLost`, `StoreSilent`,
         `BrokerRefused`.
         """
         row = await self._row(job_id)
@@ -154,7 +154,7 @@ class Starter:
         self._emit("requeued", asdict(done))
 
     async def withdraw(self, link: RedisConnection, view: View) -> None:
-        """Take messages of ours out again whose job went on without them. Raises as `start`."""
+        """Remove our messages whose jobs went on without them. Raises the same as `start`."""
         queued = {message.task_id for message in view.queued}
         for job_id, (message, document) in list(self._ours.items()):
             if message.task_id not in queued:
@@ -172,8 +172,8 @@ class Starter:
                 )
 
     async def drop_outdated(self, link: RedisConnection) -> int:
-        """After Redis came back, perhaps with old data: messages of jobs that are finished, or
-        were worked on when it went away, are taken out. How many."""
+        """After Redis came back, perhaps with old data: remove the messages of jobs that are
+        finished or were being worked on when it was lost; returns how many."""
         view = await self._broker.look(link)
         messages = [*view.queued, *(one.message for one in view.taken.values())]
         statuses = await self._statuses({job for one in messages for job in one.job_ids})

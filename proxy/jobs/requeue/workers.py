@@ -1,4 +1,4 @@
-"""How many workers there are, and what they say they work on: counted, asked, remembered."""
+"""Counts the workers, asks them what they work on, and remembers their answers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ NOBODY_AFTER = 10.0  # seconds without a worker before it is reported
 
 
 class WorkerWatch:
-    """`state` is what evidence is drawn from. `connected`: how many workers were counted last,
-    None where nobody can tell. `nobody_since`: since when there is none though there are jobs,
-    Unix seconds."""
+    """`state` is the input of `evidence`. `connected`: workers at the last count, None if unknown.
+    `nobody_since`: since when there is no worker although there are jobs, in Unix seconds."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class WorkerWatch:
         self._reported = False
 
     def recall(self, stored: Mapping[str, str]) -> None:
-        """What was known when the process last ran, as `store` was given it."""
+        """Read back what the previous process passed to `store`."""
         now = self._clock.time()
         for node, seen in (load_object(stored.get("workers", "")) or {}).items():
             at = finite(seen)
@@ -75,7 +74,7 @@ class WorkerWatch:
         self.state = replace(self.state, known=frozenset(self._seen), starts=self._solo_starts())
 
     def reconnected(self) -> None:
-        """Over a new connection all is asked anew; who is known stays known."""
+        """After a reconnect, forget counts and answers, but not the known nodes."""
         self.state = Workers(
             had_receivers=self.state.had_receivers, known=self.state.known, starts=self.state.starts
         )
@@ -95,7 +94,7 @@ class WorkerWatch:
         counted = Workers(receivers, had_receivers=had, consumers=consumers)
         self.connected = counted.connected
         if not receivers:
-            # Nobody listens, so nobody is missing among those who answer.
+            # There are no workers, so none is missing among the answers.
             at = now - WORKERS_FRESH if self.connected == 0 else 0.0
             self.state = replace(
                 self.state, receivers=receivers, asked_at=at, consumers=consumers, had_receivers=had
@@ -107,7 +106,7 @@ class WorkerWatch:
         self._report(unfinished if self.connected == 0 else 0, now)
 
     def _report(self, unfinished: int, now: float) -> None:
-        """`unfinished` jobs and no worker; 0 when all is well."""
+        """Report that there are `unfinished` jobs and no worker; 0: no problem."""
         if not unfinished:
             if self._reported:
                 self._reported = False
@@ -137,7 +136,7 @@ class WorkerWatch:
         return self.connected != 0 and self._clock.monotonic() - self._asked_at >= ASK_EVERY
 
     async def ask(self, link: RedisConnection) -> None:
-        """Ask all workers what they have in their hands. Raises `RedisLost`."""
+        """Ask all workers what they work on. Raises `RedisLost`."""
         self._asked_at = self._clock.monotonic()
         now = self._clock.time()
         asked = await self._broker.ask(link, now)
@@ -154,19 +153,19 @@ class WorkerWatch:
         self._learn(found)
 
     async def late_answers(self, link: RedisConnection) -> None:
-        """Answers that came after the question was given up. Raises `RedisLost`."""
+        """Read answers that came too late. Raises `RedisLost`."""
         if self._mailbox_open:
             self._learn(await self._broker.late_answers(link))
 
     async def close(self, link: RedisConnection) -> None:
-        """Nothing is to be asked for now. Raises `RedisLost`."""
+        """Stop asking for now. Raises `RedisLost`."""
         if self._mailbox_open:
             self._mailbox_open = False
             await self._broker.close_mailbox(link)
 
     def _learn(self, found: dict[str, WorkerAnswer]) -> None:
         now = self._clock.time()
-        # Old data that came back has old answers in the mailbox.
+        # After a restart with old data, the mailbox has old answers.
         found = {
             node: one for node, one in found.items() if one.asked_at >= self._since - CLOCK_SLACK
         }
@@ -190,7 +189,7 @@ class WorkerWatch:
         )
 
     def began(self, node: str, start: Start) -> None:
-        """A node was seen to begin a job."""
+        """Record that a node started a job."""
         newest = self._starts.get(node)
         if newest is not None and newest.at >= start.at:
             return

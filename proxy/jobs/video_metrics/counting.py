@@ -1,17 +1,17 @@
-"""Counts what jobs tell about the pipeline: each event once in the whole fleet, and for good.
+"""Counts pipeline events: each event exactly once in the whole fleet.
 
-1. Events lie in the store since the commit of the version that told them (`sql.PUT`). Here they
-   are settled: counted by us, counted by another sidecar, or too old to be news.
-2. One sidecar counts, and claims each event in Redis before it does (`lease.py`). The others only
-   read claims, and settle what another has claimed.
-3. Claimed is not yet counted. An event that we find claimed by ourselves was claimed before a
-   crash, and is counted now. Event, outcome and totals are one transaction of the store; a scrape
-   sees totals that are committed. So a crash at any point neither repeats nor loses an event.
-4. When claims may be lost, who knows what is settled publishes it, before anybody counts again.
-5. Claims outlive `NEWS` twice over, and what happened longer ago than that, or before this store
-   began, is history: it is never counted. So neither a forgotten claim nor a sidecar with an empty
-   store counts what may have been counted before.
-6. While Redis is away nobody claims, and nobody takes over.
+1. Events are stored together with the version that contains them (`sql.PUT`). Here they are
+   settled: counted by us, counted by another sidecar, or too old to count.
+2. One sidecar counts; it locks each event in Redis before it counts it (`lease.py`). The others
+   only read locks and settle what another sidecar has locked.
+3. A lock does not mean counted. An event that we find locked by ourselves was locked before a crash
+   and is counted now. Event, outcome and totals are one transaction of the store, and a scrape sees
+   committed totals only. So a crash at any point neither repeats nor loses an event.
+4. If locks may be lost, every sidecar publishes what it has settled before anyone counts again.
+5. Locks live twice as long as `NEWS`. Events that are older than `NEWS`, or than this store, are
+   history and never counted. So neither an expired lock nor a sidecar with an empty store leads to
+   an event being counted twice.
+6. While Redis is unreachable, no sidecar locks events and none takes over.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
 
-TICK = 1.0  # seconds between two looks without news
-BATCH_PAUSE = 0.1  # seconds in which news gathers before it is settled
-BATCH = 256  # events settled in one piece: about three milliseconds of the loop's time
-BETTER_WORD = 5.0  # seconds that an event waits for being told better
+TICK = 1.0  # seconds between two checks without new events
+BATCH_PAUSE = 0.1  # seconds in which new events accumulate before they are settled
+BATCH = 256  # events settled at once: about three milliseconds of the loop's time
+BETTER_WORD = 5.0  # seconds that an event waits for a more precise version
 NEWS = 24 * 3600.0  # seconds after which an event is history
 PRESUMED = 60.0  # seconds after which what the holder has not claimed was claimed in a lost Redis
 SURVEY = 2.0  # seconds between two counts of active jobs
@@ -118,18 +118,18 @@ class EventCounting:
     # --- on the way into the store (synchronous) ------------------------------------------------
 
     def new_events(self, snapshot: JobDocument, now: float) -> NewEvents | None:
-        """What a version tells that is not known to be in the store already."""
+        """The events of a version that are not known to be in the store already."""
         known = self._remembered.get(snapshot.job_id)
         try:
             events = self._reader.events(snapshot, known)
         except Exception:
-            # A mistake of ours must cost a document's metrics, never the job.
+            # A bug here must cost only the document's metrics, never the job.
             log.exception("job not read for metrics", extra={"job_id": snapshot.job_id})
             return None
         return _new_events(snapshot.job_id, events, now) if events else None
 
     def measured(self, job_id: str, seconds: float) -> None:
-        """An upload that plays so long has become this job, whose version is queued already."""
+        """Record the playing time of the upload of a job whose version is already queued."""
         now = self._clock.time()
         event = measured_input(seconds, now)
         if event is None:
@@ -160,10 +160,10 @@ class EventCounting:
 
     @property
     def counts(self) -> bool:
-        """Whether this sidecar is the one that counts."""
+        """Whether this sidecar holds the counting lease."""
         return self._claims.holds
 
-    # --- life ------------------------------------------------------------------------------------
+    # --- lifecycle -------------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Read what there is, before `run`; a store that is silent now is read later."""
@@ -202,7 +202,7 @@ class EventCounting:
             try:
                 await self._round()
             except (RedisLost, StoreSilent):
-                self._claims.silent()  # both are told of by the mirror itself
+                self._claims.silent()  # the mirror itself reports both
             except CommandRefused as refused:
                 self._blocked_by(str(refused))
                 self._claims.stand_down()
@@ -337,7 +337,7 @@ class EventCounting:
     def _show(self) -> None:
         self._shown.counting = self.counts
         if not self.counts:
-            self._shown.active = None  # who counts tells it
+            self._shown.active = None  # shown by the sidecar that counts
 
 
 def _new_events(job_id: str, events: Sequence[PipelineEvent], now: float) -> NewEvents:

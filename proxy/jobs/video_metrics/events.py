@@ -1,17 +1,16 @@
-"""What a job document tells about the pipeline, as events that can be counted once. No I/O.
+"""Pipeline events in a job document, each of which can be counted once. No I/O.
 
-1. An event is a fact that does not change any more: a stage ended, a job reached a final status, a
-   finished job's result has so many shorts. Its `name` follows from the document alone, so however
-   often, in whatever order and by whomever a version is read, it names the same events.
-2. One attempt at a stage is told from the next by `started_at`, or where that is missing by
-   `completed_at`. A stage without either has one attempt. A failed attempt that waits for its retry
-   is the same attempt.
-3. A job adds at most one to each final status, however often it reaches it, and its result is read
-   once. Status may go backwards meanwhile: what has ended stays so.
-4. The type of a stage's error stands in the job's own `error`, which is written a moment later. An
-   event that may still be told better is not `sure`; a sure one of the same name replaces it.
-5. Everything in a document is hostile. Labels are well-formed tokens or `other`; numbers are finite
-   and in a sane range, or not there.
+1. An event is a final fact: a stage ended, a job reached a final status, a finished job has so many
+   shorts. Its `name` follows from the document alone, so every sidecar derives the same events, no
+   matter how often and in which order it reads the versions.
+2. `started_at` distinguishes the attempts at a stage, or `completed_at` if that is missing. A stage
+   with neither has one attempt. A failed attempt that waits for its retry is the same attempt.
+3. A job counts at most once for each final status, however often it reaches it, and its result is
+   read once. The status may go backwards meanwhile; what has ended stays ended.
+4. The type of a stage's error is in the job's own `error`, which is written slightly later. An
+   event that a later version may make more precise is not `sure`; a sure one replaces it.
+5. Documents are untrusted. Labels are well-formed tokens or `other`; numbers are finite and in a
+   sane range, or ignored.
 """
 
 from __future__ import annotations

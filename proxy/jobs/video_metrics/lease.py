@@ -1,10 +1,10 @@
-"""Who counts, and what is claimed: the lease and the claims of one mirror's counting, in Redis.
+"""The counting lease and the event locks of one mirror, in Redis.
 
-The lease saves work: one sidecar counts, the others look on. Who finds no lease gives the last
-holder a lease's time to come back, unless it was the holder itself or knows nothing (`newcomer`).
-A claim is what makes an event count once: a field in a hash of its job, taken by an atomic script
-that looks at the lease too. No lease may mean that Redis has lost its data, claims included; so
-whoever finds none, or starts, has to publish what it knows to be settled (`must_publish`).
+The lease saves work: one sidecar counts while the others watch. A sidecar that finds no lease gives
+the last holder the duration of a lease to come back, unless it was the holder itself or is new
+(`newcomer`). A lock makes an event count once: a field in a hash per job, set by an atomic script
+that also checks the lease. A missing lease may mean that Redis has lost its data including locks,
+so a sidecar that finds none, or starts, must publish what it has settled (`must_publish`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from proxy.jobs.redis.replies import Command, CommandError
 
 log = logging.getLogger(__name__)
 
-LEASE = 10.0  # seconds that a lease lasts without being renewed
+LEASE = 10.0  # seconds after which a lease expires unless renewed
 RENEW = 3.0  # seconds between two renewals
-LOOK = 1.0  # seconds between two looks at the lease of another
+LOOK = 1.0  # seconds between two checks of another sidecar's lease
 IDLE_LEASE = 90.0  # a lease, while there is nothing to count
-IDLE_RENEW = 30.0  # between two renewals of that, and two looks at that of another
+IDLE_RENEW = 30.0  # between two renewals, or two checks of another's lease, while idle
 CLAIM_LIFE = 48 * 3600.0  # seconds; twice as long as an event is news
 
 NOBODY, OURS, ANOTHERS = 0, 1, 2
@@ -122,7 +122,7 @@ class CountingLease:
         if holder.rstrip("+") == self.owner:
             self.must_publish = self.must_publish or holder.endswith("+")
             if not self.holds:
-                log.info("counts the pipeline", extra={"mirror": self._mirror})
+                log.info("took the counting lease", extra={"mirror": self._mirror})
             self.holds = self._was_holder = True
             self._other = self._free_since = None
             return
@@ -142,13 +142,13 @@ class CountingLease:
         return IDLE_LEASE if idle else LEASE
 
     def stand_down(self) -> None:
-        """We do not count, or cannot know."""
+        """We do not hold the lease, or cannot know."""
         if self.holds:
-            log.info("counts the pipeline no more", extra={"mirror": self._mirror})
+            log.info("lost the counting lease", extra={"mirror": self._mirror})
         self.holds = False
 
     def silent(self) -> None:
-        """Redis did not answer: who could not renew a lease has none."""
+        """Redis did not answer: a lease that could not be renewed is lost."""
         if self._clock.monotonic() - self._asked_at > self._lease:
             self.stand_down()
 
@@ -158,13 +158,13 @@ class CountingLease:
             return None
         return self._clock.monotonic() - self._other_since
 
-    # --- claims ----------------------------------------------------------------------------------
+    # --- event locks -----------------------------------------------------------------------------
 
     async def claim(
         self, events: Sequence[tuple[str, str]], *, settled_before: bool = False
     ) -> list[int]:
-        """Whose each event (job, name) is, after claiming what is nobody's: while we hold the
-        lease, or what was `settled_before` in any case. Raises `RedisLost`, `CommandRefused`."""
+        """The owner of each event (job, name), after locking those without one: while we hold the
+        lease, or always if `settled_before`. Raises `RedisLost`, `CommandRefused`."""
         if not events:
             return []
         jobs = {job_id: at for at, job_id in enumerate(dict.fromkeys(e[0] for e in events), 2)}

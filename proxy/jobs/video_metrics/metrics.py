@@ -31,7 +31,7 @@ from proxy.jobs.video_metrics.totals import (
 
 
 class Counted:
-    """What one mirror shows. `active` is None while another sidecar counts, or nobody."""
+    """What one mirror exposes. `active` is None while another sidecar or none counts."""
 
     def __init__(self, totals: Totals) -> None:
         self.totals = totals
@@ -68,7 +68,7 @@ class PipelineMetrics:
             ]
             yield (_histogram if family.buckets else _counter)(family, mine)
         active = GaugeMetricFamily(
-            "pipeline_jobs_active", "Jobs that have reached no final status; told by who counts"
+            "pipeline_jobs_active", "Jobs without a final status; shown by the sidecar that counts"
         )
         known = [counted.active for counted in mirrors.values() if counted.active is not None]
         if known:
@@ -76,12 +76,12 @@ class PipelineMetrics:
         yield active
         counting = GaugeMetricFamily(
             "proxy_pipeline_counting",
-            "1 while this sidecar is the one that counts the pipeline's events",
+            "1 while this sidecar holds the counting lease",
             labels=("mirror",),
         )
         pending = GaugeMetricFamily(
             "proxy_pipeline_pending",
-            "Events of the pipeline that were seen and not settled yet",
+            "Pipeline events that are not settled yet",
             labels=("mirror",),
         )
         for name, counted in mirrors.items():
