@@ -17,13 +17,12 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.core.clock import Clock, iso_utc
-from proxy.jobs.document import FINISHED, WAITING, KeyPattern
+from proxy.jobs.document import FINISHED, KeyPattern
 from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
@@ -31,9 +30,9 @@ from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.redis.replies import CommandError
 from proxy.jobs.redis.restore_rules import DataEpoch
 from proxy.jobs.requeue.broker import Broker, BrokerRefused, View
-from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Start, Work, judge
+from proxy.jobs.requeue.evidence import Action, Judgement, Limits, Work, judge
 from proxy.jobs.requeue.memory import MessageMemory
-from proxy.jobs.requeue.messages import Message
+from proxy.jobs.requeue.observation import Observation, Track, places
 from proxy.jobs.requeue.starter import CannotRequeue, Requeued, Starter
 from proxy.jobs.requeue.workers import WorkerWatch
 from proxy.jobs.store import sql
@@ -49,26 +48,6 @@ PAUSE = (0.25, 10.0)  # after a look: at least so many seconds, and so many time
 MAX_UNFINISHED = 5000  # jobs judged per look, longest unchanged first
 LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
 JUDGED_AT_ONCE = 200  # jobs per turn of the event loop
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A job's message; `tag` is its delivery tag in `unacked`, None if it is in the queue."""
-
-    message: Message
-    tag: str | None
-
-
-@dataclass(slots=True)
-class _Track:
-    """What we remember of an unfinished job between looks. Times are in Unix seconds."""
-
-    missing_since: float | None = None
-    judged: Judgement | None = None
-    unattended_since: float | None = None
-    pause_until: float = 0.0
-    reported: str = ""
-    refused: str = ""
 
 
 class Requeuer:
@@ -120,15 +99,8 @@ class Requeuer:
         self._activity = activity
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._tracks: dict[str, _Track] = {}
-        # Messages in `unacked`, by tag and time: when first seen, and whether it got there while we
-        # watched over this connection.
-        self._taken: dict[tuple[str, float], tuple[float, bool]] = {}
-        self._looked = False
-        self._looked_at = 0.0  # Unix seconds
-        self._next: tuple[bytes, float] | None = (
-            None  # the next message in the queue, and since when
-        )
+        self._tracks: dict[str, Track] = {}
+        self._observation = Observation(self._memory, self._workers)
         self._server_started: float | None = None
 
     @property
@@ -147,9 +119,7 @@ class Requeuer:
         async with self._lock:
             with suppress(StoreSilent):
                 self._workers.recall(dict(await self._store.table(sql.META)))
-            self._taken.clear()
-            self._looked = False
-            self._next = None
+            self._observation.reconnected()
             self._workers.reconnected()
             self._server_started = await self._started(link)
         looked_at = -math.inf
@@ -221,22 +191,23 @@ class Requeuer:
         now = self._clock.time()
         jobs = await self._unfinished(now)
         await self._workers.count(link, len(jobs))
-        self._tracks = {job_id: self._tracks.get(job_id) or _Track() for job_id in jobs}
+        self._tracks = {job_id: self._tracks.get(job_id) or Track() for job_id in jobs}
         if not jobs:
             self._publish()
             await self._workers.close(link)
             return View(), {}
         await self._memory.load(jobs)
         view = await self._broker.look(link)
-        places = _places(view, jobs)
-        view.results = await self._broker.results(link, self._tasks(jobs, places))
-        self._notice_taken(view, now)
-        self._notice_next(view, now)
+        found = places(view, jobs)
+        view.results = await self._broker.results(link, self._observation.tasks(jobs, found))
+        self._observation.notice(view, now)
         work = {
-            job_id: await self._work(job_id, status, changed, places.get(job_id), view, now)
+            job_id: await self._observation.work(
+                job_id, self._tracks[job_id], status, changed, found.get(job_id), view, now
+            )
             for job_id, (status, changed) in jobs.items()
         }
-        self._looked_at = now
+        self._observation.looked_at = now
         if ask or (self._workers.due and self._in_doubt(work, now)):
             await self._workers.ask(link)
         else:
@@ -257,75 +228,6 @@ class Requeuer:
             elif row.deadline is None or row.deadline > now:
                 found[row.job_id] = (row.status, row.captured_at)
         return found
-
-    def _tasks(self, jobs: dict[str, Any], places: dict[str, _Found]) -> list[str]:
-        """The tasks whose results we need: of jobs that are taken or have no message."""
-        wanted = []
-        for job_id in jobs:
-            place, record = places.get(job_id), self._memory.of(job_id)
-            if place is not None and place.tag is not None:
-                wanted.append(place.message.task_id)
-            elif place is None and record is not None:
-                wanted.append(record.task_id)
-        return wanted
-
-    def _notice_taken(self, view: View, now: float) -> None:
-        present = {(tag, one.score) for tag, one in view.taken.items()}
-        self._taken = {key: self._taken.get(key, (now, self._looked)) for key in present}
-        self._looked = True
-
-    def _notice_next(self, view: View, now: float) -> None:
-        """Notice how long the same message has been next while no worker holds one."""
-        following = view.queued[0].raw if view.queued and not view.taken else None
-        if following is None:
-            self._next = None
-        elif self._next is None or self._next[0] != following:
-            self._next = following, now
-
-    async def _work(
-        self, job_id: str, status: str, changed: float, place: _Found | None, view: View, now: float
-    ) -> Work:
-        track, waiting = self._tracks[job_id], status in WAITING
-        if place is None:
-            if track.missing_since is None:
-                track.missing_since = now
-            record, missing = self._memory.of(job_id), now - track.missing_since
-            if record is None:
-                return Work(job_id, waiting, changed, missing_for=missing)
-            return Work(
-                job_id,
-                waiting,
-                changed,
-                task_id=record.task_id,
-                node=record.node,
-                pid=record.pid,
-                result=view.results.get(record.task_id),
-                missing_for=missing,
-            )
-        track.missing_since = None
-        message = place.message
-        result = view.results.get(message.task_id)
-        node, pid = (result.node, result.pid) if result is not None else (None, None)
-        await self._memory.seen(job_id, message, node, pid, now)
-        if place.tag is None:
-            return Work(job_id, waiting, changed, place="queue", task_id=message.task_id)
-        first_seen, appeared = self._taken[place.tag, view.taken[place.tag].score]
-        record = self._memory.of(job_id)
-        if appeared and record is not None and record.seen_at == now and node and pid:
-            # Both the message and its worker are new: the job started since the last look.
-            self._workers.began(node, Start(job_id, pid, self._looked_at))
-        return Work(
-            job_id,
-            waiting,
-            changed,
-            place="taken",
-            task_id=message.task_id,
-            taken_at=first_seen,
-            appeared=appeared,
-            node=node,
-            pid=pid,
-            result=result,
-        )
 
     def _in_doubt(self, work: dict[str, Work], now: float) -> bool:
         """Rule 2: whether a job has no message, or has been taken for a while."""
@@ -349,7 +251,7 @@ class Requeuer:
                 readable=readable,
                 others=len(busy) - (job.job_id in busy),
                 limits=self._limits,
-                stalled_for=0.0 if self._next is None else now - self._next[1],
+                stalled_for=self._observation.stalled_for(now),
             )
             track = self._tracks[job.job_id]
             track.judged = found
@@ -414,7 +316,7 @@ class Requeuer:
             more = len(fresh) - LOGGED_AT_ONCE
             log.warning("nobody works on more jobs", extra={"mirror": self._name, "jobs": more})
 
-    def _settled(self, track: _Track) -> bool:
+    def _settled(self, track: Track) -> bool:
         """Rule 1: whether it has been unattended for long enough."""
         since = track.unattended_since
         return since is not None and self._clock.time() - since >= self._limits.settle
@@ -502,19 +404,5 @@ def requeue_problem(state: dict[str, Any]) -> str | None:
     return None
 
 
-def _places(view: View, jobs: dict[str, Any]) -> dict[str, _Found]:
-    """The place of each job's message; a message in the queue takes precedence."""
-    places: dict[str, _Found] = {}
-    for tag, taken in view.taken.items():
-        for job_id in taken.message.job_ids:
-            if job_id in jobs:
-                places[job_id] = _Found(taken.message, tag)
-    for message in view.queued:
-        for job_id in message.job_ids:
-            if job_id in jobs:
-                places[job_id] = _Found(message, None)
-    return places
-
-
-def _unattended(track: _Track) -> bool:
+def _unattended(track: Track) -> bool:
     return track.judged is not None and track.judged.unattended
