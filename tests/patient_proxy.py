@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 
 from proxy.cli.main import main
-from proxy.jobs import mirror
+from proxy.jobs import reads
 
 if __name__ == "__main__":
-    mirror.READ_PATIENCE = 20.0
+    assert reads.READ_PATIENCE < 20.0
+    reads.READ_PATIENCE = 20.0
     sys.exit(main())
