@@ -1,10 +1,10 @@
-"""A small process that cleans up after the demo when the demo itself was killed.
+"""A small process that cleans up if the demo itself is killed.
 
-1. The demo holds the only writing end of our standard input; when it dies, however it dies, we read
-   the end of file. No signal and no polling can be missed, and it works on every Unix.
-2. Until then we are told about processes: `+PID` when one starts, `-PID` when it was waited for.
-3. At the end of file every process still known is killed and the folder named in argv removed. In
-   an orderly end nothing is left to do.
+1. The demo holds the only writing end of our standard input, so we read end of file however it
+   dies. That needs no signals and no polling, and works on every Unix.
+2. Until then the demo reports processes: `+PID` when one starts, `-PID` when it has been reaped.
+3. At end of file we kill every process still known and remove the folder given in argv. After an
+   orderly shutdown nothing is left to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class Guard:
-    """The demo's end: tells the guard process what to clean up. `folder` may be gone already."""
+    """The demo's side: reports what to clean up. `folder` may already be gone."""
 
     def __init__(self, folder: Path) -> None:
         # A session of its own: Ctrl-C in the terminal must not reach it.
@@ -31,24 +31,24 @@ class Guard:
 
     def watch(self, pid: int) -> None:
         """Kill this process if the demo dies."""
-        self._tell(f"+{pid}\n")
+        self._send(f"+{pid}\n")
 
     def forget(self, pid: int) -> None:
-        """This process was waited for; its number may belong to another one now."""
-        self._tell(f"-{pid}\n")
+        """This process has been reaped; its PID may be reused."""
+        self._send(f"-{pid}\n")
 
     def close(self) -> None:
-        """Orderly end: blocks until the guard has gone, some milliseconds."""
+        """Orderly shutdown: blocks some milliseconds until the guard has exited."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         if self._process.stdin.closed:
-            return  # after `close` there is nobody to tell
-        # A guard that was killed cannot be told; the demo goes on without its safety net.
+            return  # after `close`
+        # The guard may have been killed; the demo continues without it.
         with suppress(BrokenPipeError):
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()

@@ -1,4 +1,4 @@
-"""Real audio and video, made and measured with PyAV: small, quick, and playable everywhere."""
+"""Real audio and video, made and measured with PyAV: small, quick and widely playable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Media:
 
 
 def inspect(path: Path) -> Media:
-    """Measure a file. Raises `MediaError` when it is no media file."""
+    """Measure a file. Raises `MediaError` if it is not a media file."""
     with av.open(str(path)) as container:
         video = container.streams.video
         return Media(
@@ -74,7 +74,7 @@ def make_audio(path: Path, seconds: float) -> None:
 
 
 def make_long_audio(path: Path, seconds: int) -> None:
-    """Like `make_audio`, but quickly made: the same second of sound, encoded over and over."""
+    """Like `make_audio`, but faster: the same second of sound, encoded repeatedly."""
     rate = 8_000
     second = array("h", (int(12_000 * math.sin(step / 6)) for step in range(rate))).tobytes()
     with av.open(str(path), "w") as container:
@@ -91,7 +91,7 @@ def make_long_audio(path: Path, seconds: int) -> None:
 
 
 def make_clip(path: Path, seconds: float, seed: int) -> None:
-    """A short vertical video without sound: a gradient that moves, coloured by `seed`."""
+    """A short vertical video without sound: a moving gradient, coloured by `seed`."""
     with av.open(str(path), "w") as container:
         stream = _video_stream(container)
         for index in range(int(seconds * FPS)):
@@ -100,22 +100,22 @@ def make_clip(path: Path, seconds: float, seed: int) -> None:
 
 
 def compose(audio: Path, clips: list[Path], output: Path) -> Media:
-    """The finished MP4: the clips one after the other, over and over, for as long as the audio
-    plays, with the audio as AAC. Raises `MediaError` when an input is no media file."""
+    """Make the final MP4: the clips in turn, repeated until the audio ends, with the audio as AAC.
+    Raises `MediaError` if an input is not a media file."""
     with av.open(str(audio)) as source, av.open(str(output), "w") as container:
         picture = _video_stream(container)
         sound = container.add_stream("aac", rate=_RATE, layout="mono")
         assert isinstance(sound, AudioStream)
         resampler = av.AudioResampler(format="fltp", layout="mono", rate=_RATE)
         pictures = _pictures(clips)
-        heard = shown = 0
+        played = shown = 0
         for decoded in source.decode(audio=0):
             for frame in resampler.resample(decoded):
-                frame.pts = heard
+                frame.pts = played
                 frame.time_base = Fraction(1, _RATE)
-                heard += frame.samples
+                played += frame.samples
                 container.mux(sound.encode(frame))
-            while shown * _RATE < heard * FPS:
+            while shown * _RATE < played * FPS:
                 image = next(pictures)
                 image.pts, image.time_base = shown, Fraction(1, FPS)
                 shown += 1
@@ -126,9 +126,9 @@ def compose(audio: Path, clips: list[Path], output: Path) -> Media:
 
 
 def search_text(path: Path) -> list[float]:
-    """Look for burnt-in text in every frame of a video, and tell for each how sure it is, 0 to 1,
-    that there is none: the less contrast from pixel to pixel, the surer. One line of the lower
-    third, where subtitles stand, is enough for a stand-in. Raises `MediaError`."""
+    """For every frame of a video, the confidence (0 to 1) that it has no burnt-in text: the less
+    contrast between neighbouring pixels, the higher. One line in the lower third, where subtitles
+    are, is enough for a stand-in. Raises `MediaError`."""
     certainties = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -150,13 +150,13 @@ def _video_stream(container: av.container.OutputContainer) -> VideoStream:
 
 
 def _pictures(clips: list[Path]) -> Iterator[VideoFrame]:
-    """Every frame of every clip in turn, for ever; a moving pattern when there is no clip."""
+    """Every frame of every clip in turn, endlessly; a moving pattern if there are no clips."""
     index = 0
     while True:
         for clip in clips:
             with av.open(str(clip)) as container:
                 for frame in container.decode(video=0):
-                    # A decoded frame carries its old picture type, which the encoder would obey.
+                    # A decoded frame keeps its picture type, which the encoder would follow.
                     yield frame.reformat(WIDTH, HEIGHT, "yuv420p")
                     index += 1
         if not clips:
@@ -177,5 +177,5 @@ def _pattern(index: int, seed: int) -> VideoFrame:
 
 
 def _padded(data: bytes, size: int) -> bytes:
-    """`data` cut or filled to the size of a plane, whose lines FFmpeg aligns."""
+    """`data` cut or padded to the size of a plane, whose lines FFmpeg aligns."""
     return data[:size].ljust(size, b"\0")

@@ -1,7 +1,7 @@
-"""Stand-in youtube-search, video-downloader and audio-transcriber: each its own process.
+"""Stand-ins for youtube-search, video-downloader and audio-transcriber, each its own process.
 
-All three work alike: a POST makes a job, which is polled until it is done, then the result is
-fetched. `POST /_control` makes them fail on purpose.
+All three work alike: a POST creates a job, the caller polls it until it is done and fetches the
+result. `POST /_control` makes them fail on purpose.
 `python -m proxy.demo.microservices youtube-search --port 8003` runs one alone.
 """
 
@@ -26,7 +26,7 @@ CLIP_SECONDS = 6.0
 
 @dataclass(slots=True)
 class Trouble:
-    """What the next requests meet: `fail_next` of them get `status`, all wait `delay` seconds."""
+    """Faults to inject: the next `fail_next` requests get `status`, all wait `delay` seconds."""
 
     fail_next: int = 0
     status: int = 503
@@ -34,7 +34,7 @@ class Trouble:
 
 
 class Microservice:
-    """One of the three. `work` is how long one of its jobs takes, in seconds."""
+    """Base of the three. `work`: seconds that a job takes."""
 
     prefix: str
 
@@ -55,7 +55,7 @@ class Microservice:
         self.site = Site(app, port)
 
     def add_routes(self, app: web.Application) -> None:
-        """The routes that only this service has."""
+        """Add the routes of this service alone."""
         raise NotImplementedError
 
     async def start(self) -> None:
@@ -65,17 +65,17 @@ class Microservice:
         await self.site.stop()
 
     def begin(self) -> str:
-        """A new job, done after `work` seconds; its id."""
+        """Create a job, done after `work` seconds. Returns its id."""
         job_id = f"{self.prefix}_{secrets.token_hex(6)}"
         self._done_at[job_id] = self._clock.monotonic() + self._work
         return job_id
 
     def result(self) -> dict[str, Any]:
-        """What a completed job shows beside its status."""
+        """Further fields of a completed job."""
         return {}
 
     def require_done(self, request: web.Request) -> None:
-        """404 for an unknown job, 409 for one that is not done."""
+        """Raise 404 for an unknown job, 409 for an unfinished one."""
         done_at = self._done_at.get(request.match_info["id"])
         if done_at is None:
             raise web.HTTPNotFound
@@ -89,7 +89,7 @@ class Microservice:
                 await asyncio.sleep(self.trouble.delay)
             if self.trouble.fail_next > 0:
                 self.trouble.fail_next -= 1
-                return json_response({"detail": "stand-in says no"}, self.trouble.status)
+                return json_response({"detail": "injected failure"}, self.trouble.status)
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -99,7 +99,7 @@ class Microservice:
         return json_response({"status": "healthy"})
 
     async def _control(self, request: web.Request) -> web.Response:
-        """JSON body with any of `fail_next`, `status`, `delay`; the rest goes back to normal."""
+        """JSON body with any of `fail_next`, `status`, `delay`; the others are reset."""
         self.trouble = Trouble(**await request.json())
         return json_response({"ok": True})
 
@@ -115,7 +115,7 @@ class Microservice:
 
 
 class YoutubeSearch(Microservice):
-    """Finds three videos whatever is asked for."""
+    """Finds three videos for any query."""
 
     prefix = "ys"
 
@@ -135,7 +135,7 @@ class YoutubeSearch(Microservice):
 
 
 class VideoDownloader(Microservice):
-    """Hands out a short video that it has made itself; a new colour for each job."""
+    """Serves a short generated video, in a new colour for each job."""
 
     prefix = "vd"
 
@@ -159,7 +159,7 @@ class VideoDownloader(Microservice):
 
 
 class AudioTranscriber(Microservice):
-    """Hears the same two sentences in everything."""
+    """Transcribes everything as the same two sentences."""
 
     prefix = "at"
 

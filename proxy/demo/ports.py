@@ -1,12 +1,11 @@
-"""Free ports for servers that are still to come, in tests and in the demo.
+"""Free ports for servers started later, in tests and in the demo.
 
-A port that was found free is somebody else's a moment later, unless everybody asks in one place:
+A port that was free a moment ago may be taken by now, unless everyone reserves ports here:
 
-1. Ports come from a range that the kernel gives to no outgoing connection.
-2. What is given is reserved for this process until it ends, or has been given as many others: by a
-   socket of that name in the abstract namespace, which leaves no file and ends where ports do, with
-   the network namespace. So ports on which nobody is to listen, or nobody does for a while, stay
-   that way.
+1. Ports come from a range that the kernel does not use for outgoing connections.
+2. A port stays reserved for this process until it exits or has reserved `_MOST` others. The
+   reservation is a socket of that name in the abstract namespace, which leaves no file and belongs
+   to the network namespace, like ports. So a port stays free even while no server listens on it.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ import os
 import secrets
 import socket
 
-#: Below the ports of outgoing connections (32768 up on Linux).
+#: Below the ports of outgoing connections (from 32768 on Linux).
 PORTS = range(20_000, 32_000)
 
-#: How many one process has reserved at a time; each takes a descriptor.
+#: Reservations per process; each takes a descriptor.
 _MOST = 200
 
 
 class _Reservations:
-    """Which ports are ours (rule 2), the oldest first."""
+    """The reserved ports (rule 2), oldest first."""
 
     def __init__(self) -> None:
         self._held: dict[int, int] = {}  # descriptors
         self._pid = os.getpid()
 
     def take(self, port: int) -> bool:
-        """Whether the port is ours from now on."""
-        if self._pid != os.getpid():  # forked: what has been given is the parent's
+        """Reserve the port. Returns whether it was free."""
+        if self._pid != os.getpid():  # forked: the reservations are the parent's
             self._pid = os.getpid()
             self._held.clear()
         if port in self._held:
@@ -45,23 +44,23 @@ class _Reservations:
             if error.errno == errno.EADDRINUSE:
                 held.close()
                 return False
-        self._held[port] = held.detach()  # for good: nobody need remember to close it
+        self._held[port] = held.detach()  # never closed by the garbage collector
         if len(self._held) > _MOST:
             self.leave(next(iter(self._held)))
         return True
 
     def leave(self, port: int) -> None:
-        """It is no longer ours."""
+        """Cancel the reservation."""
         os.close(self._held.pop(port))
 
 
-#: Ports are the machine's, and so are these.
+#: One per process, since ports are global.
 _reservations = _Reservations()
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of `PORTS` on which nobody listens, and that nobody else gets here while this process
-    lives. Raises `RuntimeError` when there is none."""
+    """A port of `PORTS` on which nothing listens, reserved for this process. Raises `RuntimeError`
+    if there is none."""
     for _ in range(200):
         port = secrets.choice(PORTS)
         if reserve_port(port, host, kind):
@@ -72,7 +71,7 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
 def reserve_port(
     port: int, host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> bool:
-    """Whether nobody listens on this port; then it is ours, as one of `free_port` is."""
+    """Reserve this port like `free_port`. Returns False if something listens on it."""
     if not _reservations.take(port):
         return False
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

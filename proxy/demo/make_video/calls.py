@@ -1,8 +1,8 @@
-"""The worker's calls to its three microservices, with the patience the real one shows.
+"""The worker's calls to its three microservices, with the retries of the real one.
 
-1. Nothing is sent along that names the job: no job id, no correlation header.
-2. One bad answer of youtube-search, a poll too, fails the job. A video that cannot be downloaded is
-   skipped. A transcription is tried again for two minutes.
+1. No call identifies the job: there is no job id and no correlation header.
+2. One bad response from youtube-search, polls included, fails the job. A video that cannot be
+   downloaded is skipped. A transcription is retried for two minutes.
 3. `speed` divides every wait.
 """
 
@@ -25,7 +25,7 @@ _MAX_POLLS = 100
 
 
 class StageFailed(Exception):
-    """A stage cannot be finished. `kind` is what the service writes as the error's type."""
+    """A stage cannot be finished. `kind`: the error type that the service records."""
 
     def __init__(self, code: str, message: str, kind: str) -> None:
         super().__init__(f"[{code}] {message}")
@@ -34,7 +34,7 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Base URLs of the three. In the demo these are the proxy's egress listeners."""
+    """Base URLs of the three; in the demo, the proxy's egress listeners."""
 
     youtube_search: str
     video_downloader: str
@@ -50,7 +50,7 @@ class Calls:
         self._speed = speed
 
     async def search(self, query: str, limit: int) -> list[Document]:
-        """The videos found. One failed call, a poll too, fails the job: nothing is retried."""
+        """The videos found. One failed call, polls included, fails the job: no retries."""
         base = self._services.youtube_search
         try:
             parameters = {"query": query, "max_results": str(limit)}
@@ -62,7 +62,7 @@ class Calls:
         return list(done["result"]["results"])
 
     async def download(self, video: Document) -> bytes | None:
-        """The video file, or None when a call failed: it is skipped then."""
+        """The video file, or None if a call failed and the video is skipped."""
         base = self._services.video_downloader
         body = {"url": video["url"], "quality": "best"}
         try:
@@ -76,7 +76,7 @@ class Calls:
             return None
 
     async def transcribe(self, audio: Path, language: str) -> list[Document]:
-        """The segments heard. Five attempts, each with four tries to create the job."""
+        """The transcribed segments. Five attempts, each with four tries to create the job."""
         for wait in _STAGE_WAITS:
             try:
                 return await self._transcribe_once(audio, language)
@@ -92,7 +92,7 @@ class Calls:
         job_id = (await self._create_transcription(base, audio, language))["id"]
         for _ in range(_MAX_POLLS):
             async with self._http.get(f"{base}/jobs/{job_id}") as answer:
-                # A poll that fails is passed over here, unlike youtube-search's.
+                # Failed polls are ignored here, unlike those of youtube-search.
                 if answer.ok and (await answer.json())["status"] == "completed":
                     break
             await self._pause(_TRANSCRIBE_POLL)
@@ -105,7 +105,7 @@ class Calls:
         content = await asyncio.to_thread(audio.read_bytes)
         for wait in (*_CREATE_WAITS, None):
             form = aiohttp.FormData({"language_in": language})
-            # Named so by the real worker, whatever the format.
+            # The real worker uses this name for every format.
             form.add_field("file", content, filename="audio.ogg", content_type="audio/ogg")
             try:
                 return await self._json("POST", f"{base}/jobs", data=form)
@@ -116,7 +116,7 @@ class Calls:
         raise AssertionError("the last try returns or raises")
 
     async def _poll(self, url: str, every: float) -> Document:
-        """The completed job. Raises for any failed poll, and `TimeoutError` when it never ends."""
+        """The completed job. Raises for a failed poll, and `TimeoutError` if it never completes."""
         for _ in range(_MAX_POLLS):
             job = await self._json("GET", url)
             if job["status"] == "completed":

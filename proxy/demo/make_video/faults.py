@@ -1,7 +1,7 @@
-"""What hurts about the make-video service, one switch per pain.
+"""The known faults of the make-video service, one switch for each.
 
-Every default is what the real service does. A test, or a curious reader, turns a pain off
-(`--no-lying-breaker`) or makes it come sooner (`--exit-every 20`).
+The defaults are the behaviour of the real service. A fault can be turned off
+(`--no-lying-breaker`) or made more frequent (`--exit-every 20`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ class Faults:
     """The app's and the worker's misbehaviour. Times are seconds."""
 
     redis_down_is_404: bool = True
-    """Redis unreachable reads as "Job not found"; off: an honest 503."""
+    """An unreachable Redis gives "Job not found"; off: 503."""
 
     lying_breaker: bool = True
-    """The app's own Redis breaker opens, and then accepts jobs without writing their key."""
+    """While the app's own Redis breaker is open, it accepts jobs without writing their key."""
 
     breaker_failures: int = 5
-    """Failed Redis calls in a row that open the app's breaker."""
+    """Consecutive failed Redis calls that open the app's breaker."""
 
     breaker_open_for: float = 60.0
     """How long the app's breaker stays open."""
 
     eating_worker: bool = True
-    """The worker's own Redis breaker opens, too: meanwhile it takes messages, finds no job, and
-    ends the task as succeeded. Off: its writes are lost one by one."""
+    """While the worker's own Redis breaker is open, it takes messages, finds no job, and completes
+    the task as succeeded. Off: only its writes are lost."""
 
     deaf_queue: bool = True
     """The producer declares its queue once per process, so an emptied Redis swallows messages."""
@@ -37,35 +37,35 @@ class Faults:
     """Redis is called on the event loop: a hung Redis freezes every request, `/health` too."""
 
     redis_timeout: float = 10.0
-    """One try of one Redis call. Reads are tried twice and writes three times: 20 s and 30 s."""
+    """For one try of a Redis call. Reads are tried twice, writes three times: 20 s and 30 s."""
 
     connection_limit: int = 10
-    """Open connections, or tasks, at which every request gets 503: nine work. 0: no limit."""
+    """Open connections or tasks at which every request gets 503, so nine work. 0: no limit."""
 
     task_linger: float = 0.02
-    """How long a request's task may outlive its answer and count for the limit, at most one on each
-    connection. 0: not at all."""
+    """How long a request's task may outlive its response and count against the limit; one per
+    connection at most. 0: not at all."""
 
     exit_every: int = 1000
-    """Requests after which the app ends itself. 0: never."""
+    """Requests after which the app exits. 0: never."""
 
     drops_at_exit: float = 0.05
-    """How long, before it ends itself, the app drops what comes on open connections: the connection
-    is closed without an answer, and nothing was done. 0: not at all."""
+    """How long before it exits the app drops requests on open connections: it closes them without a
+    response, and nothing was done. 0: not at all."""
 
     resurrecting_worker: bool = True
-    """The worker writes its own copy of a job, so a deleted one rises again."""
+    """The worker writes its own copy of a job, so a deleted job reappears."""
 
     stranding_worker: bool = True
-    """What a killed worker had taken stays in `unacked`; off: put back at the next start."""
+    """Messages of a killed worker stay in `unacked`; off: put back at the next start."""
 
     redeclare_after: float = 2.0
     """How long after a lost connection an idle worker declares its queue again. 0: at once."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option per switch, `--redis-down-is-404` or `--no-redis-down-is-404` and so on."""
-    group = parser.add_argument_group("what hurts (defaults: as the real service)")
+    """One option per switch: `--redis-down-is-404`, `--no-redis-down-is-404` and so on."""
+    group = parser.add_argument_group("faults (defaults: as in the real service)")
     for field in fields(Faults):
         option = "--" + field.name.replace("_", "-")
         default = field.default

@@ -1,6 +1,6 @@
-"""What the make-video service accepts in a form, and the 422 details when it does not.
+"""Form validation of the make-video service: which fields it accepts, and its 422 details.
 
-Pure: takes the fields as sent, returns the values or the problems in FastAPI's form.
+Pure functions: they take the fields as sent and return values, or problems in FastAPI's format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHOICES = {
     "crop_position": ("center", "top", "bottom"),
 }
 _MAGIC = {
-    # extension: (offset, accepted beginnings); an extension without an entry is taken on trust
+    # extension: (offset, accepted signatures); other extensions are not checked
     ".mp3": (0, (b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa")),
     ".wav": (0, (b"RIFF",)),
     ".ogg": (0, (b"OggS",)),
@@ -28,12 +28,12 @@ _MAGIC = {
 
 
 def missing(place: str, name: str) -> Document:
-    """The detail for a required field that is not there."""
+    """The detail for a missing required field."""
     return {"type": "missing", "loc": [place, name], "msg": "Field required", "input": None}
 
 
 def check_integer(place: str, name: str, text: str, low: int) -> tuple[int | None, list[Document]]:
-    """The number, or the detail why it is none or below `low`."""
+    """The number, or the detail if it is not one or is below `low`."""
     try:
         number = int(text)
     except ValueError:
@@ -53,7 +53,7 @@ def check_integer(place: str, name: str, text: str, low: int) -> tuple[int | Non
 
 
 def check_common(fields: Mapping[str, Any]) -> tuple[Document, list[Document]]:
-    """The options that both POSTs take: values with defaults filled in, and all problems."""
+    """The options of both POSTs: values with defaults filled in, and all problems."""
     values: Document = {**FORM_DEFAULTS}
     problems: list[Document] = []
     if isinstance(text := fields.get("max_shorts"), str):
@@ -85,7 +85,7 @@ def check_common(fields: Mapping[str, Any]) -> tuple[Document, list[Document]]:
 
 
 def check_query(fields: Mapping[str, Any]) -> list[Document]:
-    """What is wrong with the `query` of a download."""
+    """The problems with the `query` of a download."""
     query = fields.get("query")
     if not isinstance(query, str):
         return [missing("body", "query")]
@@ -105,7 +105,7 @@ def check_query(fields: Mapping[str, Any]) -> list[Document]:
 def check_audio(
     filename: str, size: int, head: bytes, extensions: tuple[str, ...]
 ) -> tuple[int, str] | None:
-    """Status and message when the file is refused; `head` is its first 12 bytes or more."""
+    """Status and message if the file is rejected; `head`: at least its first 12 bytes."""
     extension = PurePath(filename).suffix.lower()
     if extension not in extensions:
         return 400, f"Formato de áudio não suportado. Use: {', '.join(extensions)}"

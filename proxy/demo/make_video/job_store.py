@@ -1,10 +1,10 @@
 """The make-video service's use of Redis: job keys, their index, and a Celery queue.
 
 1. Keys and commands are those of the real service, in its order: SETEX, ZADD, then the message.
-2. The client is synchronous on purpose: called on an event loop, a hung Redis freezes it, which is
-   one of the pains that the stand-in has to reproduce.
-3. `JobStore` guards reads and key writes with the service's own breaker, but not the index. While
-   the breaker is open a write is skipped in silence and a read finds nothing.
+2. The client is synchronous on purpose: on an event loop, a hung Redis freezes the app, a fault
+   that the stand-in must reproduce.
+3. `JobStore` guards reads and key writes, but not the index, with the service's own breaker. While
+   the breaker is open, writes are silently skipped and reads find nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def job_key(job_id: str) -> str:
 
 
 def connect(url: str, timeout: float) -> Any:
-    """A client whose calls are tried once and give up after `timeout` seconds.
+    """A client that tries each call once and gives up after `timeout` seconds.
 
     `Any`, because redis-py annotates every command with the asynchronous variant as well.
     """
@@ -76,8 +76,8 @@ class JobStore:
         self._redis.close()
 
     def load(self, job_id: str) -> Document | None:
-        """The job, or None. A Redis failure and a corrupt value are None as well; a failure is
-        raised when `redis_down_is_404` is off, and by the older version."""
+        """The job, or None, also after a Redis failure or for a corrupt value. Without
+        `redis_down_is_404`, and in the older version, a Redis failure is raised."""
         try:
             text = self._guarded(2, lambda: self._redis.get(job_key(job_id)))
             return None if text is None else dict(json.loads(text))
@@ -92,11 +92,11 @@ class JobStore:
         """Write the key. Raises `StoreError`, or skips the write while the breaker is open."""
         key = job_key(job[self._shape.id_key])
         text = json.dumps(job, ensure_ascii=False, separators=(",", ":"))
-        # Spelled out: redis-py deprecates `setex`, but SETEX is what the real service sends.
+        # As a raw command: redis-py deprecates `setex`, but the real service sends SETEX.
         self._guarded(3, lambda: self._redis.execute_command("SETEX", key, LIFETIME, text))
 
     def add_to_index(self, job: Document, created_at: float) -> None:
-        """Enter the job into the index, which has no TTL. The older version keeps none."""
+        """Add the job to the index, which has no TTL. The older version has no index."""
         if self._shape.name == "current":
             self._redis.zadd(INDEX, {job[self._shape.id_key]: created_at})
 
@@ -109,7 +109,7 @@ class JobStore:
         self._redis.zrem(INDEX, job_id)
 
     def newest(self, status: str | None, limit: int) -> list[Document]:
-        """Up to `limit` jobs, newest first. Index entries of expired jobs are passed over."""
+        """Up to `limit` jobs, newest first. Index entries of expired jobs are skipped."""
         if self._shape.name == "current":
             ids = self._redis.zrevrange(INDEX, 0, -1)
         else:
@@ -124,7 +124,7 @@ class JobStore:
         return found
 
     def _guarded(self, tries: int, call: Callable[[], Any]) -> Any:
-        """Run `call`; count failures; while the breaker is open do nothing and return None."""
+        """Run `call` and count failures; while the breaker is open, return None instead."""
         if self._clock.monotonic() < self._open_until:
             return None
         for remaining in reversed(range(tries)):
@@ -175,7 +175,7 @@ class Producer:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A message that a worker has taken: its delivery tag, its own id, what is to be done."""
+    """A message that a worker has taken: its delivery tag, its id, and the task."""
 
     tag: str
     task_id: str
@@ -184,7 +184,7 @@ class Taken:
 
 
 class Consumer:
-    """The worker's end: one message at a time, in `unacked` while it is worked on."""
+    """The worker's end: one message at a time, in `unacked` while it is processed."""
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         self._redis = connect(url, 5.0)
@@ -211,14 +211,14 @@ class Consumer:
         )
 
     def answer_control(self) -> None:
-        """Answer what was asked over remote control: this worker has nothing in its hands now."""
+        """Answer remote control requests: this worker is idle now."""
         while (message := self._control.get_message()) is not None:
             asked = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
             if asked.get("destination") or "reply_to" not in asked:
                 continue
-            told: Any = _SOLO if asked["method"] == "stats" else []
+            content: Any = _SOLO if asked["method"] == "stats" else []
             reply = {
-                "body": base64.b64encode(json.dumps({NODE: told}).encode()).decode(),
+                "body": base64.b64encode(json.dumps({NODE: content}).encode()).decode(),
                 "headers": {"ticket": asked["ticket"]},
                 "properties": {"body_encoding": "base64", "delivery_tag": str(uuid.uuid4())},
             }
@@ -244,7 +244,7 @@ class Consumer:
         return Taken(tag, task_id, str(arguments["job_id"]), str(message["headers"]["task"]))
 
     def acknowledge(self, taken: Taken) -> None:
-        """The message is done with, and the task has succeeded: it always does."""
+        """Acknowledge the message, and record that the task has succeeded, as it always does."""
         self._remove(taken.tag)
         result = json.dumps({"status": "SUCCESS", "result": None})
         self._redis.set(_RESULT + taken.task_id, result, ex=LIFETIME)

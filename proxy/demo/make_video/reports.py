@@ -1,7 +1,7 @@
-"""What the stand-in worker reports about itself through statsd, as an ordinary client would.
+"""The metrics that the stand-in worker sends through statsd, like an ordinary client.
 
-Two lines in the real worker, with any statsd client (docs/how-to/report-from-the-worker.md); here
-the client is this file, so that the demo needs no further package.
+In the real worker this takes two lines with any statsd client
+(docs/how-to/report-from-the-worker.md). This file is the client, so the demo needs no package.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-_PACKED = 100  # values in one packet, which is then shorter than a frame of a network
+_PACKED = 100  # values in one packet, which then fits into a network frame
 
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Where statsd packets go. UDP: nobody needs to listen there."""
+    """The UDP address for statsd packets. Nothing needs to listen there."""
 
     host: str
     port: int
 
 
 class Reports:
-    """A statsd client. Without a receiver it does nothing; it never fails and never waits."""
+    """A statsd client. Without a receiver it does nothing; it never fails or blocks."""
 
     def __init__(self, receiver: Receiver | None = None) -> None:
         self._socket: socket.socket | None = None
@@ -34,14 +34,14 @@ class Reports:
             self._socket.connect((receiver.host, receiver.port))
 
     def close(self) -> None:
-        """Send nothing more."""
+        """Stop sending."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     @contextmanager
     def operation(self, name: str) -> Iterator[None]:
-        """Time an operation on video, also one that fails."""
+        """Time an operation on video, even if it fails."""
         began = time.perf_counter()
         try:
             yield
@@ -50,7 +50,7 @@ class Reports:
             self._send(f"video.processing:{took:.3f}|ms|#operation:{name}")
 
     def text_search(self, seconds: float, confidences: list[float]) -> None:
-        """One video was searched for text, with a confidence for each of its frames."""
+        """Report a video that was searched for text, with the confidence for each frame."""
         self._send(f"ocr.frames_processed:{len(confidences)}|c")
         self._send(f"ocr.processing:{seconds * 1000:.3f}|ms")
         for start in range(0, len(confidences), _PACKED):
@@ -59,12 +59,12 @@ class Reports:
 
     def _send(self, line: str) -> None:
         if self._socket is not None:
-            # Metrics may be lost; the work they are about may not.
+            # Metrics may be lost; the work must not fail.
             with suppress(OSError):
                 self._socket.send(line.encode())
 
 
 def receiver_from(environment: dict[str, str]) -> Receiver | None:
-    """`STATSD_HOST` and `STATSD_PORT`, as statsd clients have them; None without the host."""
+    """The usual `STATSD_HOST` and `STATSD_PORT`; None without the host."""
     host = environment.get("STATSD_HOST", "")
     return Receiver(host, int(environment.get("STATSD_PORT", "8125"))) if host else None

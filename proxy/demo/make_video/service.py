@@ -1,7 +1,7 @@
 """Stand-in make-video service: its HTTP side.
 
-Faithful to the recorded behaviour of the real one, in what it does well and in what it does badly
-(`faults.Faults`). `python -m proxy.demo.make_video.service --help` runs it alone.
+Reproduces the recorded behaviour of the real one, including its faults (`faults.Faults`).
+`python -m proxy.demo.make_video.service --help` runs it alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AUDIO, APPROVED, OUTPUT = "data/raw/audio", "data/approved/videos", "data/approv
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one instance runs. `data` is the app's folder; `port` 0 takes a free one."""
+    """Settings of one instance. `data`: the app's folder; `port` 0: a free one."""
 
     redis_url: str
     data: Path
@@ -47,7 +47,7 @@ class Settings:
 
 
 class HttpError(Exception):
-    """An answer in the service's own error form."""
+    """A response in the service's own error format."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class HttpError(Exception):
 
 
 class MakeVideo:
-    """One instance of the app. `exiting` is set when it has served its share of requests."""
+    """One instance of the app. `exiting` is set once it has served `exit_every` requests."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self.exiting = asyncio.Event()
@@ -113,7 +113,7 @@ class MakeVideo:
         limit = self._faults.connection_limit
         if self.exiting.is_set() and self._faults.drops_at_exit and request.transport is not None:
             request.transport.abort()
-            return web.Response(status=503)  # nobody gets it
+            return web.Response(status=503)  # never received
         # uvicorn's `limit_concurrency` counts open connections and tasks, at the time of a request.
         tasks = self._tasks + len(self._lingering)
         if limit and max(self.site.open_connections, tasks) >= limit:
@@ -133,7 +133,7 @@ class MakeVideo:
         return response
 
     def _linger(self, transport: asyncio.Transport | None) -> None:
-        """The request's task goes on for a moment; the one before on this connection is over."""
+        """Let the request's task linger; the previous one on this connection ends."""
         linger = self._faults.task_linger
         if transport is None or not linger:
             return
@@ -170,7 +170,7 @@ class MakeVideo:
     ) -> web.StreamResponse:
         """Starlette's own 404, 405 and trailing-slash redirect."""
         if isinstance(error, web.HTTPNotFound) and request.path in ("/jobs/", "/make-video/"):
-            # Absolute, from `Host`, as Starlette's `redirect_slashes`.
+            # Absolute, from `Host`, like Starlette's `redirect_slashes`.
             location = f"http://{request.host}{request.path.rstrip('/')}"
             if request.query_string:
                 location += f"?{request.query_string}"
@@ -228,7 +228,7 @@ class MakeVideo:
         return json_response(self._shape.accepted(job, None), 202)
 
     async def _enqueue(self, job: Document, task: str, failure: str) -> None:
-        """Key, index, message: three steps that nothing ties together."""
+        """Write key, index and message: three steps without a transaction."""
         job_id = job[self._shape.id_key]
         try:
             await self._on_redis(self._store.save, job)
@@ -265,7 +265,7 @@ class MakeVideo:
     async def _delete(self, request: web.Request) -> web.Response:
         job_id = (await self._load(request))[self._shape.id_key]
         await self._on_redis(self._store.delete, job_id)
-        # Not the audio: a running job goes on and needs it.
+        # The audio stays: a running job continues and needs it.
         (self._settings.data / OUTPUT / f"{job_id}_final.mp4").unlink(missing_ok=True)
         return json_response(self._shape.deleted(job_id))
 

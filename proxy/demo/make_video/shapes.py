@@ -1,9 +1,9 @@
-"""Job documents and answer bodies of the two versions of the make-video service.
+"""Job documents and response bodies of the two versions of the make-video service.
 
-1. The current version names every stage in the document; a job's own `progress` stays 0.0 until it
-   is 100.0, and a failed job never gets a `completed_at`.
-2. The older version has one status per stage, which at times moves backwards, and naive UTC times.
-3. Nothing here does I/O: a `Shape` makes and changes plain dictionaries.
+1. The current version lists every stage in the document. A job's own `progress` jumps from 0.0 to
+   100.0, and a failed job never gets a `completed_at`.
+2. The older version has one status per stage, which sometimes moves backwards, and naive UTC times.
+3. There is no I/O: a `Shape` creates and changes plain dictionaries.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SAO_PAULO = timezone(timedelta(hours=-3))
 
 
 class Shape(Protocol):
-    """What differs between the versions. `now` is Unix seconds; documents are changed in place."""
+    """What differs between the versions. `now`: Unix seconds; documents are changed in place."""
 
     name: str
     id_key: str
@@ -187,7 +187,7 @@ class CurrentShape:
 
 
 class OlderShape:
-    """Version 1.0.0, the one that the sprint document describes."""
+    """Version 1.0.0, which the sprint document describes."""
 
     name = "older"
     id_key = "job_id"
@@ -195,7 +195,7 @@ class OlderShape:
 
     # What each stage writes when it begins and when it ends. `analyze_audio` really falls back to
     # `queued`: it saves a copy of the job that it loaded before.
-    _BEGIN = {  # noqa: RUF012 (a table, never changed)
+    _BEGIN = {  # noqa: RUF012 (never changed)
         "analyze_audio": ("analyzing_audio", 5.0),
         "load_approved": ("fetching_shorts", 15.0),
         "select_shorts": ("downloading_shorts", 60.0),

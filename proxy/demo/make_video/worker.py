@@ -1,10 +1,10 @@
 """Stand-in Celery worker of the make-video service: pool solo, one job at a time.
 
-1. A message is taken from the queue into `unacked`, worked on, then acknowledged, whatever became
-   of the job: one that is not found, or not now, ends the task as succeeded.
-2. The worker keeps its own copy of the job and writes all of it at every step; so a job deleted
-   meanwhile comes back, and a write that Redis refuses is lost but the work goes on.
-3. What the microservices do to a job is in `calls`.
+1. A message moves from the queue to `unacked`, is processed, and is then acknowledged, whatever the
+   result: even if the job is not found, the task succeeds.
+2. The worker keeps its own copy of the job and writes all of it at every step. So a job deleted
+   meanwhile reappears, and a write that Redis refuses is lost while the work continues.
+3. The calls to the microservices are in `calls`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STAGE_SECONDS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How one worker runs. `speed` divides every recorded duration and wait."""
+    """Settings of one worker. `speed` divides every recorded duration and wait."""
 
     redis_url: str
     data: Path
@@ -56,7 +56,7 @@ class Settings:
 
 
 class Worker:
-    """Takes messages until told to stop."""
+    """Takes messages until `stop`."""
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._settings = settings
@@ -68,7 +68,7 @@ class Worker:
         self._stopping = False
 
     def stop(self) -> None:
-        """Take no further message; the one at work is finished first."""
+        """Finish the current message and take no more."""
         self._stopping = True
 
     async def run(self) -> None:
@@ -82,7 +82,7 @@ class Worker:
                     if not declared:
                         self._declare()
                         declared = True
-                    # Between two tasks only, as the solo pool: who works does not answer.
+                    # Only between tasks, like the solo pool, which does not answer while it works.
                     self._queue.answer_control()
                     taken = await asyncio.to_thread(self._queue.take, 0.2)
                     if taken is not None:
@@ -111,12 +111,12 @@ class Worker:
         try:
             await pipeline(calls, job_id, job)
         except Exception as error:
-            # As Celery does: whatever a task raises ends the task, not the worker.
+            # Like Celery: an exception ends the task, not the worker.
             self._fail(job_id, job, None, StageFailed("INTERNAL", repr(error), "Exception"))
         log(f"{job_id}: {job['status']}")
 
     def _write(self, job: Document) -> None:
-        """Save our copy, deleted or not. A write that fails is lost: nobody repeats it."""
+        """Save our copy, even of a deleted job. A failed write is not retried."""
         faults = self._settings.faults
         job_id = job[self._shape.id_key]
         try:
@@ -131,7 +131,7 @@ class Worker:
     # --- the two pipelines ----------------------------------------------------------------------
 
     async def _download_shorts(self, calls: Calls, job_id: str, job: Document) -> None:
-        """Search, then download one video after the other into the approved ones."""
+        """Search, then download the videos one by one into the approved folder."""
         now = self._clock.time
         try:
             for progress in (5.0, 10.0):
@@ -166,7 +166,7 @@ class Worker:
         self._write(job)
 
     async def _search_text(self, path: Path) -> None:
-        """The real one refuses shorts with subtitles in the picture; here they are but measured."""
+        """The real one rejects shorts with burnt-in subtitles; here they are only measured."""
         began = time.perf_counter()
         try:
             certainties = await asyncio.to_thread(media.search_text, path)
@@ -201,7 +201,7 @@ class Worker:
         self._write(job)
 
     async def _stage(self, calls: Calls, stage: str, job: Document, run: _Run) -> None:
-        if stage in ("assemble_video", "trim_video"):  # ffmpeg's work in the real one
+        if stage in ("assemble_video", "trim_video"):  # done by ffmpeg in the real one
             with self._reports.operation(stage.removesuffix("_video")):
                 await self._pause(STAGE_SECONDS[stage])
         else:
@@ -234,7 +234,7 @@ class Worker:
 
 @dataclass(slots=True)
 class _Run:
-    """What one job gathers on its way through the stages."""
+    """What one job collects on its way through the stages."""
 
     audio: Path
     clips: list[Path]
@@ -273,7 +273,7 @@ def _result(job_id: str, job: Document, run: _Run, took: float) -> Document:
 
 
 def _breaker(faults: Faults) -> Faults:
-    """The worker's store has the app's breaker, unless its writes are to be lost one by one."""
+    """The worker's store has the app's breaker, unless only its writes are to be lost."""
     return replace(faults, lying_breaker=faults.eating_worker)
 
 

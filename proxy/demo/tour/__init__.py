@@ -1,1 +1,1 @@
-"""The guided tour: steps on a running world, each of which shows one promise kept."""
+"""The guided tour: steps in a running world, each of which demonstrates one feature."""

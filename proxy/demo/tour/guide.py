@@ -1,4 +1,4 @@
-"""What the steps of the tour share: a client of the running world, and what earlier steps left."""
+"""Shared by the steps of the tour: a client, and results of earlier steps."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ JOB_DEADLINE = 60.0  # seconds
 
 
 class StepFailed(Exception):
-    """A step saw something other than it should; the text says what."""
+    """A step did not see what it expected; the text says what it saw."""
 
 
 @dataclass(slots=True)
 class Tour:
-    """What the steps share: the world, a client, and what earlier steps left for later ones."""
+    """The state that the steps share: the world, a client, and results for later steps."""
 
     world: World
     http: aiohttp.ClientSession
     narrator: Narrator
     correlation_id: str = ""
-    """The current step's own, sent with its requests."""
+    """Of the current step, sent with its requests."""
     answered: dict[str, None] = field(default_factory=dict)
-    """The correlation IDs on the answers that the current step got, in order."""
+    """The correlation IDs in the responses to the current step, in order."""
     video_job: str = ""
     upload_correlation_id: str = ""
     trip_correlation_id: str = ""
@@ -40,8 +40,8 @@ class Tour:
     async def call(
         self, method: str, path: str, *, correlate: bool = True, **options: Any
     ) -> Reply:
-        """One request through the ingress; its answer must carry our correlation ID, or one made
-        by the proxy when we send none. Raises `StepFailed`."""
+        """Send one request through the ingress. The response must carry our correlation ID, or one
+        made by the proxy if we send none. Raises `StepFailed`."""
         headers = {"X-Correlation-ID": self.correlation_id} if correlate else {}
         url = self.world.ingress + path
         try:
@@ -58,7 +58,7 @@ class Tour:
         return reply
 
     async def follow(self, job_id: str, text: str) -> dict[str, Any]:
-        """Poll a job until it ends well; the finished job. The bar shows its stages."""
+        """Poll a job until it is completed, and return it. The bar shows its stages."""
         deadline = time.monotonic() + JOB_DEADLINE
         with self.narrator.bar() as bar:
             while True:
@@ -73,7 +73,7 @@ class Tour:
                 await asyncio.sleep(0.2)
 
     def log_lines(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """The proxy's log records that `wanted` picks."""
+        """The proxy's log records that match `wanted`."""
         records = []
         for line in self.world.proxy_log.read_text(errors="replace").splitlines():
             try:
@@ -87,14 +87,14 @@ class Tour:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, read."""
+    """A response that has been read."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def expect(self, status: int) -> dict[str, Any]:
-        """The JSON object of an answer with this status. Raises `StepFailed`."""
+        """The JSON object of a response with this status. Raises `StepFailed`."""
         if self.status != status:
             text = self.body[:300].decode(errors="replace")
             raise StepFailed(f"expected status {status}, got {self.status}: {text}")
@@ -105,8 +105,8 @@ class Reply:
 
 
 def _progress(job: dict[str, Any], text: str) -> tuple[float, str]:
-    """Share done and what goes on. A job's own `progress` stays 0 until the end, so the stages
-    are counted; a download job leaves its stages alone and moves `progress`."""
+    """The fraction done and the current activity. A job's `progress` stays 0 until the end, so its
+    stages are counted; a download job updates only `progress`."""
     stages = job["stages"].values()
     done = sum(stage["status"] == "completed" for stage in stages)
     share = max(job["progress"] / 100, done / max(1, len(stages)))

@@ -1,4 +1,4 @@
-"""What the tour says: colours and a progress bar on a terminal, plain lines elsewhere."""
+"""The output of the tour: colours and a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Bar(Protocol):
     """A progress bar in use."""
 
     def show(self, share: float, text: str) -> None:
-        """`share` is 0..1, `text` what goes on now."""
+        """`share`: 0 to 1; `text`: the current activity."""
 
 
 class Narrator:
@@ -24,11 +24,11 @@ class Narrator:
         self._console = console or Console(highlight=False, soft_wrap=True)
 
     def step(self, number: int, total: int, title: str) -> None:
-        """A step begins."""
+        """Announce a step."""
         self._console.print(f"[bold cyan]\\[{number}/{total}][/] [bold]{title}[/]")
 
     def saw(self, text: str) -> None:
-        """One or more lines that a step has seen, printed as they are."""
+        """Print what a step has seen, one or more lines."""
         for line in text.splitlines():
             self._console.print("      " + line, markup=False)
 
@@ -40,12 +40,12 @@ class Narrator:
         self._console.print(text, markup=False)
 
     def line(self, text: str = "") -> None:
-        """A line for people to copy from: never wrapped, never styled."""
+        """Print a line to copy from, neither wrapped nor styled."""
         self._console.print(text, markup=False)
 
     @contextmanager
     def bar(self) -> Iterator[Bar]:
-        """A bar that moves on a terminal; elsewhere one line for each new text."""
+        """A progress bar on a terminal; elsewhere one line for each new text."""
         if not self._console.is_terminal:
             yield _Lines(self)
             return

@@ -1,4 +1,4 @@
-"""The demo from start to end: world up, tour, addresses, world down."""
+"""The demo from start to end: start the world, give the tour, print addresses, stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxy.demo.world import World
 
 
 def main(once: bool) -> int:
-    """Run it; the exit code. See `proxy.demo.run`."""
+    """Run the demo. Returns the exit code. See `proxy.demo.run`."""
     try:
         return asyncio.run(_main(once))
     except (ChildFailed, RedisNotFound) as error:
@@ -23,11 +23,11 @@ def main(once: bool) -> int:
 
 
 async def _main(once: bool) -> int:
-    """0 when every step passed; 1 when one failed or the tour was interrupted."""
+    """0 if every step passed; 1 if one failed or the tour was interrupted."""
     showing = asyncio.create_task(_show(once), name="demo")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Cancelling unwinds the world, which ends every child and removes every file.
+        # Cancelling closes the world, which stops every child and removes every file.
         loop.add_signal_handler(number, showing.cancel)
     try:
         return await showing

@@ -1,7 +1,7 @@
-"""The steps of the tour, in the order in which they are given.
+"""The steps of the tour, in order.
 
 Each is a coroutine function that takes the `Tour`, returns the text to show and raises `StepFailed`
-where it saw something other than it should.
+if it did not see what it expected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from proxy.demo.media import inspect, make_audio, make_long_audio
 from proxy.demo.tour.guide import Reply, StepFailed, Tour
 
 AUDIO_SECONDS = 20.0
-_STORY = 6  # events shown of each story
+_EVENTS = 6  # shown of each timeline
 
 
 async def find_shorts(tour: Tour) -> str:
@@ -30,12 +30,12 @@ async def find_shorts(tour: Tour) -> str:
     job = await tour.follow(job_id, "search and download")
     count = job["result"]["approved_count"]
     if count != 3:
-        raise StepFailed(f"3 videos should be there, {count} are")
+        raise StepFailed(f"expected 3 videos, found {count}")
     return f"job {job_id}: {count} videos found and downloaded"
 
 
 async def upload_audio(tour: Tour) -> str:
-    """A real MP3, made on the spot, uploaded to POST /make-video."""
+    """Make a real MP3 and upload it to POST /make-video."""
     path = tour.world.folder / "voice.mp3"
     await asyncio.to_thread(make_audio, path, AUDIO_SECONDS)
     form = aiohttp.FormData({"max_shorts": "10"})
@@ -47,7 +47,7 @@ async def upload_audio(tour: Tour) -> str:
 
 
 async def refuse_uploads(tour: Tour) -> str:
-    """Files that POST /make-video does not take: each is refused in words, none makes a job."""
+    """Files that POST /make-video rejects with an explanation and without creating a job."""
     long = tour.world.folder / "long.mp3"
     await asyncio.to_thread(make_long_audio, long, 11 * 60)
     files = (
@@ -67,8 +67,8 @@ async def refuse_uploads(tour: Tour) -> str:
             raise StepFailed(f"{what}: expected {code}, got {problem}")
         lines.append(f"{what}: 400 {code} in {took:.0f} ms\n  {problem['detail']}")
     if await job_count(tour) != jobs:
-        raise StepFailed("a refused upload became a job")
-    return "\n".join([*lines, f"the app never saw a complete one: {jobs} jobs before and after"])
+        raise StepFailed("a rejected upload created a job")
+    return "\n".join([*lines, f"none of them reached the app: {jobs} jobs before and after"])
 
 
 async def follow_job(tour: Tour) -> str:
@@ -81,7 +81,7 @@ async def follow_job(tour: Tour) -> str:
 
 
 async def fetch_video(tour: Tour) -> str:
-    """GET /download/{id}: the file must play as long as the audio did."""
+    """GET /download/{id}: the video must be as long as the audio."""
     reply = await tour.call("GET", f"/download/{tour.video_job}")
     if reply.status != 200:
         raise StepFailed(f"expected status 200, got {reply.status}: {reply.body[:300]!r}")
@@ -89,7 +89,7 @@ async def fetch_video(tour: Tour) -> str:
     path.write_bytes(reply.body)
     media = await asyncio.to_thread(inspect, path)
     if not (media.video and media.audio and abs(media.duration - AUDIO_SECONDS) < 1.0):
-        raise StepFailed(f"not the video that was expected: {media}")
+        raise StepFailed(f"unexpected video: {media}")
     return (
         f"{media.size / 1000:.0f} kB, {media.width}x{media.height}, {media.duration:.1f} s,"
         " with picture and sound"
@@ -97,7 +97,7 @@ async def fetch_video(tour: Tour) -> str:
 
 
 async def survive_redis(tour: Tour) -> str:
-    """kill -9 of Redis while a job runs: its status is still answered, and every job comes back."""
+    """Kill Redis while a job runs: status requests are still answered, and every job returns."""
     form = aiohttp.FormData({"max_shorts": "10"})
     voice = (tour.world.folder / "voice.mp3").read_bytes()
     form.add_field("audio_file", voice, filename="voice.mp3", content_type="audio/mpeg")
@@ -120,7 +120,7 @@ async def survive_redis(tour: Tour) -> str:
         await asyncio.sleep(0.02)
     back_in = time.monotonic() - started
     (await tour.call("GET", f"/jobs/{tour.video_job}")).expect(200)
-    # Celery's queue was lost as well: without it the app would accept a job that nobody works on.
+    # Celery's queue was lost as well: without it the app would accept a job that no worker gets.
     search = {"query": "motivacao", "max_shorts": "10"}
     new = (await tour.call("POST", "/download", data=search)).expect(202)["job_id"]
     await tour.follow(new, "a new job")
@@ -129,15 +129,15 @@ async def survive_redis(tour: Tour) -> str:
         f"Redis killed with {before} jobs in it, job {running} running\n"
         f"GET /jobs/{running}: {status!r}, from SQLite as of {reply.headers['X-Job-As-Of']},"
         f" in {answered_in * 1000:.0f} ms\n"
-        f"a new job is refused instead of lost: 503 {problem['code']}\n"
+        f"a new job is rejected instead of lost: 503 {problem['code']}\n"
         f"Redis started empty: {after} of {before} jobs back after {back_in:.2f} s\n"
-        f"Celery's queue is back, too: new job {new} is accepted, and completed\n"
-        f"jobs whose message the worker's own Redis breaker had discarded, given another: {given}"
+        f"Celery's queue is back, too: new job {new} was accepted and completed\n"
+        f"jobs requeued because the worker's own Redis breaker had discarded their message: {given}"
     )
 
 
 async def kill_worker(tour: Tour) -> str:
-    """kill -9 of the worker in the middle of a job: the next worker is given it."""
+    """Kill the worker in the middle of a job: the next worker gets the job."""
     form = aiohttp.FormData({"max_shorts": "10"})
     voice = (tour.world.folder / "voice.mp3").read_bytes()
     form.add_field("audio_file", voice, filename="voice.mp3", content_type="audio/mpeg")
@@ -145,7 +145,7 @@ async def kill_worker(tour: Tour) -> str:
     started = time.monotonic()
     while (await tour.call("GET", f"/jobs/{job_id}")).expect(200)["status"] == "queued":
         if time.monotonic() - started > 30:
-            raise StepFailed(f"no worker has begun with {job_id} after 30 s")
+            raise StepFailed(f"no worker has started {job_id} after 30 s")
         await asyncio.sleep(0.1)
     await tour.world.children["worker"].kill()
     killed = time.monotonic()
@@ -156,17 +156,17 @@ async def kill_worker(tour: Tour) -> str:
         lambda line: line.get("message") == "job requeued" and line.get("job_id") == job_id
     )
     if len(found) != 1:
-        raise StepFailed(f"the message should have been put back once: {found}")
+        raise StepFailed(f"the message should have been requeued once: {found}")
     return (
-        f"worker killed while it made job {job_id}; its message was left in `unacked`\n"
-        f"put back once it was shown that nobody works on it ({found[0]['reason']}):\n"
+        f"worker killed during job {job_id}; its message stayed in `unacked`\n"
+        f"requeued after proof that no worker has it ({found[0]['reason']}):\n"
         f"{found[0]['evidence']}\n"
-        f"completed {took:.1f} s after the kill; the real service would have waited for an hour"
+        f"completed {took:.1f} s after the kill; the real service would have waited an hour"
     )
 
 
 async def trip_breaker(tour: Tour) -> str:
-    """youtube-search dies: a few failures, then instant refusals, then recovery through probes."""
+    """youtube-search dies: a few failures, then immediate 503s, then recovery by probes."""
     world, service = tour.world, "youtube-search"
     tour.trip_correlation_id = tour.correlation_id
     url = world.at.url("EGRESS_YOUTUBE_SEARCH") + "/health"
@@ -192,7 +192,7 @@ async def trip_breaker(tour: Tour) -> str:
     refused, took = await call()
     problem = refused.expect(503)
     if problem["code"] != "circuit_open" or "Retry-After" not in refused.headers:
-        raise StepFailed(f"not the refusal that was expected: {problem}")
+        raise StepFailed(f"unexpected rejection: {problem}")
     saw.append(
         f"circuit open: 503 {problem['code']} in {took * 1000:.1f} ms,"
         f" Retry-After: {refused.headers['Retry-After']}\n{problem['detail']}"
@@ -211,13 +211,13 @@ async def trip_breaker(tour: Tour) -> str:
     return "\n".join(saw)
 
 
-async def tell_stories(tour: Tour) -> str:
-    """`trace` of the failed calls and of the video's job: cause and story, by their IDs."""
+async def show_timelines(tour: Tour) -> str:
+    """`trace` of the failed calls and of the video's job: cause and timeline, by ID."""
     saw = []
     for wanted, expected in ((tour.trip_correlation_id, "circuit_open"), (tour.video_job, None)):
         async with tour.http.get(f"{tour.world.at.url('ADMIN')}/api/trace/{wanted}") as answer:
             if answer.status != 200:
-                raise StepFailed(f"nothing is known of {wanted}: {await answer.text()}")
+                raise StepFailed(f"no trace of {wanted}: {await answer.text()}")
             story = await answer.json()
         cause = story["suspected_cause"]
         if (cause and cause["kind"]) != expected:
@@ -225,13 +225,13 @@ async def tell_stories(tour: Tour) -> str:
         events = [event for event in story["events"] if event["kind"] != "read"]
         saw.append(f"$ reliability-proxy trace {wanted}")
         saw.append(f"suspected cause: {cause['summary']}" if cause else "nothing wrong")
-        saw += [f"  {event['at'][11:23]} {event['summary']}" for event in events[:_STORY]]
+        saw += [f"  {event['at'][11:23]} {event['summary']}" for event in events[:_EVENTS]]
         saw.append(f"  ... {len(events)} events in all")
     return "\n".join(saw)
 
 
 async def job_count(tour: Tour) -> int:
-    """How many job documents Redis holds; 0 while it is away."""
+    """The number of job documents in Redis; 0 while it is unreachable."""
     client = Redis.from_url(tour.world.redis.url, socket_timeout=2)
     try:
         return len([key async for key in client.scan_iter("make_video:job:*", count=1000)])
@@ -242,7 +242,7 @@ async def job_count(tour: Tour) -> int:
 
 
 async def show_log(tour: Tour) -> str:
-    """The proxy's access lines: the upload by its correlation ID, and the egress calls."""
+    """The proxy's access log: the upload by its correlation ID, and the egress calls."""
     wanted = tour.upload_correlation_id
     deadline = time.monotonic() + 5.0  # lines are written in batches
     while not (uploads := tour.log_lines(lambda line: _is_access(line, wanted))):
@@ -263,21 +263,21 @@ async def show_log(tour: Tour) -> str:
     return "\n".join(
         [
             *(_access_text(line) for line in uploads),
-            f"and {len(egress)} calls of the worker, with the ID of their job where one"
-            " alone can be meant (the app passes none on); the last of each service:",
+            f"and {len(egress)} calls by the worker, with the ID of their job if it is unambiguous"
+            " (the app sends none); the last one to each service:",
             *(_access_text(last[name]) for name in services),
         ]
     )
 
 
 async def show_errors(tour: Tour) -> str:
-    """What the proxy itself refuses is application/problem+json with a correlation ID."""
+    """The proxy's own errors are application/problem+json with a correlation ID."""
     reply = await tour.call("PUT", f"/jobs/{tour.video_job}", correlate=False)
     problem = reply.expect(405)
     if "application/problem+json" not in reply.headers.get("Content-Type", ""):
-        raise StepFailed(f"no problem document: {reply.headers}")
+        raise StepFailed(f"not a problem document: {reply.headers}")
     if problem["code"] != "method_not_allowed" or "Allow" not in reply.headers:
-        raise StepFailed(f"not the problem that was expected: {problem}")
+        raise StepFailed(f"unexpected problem: {problem}")
     return f"405, Allow: {reply.headers['Allow']}\n{json.dumps(problem, ensure_ascii=False)}"
 
 

@@ -1,6 +1,6 @@
-"""The guided tour: steps on a running world, each of which says what it saw or why it failed.
+"""The guided tour: steps in a running world, each of which reports what it saw or why it failed.
 
-To add a step, write it in steps.py and enter it in `STEPS`; nothing else knows the list.
+To add a step, write it in steps.py and add it to `STEPS`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("Upload a real audio file", steps.upload_audio),
     ("Follow the job until it is completed", steps.follow_job),
     ("Download the finished video", steps.fetch_video),
-    ("Refuse what is no such audio file", steps.refuse_uploads),
+    ("Reject files that are not acceptable audio", steps.refuse_uploads),
     ("Kill Redis: no job is lost", steps.survive_redis),
-    ("Kill the worker: its job is given to the next", steps.kill_worker),
+    ("Kill the worker: the next one gets its job", steps.kill_worker),
     ("Kill a microservice: its circuit opens, and closes by itself", steps.trip_breaker),
-    ("What happened, by its ID", steps.tell_stories),
+    ("What happened, by its ID", steps.show_timelines),
     ("One correlation ID in header and log", steps.show_log),
     ("An error of the proxy's own", steps.show_errors),
     ("Metrics", steps.show_metrics),
@@ -35,7 +35,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
 
 
 async def give(world: World, narrator: Narrator) -> bool:
-    """Every step in order; whether all did what they should. Stops at the first that did not."""
+    """Run the steps in order, up to the first that fails. Returns whether all passed."""
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         tour = Tour(world, http, narrator)

@@ -118,7 +118,7 @@ def compile_types(types: Iterable[str]) -> tuple[FormatFamily, ...]:
 
 
 def recognise(head: bytes, label: str, *, tagged: bool = False) -> FormatFamily | None:
-    """The family of a file that starts with `head` (behind its ID3v2 tags if `tagged`) and has
+    """The family of a file that starts with `head` (after its ID3v2 tags if `tagged`) and has
     libmagic's `label`; None if there is none."""
     family, certain = _by_signature(head, tagged=tagged)
     if family is None:
@@ -164,7 +164,7 @@ def _by_signature(head: bytes, *, tagged: bool) -> tuple[FormatFamily | None, bo
 
 
 def after_id3(head: bytes) -> int:
-    """Where the audio starts behind any ID3v2 tags (id3.org, ID3v2.4 §3.1: the length is 4 x 7
+    """Where the audio starts after any ID3v2 tags (id3.org, ID3v2.4 §3.1: the length is 4 x 7
     bits, without the header, and a footer adds 10). 0 if there is no tag that FFmpeg reads."""
     at = 0
     while head[at : at + 3] == b"ID3" and len(head) >= at + 10:
@@ -179,7 +179,7 @@ def after_id3(head: bytes) -> int:
 
 
 def skip_tags(source: Source) -> bool:
-    """Move to where the audio starts behind any ID3v2 tags. Returns whether there were any."""
+    """Move to where the audio starts after any ID3v2 tags. Returns whether there were any."""
     tagged = False
     while (size := after_id3(source.peek(HEAD))) > 0:
         source.skip(size)

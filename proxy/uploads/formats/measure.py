@@ -30,7 +30,7 @@ _JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentiet
 
 
 def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
-    """Seconds that the file plays; `source` stands behind its tags. Raises `NotAudio`,
+    """Seconds that the file plays; `source` is positioned after its tags. Raises `NotAudio`,
     `Undecodable` or `PastLimit`."""
     own_way = _MEASURES.get(family)
     return own_way(source, limit) if own_way else _measure_frames(source, family, limit)

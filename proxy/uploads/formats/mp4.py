@@ -3,7 +3,7 @@
 Rules:
 1. FFmpeg opens the file once it is complete, and may seek: otherwise it finds no chapters.
    Fragmented files have their index among the sound; they are demuxed as they arrive.
-2. AAC and ALAC have one frame per sample. So the index gives the number of packets behind the first
+2. AAC and ALAC have one frame per sample. So the index gives the number of packets after the first
    ones, and samples all over the file are decoded to check whether they play what they claim: a
    random one in each of `_SPREAD` sections, and those far larger than average. Other codecs, and
    files cut short, are demuxed to the end (packets.py).

@@ -83,10 +83,10 @@ def chain(head: bytes, at: int, *, adts: bool = False, stop_after: int = 8) -> t
     return frames, True
 
 
-def find_chain(head: bytes, *, adts: bool = False, start: int = 0) -> int:
+def find_chain(head: bytes, *, adts: bool = False) -> int:
     """Where in `head` a credible chain of frames begins, or -1. Four frames in a row are credible
     anywhere (random bytes: 1 in 10^15), two only if they end the file."""
-    at = head.find(b"\xff", start)
+    at = head.find(b"\xff")
     while at != -1 and at + 7 <= len(head):
         frames, unbroken = chain(head, at, adts=adts, stop_after=4)
         if frames >= 4 or (unbroken and frames >= 2):

@@ -4,7 +4,7 @@ Rules:
 1. Where sound should begin, the bytes must not begin like another common format, and must not be
    plain text (`starts_foreign`).
 2. Bytes that no decoder reads are searched for foreign formats at every offset (`refuse_foreign`).
-   A signature and the fields behind it make 45 bits or more, so that noise and pictures do not
+   A signature and the fields after it make 45 bits or more, so that noise and pictures do not
    match.
 3. ZIP readers look for the directory from the end of the file backwards, whatever follows it. So
    the end of every file is searched, sound or not (`refuse_polyglot`).

@@ -6,7 +6,7 @@ Rules:
    of samples.
 2. Chunks that hold neither sound nor tags are searched for foreign formats, as are bytes outside
    chunks.
-3. A header may claim one second of an hour. So a large number of bytes behind the samples that form
+3. A header may claim one second of an hour. So a large number of bytes after the samples that form
    no chunk counts as played.
 """
 
@@ -87,8 +87,8 @@ def _chunks(source: Source, at: int) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _padded(at: int, end: int) -> int:
-    """Where the chunk behind the one from `at` to `end` begins. Chunks are padded to even lengths;
-    behind a tag they may begin at odd offsets."""
+    """Where the chunk after the one from `at` to `end` begins. Chunks are padded to even lengths;
+    after a tag they may begin at odd offsets."""
     return end + (end - at) % 2
 
 

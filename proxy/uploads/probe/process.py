@@ -79,7 +79,7 @@ def prepare() -> Sniffer:
     sniffer = load_sniffer()
     _rehearse(sniffer)
     gc.collect()
-    gc.freeze()  # the children share these pages as long as nobody writes to them
+    gc.freeze()  # the children share these pages until somebody writes to them
     return sniffer
 
 

@@ -78,7 +78,7 @@ class ProbeSession:
         self._sock: socket.socket | None = None
         self._received = 0
         self._wanted: int | None = None
-        self._known, self._knows_all = 0, False  # what the process was told of the file's size
+        self._known, self._knows_all = 0, False  # the file size that the process knows
         self._tries = 0
         self._first = True  # rule 4
         self._buffer = b""
