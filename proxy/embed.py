@@ -1,7 +1,7 @@
 """The proxy inside another program or a test: `async with ReliabilityProxy(config) as proxy`.
 
-It is the whole proxy, on the event loop that is running. It installs no signal handlers and leaves
-the program's logging alone, so that several can live side by side in one process.
+It is the complete proxy, on the running event loop. It installs no signal handlers and leaves the
+program's logging alone, so that several can run side by side in one process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["CannotReload", "CannotStart", "ConfigError", "ReliabilityProxy"]
 
 Source = Config | Mapping[str, object] | str | os.PathLike[str]
 
-#: Addresses that stand for all of the machine's, and one of these.
+#: Wildcard addresses, and the loopback address to use instead.
 _LOOPBACK = {"//0.0.0.0:": "//127.0.0.1:", "//[::]:": "//[::1]:", "//:": "//127.0.0.1:"}
 
 
@@ -38,23 +38,22 @@ Stored = TypeVar("Stored", Mirror, Trace)
 
 
 class CannotReload(Exception):
-    """The new config was refused; the proxy goes on with the one before."""
+    """The new config was refused; the proxy keeps the old one."""
 
 
 class ReliabilityProxy:
     """A proxy, started by `async with` or `start`, ended by `stop`.
 
     `config` is a `Config`, a mapping with the keys of the config file, or the path of one.
-    `overrides` are merged into a mapping or file: mappings key by key, all else as a whole, so that
-    a test can start from the config of production. `apps` are served on private unix sockets and
-    take the place of the targets of the upstreams they are given for: an `aiohttp.web.Application`,
-    an ASGI application (uvicorn is needed), a function without parameters that makes one, the URL
-    of something that runs elsewhere, or None for a service that is not running: connections are
-    refused.
-    `free_ports`: listeners, admin and metrics get free ports, whatever the config says. A port 0 is
-    always a free one, and so is the admin's where the config does not mention it. `directory` is
-    where relative names of SQLite files begin; absent: the current directory. `environ` fills in
-    `${NAME}`; absent: `os.environ`.
+    `overrides` are merged into a mapping or file (mappings key by key, other values as a whole), so
+    that a test can start from the production config. `apps` replace the targets of the upstreams
+    they are given for, and are served on private unix sockets: an `aiohttp.web.Application`, an
+    ASGI application (needs uvicorn), a function without parameters that makes one, the URL of a
+    service that runs elsewhere, or None for a service that refuses connections.
+    `free_ports`: listeners, admin and metrics get free ports, whatever the config says. Port 0 is
+    always a free port, and so is the admin's if the config does not mention it. Relative names of
+    SQLite files start at `directory`, by default the current directory. `environ` fills in
+    `${NAME}`, by default `os.environ`.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class ReliabilityProxy:
         `CannotStart` when the machine refuses, and what the start-up of an app raises. Nothing is
         left open then."""
         if self._proxy is not None or self._starting:
-            raise RuntimeError("it has been started already")
+            raise RuntimeError("the proxy has been started already")
         self._starting = True
         try:
             await self._start_apps()
@@ -112,7 +111,7 @@ class ReliabilityProxy:
         self._proxy = proxy
 
     async def stop(self, *, drain: bool = True) -> None:
-        """End it, its apps behind it. `drain`: requests in progress get `drain_timeout` to end."""
+        """Stop it and its apps. With `drain`, requests in progress have `drain_timeout` to end."""
         proxy, self._proxy = self._proxy, None
         if proxy is None:
             return
@@ -128,8 +127,8 @@ class ReliabilityProxy:
     async def reload(
         self, config: Source | None = None, overrides: Mapping[str, object] | None = None
     ) -> None:
-        """Swap the config as SIGHUP does: all of it, or nothing. Without arguments, what was given
-        before is read anew. Raises `CannotReload` with the reason."""
+        """Swap the config as SIGHUP does, completely or not at all. Without arguments, the source
+        is read again. Raises `CannotReload` with the reason."""
         proxy, before = self._running, (self._source, self._overrides)
         if config is not None:
             self._source, self._overrides = config, overrides
@@ -142,7 +141,7 @@ class ReliabilityProxy:
 
     def url(self, listener: str, path: str = "") -> str:
         """Where a client on this machine reaches a listener: `http://127.0.0.1:PORT` and `path`.
-        Raises `KeyError` with the listeners that there are."""
+        Raises `KeyError` with the names of all listeners."""
         urls = self._running.listener_urls()
         if listener not in urls:
             raise KeyError(f"no listener {listener!r}; there are {', '.join(urls)}")
@@ -150,12 +149,13 @@ class ReliabilityProxy:
 
     @property
     def admin_url(self) -> str:
-        """Where the admin API is: `/readyz`, `/metrics`, `/api/breakers`."""
+        """The base URL of the admin API: `/readyz`, `/metrics`, `/api/breakers`."""
         return _reachable(f"http://{self._running.admin_addresses[0]}")
 
     def test_server(self, listener: str) -> BaseTestServer:
-        """A listener as aiohttp's test client wants it: `TestClient(proxy.test_server("ingress"))`,
-        or `await aiohttp_client(proxy.test_server("ingress"))` with pytest-aiohttp."""
+        """A listener as a server for aiohttp's test client:
+        `TestClient(proxy.test_server("ingress"))`, or `await
+        aiohttp_client(proxy.test_server("ingress"))` with pytest-aiohttp."""
         from proxy.app.test_client import ListenerServer
 
         return ListenerServer(self.url(listener))
@@ -163,7 +163,7 @@ class ReliabilityProxy:
     @property
     def _running(self) -> Proxy:
         if self._proxy is None:
-            raise RuntimeError("it is not running: use `async with`, or `await start()`")
+            raise RuntimeError("the proxy is not running: use `async with`, or `await start()`")
         return self._proxy
 
     # --- config -------------------------------------------------------------------------------
@@ -172,14 +172,14 @@ class ReliabilityProxy:
         """Raises `ConfigError`."""
         if isinstance(self._source, Config):
             if self._overrides:
-                raise TypeError("overrides go with a mapping or a file, not with a Config")
+                raise TypeError("overrides need a mapping or a file, not a Config")
             return self._placed(_with_targets(self._source, self._targets))
         environ = os.environ if self._environ is None else self._environ
         source = self._source if isinstance(self._source, Mapping) else Path(self._source)
         return self._placed(load_source(source, self._overrides, environ, self._targets))
 
     def _placed(self, config: Config) -> Config:
-        """With free ports and in the directory, where that is wanted."""
+        """The config with free ports and the directory applied, if requested."""
         changes: dict[str, object] = {}
         if self._free_ports or "admin" not in config.model_fields_set:
             changes["admin"] = _freed(config.admin)
@@ -218,24 +218,24 @@ class ReliabilityProxy:
 
 
 def _name(source: Source) -> Path:
-    """What messages call the config."""
+    """The name of the config in messages."""
     return Path("<config>") if isinstance(source, Config | Mapping) else Path(source)
 
 
 def _reachable(url: str) -> str:
-    """The URL for a client on this machine."""
+    """The URL as a client on this machine can reach it."""
     for anywhere, here in _LOOPBACK.items():
         url = url.replace(anywhere, here)
     return url
 
 
 def _freed(section: Bound) -> Bound:
-    """On the same host, at a port that the kernel chooses."""
+    """The section on the same host, at a port that the kernel chooses."""
     return section.model_copy(update={"bind": Bind(section.bind.host, 0)})
 
 
 def _moved(section: Stored, directory: Path) -> Stored:
-    """With its SQLite file in `directory`, unless its name is absolute."""
+    """The section with its SQLite file in `directory`, unless its name is absolute."""
     return section.model_copy(update={"sqlite": directory / section.sqlite})
 
 

@@ -1,7 +1,7 @@
-"""Fixtures for the tests of an app that stands behind the proxy. See docs/how-to/testing.md.
+"""Fixtures for tests of an app behind the proxy. See docs/how-to/testing.md.
 
-They are plain functions and work with every plugin for asynchronous tests. Nothing of the proxy is
-imported before a test asks for it.
+They are plain functions and work with every plugin for asynchronous tests. The proxy is imported
+only when a test uses it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def reliability_proxy(tmp_path: Path) -> Callable[..., ReliabilityProxy]:
-    """Makes a proxy: `async with reliability_proxy(config, apps={"app": app}) as proxy:`.
+    """A factory of proxies: `async with reliability_proxy(config, apps={"app": app}) as proxy:`.
 
-    Takes what `proxy.embed.ReliabilityProxy` takes. Ports are free ones unless `free_ports=False`;
-    its SQLite files are in the test's `tmp_path`.
+    Its parameters are those of `proxy.embed.ReliabilityProxy`. Ports are free ones unless
+    `free_ports=False`; SQLite files are in the test's `tmp_path`.
     """
     from proxy.embed import ReliabilityProxy
 
@@ -49,9 +49,9 @@ def reliability_proxy(tmp_path: Path) -> Callable[..., ReliabilityProxy]:
 
 @pytest.fixture
 def reliability_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A real redis-server of this test's own, started and empty: `url`, and `kill()` and `start()`
-    for a restart in which everything in it is lost. Needs one on the PATH, or
-    `pip install "reliability-proxy[test]"`; the test is skipped where there is neither."""
+    """A real, empty redis-server for this test: `url`, and `kill()` and `start()` for a restart
+    that loses all data. Needs redis-server on the PATH, or `pip install "reliability-proxy[test]"`;
+    without either, the test is skipped."""
     from proxy.demo.redis_server import RedisNotFound, RedisServer
 
     server = RedisServer(tmp_path / "redis")

@@ -1,6 +1,6 @@
-"""Applications that run in the proxy's process, each on a unix socket that nobody else can reach.
+"""Runs applications in the proxy's process, each on a private unix socket.
 
-aiohttp applications run on aiohttp's own runner, ASGI ones on uvicorn, where that is installed.
+aiohttp applications run on aiohttp's own runner, ASGI applications on uvicorn, if it is installed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-#: What `sockaddr_un` holds on Linux, the zero at its end taken off.
+#: The longest path in `sockaddr_un` on Linux, without the terminating zero.
 _LONGEST_PATH = 107
 
-#: Seconds that requests in progress get when an application is stopped.
+#: Seconds that requests in progress have to end when an application is stopped.
 SHUTDOWN_TIMEOUT = 2.0
 
 
 class HostedApp(Protocol):
-    """An application that is served."""
+    """A running application."""
 
     async def stop(self) -> None:
-        """End it, its own clean-up included."""
+        """Stop it, including its own clean-up."""
         ...
 
 
 class SocketDirectory:
-    """A directory for sockets that only this user can enter; gone with `remove`."""
+    """A directory for sockets that only this user can enter, until `remove`."""
 
     def __init__(self) -> None:
         self._holder = tempfile.TemporaryDirectory(prefix="reliability-proxy-")
@@ -42,20 +42,20 @@ class SocketDirectory:
         self._made = 0
 
     def new(self) -> Path:
-        """The path of one more socket."""
+        """The path for a new socket."""
         self._made += 1
         return Path(self._holder.name, f"{self._made}.sock")
 
     def remove(self) -> None:
-        """Delete it, with what is left in it."""
+        """Delete the directory and its content."""
         self._holder.cleanup()
 
 
 async def host(app: object, path: Path) -> HostedApp:
-    """Serve an `aiohttp.web.Application` or an ASGI application on a unix socket, or None: then the
-    socket is there, and refuses every connection. Raises what the application's start-up raises,
-    `TypeError` for what is neither, `RuntimeError` without uvicorn. A function without parameters
-    is asked for the application, as `make_app` of a target is."""
+    """Serve an `aiohttp.web.Application` or an ASGI application on a unix socket; None makes a
+    socket that refuses every connection. A function without parameters is called to make the
+    application. Raises what the application's start-up raises, `TypeError` for anything else, and
+    `RuntimeError` without uvicorn."""
     if app is None:
         return _Nobody(path)
     if inspect.isfunction(app) and not inspect.signature(app).parameters:
@@ -70,7 +70,7 @@ async def host(app: object, path: Path) -> HostedApp:
 
 
 class _Nobody:
-    """As a service that is not running, whose port nobody else can take meanwhile."""
+    """A service that is not running, but whose address nobody else can take."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -116,18 +116,18 @@ class _AsgiApp:
         class Server(uvicorn.Server):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
-                """Signals belong to the program around it."""
+                """Leave signals to the surrounding program."""
                 yield
 
             async def until_stopped(self) -> None:
-                """What it says by ending the process is an exception here."""
+                """uvicorn exits the process on errors; here that must only end the server."""
                 with contextlib.suppress(SystemExit):
                     await self.serve(sockets=[listening])
 
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listening.bind(str(path))
         config = uvicorn.Config(
-            app,  # type: ignore[arg-type]  # that it is callable is all that can be known
+            app,  # type: ignore[arg-type]  # all we know is that it is callable
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT),

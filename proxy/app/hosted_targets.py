@@ -1,6 +1,6 @@
-"""The applications that a config names as targets: `aiohttp:package.module:make_app`.
+"""Runs the applications that a config names as targets: `aiohttp:package.module:make_app`.
 
-Each is made once, runs as long as some upstream names it, and is reached on a private unix socket.
+Each is created once, runs as long as an upstream names it, and listens on a private unix socket.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 class AppTargets:
-    """Those of one proxy. `place` gives a config in which they have addresses, `start` serves those
-    that are not served yet, `keep` ends those that are no longer named."""
+    """The applications of one proxy. `place` fills in their addresses in a config, `start` starts
+    those that do not run yet, `keep` stops those that are no longer named."""
 
     def __init__(self) -> None:
         self._sockets: SocketDirectory | None = None
@@ -32,7 +32,7 @@ class AppTargets:
         self._leaving: set[asyncio.Task[None]] = set()
 
     def place(self, config: Config) -> Config:
-        """`config` with the socket of each application in its address."""
+        """`config` with each application's socket as its address."""
         changed = {
             name: upstream.model_copy(
                 update={"targets": tuple(map(self._placed, upstream.targets))}
@@ -54,8 +54,8 @@ class AppTargets:
         return replace(target, path=str(self._paths[target.app]))
 
     async def start(self, config: Config) -> None:
-        """Serve those that `config` names. Raises `RuntimeError` with the name of one that does not
-        start; those of this call that did are ended then."""
+        """Start those that `config` names. Raises `RuntimeError` with the name of one that does not
+        start, and stops those that this call has started."""
         begun: list[str] = []
         try:
             for name in _named(config):
@@ -88,7 +88,7 @@ class AppTargets:
         return hosted
 
     def keep(self, config: Config) -> None:
-        """End those that `config` does not name; requests in progress there may end before."""
+        """Stop those that `config` does not name, after their requests in progress."""
         for name in self._running.keys() - _named(config):
             hosted = self._running.pop(name)
             task = asyncio.get_running_loop().create_task(hosted.stop(), name="leaving application")
@@ -96,12 +96,12 @@ class AppTargets:
             task.add_done_callback(self._leaving.discard)
 
     async def stop(self) -> None:
-        """End all."""
+        """Stop all of them."""
         await asyncio.gather(*self._leaving, return_exceptions=True)
         for name in list(self._running):
             try:
                 await self._running.pop(name).stop()
-            except Exception:  # the application's own clean-up; the others are to have theirs
+            except Exception:  # of the application's own clean-up; the others must have theirs
                 logger.exception("application did not stop", extra={"app": name})
         if self._sockets is not None:
             self._sockets.remove()
@@ -109,7 +109,7 @@ class AppTargets:
 
 
 def _named(config: Config) -> dict[str, None]:
-    """In the order of the file, each once."""
+    """The named applications, each once, in the order of the file."""
     return {
         target.app: None
         for upstream in config.upstreams.values()

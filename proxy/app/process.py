@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 _FATAL = "fatal: "
 _HANDED_OVER = "handed over"
 
-#: What may be asked any number of times.
+#: Requests that do not end the process and may be repeated.
 _WHILE_SERVING = frozenset({"reload", "upgrade"})
 
 
 class CannotGoOn(Exception):
-    """A part that the proxy cannot work without does not stay alive."""
+    """A vital background task cannot be kept alive."""
 
 
 def run(file: Path) -> int:
-    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 when it could not start
-    or go on.
+    """Run until SIGTERM or SIGINT and return the exit code: 0, or 1 if the proxy could not start or
+    go on.
 
     Raises `ConfigError`.
     """
@@ -78,7 +78,7 @@ def run(file: Path) -> int:
 
 async def _run(proxy: Callable[[], Proxy], logs: Logs, predecessor: Predecessor | None) -> None:
     """First SIGTERM or SIGINT: drain, then stop. Second: stop at once. SIGHUP: reload. SIGUSR1:
-    open the log file anew. SIGUSR2: hand over to a new process."""
+    reopen the log file. SIGUSR2: hand over to a new process."""
     running = proxy()
     notifier = Notifier()
     loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ async def _run(proxy: Callable[[], Proxy], logs: Logs, predecessor: Predecessor 
     running.on_handed_over = handed_over
     what = await _started(running, asked, predecessor)
     collect_rarely()
-    watchdog = Supervised("watchdog", partial(_signs_of_life, notifier), running.vitals.tasks)
+    watchdog = Supervised("watchdog", partial(_feed_watchdog, notifier), running.vitals.tasks)
     if what is None or what in _WHILE_SERVING:
         if predecessor is not None:
             predecessor.serving(running.taken_over())
@@ -117,7 +117,7 @@ async def _run(proxy: Callable[[], Proxy], logs: Logs, predecessor: Predecessor 
 async def _serve(
     proxy: Proxy, asked: asyncio.Queue[str], notifier: Notifier, what: str | None
 ) -> str:
-    """Do what is asked until it is the end; returns how it was asked for."""
+    """Serve until something ends the process; returns what did."""
     upgrade: asyncio.Task[None] | None = None
     while what is None or what in _WHILE_SERVING:
         if what == "reload":
@@ -135,12 +135,12 @@ async def _serve(
 
 
 async def _upgrade(proxy: Proxy) -> None:
-    with suppress(HandoverFailed):  # logged, and everything is as before
+    with suppress(HandoverFailed):  # logged; everything is as before
         await proxy.upgrade()
 
 
-async def _signs_of_life(notifier: Notifier) -> None:
-    """The event loop turns, or systemd starts us anew."""
+async def _feed_watchdog(notifier: Notifier) -> None:
+    """Show systemd that the event loop runs; otherwise it restarts us."""
     assert notifier.watchdog is not None
     while True:
         notifier.notify(WATCHDOG=1)
@@ -148,7 +148,7 @@ async def _signs_of_life(notifier: Notifier) -> None:
 
 
 async def _end(proxy: Proxy, asked: asyncio.Queue[str], what: str) -> None:
-    """Drain, unless something forbids it, and stop. Raises `CannotGoOn`."""
+    """Drain unless the proxy is broken, then stop. Raises `CannotGoOn`."""
     if what.startswith(_FATAL):
         await proxy.stop()
         raise CannotGoOn(f"background task {what.removeprefix(_FATAL)} cannot be kept alive")
@@ -165,8 +165,8 @@ async def _end(proxy: Proxy, asked: asyncio.Queue[str], what: str) -> None:
 async def _started(
     proxy: Proxy, asked: asyncio.Queue[str], predecessor: Predecessor | None
 ) -> str | None:
-    """Start, unless something is asked before the end that cannot wait for it; returns that. A
-    reload can. Raises `CannotStart`."""
+    """Start; a request to stop cancels the start and is returned. A reload or upgrade waits for the
+    end of the start and is returned then. Raises `CannotStart`."""
     start = asyncio.create_task(proxy.start(predecessor), name="start")
     later = None
     while True:

@@ -1,4 +1,4 @@
-"""A listener of a running proxy in the clothes of aiohttp's test server."""
+"""A listener of a running proxy as a server for aiohttp's test client."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from yarl import URL
 
 
 class ListenerServer(BaseTestServer):
-    """What aiohttp's `TestClient` talks to. It starts and stops nothing: the proxy runs already,
-    and goes on when the client is closed."""
+    """The server side of aiohttp's `TestClient`. It starts and stops nothing: the proxy is already
+    running, and keeps running when the client is closed."""
 
     def __init__(self, url: str) -> None:
         where = URL(url)
@@ -22,15 +22,15 @@ class ListenerServer(BaseTestServer):
     async def start_server(
         self, loop: asyncio.AbstractEventLoop | None = None, **kwargs: Any
     ) -> None:
-        """It has been started."""
+        """Do nothing: the proxy is running."""
 
     async def _make_runner(self, **kwargs: Any) -> BaseRunner:
         raise NotImplementedError("the proxy serves by itself")
 
     @property
     def started(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     async def close(self) -> None:
-        """The proxy goes on."""
+        """Do nothing: the proxy keeps running."""

@@ -1,5 +1,4 @@
-"""What the proxy reports about the app beyond its requests: statsd, the app's own metrics page,
-resources.
+"""Metrics of the app beyond its requests: statsd, the app's own metrics page, resources.
 
-`collectors` starts and stops what the config asks for.
+`collectors` starts and stops what the config enables.
 """

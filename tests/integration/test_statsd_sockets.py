@@ -272,7 +272,7 @@ async def test_what_belongs_to_others_stays(tmp_path: Path) -> None:
     file that took our place is not removed at the end."""
     first, second = Site(tmp_path), Site(tmp_path)
     first.listener.start()
-    with pytest.raises(OSError, match="another process reads there"):
+    with pytest.raises(OSError, match="another process reads from it"):
         second.listener.start()
     assert second.listener.address is None
     first.path.unlink()

@@ -1,6 +1,6 @@
-"""How a long job in a thread stays unnoticed: it rests after every little piece of work.
+"""Limits the processor time of a long job in a thread: it rests after every small piece of work.
 
-A thread that works on takes a core, and the interpreter's lock with it, 5 ms at a time. One that
+A thread that never rests takes a core, and the interpreter's lock for 5 ms at a time. One that
 rests for nine times as long as it worked takes a tenth of a core, however much there is to do.
 """
 
@@ -18,8 +18,8 @@ class Stopped(Exception):
 
 
 class Pace:
-    """The rests of one thread. `share` of a core is what it may take; `cpu_time` is the processor
-    time of the calling thread in seconds."""
+    """The pace of one thread, which may use this `share` of a core; `cpu_time` returns the
+    processor time of the calling thread in seconds."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class Pace:
         self._since = cpu_time()
 
     def rest(self) -> None:
-        """Rest as long as the work since the last rest has earned. Raises `Stopped`."""
+        """Rest in proportion to the work since the last rest. Raises `Stopped`."""
         worked = max(0.0, self._cpu_time() - self._since)
         self.wait(min(_LONGEST_REST, worked * self._factor))
         self._since = self._cpu_time()
 
     def wait(self, seconds: float) -> None:
-        """Do nothing for so long. Raises `Stopped`, at once when it is time."""
+        """Sleep for so long. Raises `Stopped` as soon as the thread is to end."""
         if self._stopping.wait(seconds):
             raise Stopped

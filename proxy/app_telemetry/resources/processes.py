@@ -1,4 +1,4 @@
-"""Which processes belong to which part of the app, and what memory they take."""
+"""The processes of each component of the app, and their memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ARGUMENTS = 4  # `python -m celery`, `python -u -m celery`: the program is amon
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of the machine. `memory` is what is resident, in bytes; None: not told to us."""
+    """One process of the machine. `memory` is resident bytes; None if it may not be read."""
 
     pid: int
     parent: int
@@ -27,15 +27,14 @@ class Process:
 
 @dataclass(slots=True)
 class Usage:
-    """What one component takes."""
+    """The usage of one component."""
 
     processes: int = 0
     memory: int = 0
 
 
 def running(pace: Pace) -> Iterator[Process]:
-    """Every process that is more than a zombie; those that end meanwhile are passed over. Raises
-    `Stopped`."""
+    """Every process except zombies; those that end meanwhile are skipped. Raises `Stopped`."""
     attributes = ["pid", "ppid", "name", "cmdline", "memory_info", "status"]
     for number, process in enumerate(psutil.process_iter(attributes), 1):
         facts = process.info
@@ -56,8 +55,8 @@ def by_component(
     processes: Iterable[Process], components: Mapping[str, Iterable[str]], own: int
 ) -> tuple[dict[str, Usage], int]:
     """The usage of each component, of `proxy` (the process `own` and all below it) and of `total`
-    (all of these), and how many processes did not tell their memory. Each process counts once, for
-    the first component that it fits."""
+    (all of these), and the number of processes whose memory could not be read. Each process counts
+    once, for the first component that matches."""
     everything = list(processes)
     ours = _family(everything, own)
     usage = {name: Usage() for name in (*components, "proxy", "total")}
@@ -80,9 +79,9 @@ def by_component(
 
 
 def programs_of(process: Process) -> set[str]:
-    """Names that the process goes by: its own, its program's, and what a Python runs. Titles that a
-    process gave itself (`[celeryd: celery@host:MainProcess]`, `redis-server *:6379`) are read up to
-    their first space."""
+    """The names of a process: its own, its program's, and those of a Python's arguments. Titles
+    that a process gave itself (`[celeryd: celery@host:MainProcess]`, `redis-server *:6379`) are
+    read up to the first space."""
     names = {process.name}
     if process.arguments:
         title = process.arguments[0].split(None, 1)[:1]

@@ -1,8 +1,8 @@
 """Measures resources on a schedule, in two threads: one for directories, one for processes.
 
-Two, because a walk may take minutes, and a network filesystem that hangs holds its thread for good;
-neither must keep processes from being counted. The threads are daemons for the same reason: `stop`
-waits for them, but not for ever. A scrape only reads what they left.
+There are two, because walking a directory may take minutes, and a hanging network filesystem blocks
+its thread for good; neither must delay the counting of processes. The threads are daemons for the
+same reason: `stop` waits for them, but not forever. A scrape only reads their last results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Part = Literal["processes", "directories"]
 
 
 class ResourceSampler:
-    """What `config` asks for, measured between `start` and `stop`. A collector: register it."""
+    """Measures what `config` names from `start` to `stop`. A collector for the registry."""
 
     def __init__(self, config: Resources, clock: Clock) -> None:
         self._config = config
@@ -47,7 +47,7 @@ class ResourceSampler:
         self._passes: dict[str, tuple[float, float]] = {}  # when it ended, how long it took
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self._stopping.clear()
         wanted: list[Part] = ["processes"]
         if self._config.directories or self._config.temp is not None:
@@ -60,7 +60,7 @@ class ResourceSampler:
             thread.start()
 
     async def stop(self) -> None:
-        """End the threads; one that hangs in the kernel is left behind after two seconds."""
+        """End the threads; one that hangs in the kernel is abandoned after two seconds."""
         self._stopping.set()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _STOP_LIMIT)
@@ -90,8 +90,8 @@ class ResourceSampler:
         except Stopped:
             raise
         except Exception:
-            # A mistake of ours, or a /proc that is not what psutil expects: told each time, and
-            # counted; the next pass may go better.
+            # A bug of ours, or a /proc that psutil cannot read: logged and counted each time. The
+            # next pass may succeed.
             _log.exception("resource fault", extra={"part": part})
             self._errors[part, "fault"] += 1
         else:
@@ -140,15 +140,15 @@ class ResourceSampler:
     # --- in the scrape --------------------------------------------------------------------------
 
     def disks(self) -> list[tuple[str, int, int]]:
-        """Name, bytes free and bytes in all of each directory, as they were measured last."""
+        """Name, free bytes and total bytes of each directory, as measured last."""
         return [(name, free, size) for name, (free, size) in list(self._space.items())]
 
     def collect(self) -> Iterator[Metric]:
-        """The families, with what was measured last."""
+        """The families with the last results."""
         yield from self._directories()
         yield from self._processes()
         errors = CounterMetricFamily(
-            "proxy_resources_errors", "What could not be measured", labels=["source", "reason"]
+            "proxy_resources_errors", "Failed measurements", labels=["source", "reason"]
         )
         for labels, number in list(self._errors.items()):
             errors.add_metric(labels, number)
@@ -169,18 +169,20 @@ class ResourceSampler:
 
     def _directories(self) -> Iterator[Metric]:
         used = GaugeMetricFamily(
-            "resource_disk_usage_bytes", "What a directory's files take", labels=["directory"]
+            "resource_disk_usage_bytes", "Disk usage of a directory's files", labels=["directory"]
         )
         cut = GaugeMetricFamily(
             "proxy_resources_truncated",
-            "1 while a directory has more files than max_entries, so that its use is a part only",
+            "1 while a directory has more files than max_entries, so that its usage is incomplete",
             labels=["directory"],
         )
         for name, found in list(self._disk.items()):
             used.add_metric([name], found.size)
             cut.add_metric([name], found.truncated)
         free = GaugeMetricFamily(
-            "resource_disk_free_bytes", "Free on a directory's filesystem", labels=["directory"]
+            "resource_disk_free_bytes",
+            "Free bytes of a directory's filesystem",
+            labels=["directory"],
         )
         size = GaugeMetricFamily(
             "resource_disk_size_bytes", "Size of a directory's filesystem", labels=["directory"]

@@ -1,9 +1,9 @@
-"""What is in a directory: how many files, and how much of the disk they take.
+"""The number and disk usage of the files in a directory.
 
-1. As `du`: blocks, not lengths; a file with several links counts once; links are not followed.
-2. One filesystem only: what is mounted below is not what this one's free space is about.
+1. Like `du`: blocks, not lengths; a file with several links counts once; symlinks are not followed.
+2. One filesystem only: other filesystems mounted below have free space of their own.
 3. A walk rests after every `_BATCH` entries (`pace.py`) and ends after `limit` of them.
-4. Files come and go meanwhile. What has vanished is no error; what may not be read is one.
+4. Files come and go meanwhile. A vanished file is not an error; an unreadable one is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _BATCH = 100
 
 @dataclass(slots=True)
 class Found:
-    """The sum of a walk. `errors` by reason: `missing` (the directory itself), `denied`, `other`;
-    `truncated`: there was more than the limit."""
+    """The result of a walk. `errors` by reason: `missing` (the directory itself), `denied`,
+    `other`; `truncated`: the limit was reached."""
 
     size: int = 0
     files: int = 0
@@ -78,7 +78,7 @@ def walk(root: Path, limit: int, pace: Pace) -> Found:
 
 
 def _entries(directory: str, found: Found, *, top: bool) -> Iterator[os.DirEntry[str]]:
-    """The entries of one directory, as the kernel gives them; none where it cannot be read."""
+    """The entries of one directory; none if it cannot be read."""
     try:
         with os.scandir(directory) as entries:
             yield from entries

@@ -1,1 +1,1 @@
-"""The app's metrics page: fetched on a schedule, validated, shown as part of ours."""
+"""The app's metrics page: fetched on a schedule, validated, and shown as part of ours."""

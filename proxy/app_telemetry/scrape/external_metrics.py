@@ -1,8 +1,8 @@
-"""What of the app's page is shown on ours, and what we know about the page itself.
+"""The app's metrics that are shown on our page, and metrics about the app's page itself.
 
-A guest has the last place on a scrape: whatever of ours has been written has its name, and a family
-of the app that would clash is left out. What is too old is no longer shown, because a value that
-never changes looks like an app that is well.
+The app's families come last in a scrape: our names are taken by then, and a family of the app that
+would clash is left out. Old values are no longer shown, because a value that never changes looks
+like a healthy app.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from proxy.telemetry.metrics.counters import Distribution
 
 _log = logging.getLogger(__name__)
 
-_TOLD = 20  # families in a log line
+_MOST_LOGGED = 20  # families in a log line
 
 
 class Fetched(StrEnum):
-    """How a fetch ended; each is a value of the label `result`."""
+    """The outcome of a fetch; each is a value of the label `result`."""
 
     OK = "ok"
     EMPTY = "empty"
@@ -43,13 +43,15 @@ class Fetched(StrEnum):
 
 
 class ExternalMetrics:
-    """The app's families as last fetched. The event loop replaces them, a scrape reads them."""
+    """The app's families as last fetched. The event loop replaces them, scrapes read them."""
 
     def __init__(self, clock: Clock, stale_after: float) -> None:
         self._clock = clock
         self._stale_after = stale_after
-        self._page: tuple[float, list[Metric], list[str]] | None = None  # when, what, what not
-        self._told: list[str] = []
+        self._page: tuple[float, list[Metric], list[str]] | None = (
+            None  # when, families, names of unsound ones
+        )
+        self._logged: list[str] = []
         self._last_good: float | None = None
         self._up = False
         self.fetches = dict.fromkeys(Fetched, 0)
@@ -62,7 +64,7 @@ class ExternalMetrics:
         families: Sequence[Metric] = (),
         unsound: Sequence[str] = (),
     ) -> None:
-        """One fetch is over. An empty page replaces what was there, a failed one does not."""
+        """Record a fetch. An empty page replaces the previous one, a failed fetch does not."""
         self.fetches[result] += 1
         self.durations.observe(seconds)
         self._up = result in (Fetched.OK, Fetched.EMPTY)
@@ -71,7 +73,7 @@ class ExternalMetrics:
             self._last_good = self._clock.time()
 
     def families(self, taken: set[str]) -> Iterator[Metric]:
-        """What may be shown beside families that took the names in `taken`, which grows."""
+        """The families whose names are not in `taken`, which they are added to."""
         page = self._page
         shown: list[Metric] = []
         clashing: list[str] = []
@@ -85,19 +87,19 @@ class ExternalMetrics:
                     continue
                 taken |= names
                 shown.append(family)
-            self._tell([*clashing, *unsound])
-        # Copies: who writes them out may put other lists of samples into them.
+            self._log_left_out([*clashing, *unsound])
+        # Copies, because the exposition may replace their lists of samples.
         yield from map(copy, shown)
         yield from self._about(
             sum(len(family.samples) for family in shown), len(clashing), len(unsound)
         )
 
-    def _tell(self, left_out: list[str]) -> None:
-        """One line when other families are left out than before; scrapes do not repeat it."""
-        if left_out != self._told:
-            self._told = left_out
+    def _log_left_out(self, left_out: list[str]) -> None:
+        """Log the families that are left out, once per change."""
+        if left_out != self._logged:
+            self._logged = left_out
             if left_out:
-                names = [name[:100] for name in left_out[:_TOLD]]
+                names = [name[:100] for name in left_out[:_MOST_LOGGED]]
                 facts = {"families": names, "number": len(left_out)}
                 _log.warning("app metrics left out", extra=facts)
 

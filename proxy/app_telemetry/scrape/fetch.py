@@ -1,8 +1,8 @@
 """Fetches the app's metrics page on a schedule, bounded in time and size.
 
-Each fetch has a connection of its own, which is closed at once: the app takes nine, idle ones
-included. Nothing is followed or unpacked on the app's word: a redirect is a wrong status, and a
-compressed answer, which was not asked for, is malformed.
+Each fetch uses a new connection and closes it at once, because the app accepts only nine, idle ones
+included. Redirects are not followed and nothing is decompressed: a redirect is a wrong status, and
+a compressed response, which was not requested, is malformed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from proxy.core.vitals import Vitals
 _log = logging.getLogger(__name__)
 
 _CHUNK = 64 * 1024
-_PAUSE = 0.0001  # seconds, so that the thread that parses gives way to the loop
+_PAUSE = 0.0001  # seconds in which the parsing thread lets the event loop run
 
 _HEADERS = {
     "Accept": "text/plain;version=0.0.4",
@@ -35,7 +35,7 @@ _HEADERS = {
 
 
 class _Failed(Exception):
-    """A fetch that brought no page."""
+    """A fetch that failed."""
 
     def __init__(self, result: Fetched, why: str) -> None:
         super().__init__(why)
@@ -43,11 +43,11 @@ class _Failed(Exception):
 
 
 class AppScrape:
-    """Keeps `guest` told from `start` to `stop`."""
+    """Fetches the page into `external` from `start` to `stop`."""
 
-    def __init__(self, config: AppMetrics, guest: ExternalMetrics, vitals: Vitals) -> None:
+    def __init__(self, config: AppMetrics, external: ExternalMetrics, vitals: Vitals) -> None:
         self._config = config
-        self._guest = guest
+        self._external = external
         self._shortages = vitals.shortages
         ours = {
             name: value.get_secret_value()
@@ -56,14 +56,14 @@ class AppScrape:
         }
         self._headers = {**_HEADERS, **ours}
         self._fetching = Supervised("app-metrics", self._keep_fetching, vitals.tasks)
-        self._told: Fetched | None = None
+        self._logged: Fetched | None = None
 
     def start(self) -> None:
-        """Begin to fetch; needs a running loop."""
+        """Start fetching; needs a running loop."""
         self._fetching.start()
 
     async def stop(self) -> None:
-        """End the fetching and wait for its end."""
+        """Stop fetching, and wait for the end."""
         await self._fetching.stop()
 
     async def _keep_fetching(self) -> None:
@@ -72,7 +72,7 @@ class AppScrape:
             await asyncio.sleep(self._config.every)
 
     async def fetch(self) -> Fetched:
-        """Fetch once and tell the guest."""
+        """Fetch once and record the result."""
         began = asyncio.get_running_loop().time()
         families: list[Metric] = []
         unsound: list[str] = []
@@ -94,24 +94,24 @@ class AppScrape:
         except BadPage as error:
             result, why = Fetched.MALFORMED, str(error)
         except Exception:
-            # A mistake of ours must not end the fetching for ever.
+            # A bug of ours must not end the fetching for good.
             _log.exception("app metrics fault", extra={"url": self._config.url})
             result = Fetched.FAULT
         took = asyncio.get_running_loop().time() - began
-        self._guest.fetched(result, took, families, unsound)
-        self._tell(result, why)
+        self._external.fetched(result, took, families, unsound)
+        self._log_change(result, why)
         return result
 
-    def _tell(self, result: Fetched, why: str) -> None:
-        """One line when the outcome changes, none while it stays."""
-        if result is self._told:
+    def _log_change(self, result: Fetched, why: str) -> None:
+        """Log the outcome if it has changed."""
+        if result is self._logged:
             return
         facts = {"url": self._config.url, "result": result.value}
         if result in (Fetched.OK, Fetched.EMPTY):
             _log.info("app metrics fetched", extra=facts)
         elif result is not Fetched.FAULT:
             _log.warning("app metrics not fetched", extra={**facts, "reason": why[:200]})
-        self._told = result
+        self._logged = result
 
     async def _body(self) -> bytes:
         """Raises `_Failed`."""
@@ -132,7 +132,7 @@ class AppScrape:
                 if answer.status != 200:
                     raise _Failed(Fetched.STATUS, f"status {answer.status}")
                 if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-                    raise _Failed(Fetched.MALFORMED, "compressed, which was not asked for")
+                    raise _Failed(Fetched.MALFORMED, "compressed, which was not requested")
                 body = bytearray()
                 async for chunk in answer.content.iter_chunked(_CHUNK):
                     body += chunk
@@ -140,7 +140,9 @@ class AppScrape:
                         raise _Failed(Fetched.TOO_LARGE, f"more than {config.max_size} bytes")
                 return bytes(body)
         except TimeoutError as error:
-            raise _Failed(Fetched.TIMEOUT, f"no whole answer in {config.timeout:g} s") from error
+            raise _Failed(
+                Fetched.TIMEOUT, f"no complete response within {config.timeout:g} s"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             ours = self._shortages.check(error, "fetching the app's metrics")
             why = DETAILS[ours] if ours is not None else f"{type(error).__name__}: {error}"

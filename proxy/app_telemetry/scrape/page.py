@@ -1,14 +1,14 @@
-"""A page in the Prometheus text format, read strictly: the families that are fit to be shown.
+"""A strict parser of the Prometheus text format, which returns the families that may be shown.
 
-1. A page with one line that is no such line is refused as a whole, as Prometheus does: what is left
-   of a broken page is not half the truth.
-2. A page with more samples than allowed is refused as a whole: nobody can say which ones matter.
-3. A family that is well written but wrong (a histogram whose buckets shrink, a negative counter,
-   the same series twice) is left out alone. What is shown must also be sound as OpenMetrics, whose
-   parsers check all of this, and refuse the whole scrape if one family is wrong: so bounds are
-   written canonically (`1.0`, not `1`), and the samples of one series stand together.
-4. Times of samples are dropped: ours are told at the time of our scrape. `_created` gauges, which
-   prometheus_client adds for every counter and histogram, are dropped as they are here.
+1. A page with a malformed line is refused as a whole, as by Prometheus: the rest of a broken page
+   cannot be trusted.
+2. A page with more samples than allowed is refused as a whole: nobody knows which ones matter.
+3. A family with correct syntax but invalid content (a histogram whose buckets shrink, a negative
+   counter, the same series twice) is left out alone. The families shown must also be valid as
+   OpenMetrics, whose parsers check all of this and refuse the whole scrape for one invalid family.
+   So bounds are written canonically (`1.0`, not `1`), and the samples of a series are adjacent.
+4. Timestamps of samples are dropped: the scraper uses the time of its scrape. `_created` gauges,
+   which prometheus_client adds for every counter and histogram, are dropped, as our own are.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class BadPage(Exception):
-    """The page is refused; the text says in which line and why, without quoting the page."""
+    """The page is refused; the text names the line and the reason, without quoting the page."""
 
 
 class TooMany(BadPage):
-    """It has more samples than allowed."""
+    """The page has more samples than allowed."""
 
 
 class _Family:
-    """A family while its lines are read."""
+    """A family whose lines are being read."""
 
     def __init__(self, name: str, kind: str = "untyped") -> None:
         self.name = name
@@ -68,7 +68,7 @@ def read_page(
 ) -> tuple[list[Metric], list[str]]:
     """The families that may be shown, each name with `prefix`, and the names of unsound ones.
 
-    `pause` is called now and then, so that a thread can give way. Raises `BadPage`.
+    `pause` is called regularly, so that a thread can let others run. Raises `BadPage`.
     """
     try:
         text = body.decode("utf-8")
@@ -104,7 +104,7 @@ def _read(text: str, max_samples: int, pause: Callable[[], None]) -> list[_Famil
         if number % _BATCH == 0:
             pause()
         if number > 1000 + 4 * max_samples:
-            raise TooMany(f"more than {max_samples} samples can need lines")
+            raise TooMany(f"more lines than {max_samples} samples can need")
         try:
             if line.startswith("#"):
                 _comment(line, families)
@@ -125,7 +125,7 @@ def _comment(line: str, families: dict[str, _Family]) -> None:
         return
     name, rest = words[1], words[2] if len(words) > 2 else ""
     if not _SAMPLE_NAME.fullmatch(name):
-        raise ValueError(f"no metric name behind {words[0]}")
+        raise ValueError(f"no metric name after {words[0]}")
     family = families.setdefault(name, _Family(name))
     if words[0] == "HELP":
         family.help = _unescape(rest)
@@ -133,7 +133,7 @@ def _comment(line: str, families: dict[str, _Family]) -> None:
     if rest not in _TYPES:
         raise ValueError("unknown type")
     if family.typed or family.samples:
-        raise ValueError("TYPE told twice, or too late")
+        raise ValueError("TYPE repeated, or after samples")
     family.typed, family.kind = True, rest
 
 
@@ -149,33 +149,33 @@ def _sample(line: str) -> Sample:
         at = line.index("{", at) + 1
         while (pair := _PAIR.match(line, at)) is not None:
             if pair[1] in labels:
-                raise ValueError("a label twice")
+                raise ValueError("a repeated label")
             labels[pair[1]] = _unescape(pair[2])
             at = pair.end()
         closing = line[at:].lstrip(" \t")
         if not closing.startswith("}"):
-            raise ValueError("labels that are not well-formed")
+            raise ValueError("malformed labels")
         rest = closing[1:]
     elif rest == line[at:]:
         raise ValueError("no value")
     words = rest.split()
     if not 1 <= len(words) <= 2 or (len(words) == 2 and not _TIME.fullmatch(words[1])):
-        raise ValueError("expected a value, and perhaps a time")
+        raise ValueError("expected a value and an optional timestamp")
     value = _number(words[0])
     if value is None:
-        raise ValueError("a value that is no number")
+        raise ValueError("a value that is not a number")
     return Sample(match[0], labels, value)
 
 
 def _number(text: str) -> float | None:
-    """A decimal, an infinity or NaN; None for all else that `float` would read."""
+    """A decimal, an infinity or NaN; None for anything else that `float` accepts."""
     if len(text) > _LONGEST_NUMBER:
         return None
     return float(text) if _NUMBER.fullmatch(text) or _SPECIAL.fullmatch(text) else None
 
 
 def _family_of(name: str, families: dict[str, _Family]) -> _Family:
-    """The family that a sample of this name belongs to; one of its own where none was told."""
+    """The family that a sample of this name belongs to; a new untyped one if none was declared."""
     for suffix, kinds in (
         ("_bucket", ("histogram",)),
         ("_sum", ("histogram", "summary")),
@@ -197,10 +197,10 @@ def _unescape(text: str) -> str:
 
 
 def _metric(family: _Family, prefix: str) -> Metric:
-    """Named, typed and written as OpenMetrics and prometheus_client want it."""
+    """The family with the name, type and number format that OpenMetrics requires."""
     kind, name = family.kind, family.name
     if kind == "counter":
-        # One whose samples do not end in `_total` cannot be an OpenMetrics counter.
+        # In OpenMetrics the samples of a counter end in `_total`.
         if all(sample.name.endswith("_total") for sample in family.samples):
             name = name.removesuffix("_total")
         else:
@@ -246,7 +246,7 @@ def _harmless(labels: dict[str, str]) -> bool:
 
 
 def _groups(family: _Family) -> list[list[Sample]]:
-    """The samples of each series together; buckets and quantiles are one series with their sum."""
+    """The samples by series; buckets and quantiles belong to the series of their sum."""
     inner = _INNER.get(family.kind, "")
     groups: dict[frozenset[tuple[str, str]], list[Sample]] = {}
     for sample in family.samples:
@@ -256,8 +256,8 @@ def _groups(family: _Family) -> list[list[Sample]]:
 
 
 def _sound_histogram(name: str, samples: list[Sample]) -> bool:
-    """Buckets with ascending bounds from 0 to +Inf and whole counts that do not shrink; a sum; a
-    count that is the last bucket's."""
+    """Buckets with ascending bounds from 0 to +Inf and integer counts that do not decrease; a sum;
+    and a count equal to the last bucket's."""
     buckets = [sample for sample in samples if sample.name == f"{name}_bucket"]
     others = {sample.name: sample for sample in samples if sample.name != f"{name}_bucket"}
     if len(buckets) + 2 != len(samples) or set(others) != {f"{name}_sum", f"{name}_count"}:
@@ -281,7 +281,7 @@ def _sound_histogram(name: str, samples: list[Sample]) -> bool:
 
 
 def _sound_summary(name: str, samples: list[Sample]) -> bool:
-    """Quantiles from 0 to 1, a sum and a whole count, none of them negative."""
+    """Quantiles from 0 to 1, a sum and an integer count, none of them negative."""
     for sample in samples:
         if sample.name == name:
             quantile = _number(sample.labels.get("quantile", ""))

@@ -1,12 +1,12 @@
-"""One line of a statsd packet: what it says, or why it is not understood.
+"""Parses one line of a statsd packet, or says why it is refused.
 
     NAME:VALUE[:VALUE...]|TYPE[|@RATE][|#TAG:VALUE,TAG:VALUE][|...]
 
-1. Nothing here raises for any bytes, and nothing takes longer than the line is long.
-2. Numbers are plain decimals: no NaN, no infinity, no `1_000`, which `float` would all take.
-3. A sample rate stands for 1/rate equal readings. Rates below a millionth are refused: one packet
-   must not be able to outweigh everything else.
-4. Sections of newer protocols (container, timestamp, cardinality) are passed over.
+1. No input raises an exception, and the time is linear in the length of the line.
+2. Numbers are plain decimals; NaN, infinity and `1_000`, which `float` accepts, are refused.
+3. A sample rate stands for 1/rate equal readings. Rates below a millionth are refused, so that one
+   packet cannot outweigh everything else.
+4. Sections of newer protocols (container, timestamp, cardinality) are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enum import StrEnum
 
 
 class Result(StrEnum):
-    """What became of a line; each is a value of the label `result`."""
+    """The outcome of a line; each is a value of the label `result`."""
 
     ACCEPTED = "accepted"
     MALFORMED = "malformed"
@@ -29,11 +29,11 @@ class Result(StrEnum):
     IGNORED = "ignored"
 
 
-#: Beyond this a value is refused; sums of such values stay far from where floats end.
+#: Larger values are refused; sums of such values stay far below the limit of floats.
 LARGEST = 1e15
 SMALLEST_RATE = 1e-6
 
-# DogStatsD clients report about themselves under these, unasked.
+# DogStatsD clients send telemetry about themselves under these names.
 _CLIENT_TELEMETRY = b"datadog.dogstatsd.client."
 
 _NAME = re.compile(rb"[A-Za-z_][A-Za-z0-9_./-]{0,199}")
@@ -46,8 +46,8 @@ _KINDS = {b"c": "c", b"g": "g", b"ms": "ms", b"h": "h", b"d": "d"}
 
 @dataclass(slots=True)
 class StatsdSample:
-    """A line that was understood. `signed` tells for each value whether it was written with a sign,
-    `weight` how many readings each stands for; `tags` is the text behind `#`, not yet taken apart.
+    """A parsed line. `signed` says for each value whether it was written with a sign, `weight` is
+    the number of readings that each stands for; `tags` is the text after `#`, not parsed yet.
     """
 
     kind: str
@@ -58,12 +58,12 @@ class StatsdSample:
 
 
 def name_of(line: bytes) -> bytes:
-    """The part before the first colon; the whole line where there is none."""
+    """The part before the first colon; the whole line if there is none."""
     return line.partition(b":")[0]
 
 
 def refuse_name(name: bytes) -> Result:
-    """Why a line with this name, which nobody declared, is not counted."""
+    """Why a line with this undeclared name is not counted."""
     if name.startswith(_CLIENT_TELEMETRY):
         return Result.IGNORED
     if name.startswith((b"_e{", b"_sc|")):  # DogStatsD events and service checks
@@ -72,7 +72,7 @@ def refuse_name(name: bytes) -> Result:
 
 
 def read(line: bytes) -> StatsdSample | Result:
-    """What a line says, or why that cannot be told. The name is not looked at."""
+    """Parse a line without looking at its name; returns the reason if it is refused."""
     _, colon, rest = line.partition(b":")
     numbers, *sections = rest.split(b"|")
     if not colon or not sections:
@@ -104,6 +104,6 @@ def read(line: bytes) -> StatsdSample | Result:
 
 
 def tag_values(tags: bytes) -> dict[bytes, bytes]:
-    """`#a:1,b:2` as a mapping; of a tag that is there twice the last one counts."""
+    """`#a:1,b:2` as a mapping; the last of repeated tags counts."""
     pairs = (tag.partition(b":") for tag in tags.split(b","))
     return {name: value for name, colon, value in pairs if colon}

@@ -1,12 +1,12 @@
-"""The sockets that statsd packets come in on, read in turns so that no flood takes the loop.
+"""The sockets that receive statsd packets, read in turns so that a flood cannot block the loop.
 
-1. A turn reads at most `_LINES` lines, about half a millisecond. If that was not all, the socket
-   rests for `_REST` times as long as that took: a flood gets a sixth of the loop at most, and what
-   it cannot take the kernel drops (UDP, counted) or makes senders wait for (unix).
-2. A packet is at most 8 KiB, what DogStatsD clients send at most. A longer one is counted and
-   dropped as a whole: half of it would be a lie.
-3. The unix socket appears with its permissions, under a passing name, and is then renamed over a
-   stale one: there is no moment in which it is missing, or open to others.
+1. A turn reads at most `_LINES` lines, about half a millisecond. If more are waiting, the socket
+   pauses for `_REST` times as long as the turn took. So a flood gets at most a sixth of the loop;
+   the kernel drops the rest (UDP, counted) or makes senders wait (unix).
+2. A packet has at most 8 KiB, the maximum of DogStatsD clients. A longer one is counted and dropped
+   as a whole, because a truncated one would be wrong.
+3. The unix socket is created with its permissions under a temporary name, and then renamed over a
+   stale one. So it is never missing, and never open to others.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 MAX_PACKET = 8192
 _LINES = 100
 _REST = 5
-_RECEIVE_BUFFER = 1024 * 1024  # the kernel takes what net.core.rmem_max allows
-_SO_MEMINFO = 55  # Linux 4.12; nine numbers, the last: packets dropped
+_RECEIVE_BUFFER = 1024 * 1024  # the kernel caps it at net.core.rmem_max
+_SO_MEMINFO = 55  # Linux 4.12; nine numbers, the last one is packets dropped
 _MEMINFO = struct.Struct("9I")
 
 
@@ -50,7 +50,7 @@ class StatsdListener:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Where UDP is read; None without."""
+        """The UDP address; None without UDP."""
         if self._udp is None:
             return None
         host, port = self._udp.getsockname()[:2]
@@ -90,10 +90,10 @@ class StatsdListener:
         """UDP packets that the kernel dropped so far; called by the scrape's thread as well."""
         udp = self._udp
         if udp is not None:
-            # Closed meanwhile, or an older kernel: what is known stays.
+            # The socket was closed meanwhile, or the kernel is older: keep the last count.
             with suppress(OSError, struct.error):
-                told = udp.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-                self._dropped = _MEMINFO.unpack(told)[-1]
+                memory = udp.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+                self._dropped = _MEMINFO.unpack(memory)[-1]
         return self._dropped
 
 
@@ -139,12 +139,12 @@ class _Reader:
     def _wake(self) -> None:
         self._resting = None
         self._loop.add_reader(self._socket, self._turn)
-        if self._left:  # of a packet that the socket no longer holds
+        if self._left:  # lines of a packet that has been read from the socket
             self._turn()
 
     def _next(self) -> list[bytes] | None:
-        """The lines of the next packet, at least one (an empty one costs a line of the turn too);
-        None when there is no packet."""
+        """The lines of the next packet, at least one, because an empty packet also costs a line of
+        the turn; None if there is no packet."""
         try:
             packet = self._socket.recv(MAX_PACKET + 1)
         except BlockingIOError:
@@ -158,7 +158,7 @@ class _Reader:
             self._series.packets[self._oversized] += 1
             return [b""]
         self._series.packets[self._accepted] += 1
-        if b"\r" in packet:  # lines from Windows, and of clients that end them as HTTP does
+        if b"\r" in packet:  # from Windows, and from clients that use HTTP's line ends
             packet = packet.replace(b"\r\n", b"\n").removesuffix(b"\r")
         return packet.split(b"\n")
 
@@ -196,7 +196,7 @@ class _SocketFile:
     """A unix datagram socket and its file."""
 
     def __init__(self, path: Path, mode: int) -> None:
-        """Raises `OSError`, also where something other than a stale socket is in the way."""
+        """Raises `OSError`, also if something other than a stale socket is in the way."""
         _make_way(path)
         self._path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -205,9 +205,11 @@ class _SocketFile:
             with suppress(FileNotFoundError):
                 passing.unlink()
             self.socket.setblocking(False)
-            os.fchmod(self.socket.fileno(), mode)  # Linux: the file is made with these, less umask
+            os.fchmod(
+                self.socket.fileno(), mode
+            )  # Linux: the file is created with these, less the umask
             self.socket.bind(str(passing))
-            passing.chmod(mode)  # and now with what umask took away
+            passing.chmod(mode)  # and now with the bits that the umask removed
             passing.rename(path)
             self._inode = path.stat().st_ino
         except OSError:
@@ -222,23 +224,23 @@ class _SocketFile:
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
         except FileNotFoundError:
-            pass  # somebody was quicker
+            pass  # somebody else has removed it
         except OSError as error:
             _log.warning("statsd socket not removed", extra={"reason": str(error)})
         self.socket.close()
 
 
 def _make_way(path: Path) -> None:
-    """Raises `OSError` if `path` is anything but free or a socket that nobody reads any more."""
+    """Raises `OSError` unless `path` is free or a socket that nobody reads any more."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, "there is a file that is no socket", str(path))
+        raise OSError(errno.EEXIST, "the file is not a socket", str(path))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return
-    raise OSError(errno.EADDRINUSE, "another process reads there", str(path))
+    raise OSError(errno.EADDRINUSE, "another process reads from it", str(path))

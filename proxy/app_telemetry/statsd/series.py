@@ -1,9 +1,9 @@
-"""The families that statsd clients fill, and all that is bounded about them.
+"""The metric families that statsd clients fill, and their bounds.
 
-1. Only declared names are counted, and only readings of the type that the family takes.
-2. A label's value is one that the config lists, or one of the first `max_values` that came and are
-   made of harmless characters; every other one is `other`. So the number of series is bounded by
-   the config, whatever is sent, and `max_series` bounds the whole.
+1. Only declared names are counted, and only readings of the family's type.
+2. A label value is one that the config lists, or one of the first `max_values` that arrived and
+   consist of harmless characters; every other one becomes `other`. So the config bounds the number
+   of series whatever is sent, and `max_series` bounds their total.
 3. The event loop's thread counts, a scrape's thread only reads.
 """
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 OTHER = "other"
 _VALUE = re.compile(rb"[A-Za-z0-9_./:@+ -]{1,64}")
-_UNDECLARED_TOLD = 20
+_MOST_LOGGED = 20
 
 Labels = tuple[str, ...]
 
@@ -49,7 +49,7 @@ _SCALES = {"milliseconds": 0.001, "percent": 0.01, "seconds": 1.0, "none": 1.0}
 
 
 class _Label:
-    """One label of a family: from a tag's value, as sent, to the label's."""
+    """One label of a family: maps a tag's value, as sent, to the label's value."""
 
     __slots__ = ("default", "known", "room", "tag")
 
@@ -60,7 +60,7 @@ class _Label:
         self.default = rules.default
 
     def value(self, sent: bytes | None) -> str:
-        """The label's value; `other` where what was sent may not be one."""
+        """The label's value; `other` if the sent value is not allowed."""
         if not sent:
             return self.default
         known = self.known.get(sent)
@@ -89,11 +89,11 @@ class StatsdFamily:
         self.counts: dict[Labels, float] = {}
         self.distributions: dict[Labels, Distribution] = {}
         self.replaced = 0
-        if not self._labels:  # zero is told from the start, so that rates see the first reading
+        if not self._labels:  # start at zero, so that rates see the first reading
             self._make(())
 
     def labels(self, tags: bytes, from_name: tuple[bytes, bytes] | None) -> Labels:
-        """The label values of a reading with these tags; one of them may stand in its name."""
+        """The label values of a reading with these tags; one may come from its name."""
         if not self._labels:
             return ()
         sent = tag_values(tags)
@@ -105,24 +105,24 @@ class StatsdFamily:
 
     @property
     def takes_labels(self) -> bool:
-        """Whether it has labels at all."""
+        """Whether the family has labels."""
         return bool(self._labels)
 
     def has(self, labels: Labels) -> bool:
-        """Whether there is such a series already."""
+        """Whether the series exists."""
         return labels in self.counts or labels in self.distributions
 
     def count(self, labels: Labels, reading: StatsdSample) -> Result:
-        """Take in all values of a reading, or none of them."""
+        """Count all values of a reading, or none of them."""
         if self._type != "gauge" and min(reading.values) < 0:
-            return Result.VALUE  # a sum that shrinks looks like a restart
+            return Result.VALUE  # a decreasing sum looks like a restart
         if not self.has(labels):
             self._make(labels)
         unit = self._rules.unit or ("milliseconds" if reading.kind == "ms" else "none")
         scale = _SCALES[unit]
         if self._type == "histogram":
             distribution = self.distributions[labels]
-            # Whole readings: a histogram's counts are integers in OpenMetrics.
+            # Rounded, because a histogram's counts are integers in OpenMetrics.
             weight = round(reading.weight)
             for value in reading.values:
                 scaled = value * scale
@@ -138,7 +138,7 @@ class StatsdFamily:
         return Result.ACCEPTED
 
     def metric(self) -> Metric:
-        """As the registry wants it."""
+        """The family for the registry."""
         names = [label.tag.decode() for label in self._labels]
         if self._type == "histogram":
             histogram = HistogramMetricFamily(self._name, self._about, labels=names)
@@ -159,8 +159,8 @@ class StatsdFamily:
 
 
 class StatsdSeries:
-    """Everything that statsd clients have reported, and what became of their lines. A collector:
-    register it. `dropped` tells how many packets the kernel had to drop."""
+    """All readings of statsd clients, and the outcomes of their lines. A collector for the
+    registry. `dropped` returns how many packets the kernel has dropped."""
 
     def __init__(self, config: Statsd) -> None:
         self._families = [StatsdFamily(name, rules) for name, rules in config.families.items()]
@@ -180,7 +180,7 @@ class StatsdSeries:
         self.packets: dict[tuple[str, str], int] = {}
         self.throttled = 0
         self.dropped: Callable[[], int] = int
-        self._told: set[bytes] = set()
+        self._logged: set[bytes] = set()
 
     def line(self, line: bytes) -> None:
         """Count one line of a packet. Never raises."""
@@ -215,11 +215,11 @@ class StatsdSeries:
         result = refuse_name(name)
         if (
             result is Result.UNDECLARED
-            and len(self._told) < _UNDECLARED_TOLD
-            and name not in self._told
+            and len(self._logged) < _MOST_LOGGED
+            and name not in self._logged
         ):
-            # The first few only: this is for misspelt names, not for floods of invented ones.
-            self._told.add(name)
+            # Only the first few: this helps with misspelt names, not with floods of invented ones.
+            self._logged.add(name)
             _log.warning("statsd name not declared", extra={"statsd_name": name.decode()[:100]})
         return result
 
@@ -229,11 +229,11 @@ class StatsdSeries:
             yield family.metric()
 
     def collect(self) -> Iterator[Metric]:
-        """Every declared family, then what we know about the listener itself."""
+        """Every declared family, then the metrics of the listener itself."""
         yield from self.families()
         lines = CounterMetricFamily(
             "proxy_statsd_lines",
-            "Lines of statsd packets, by their fate",
+            "Lines of statsd packets by outcome",
             labels=["result"],
         )
         for result, number in self.lines.items():
