@@ -1,1 +1,4 @@
-"""The YAML file: what may stand in it, and how it is read. Start with `load` and `schema`."""
+"""The config file: its schema, how it is loaded, and the rules between its keys.
+
+Start with `schema` and `load`; `rules/` checks what the schema cannot express.
+"""

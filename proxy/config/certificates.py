@@ -1,8 +1,8 @@
-"""What a listener's certificate file says: until when it is good, and whether its chain holds.
+"""Reads validity, issuer and subject from the certificates of a listener's chain.
 
-The standard library loads certificates but does not show them, so the few fields that are wanted
-are read here, from the DER (X.690) of X.509 (RFC 5280 §4.1): a certificate is a sequence whose
-first member has, after an optional version, serial number, algorithm, issuer, validity and subject.
+The standard library loads certificates but does not expose them, so the few fields needed are read
+here, from the DER (X.690) of X.509 (RFC 5280 §4.1): a certificate is a sequence whose first member
+has, after an optional version, serial number, algorithm, issuer, validity and subject.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Certificate:
 
 
 def read_chain(file: Path) -> list[Certificate]:
-    """The certificates of a PEM file in their order. Raises `OSError`, and `ValueError` for what is
-    no certificate."""
+    """The certificates of a PEM file, in order. Raises `OSError`, and `ValueError` for a malformed
+    certificate."""
     text = file.read_text(encoding="latin-1")
     return [_certificate(ssl.PEM_cert_to_DER_cert(block)) for block in _PEM.findall(text)]
 
 
 def ends_of(file: Path) -> float | None:
-    """When the first certificate of the chain runs out, in Unix seconds; None where none can be
-    read."""
+    """When the first certificate of the chain to expire does so, in Unix seconds; None if none can
+    be read."""
     try:
         return min((one.ends for one in read_chain(file)), default=None)
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _certificate(der: bytes) -> Certificate:
 
 
 def _members(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each value, one after the other. Raises `IndexError` where one is cut."""
+    """Tag and content of each value in turn. Raises `IndexError` if one is truncated."""
     at = 0
     while at < len(data):
         tag, size, at = data[at], data[at + 1], at + 2

@@ -1,12 +1,13 @@
-"""A YAML or JSON file as a tree of nodes that remember their line, the environment filled in.
+"""A YAML or JSON file as a tree of elements with line numbers, environment variables filled in.
 
-1. Every scalar stays the text that was written; the schema says what it means. So the traps of
-   YAML 1.1 cannot spring: the key `on` is no boolean, `03:00` is not 180, `no` is no country lost,
-   and a token of digits keeps its leading zeros. Only an unquoted nothing, `~` or `null` is null.
+1. Every scalar stays the text that was written; the schema interprets it. So the traps of YAML 1.1
+   do not exist: the key `on` is not a boolean, `03:00` is not 180, the country `no` is not false,
+   and a token of digits keeps its leading zeros. Only an unquoted empty value, `~` or `null` is
+   null.
 2. `${NAME}` and `${NAME:-default}` are replaced in scalar values after parsing, once: a value from
    the environment can never add keys, quotes or further references. `$${` is a literal `${`.
-   As in a shell, `:-` also stands in for a variable that is set but empty.
-3. A file is bounded in bytes, depth and nodes, the latter after aliases are expanded.
+   As in a shell, the default also replaces a variable that is set but empty.
+3. A file is bounded in bytes, depth and nodes; nodes are counted after aliases are expanded.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _NULL = {"", "~", "null", "Null", "NULL"}
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _NAME_AND_DEFAULT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
-# In `{token: ${TOKEN}}` YAML takes the inner braces for flow mappings. Before scanning, the braces
-# of references are swapped for two private-use characters (one for one: columns stay), and back.
+# In `{token: ${TOKEN}}` YAML reads the inner braces as flow mappings. So the braces of references
+# are replaced with two private-use characters before scanning (one for one, so that columns stay),
+# and restored afterwards.
 _SOURCE_REFERENCE = re.compile(r"\$\{([^{}'\"\r\n]*)\}")
 _OPEN, _CLOSE = "\ue1f0", "\ue1f1"
 _TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
@@ -47,8 +49,8 @@ _TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
 class Element:
     """One value of the file. `line` is that of its key, or of the value itself inside a list.
 
-    `variables` names the environment variables that went into a scalar. `placeholder` is set where
-    the loader put a stand-in for a value that the schema refused.
+    `variables` names the environment variables that went into a scalar. `placeholder` is set if
+    the loader put the value in place of one that the schema refused.
     """
 
     key: Key
@@ -74,7 +76,7 @@ class Element:
         return None
 
     def find(self, path: Key) -> Element:
-        """The deepest element on the way along `path`."""
+        """The deepest existing element along `path`."""
         here = self
         for part in path:
             below = here.child(part)
@@ -93,9 +95,9 @@ class Element:
 
 
 def read_document(file: Path, environ: Mapping[str, str]) -> tuple[Element, list[Problem]]:
-    """The file as a tree, and the problems that did not keep it from being read.
+    """The file as a tree, and the problems that did not prevent reading it.
 
-    Raises `ConfigError` where there is no tree: no such file, not UTF-8, not YAML, empty, too big.
+    Raises `ConfigError` without a tree: no such file, not UTF-8, not YAML, empty, too big.
     """
     root = _compose(file, _read_text(file))
     reading = _Reading(file, environ)
@@ -109,8 +111,8 @@ def read_document(file: Path, environ: Mapping[str, str]) -> tuple[Element, list
 def read_mapping(
     name: Path, mapping: Mapping[str, object], environ: Mapping[str, str]
 ) -> tuple[Element, list[Problem]]:
-    """As `read_document`, of a config that is in memory; `name` stands for the file in problems.
-    Raises `ConfigError` also where JSON cannot say what is in it."""
+    """Like `read_document`, for a config in memory; `name` is the file name in problems. Raises
+    `ConfigError` also for values that JSON cannot represent."""
     try:
         text = json.dumps(mapping, default=str, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -125,8 +127,8 @@ def read_mapping(
 
 
 def merge(tree: Element, overrides: Element) -> Element:
-    """`tree` with the values of `overrides` instead of its own: mappings key by key, all else as a
-    whole. What is new gets the line of what it is put into."""
+    """`tree` with the values of `overrides` in place of its own: mappings key by key, other values
+    as a whole. New values get the line of their parent."""
     if not (isinstance(tree.value, dict) and isinstance(overrides.value, dict)):
         for element in overrides.walk():
             element.line = tree.line
@@ -160,7 +162,7 @@ def _read_text(file: Path) -> str:
 
 
 class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
-    """PyYAML down to nodes, no further: nothing is constructed, so nothing can be executed."""
+    """PyYAML up to nodes: no objects are constructed, so nothing can be executed."""
 
     def __init__(self, text: str) -> None:
         Reader.__init__(self, text)
@@ -187,7 +189,7 @@ class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
 def _compose(file: Path, text: str) -> Node:
     try:
         json.loads(text)
-        # Valid JSON has tabs only between tokens, where YAML would refuse them.
+        # Valid JSON has tabs only between tokens, where YAML does not allow them.
         text = text.replace("\t", " ")
     except (ValueError, RecursionError):
         pass
@@ -214,7 +216,7 @@ def _compose(file: Path, text: str) -> Node:
 
 
 def _syntax_error(error: MarkedYAMLError, text: str) -> str:
-    """What the parser found, with a hint where one mistake is the likely one."""
+    """The parser's message, with a hint if a certain mistake is likely."""
     problem = (error.problem or "").removeprefix("found ")
     found = f"{problem} {error.context or ''}".strip().translate(_TO_BRACES)
     mark = error.problem_mark or error.context_mark
@@ -234,7 +236,7 @@ class _TooMuch(Exception):
 
 
 class _Reading:
-    """Turns composed nodes into elements; collects problems on the way."""
+    """Turns composed nodes into elements, and collects problems."""
 
     def __init__(self, file: Path, environ: Mapping[str, str]) -> None:
         self.file = file
@@ -297,7 +299,7 @@ class _Reading:
     def merge_sources(
         self, node: Node, key: Key, line: int, depth: int
     ) -> Iterator[dict[str, Element]]:
-        """The mappings that `<<` brings in, strongest first."""
+        """The mappings that `<<` merges, in order of precedence."""
         for source in node.value if isinstance(node, SequenceNode) else [node]:
             element = self.element(source, key, line, depth + 1)
             if isinstance(element.value, dict):
@@ -331,7 +333,7 @@ class _Reading:
 
         filled = _REFERENCE.sub(fill, text)
         try:
-            # JSON writes what is beyond the BMP as two `\u` escapes; YAML reads each by itself.
+            # JSON writes characters beyond the BMP as two `\u` escapes; YAML reads them separately.
             filled = filled.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
             self.problem(key, line, "Unicode text", "half a surrogate pair or undecodable bytes")

@@ -1,4 +1,4 @@
-"""The stages of others that a route uses: their names, and their settings by their own models."""
+"""Stages from other packages on a route: their names, and their settings, which have own models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from proxy.config.imports import CannotImport, load_object, where_of
 from proxy.config.problems import Key
 from proxy.config.units import OBJECT_NAME
 
-#: Where packages announce their stages.
+#: The entry point group in which packages register their stages.
 GROUP = "reliability_proxy.stages"
 
 
@@ -34,7 +34,7 @@ class StageUse:
 
 
 class UpstreamRef(str):
-    """A setting that is the name of an upstream: `check` looks for it."""
+    """A setting that names an upstream; `check` verifies that it exists."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ def find_stage(name: str) -> type:
         said = f"no stage {name!r} is installed (there are: {there}; others are MODULE:CLASS)"
         raise CannotImport(said)
     if not isinstance(found, type) or not callable(getattr(found, "bind", None)):
-        raise CannotImport(f"{name!r} is no subclass of proxy.extend.Stage")
+        raise CannotImport(f"{name!r} is not a subclass of proxy.extend.Stage")
     settings = getattr(found, "Settings", None)
     if not isinstance(settings, type) or not issubclass(settings, BaseModel):
         raise CannotImport(f"{name!r} has no pydantic model named Settings")
@@ -64,7 +64,7 @@ def find_stage(name: str) -> type:
 
 
 def settings_of(name: str) -> type[BaseModel] | None:
-    """The model of a stage's settings; None where there is no such stage."""
+    """The model of a stage's settings; None if there is no such stage."""
     try:
         model: type[BaseModel] = find_stage(name).Settings  # type: ignore[attr-defined]
     except CannotImport:
@@ -88,8 +88,8 @@ def upstreams_named(settings: object, key: Key = ()) -> Iterator[tuple[Key, str]
 
 
 def _parse(value: object) -> StageUse:
-    """`tag-tenant`, or `{tag-tenant: {header: X-Tenant}}`. What the settings' model refuses keeps
-    its place in the file."""
+    """`tag-tenant`, or `{tag-tenant: {header: X-Tenant}}`. Values that the settings' model
+    refuses are reported with their line."""
     if isinstance(value, StageUse):
         return value
     if isinstance(value, str):
@@ -108,7 +108,9 @@ def _parse(value: object) -> StageUse:
         settings = adapter.validate_python({name: given or {}})[name]
     except (ValidationError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a validator of the stage's; what it says may name a secret
+    except (
+        BaseException
+    ) as error:  # from a validator of the stage, whose message may contain a secret
         said = f"settings that {name!r} can read: its Settings raised {type(error).__name__}"
         raise ValueError(f"expected {said}{where_of(error)}, found others") from error
     return StageUse(name, kind, settings)

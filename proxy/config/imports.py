@@ -1,7 +1,7 @@
-"""Code that the config names: `package.module:Name`.
+"""Imports code that the config names: `package.module:Name`.
 
-It is looked for where Python looks, and then in the current directory, as uvicorn and gunicorn do.
-A config file is its operator's, who may as well replace the program: nothing is guarded here.
+It is looked up on Python's path and then in the current directory, as by uvicorn and gunicorn. The
+operator who writes the config could as well replace the program, so nothing is restricted here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MACHINERY = ("<frozen ", importlib.__file__, __file__)
 
 
 class CannotImport(Exception):
-    """There is no such object; the text says what happened to what."""
+    """The object cannot be imported; the text says why."""
 
 
 def load_object(name: str) -> object:
@@ -25,7 +25,7 @@ def load_object(name: str) -> object:
     module_name, _, path = name.partition(":")
     try:
         found: object = _import(module_name)
-    except (Exception, SystemExit) as error:  # a script that runs when it is imported
+    except (Exception, SystemExit) as error:  # SystemExit: a script that runs when it is imported
         said = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
         raise CannotImport(said + _where(module_name, error)) from error
     for part in path.split("."):
@@ -39,18 +39,18 @@ def load_object(name: str) -> object:
 
 
 def _where(name: str, error: BaseException) -> str:
-    """Where to look: at the line that failed, or for the module itself."""
+    """Where to look for the fault: the line that failed, or where the module was searched."""
     if isinstance(error, SyntaxError):
-        return ""  # says so itself
+        return ""  # its message has the place
     if place := where_of(error):
         return place
     if isinstance(error, ModuleNotFoundError):
-        return f" ({name} is looked for where Python looks, then in {os.getcwd()})"
+        return f" ({name} is looked up on Python's path, then in {os.getcwd()})"
     return ""
 
 
 def where_of(error: BaseException) -> str:
-    """` (FILE, line N)` of the code that raised it, as far as it is not ours."""
+    """` (FILE, line N)` of the code that raised the error, unless it is ours."""
     frames = traceback.extract_tb(error.__traceback__)
     code = [f for f in frames if not f.filename.startswith(_MACHINERY)]
     return f" ({code[-1].filename}, line {code[-1].lineno})" if code else ""
@@ -63,6 +63,6 @@ def _import(name: str) -> object:
         here = os.getcwd()
         if here in sys.path or not name.startswith(error.name or "?"):
             raise
-    sys.path.append(here)  # at the end: nothing that is installed is hidden
+    sys.path.append(here)  # at the end, so that it hides no installed module
     importlib.invalidate_caches()
     return importlib.import_module(name)

@@ -1,7 +1,7 @@
 """The config's JSON Schema (draft 2020-12), for editors and other tools.
 
-It describes the file before the environment is filled in, so a `${NAME}` reference may stand for
-any single value. It knows types and keys; rules between keys are the loader's.
+It describes the file before environment variables are filled in, so any single value may be a
+`${NAME}` reference. It covers types and keys; rules between keys are checked by the loader.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def json_schema_text() -> str:
 
 
 def _add_stages(definitions: dict[str, Any]) -> None:
-    """What the stages of installed packages take, where a route uses them."""
+    """Add the settings of installed stages to the places where routes use them."""
     known: dict[str, Any] = {}
     for name in installed():
         model = settings_of(name)
@@ -60,7 +60,7 @@ def _add_stages(definitions: dict[str, Any]) -> None:
         try:
             settings = model.model_json_schema(ref_template="#/$defs/" + name + ".{model}")
         except PydanticUserError:
-            known[name] = {}  # a type that has no schema: anything, as far as an editor can know
+            known[name] = {}  # a type without a schema: editors accept anything
             continue
         for inner, definition in settings.pop("$defs", {}).items():
             definitions[f"{name}.{inner}"] = definition
@@ -88,8 +88,8 @@ def _prepare(definition: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 def _descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """The texts under the keys of a section. Read here, not by pydantic when the class is made:
-    parsing the source of every section would delay each start of the proxy by 70 ms."""
+    """The texts under the keys of a section. pydantic could read them when the class is created,
+    but parsing the source of every section would delay each start of the proxy by 70 ms."""
     (section,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(section, ast.ClassDef)
     return {

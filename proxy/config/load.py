@@ -1,10 +1,11 @@
-"""From a config file to a `Config`, or to every problem it has.
+"""Turns a config file into a `Config`, or into a list of all its problems.
 
-1. The file is read into a tree that knows its lines (document.py), then checked by the schema.
-2. What the schema refuses is cut out and the rest validated again, so that the rules between keys
-   (rules/) run as well: all problems are told at once, and none that another one caused.
-3. Nothing secret is shown: neither values of secret keys nor of variables with a secret's name nor
-   what stands before the `@` of a URL.
+1. The file is read into a tree that knows its lines (document.py), then validated by the schema.
+2. Values that the schema refuses are removed and the rest is validated again, so that the rules
+   between keys (rules/) run as well. All problems are reported at once, except those that are only
+   consequences of others.
+3. Secrets are never shown: the values of secret keys and of variables with a secret's name, and the
+   user and password in URLs.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from proxy.config.schema import Config
 from proxy.config.units import without_userinfo
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|PWD|CREDENTIAL|KEY|AUTH", re.IGNORECASE)
-_SAID = re.compile(r"(?:(\w+): )?expected (.*), found (.*)", re.DOTALL)
+_MESSAGE = re.compile(r"(?:(\w+): )?expected (.*), found (.*)", re.DOTALL)
 _LONGEST_SHOWN = 80
 
-# By pydantic's error type; `{...}` are filled from the error's context.
+# Texts by pydantic's error type; `{...}` are filled in from the error's context.
 _EXPECTED = {
     "missing": "this key",
     "string_type": "text",
@@ -64,8 +65,8 @@ _EXPECTED_PATTERN = {
     "^[A-Za-z0-9_./:@+ -]": "a label value of at most 64 ordinary characters",
     "^0?[0-7]": "octal permissions such as 0660",
 }
-# Put where a required value was cut out, so that what hangs on it is checked all the same.
-_STAND_INS = {
+# Put in place of a removed required value, so that everything that depends on it is still checked.
+_PLACEHOLDERS = {
     "bind": "127.0.0.1:0",
     "name": "stand-in",
     "path": "/stand-in",
@@ -76,14 +77,14 @@ _STAND_INS = {
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A sound config, and what in it is legal but hardly meant."""
+    """A valid config, and warnings about what is legal but probably a mistake."""
 
     config: Config
     warnings: tuple[ConfigWarning, ...]
 
 
 def load_config(file: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """The config in `file`, YAML or JSON. Raises `ConfigError` with every problem there is.
+    """The config in `file`, YAML or JSON. Raises `ConfigError` with every problem.
 
     Paths in it (`sqlite`, `cert`, `logging.output`) are relative to the current directory.
     """
@@ -101,9 +102,9 @@ def load_source(
     environ: Mapping[str, str] = os.environ,
     targets: Mapping[str, str] | None = None,
 ) -> Config:
-    """The config in a file or a mapping, with `overrides` merged into it: mappings key by key, all
-    else as a whole. `targets` take the place of those of upstreams, by name. Raises `ConfigError`
-    with every problem there is."""
+    """The config in a file or a mapping, with `overrides` merged into it: mappings key by key,
+    other values as a whole. `targets` replace those of upstreams, by name. Raises `ConfigError`
+    with every problem."""
     name = source if isinstance(source, Path) else Path("<config>")
     if isinstance(source, Path):
         tree, problems = read_document(source, environ)
@@ -126,7 +127,7 @@ def _merged(
     overrides: Mapping[str, object],
     environ: Mapping[str, str],
 ) -> tuple[Element, list[Problem]]:
-    """With `overrides`; what they replace is no problem any more."""
+    """The tree with `overrides`, and the problems without those of replaced values."""
     more, found = read_mapping(Path(name), overrides, environ)
     replaced = [dotted(one.key) for one in more.walk() if not isinstance(one.value, dict)]
     left = [one for one in problems if not _within(one.key, replaced)]
@@ -134,7 +135,7 @@ def _merged(
 
 
 def _unknown(targets: Mapping[str, str], tree: Element, file: Path) -> list[Problem]:
-    """Those that would replace nothing: the real targets would stay where they are."""
+    """Problems for targets of unknown upstreams: the real targets would stay in use."""
     section = tree.find(("upstreams",))
     known = list(section.value) if isinstance(section.value, dict) else []
     return [
@@ -154,7 +155,7 @@ def _within(key: str, places: list[str]) -> bool:
 
 
 def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
-    """Raises `ConfigError` with `problems` and all further ones."""
+    """Raises `ConfigError` with `problems` and all others."""
     trimmed = copy.deepcopy(tree)
     config = _validate(file, trimmed, problems)
     if config is None:
@@ -169,13 +170,14 @@ def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
 
 
 def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | None:
-    """Appends what the schema refuses and cuts it out of `tree` until the rest is sound.
+    """Append to `problems` what the schema refuses, and remove it from `tree` until the rest is
+    valid.
 
-    Each round cuts an element or fills in a missing one, so the rounds are bounded by the size of
-    the file. Returns None when nothing sound is left.
+    Each round removes an element or fills in a missing one, so the size of the file bounds the
+    rounds. Returns None if nothing valid is left.
     """
-    told = {problem.key for problem in problems}
-    wounded: set[Key] = set()
+    reported = {problem.key for problem in problems}
+    has_errors: set[Key] = set()
     while True:
         try:
             return Config.model_validate(tree.plain())
@@ -184,51 +186,51 @@ def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | No
         problems += [
             refusal.problem(file)
             for refusal in _refusals(tree, refused)
-            if refusal.element.key not in wounded and dotted(refusal.element.key) not in told
+            if refusal.element.key not in has_errors and dotted(refusal.element.key) not in reported
         ]
-        doomed: set[Key] = set()
+        to_remove: set[Key] = set()
         above = _above(refused)
         for error in refused:
             if error["type"] == "too_short" and error["loc"] in above:
-                continue  # pydantic counts its sound members alone, and has told of the others
+                continue  # pydantic counts only valid members, and has reported the others
             element, name = tree.find(error["loc"]), error["loc"][-1:]
-            if error["type"] == "missing" and name[0] in _STAND_INS:
+            if error["type"] == "missing" and name[0] in _PLACEHOLDERS:
                 assert isinstance(element.value, dict)
-                element.value[str(name[0])] = _stand_in(element.key + name, element.line)
-                wounded.add(element.key)
+                element.value[str(name[0])] = _placeholder(element.key + name, element.line)
+                has_errors.add(element.key)
             else:
-                doomed.add(element.key)
-        if () in doomed:
+                to_remove.add(element.key)
+        if () in to_remove:
             return None
-        for key in doomed:
-            wounded.update(key[:depth] for depth in range(len(key)))
-        _cut(tree, doomed)
+        for key in to_remove:
+            has_errors.update(key[:depth] for depth in range(len(key)))
+        _cut(tree, to_remove)
 
 
-def _stand_in(key: Key, line: int) -> Element:
-    one = Element(key, line, _STAND_INS[str(key[-1])], placeholder=True)
+def _placeholder(key: Key, line: int) -> Element:
+    one = Element(key, line, _PLACEHOLDERS[str(key[-1])], placeholder=True)
     return Element(key, line, [one], placeholder=True) if key[-1] == "targets" else one
 
 
-def _cut(element: Element, doomed: set[Key]) -> None:
+def _cut(element: Element, to_remove: set[Key]) -> None:
     if isinstance(element.value, dict):
         kept: dict[str, Element] = {}
         for name, child in element.value.items():
-            if child.key not in doomed:
+            if child.key not in to_remove:
                 kept[name] = child
-                _cut(child, doomed)
-            elif name in _STAND_INS and name in shape.known_keys(element.key):
-                kept[name] = _stand_in(child.key, child.line)
+                _cut(child, to_remove)
+            elif name in _PLACEHOLDERS and name in shape.known_keys(element.key):
+                kept[name] = _placeholder(child.key, child.line)
         element.value = kept
     elif isinstance(element.value, list):
-        element.value = [child for child in element.value if child.key not in doomed]
+        element.value = [child for child in element.value if child.key not in to_remove]
         for child in element.value:
-            _cut(child, doomed)
+            _cut(child, to_remove)
 
 
 @dataclass(slots=True)
 class _Refusal:
-    """One or several errors of pydantic (a union has one per member) at one place."""
+    """The errors of pydantic at one place (a union has one per member)."""
 
     element: Element
     key: Key
@@ -241,13 +243,13 @@ class _Refusal:
 
 
 def _above(errors: list[ErrorDetails]) -> set[tuple[int | str, ...]]:
-    """The places that have a refused one in them."""
+    """The places that contain a refused one."""
     return {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
 
 
 def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
-    """Where an error is, is the deepest element on its `loc`: what pydantic appends there for
-    members of unions and for keys is in no file, and neither is a missing key."""
+    """Group errors by place, which is the deepest element on an error's `loc`: the file has neither
+    missing keys, nor what pydantic appends for members of unions and for keys."""
     refusals: dict[tuple[Key, str], _Refusal] = {}
     misspelt: set[Key] = set()
     above = _above(errors)
@@ -276,13 +278,13 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
             refusals[key, kind] = _Refusal(element, key, [_EXPECTED[kind]], "nothing")
             continue
         if kind == "too_short" and error["loc"] in above:
-            continue  # pydantic counts the sound ones only
+            continue  # pydantic counts only the valid ones
         expected, found = _expected(error), _show(element)
-        said = _SAID.fullmatch(str(error.get("ctx", {}).get("error", "")))
-        if said:
-            expected = said[2]
+        message = _MESSAGE.fullmatch(str(error.get("ctx", {}).get("error", "")))
+        if message:
+            expected = message[2]
             if isinstance(element.value, dict | list):
-                key, found = (*key, said[1]) if said[1] else key, without_userinfo(said[3])
+                key, found = (*key, message[1]) if message[1] else key, without_userinfo(message[3])
         refusal = refusals.setdefault((key, ""), _Refusal(element, key, [], found))
         if expected not in refusal.expected:
             refusal.expected.append(expected)
@@ -300,7 +302,7 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _show(element: Element) -> str:
-    """An element as a problem may quote it."""
+    """An element as a problem quotes it."""
     value = element.value
     if isinstance(value, dict):
         return "keys with values" if value else "no keys"

@@ -1,7 +1,7 @@
-"""Names of metric families: what is well-formed, what is ours, and which sample names one takes.
+"""Names of metric families: their syntax, which are reserved, and which sample names one uses.
 
-A scrape in which two families lay claim to one name is refused by Prometheus as a whole, so names
-from elsewhere (the config, the app's own page) are held against this before they are shown.
+Prometheus refuses a whole scrape if two families use the same name. So names from elsewhere (the
+config, the app's own page) are checked here before they are shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]{0,127}")
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
-#: Beginnings of names that only the proxy fills.
+#: Prefixes of names that only the proxy fills.
 RESERVED = (
     "proxy_",
     "process_",
@@ -26,8 +26,8 @@ RESERVED = (
     "video_processing_shorts_count",
 )
 
-# What a family of each type may call its samples, behind its own name. `_created` belongs to
-# OpenMetrics; the names are kept free even where nobody writes such samples.
+# The suffixes of sample names by type of family. `_created` belongs to OpenMetrics and is reserved
+# even if nobody writes such samples.
 _SUFFIXES = {
     "counter": ("_total", "_created"),
     "histogram": ("_bucket", "_count", "_sum", "_created"),
@@ -38,11 +38,11 @@ _SUFFIXES = {
 
 
 def claims(family: str, kind: str) -> set[str]:
-    """Every name that a family of this type takes. A counter is named without `_total` here, as
-    OpenMetrics and prometheus_client name it."""
+    """Every name that a family of this type uses. A counter's name has no `_total` here, as in
+    OpenMetrics and prometheus_client."""
     return {family, *(family + suffix for suffix in _SUFFIXES.get(kind, ()))}
 
 
 def reserved(name: str) -> bool:
-    """Whether the name is kept for what the proxy measures itself."""
+    """Whether the name is reserved for the proxy's own metrics."""
     return name.startswith(RESERVED)

@@ -1,13 +1,13 @@
 """Path patterns, `/jobs/{job_id}` and `/files/{rest:*}`: their syntax, and which covers which.
 
 1. A pattern is split at `/`. A segment is literal text, `{name}` (exactly one segment, not empty)
-   or `{name:*}` (everything left, also nothing), the last only at the end.
-2. A segment is wholly literal or wholly a parameter: `/a-{x}` is refused rather than guessed at.
-3. Literals are compared with the request path percent-decoded and without dot segments or empty
-   segments. What could therefore never match, or would be taken for a query, is refused: `%`, `?`,
-   `#`, controls, `.`, `..` and `//`.
-4. What is a pattern elsewhere and would be literal text here is refused, with the right spelling:
-   `*`, `:id`, `<id>`, `[id]`, `{id:int}`, `(.*)` and other regular expressions.
+   or, only at the end, `{name:*}` (the rest of the path, which may be empty).
+2. A segment is either literal or a parameter; a mixture such as `/a-{x}` is refused.
+3. Literals are compared with the percent-decoded request path without dot segments and empty
+   segments. Text that could never match, or that looks like a query, is refused: `%`, `?`, `#`,
+   control characters, `.`, `..` and `//`.
+4. Patterns of other routers, which would be literal text here, are refused with a hint at the right
+   spelling: `*`, `:id`, `<id>`, `[id]`, `{id:int}`, `(.*)` and other regular expressions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(:\*)?\}")
 _LITERAL = re.compile(r"[^{}%?#\\\x00-\x1f\x7f]*")
 
 
-# What routers elsewhere mean by a segment: one segment with a name, or all that is left.
+# Segments in the syntax of other routers: one named segment, or the rest of the path.
 _ONE = re.compile(
     r":(\w+)\??(?:\([^/]*\))?"  # Express, Rails, gin, httprouter
     r"|<(?:\w+:)?(\w+)>"  # Flask, Django
@@ -35,7 +35,7 @@ _REGULAR = re.compile(r"[*\[\]<>|^]|\([^)]*[+?.][^)]*\)|\$$|^:\w")
 
 
 def _elsewhere(part: str, last: bool) -> str | None:
-    """How a segment that means something in another router is written here, or what to do."""
+    """Our spelling of a segment in another router's syntax, or what to use instead."""
     rest = _REST.fullmatch(part) if last else None
     if rest is not None:
         return f"{{{_name(rest, 'rest')}:*}}"
@@ -52,7 +52,7 @@ def _name(match: re.Match[str], otherwise: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What stands between two slashes. `text` is the literal, or the parameter's name."""
+    """One segment of a pattern. `text` is the literal, or the parameter's name."""
 
     text: str
     parameter: bool = False

@@ -1,4 +1,4 @@
-"""What is wrong with a config file, and where: the only words in which config errors are told."""
+"""Problems and warnings of a config file, with their place and their text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Key = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing to repair. `line` counts from 1; `key` is the dotted path, `""` for the file."""
+    """One thing to fix. `line` counts from 1; `key` is the dotted path, `""` for the file."""
 
     file: Path
     line: int
@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class ConfigWarning:
-    """Something legal that is hardly meant. It is shown by `check` and stops nothing."""
+    """Something legal that is probably a mistake. `check` shows it; it prevents nothing."""
 
     file: Path
     line: int
@@ -38,7 +38,7 @@ class ConfigWarning:
 
 
 class ConfigError(Exception):
-    """The config cannot be used. `problems` holds every problem found, in file order."""
+    """The config cannot be used. `problems` lists every problem, in file order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(
@@ -59,7 +59,7 @@ def dotted(key: Key) -> str:
 
 
 def printable(text: str) -> str:
-    """Control characters escaped: a file name or key cannot forge a second problem line."""
+    """Escape control characters, so that a file name or key cannot forge another line."""
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in text
     )

@@ -1,4 +1,4 @@
-"""A config as it may be shown: for `GET /api/config` and for people."""
+"""The config with its secrets masked, for `GET /api/config` and for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from proxy.config.schema import Config
 
 
 def redacted(config: Config) -> dict[str, Any]:
-    """The whole config, defaults filled in, ready for JSON and as a person would write it.
+    """The complete config with defaults, ready for JSON, and as a person would write it.
 
     Durations are `2s`, sizes `50MiB`, shares `20%`; secrets are `***`, URLs lose user and password.
     """

@@ -1,10 +1,10 @@
 """The whole config file: every key, its type, its default and the reason for it.
 
-The large sections have files of their own beside this one; the small ones are here. The models are
-frozen and complete: what compiles a config never asks whether a key was given. Durations are
-seconds (float), sizes bytes (int), shares 0..1. The text under a key is its description in the JSON
-Schema; `model_dump(mode="json")` gives what a person would write, with secrets masked. The loader
-hands every scalar over as text, so each type here must read text.
+The large sections have files of their own; the small ones are here. The models are frozen and
+complete, so the code that compiles a config never has to check whether a key was given. Durations
+are seconds (float), sizes bytes (int), shares 0..1. The text under a key is its description in the
+JSON Schema. `model_dump(mode="json")` returns what a person would write, with secrets masked. The
+loader passes every scalar as text, so each type must accept text.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Redis(Model):
     """From a command to its answer; beyond it Redis counts as away."""
 
 
-#: What a job is doing while the worker calls a service: stages of the current document, statuses of
-#: the older one. `processing` is a job that works without being in any stage, as downloads do.
+#: The stages of a job in which the worker calls a service, or, in the older document, its statuses.
+#: `processing` is a running job that is in no stage, such as a download.
 _CALLED_IN = {
     "youtube-search": ("processing", "fetching_shorts", "downloading_shorts"),
     "video-downloader": ("processing", "fetching_shorts", "downloading_shorts"),

@@ -1,4 +1,4 @@
-"""The schema as a tree that can be asked: which keys are known at a path, and is it a secret."""
+"""Queries about the schema: which keys are known at a path, and whether it is a secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxy.config.schema import Config
 
 
 def known_keys(path: Key) -> tuple[str, ...]:
-    """The keys that the schema has at `path`; none where names are free or values stand."""
+    """The keys that the schema has at `path`; none if names are free there, or for a value."""
     return tuple(
         name
         for kind in _kinds_at(path)
@@ -24,13 +24,14 @@ def known_keys(path: Key) -> tuple[str, ...]:
 
 
 def is_secret(path: Key) -> bool:
-    """Whether the value at `path` is never to be shown."""
+    """Whether the value at `path` must never be shown."""
     return SecretStr in _kinds_at(path)
 
 
 def every_key() -> Iterator[tuple[str, type[BaseModel], str]]:
     """Each key of the schema once: the path of its section (`upstreams.NAME.pool`), the section's
-    model and the key's name. A model that stands in several places comes with its first path."""
+    model and the key's name. A model that is used in several places is listed with its first
+    path."""
     seen: set[type[BaseModel]] = set()
     queue: list[tuple[str, type[BaseModel]]] = [("", Config)]
     while queue:

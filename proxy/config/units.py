@@ -1,8 +1,8 @@
 """Durations, sizes, percentages, times of day and addresses, as people write them in YAML.
 
-Every parser takes what YAML gave (a string or a number) and raises `ValueError` with a message of
-the form "expected ..., found ...", which the loader shows behind file, line and key. The `format_`
-functions write a value back as a person would.
+Every parser accepts a value from YAML (a string or a number) and raises `ValueError` with a message
+of the form "expected ..., found ...", which the loader shows after file, line and key. The
+`format_` functions write a value as a person would.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2*
 def parse_duration(value: object) -> float:
     """`250ms`, `2s`, `1m30s`, `24h`, `7d` as seconds. A bare number is refused, except 0.
 
-    A hundred years are the limit: beyond lie overflows in timers and dates, and no use.
+    The limit is a hundred years, because longer ones overflow timers and dates.
     """
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
         try:
@@ -59,7 +59,7 @@ def parse_size(value: object) -> int:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         size = float(match[1]) * _BYTES.get(match[2] or "", 1)
-        if size < 2**53:  # beyond, a float is no exact number of bytes
+        if size < 2**53:  # above that a float is not exact
             return round(size)
     raise ValueError(f"expected a size such as 50MiB, 64KiB or 10MB, found {value!r}")
 
@@ -94,7 +94,7 @@ def format_ratio(share: float) -> str:
 
 @dataclass(frozen=True)
 class Rate:
-    """So many in so many seconds."""
+    """`count` per `seconds`."""
 
     count: int
     seconds: float
@@ -151,8 +151,8 @@ def format_time_of_day(time: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Bind:
-    """Where a listener listens. `host` is an IP address, or `""` for every address there is.
-    `given` names a socket that somebody else has opened, instead of both."""
+    """Where a listener listens. `host` is an IP address, or `""` for every address. `given`, used
+    instead of both, names a socket that somebody else has opened."""
 
     host: str
     port: int
@@ -187,8 +187,8 @@ _BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([0-9.]+|localhost|\*|)):([0-9]{
 
 def parse_bind(value: object) -> Bind:
     """`0.0.0.0:8000`, `[::1]:8000`, `localhost:8000` (which is 127.0.0.1), or `:8000` and `*:8000`
-    (every address, IPv4 and IPv6). Port 0 lets the kernel choose. Other host names are refused:
-    what they resolve to decides who can connect, and may change between two starts."""
+    (every address, IPv4 and IPv6). Port 0 lets the kernel choose. Other host names are refused,
+    because their addresses decide who can connect, and may change between two starts."""
     if isinstance(value, Bind):
         return value
     match = _BIND.fullmatch(value) if isinstance(value, str) else None
@@ -198,7 +198,7 @@ def parse_bind(value: object) -> Bind:
             if not host or ipaddress.ip_address(host).version == (6 if match[1] else 4):
                 return Bind(host, int(match[3]))
         except ValueError:
-            pass  # told below, in our words
+            pass  # reported below
     raise ValueError(
         "expected an IP address and port such as 127.0.0.1:8000, [::1]:8000 or :8000, "
         f"found {value!r}"
@@ -209,7 +209,7 @@ _GIVEN = re.compile(r"fd:([A-Za-z0-9._@-]{1,255})")
 
 
 def parse_listener_bind(value: object) -> Bind:
-    """As `parse_bind`, or `fd:NAME`: the socket of that name that systemd has given to the process
+    """Like `parse_bind`, or `fd:NAME`: the socket of that name that systemd gave the process
     (`FileDescriptorName=` of a `.socket` unit)."""
     if isinstance(value, str) and value.startswith("fd:"):
         match = _GIVEN.fullmatch(value)
@@ -222,7 +222,7 @@ def parse_listener_bind(value: object) -> Bind:
 
 
 def expand_home(value: object) -> object:
-    """`~/x` as a path below the home directory. Raises `ValueError` where there is none."""
+    """`~/x` as a path below the home directory. Raises `ValueError` if there is none."""
     if not isinstance(value, str) or not value.startswith("~"):
         return value
     try:
@@ -240,7 +240,7 @@ def without_userinfo(text: str) -> str:
 
 
 def mask(secret: str) -> str:
-    """A secret as it may be shown: a URL keeps all but its userinfo and query, the rest nothing."""
+    """A secret as it may be shown: a URL without userinfo and query, anything else as `***`."""
     if re.fullmatch(r"[a-z+]+://\S*", secret):
         return without_userinfo(secret.partition("?")[0])
     return "***"
@@ -249,8 +249,8 @@ def mask(secret: str) -> str:
 @dataclass(frozen=True)
 class TargetAddress:
     """One place to connect to. `path` is set for a unix socket, else `host` and `port`. `app` is
-    the `MODULE:NAME` of an application in our own process; its `path` is known once the proxy is
-    made."""
+    the `MODULE:NAME` of an application in our own process, whose `path` is known once the proxy has
+    been built."""
 
     scheme: str
     host: str
@@ -260,7 +260,7 @@ class TargetAddress:
 
     @property
     def authority(self) -> str:
-        """What stands in `Host` when the route does not preserve the client's."""
+        """The value of `Host` if the route does not preserve the client's."""
         if self.path is not None or self.app is not None:
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -276,7 +276,7 @@ class TargetAddress:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-#: What names a class or function: `package.module:Name`.
+#: The name of a class or function: `package.module:Name`.
 OBJECT_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 _TARGET = re.compile(

@@ -1,6 +1,6 @@
-"""Values of the config, as people write them and as the code reads them: what every section uses.
+"""The types of config values that all sections share.
 
-Durations are seconds (float), sizes bytes (int), shares 0..1. Every type here must read text.
+Durations are seconds (float), sizes bytes (int), shares 0..1. Every type must accept text.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ Level = Annotated[
 
 
 class Model(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """The base of all sections: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -540,7 +540,7 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{place}[1].scripts:Script.upstream: expected the name of an upstream" in said
     assert "did you mean 'other'?" in said
     assert f"{place}[2]: " in said
-    assert "'scripts:number' is no subclass of proxy.extend.Stage" in said
+    assert "'scripts:number' is not a subclass of proxy.extend.Stage" in said
     assert "scripts has no Absent" in said
     assert "no stage 'tag-tenant' is installed (there are: none; others are MODULE:CLASS)" in said
     assert "scripts has no Scirpt (did you mean 'Script'?)" in said
@@ -580,7 +580,7 @@ def test_an_upstream_by_default_is_looked_for(
         ("import no_such_thing\n", "No module named 'no_such_thing' ({file}, line 1)"),
         ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero ({file}, line 2)"),
         ("def f(:\n", "SyntaxError: invalid syntax (broken_stage.py, line 1)"),
-        (None, "(broken_stage is looked for where Python looks, then in "),
+        (None, "(broken_stage is looked up on Python's path, then in "),
     ],
 )
 def test_a_module_that_does_not_import_is_told_with_its_line(

@@ -27,7 +27,7 @@ def check_binds(config: Config, found: Findings) -> None:
 
 
 def check_loops(config: Config, found: Findings) -> None:
-    """A target that is one of our own listeners would send each request round in a circle."""
+    """A target that is one of our own listeners would send requests in a circle."""
     for name, upstream in config.upstreams.items():
         for index, target in enumerate(upstream.targets):
             for listener, settings in config.listeners.items():
@@ -40,7 +40,7 @@ def check_loops(config: Config, found: Findings) -> None:
 
 
 def _reaches(host: str, port: int, bind: Bind) -> bool:
-    """Whether a connection to `host` on this machine arrives at `bind`, as far as names tell."""
+    """Whether a connection to `host` from this machine would arrive at `bind`."""
     if port != bind.port or port == 0:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What the rules find, with file and line."""
+"""Problems and warnings that the rules find, with file and line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from proxy.config.problems import ConfigWarning, Key, Problem, dotted
 
 
 class Findings:
-    """Collects what the rules find, with file and line.
+    """Collects the problems and warnings of the rules, with file and line.
 
-    `tree` is the file as written; `trimmed` what of it the model was made of, so that the model's
-    list indices are its own.
+    `tree` is the file as written; `trimmed` is the part that the model was built from, so its list
+    indices are those of the model.
     """
 
     def __init__(self, file: Path, tree: Element, trimmed: Element) -> None:
@@ -25,14 +25,14 @@ class Findings:
         self.warnings: list[ConfigWarning] = []
 
     def problem(self, key: Key, expected: str, found: str) -> None:
-        """A rule is broken at `key`, a path in the file as the model has it."""
+        """Report a violation at `key`, a path in the model."""
         if self.placeholder(key):
             return
         line, name = self._locate(key)
         self.problems.append(Problem(self.file, line, name, expected, found))
 
     def warn(self, key: Key, text: str) -> None:
-        """Legal, but hardly meant."""
+        """Report something legal that is probably a mistake."""
         line, name = self._locate(key)
         self.warnings.append(ConfigWarning(self.file, line, name, text))
 
@@ -42,12 +42,12 @@ class Findings:
         return tuple(element.value) if element and isinstance(element.value, dict) else ()
 
     def given(self, *key: str) -> bool:
-        """Whether the file has a value at `key`, sound or not."""
+        """Whether the file has a value at `key`, valid or not."""
         element = self.tree.find(key)
         return element.key == key and element.value is not None
 
     def placeholder(self, key: Key) -> bool:
-        """Whether the loader put a stand-in here, having told why."""
+        """Whether the loader put a placeholder here, having reported why."""
         return self.trimmed.find(key).placeholder
 
     def _locate(self, key: Key) -> tuple[int, str]:

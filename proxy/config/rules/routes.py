@@ -92,7 +92,7 @@ def _headers(key: Key, route: Route, found: Findings) -> None:
 
 
 def _stages(key: Key, route: Route, found: Findings) -> None:
-    """Upstreams that the settings of stages name are there."""
+    """The upstreams that stages' settings name must exist."""
     known = found.names("upstreams")
     for index, use in enumerate(route.use):
         for setting, name in upstreams_named(use.settings):
@@ -104,7 +104,7 @@ def _stages(key: Key, route: Route, found: Findings) -> None:
 
 
 def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings) -> None:
-    """A route that never wins. Several earlier ones may take its methods between them."""
+    """Warn of a route that earlier ones hide, possibly several of them together."""
     pattern = patterns.parse_pattern(route.path)
     left = None if route.methods is None else set(route.methods)
     for other in earlier:
@@ -116,7 +116,8 @@ def _shadow(key: Key, route: Route, earlier: tuple[Route, ...], found: Findings)
 
 
 def _spelled(key: Key, route: Route, routes: tuple[Route, ...], found: Findings) -> None:
-    """A route whose path is another spelling of a checked route's, which takes them all."""
+    """Warn of a route whose path is another spelling of a checked route's, which matches them
+    all."""
     if route.guards:
         return
     for other in routes:

@@ -25,14 +25,14 @@ def check_stores(config: Config, found: Findings) -> None:
             found.warn(("mirrors", name, "rescue"), "the former name of requeue: rename it")
         other = files.setdefault(os.path.realpath(mirror.sqlite), name)
         if other != name:
-            # One writer to a file: each would take the other's jobs for its own.
+            # A file has one writer; each mirror would take the other's jobs for its own.
             found.problem(
                 ("mirrors", name, "sqlite"), "a file of its own", f"that of mirrors.{other}"
             )
     if config.trace is not None:
         mirror_of = files.get(os.path.realpath(config.trace.sqlite))
         if mirror_of is not None:
-            # Each would take the other's file for a foreign one, and set it aside.
+            # Each would take the other's file for a foreign one and set it aside.
             found.problem(("trace", "sqlite"), "a file of its own", f"that of mirrors.{mirror_of}")
         for name in config.trace.called_in:
             if found.given("trace", "called_in"):

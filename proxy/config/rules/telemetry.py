@@ -12,7 +12,7 @@ from proxy.config.telemetry import Statsd, StatsdMetric
 
 
 def check_telemetry(config: Config, found: Findings) -> None:
-    """Runs every rule."""
+    """Rules about `statsd`, `telemetry` and `resources`."""
     if config.statsd is not None:
         _statsd(config.statsd, found)
     otlp = config.telemetry.otlp
@@ -30,7 +30,7 @@ def check_telemetry(config: Config, found: Findings) -> None:
 
 
 def otel_installed() -> bool:
-    """Whether the optional extra is there; it is looked for, not imported."""
+    """Whether the optional extra is installed; it is found without importing it."""
     try:
         names = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
         return all(importlib.util.find_spec(name) is not None for name in names)

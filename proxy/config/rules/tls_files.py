@@ -1,4 +1,4 @@
-"""Rules about certificates and keys: the files exist, load, fit together and are in their time."""
+"""Rules about certificates and keys: the files exist, load, match and are valid now."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_certificate(key: Key, cert: Path, private: Path, found: Findings) -> N
 
 
 def _in_time(key: Key, chain: list[Certificate], now: float, found: Findings) -> None:
-    """Warn of what clients refuse: a certificate out of its time, a chain that does not hold."""
+    """Warn of certificates that are not valid now, and of broken chains: clients refuse both."""
     for number, one in enumerate(chain, 1):
         which = "the certificate" if number == 1 else f"certificate {number} of the chain"
         ends = iso_utc(one.ends)[:10]

@@ -34,7 +34,7 @@ def check_upstream(key: Key, upstream: Upstream, found: Findings) -> None:
 
 
 def _importable(key: Key, name: str, found: Findings) -> None:
-    """What the file names is there: better known now than at the start."""
+    """Named code can be imported; `check` should report it before the start does."""
     try:
         load_object(name)
     except CannotImport as error:
