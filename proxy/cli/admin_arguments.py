@@ -1,4 +1,4 @@
-"""What all commands that ask the admin API share: their options, the call, the answer's output."""
+"""What all commands of the admin API share: their options, the call, and the output."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Ask = Callable[[Client, argparse.Namespace], Any]
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 up, as an argument."""
+    """Parse an argument: a whole number from 1."""
     if not text.isdecimal() or not 0 < int(text[:12]) <= 10_000_000:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
     return int(text)
 
 
 def duration(text: str) -> str:
-    """A duration as the admin API reads it, as an argument."""
+    """Parse an argument: a duration, as the admin API accepts it."""
     try:
         parse_duration(text)
     except ValueError as error:
@@ -58,13 +58,16 @@ def action(actions: Actions, name: str, ask: Ask, does: str) -> argparse.Argumen
 
 
 def connection_options(parser: argparse.ArgumentParser, ask: Ask) -> None:
-    """Options that say which proxy is asked, and `ask` as what the command does."""
+    """Add the options of the connection, and make `ask` the command's function."""
     parser.set_defaults(command=_ask, ask=ask)
     parser.add_argument(
-        "--admin", default=DEFAULT_ADMIN, metavar="URL", help="where it listens (%(default)s)"
+        "--admin",
+        default=DEFAULT_ADMIN,
+        metavar="URL",
+        help="address of the admin API (%(default)s)",
     )
     parser.add_argument("--token", help="bearer token; better from ADMIN_TOKEN, which ps hides")
-    parser.add_argument("--json", action="store_true", help="the answer as it came")
+    parser.add_argument("--json", action="store_true", help="print the response as JSON")
 
 
 def _ask(options: argparse.Namespace) -> int:

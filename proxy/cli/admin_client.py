@@ -15,13 +15,13 @@ _LONGEST_ANSWER = 64 * 1024 * 1024
 
 
 class AdminError(Exception):
-    """The admin API could not be asked, or refused: one line for the user."""
+    """The admin API could not be reached, or refused: one line for the user."""
 
 
 class Client:
     """HTTP to the admin API, one connection per call.
 
-    `timeout` is in seconds. Proxies of the environment are not used: the API is next door.
+    `timeout` is in seconds. The proxy settings of the environment are ignored.
     """
 
     def __init__(self, url: str, token: str = "", timeout: float = 30.0) -> None:
@@ -41,13 +41,13 @@ class Client:
             str(parts.hostname), port, timeout=timeout
         )
         if not token.isascii() or not token.isprintable():
-            raise AdminError("the token has characters that no header may hold")
+            raise AdminError("the token has characters that are not allowed in a header")
         self._fields = {"Accept": "application/json"}
         if token:
             self._fields["Authorization"] = f"Bearer {token}"
 
     def send(self, method: str, path: str, document: object = None) -> tuple[int, bytes]:
-        """Status and body of one exchange. Raises `AdminError` where there is no answer."""
+        """Status and body of one exchange. Raises `AdminError` without a response."""
         body = None if document is None else json.dumps(document).encode()
         fields = self._fields | ({"Content-Type": "application/json"} if body else {})
         connection = self._connect()
@@ -65,7 +65,8 @@ class Client:
             connection.close()
 
     def call(self, method: str, path: str, document: object = None) -> Any:
-        """The JSON answer of a successful call. Raises `AdminError` with the API's own words."""
+        """The JSON response of a successful call. Raises `AdminError` with the API's own
+        message."""
         status, body = self.send(method, path, document)
         try:
             answer = json.loads(body) if body else None
@@ -78,7 +79,7 @@ class Client:
             raise AdminError(
                 "the admin API does not know this token: see admin.token in the proxy's config"
                 if "Authorization" in self._fields
-                else "the admin API wants a token: give --token or set ADMIN_TOKEN"
+                else "the admin API needs a token: give --token or set ADMIN_TOKEN"
             )
         if detail:
             raise AdminError(printable(str(detail)))
@@ -88,10 +89,10 @@ class Client:
 
 
 def segment(text: str) -> str:
-    """`text` as one segment of a URL's path; two dots would be the way up."""
+    """`text` as one segment of a URL's path; dot segments would be resolved."""
     return quote(text, safe="") if text not in (".", "..") else text.replace(".", "%2E")
 
 
 def one_line(body: bytes) -> str:
-    """The beginning of an answer, safe for a terminal."""
+    """The beginning of a response, safe for a terminal."""
     return printable(" ".join(body.decode(errors="replace").split())[:200]) or "nothing"

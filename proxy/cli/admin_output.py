@@ -1,4 +1,4 @@
-"""An answer of the admin API for people: facts as lines, rows as tables that fit the terminal."""
+"""Responses of the admin API for people: facts as lines, rows as tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy.config.problems import printable
 
-# What a table shows of a row, where the row has it; the rest is in `--json`.
+# The columns of tables, if the rows have them; `--json` shows everything.
 _COLUMNS = (
     "name",
     "service",
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 _IDS = frozenset({"job_id", "id", "name"})
 
-# What gives way to the others on a narrow terminal, the first first; `--json` has all.
+# Columns that are dropped on a narrow terminal, in this order; `--json` shows everything.
 _EXPENDABLE = (
     "expires_at",
     "updated_at",
@@ -54,11 +54,11 @@ _EXPENDABLE = (
     "reason",
     "error",
 )
-_TEXT_WIDTH = 16  # columns that the words of a reason or an error need at least
+_TEXT_WIDTH = 16  # the least width of a reason or an error
 
 
 def show(answer: Any) -> None:
-    """Facts as lines, rows as tables; what nests deeper as JSON."""
+    """Print facts as lines, rows as tables, and deeper structures as JSON."""
     if isinstance(answer, list):
         _table("", answer)
         return
@@ -97,7 +97,7 @@ def _table(title: str, rows: Sequence[Any]) -> None:
     cells = [[row[name] for name in columns] for row in shown]
     table = Table(title=printable(title) or None, title_justify="left")
     for name in columns:
-        # An ID that is cut cannot be copied: other columns give way to it.
+        # A truncated ID cannot be copied, so other columns give way to it.
         table.add_column(name, overflow="fold", no_wrap=name in _IDS)
     for line in cells:
         table.add_row(*map(Text, line))
@@ -108,12 +108,12 @@ def _table(title: str, rows: Sequence[Any]) -> None:
 
 
 def _short(name: str, cell: str) -> str:
-    """A date to the second: its microseconds take the room of another column."""
+    """Shorten a date to the second, to make room for other columns."""
     return cell[:19] if name.endswith("_at") and cell[19:20] == "." else cell
 
 
 def fitting(widths: Mapping[str, int], width: int) -> list[str]:
-    """The columns of a table that a terminal has room for, given how wide their cells are."""
+    """The columns that fit the terminal, given the widths of their cells."""
     needs = {
         name: min(need, _TEXT_WIDTH) if name in ("reason", "error") else need
         for name, need in widths.items()

@@ -1,4 +1,4 @@
-"""`breakers`: circuit breakers, listed, opened, closed and reset for the whole fleet."""
+"""`breakers`: list circuit breakers, and open, close or reset them for the whole fleet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from proxy.cli.admin_client import Client, segment
 
 
 def add_commands(commands: Actions, examples: Callable[..., str]) -> None:
-    """Adds `breakers` to the command line."""
+    """Add `breakers` to the command line."""
     breakers = group(
         commands,
         "breakers",
@@ -25,8 +25,8 @@ def add_commands(commands: Actions, examples: Callable[..., str]) -> None:
     action(breakers, "list", _list, "every breaker and its state")
     for name, does in (
         ("open", "refuse calls to an upstream"),
-        ("close", "let calls through"),
-        ("reset", "forget what was counted, start closed"),
+        ("close", "allow all calls to an upstream"),
+        ("reset", "clear the counts and start closed"),
     ):
         change = action(breakers, name, _change, does)
         change.add_argument("name", metavar="NAME", help="the upstream's name")
@@ -37,7 +37,7 @@ def add_commands(commands: Actions, examples: Callable[..., str]) -> None:
                 dest="for_",
                 type=duration,
                 metavar="DURATION",
-                help="such as 10m; then decide automatically again",
+                help="such as 10m; after that it decides automatically again",
             )
 
 
@@ -50,7 +50,7 @@ def _list(client: Client, options: argparse.Namespace) -> Any:
 
 
 def _without_old_failures(breaker: dict[str, Any]) -> None:
-    """Only a closed breaker counts failures; those that opened one are its reason."""
+    """Hide failures unless the breaker is closed: those that opened it are its reason."""
     if breaker.get("state") != "closed":
         breaker["failures"] = None
 

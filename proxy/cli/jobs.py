@@ -1,4 +1,4 @@
-"""`jobs`: the jobs that the mirrors know, listed, shown, synchronized, restored and requeued."""
+"""`jobs`: list, show, synchronize, restore and requeue the jobs that the mirrors know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxy.config.problems import printable
 
 
 def add_commands(commands: Actions, examples: Callable[..., str]) -> None:
-    """Adds `jobs` to the command line."""
+    """Add `jobs` to the command line."""
     jobs = group(
         commands,
         "jobs",
@@ -28,21 +28,21 @@ def add_commands(commands: Actions, examples: Callable[..., str]) -> None:
     listing = action(jobs, "list", _list, "list jobs, newest first")
     listing.add_argument("--mirror", metavar="NAME", help="of this mirror only")
     listing.add_argument("--status", help="in this status only")
-    listing.add_argument("--limit", type=positive, metavar="N", help="at most so many")
-    listing.add_argument("--stranded", action="store_true", help="only those nobody works on")
+    listing.add_argument("--limit", type=positive, metavar="N", help="at most this many")
+    listing.add_argument("--stranded", action="store_true", help="only those that no worker has")
     show = action(jobs, "show", _show, "one job and all its known versions")
     show.add_argument("id", metavar="ID")
-    show.add_argument("--mirror", metavar="NAME", help="needed where there are several")
-    requeue = action(jobs, "requeue", _requeue, "give a job that nobody works on a message again")
+    show.add_argument("--mirror", metavar="NAME", help="required if there are several")
+    requeue = action(jobs, "requeue", _requeue, "push a new message for a job that no worker has")
     requeue.add_argument("id", metavar="ID")
-    requeue.add_argument("--mirror", metavar="NAME", help="needed where there are several")
+    requeue.add_argument("--mirror", metavar="NAME", help="required if there are several")
     requeue.add_argument("--reason", default="by hand", help="for the log (%(default)s)")
     requeue.add_argument(
-        "--force", action="store_true", help="even if nothing proves that nobody works on it"
+        "--force", action="store_true", help="even without proof that no worker has it"
     )
     for name, does in (
-        ("sync", "copy what Redis has into SQLite now"),
-        ("restore", "put jobs that Redis has lost back, now"),
+        ("sync", "copy the jobs in Redis into SQLite now"),
+        ("restore", "restore the jobs that Redis has lost, now"),
     ):
         change = action(jobs, name, _change, does)
         change.add_argument("--mirror", metavar="NAME", help="of this mirror only")
@@ -67,7 +67,7 @@ def _list(client: Client, options: argparse.Namespace) -> Any:
 
 
 def _warn(mirrors: Any) -> None:
-    """What is wrong with a mirror, for whoever reads its list of jobs."""
+    """Print what is wrong with a mirror next to its list of jobs."""
     for mirror in mirrors if isinstance(mirrors, list) else ():
         wrong = [
             f"{part} {mirror.get(part)}: {mirror.get(why)}"
@@ -78,8 +78,8 @@ def _warn(mirrors: Any) -> None:
             wrong.append(f"redis refuses writes: {mirror.get('writes')}")
         wrong += [f"redis right missing: {right}" for right in mirror.get("missing_rights") or ()]
         if wrong:
-            told = f"mirror {mirror.get('mirror')}: {'; '.join(wrong)}"
-            print(f"reliability-proxy: {printable(told)}", file=sys.stderr)
+            text = f"mirror {mirror.get('mirror')}: {'; '.join(wrong)}"
+            print(f"reliability-proxy: {printable(text)}", file=sys.stderr)
 
 
 def _show(client: Client, options: argparse.Namespace) -> Any:
@@ -91,8 +91,8 @@ def _only_mirror(client: Client) -> str:
     config = client.call("GET", "/api/config")
     mirrors = list(config.get("mirrors") or ()) if isinstance(config, dict) else []
     if len(mirrors) != 1:
-        told = ", ".join(mirrors) or "none"
-        raise AdminError(f"give --mirror NAME; this proxy's mirrors: {printable(told)}")
+        names = ", ".join(mirrors) or "none"
+        raise AdminError(f"give --mirror NAME; this proxy's mirrors: {printable(names)}")
     return str(mirrors[0])
 
 

@@ -1,4 +1,4 @@
-"""The command line: reads arguments, hands over, and turns what went wrong into one clear line.
+"""The command line: parses arguments, runs a command, and reports errors in one clear line.
 
 Exit codes: 0 fine, 1 failed at run time, 2 bad usage or config, 130 interrupted. Each command
 imports what it needs when it runs, so that `--help` and `check` answer at once.
@@ -28,16 +28,16 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; never raises for what a user can cause."""
+    """Run one command and return its exit code; errors that a user can cause never raise."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name or job id that the terminal's encoding lacks must not end in a traceback.
+        # A file name or job id that the terminal cannot encode must not end in a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         command: Command = options.command
         code = command(options)
-        if sys.stdout is not None:  # it is None where descriptor 1 was closed from the start
+        if sys.stdout is not None:  # None if descriptor 1 was closed from the start
             sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has gone. Python flushes stdout once more at exit: give it a place.
+        # The reader (`| head`) is gone. Python flushes stdout once more at exit: let that succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
     except OSError as error:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fail(message: str, code: int = FAILED) -> int:
-    """One line on stderr; returns the exit code."""
+    """Print one line to stderr; returns the exit code."""
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return code
 
@@ -71,7 +71,7 @@ def _config_file(options: argparse.Namespace) -> Path:
 
 def _run(options: argparse.Namespace) -> int:
     file = _config_file(options)
-    gc.disable()  # what is imported stays: walking it over and over takes a tenth of the start
+    gc.disable()  # imports make no garbage, and looking for it would take a tenth of the start
     from proxy.app import process
 
     gc.enable()
@@ -156,11 +156,11 @@ def _healthcheck(options: argparse.Namespace) -> int:
     try:
         config = load_config(_config_file(options))
     except ConfigError as error:
-        # Container runtimes know 0 and 1 only.
+        # Container runtimes know only 0 and 1.
         return fail(f"config: {len(error.problems)} problem(s), first: {error.problems[0]}")
     bind = config.metrics.bind if config.metrics else config.admin.bind
     if not bind.port:
-        return fail("the health port is 0 in the config: only the running proxy knows it")
+        return fail("the health port is 0 in the config, so only the running proxy knows it")
     host = bind.host or "127.0.0.1"
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "run --config config/make-video.yaml",
         "PROXY_CONFIG=config/make-video.yaml {} run",
         more="SIGTERM drains: requests in flight finish, a second signal ends at once. SIGHUP "
-        "loads the config anew, SIGUSR2 hands over to a new process (see upgrade).",
+        "reloads the config, SIGUSR2 hands over to a new process (see upgrade).",
     )
     _config_option(run)
 
@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "check",
         _check,
-        "validate a config file and tell every problem",
+        "validate a config file and list every problem",
         "check --config config/make-video.yaml",
         "check --config my.yaml --json",
     )
@@ -235,11 +235,11 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "demo",
         _demo,
-        "stand-in services, the proxy before them, and a guided tour",
+        "stand-in services, the proxy in front of them, and a guided tour",
         "demo",
         "demo --once",
     )
-    demo.add_argument("--once", action="store_true", help="end after the tour; 0 if all went well")
+    demo.add_argument("--once", action="store_true", help="exit after the tour; 0 if all went well")
 
     health = _command(
         commands,
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=3.0,
         metavar="SECONDS",
-        help="give up then (%(default)s)",
+        help="time limit (%(default)s)",
     )
 
     completion = _command(

@@ -1,5 +1,5 @@
-"""`trace ID`: the story of a job or a correlation ID, as a person reads it; `trace`: the latest
-trouble."""
+"""`trace ID`: the timeline of a job or a correlation ID; `trace`: the latest warnings and
+errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKS = {"ok": " ", "warning": "!", "error": "E"}
 
 _HINTS = """\
 - is the ID whole? A job ID is in the answer to its creation, a correlation ID in X-Correlation-ID
-- the latest trouble, with its IDs:  reliability-proxy trace
+- the latest problems, with IDs:     reliability-proxy trace
 - the log has every exchange:        jq -c 'select(.correlation_id == "ID")' proxy.log
 - what the mirror knows of jobs:     reliability-proxy jobs list --limit 20"""
 
@@ -29,14 +29,14 @@ def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     examples: Callable[..., str],
 ) -> None:
-    """Adds `trace` to the command line."""
+    """Add `trace` to the command line."""
     does = "what happened, by job ID or correlation ID"
     parser = commands.add_parser(
         "trace",
         help=does,
-        description=f"{does[0].upper()}{does[1:]}: the whole story in order, the suspected cause on"
-        " top. Without an ID: the latest warnings and errors. Through the admin API of a running"
-        " proxy. Exit code 1 when nothing is known of the ID.",
+        description=f"{does[0].upper()}{does[1:]}: its timeline, with the suspected cause on top."
+        " Without an ID: the latest warnings and errors. Through the admin API of a running"
+        " proxy. Exit code 1 if nothing is known of the ID.",
         epilog=examples(
             "trace mv_a1b2c3d4e5",
             "trace 2f1c1a1e-1111-4222-8333-123456789abc --json",
@@ -49,20 +49,23 @@ def add_command(
     parser.add_argument(
         "--severity",
         choices=("ok", "warning", "error"),
-        help="events that are at least so bad (without an ID: warning)",
+        help="only events of at least this severity (without an ID: warning)",
     )
     parser.add_argument(
         "--limit",
         type=positive,
         default=20,
         metavar="N",
-        help="without an ID: so many (%(default)s)",
+        help="without an ID: at most this many (%(default)s)",
     )
     parser.add_argument(
-        "--admin", default=DEFAULT_ADMIN, metavar="URL", help="where it listens (%(default)s)"
+        "--admin",
+        default=DEFAULT_ADMIN,
+        metavar="URL",
+        help="address of the admin API (%(default)s)",
     )
     parser.add_argument("--token", help="bearer token; better from ADMIN_TOKEN, which ps hides")
-    parser.add_argument("--json", action="store_true", help="the answer as it came")
+    parser.add_argument("--json", action="store_true", help="print the response as JSON")
 
 
 def _trace(options: argparse.Namespace) -> int:
@@ -73,7 +76,7 @@ def _trace(options: argparse.Namespace) -> int:
             query = urlencode({"severity": options.severity or "warning", "limit": options.limit})
             answer = client.call("GET", f"/api/trace?{query}")
         else:
-            answer = _story(client, options.id)
+            answer = _fetch_timeline(client, options.id)
             if answer is None:
                 return 1
             if options.severity is not None:
@@ -86,12 +89,12 @@ def _trace(options: argparse.Namespace) -> int:
     elif options.id is None:
         _show(answer.get("events") or [], "nothing of that kind is recorded", dated=True)
     else:
-        _tell(answer)
+        _show_timeline(answer)
     return 0
 
 
-def _story(client: Client, wanted: str) -> Any:
-    """The story; None, with hints printed, where nothing is known."""
+def _fetch_timeline(client: Client, wanted: str) -> Any:
+    """The timeline; None if nothing is known, after printing hints."""
     status, body = client.send("GET", f"/api/trace/{segment(wanted)}")
     if status != 404:
         return client.call("GET", f"/api/trace/{segment(wanted)}")
@@ -106,13 +109,13 @@ def _story(client: Client, wanted: str) -> Any:
     return None
 
 
-def _keep_severe(story: dict[str, Any], least: str) -> None:
-    """Leave out what is not so bad, and have the suspect point at its event by its new number."""
-    events = story.get("events") or []
+def _keep_severe(timeline: dict[str, Any], least: str) -> None:
+    """Leave out less severe events, and renumber the event of the suspected cause."""
+    events = timeline.get("events") or []
     ranks = list(_MARKS)
     kept = [n for n, e in enumerate(events) if _rank(ranks, e) >= ranks.index(least)]
-    story["events"] = [events[number] for number in kept]
-    cause = story.get("suspected_cause")
+    timeline["events"] = [events[number] for number in kept]
+    cause = timeline.get("suspected_cause")
     if cause and cause.get("event") is not None:
         cause["event"] = kept.index(cause["event"]) if cause["event"] in kept else None
 
@@ -125,21 +128,21 @@ def _rank(ranks: list[str], event: Mapping[str, Any]) -> int:
 # --- output -------------------------------------------------------------------------------------
 
 
-def _tell(story: Mapping[str, Any]) -> None:
-    """The head, the suspect, the events."""
-    events = story.get("events") or []
-    cause = story.get("suspected_cause")
-    lines = [f"{story.get('kind')} {story.get('id')}"]
-    others = [one for one in story.get("job_ids") or () if one != story.get("id")]
+def _show_timeline(timeline: Mapping[str, Any]) -> None:
+    """Print the head, the suspected cause, and the events."""
+    events = timeline.get("events") or []
+    cause = timeline.get("suspected_cause")
+    lines = [f"{timeline.get('kind')} {timeline.get('id')}"]
+    others = [one for one in timeline.get("job_ids") or () if one != timeline.get("id")]
     if others:
         lines.append(f"jobs: {', '.join(map(str, others))}")
-    others = [one for one in story.get("correlation_ids") or () if one != story.get("id")]
+    others = [one for one in timeline.get("correlation_ids") or () if one != timeline.get("id")]
     if others:
         shown = ", ".join(map(str, others[:5]))
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         lines.append(f"correlation IDs: {shown}{more}")
-    if story.get("note"):
-        lines.append(f"note: {story['note']}")
+    if timeline.get("note"):
+        lines.append(f"note: {timeline['note']}")
     found = f"suspected cause: {cause['summary']}" if cause else "no cause suspected: nothing wrong"
     suspect = cause.get("event") if cause else None
     if not sys.stdout.isatty():
@@ -164,7 +167,8 @@ def _show(
     suspect: int | None = None,
     dated: bool = False,
 ) -> None:
-    """A line for each event: time, mark, source, duration, what happened, IDs where several."""
+    """Print a line per event: time, mark, source, duration, summary, and the ID if there are
+    several."""
     if not events:
         print(nothing)
         return
@@ -215,8 +219,8 @@ def _show(
 def _joined(
     events: Sequence[Mapping[str, Any]], suspect: int | None
 ) -> Iterator[tuple[int, Mapping[str, Any], int, str]]:
-    """Number, event, how often and until when: what repeats itself without trouble, as polls do, is
-    one line."""
+    """Number, event, count and last time. Equal successful events in a row, such as polls, are
+    joined into one."""
     number = 0
     while number < len(events):
         event, last = events[number], number

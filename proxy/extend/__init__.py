@@ -1,8 +1,8 @@
-"""Stages of one's own: what a route does with a request and its answer, in Python.
+"""The interface for custom stages, which process requests and responses of a route in Python.
 
 See docs/how-to/extending.md. A stage is a subclass of `Stage` with a model of its settings;
-`bind(route)` returns the `Hooks` that it wants there. What is named here is stable: what changes is
-in the changelog. `messages` is what hooks see and may change, `refusal` how they refuse.
+`bind(route)` returns its `Hooks` for that route. The names exported here are stable; changes are in
+the changelog. `messages` is what hooks see and may change, `refusal` how they refuse a request.
 """
 
 from __future__ import annotations

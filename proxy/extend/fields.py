@@ -1,4 +1,4 @@
-"""Header fields that a stage sets: what may be in them, and how much of it."""
+"""Header fields that a stage sets, and their limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from proxy.core.headers import NOT_EDITABLE
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 
-#: What servers and clients take: 8 KiB of one field (aiohttp, nginx), and 32 KiB of ours together.
+#: Servers and clients accept 8 KiB per field (aiohttp, nginx); all fields of a stage: 32 KiB.
 LONGEST, MOST = 8000, 32 * 1024
 
 
@@ -17,12 +17,12 @@ def check_value(name: str, value: str) -> None:
     if len(value) > LONGEST:
         raise ValueError(f"{name} has {len(value)} characters, {LONGEST} at most")
     if not _VALUE.fullmatch(value):
-        raise ValueError(f"the value for {name} has characters that no field may have")
+        raise ValueError(f"the value for {name} has characters that are not allowed in a field")
 
 
 class Edits:
-    """Header fields to set and to remove. Raises `ValueError` for those that belong to framing,
-    connection or proxy, for values that no field may have, and for too much."""
+    """Header fields to set and to remove. Raises `ValueError` for fields that belong to framing,
+    the connection or the proxy, for invalid values, and for too many bytes."""
 
     def __init__(self) -> None:
         self._room = MOST
@@ -31,23 +31,23 @@ class Edits:
         self.added: list[tuple[str, str]] = []
 
     def put(self, name: str, value: str) -> None:
-        """One field instead of all of that name."""
+        """Replace all fields of that name with one."""
         self._check(name, value)
         self.set[name] = value
 
     def add(self, name: str, value: str) -> None:
-        """One more field of that name."""
+        """Add a field of that name."""
         self._check(name, value)
         self.added.append((name, value))
 
     def drop(self, name: str) -> None:
-        """No field of that name."""
+        """Remove all fields of that name."""
         self._check(name)
         self.removed.add(name)
 
     def _check(self, name: str, value: str = "") -> None:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a header field")
+            raise ValueError(f"{name!r} is not the name of a header field")
         if name.lower() in NOT_EDITABLE:
             raise ValueError(f"{name} belongs to the proxy and cannot be changed")
         check_value(name, value)

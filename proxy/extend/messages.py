@@ -1,4 +1,4 @@
-"""What hooks see: a request on its way, the head of its answer, and how it ended."""
+"""The objects that hooks get: the request, the head of the response, and the outcome."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """A request on its way. All stages of a route see the same one.
+    """A request. All stages of a route get the same object.
 
-    `state` is for whatever one hook leaves for another.
+    `state` is for data that one hook leaves for another.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -30,12 +30,12 @@ class Request:
         self._edits: Edits | None = None
         self._upstream: str | None = None
         self._sent = False
-        self._held = False  # its stages must not be closed
+        self._held = False  # its stages must not be closed yet
         self.state: dict[str, Any] = {}
 
     @property
     def method(self) -> str:
-        """As sent."""
+        """The method, as sent."""
         return self._exchange.method
 
     @property
@@ -45,17 +45,17 @@ class Request:
 
     @property
     def client(self) -> str:
-        """Address and port."""
+        """The client's address and port."""
         return self._exchange.client
 
     @property
     def route(self) -> str:
-        """Its name."""
+        """The name of the route."""
         return self._exchange.route
 
     @property
     def correlation_id(self) -> str:
-        """As in the log and upstream."""
+        """The correlation ID, as in the log and upstream."""
         return self._exchange.correlation_id
 
     @cached_property
@@ -65,18 +65,18 @@ class Request:
 
     @cached_property
     def query(self) -> MultiDictProxy[str]:
-        """The query's parameters, decoded; `getall` where one may come several times."""
+        """The query's parameters, decoded; use `getall` for repeated ones."""
         query = self.target.partition("?")[2]
         return MultiDictProxy(MultiDict(parse_qsl(query, keep_blank_values=True)))
 
     @cached_property
     def headers(self) -> CIMultiDictProxy[str]:
-        """The client's header fields, without those that end at the proxy."""
+        """The client's header fields, without the hop-by-hop fields."""
         return _fields(self._head.lines, ("Host", self._head.host))
 
     @cached_property
     def cookies(self) -> Mapping[str, str]:
-        """The client's cookies; of several with one name the first, which is the most specific
+        """The client's cookies; of several with the same name the first, which is the most specific
         (RFC 6265 §5.4)."""
         found: dict[str, str] = {}
         for pair in ";".join(self.headers.getall("Cookie", [])).split(";"):
@@ -86,7 +86,7 @@ class Request:
         return found
 
     def set_header(self, name: str, value: str) -> None:
-        """Send this field upstream, instead of all of that name; only in `Hooks.request`."""
+        """Replace all fields of that name upstream; only in `Hooks.request`."""
         self._changes().put(name, value)
 
     def remove_header(self, name: str) -> None:
@@ -94,13 +94,13 @@ class Request:
         self._changes().drop(name)
 
     def use_upstream(self, name: str) -> None:
-        """Ask this upstream instead of the route's; only in `Hooks.request`."""
+        """Use this upstream instead of the route's; only in `Hooks.request`."""
         self._not_sent()
         self._upstream = name
 
     def log(self, **facts: object) -> None:
-        """Add these facts to the request's line in the access log: plain values, cut where they are
-        long."""
+        """Add these facts to the request's line in the access log: plain values; long ones are
+        truncated."""
         self._exchange.note(**_plain(facts))
 
     def _changes(self) -> Edits:
@@ -111,11 +111,11 @@ class Request:
 
     def _not_sent(self) -> None:
         if self._sent:
-            raise RuntimeError("the request is on its way: only its own hook can change it")
+            raise RuntimeError("the request has been sent: only `Hooks.request` can change it")
 
 
 class Response:
-    """The head of the upstream's answer, before the client gets it."""
+    """The head of the upstream's response, before the client gets it."""
 
     def __init__(self, head: ResponseHead) -> None:
         self._head = head
@@ -123,20 +123,20 @@ class Response:
 
     @property
     def status(self) -> int:
-        """As the upstream sent it."""
+        """The status that the upstream sent."""
         return self._head.status
 
     @cached_property
     def headers(self) -> CIMultiDictProxy[str]:
-        """The upstream's header fields, without those that end at the proxy."""
+        """The upstream's header fields, without the hop-by-hop fields."""
         return _fields(self._head.lines)
 
     def set_header(self, name: str, value: str) -> None:
-        """Send this field to the client, instead of all of that name."""
+        """Replace all fields of that name for the client."""
         self._changes().put(name, value)
 
     def add_header(self, name: str, value: str) -> None:
-        """Send this field to the client beside others of that name, as `Set-Cookie` wants it."""
+        """Add a field of that name for the client, as `Set-Cookie` needs it."""
         self._changes().add(name, value)
 
     def remove_header(self, name: str) -> None:
@@ -150,9 +150,9 @@ class Response:
 
 
 class Outcome(NamedTuple):
-    """How it ended. `status` is what the client got (499: it left), `code` names an error of the
-    proxy's or a stage's own, `duration` is in seconds. `target` is the address that was asked last,
-    `attempts` how often, `bytes_in` and `bytes_out` the bodies' sizes at the client."""
+    """The outcome of an exchange. `status` is what the client got (499: it left), `code` an error
+    of the proxy or a stage, `duration` in seconds. `target` is the address of the last attempt,
+    `attempts` their number, `bytes_in` and `bytes_out` the bodies' sizes at the client."""
 
     status: int
     code: str | None
@@ -167,7 +167,7 @@ class Outcome(NamedTuple):
 def _plain(facts: Mapping[str, object]) -> dict[str, Any]:
     try:
         return bounded(facts)
-    except Exception:  # a value that cannot even be shown
+    except Exception:  # a value whose `repr` raises
         return {}
 
 

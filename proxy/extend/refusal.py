@@ -1,4 +1,4 @@
-"""How a hook refuses: with an error that is written as the proxy's own are."""
+"""How a hook refuses a request: with an error in the same form as the proxy's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from proxy.core.errors import ProxyError
 from proxy.extend.fields import check_value
 
-#: Characters of a refusal's text and of its facts, and seconds that it may ask to wait.
+#: Limits: characters of the detail and of the facts, and seconds of `retry_after`.
 _LONGEST_DETAIL, _LONGEST_FACTS, _LONGEST_RETRY = 2000, 8000, 366 * 86400.0
 
 _FIXED_MEMBERS = {"type", "title", "status", "detail", "message", "code", "correlation_id"}
@@ -19,11 +19,11 @@ _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 class Refused(ProxyError):
-    """Raise it in a hook to answer with an error instead of the upstream's answer.
+    """Raise it in a hook to answer with an error instead of the upstream's response.
 
-    `status` is 400 to 599, `detail` says why, for people; `code` is for programs and appears in the
-    log and as a metric label: few and fixed ones. `facts` are further members of the problem
-    document. `retry_after` is in seconds. `challenge` becomes `WWW-Authenticate`, which goes with
+    `status` is 400 to 599, `detail` explains the reason to people; `code` is for programs, appears
+    in the log and is a metric label, so use few and fixed ones. `facts` are further members of the
+    problem document. `retry_after` is in seconds. `challenge` becomes `WWW-Authenticate`, for
     401.
     """
 
@@ -63,12 +63,13 @@ def _detail(detail: str) -> str:
 
 def _seconds(retry_after: float | None) -> float | None:
     if retry_after is not None and not 0 <= retry_after <= _LONGEST_RETRY:
-        raise ValueError(f"expected seconds to come back in, found {retry_after!r}")
+        raise ValueError(f"expected retry_after in seconds, found {retry_after!r}")
     return retry_after
 
 
 def _members(facts: dict[str, Any]) -> dict[str, Any]:
-    """Raises `ValueError` for what is no JSON, is too much, or has the name of a fixed member."""
+    """Raises `ValueError` for facts that JSON cannot represent, are too long, or have the name of a
+    fixed member."""
     if taken := _FIXED_MEMBERS & facts.keys():
         raise ValueError(f"the problem document has its own {', '.join(sorted(taken))}")
     try:

@@ -1,4 +1,4 @@
-"""What a stage is: its settings, where it is put, and the hooks that it wants there."""
+"""The base class of stages, their settings, and their hooks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from proxy.extend.messages import Outcome, Request, Response
 UpstreamName = Annotated[
     str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(UpstreamRef)
 ]
-"""A setting that names an upstream; `check` looks whether there is one."""
+"""A setting that names an upstream; `check` verifies that it exists."""
 
 
 class Settings(Model):
-    """Base of a stage's settings: frozen, and unknown keys are errors. A default that is text is
-    read as a value in the config is: `Duration = "500ms"` is half a second."""
+    """The base of a stage's settings: frozen, and unknown keys are errors. A default that is text
+    is parsed like a value of the config: `Duration = "500ms"` is half a second."""
 
     @model_validator(mode="before")
     @classmethod
@@ -37,7 +37,7 @@ class Settings(Model):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a stage is put: from the config."""
+    """The route that a stage is bound to, from the config."""
 
     name: str
     listener: str
@@ -51,13 +51,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a stage does on a route; what it leaves empty costs nothing. Hooks are called on the
-    event loop, which must not be blocked.
+    """The hooks of a stage on a route; unused ones cost nothing. They are called on the event loop,
+    which they must not block.
 
-    `request` sees a request before any of its body is read; it may change what goes upstream, or
-    raise `Refused`. It may be `async`, and has `timeout` seconds then. `response` sees the head of
-    the upstream's answer, likewise. `finished` is called when all is over, also after an error; it
-    is too late to change anything then. Both are plain functions.
+    `request` gets a request before any of its body is read; it may change what goes upstream, or
+    raise `Refused`. It may be `async`, and then has `timeout` seconds. `response` gets the head of
+    the upstream's response, and may do the same. `finished` is called at the end of every exchange,
+    also after an error, and cannot change anything. These two are plain functions.
     """
 
     request: Callable[[Request], Awaitable[None] | None] | None = None
@@ -67,18 +67,18 @@ class Hooks:
 
 
 class Stage:
-    """A stage. One is made for each route that uses it, and anew with each reload."""
+    """A stage. Each route that uses it has its own instance, and each reload makes new ones."""
 
     class Settings(Settings):
-        """No settings; give the stage a class of this name and base where it has some."""
+        """No settings; a stage with settings has a class of this name and base."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     def bind(self, route: Route) -> Hooks | None:
-        """Its hooks on that route, or None where it has nothing to do there."""
+        """Its hooks on that route, or None if it has nothing to do there."""
         raise NotImplementedError(f"{type(self).__name__}.bind")
 
     async def close(self) -> None:
-        """End what the stage holds open: a client, a session. Called once, when no request uses it
-        any more: after a reload, and at the stop. It has five seconds."""
+        """Close resources of the stage, such as a client or a session. Called once, after a reload
+        or at the stop, when no request uses the stage any more. It has five seconds."""
