@@ -34,10 +34,10 @@ class ListenerTls(Model):
 
 
 class PerClient(Model):
-    """What one client may have of a listener, so that no one stops the service for all. A client
-    is an address (of IPv6 the /64), or the one that a trusted proxy names in `X-Forwarded-For`;
-    callers over a unix socket are not limited. Beyond it 429 `too_many_requests`. What is absent
-    is not limited."""
+    """Limits for each client, so that no client can stop the service for all. A client is an
+    address (of IPv6 the /64), or the one that a trusted proxy names in `X-Forwarded-For`; callers
+    over a unix socket are not limited. Beyond a limit 429 `too_many_requests`. An absent limit is
+    none."""
 
     connections: Annotated[int, Field(ge=1)] | None = None
     """Most connections at a time. Trusted proxies may have more."""
@@ -70,7 +70,7 @@ class ClientLimits(Model):
     connections: Annotated[int, Field(ge=1)] = 10_000
     """Most client connections at a time; the oldest without a request gives way, else 503."""
     per_client: PerClient | None = None
-    """What one client may have of that."""
+    """Limits for each client."""
 
 
 class RouteLimits(Model):
@@ -81,25 +81,25 @@ class RouteLimits(Model):
 
 
 class FieldRules(Model):
-    """What happens to the header fields of a message; values are fixed texts."""
+    """Changes to the header fields of a message; values are fixed texts."""
 
     set: dict[HeaderName, Annotated[str, Field(pattern=r"^[\t\x20-\x7e\x80-\xff]*$")]] = {}
-    """Fields to add, each instead of all of that name."""
+    """Fields to set, each in place of all of that name."""
     remove: tuple[HeaderName, ...] = ()
-    """Fields to leave out."""
+    """Fields to remove."""
 
 
 class RouteHeaders(Model):
     """Header fields that a route changes."""
 
     request: FieldRules = FieldRules()
-    """Of requests, on their way to the upstream."""
+    """Fields of requests, before they go to the upstream."""
     response: FieldRules = FieldRules()
-    """Of answers, on their way to the client; `set` also on those of the proxy's own making."""
+    """Fields of responses, before they go to the client; `set` also applies to the proxy's own."""
 
 
 class RouteTimeouts(Model):
-    """Instead of the listener's and the upstream's, on one route. Absent: theirs."""
+    """Timeouts of one route, in place of the listener's and the upstream's. Absent: theirs."""
 
     body: Annotated[Duration, Field(gt=0)] | None = None
     """Between two pieces of a request or response body, to or from the client."""
@@ -158,8 +158,8 @@ AlsoType = Literal[
 
 
 class AlsoFile(Model):
-    """A file that a form may bring beside the audio: of one of `types`, as its own bytes say, of
-    `max_size` at most, and up to `max_count` times. It is not decoded. 5 MiB: a cover."""
+    """A further file that a form may contain: its bytes must be of one of `types`, `max_size` at
+    most, and it may occur up to `max_count` times. It is not decoded. 5 MiB: a cover."""
 
     field: FormField
     types: Annotated[tuple[AlsoType, ...], Field(min_length=1)]
@@ -173,8 +173,8 @@ class Upload(Model):
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
     for a family of formats (docs/reference/uploads.md), never for what a client or libmagic
     calls it.
-    `buffer` is what older files set; it has no effect, since the whole upload waits in the spool
-    for its verdict."""
+    `buffer` is a key of older files without effect: the whole upload is spooled until it has been
+    checked."""
 
     field: FormField | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
@@ -188,7 +188,7 @@ class Upload(Model):
         "audio/ogg",
     )
     also: Annotated[tuple[AlsoFile, ...], Field(max_length=20)] = ()
-    """Files in other fields, which are let through beside the audio; all others are refused."""
+    """Files in other fields that are accepted with the audio; all others are refused."""
     mode: Literal["enforce", "report"] = "enforce"
     buffer: Annotated[Size, Field(ge=0)] | Literal["stream"] | None = None
 
@@ -211,11 +211,11 @@ class JobRole(Model):
 
 
 class Idempotency(Model):
-    """One job of a creation, however often it is sent (draft-ietf-httpapi-idempotency-key-header).
+    """One job per creation, however often it is sent (draft-ietf-httpapi-idempotency-key-header).
 
-    `keep`: for how long the first answer to an `Idempotency-Key` is repeated; 24 h, as long as a
-    job lives. `same_upload_within`: an identical upload of the same caller within this time is a
-    repetition even without a key; 0 turns it off.
+    `keep`: how long the first response to an `Idempotency-Key` is repeated; 24 h, as long as a job
+    lives. `same_upload_within`: an identical upload of the same caller within this time is a
+    repetition even without a key; 0 turns that off.
     """
 
     keep: Annotated[Duration, Field(ge=60, le=30 * 86400)] = 86400.0
@@ -270,7 +270,7 @@ class Route(Model):
     name: Name
     """Unique in its listener; also the metric label `endpoint`."""
     path: PathPattern
-    """`/exact`, `/jobs/{job_id}` (one segment) or `/{rest:*}` (everything, also nothing)."""
+    """`/exact`, `/jobs/{job_id}` (one segment) or `/{rest:*}` (the rest, which may be empty)."""
     upstream: Name
     """The upstream that requests go to."""
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] | None = None
@@ -280,10 +280,10 @@ class Route(Model):
     job: JobRole | None = None
     """What this route does with the jobs of a mirror."""
     repeatable: bool = False
-    """Its requests do no harm when they are repeated, whatever their method: a query in POST's
-    clothes. They are retried as a GET would be."""
+    """Its requests may be repeated whatever their method, such as queries sent by POST. They are
+    retried like a GET."""
     idempotency: Idempotency | None = None
-    """One job of a creation, however often it is sent."""
+    """One job per creation, however often it is sent."""
     fallback: Fallback | None = None
     """What to answer while the upstream cannot."""
     limits: RouteLimits | None = None
@@ -293,7 +293,7 @@ class Route(Model):
     headers: RouteHeaders | None = None
     """Header fields to set and to remove."""
     use: tuple[Use, ...] = ()
-    """Stages of one's own: names of installed ones or `MODULE:CLASS`, alone or with settings."""
+    """Custom stages: names of installed ones or `MODULE:CLASS`, alone or with settings."""
     trace: bool = True
     """Whether exchanges on this route may be kept in the trace."""
 

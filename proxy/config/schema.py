@@ -79,24 +79,25 @@ class Trace(Model):
     keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
     """How long an event is kept."""
     max_size: Annotated[Size, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
-    """Largest size of the file; beyond it the oldest events go, of what there is most of."""
+    """Largest size of the file; beyond it the oldest events of the most frequent kind are
+    deleted."""
     sample: Share = 0.01
-    """Share kept of the exchanges that nothing else speaks for."""
+    """Share of all other exchanges that is kept."""
     slow: Annotated[Duration, Field(gt=0)] = 2.0
-    """An exchange that takes longer is slow, and kept."""
+    """An exchange that takes longer is slow and therefore kept."""
     polls_every: Annotated[Duration, Field(ge=0)] = 10.0
-    """Of good reads of one job, and of good calls on one egress route, one is kept in this time."""
+    """Of successful reads of one job, or calls on one egress route, one per this time is kept."""
     max_rate: Annotated[int, Field(ge=1)] = 10
     """Exchanges kept a second of one route; ten times as many in a burst."""
     stuck_after: Annotated[Duration, Field(gt=0)] = 300.0
-    """A job that has not changed for so long is suspected to be stuck."""
+    """A job that has not changed for this long is suspected to be stuck."""
     called_in: dict[Name, tuple[Annotated[str, Field(max_length=64)], ...]] = _CALLED_IN
     """For each upstream that workers call: the stages and statuses of a job that does so."""
 
 
 class Admin(Model):
-    """The operator's door. Off loopback only with a token. On loopback `Host` is checked: a page on
-    the web may point a name of its own at 127.0.0.1."""
+    """The admin API. Off loopback it needs a token. On loopback `Host` is checked, because a web
+    page may point a name of its own at 127.0.0.1."""
 
     bind: Bind = units.Bind("127.0.0.1", 9901)
     """Where operators and `reliability-proxy jobs` connect."""
@@ -107,7 +108,7 @@ class Admin(Model):
 
 
 class Metrics(Model):
-    """A read-only door for Prometheus and probes: /metrics, /livez, /readyz."""
+    """A read-only port for Prometheus and probes: /metrics, /livez, /readyz."""
 
     bind: Bind
     """Where Prometheus and probes connect."""
@@ -126,18 +127,18 @@ class ProcessLimits(Model):
     """What the process as a whole may use."""
 
     memory: Annotated[Size, Field(ge=16 * 1024 * 1024)] | None = None
-    """What all buffers together may hold; beyond it the greediest are slowed, then turned away.
-    Absent: half of what the cgroup allows, else 256 MiB."""
+    """What all buffers together may hold; near it, connections that hold most are slowed, then
+    ended. Absent: half of what the cgroup allows, else 256 MiB."""
 
 
 class Spool(Model):
-    """Where bodies wait that are too large for memory: nameless files, gone with the process.
-    2 GiB: forty uploads of 50 MiB."""
+    """Where bodies that are too large for memory are kept: unnamed files that vanish with the
+    process. 2 GiB: forty uploads of 50 MiB."""
 
     dir: FilePath = Path("/tmp")  # noqa: S108 (the files have no names)
-    """A directory for nameless files; on a `tmpfs` they take up memory."""
+    """A directory for unnamed files; on a `tmpfs` they take up memory."""
     max_size: Annotated[Size, Field(ge=1024 * 1024)] = 2 * 1024 * 1024 * 1024
-    """What all of them together may hold. Beyond it bodies are passed on as they come."""
+    """What all of them together may hold. Beyond it bodies are streamed."""
 
 
 class Config(Model):
@@ -154,9 +155,9 @@ class Config(Model):
     trace: Trace | None = None
     """A record of what happened."""
     admin: Admin = Admin()
-    """The operator's door."""
+    """The admin API."""
     metrics: Metrics | None = None
-    """A read-only door for Prometheus and probes."""
+    """A read-only port for Prometheus and probes."""
     statsd: Statsd | None = None
     """A listener for metrics that only the app knows."""
     app_metrics: AppMetrics | None = None
@@ -170,6 +171,6 @@ class Config(Model):
     limits: ProcessLimits = ProcessLimits()
     """What the process as a whole may use."""
     spool: Spool = Spool()
-    """Where large bodies wait."""
+    """Where large bodies are kept."""
     drain_timeout: Duration = 30.0
     """After SIGTERM, how long requests in flight may take."""

@@ -1,4 +1,5 @@
-"""What the proxy tells about the app beyond its requests: statsd, the app's own page, resources."""
+"""The config's sections about the app's metrics: statsd, the app's own page, resources; and
+spans."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class StatsdLabel(Model):
     values: tuple[LabelText, ...] = ()
     """The only values; any other counts as `other`. Absent: any, up to `max_values`."""
     max_values: Annotated[int, Field(ge=1, le=1000)] = 20
-    """The first so many different values are taken; later ones count as `other`."""
+    """Only so many different values are kept; later ones count as `other`."""
     default: LabelText = "unknown"
     """The value where the tag is missing."""
 
@@ -149,7 +150,7 @@ def _check_url(url: str) -> str:
 
 
 class AppMetrics(Model):
-    """Show the app's own metrics page as part of ours. It is fetched on a schedule of its own,
+    """Show the app's own metrics page as part of ours. It is fetched on its own schedule,
     never while Prometheus waits."""
 
     url: Annotated[str, AfterValidator(_check_url)]
@@ -161,7 +162,7 @@ class AppMetrics(Model):
     timeout: Annotated[Duration, Field(gt=0, le=60)] = 5.0
     """For the whole answer."""
     stale_after: Annotated[Duration, Field(ge=1)] = 120.0
-    """What was fetched longer ago is no longer shown."""
+    """Older data is no longer shown."""
     prefix: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,31})?$")] = ""
     """Before every name of the app's. Families whose names are taken are left out and counted."""
     max_size: Annotated[Size, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
@@ -186,12 +187,12 @@ class TempFiles(Model):
 
 
 class Resources(Model):
-    """Disk, temporary files and memory of the app beside us, measured by threads of their own."""
+    """Disk, temporary files and memory of the app, measured by separate threads."""
 
     every: Annotated[Duration, Field(ge=1)] = 15.0
     """From the end of one measurement to the next."""
     directories: dict[Name, FilePath] = {}
-    """Directories whose use and free space are told, by the label `directory`."""
+    """Directories whose usage and free space are reported, by the label `directory`."""
     temp: TempFiles | None = None
     """Files that should not stay, counted."""
     processes: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = {
@@ -201,7 +202,7 @@ class Resources(Model):
     }
     """Processes by component: names of programs, as in `ps`; `proxy` and `total` are ours."""
     max_entries: Annotated[int, Field(ge=100, le=10_000_000)] = 500_000
-    """A walk ends after so many files of one directory, and says so."""
+    """A walk ends after so many files of one directory, and reports that."""
     cpu: Annotated[Share, Field(gt=0)] = 0.1
     """The share of one core that walking may take: a larger directory takes longer."""
 

@@ -1,4 +1,4 @@
-"""The config's `upstreams`: services behind the proxy, and how much patience they get."""
+"""The config's `upstreams`: services behind the proxy."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Pool(Model):
     """Which requests go on a kept connection. `idempotent`: only those that may be repeated, so
     that a POST never meets a connection that the upstream has closed at this very moment."""
     keep_abandoned: bool = False
-    """A request whose client has left keeps its connection until the answer begins, or
-    `timeouts.response` is over: for an upstream that works on although its caller is gone, as ASGI
-    servers do."""
+    """A request whose client has left keeps its connection until the response begins, or
+    `timeouts.response` is over: for an upstream that continues although its caller is gone, as
+    ASGI servers do."""
 
 
 class OverloadAnswer(Model):
-    """How a server says that it is full and has not looked at the request. Such an answer is waited
-    out and the request sent again, whatever its method. It counts as neither good nor bad."""
+    """The response of a server that is full and has not processed the request. The request waits
+    and is sent again, whatever its method. The response counts as neither success nor failure."""
 
     status: Annotated[int, Field(ge=400, le=599)] = 503
     """Its status."""
@@ -61,12 +61,12 @@ class OverloadAnswer(Model):
 
 
 class Buffering(Model):
-    """What waits in the spool, so that slow callers hold none of the upstream's connections."""
+    """Bodies that are spooled, so that slow callers do not occupy the upstream's connections."""
 
     request: bool = False
     """Read a request's body to its end before a connection is taken; send it with its length."""
     response: bool = False
-    """Read an answer at the upstream's pace, give it to the caller at the caller's."""
+    """Read a response at the upstream's pace, and send it at the caller's."""
 
 
 class UpstreamTls(Model):
@@ -136,7 +136,7 @@ class Breaker(Model):
 
 
 class Retry(Model):
-    """When to try again, and how much of that the upstream must bear."""
+    """When to retry, and how many retries an upstream gets."""
 
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """At most this many in all, the first included."""
@@ -148,7 +148,7 @@ class Retry(Model):
         503,
         504,
     )
-    """What is tried again: `connect` (nothing was sent), `reset`, `timeout`, or a status."""
+    """What is retried: `connect` (nothing was sent), `reset`, `timeout`, or a status."""
     backoff: Annotated[Duration, Field(gt=0)] = 0.2
     """The first wait is random between 0 and this; each further one has twice the range."""
     max_backoff: Annotated[Duration, Field(gt=0)] = 5.0
@@ -158,11 +158,12 @@ class Retry(Model):
     min_per_second: Annotated[int, Field(ge=0)] = 3
     """... or this many a second, where that is more."""
     deadline: Annotated[Duration, Field(gt=0)] = 60.0
-    """All attempts and waits together, from the request to the response head; an attempt that is
-    under way then ends with 504. A body that is still on its
-    way from the client is bounded by its own time-outs."""
+    """All attempts and waits together, from the request to the response head; an attempt in
+    progress then ends with 504. A body that is still being received from the client is bounded by
+    its own time-outs."""
     idempotency_key: bool = False
-    """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream heeds it."""
+    """Also repeat a POST or PATCH that carries `Idempotency-Key`: only if the upstream supports
+    it."""
     buffer: Size = 64 * 1024
     """Request bodies up to this are kept for replay; with a longer one there is no retry, unless
     `buffering.request` keeps all of it."""
@@ -172,15 +173,15 @@ class Bulkhead(Model):
     """How much of the proxy one upstream may occupy."""
 
     max_concurrent: Annotated[int, Field(ge=1)]
-    """Requests under way at one time."""
+    """Requests in progress at one time."""
     queue: Annotated[int, Field(ge=0)] = 10
     """More wait here, first come first served; beyond: 503 `overloaded` at once."""
     queue_timeout: Annotated[Duration, Field(gt=0)] = 1.0
-    """How long one waits at most; then 503 `overloaded`."""
+    """The longest wait; then 503 `overloaded`."""
 
 
 class Ejection(Model):
-    """Leave out single targets that fail, where there are several. Never all of them."""
+    """Leave out failing targets, if there are several; never all of them."""
 
     failures: Annotated[int, Field(ge=1)] = 5
     """Consecutive failures of one target; 5 as Envoy."""
@@ -193,18 +194,18 @@ class Ejection(Model):
 
 
 class Health(Model):
-    """Ask each target by itself whether it is well. Defaults are HAProxy's."""
+    """Check the health of each target. Defaults are HAProxy's."""
 
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")]
-    """Asked with GET; any 2xx or 3xx is well."""
+    """Requested with GET; any 2xx or 3xx is healthy."""
     every: Annotated[Duration, Field(gt=0)] = 5.0
-    """From one question to the next."""
+    """From one check to the next."""
     timeout: Annotated[Duration, Field(gt=0)] = 2.0
-    """For the whole answer."""
+    """For the whole response."""
     rise: Annotated[int, Field(ge=1)] = 2
-    """Good answers in a row that bring a target back."""
+    """Successful checks in a row that bring a target back."""
     fall: Annotated[int, Field(ge=1)] = 3
-    """Bad ones in a row that take it out."""
+    """Failed checks in a row that take it out."""
 
 
 class Upstream(Model):
@@ -218,11 +219,11 @@ class Upstream(Model):
     pool: Pool = Pool()
     """Connections kept to each target."""
     buffering: Buffering = Buffering()
-    """Let bodies wait in the spool instead of on the upstream's connections."""
+    """Spool bodies, so that slow callers do not occupy the upstream's connections."""
     connect_patience: Duration = 0.0
     """How long refused connections are retried before 502."""
     overload_answer: OverloadAnswer | None = None
-    """An answer that means "full, not executed": wait and ask again."""
+    """A response that means "full, not executed": wait and send again."""
     resend_unread: bool = False
     """Send a request again, whatever its method, when its connection is reset before any answer:
     then the server had not read it to its end (RFC 9293 §3.6.1). For servers that act on complete
@@ -234,10 +235,10 @@ class Upstream(Model):
     breaker: Breaker | None = None
     """Stop calling the upstream while it fails."""
     retry: Retry | None = None
-    """Try again what is safe to repeat."""
+    """Retry what is safe to repeat."""
     bulkhead: Bulkhead | None = None
-    """Bound how many requests are under way."""
+    """Limit the requests in progress."""
     ejection: Ejection | None = None
     """Leave out targets that fail."""
     health: Health | None = None
-    """Ask targets whether they are well."""
+    """Check the health of targets."""
