@@ -103,8 +103,8 @@ def _fetch_timeline(client: Client, wanted: str) -> Any:
     except (ValueError, RecursionError):
         problem = {}
     detail = problem.get("detail") if isinstance(problem, dict) else None
-    said = str(detail or "this proxy has no trace: is it of an older release?")
-    print(f"reliability-proxy: {printable(wanted)}: {printable(said)}", file=sys.stderr)
+    message = str(detail or "this proxy has no trace: is it of an older release?")
+    print(f"reliability-proxy: {printable(wanted)}: {printable(message)}", file=sys.stderr)
     print(_HINTS.replace('ID")', f'{printable(wanted)}")'), file=sys.stderr)
     return None
 

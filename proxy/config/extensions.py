@@ -53,8 +53,8 @@ def find_stage(name: str) -> type:
         found = load_object(point.value)
     else:
         there = ", ".join(installed()) or "none"
-        said = f"no stage {name!r} is installed (there are: {there}; others are MODULE:CLASS)"
-        raise CannotImport(said)
+        message = f"no stage {name!r} is installed (there are: {there}; others are MODULE:CLASS)"
+        raise CannotImport(message)
     if not isinstance(found, type) or not callable(getattr(found, "bind", None)):
         raise CannotImport(f"{name!r} is not a subclass of proxy.extend.Stage")
     settings = getattr(found, "Settings", None)
@@ -111,8 +111,8 @@ def _parse(value: object) -> StageUse:
     except (
         BaseException
     ) as error:  # from a validator of the stage, whose message may contain a secret
-        said = f"settings that {name!r} can read: its Settings raised {type(error).__name__}"
-        raise ValueError(f"expected {said}{where_of(error)}, found others") from error
+        message = f"settings that {name!r} can read: its Settings raised {type(error).__name__}"
+        raise ValueError(f"expected {message}{where_of(error)}, found others") from error
     return StageUse(name, kind, settings)
 
 

@@ -26,8 +26,8 @@ def load_object(name: str) -> object:
     try:
         found: object = _import(module_name)
     except (Exception, SystemExit) as error:  # SystemExit: a script that runs when it is imported
-        said = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
-        raise CannotImport(said + _where(module_name, error)) from error
+        message = f"{name!r}: importing {module_name} failed with {type(error).__name__}: {error}"
+        raise CannotImport(message + _where(module_name, error)) from error
     for part in path.split("."):
         try:
             found = getattr(found, part)

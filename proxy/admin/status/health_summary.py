@@ -309,10 +309,10 @@ def _jobs(jobs: Mapping[str, Any], now: float) -> Iterator[Finding]:
         if job["status"] == "failed" and now - job["changed_at"] <= RECENT_FAILURE
     ]
     if failed:
-        said = _counted(failed, "failed lately", "failed lately")
+        summary = _counted(failed, "failed lately", "failed lately")
         if error := failed[0]["error"]:  # of the newest
-            said += f": {bounded(error, 160)}"
-        yield Finding("warning", "jobs_failed", said, _about(failed))
+            summary += f": {bounded(error, 160)}"
+        yield Finding("warning", "jobs_failed", summary, _about(failed))
 
 
 def _queues(mirrors: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
