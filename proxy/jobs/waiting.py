@@ -1,7 +1,7 @@
 """Waiting with a limit, without `asyncio.wait_for`.
 
 Until Python 3.12 `wait_for` swallows a cancellation that arrives together with the result (CPython
-issue 86296): a task that is to stop would go on for ever.
+issue 86296): a task that should stop would run for ever.
 """
 
 from __future__ import annotations

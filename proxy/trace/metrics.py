@@ -1,4 +1,4 @@
-"""What the trace counts, on a registry that the caller gives."""
+"""The trace's metrics, on a registry that the caller provides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DROPS = ("queue", "rate", "refused")
 
 
 class TraceMetrics:
-    """The families of the trace. One of each process."""
+    """The metric families of the trace; one instance per process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._written = Counter(
@@ -31,9 +31,9 @@ class TraceMetrics:
         )
 
     def written(self, events: int) -> None:
-        """So many were committed."""
+        """Count committed events."""
         self._written.inc(events)
 
     def dropped(self, reason: str) -> None:
-        """One was lost; `reason` is one of `DROPS`."""
+        """Count a lost event; `reason` is one of `DROPS`."""
         self._dropped.labels(reason).inc()

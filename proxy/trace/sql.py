@@ -1,9 +1,9 @@
 """Every statement that the trace runs, and its migrations.
 
-`id` is microseconds since 1970, made unique and growing by the process that records: it orders
-events as they were recorded, and tells how old they are. `severity` is 0 ok, 1 warning, 2 error;
-`facts` is JSON. `lane` is what shares the file with others: a route's events of one kind, or a
-source. Times and durations are seconds.
+`id` is in microseconds since 1970, made unique and increasing by the recording process: it orders
+events as they were recorded and shows their age. `severity` is 0 ok, 1 warning, 2 error; `facts` is
+JSON. `lane` groups events that share a limit: a route's events of one kind, or a source. Times and
+durations are in seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MIGRATIONS = (
 SCHEMA = Schema(
     application_id=0x54524345,
     migrations=_MIGRATIONS,
-    # So that what was deleted can be given back to the disk; it must come before any table.
+    # Allows freed pages to be returned to the disk; must be set before any table exists.
     birth=("PRAGMA auto_vacuum=INCREMENTAL",),
     settings=(
         "PRAGMA journal_mode=WAL",

@@ -1,16 +1,14 @@
-"""The trace on disk: what is recorded waits in a bounded queue, one task writes it in groups.
+"""The trace on disk: events wait in a bounded queue, and one task writes them in groups.
 
-1. `put` costs microseconds, waits for nothing and raises nothing. While SQLite takes nothing (disk
-   full, read-only, locked) the queue keeps the newest `QUEUE` events; what it pushes out is
-   counted.
-2. What is queued can be read at once (`reading`), so the newest is never missing, and a full disk
-   can still be found out about.
-3. The file is bounded by age and by size: after each commit the oldest events go until it fits,
-   those of the largest lane first (a route's events of one kind), and never more of it than makes
-   it as large as the next. So nothing pushes out what others recorded, neither here nor in the
-   queue.
-4. A damaged or foreign file is renamed and a new one begun, one that somebody removes is written
-   anew (`core/sqlite/recovery.py`). Nothing of SQLite's leaves this file as an exception.
+1. `put` takes microseconds, never waits and never raises. While SQLite accepts nothing (disk full,
+   read-only, locked), the queue keeps the newest `QUEUE` events; dropped ones are counted.
+2. Queued events can be read at once (`reading`), so the newest are never missing, and even a full
+   disk can be diagnosed.
+3. The file is bounded by age and size: after each commit the oldest events are deleted until it
+   fits, those of the largest lane first (a route's events of one kind), but only until that lane is
+   as small as the next. So no lane displaces the events of others, neither here nor in the queue.
+4. A damaged or foreign file is renamed and replaced by a new one, a deleted one is rewritten
+   (`core/sqlite/recovery.py`). SQLite exceptions never leave this file.
 """
 
 from __future__ import annotations
@@ -35,20 +33,21 @@ from proxy.trace.queries import Row, TraceQueries
 
 log = logging.getLogger(__name__)
 
-QUEUE = 10_000  # events that wait while SQLite takes none
+QUEUE = 10_000  # events that wait while SQLite accepts none
 QUEUE_BYTES = 16 * 1024 * 1024
 GROUP = 500  # events in one transaction
 GROUP_BYTES = 1024 * 1024
-GATHER = 0.2  # seconds for which events are gathered before they are written
+GATHER = 0.2  # seconds for which events accumulate before they are written
 RETRY = 1.0  # seconds between two attempts while degraded
-TIDY_EVERY = 60.0  # seconds between two looks for what is too old
+TIDY_EVERY = 60.0  # seconds between two deletions of old events
 TRIM_TO = 0.9  # of the largest size, when it is exceeded
 TRIM_STEP = 2000  # events deleted at one time
 _OVERHEAD = 400  # bytes of one event in memory beside its facts
 
 
 class TraceStore:
-    """`await start()`, `put` and ask, `await stop()`. `keep_for` is seconds, `max_size` bytes."""
+    """`await start()`, `put` and read, `await stop()`. `keep_for` is in seconds, `max_size` in
+    bytes."""
 
     def __init__(
         self,
@@ -86,17 +85,18 @@ class TraceStore:
         self._stop = asyncio.Event()
         self._writer = Supervised("trace-writer", self._run, tasks, ends=True)
 
-    # --- life -----------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the file (made when missing) and begin to write. Never raises for its state."""
+        """Open the file, creating it if missing, and start the writer. Never raises for the state
+        of the file."""
         self._stopping = False
         self._stop.clear()
         await self._recovery.open()
         self._writer.start()
 
     async def stop(self, patience: float = 2.0) -> None:
-        """Write what is queued, for at most `patience` seconds, and close."""
+        """Write what is queued within `patience` seconds and close."""
         self._stopping = True
         self._stop.set()
         self._wake.set()
@@ -133,7 +133,7 @@ class TraceStore:
         self._wake.set()
 
     def _take_from_largest_lane(self) -> Row:
-        """Its oldest event, out of the queue: a millisecond, only while SQLite takes nothing."""
+        """Drop its oldest event from the queue: takes a millisecond, only while SQLite fails."""
         ((largest, _),) = Counter(row[-1] for row in self._queue).most_common(1)
         place = next(n for n, row in enumerate(self._queue) if row[-1] == largest)
         row = self._queue[place]
@@ -156,7 +156,7 @@ class TraceStore:
             try:
                 done = await self._write_all()
             except Exception as unexpected:
-                # A fault of ours must not end the record for good: say it, and begin anew.
+                # A bug must not stop the trace for good: report it and continue.
                 log.exception("trace writer failed")
                 self._recovery.set_degraded(f"internal error: {unexpected!r}")
                 done = False
@@ -168,7 +168,7 @@ class TraceStore:
 
     @staticmethod
     async def _wait(event: asyncio.Event, limit: float) -> None:
-        """Until the event is set, at most `limit` seconds."""
+        """Wait until the event is set, for at most `limit` seconds."""
         try:
             async with asyncio.timeout(limit):
                 await event.wait()
@@ -176,7 +176,7 @@ class TraceStore:
             return
 
     async def _write_all(self) -> bool:
-        """Write what is queued; False when SQLite takes nothing now."""
+        """Write what is queued; False if SQLite accepts nothing now."""
         await self._recovery.check_replaced()
         self._metrics.log.set(self._recovery.log_size)
         if not await self._recovery.ready():
@@ -252,7 +252,7 @@ class TraceStore:
         self._tidied = now
 
     async def _give_back(self) -> None:
-        """What is free and more than may be goes back to the disk. Raises `sqlite3.Error`."""
+        """Return excess free pages to the disk. Raises `sqlite3.Error`."""
         writer = self._file.writer
         while writer is not None and await self._one(sql.LENGTH) > self._max_size:
             before = await self._one(sql.LENGTH)
@@ -261,7 +261,7 @@ class TraceStore:
                 return
 
     async def _used(self) -> int:
-        """Bytes of the file that hold something."""
+        """Bytes of the file that are in use."""
         return int(await self._one(sql.USED) or 0)
 
     async def _lanes(self) -> Counter[str]:
@@ -281,7 +281,7 @@ class TraceStore:
 
     @property
     def degraded(self) -> str | None:
-        """Why nothing can be written now; None when it can."""
+        """Why nothing can be written now; None if writes work."""
         return self._recovery.degraded
 
     def _tell_degraded(self, reason: str | None) -> None:
@@ -293,7 +293,7 @@ class TraceStore:
     # --- reading --------------------------------------------------------------------------------
 
     def reading(self) -> TraceQueries:
-        """For one answer: what the file has and what still waits to be written."""
+        """The queries for one response, on the file and on the events still queued."""
         return TraceQueries(self._file, lambda: (*self._group, *self._queue))
 
 

@@ -1,14 +1,13 @@
-"""When a job will be done, from how long the last ones took. Pure.
+"""Estimates when a job will be done from the durations of recent jobs. Pure.
 
-1. A life is a completed job: when each of its stages began, counted from its first one, and how
-   long all of it took. Failed and cancelled jobs teach nothing. The last `LIVES` are remembered.
-2. In a stage, the estimate is the median over the remembered lives of what came from that stage on,
-   less the time already spent in it. A life whose stage was shorter than that says nothing any
-   more, as this job has outlived it.
-3. Jobs differ in size. `pace` compares how long this job took to get to its stage with how long the
-   others took, and stretches the estimate. Early on little is known, so it starts near 1.
-4. An estimate is given only where it can be: at least `enough` lives, and a job that is not far
-   beyond everything seen before (a stuck one has no end that could be estimated).
+1. A sample is a completed job: the start of each stage relative to the first, and the total
+   duration. Failed and cancelled jobs are ignored. The last `LIVES` samples are kept.
+2. Within a stage, the estimate is the median time that the samples needed from the start of that
+   stage, less the time already spent in it. Samples whose stage was shorter no longer count.
+3. Jobs differ in size. `pace` compares how long this job took to reach its stage with the samples,
+   and scales the estimate. Early on little is known, so it starts near 1.
+4. There is an estimate only with at least `enough` samples, and only for a job that is not far
+   beyond everything seen before (the end of a stuck job cannot be estimated).
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Standing:
 
 
 class Durations:
-    """The remembered lives, and what follows from them. All results are seconds."""
+    """The samples and the estimates from them. All results are in seconds."""
 
     def __init__(self, enough: int) -> None:
         self._enough = max(1, enough)
@@ -107,13 +106,13 @@ class Durations:
 
     @property
     def typical(self) -> float | None:
-        """How long a whole job takes; None while too few were seen."""
+        """How long a whole job takes; None while there are too few samples."""
         if self._typical is None and len(self._lives) >= self._enough:
             self._typical = median(life.total for life in self._lives)
         return self._typical
 
     def remaining(self, standing: Standing) -> float | None:
-        """How long the job will go on; None where that cannot be known (rule 4)."""
+        """How much longer the job will take; None if that is unknown (rule 4)."""
         typical = self.typical
         if typical is None:
             return None
@@ -159,7 +158,7 @@ class Durations:
 
 
 class WaitingLine:
-    """Who is served when: `slots` workers, each free after so many seconds, take jobs in order."""
+    """A queue served in order by `slots` workers, each of which is free after so many seconds."""
 
     def __init__(self, slots: int, busy: Iterable[float], each: float) -> None:
         free = sorted(busy)[:slots]

@@ -1,15 +1,15 @@
-"""The jobs of one mirror as a queue: who waits, who is worked on, when each will be done. No I/O.
+"""The jobs of one mirror as a queue: which wait, which run, when each will be done. No I/O.
 
-1. Every version that the mirror sees is followed here. A job waits until a version shows work, and
-   is in the queue until it is finished, deleted or expired. A status that moves back to `queued` by
-   itself is still work (the older service does that).
-2. Jobs are served in the order of their creation, which is that of the broker's list.
-3. Moments are when we saw something, by our clock, so that an app whose clock is off moves nothing.
-   Durations within one document are its own.
-4. What callers get is made by `review`, once a second at most, and looked up when it is wanted. A
-   job that changes in between is given its place at once; the others' are a second old.
-5. What cannot be known is left out: how long jobs take while too few were seen, when anybody's turn
-   comes while nobody knows how many workers there are or none is there.
+1. The queue follows every captured version. A job waits until a version shows work, and stays in
+   the queue until it is finished, deleted or expired. A status that returns to `queued` by itself
+   still counts as work (the older service does that).
+2. Jobs are served in the order of their creation, which is the order of the broker's list.
+3. Times are those of our observations, by our clock, so an app whose clock is off has no effect.
+   Durations within one document are the document's own.
+4. `review` computes what clients get, at most once a second; requests only look it up. A job that
+   changes in between gets its new place at once; the other places are up to a second old.
+5. Unknowns are omitted: durations while there are too few samples, waiting times while the number
+   of workers is unknown or zero.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class _Job:
 
 
 class JobQueue:
-    """See the rules at the top of the file. `workers` gives how many are connected, None where
-    nobody can tell. `durations` is what was learned."""
+    """See the rules at the top of the file. `workers` returns how many are connected, None if
+    unknown. `durations` holds the samples."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ _TURN = 16 * 1024  # bytes of documents that are parsed before others get a turn
 
 
 async def recall_queue(queue: JobQueue, store: JobStore, clock: Clock) -> None:
-    """Before anything is captured: the last lives, and the jobs that were unfinished."""
+    """Load the last completed jobs and the unfinished ones, before anything is captured."""
     with suppress(StoreSilent):
         await _recall(queue, await store.table(sql.QUEUE_HISTORY, (LIVES,)))
         for offset in range(0, RECALLED, _PAGE):
@@ -34,7 +34,7 @@ async def recall_queue(queue: JobQueue, store: JobStore, clock: Clock) -> None:
 
 
 async def follow_queue(queue: JobQueue) -> None:
-    """Work of a supervised task."""
+    """Review the queue periodically; the work of a supervised task."""
     while True:
         took, began = 0.0, time.perf_counter()
         for _ in queue.reviewing():

@@ -114,7 +114,7 @@ class MessageMemory:
         shapes = [_record(row) for row in await self._store.table(sql.SHAPES, (kind,))]
         tasks = {read_message(one.message, "", one.queue).task for one in shapes}
         if len(tasks) != 1:
-            return None  # jobs that look alike and are worked on by different tasks
+            return None  # similar jobs are processed by different tasks
         for one in shapes:
             shaped = for_another_job(one.message, one.job_id, job_id, new_id)
             if shaped is not None:

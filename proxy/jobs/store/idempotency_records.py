@@ -1,8 +1,8 @@
-"""Where the records of idempotent creations live: the mirror's SQLite file and its Redis.
+"""Storage for the records of idempotent creations: the mirror's SQLite file and its Redis.
 
-Records are opaque here. SQLite's are durable and this sidecar's own; Redis' are the fleet's and
-carry the claims. Whoever calls decides what a `ConnectionError` (Redis cannot be asked, or refuses)
-means; a silent SQLite knows nothing.
+Records are opaque here. Those in SQLite are durable and local to this sidecar; those in Redis are
+shared by the fleet and carry the claims. The caller decides what a `ConnectionError` (Redis is
+unreachable or refuses) means; while SQLite does not answer, it counts as empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CREATED_PATIENCE = 1.0
 # Seconds by which the app's clock may be behind: after a gap it has a say in `first_seen`. Wide, as
 # this only bounds the search; what decides is when we saw the first version.
 CLOCK_SKEW = 3600.0
-MOST_CREATED = 200  # jobs that one lost answer is looked for among,
+MOST_CREATED = 200  # jobs searched for the one of a lost answer,
 CREATED_SIZE = 4 * 1024 * 1024  # and bytes of their documents
 _PAGE = 128 * 1024  # bytes of documents that are read and parsed at a time, or one document
 
@@ -76,7 +76,7 @@ class AnswerStore:
     # --- SQLite ----------------------------------------------------------------------------------
 
     async def read(self, record_id: str) -> bytes | None:
-        """A record that has not expired; None, too, while SQLite is silent."""
+        """A record that has not expired; also None while SQLite does not answer."""
         try:
             rows = await self._store.table(sql.GET_ANSWER, (record_id, self._clock.time()))
         except StoreSilent:
@@ -101,7 +101,7 @@ class AnswerStore:
         self._store.execute(sql.DROP_ANSWER, {"id": record_id}, None, f"\0answer:{record_id}")
 
     async def jobs_created(self, since: float) -> list[tuple[str, Mapping[str, Any]]] | None:
-        """(id, document) of each live job first seen since then; None when that cannot be known."""
+        """(ID, document) of each live job first seen since then; None if that is unknown."""
         if not self._whole() or not await self._store.flushed(CREATED_PATIENCE):
             return None
         params = {"since": since, "earliest": since - CLOCK_SKEW, "most": MOST_CREATED}
@@ -123,7 +123,8 @@ class AnswerStore:
     # --- Redis -----------------------------------------------------------------------------------
 
     async def claim(self, record_id: str, data: bytes, lease: float) -> bytes | None:
-        """None when the claim is ours now, else what is there (empty: just gone)."""
+        """Claim a record; None if the claim is ours now, else the present value (empty: just
+        removed)."""
         key = self._prefix + record_id
         taken, found = await self._call(
             ("SET", key, data, "NX", "PX", int(lease * 1000)), ("GET", key)
@@ -131,20 +132,20 @@ class AnswerStore:
         return None if taken == b"OK" else found or b""
 
     async def extend(self, claims: Mapping[str, bytes], lease: float) -> None:
-        """Keep claims alive, each only while it is still this one; lost ones are made anew."""
+        """Renew claims, each only if unchanged; lost ones are set again."""
         keys = [self._prefix + record_id for record_id in claims]
         await self._call(("EVAL", EXTEND, len(keys), *keys, int(lease * 1000), *claims.values()))
 
     async def share(self, record_id: str, data: bytes, keep: float) -> None:
-        """Let every sidecar know the record."""
+        """Publish the record to every sidecar."""
         await self._call(("SET", self._prefix + record_id, data, "PX", int(keep * 1000)))
 
     async def withdraw(self, record_id: str, data: bytes) -> None:
-        """Remove a claim, if it is still this one."""
+        """Remove a claim if it is unchanged."""
         await self._call(("EVAL", WITHDRAW, 1, self._prefix + record_id, data))
 
     async def mark_job(self, job_id: str, keep: float) -> bool:
-        """Note that the creator of a job was answered; whether nobody had noted it before."""
+        """Record that a job's creator got its answer; returns whether that is new."""
         if not valid_job_id(job_id):
             return False
         (taken,) = await self._call(
@@ -153,7 +154,7 @@ class AnswerStore:
         return bool(taken == b"OK")
 
     async def unmarked(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of the jobs whose creator nobody has answered."""
+        """The jobs whose creators have not got an answer."""
         if not job_ids:
             return []
         found = await self._call(*(("EXISTS", f"{self._prefix}job:{one}") for one in job_ids))

@@ -1,23 +1,23 @@
 """Every statement that the store runs, and its migrations.
 
-`jobs` begins with the columns that outside queries rely on; ours follow. Its rows are the jobs that
-are not deleted; an expired one stays until retention ends. `versions` holds what each job was,
-deflated. `tombstones` names what was deleted: `held` ones forbid the job to come back, `pass_on`
-ones still have to be told to the app.
+`jobs` starts with the columns that external queries rely on; ours follow. Its rows are all jobs
+that are not deleted; an expired job stays until retention ends. `versions` holds the previous
+values of each job, deflated. `tombstones` lists deleted jobs: a `held` job must not come back, and
+the app does not know yet of the deletion of a `pass_on` job.
 
-`pipeline_events` are what versions say about the pipeline, each once (`video_metrics/events.py`),
-and what became of it; `pipeline_totals` what this sidecar has counted, so that counters outlive it.
+`pipeline_events` holds each pipeline event once (`video_metrics/events.py`) with its outcome;
+`pipeline_totals` what this sidecar has counted, so that counters survive restarts.
 
-`deflate` is a function that the connection provides. Text times are SQLite's own form in UTC;
-`captured_at`, `first_seen` and `deadline` are Unix seconds of our clock. `deadline` is when Redis
-drops the key, NULL when it never does. Lists are in the order of `first_seen`, since `created_at`
-is the word of the app, whose clock may differ.
+`deflate` is a function that the connection provides. Text times are in SQLite's format in UTC;
+`captured_at`, `first_seen` and `deadline` are Unix seconds by our clock. `deadline` is when the key
+expires, NULL if never. Lists are ordered by `first_seen`, because `created_at` comes from the app,
+whose clock may differ.
 """
 
 from __future__ import annotations
 
 APPLICATION_ID = 0x4A4D4952
-"""`PRAGMA application_id`: a file without it is not ours and is set aside, not written to."""
+"""`PRAGMA application_id`: a file without it is not ours: it is renamed, not written to."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -76,7 +76,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
     ),
     (
-        # outcome: 0 pending, 1 counted here, 2 counted by another sidecar, 3 too old to be news
+        # outcome: 0 pending, 1 counted here, 2 counted by another sidecar, 3 too old to count
         """CREATE TABLE pipeline_events (
             job_id TEXT NOT NULL,
             event TEXT NOT NULL,
@@ -93,7 +93,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE pipeline_totals (series TEXT PRIMARY KEY, total TEXT NOT NULL) WITHOUT ROWID",
     ),
     (
-        # What idempotent creations were answered (`idempotency/`); `record` is JSON.
+        # The answers to idempotent creations (`idempotency/`); `record` is JSON.
         """CREATE TABLE answers (
             record_id TEXT PRIMARY KEY, record BLOB NOT NULL, expires_at REAL NOT NULL
         ) WITHOUT ROWID""",
@@ -101,7 +101,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "DROP TABLE broker_messages",
-        # The last message seen of a job, and who took it. `kind` is what the job was made from.
+        # A job's last known message and its worker. `kind` names the job's inputs.
         """CREATE TABLE job_messages (
             job_id TEXT PRIMARY KEY,
             queue TEXT NOT NULL,
@@ -120,7 +120,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "ALTER TABLE jobs ADD COLUMN first_seen REAL NOT NULL DEFAULT 0",
-        # Of older rows: when the first version came, unless the job says that it was made before.
+        # For older rows: the time of the first version, or the job's own creation time if earlier.
         """UPDATE jobs SET first_seen = min(
              coalesce((SELECT v.captured_at FROM versions AS v
                         WHERE v.job_id = jobs.job_id AND v.version = 1), captured_at),
@@ -179,14 +179,14 @@ PUT = (
          FROM jobs WHERE job_id = :job_id AND digest = :digest""",
     """DELETE FROM versions WHERE job_id = :job_id AND version <=
          (SELECT version FROM jobs WHERE job_id = :job_id) - :keep_versions""",
-    # In the same transaction as the version, so that neither is there without the other; and only
-    # where the version was taken.
+    # In the same transaction as the version, so that neither exists without the other, and only if
+    # the version was stored.
     _ADD_EVENTS.format(
         allowed="EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id AND digest = :digest)"
     ),
 )
 
-# What is known of a job from elsewhere than its document; of a job that is deleted, nothing.
+# An event that does not come from the job's document; none for a deleted job.
 ADD_EVENTS = (_ADD_EVENTS.format(allowed="EXISTS (SELECT 1 FROM jobs WHERE job_id = :job_id)"),)
 
 MARK_DELETED = (
@@ -221,7 +221,7 @@ PUT_MESSAGE = (
 PUT_ANSWER = (
     """INSERT OR REPLACE INTO answers (record_id, record, expires_at)
        VALUES (:id, :record, :expires_at)""",
-    # As many again as come in, at the most: no record stays long beyond its time.
+    # A few per insert, so that expired records do not stay for long.
     """DELETE FROM answers WHERE record_id IN
          (SELECT record_id FROM answers WHERE expires_at <= :now LIMIT 10)""",
 )
@@ -241,7 +241,7 @@ SETTLE = (
 _ROW = """job_id, status, progress, data, created_at, captured_at, deadline, digest, version,
           first_seen"""
 
-#: The same for lists of many, with documents of up to so many bytes: one may be a megabyte.
+#: The same for lists, with documents of limited length: one may be a megabyte.
 _SHORT = """job_id, status, progress,
             CASE WHEN :longest > 0 AND length(data) <= :longest THEN data ELSE '' END,
             created_at, captured_at, deadline, digest, version, first_seen"""
@@ -272,7 +272,7 @@ LIST_STATUS = f"""SELECT {_SHORT} FROM jobs
                    WHERE status = :status AND (deadline IS NULL OR deadline > :now)
                    ORDER BY first_seen DESC, created_at DESC LIMIT :most"""  # noqa: S608
 
-# How long their documents are, in bytes.
+# The length of their documents in bytes.
 _SIZE = "job_id, length(CAST(data AS BLOB))"
 SIZES = LIST.replace(_SHORT, _SIZE)
 SIZES_STATUS = LIST_STATUS.replace(_SHORT, _SIZE)
@@ -288,8 +288,7 @@ STRANDED = f"""SELECT {_SHORT} FROM jobs
 SHORT = f"""SELECT {_SHORT} FROM jobs
              WHERE job_id IN (SELECT value FROM json_each(:job_ids))"""  # noqa: S608
 
-# The newest first, and documents only as long as all of them together have no more than so many
-# bytes as they are stored.
+# Newest first; documents only until their stored size reaches a total of so many bytes.
 VERSIONS = """SELECT version, captured_at, status, progress,
                      CASE WHEN sum(length(data)) OVER newer <= :most
                             OR row_number() OVER newer = 1 THEN data END
@@ -299,10 +298,10 @@ VERSIONS = """SELECT version, captured_at, status, progress,
 
 FIRST_VERSION = "SELECT status, data FROM versions WHERE job_id = ? ORDER BY version LIMIT 1"
 
-# Perhaps worked on between two moments. One that waits and was never anything else was not; one
-# that is finished was made within the two days that a key lives at most. We see a job some
-# milliseconds after it was made, and its worker's first call may end before that: there the app's
-# word counts.
+# Jobs that may have been worked on between two times. A job that has only ever waited was not; a
+# finished one was created within the two days that a key can live. We capture a job a few
+# milliseconds after its creation, and its worker's first call may end before that: so the app's
+# creation time counts here.
 WORKED_ON = """SELECT job_id FROM jobs INDEXED BY idx_jobs_unfinished
                 WHERE status NOT IN ('completed', 'failed', 'cancelled')
                   AND (first_seen <= :end OR (first_seen <= :end + 60 AND created_at <= :end_at))
@@ -323,8 +322,7 @@ UNNOTIFIED = "SELECT job_id FROM tombstones WHERE pass_on = 1 ORDER BY job_id LI
 HELD = "SELECT job_id FROM tombstones WHERE held = 1 ORDER BY deleted_at DESC LIMIT ?"
 META = "SELECT name, value FROM meta"
 
-# UNION ALL: a UNION sorts all that is outlived before the first row. One found twice is forgotten
-# twice.
+# UNION ALL, because a UNION would sort everything before the first row. A duplicate is harmless.
 OUTLIVED = """SELECT job_id FROM jobs WHERE deadline < :before
               UNION ALL SELECT job_id FROM tombstones WHERE deleted_at < :before LIMIT :limit"""
 
@@ -346,8 +344,8 @@ BEING_WORKED_ON = """SELECT job_id, status FROM jobs INDEXED BY idx_jobs_unfinis
                       WHERE status NOT IN ('completed', 'failed', 'cancelled')
                         AND status NOT IN ('queued', 'pending') AND captured_at > ? LIMIT 1000"""
 
-# What a queue of jobs is made from after a start: the lives that were completed last, the oldest of
-# them first, and then the unfinished jobs.
+# What the queue is rebuilt from after a start: the last completed jobs, oldest first, and then the
+# unfinished jobs.
 QUEUE_HISTORY = """SELECT job_id, data, captured_at FROM (
                      SELECT job_id, data, captured_at, first_seen FROM jobs
                       WHERE status = 'completed' ORDER BY first_seen DESC LIMIT ?)
@@ -375,13 +373,13 @@ SHAPES = f"""SELECT {_MESSAGE} FROM job_messages
               WHERE kind = ? ORDER BY seen_at DESC LIMIT 8"""  # noqa: S608
 STATUSES = """SELECT job_id, status FROM jobs
                WHERE job_id IN (SELECT value FROM json_each(?))"""
-# The oldest change first: whoever has waited longest is looked at first.
+# Oldest change first: the job that has waited longest comes first.
 UNFINISHED = """SELECT job_id, status, captured_at FROM jobs INDEXED BY idx_jobs_unfinished
                  WHERE status NOT IN ('completed', 'failed', 'cancelled')
                    AND (deadline IS NULL OR deadline > ?)
                  ORDER BY captured_at LIMIT ?"""
 
-#: Reads that somebody waits for. All others are surveys, which must not be in their way.
+#: Reads that a request waits for. All others are surveys and must not delay these.
 ANSWERS = frozenset(
     {
         GET,
