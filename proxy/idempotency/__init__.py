@@ -1,7 +1,7 @@
 """Idempotent creations: the first answer to a key is kept, and every repetition gets it.
 
-Follows draft-ietf-httpapi-idempotency-key-header. `key.py` reads the header and names the record,
-`record.py` is what is stored, `decide.py` says what a request may do with what was found, and
+Follows draft-ietf-httpapi-idempotency-key-header. `key.py` parses the header and derives the
+record's ID, `record.py` is the stored record, `decide.py` decides what a request may do, and
 `coordinator.py` acts: claims in Redis, rows in SQLite, waiting callers. The room knows neither
-routes nor jobs; `routes/idempotency.py` brings them together.
+routes nor jobs; `routes/idempotency.py` connects them.
 """

@@ -1,14 +1,14 @@
 """One operation per key in the whole fleet: claims, waits, repeats and settles.
 
-1. A request with a key is written down before it goes to the app (SQLite), and claimed in Redis
-   with a lease that its sidecar renews. So neither two sidecars nor two lives of one sidecar
-   carry out the same key.
-2. The first answer is durable before it leaves. Repetitions are answered from SQLite, or from
-   Redis when another sidecar did the work.
-3. What failed before the app can have executed it is forgotten: the key is free again.
-4. What may have been executed without an answer stays `unknown` until evidence settles it: the
-   jobs that appeared in Redis since, less those that somebody was told of.
-5. Redis or SQLite away: the other one alone decides. A request never fails for it.
+1. A request with a key is recorded in SQLite before it goes to the app, and claimed in Redis with a
+   lease that its sidecar renews. So a key is executed neither by two sidecars nor again after a
+   restart.
+2. The first answer is durable before it is sent. Repetitions are answered from SQLite, or from
+   Redis if another sidecar did the work.
+3. A request that failed before the app can have executed it is forgotten: its key is free again.
+4. A request that may have been executed without an answer stays `unknown` until evidence settles
+   it: the jobs that have appeared in Redis since, except those whose creator was answered.
+5. If Redis or SQLite is unavailable, the other one decides alone. No request fails because of it.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, e
 log = logging.getLogger(__name__)
 
 LEASE = 15.0
-"""Seconds for which a claim in Redis outlives its sidecar."""
+"""Seconds that a claim in Redis outlives its sidecar."""
 
 RENEW_EVERY = 5.0
 WAIT = 10.0
 """Seconds for which a repetition waits for the first request before it gets 409."""
 
-POLL = 0.25  # seconds between two looks at another sidecar's claim
+POLL = 0.25  # seconds between two checks of another sidecar's claim
 RETRY_AFTER = 2.0
 APPEAR_WITHIN = 2.0
-"""Seconds after a failure in which the job that it may have made, and the answers of others, show
+"""Seconds after a failure within which a job that it may have created, and others' answers, appear
 in Redis: the app writes the job first and answers 15 to 60 ms later."""
 
-OTHERS_WITHIN = 30.0  # seconds for which other creations at the app are waited for
-JOB_MARK = 3600.0  # seconds for which it is remembered that a job's creator was answered
+OTHERS_WITHIN = 30.0  # seconds to wait for other creations in progress
+JOB_MARK = 3600.0  # seconds that a mark "this job's creator was answered" is kept
 _MOST_WAITING = 1000
 
 
 class Storage(Protocol):
-    """Where records live. `read` and `write` are SQLite's, durable; the rest is Redis', shared, and
-    raises `ConnectionError` while Redis cannot be asked."""
+    """The stores of records. `read`, `write` and `erase` use SQLite and are durable; the others use
+    Redis, are shared, and raise `ConnectionError` while Redis is unreachable."""
 
     async def read(self, record_id: str) -> bytes | None: ...
 
@@ -60,7 +60,7 @@ class Storage(Protocol):
     def erase(self, record_id: str) -> None: ...
 
     async def claim(self, record_id: str, data: bytes, lease: float) -> bytes | None:
-        """None when the claim is ours now, else what is there."""
+        """Claim the record: None on success, else the existing data."""
         ...
 
     async def extend(self, claims: Mapping[str, bytes], lease: float) -> None: ...
@@ -68,26 +68,26 @@ class Storage(Protocol):
     async def share(self, record_id: str, data: bytes, keep: float) -> None: ...
 
     async def withdraw(self, record_id: str, data: bytes) -> None:
-        """Remove a claim, if it is still this one."""
+        """Remove a claim if it is still this one."""
         ...
 
     async def mark_job(self, job_id: str, keep: float) -> bool:
-        """Note that the creator of a job was answered; whether nobody had noted it before."""
+        """Mark that a job's creator was answered; whether it was unmarked before."""
         ...
 
     async def unmarked(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of the jobs whose creator nobody has answered."""
+        """The jobs among `job_ids` whose creator has not been answered."""
         ...
 
     async def jobs_created(self, since: float) -> Sequence[tuple[str, Mapping[str, Any]]] | None:
-        """(id, document) of each job that was created since; None when that cannot be known."""
+        """(id, document) of each job created since then; None if that cannot be known."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A key that this exchange works on. `fields` has SHA-256 of each field of the form, by which
-    its job is recognised."""
+    """A key that this exchange works on. `fields` has the SHA-256 of each form field, by which its
+    job is recognised."""
 
     record_id: str
     record: Record
@@ -96,9 +96,9 @@ class Claim:
 
 
 class Coordinator:
-    """See the rules at the top of the file. `await start()`, work, `await stop()`.
+    """Applies the rules at the top of this file. Call `renew` regularly, and `stop` at the end.
 
-    `owner` names this process. `count` gets what became of each keyed request, by a fixed word.
+    `owner` identifies this process. `count` is called with the outcome of each keyed request.
     """
 
     def __init__(
@@ -118,17 +118,17 @@ class Coordinator:
         self._patience = wait
         self._appear_within = appear_within
         self._claims: dict[str, Claim] = {}
-        self._trying: set[str] = set()  # claims that are not known to be ours yet
+        self._trying: set[str] = set()  # claims that are not confirmed yet
         self._changed: dict[str, asyncio.Event] = {}
         self._settling: set[asyncio.Task[Any]] = set()
         self._at_app: dict[object, float] = {}
 
     def sent(self, exchange: object) -> None:
-        """A creation goes to the app, with a key or without: a job may be its own."""
+        """A creation is sent to the app, with or without a key; new jobs may be its own."""
         self._at_app[exchange] = self._clock.monotonic()
 
     def ended(self, exchange: object) -> None:
-        """It was answered, or ended without."""
+        """The creation has ended, answered or not."""
         self._at_app.pop(exchange, None)
 
     async def renew(self) -> None:
@@ -139,11 +139,11 @@ class Coordinator:
             if one.record_id not in self._trying
         }
         if claims:
-            with suppress(ConnectionError):  # logged by who owns the connection
+            with suppress(ConnectionError):  # logged by the owner of the connection
                 await self._storage.extend(claims, LEASE)
 
     async def stop(self) -> None:
-        """End what still settles."""
+        """Cancel the settling tasks."""
         for task in self._settling:
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
@@ -153,10 +153,10 @@ class Coordinator:
     async def begin(
         self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, bytes]
     ) -> Claim | StoredAnswer:
-        """A claim to go on with, or the answer to repeat.
+        """A claim to proceed with, or the answer to repeat.
 
-        Raises `IdempotencyMismatch`, and `IdempotencyInProgress` when the first is not
-        finished in time.
+        Raises `IdempotencyMismatch`, and `IdempotencyInProgress` if the first request does not
+        finish in time.
         """
         deadline = self._clock.monotonic() + self._patience
         while True:
@@ -199,7 +199,7 @@ class Coordinator:
     async def _claim(
         self, record_id: str, fingerprint: str, keep: float, fields: Mapping[str, bytes]
     ) -> tuple[Claim | None, Record | None, bool]:
-        """A claim of ours, or the record that stands in its way and whether its owner lives."""
+        """A claim of our own, or the record that prevents it and whether its owner is alive."""
         record = Record(fingerprint, "running", self._owner, self._clock.time())
         claim = Claim(record_id, record, keep, fields)
         self._claims[record_id] = claim  # before the first await: others of this process wait
@@ -213,12 +213,12 @@ class Coordinator:
             try:
                 shared = await self._storage.claim(record_id, data, LEASE)
             except ConnectionError:
-                # SQLite alone decides; a record of an earlier life has no living owner.
+                # SQLite alone decides; a record from before a restart has no living owner.
                 shared = None
-            # Ours also where the answer to a first attempt was lost.
+            # Equal data is our own claim, whose reply was lost.
             if shared is not None and shared != data:
                 theirs = decode(shared)
-                # What is there is not ours to read: treated as somebody at work.
+                # Unreadable data counts as a request in progress elsewhere.
                 unreadable = Record(fingerprint, "running", "", record.started_at)
                 return None, theirs or unreadable, True
             if found is not None:
@@ -234,7 +234,7 @@ class Coordinator:
                 self._forget(record_id)
 
     async def _wait(self, record_id: str, here: bool) -> None:
-        """Until the request in front of us changes its state, as far as we can know it."""
+        """Wait until the earlier request may have changed its state."""
         if not here or len(self._changed) >= _MOST_WAITING:
             await asyncio.sleep(POLL)
             return
@@ -246,9 +246,9 @@ class Coordinator:
     # --- after the app --------------------------------------------------------------------------
 
     async def keep(self, claim: Claim, answer: StoredAnswer) -> bool:
-        """Store the answer, durably, before it leaves. False when it could not be kept at all."""
+        """Store the answer durably before it is sent. False if it could not be stored at all."""
         if len(answer.body) > MAX_ANSWER:
-            log.warning("answer too long to be repeated", extra={"size": len(answer.body)})
+            log.warning("answer too long to be kept", extra={"size": len(answer.body)})
             await self.release(claim)
             return False
         data = encode(claim.record.finished(answer))
@@ -265,7 +265,7 @@ class Coordinator:
             self._forget(claim.record_id)
 
     async def release(self, claim: Claim) -> None:
-        """The app cannot have executed it: the key is free again."""
+        """The app cannot have executed the request: free the key."""
         try:
             self._storage.erase(claim.record_id)
             await self._withdraw(claim.record_id, encode(claim.record))
@@ -273,8 +273,8 @@ class Coordinator:
             self._forget(claim.record_id)
 
     async def settle(self, claim: Claim) -> StoredAnswer | None:
-        """Find out what became of a request that may have been executed: its answer, or None when
-        it is free again, or still unknown (then its record says so)."""
+        """Find out what became of a request that may have been executed. Returns its answer, or
+        None if the key is free again or the outcome is still unknown (its record then says so)."""
         unknown = claim.record.left_open()
         try:
             await self._storage.write(
@@ -293,15 +293,15 @@ class Coordinator:
                 return None  # another sidecar settles it
             answer = accepted_answer(candidates[0])
             self._count("adopted")
-            log.info("creation without an answer was found", extra={"job_id": candidates[0]})
+            log.info("job of an unanswered creation found", extra={"job_id": candidates[0]})
             await self.keep(claim, answer)
             return answer
         finally:
             self._forget(claim.record_id)
 
     def close(self, claim: Claim, *, sent: bool) -> None:
-        """The exchange has ended without an answer to keep. `sent`: the app may have executed it;
-        then that is settled behind the exchange's back."""
+        """The exchange has ended without an answer to keep. `sent`: the app may have executed it,
+        which is then settled in the background."""
         work = self.settle(claim) if sent else self._free(claim)
         task = asyncio.get_running_loop().create_task(work, name="idempotency:settle")
         self._settling.add(task)
@@ -316,16 +316,16 @@ class Coordinator:
             log.error("settling failed", exc_info=error)
 
     async def answered(self, job_id: str) -> None:
-        """A creation was answered: this job is not one that a lost answer left behind."""
+        """A creation was answered, so this job does not belong to a lost answer."""
         with suppress(ConnectionError):  # nothing is adopted either while Redis is away
             await self._storage.mark_job(job_id, JOB_MARK)
 
     async def _candidates(self, claim: Claim) -> list[str] | None:
-        """Jobs that this request may have made; None when that cannot be known."""
+        """Jobs that this request may have created; None if that cannot be known."""
         failed_at = self._clock.monotonic()
         await asyncio.sleep(self._appear_within)
         while any(at <= failed_at for at in self._at_app.values()):
-            # A job that is there may be theirs: they are answered first.
+            # New jobs may belong to other creations: wait until those are answered.
             if self._clock.monotonic() >= failed_at + OTHERS_WITHIN:
                 return None
             await asyncio.sleep(POLL)
@@ -339,7 +339,7 @@ class Coordinator:
             return None
 
     async def _take(self, job_id: str) -> bool:
-        """Whether the job is ours to tell of, and nobody else's from now on."""
+        """Mark the job as this request's; False if another one has it already."""
         try:
             return await self._storage.mark_job(job_id, JOB_MARK)
         except ConnectionError:
@@ -350,7 +350,7 @@ class Coordinator:
             await self._storage.share(claim.record_id, encode(unknown), claim.keep)
 
     async def _withdraw(self, record_id: str, data: bytes) -> None:
-        with suppress(ConnectionError):  # its lease ends by itself
+        with suppress(ConnectionError):  # its lease expires anyway
             await self._storage.withdraw(record_id, data)
 
     def _forget(self, record_id: str) -> None:
@@ -361,18 +361,18 @@ class Coordinator:
 
 
 def _fits(document: Mapping[str, Any], fields: Mapping[str, bytes]) -> bool:
-    """Whether a job's document contradicts none of the form's fields, given as SHA-256."""
+    """Whether a job's document contradicts none of the form fields, given as SHA-256."""
     return all(_same(document.get(name), digest) for name, digest in fields.items())
 
 
 def _same(value: object, digest: bytes) -> bool:
     if value is None or isinstance(value, list | dict | float):
-        return True  # not there, or written in a way that a form does not tell
+        return True  # absent, or of a type whose form spelling is unknown
     texts = {str(value), str(value).lower(), str(int(value)) if isinstance(value, bool) else ""}
     return any(hashlib.sha256(text.encode()).digest() == digest for text in texts)
 
 
 def accepted_answer(job_id: str) -> StoredAnswer:
-    """What the app would have answered, as far as callers read it."""
+    """The answer that the app would have given, as far as callers use it."""
     body = {"status": "accepted", "message": "The job was accepted", "job_id": job_id}
     return StoredAnswer(202, (b"Content-Type: application/json",), json.dumps(body).encode())

@@ -1,15 +1,15 @@
-"""What a request with a key may do, given what is stored of the key. Pure.
+"""What a request with a key may do, given the key's record. Pure.
 
- 1. Nothing stored: it is the first, and goes on.
- 2. Another request under the same key: 422, whatever state the first is in.
+ 1. No record: it is the first request and proceeds.
+ 2. A different request with the same key: 422, whatever the state of the first.
  3. Answered: the answer is repeated.
- 4. Under way: the caller waits for it, or is told to come back (409).
- 5. Sent, outcome unknown: evidence decides. Only proof that the app did nothing lets it go on; a
-    job that was made is the answer; in doubt the caller is told to come back, since a second job
-    is what the key is there to prevent.
+ 4. In progress: the caller waits for it, or gets 409 to retry later.
+ 5. Sent, outcome unknown: evidence decides. Only proof that the app did nothing lets the request
+    proceed. A job that was created is the answer. In doubt the caller gets 409, because a second
+    job is what the key must prevent.
 
-Which of the app's answers are kept (draft §2.6: success or error, once the operation was carried
-out): every one but those which say that it was not, or not yet.
+All answers of the app are kept (draft §2.6: success or error, once the operation was carried out),
+except those that say that the operation was not carried out, or not yet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_CARRIED_OUT = frozenset({401, 403, 407, 408, 409, 421, 425, 429, 502, 503, 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """Answer with what the first request got."""
+    """Repeat the answer to the first request."""
 
     answer: StoredAnswer
 
@@ -35,8 +35,8 @@ Verdict = Literal["first", "wait", "mismatch", "settle"] | Repeat
 
 
 def verdict(found: Record | None, fingerprint: str, *, owner_alive: bool) -> Verdict:
-    """What to do with a request of `fingerprint`. `owner_alive`: whether whoever works on `found`
-    still renews its claim; without that a running record is one of unknown outcome."""
+    """What to do with a request of `fingerprint`. `owner_alive`: the owner of `found` still renews
+    its claim; otherwise a running record counts as one of unknown outcome."""
     if found is None:
         return "first"
     if found.fingerprint != fingerprint:
@@ -50,12 +50,13 @@ Outcome = Literal["keep", "release", "unknown"]
 
 
 def outcome_of_answer(status: int) -> Outcome:
-    """What an answer of the app says about its request."""
+    """What a response of the app means for its request."""
     if status in _NOT_CARRIED_OUT:
         return "release" if status != 504 else "unknown"
     return "unknown" if status >= 500 else "keep"
 
 
 def outcome_of_failure(code: str, *, sent: bool) -> Outcome:
-    """What an error of ours says. `sent`: whether anything of the request reached the app."""
+    """What an error of our own means. `sent`: whether any of the request may have reached the
+    app."""
     return "unknown" if sent and code != "job_not_stored" else "release"

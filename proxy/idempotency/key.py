@@ -1,12 +1,12 @@
 """What makes two requests the same: the caller's key, its scope, and the request's fingerprint.
 
-1. The field is an RFC 9651 string (`Idempotency-Key: "8e03978e-…"`), as the draft wants it; the
-   bare form that most clients send means the same. An empty value is no key.
-2. A key belongs to who sent it. Its scope is the family of jobs and the caller's credentials, so
-   that nobody receives another caller's answer by guessing a key.
-3. A fingerprint covers what decides about the job: method, target, fields, and the SHA-256 of the
-   file. Boundaries, field order, file names and other header fields differ between two
-   repetitions of one client.
+1. The field is an RFC 9651 string (`Idempotency-Key: "8e03978e-…"`), as the draft requires; the
+   bare form that most clients send means the same. An empty value is not a key.
+2. A key belongs to its sender. Its scope is the family of jobs and the caller's credentials, so
+   that nobody gets another caller's answer by guessing a key.
+3. A fingerprint covers what determines the job: method, target, fields, and the SHA-256 of the
+   file. It leaves out boundaries, field order, file names and other header fields, which differ
+   between repetitions by the same client.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 MAX_KEY = 255
-"""Characters: Stripe's limit, which clients' libraries are written for."""
+"""Characters; Stripe's limit, which client libraries expect."""
 
 _BARE = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _QUOTED = re.compile(rb'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 
 
 def parse_key(values: Sequence[bytes]) -> str | None:
-    """The key in the values of all `Idempotency-Key` fields; None where there is none.
+    """The key in the values of all `Idempotency-Key` fields; None if there is none.
 
     Raises `ValueError` with a message for the caller.
     """
@@ -42,12 +42,12 @@ def parse_key(values: Sequence[bytes]) -> str | None:
 
 
 def record_id(family: str, caller: Iterable[bytes], key: str) -> str:
-    """The name of a key's record: 40 hex digits, safe in a Redis key and in a log line."""
+    """The ID of a key's record: 40 hex digits, safe in a Redis key and in a log line."""
     return _digest(b"key", family.encode(), key.encode(), *caller)[:40]
 
 
 def upload_record_id(family: str, caller: Iterable[bytes], fingerprint: str) -> str:
-    """The same for an upload without a key that may repeat another (`same_upload_within`)."""
+    """The record's ID for an upload without a key (`same_upload_within`)."""
     return _digest(b"upload", family.encode(), fingerprint.encode(), *caller)[:40]
 
 
@@ -59,7 +59,8 @@ def fingerprint(method: str, target: str, content: Iterable[tuple[bytes, ...]]) 
 
 
 def _digest(*parts: bytes) -> str:
-    """Of parts with their lengths, so that no two lists of parts look the same."""
+    """The digest of the parts with their lengths, so that different lists have different
+    digests."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"%d:" % len(part))

@@ -1,7 +1,7 @@
-"""What is stored of a key: who works on it, or what was answered.
+"""The stored record of a key: who works on it, or what was answered.
 
-Read back from Redis and SQLite it is as hostile as anything else: `decode` returns None for what
-this file did not write.
+Data read back from Redis and SQLite is not trusted: `decode` returns None for anything that this
+file did not write.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 MAX_ANSWER = 256 * 1024
-"""Bytes of an answer's body that are kept. The answers of the real service have 300."""
+"""The longest answer body that is kept, in bytes. The real service's answers have 300."""
 
 MAX_RECORD = 2 * MAX_ANSWER
-"""Bytes of an encoded record: what is longer was not written by us."""
+"""The longest encoded record in bytes; anything longer was not written by us."""
 
 _MAX_FIELDS = 32
 
 State = Literal["running", "unknown", "done"]
 _STATES: tuple[State, ...] = ("running", "unknown", "done")
 
-#: Answer fields that are kept: what a caller needs to understand the body. Dates, lengths and
-#: correlation IDs belong to one exchange.
+#: Response fields that are kept: those needed to understand the body. Dates, lengths and
+#: correlation IDs belong to a single exchange.
 KEPT_FIELDS = frozenset({b"content-type", b"content-language", b"location", b"content-location"})
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An answer as it is repeated: `fields` are whole lines without their line end."""
+    """An answer to be repeated: `fields` are whole lines without line ends."""
 
     status: int
     fields: tuple[bytes, ...]
@@ -40,7 +40,7 @@ class StoredAnswer:
 @dataclass(frozen=True, slots=True)
 class Record:
     """A key's record. Times are Unix seconds. `running`: `owner` works on it. `unknown`: it was
-    sent to the app, and nobody knows whether the app carried it out. `done`: `answer` is there."""
+    sent to the app, and it is not known whether it was carried out. `done`: `answer` is set."""
 
     fingerprint: str
     state: State
@@ -53,12 +53,12 @@ class Record:
         return replace(self, state="done", answer=answer)
 
     def left_open(self) -> Record:
-        """The same key, with an attempt whose outcome nobody knows."""
+        """The same key, with an unknown outcome."""
         return replace(self, state="unknown")
 
 
 def encode(record: Record) -> bytes:
-    """As one JSON object, readable with redis-cli."""
+    """The record as one JSON object, readable with redis-cli."""
     document: dict[str, Any] = {
         "fingerprint": record.fingerprint,
         "state": record.state,

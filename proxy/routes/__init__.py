@@ -1,10 +1,10 @@
 """The stages, in the one order in which they stand on a route.
 
-Metrics first: an exchange is counted as in flight before anything can refuse it. Next, whose job a
-call is for, since that may change the correlation ID. Stages of others, which
-may refuse a request, before its body is looked at. The upload check before all that would hand the
-request on. Fallbacks behind every other rescue, for any other answer is better. Trace and
-access line last: they record what all others noted.
+Metrics come first: an exchange is counted as in flight before anything can refuse it. Then the job
+that a call belongs to, because that may change the correlation ID. Extension stages, which may
+refuse a request, run before its body is checked, and the upload check before anything that forwards
+the request. `fallback:` comes after every other fallback source, because any other answer is
+better. Trace and access line come last: they record what the others noted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def all_stages(
     shortages: Shortages,
     extensions: Extensions,
 ) -> tuple[Stage, ...]:
-    """Every stage there is; each decides for itself on which routes it takes part."""
+    """All stages; each decides for itself which routes it binds to."""
     return (
         RouteMetrics(metrics),
         JobContext(mirrors.values),

@@ -1,4 +1,4 @@
-"""One access line for each exchange, also for those that no route matched."""
+"""One access line per exchange, including those that no route matched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AccessLine:
         self._log = log
 
     def bind(self, binding: Binding) -> Hooks:
-        """The line's constant part is encoded here, once."""
+        """The constant part of the line is encoded here, once per load."""
         log = self._log.bind(binding.listener_name, binding.route_name)
         if binding.listener.direction != "egress":
             return Hooks(finished=log)

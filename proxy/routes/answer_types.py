@@ -1,10 +1,12 @@
-"""Good answers that cannot be what a route is for: an error page with status 200, another service.
+"""Detects 2xx responses of an unexpected type: an error page with status 200, another service.
 
 Rules
-1. A route that creates, reads or lists jobs gets JSON; another media type on a 2xx is unexpected.
-2. A route of an egress listener may get anything, but a web page is unexpected where it has got
-   something else before: its caller is a program.
-3. Answers pass as they are. They are counted, noted in the access line and kept in the trace.
+1. A route that creates, reads or lists jobs expects JSON; another media type on a 2xx is
+   unexpected.
+2. A route of an egress listener accepts any type, but a web page is unexpected if the route has got
+   other types before: its caller is a program.
+3. Such responses are relayed unchanged. They are counted, noted in the access line and kept in the
+   trace.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class AnswerTypes:
         tally = self._metrics.route(
             binding.listener_name, binding.route_name, binding.listener.direction, route.upstream
         )
-        others = False  # it has got something else before
+        others = False  # the route has got other types than web pages
 
         def finished(exchange: Exchange) -> None:
             nonlocal others

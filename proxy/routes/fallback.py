@@ -1,4 +1,5 @@
-"""What a caller gets while the upstream is away: the last good answer, or a set one."""
+"""`fallback:`: what a caller gets while the upstream is down, the last good response or a fixed
+one."""
 
 from __future__ import annotations
 
@@ -15,19 +16,19 @@ from proxy.resilience.stale_cache import StaleCache
 
 
 class FallbackStage:
-    """Binds to routes with `fallback:`. Kept answers count against the budget."""
+    """Binds to routes with `fallback:`. Cached responses count against the memory budget."""
 
     def __init__(self, memory: MemoryBudget) -> None:
         self._memory = memory.account("stale_answers")
         self._copies = memory.account("answers_being_copied")
-        # What plans in force or in use remember. A reload that leaves a route's memory as it was
-        # goes on with it; the rest ends with the last exchange of its plan.
+        # The caches of all plans in force or in use. A reload that does not change a route's cache
+        # settings keeps its cache; others end with the last exchange of their plan.
         self._remembered: weakref.WeakValueDictionary[Hashable, _Stale] = (
             weakref.WeakValueDictionary()
         )
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """Stale answers are remembered per route."""
+        """Stale responses are cached per route."""
         if binding.route is None or binding.route.fallback is None:
             return None
         rules = binding.route.fallback
@@ -50,7 +51,7 @@ class FallbackStage:
 
 
 class _Stale:
-    """The last good answers of a route."""
+    """The last good responses of a route."""
 
     def __init__(self, rules: Fallback, memory: Holding, copies: Account) -> None:
         assert rules.stale is not None
@@ -65,7 +66,7 @@ class _Stale:
         return self.cache.key(method, exchange.head.target, exchange.head.host, exchange.head.lines)
 
     def listen(self, exchange: Exchange) -> None:
-        """Have the body of the answer copied, if it is one to keep."""
+        """Copy the response's body if it may be cached."""
         if exchange.method == "GET":
             exchange.tee = Tee(self.cache.max_body, Holding(self._copies, exchange.stream))
 
@@ -84,7 +85,7 @@ class _Stale:
             self.cache.keep(key, exchange.response.lines, body, exchange.stream.clock.monotonic())
 
     def answer(self, exchange: Exchange) -> Reply | None:
-        """The kept answer, marked as old."""
+        """The cached response, marked as stale."""
         now = exchange.stream.clock.monotonic()
         key = self.key(exchange)
         kept = self.cache.get(key, now) if key is not None else None
@@ -96,12 +97,12 @@ class _Stale:
             if name.lower() != b"age":
                 lines.append(line)
             elif value.strip().isdigit():
-                age += int(value.strip()[:9])  # it was not fresh then (RFC 9111 §4.2.3)
+                age += int(value.strip()[:9])  # it was already that old (RFC 9111 §4.2.3)
         return Reply(200, (*lines, b"Age: %d" % age, b"X-Stale: true"), kept.body)
 
 
 class _Fallback:
-    """Stale first, then the set answer."""
+    """The stale response first, then the fixed one."""
 
     needs_body = False
 
@@ -110,7 +111,7 @@ class _Fallback:
         self._answer = answer
 
     def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
-        """Refusals of ours for the upstream's sake, its failures, and statuses that mean one."""
+        """Refusals made to protect the upstream, its failures, and failure statuses."""
         if isinstance(trouble, ProxyError):
             return isinstance(trouble, UpstreamFailure | CircuitOpen | Overloaded)
         assert exchange.plan.upstream is not None

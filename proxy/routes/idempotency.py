@@ -1,8 +1,8 @@
 """Creations that carry an Idempotency-Key, or repeat an upload: one operation, one answer.
 
-The stage stands behind the upload check and the job's confirmation: only what was accepted is
-claimed, and only an answer that proved true is kept. A request whose caller leaves is seen through
-to its answer, because the caller will come back for it.
+The stage comes after the upload check and the job's confirmation: only accepted requests are
+claimed, and only confirmed answers are kept. If the caller leaves, its request still runs to the
+answer, because the caller will ask for it again.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from proxy.uploads.check import UploadCheck
 
 REPLAYED = b"Idempotency-Replayed: true"
 
-#: Fields by which a caller is known; without any, its address.
+#: Fields that identify a caller; without any, its address does.
 _CREDENTIALS = (b"x-api-key", b"authorization")
 
-#: Bytes of a form without a checked file that are compared without their boundaries.
+#: Forms without a checked file up to this many bytes are compared without their boundaries.
 _SMALL_FORM = 256 * 1024
 
 _BOUNDARY = re.compile(
@@ -47,7 +47,7 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class IdempotencyStage:
-    """Binds to routes with `idempotency:`. `await start()` before, `await stop()` after."""
+    """Binds to routes with `idempotency:`. Call `start` before use and `stop` after."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class IdempotencyStage:
         self._renewing = Supervised("idempotency:renew", self._renew, tasks or Tasks())
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """A route without `idempotency:` has nothing of this."""
+        """Nothing on routes without `idempotency:`."""
         route = binding.route
         if route is None or route.idempotency is None:
             return None
@@ -81,7 +81,7 @@ class IdempotencyStage:
         return Hooks(admit=guard.admit, fallback_source=guard, finished=guard.finished)
 
     def _coordinator(self, mirror: str) -> Coordinator:
-        """One for each mirror, whatever is bound how often: claims outlive a reload."""
+        """One coordinator per mirror, kept across reloads with its claims."""
         if mirror not in self._coordinators:
             self._coordinators[mirror] = Coordinator(
                 self._mirrors[mirror].answers, self._clock, self._owner, partial(self.count, mirror)
@@ -89,11 +89,11 @@ class IdempotencyStage:
         return self._coordinators[mirror]
 
     def count(self, mirror: str, outcome: str) -> None:
-        """What became of a request with a key."""
+        """Count the outcome of a request with a key."""
         self._requests.labels(mirror, outcome).inc()
 
     async def start(self) -> None:
-        """Begin to renew claims."""
+        """Start renewing claims."""
         self._renewing.start()
 
     async def _renew(self) -> None:
@@ -103,14 +103,14 @@ class IdempotencyStage:
                 await coordinator.renew()
 
     async def stop(self) -> None:
-        """Let go of everything; what was under way is found by the next life."""
+        """Stop. The next process finds the requests that were in progress."""
         await self._renewing.stop()
         for coordinator in self._coordinators.values():
             await coordinator.stop()
 
 
 class _Guard:
-    """One route."""
+    """Applies idempotency to one route."""
 
     needs_body = True
 
@@ -126,7 +126,7 @@ class _Guard:
     # --- before the app -------------------------------------------------------------------------
 
     async def admit(self, exchange: Exchange) -> Reply | None:
-        """The answer to repeat, or None to go on. Raises `BadRequest` for a key that is none,
+        """The answer to repeat, or None to proceed. Raises `BadRequest` for an invalid key,
         `IdempotencyMismatch` and `IdempotencyInProgress`."""
         if exchange.method in _SAFE:
             return None
@@ -148,7 +148,7 @@ class _Guard:
             return None
         content = _content(exchange)
         if content is None:
-            # The spool is full, so it streams: nobody knows what it is before it has gone.
+            # The spool is full and the body is streamed: its content is known only afterwards.
             exchange.note(idempotency="streamed")
             return None
         print_ = fingerprint(exchange.method, exchange.path, content)
@@ -168,13 +168,13 @@ class _Guard:
     # --- after the app --------------------------------------------------------------------------
 
     def wants(self, exchange: Exchange, trouble: Trouble) -> bool:
-        """Every end of a claimed exchange, and the answer to any creation."""
+        """Every outcome of a claimed exchange, and the response to any creation."""
         if exchange in self._claims:
             return True
         return not isinstance(trouble, ProxyError) and exchange.method not in _SAFE
 
     async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
-        """Keep the answer before it leaves; find the job of one that did not come."""
+        """Keep the answer before it is sent; if there was none, look for the job."""
         claim = self._claims.pop(exchange, None)
         if claim is None:
             await self._answered(exchange)
@@ -192,7 +192,7 @@ class _Guard:
                     claim, StoredAnswer(trouble.status, fields, exchange.held)
                 )
                 return None
-            outcome = "unknown"  # longer than what can be repeated
+            outcome = "unknown"  # too long to be repeated
         self._coordinator.ended(exchange)
         if outcome == "release":
             await self._coordinator.release(claim)
@@ -210,7 +210,7 @@ class _Guard:
             await self._coordinator.answered(job_id)
 
     def finished(self, exchange: Exchange) -> None:
-        """The exchange is over, and its claim must not outlive it."""
+        """The exchange is over: its claim must not outlive it."""
         self._coordinator.ended(exchange)
         claim = self._claims.pop(exchange, None)
         if claim is not None:
@@ -223,7 +223,7 @@ def _caller(exchange: Exchange) -> list[bytes]:
 
 
 def _address(exchange: Exchange, proxies: Networks) -> bytes:
-    """Of a caller without credentials: its own, or the one that a trusted proxy gives."""
+    """The address of a caller without credentials: its own, or the one from a trusted proxy."""
     assert exchange.head is not None
     host = exchange.stream.host_ip
     chain = [v for name, v in exchange.head.forwarded or () if name == b"x-forwarded-for"]
@@ -233,7 +233,7 @@ def _address(exchange: Exchange, proxies: Networks) -> bytes:
 
 
 def _content(exchange: Exchange) -> list[tuple[bytes, ...]] | None:
-    """What the request is made of, for its fingerprint; None while its body is not known whole."""
+    """The request's content for its fingerprint; None if the whole body is not known."""
     if isinstance(exchange.filter, UploadCheck):
         return exchange.filter.content
     body = exchange.buffered
@@ -245,7 +245,7 @@ def _content(exchange: Exchange) -> list[tuple[bytes, ...]] | None:
     kinds = exchange.head.values(b"content-type")
     boundary = _BOUNDARY.search(kinds[0]) if kinds else None
     if boundary is not None and body.size <= _SMALL_FORM and not body.in_file:
-        # Clients make a new boundary each time: without it the form is the same.
+        # Clients use a new boundary each time; without it, repeated forms are equal.
         content = b"".join(body.in_memory(0, body.size))
         content = content.replace(b"--" + (boundary[1] or boundary[2]), b"--")
         return [(b"form", hashlib.sha256(content).digest())]
@@ -254,7 +254,7 @@ def _content(exchange: Exchange) -> list[tuple[bytes, ...]] | None:
 
 
 def _fields(content: Sequence[tuple[bytes, ...]]) -> dict[str, bytes]:
-    """SHA-256 of the form's text fields: what the job's document repeats of the request."""
+    """SHA-256 of the form's text fields, which the job's document repeats."""
     return {part[1].decode("utf-8", "replace"): part[2] for part in content if part[0] == b"field"}
 
 

@@ -15,7 +15,7 @@ class RouteMetrics:
         self._metrics = metrics
 
     def bind(self, binding: Binding) -> Hooks:
-        """Label look-ups happen here, at load, and never again."""
+        """Labels are looked up here, once per load."""
         tally = self._metrics.route(
             binding.listener_name,
             binding.route_name,

@@ -4,10 +4,10 @@
    whose id the upstream gets as its parent. Names and attributes follow the semantic conventions
    for HTTP (`http.request.method`, `url.path`, `http.response.status_code`, `error.type`, ...).
 2. A job is a span from its creation to its end, below the exchange that created it, with its stages
-   below. The calls that a worker makes for it, where one job can be meant and the worker sends no
-   trace of its own, are below the job. What is known of it is in memory: the sidecar that created
-   it sends it, and a restart in between loses it.
-3. Spans are made when an exchange is over, and only of sampled traces.
+   below. A worker's calls for the job are below it too, if only one job can be meant and the worker
+   sends no trace context. This state is in memory: the sidecar that created the job sends the span,
+   and a restart in between loses it.
+3. Spans are built when an exchange is over, and only for sampled traces.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _JOBS = 4096  # created jobs that are remembered until they end
 
 
 class OtelStage:
-    """Binds to every route, if spans are sent. `random` gives 0 <= x < 1."""
+    """Binds to every route, if spans are sent. `random` returns 0 <= x < 1."""
 
     def __init__(self, exporter: OtlpExporter | None, random: Callable[[], float]) -> None:
         self._exporter = exporter
@@ -42,7 +42,7 @@ class OtelStage:
         self._jobs: dict[str, tuple[Parent, str, float, str]] = {}  # parent, span, begun, ID
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """Nothing where no collector is configured."""
+        """Nothing without a configured collector."""
         exporter = self._exporter
         if exporter is None:
             return None
@@ -137,7 +137,7 @@ class OtelStage:
 
 
 class _Spans:
-    """Makes the spans of one route's exchanges."""
+    """Builds the spans of one route's exchanges."""
 
     def __init__(self, put: Callable[[Span], None], binding: Binding) -> None:
         self._put = put
@@ -222,7 +222,7 @@ def _of_request(exchange: Exchange) -> dict[str, Any]:
 
 
 def _host_and_port(text: str) -> tuple[str | None, int | None]:
-    """Of a `Host` field or a target; what is neither a name nor an address is given as it is."""
+    """Host and port of a `Host` field or a target; an invalid value is returned unchanged."""
     clean = clean_text(text, 256)
     try:
         parts = urlsplit(f"//{clean}")
@@ -232,7 +232,7 @@ def _host_and_port(text: str) -> tuple[str | None, int | None]:
 
 
 def _error(exchange: Exchange) -> str | None:
-    """Of a server span: what was our side's doing (a 4xx is the caller's)."""
+    """The error of a server span: a failure on our side, not the caller's 4xx."""
     return (exchange.code or str(exchange.status)) if exchange.status >= 500 else None
 
 

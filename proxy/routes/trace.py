@@ -1,12 +1,12 @@
-"""Which exchanges are kept in the trace, and what of them.
+"""Which exchanges the trace keeps, and which facts of them.
 
-1. Kept are: what failed in any way, what was slow, what stages had something to say about (a job
-   created, deleted or rescued, an upload), calls on egress listeners that begin something (POST and
-   the like), one good read of a job and one good call of an egress route in `polls_every`, and a
-   sample of the rest.
-2. Whether to keep is decided in a few attribute reads; only what is kept is looked at.
-3. Of one route no more than `max_rate` is kept, and as much again of what failed, so that a flood
-   of errors neither costs nor pushes out the rest of the record.
+1. It keeps exchanges that failed in any way, that were slow, or that a stage noted something about
+   (a job created, deleted or answered from the mirror, an upload); calls on egress listeners that
+   start something (POST and the like); per `polls_every`, one good read of each job and one good
+   call of each egress route; and a sample of the rest.
+2. The decision takes a few attribute reads; facts are collected only for what is kept.
+3. Each route keeps at most `max_rate`, and as many failures again, so that a flood of errors is
+   neither expensive nor pushes out the rest of the record.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from proxy.trace.recorder import BURST, Trace
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
-#: Jobs whose last kept read is remembered.
+#: Jobs for which the time of the last kept read is remembered.
 _JOBS = 4096
 
 
 class TraceRecord:
-    """Binds to every route that may be kept, if there is a trace. `random` gives 0 <= x < 1."""
+    """Binds to every traced route, if there is a trace. `random` returns 0 <= x < 1."""
 
     def __init__(self, trace: Trace, random: Callable[[], float]) -> None:
         self._trace = trace
@@ -45,7 +45,8 @@ class TraceRecord:
         return Hooks(finished=observer)
 
     def _observer(self, trace: Trace, settings: Settings, binding: Binding) -> Observer:
-        """One of three, each with the whole test in it: a call more would cost as much as all."""
+        """One of three functions, each with the whole test inline: another call would double its
+        cost."""
         slow, sample, random = settings.slow, settings.sample, self._random
         keep = _Keep(trace, settings, binding)
         role = binding.route.job if binding.route is not None else None
@@ -117,10 +118,10 @@ class _Keep:
             if role.reads
             else "list"
         )
-        self.next: dict[str, float] = {}  # when a good one of a job is kept again, monotonic
+        self.next: dict[str, float] = {}  # monotonic: when a good read of a job is kept again
 
     def one_of(self, exchange: Exchange, what: str) -> None:
-        """Keep `exchange`; of what is good of `what`, nothing more for `polls_every`."""
+        """Keep `exchange`; if it succeeded, keep no other success of `what` for `polls_every`."""
         if exchange.status < 400 and exchange.method in _READING:
             if len(self.next) >= _JOBS:
                 for one in [one for one, at in self.next.items() if at <= exchange.started]:

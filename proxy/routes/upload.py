@@ -1,4 +1,4 @@
-"""Uploads: only real audio of the right size and length passes, and the app gets it whole."""
+"""`upload:`: only real audio of the right size and duration passes, and the app gets all of it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class UploadCheckStage:
         )
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """A route without `upload:` has nothing of this."""
+        """Nothing on routes without `upload:`."""
         if binding.route is None or binding.route.upload is None:
             return None
         validator = UploadRules(
@@ -105,7 +105,7 @@ class UploadCheckStage:
                 if "duration" in facts:
                     duration.observe(facts["duration"])
                 exchange.note(**{f"upload_{name}": value for name, value in facts.items()})
-                if exchange.filter.detail is not None:  # in report mode nobody else knows it
+                if exchange.filter.detail is not None:  # in report mode nothing else records it
                     exchange.detail = exchange.filter.detail
                 verdict = facts["verdict"]
             elif exchange.code is not None and exchange.code.startswith("upload_"):

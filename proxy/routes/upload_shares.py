@@ -1,4 +1,4 @@
-"""`limits.per_client.uploads`: how many uploads one client may have under way."""
+"""`limits.per_client.uploads`: the number of concurrent uploads of one client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UploadShares:
     """Binds to routes with `upload:` on listeners that limit uploads."""
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """Refuses before anything of the body is read, and before a probe is asked for."""
+        """Refuses before any of the body is read and before a probe is requested."""
         route, per_client = binding.route, binding.listener.limits.per_client
         if route is None or route.upload is None or per_client is None:
             return None

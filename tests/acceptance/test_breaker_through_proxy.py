@@ -429,7 +429,7 @@ def alone(folder: Path, redis: str | None, upstream: Upstream | None = None) -> 
 
 
 def redis_lines(proxy: ProxyProcess) -> list[bool]:
-    """What the log says about Redis' being within reach, in order: only changes are told."""
+    """What the log says about Redis being reachable, in order: only changes are logged."""
     told = [line["reachable"] for line in proxy.log() if line.get("event") == "breaker_redis"]
     assert all(one is not other for one, other in itertools.pairwise(told)), told
     return told

@@ -483,7 +483,7 @@ def test_an_app_that_is_away_does_not_open_its_jobs_to_anyone(
             wait_until(lambda: not site.redis.exists(PREFIX + job_id), "the app to be told")
 
             def told() -> list[int]:
-                passed = "late deletion passed on"
+                passed = "late deletion sent"
                 return [line["status"] for line in site.proxy.log() if line["message"] == passed]
 
             wait_until(lambda: bool(told()), "a line about it")

@@ -1,1 +1,1 @@
-"""Stages from outside (`use:` on a route): `runner` calls their hooks, each behind its `guard`."""
+"""Extension stages (`use:` on a route): `runner` calls their hooks, each inside a `guard`."""

@@ -1,10 +1,10 @@
-"""Stages that hold something open, a client of Redis or a session: closed when nobody uses them.
+"""Closes extension stages that hold resources, such as a Redis client, once nothing uses them.
 
-1. A stage is in use while its plan is in force, and while an exchange is under way that began with
-   it. A reload makes every stage anew, so the old ones end with their last exchange.
-2. One that was made for a config which was refused is never in force: it ends with the next reload,
-   or the stop.
-3. What closing raises, or takes too long for, is logged and holds up nobody.
+1. A stage is in use while its plan is in force, and while an exchange that began with it is in
+   progress. A reload creates all stages anew, so the old ones are closed after their last exchange.
+2. A stage created for a config that was then rejected never comes into force: it is closed at the
+   next reload, or at the stop.
+3. If closing fails or takes too long, that is logged and delays nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 logger = logging.getLogger("proxy.routes.extensions.runner")
 
-#: Seconds that a stage has to close what it holds.
+#: Seconds that a stage has for closing.
 PATIENCE = 5.0
 
 
 class Held:
-    """A stage that wants to be closed. `users` are the exchanges that began with it."""
+    """A stage that must be closed. `users` counts the exchanges that began with it."""
 
     __slots__ = ("close", "facts", "retired", "users")
 
@@ -34,8 +34,8 @@ class Held:
 
 
 class StageClosing:
-    """All such stages of a proxy. `adopt` is called for those of each plan that comes into force,
-    also with none."""
+    """All stages that must be closed. `adopt` is called with the stages of each plan that comes
+    into force, even if it has none."""
 
     def __init__(self) -> None:
         self._open: set[Held] = set()
@@ -44,13 +44,14 @@ class StageClosing:
         self._closing: set[asyncio.Task[None]] = set()
 
     def hold(self, close: Callable[[], Any], facts: dict[str, str]) -> Held:
-        """A stage has been made."""
+        """Register a new stage."""
         held = Held(close, facts)
         self._open.add(held)
         return held
 
     def adopt(self, held: Iterable[Held] = ()) -> None:
-        """These are in force now, beside those of the same moment, instead of all others."""
+        """Put `held` in force. Stages adopted in the same turn of the event loop add up; all others
+        are retired."""
         self._adopted.update(held)
         if not self._taking_over:
             self._taking_over = True
@@ -67,7 +68,7 @@ class StageClosing:
             self._close(held)
 
     def release(self, held: Iterable[Held]) -> None:
-        """An exchange that began with them is over."""
+        """An exchange that began with these stages is over."""
         for one in held:
             one.users -= 1
             if one.retired and not one.users:
@@ -80,7 +81,7 @@ class StageClosing:
         task.add_done_callback(self._closing.discard)
 
     async def stop(self) -> None:
-        """Close all; every exchange is over."""
+        """Close all stages; every exchange is over."""
         for held in list(self._open):
             self._close(held)
         await asyncio.gather(*self._closing, return_exceptions=True)

@@ -1,11 +1,11 @@
-"""What stands around every hook of somebody else's stage, so that it harms its own request alone.
+"""Wraps every hook of an extension stage, so that a bug in it harms only its own request.
 
-1. A hook that raises fails its request: 500 `stage_failed`, with the stage's name there, in the log
-   (with the traceback) and in `proxy_stage_failures_total`. So does one that does not decide in its
-   time, and one whose refusal could not be written.
-2. A hook that keeps the event loop for longer than `SLOW` has blocked every request: it is named in
-   the log, once in `EVERY` seconds, and in `proxy_stage_slow_total`. Of one that waits, each step
-   between two waits is measured.
+1. A hook that raises fails its request with 500 `stage_failed`. The stage is named in the response,
+   in the log (with the traceback) and in `proxy_stage_failures_total`. The same holds for a hook
+   that does not decide in time, and for one whose refusal cannot be encoded.
+2. A hook that blocks the event loop for longer than `SLOW` delays every request: it is logged, once
+   in `EVERY` seconds, and counted in `proxy_stage_slow_total`. For an async hook, each step between
+   two awaits is measured.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from proxy.forward.exchange import Exchange
 
 logger = logging.getLogger("proxy.routes.extensions.runner")
 
-#: Seconds of the event loop that a hook may take before it is named, and between two such lines.
+#: Seconds that a hook may block the event loop before it is logged, and between two such log lines.
 SLOW, EVERY = 0.05, 10.0
 
 
 class StageGuard:
-    """Of one stage on one route. `failed` and `slow` count."""
+    """Guards one stage on one route. `failed` and `slow` increment its counters."""
 
     def __init__(
         self, stage: str, route: str, failed: Callable[[], None], slow: Callable[[], None]
@@ -40,16 +40,16 @@ class StageGuard:
     def run(
         self, exchange: Exchange, work: Callable[[], object], *, may_refuse: bool = True
     ) -> None:
-        """Raises the `ProxyError` that the hook refuses with, or `StageFailed`."""
+        """Run a hook. Raises the `ProxyError` that it refuses with, or `StageFailed`."""
         began = time.perf_counter()
         try:
             _check_result(work())
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit() and CancelledError, too: nothing waits here
+        except BaseException as error:  # sys.exit() and CancelledError too: nothing is awaited here
             failure = self._failure(exchange, error, may_refuse=may_refuse)
             if failure is error:
-                raise  # not `from` itself: a chain of causes has an end
+                raise  # an exception must not be its own cause
             raise failure from error
         finally:
             self._took(time.perf_counter() - began, exchange)
@@ -57,7 +57,7 @@ class StageGuard:
     async def wait(
         self, exchange: Exchange, work: Coroutine[Any, Any, object], limit: float
     ) -> None:
-        """As `run`, for a hook that waits: `limit` seconds at most. To be run in a task."""
+        """Like `run`, for an async hook, with a limit in seconds. Must run in a task."""
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -79,14 +79,14 @@ class StageGuard:
     def _failure(
         self, exchange: Exchange, error: BaseException, *, may_refuse: bool = True
     ) -> BaseException:
-        """What to raise for `error`: itself, where it is a refusal that can be written."""
+        """The exception to raise for `error`: itself if it is a refusal that can be encoded."""
         if isinstance(error, ProxyError) and may_refuse:
             try:
                 problem_body(error, exchange.correlation_id)
                 return error
-            except Exception as unwritable:
-                unwritable.__cause__ = error
-                error = unwritable
+            except Exception as encoding_error:
+                encoding_error.__cause__ = error
+                error = encoding_error
         self._failed()
         stage = self._facts["stage"]
         logger.error(
@@ -94,10 +94,10 @@ class StageGuard:
             extra={**self._facts, "correlation_id": exchange.correlation_id},
             exc_info=error,
         )
-        said = type(error).__name__
+        what = type(error).__name__
         if isinstance(error, TimeoutError):
-            said += f": {error}"
-        return StageFailed(f"Stage {stage} failed: {said}", stage=stage, reason=stage)
+            what += f": {error}"
+        return StageFailed(f"Stage {stage} failed: {what}", stage=stage, reason=stage)
 
     def _took(self, took: float, exchange: Exchange) -> None:
         if took < SLOW:
@@ -117,7 +117,7 @@ class StageGuard:
 
 
 def _check_result(result: object) -> None:
-    """Raises `TypeError` for what would have no effect: a refusal that lets through."""
+    """Raises `TypeError` for a result that would have no effect, such as a returned refusal."""
     if result is None:
         return
     if isinstance(result, BaseException) or inspect.isawaitable(result):
@@ -128,7 +128,7 @@ def _check_result(result: object) -> None:
 
 
 class _Timed:
-    """Awaits a coroutine, and tells how long each of its steps kept the event loop."""
+    """Awaits a coroutine and reports how long each of its steps blocked the event loop."""
 
     def __init__(self, work: Coroutine[Any, Any, object], took: Callable[[float], None]) -> None:
         self._work = work
@@ -147,5 +147,7 @@ class _Timed:
             error = None
             try:
                 yield waited_for
-            except BaseException as thrown:  # a cancellation, or the time limit: the hook's, too
+            except (
+                BaseException
+            ) as thrown:  # a cancellation or the time limit, passed on to the hook
                 error = thrown

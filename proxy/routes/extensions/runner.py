@@ -1,8 +1,8 @@
-"""Runs the stages of others (`use` on a route), each hook behind its guard (`guard.py`).
+"""Runs extension stages (`use` on a route), each hook inside its guard (`guard.py`).
 
-They stand where a stage of the proxy's own does, with hooks of the same names; what these get is
-the exchange itself, and theirs is a view of it (`proxy.extend`), whose changes are checked before
-they are put anywhere.
+An extension's hooks have the same names as those of the proxy's own stages. Built-in hooks get the
+exchange itself; an extension gets a view of it (`proxy.extend`), whose changes are checked before
+they are applied.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from proxy.routes.extensions.guard import StageGuard
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a hook may wait at most, whatever it says: a client's patience.
+#: Upper bound in seconds for a hook's own timeout: a client waits no longer.
 LONGEST = 60.0
 
 
 class Extensions:
-    """Binds what a route's `use` names."""
+    """Binds the stages in a route's `use`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         stage = ["stage"]
@@ -46,13 +46,13 @@ class Extensions:
         self._closing = StageClosing()
 
     async def stop(self) -> None:
-        """Close what stages hold; every exchange is over."""
+        """Close all stages; every exchange is over."""
         await self._closing.stop()
 
     def bind(self, binding: Binding) -> plan.Hooks | None:
-        """Raises `RuntimeError` with the name of a stage that cannot be bound."""
+        """Raises `RuntimeError`, naming the stage that cannot be bound."""
         route = binding.route
-        if route is None:  # there is one for each listener: a plan without stages has a say as well
+        if route is None:  # once per listener, so that a plan without stages retires the old ones
             return plan.Hooks(adopted=self._closing.adopt)
         if not route.use:
             return None
@@ -80,8 +80,8 @@ class Extensions:
             raise
         except BaseException as error:  # sys.exit() and CancelledError, too
             logger.exception("stage not bound", extra={"stage": use.name, "route": route.name})
-            said = f"{type(error).__name__}: {error}"
-            raise RuntimeError(f"route {route.name}: stage {use.name}: {said}") from error
+            what = f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"route {route.name}: stage {use.name}: {what}") from error
         guard = StageGuard(
             use.name,
             route.name,
@@ -91,7 +91,7 @@ class Extensions:
         return _Bound(hooks, guard, held)
 
     def _held(self, stage: object, facts: dict[str, str]) -> Held | None:
-        """A stage that has nothing to close costs nothing."""
+        """Register a stage for closing, if it has a `close` of its own."""
         close = getattr(stage, "close", None)
         if close is None or getattr(type(stage), "close", None) is Stage.close:
             return None
@@ -99,7 +99,7 @@ class Extensions:
 
 
 def _examine(hooks: object) -> None:
-    """Raises `TypeError` for what would fail with every request, or do nothing."""
+    """Raises `TypeError` for hooks that would fail on every request or have no effect."""
     if not isinstance(hooks, Hooks):
         raise TypeError(f"bind returned {type(hooks).__name__}: expected Hooks or None")
     if not (isinstance(hooks.timeout, int | float) and 0 < hooks.timeout <= LONGEST):
@@ -116,7 +116,7 @@ def _examine(hooks: object) -> None:
             raise TypeError(f"{name} is async: only the hook for a request may wait")
         try:
             signature = inspect.signature(hook)
-        except ValueError:  # some of those written in C have none
+        except ValueError:  # some functions written in C have no signature
             continue
         try:
             signature.bind(*arguments)
@@ -154,7 +154,7 @@ class _Chain:
         self._upstream = binding.upstream_plan
 
     def hooks(self) -> plan.Hooks:
-        """Those that some stage needs."""
+        """The hooks that at least one stage needs."""
         waits = any(limit is not None for _, _, limit in self._on_request)
         request = self._request_later if waits else self._request if self._on_request else None
         return plan.Hooks(
@@ -178,7 +178,7 @@ class _Chain:
         request._sent = True
 
     async def _request_later(self, exchange: Exchange) -> None:
-        """As `_request`, where some hook waits."""
+        """Like `_request`, with at least one async hook."""
         request = _request_of(exchange)
         for hook, guard, limit in self._on_request:
             if limit is None:
@@ -230,13 +230,13 @@ class _Chain:
                 work = partial(hook, request, outcome)
                 guard.run(exchange, work, may_refuse=False)
             except ProxyError:
-                continue  # logged and counted; there is nobody left to refuse
+                continue  # logged and counted; too late to refuse
         if request._held:
             self._closing.release(self._held)
 
 
 def _request_of(exchange: Exchange) -> Request:
-    """The same one for every hook of an exchange."""
+    """The view of an exchange, the same for all its hooks."""
     request = exchange.extension
     if not isinstance(request, Request):
         request = exchange.extension = Request(exchange)
@@ -244,7 +244,7 @@ def _request_of(exchange: Exchange) -> Request:
 
 
 def _taken(message: Request | Response) -> Edits | None:
-    """What has been changed since it was asked last, if anything."""
+    """The edits made since the last call, if any."""
     edits, message._edits = message._edits, None
     return edits
 

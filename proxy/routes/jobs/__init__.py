@@ -1,4 +1,4 @@
-"""What a route does with jobs: one file each for create, read, list and delete.
+"""`job:` on a route: one file each for create, read, list and delete.
 
-`binding` gives a route its part; `patience` asks the mirror while the app is silent.
+`binding` chooses the role of a route; `patience` asks the mirror while the app is silent.
 """

@@ -1,4 +1,4 @@
-"""Whether an app is known to answer nobody, as far as the requests of its routes have found out."""
+"""Whether an app is known to be unresponsive, judged by the requests of its routes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from proxy.forward.exchange import Exchange
 
 
 class AppPresence:
-    """One upstream's. Away from the first request that it refused, or kept waiting for too long,
-    until one that it answers. Meanwhile one request at a time goes to it and finds out; the others
-    need not wait for the same."""
+    """The state of one upstream. It is away from the first request that it refused or did not
+    answer in time until one that it answers. Meanwhile one request at a time is sent to it as a
+    probe; the others do not wait."""
 
     def __init__(self) -> None:
         self._away = False
         self._probe: Exchange | None = None
 
     def goes(self, exchange: Exchange) -> bool:
-        """Whether this request should go to the app, and not be answered without it."""
+        """Whether this request should be sent to the app before the mirror is asked."""
         if not self._away:
             return True
         if self._probe is None:
@@ -28,7 +28,7 @@ class AppPresence:
         self._away = True
 
     def ended(self, exchange: Exchange) -> None:
-        """The exchange is over; whatever the app answered, it answered."""
+        """The exchange is over; any response shows that the app is back."""
         if self._probe is exchange:
             self._probe = None
         if exchange.upstream_time is not None:

@@ -1,4 +1,4 @@
-"""Binds routes with `job:` to what they do: create, read, list or delete jobs."""
+"""Binds routes with `job:` to their role: create, read, list or delete jobs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class JobRoles:
         mirror = self._mirror_of(role.mirror)
         secret = mirror.settings.api_key
         api_key = secret.get_secret_value() if secret is not None else None
-        door = ApiKeyCheck(api_key)
+        check = ApiKeyCheck(api_key)
         if role.creates:
             creates = CreatesJob(mirror)
             return Hooks(
@@ -55,13 +55,13 @@ class JobRoles:
                 self._shortages,
             )
             return Hooks(
-                fallback_source=DeletesJob(mirror, door, role.deletes),
+                fallback_source=DeletesJob(mirror, check, role.deletes),
                 adopted=partial(mirror.pass_deletions_to, late),
             )
         fallback_source = (
-            ReadsJob(mirror, door, role.reads)
+            ReadsJob(mirror, check, role.reads)
             if role.reads is not None
-            else ListsJobs(mirror, door)
+            else ListsJobs(mirror, check)
         )
         presence = self._presence.setdefault(binding.route.upstream, AppPresence())
         patience = Patience(mirror, fallback_source, role, presence)

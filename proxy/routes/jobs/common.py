@@ -1,7 +1,7 @@
-"""What the jobs' routes share: the API key, doubts about a 404, replies of the mirror's.
+"""Shared by the job routes: the API key, unreliable 404s, replies from the mirror.
 
-The app may want an API key. Where the config knows it, the mirror answers for the app only to those
-who send it, deletions included: an app that is away must not open its jobs to anyone.
+The app may require an API key. If it is in the config, the mirror answers in the app's place only
+to callers that send it, deletions included: an app that is down must not expose its jobs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from proxy.jobs.mirror import Mirror
 
 
 class ApiKeyCheck:
-    """Who may have the mirror's answer; without a key everybody."""
+    """Decides who may get the mirror's answer; without a key, everybody."""
 
     def __init__(self, api_key: str | None) -> None:
         self._key = None if api_key is None else api_key.encode()
 
     def admits(self, exchange: Exchange, trouble: Trouble) -> bool:
-        """Whether the mirror may answer. False when the app's own answer is to stand; raises
-        `ApiKeyNeeded` when there is none."""
+        """Whether the mirror may answer. If not, returns False to keep the app's own answer, or
+        raises `ApiKeyNeeded` if there is none."""
         if self._key is None:
             return True
         assert exchange.head is not None
@@ -43,7 +43,7 @@ class ApiKeyCheck:
 
 
 def doubt(mirror: Mirror, job_id: str, trouble: Trouble) -> None:
-    """Raise, rather than pass on a 404 that may be untrue. Other trouble passes as what it is."""
+    """Raise instead of relaying a 404 that may be wrong. Anything else passes unchanged."""
     if not isinstance(trouble, ProxyError) and trouble.status == 404:
         doubt = mirror.reads.absence_unknown(job_id)
         if doubt is not None:

@@ -1,6 +1,6 @@
-"""The worker's calls carry the job: its ID in the log, its creation's correlation ID upstream.
+"""Links a worker's calls to their job: its ID in the log, its creation's correlation ID upstream.
 
-Only where one job can be meant (`active_jobs.py`), and never over an ID that the caller sends.
+Only if a single job can be meant (`active_jobs.py`), and never overriding an ID from the caller.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from proxy.jobs.redis.active_jobs import ActiveJob
 
 
 class JobContext:
-    """Binds to the routes of egress listeners, where there is a mirror to ask."""
+    """Binds to the routes of egress listeners, if there is a mirror."""
 
     def __init__(self, mirrors: Callable[[], Iterable[Mirror]]) -> None:
         self._mirrors = mirrors
 
     def bind(self, binding: Binding) -> Hooks | None:
-        """Nothing where no job is known."""
+        """Nothing without a mirror, which knows the jobs."""
         active = [mirror.active for mirror in self._mirrors()]
         if binding.listener.direction != "egress" or not active:
             return None
@@ -31,7 +31,7 @@ class JobContext:
             for jobs in active:
                 one = jobs.of_call(exchange.path)
                 if one is not None and found is not None:
-                    return  # two services' jobs: nobody knows whose call it is
+                    return  # jobs of two services match, so the call is ambiguous
                 found = one or found
             if found is None:
                 return

@@ -1,7 +1,8 @@
-"""Creating a job: what the app accepted is confirmed before the client learns of it.
+"""Creating a job: an accepted job is confirmed before the client gets the response.
 
-Refused at once while Redis cannot keep a job; an accepting answer leaves only after the job's key
-was seen in Redis and its row committed, and else becomes 503 `job_not_stored`.
+Creations are refused at once while Redis cannot store a job. An accepting response is sent only
+after the job's key was seen in Redis and its row committed; otherwise it becomes 503
+`job_not_stored`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from proxy.jobs.creations import Creation
 from proxy.jobs.mirror import Mirror
 from proxy.uploads.check import UploadCheck
 
-#: Methods that create nothing, where a route takes them beside the one that does (RFC 9110 §9.2.1).
+#: Methods that create nothing, if the route accepts them as well (RFC 9110 §9.2.1).
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class CreatesJob:
-    """Refuses creations that would be lost, and confirms those that the app accepted."""
+    """Refuses creations that would be lost, and confirms those that the app accepts."""
 
     needs_body = True
 
@@ -44,7 +45,7 @@ class CreatesJob:
     async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
         job_id = _job_id(exchange.held)
         if job_id is None:
-            # No creation, or none that can be recognised: an operator has to know of the second.
+            # Not a creation, or an unrecognised response, which an operator has to know about.
             exchange.note(job_stored="unknown")
             self._mirror.creations.unreadable()
             return None
@@ -66,10 +67,10 @@ class CreatesJob:
 
 
 def _job_id(body: bytes | None) -> str | None:
-    """The ID in an accepting answer, of either version of the app."""
+    """The job ID in an accepting response, from either version of the app."""
     try:
         document = json.loads(body or b"")
-    except (ValueError, RecursionError):  # deep nesting ends in the latter
+    except (ValueError, RecursionError):  # the latter from deep nesting
         return None
     if not isinstance(document, dict):
         return None

@@ -1,6 +1,6 @@
-"""Deleting a job: a tombstone keeps it deleted, and an app that was away is notified later.
+"""Deleting a job: a tombstone keeps it deleted, and an app that was down is notified later.
 
-Of a 404 the same holds as for reads.
+A 404 is treated as for reads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from proxy.routes.jobs.common import ApiKeyCheck, doubt, reply_with, upstream_is
 
 
 class DeletesJob:
-    """Leaves a tombstone for each deletion, whether or not the app was there."""
+    """Records a tombstone for each deletion, whether or not the app was reachable."""
 
     needs_body = False
 
@@ -48,10 +48,10 @@ class DeletesJob:
                 return None
             case _:
                 return None
-        # The app's 404 is its word that there is nothing left for it to do, if it could look.
-        told = not isinstance(trouble, ProxyError) and trouble.status == 404
-        told = told and self._mirror.redis_whole
-        if not await self._mirror.tombstone(job_id, app_notified=told):
+        # The app's 404 shows that it has nothing left to delete, provided that it could look.
+        notified = not isinstance(trouble, ProxyError) and trouble.status == 404
+        notified = notified and self._mirror.redis_whole
+        if not await self._mirror.tombstone(job_id, app_notified=notified):
             doubt(self._mirror, job_id, trouble)
             return None
         return reply_with(self._mirror.reads.deleted_answer(job_id))

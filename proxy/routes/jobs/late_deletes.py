@@ -1,4 +1,4 @@
-"""Deletions that the app missed because it was away, told to it when it is back."""
+"""Sends deletions to the app that it missed while it was down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxy.jobs.document import valid_job_id
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a path that mean themselves (RFC 3986 §3.3).
+#: Characters of a path that need no escape (RFC 3986 §3.3).
 _PLAIN = "/:@!$&'()*+,;=~"
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -42,10 +42,10 @@ class LateDeletes:
         self._fields = {} if api_key is None else {"X-API-Key": api_key}
 
     async def __call__(self, job_id: str) -> bool:
-        """Whether the app has been told. Its 404 will do; so will a refusal, which no repetition
-        would change: the job's key is kept out of Redis in any case. Raises nothing."""
+        """Whether the app has been notified. A 404 is enough, and so is a refusal, which would only
+        repeat itself: the job's key is kept out of Redis in any case. Raises nothing."""
         if not valid_job_id(job_id):
-            return True  # no ID that the app could have: what is in the file is not to be believed
+            return True  # not an ID of the app: the stored value is not trusted
         unix = self._target.path is not None
         path = f"{self._before}{quote(job_id, '')}{self._after}"
         url = URL(("http://localhost" if unix else str(self._target)) + path, encoded=True)
@@ -67,7 +67,7 @@ class LateDeletes:
             return False
         if status < 500:
             logger.info(
-                "late deletion passed on",
+                "late deletion sent",
                 extra={"job_id": job_id, "status": status, "correlation_id": correlation_id},
             )
         return status < 500

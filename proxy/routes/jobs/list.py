@@ -1,4 +1,4 @@
-"""Listing jobs: the mirror answers where the app fails, is silent, or has no Redis to look into."""
+"""Listing jobs: the mirror answers if the app fails, is silent, or has no working Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from proxy.routes.jobs.common import ApiKeyCheck, reply_with, upstream_is_away
 
 
 class ListsJobs:
-    """Answers with what the mirror knows, where the app cannot."""
+    """Answers from the mirror where the app cannot."""
 
     needs_body = False
 
@@ -35,7 +35,7 @@ class ListsJobs:
         return None if isinstance(found, NoAnswer) else found
 
     async def look(self, exchange: Exchange, trouble: Trouble) -> Reply | NoAnswer | None:
-        """As `ReadsJob.look`."""
+        """Like `ReadsJob.look`."""
         if not self._door.admits(exchange, trouble):
             return None
         query = parse_qs(exchange.path.partition("?")[2])

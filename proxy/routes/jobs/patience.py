@@ -1,4 +1,4 @@
-"""`fallback_after`: how long a client waits for the app before the mirror is asked."""
+"""`fallback_after`: the time that the app has to answer before the mirror is asked."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from proxy.routes.jobs.read import ReadsJob
 logger = logging.getLogger(__name__)
 
 
-#: Seconds between two looks of a mirror whose store did not answer, while the app is silent too.
+#: Seconds between two lookups if the mirror's store did not answer and the app is silent too.
 _LOOK_AGAIN = 1.0
 
 
 class Patience:
-    """`fallback_after`: asks the mirror while the app is still silent, or as soon as it refuses.
+    """`fallback_after`: asks the mirror while the app is silent, or as soon as it refuses.
 
-    The request to the app goes on meanwhile; only an answer of the mirror ends it. A mirror that is
-    too slow to look is asked again until the app answers or gives up. While the app is
-    known to answer nobody, the mirror is asked first, and the app only for what the mirror does not
-    know, and by one request at a time.
+    The request to the app continues meanwhile; only an answer from the mirror ends it. A mirror
+    that is too slow is asked again until the app answers or fails. While the app is known to be
+    unresponsive, the mirror is asked first. The app is then asked only for what the mirror does not
+    know, and by one probing request at a time.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Patience:
         self._running: dict[Exchange, asyncio.TimerHandle | asyncio.Task[None]] = {}
 
     def begin(self, exchange: Exchange) -> None:
-        """Start the clock of one exchange."""
+        """Start the timer of one exchange."""
         loop = asyncio.get_running_loop()
         self._running[exchange] = loop.call_later(self._after, self._over, exchange)
         exchange.on_refused = self._refused
         if not self._presence.goes(exchange):
-            away = StillWaiting("The service answers nobody")
+            away = StillWaiting("The service does not respond")
             if self._source.wants(exchange, away):
                 exchange.away = away
 
@@ -66,7 +66,7 @@ class Patience:
         self._over(exchange)
 
     def _over(self, exchange: Exchange) -> None:
-        """No answer in time, or every target refused; once for each exchange."""
+        """There was no answer in time, or every target refused; once per exchange."""
         exchange.on_refused = None
         if isinstance(running := self._running.get(exchange), asyncio.TimerHandle):
             running.cancel()
@@ -87,9 +87,9 @@ class Patience:
                 await asyncio.sleep(_LOOK_AGAIN)
                 reply = await self._source.look(exchange, waited)
         except ProxyError:
-            return  # the job expired, or no key: the app's own word is worth waiting for
+            return  # the job has expired, or the key is missing: wait for the app's own answer
         except Exception:
-            # Nobody awaits us but the exchange, which goes on waiting for the app.
+            # Nothing awaits this task; the exchange keeps waiting for the app.
             logger.exception("fallback failed", extra={"correlation_id": exchange.correlation_id})
             return
         if isinstance(reply, Reply) and not exchange.replied:

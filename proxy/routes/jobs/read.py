@@ -1,10 +1,10 @@
-"""Reading a job: the app's answer where it can be believed, else the mirror's.
+"""Reading a job: the app's answer if it is reliable, else the mirror's.
 
-A 200 passes, unless the job was deleted through us. A 404 proves nothing: what the mirror holds is
-put back into Redis and the app asked once more. Where that fails, where the app fails, or where it
-is silent for `fallback_after`, the mirror answers. Where the mirror cannot look either, a 404
-becomes 503 `store_away` as long as it may be untrue. An answer about an unfinished job also has its
-place in the queue and when it will be done.
+A 200 passes unless the job was deleted through the proxy. A 404 proves nothing: the mirror restores
+the job to Redis and the app is asked once more. If that fails, if the app fails, or if it is silent
+for `fallback_after`, the mirror answers. If the mirror cannot look the job up either, a 404 that
+may be wrong becomes 503 `store_away`. An answer about an unfinished job also tells its place in the
+queue and when it will be done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxy.routes.jobs.common import ApiKeyCheck, doubt, field_lines, reply_with
 
 
 class ReadsJob:
-    """Answers for the app where its own answer cannot be believed, or does not come."""
+    """Answers from the mirror where the app's own answer is unreliable or missing."""
 
     needs_body = False
 
@@ -37,7 +37,7 @@ class ReadsJob:
             job_id = exchange.parameters[self._parameter]
             if self._mirror.reads.is_gone(job_id):
                 return True
-            if not exchange.asked_again:  # its answer has fields of ours already
+            if not exchange.asked_again:  # else the fields have been added already
                 exchange.added = self._mirror.reads.forecast(job_id)
             return False
         return trouble.status == 404 or trouble.status >= 500
@@ -49,9 +49,9 @@ class ReadsJob:
     async def look(
         self, exchange: Exchange, trouble: Trouble
     ) -> Reply | AskAgain | NoAnswer | None:
-        """As `fallback`, and `NoAnswer` where another look may find what this one could not."""
+        """Like `fallback`, but `NoAnswer` if a later lookup may find what this one could not."""
         job_id = exchange.parameters[self._parameter]
-        exchange.added = b""  # the answer to a second question was no better: nothing was repaired
+        exchange.added = b""  # the second answer was no better, so nothing was restored
         if not self._door.admits(exchange, trouble):
             return None
         match await self._mirror.reads.lookup(job_id):
@@ -63,9 +63,9 @@ class ReadsJob:
                 )
             case Known() as known:
                 exchange.note(job_id=job_id)
-                said_404 = not isinstance(trouble, ProxyError) and trouble.status == 404
+                is_404 = not isinstance(trouble, ProxyError) and trouble.status == 404
                 again = (
-                    said_404
+                    is_404
                     and not exchange.asked_again
                     and exchange.body.done
                     and not exchange.bytes_in
