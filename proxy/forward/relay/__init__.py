@@ -1,1 +1,2 @@
-"""Bytes between a client and its upstream: `request` up, `response` down, `buffering` between."""
+"""Moves bytes between a client and its upstream: `request` up, `response` down, `buffering`
+first."""

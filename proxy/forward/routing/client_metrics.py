@@ -1,4 +1,4 @@
-"""The gauges and counters of what each client may have (`limits.per_client`)."""
+"""Metrics of the limits per client (`limits.per_client`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _REASONS = ("client_connections", "client_requests", "client_uploads")
 
 
 class ClientMetrics(Collector):
-    """Of all listeners that limit clients, read at a scrape. Made for one registry."""
+    """Collects the metrics of all listeners that limit clients."""
 
     def __init__(self, shares: Mapping[str, ClientShares]) -> None:
         self._shares = shares
 
     def collect(self) -> Iterable[Metric]:
-        """The families."""
+        """The metric families, read at a scrape."""
         refused = CounterMetricFamily(
             "proxy_clients_refused",
             "Connections and requests beyond the share of one client",

@@ -1,18 +1,18 @@
-"""What one client may have of a listener: connections, requests a second, uploads at a time. Pure.
+"""Limits for one client of a listener: connections, requests a second, concurrent uploads. Pure.
 
 Rules
-1. A client is an address; of IPv6 the /64, which is what one subscriber has; an IPv4 address in
-   IPv6's clothes (`::ffff:192.0.2.1`) is itself. Behind `trusted_proxies` it is the right-most
-   address of `X-Forwarded-For` that is no trusted proxy; what stands further left is hearsay. A
-   trusted proxy's own connections are not limited: they carry many clients.
-2. Callers over a unix socket have no address and are not limited: who may open the socket is for
-   the file system to say.
-3. A record is forgotten when it says nothing: no connection, no upload, a full bucket. So nobody
-   gains by having it forgotten.
-4. The table is bounded (`MAX_CLIENTS`). When it is full of records that do say something, nobody's
-   is thrown out, for that is what a flood of addresses would be for: newcomers are counted by their
-   network (IPv4 /24, IPv6 /48), in `_NETWORKS` records that several networks share by chance.
-5. A client that is refused loses no token by asking.
+1. A client is an address; for IPv6 the /64, which is what one subscriber gets. An IPv4-mapped
+   address (`::ffff:192.0.2.1`) counts as IPv4. Behind `trusted_proxies`, the client is the
+   right-most address of `X-Forwarded-For` that is not a trusted proxy; addresses further left can
+   be forged. A trusted proxy's own connections are not limited, because they carry many clients.
+2. Callers over a unix socket have no address and are not limited; file permissions decide who may
+   open the socket.
+3. A record is dropped once it carries no information: no connection, no upload, a full bucket. So
+   nobody gains from being forgotten.
+4. The table is bounded (`MAX_CLIENTS`). When it is full, no record in use is evicted, because that
+   is what a flood of addresses would aim at: new clients are counted by network (IPv4 /24, IPv6
+   /48), in `_NETWORKS` records shared by hash.
+5. A refused request takes no token.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
-#: Clients that are kept apart, of one listener; a record takes about 350 bytes.
+#: Clients of one listener that are counted separately; a record takes about 350 bytes.
 MAX_CLIENTS = 32_768
 
-#: Records that newcomers share while there are more (rule 4).
+#: Records that new clients share when the table is full (rule 4).
 _NETWORKS = 1024
 
-#: Records that are looked at for each newcomer, to forget those that say nothing.
+#: Records checked for removal with each new client: normally, and when the table is full.
 _LOOKS, _LOOKS_WHEN_FULL = 2, 16
 
-#: Members of `X-Forwarded-For` that are read, from the right.
+#: Members of `X-Forwarded-For` that are considered, from the right.
 _HOPS = 32
 
-#: Seconds after which a client that has too many connections or uploads may look again.
+#: `Retry-After` in seconds for a client with too many connections or uploads.
 _RETRY_AFTER = 1.0
 
 
 class ClientShare:
-    """What a client has now."""
+    """What a client currently uses."""
 
     __slots__ = ("bucket", "connections", "owner", "uploads")
 
@@ -62,7 +62,7 @@ class ClientShare:
 
 
 class ClientShares:
-    """The clients of one listener. Lives as long as the process: a reload gives it new rules.
+    """The clients of one listener. Lives as long as the process; a reload gives it new rules.
 
     `proxies` are the networks of trusted proxies; `now` is in monotonic seconds.
     """
@@ -79,7 +79,7 @@ class ClientShares:
         self._clients: OrderedDict[bytes, ClientShare] = OrderedDict()
         self._networks: dict[int, ClientShare] = {}
         self.refused: Counter[str] = Counter()
-        self.crowded = 0  # newcomers that were counted by their network
+        self.crowded = 0  # new clients that were counted by network
         self.hint = GatewayHint(listener)
         self._take_rules(rules, proxies)
 
@@ -88,12 +88,12 @@ class ClientShares:
         self._proxies = proxies
         rate = rules.requests
         self._counts = rate is not None
-        # Without a limit the bucket is never asked, and always full.
+        # Without a limit, the bucket is never used and always full.
         self._rate = rate.count / rate.seconds if rate is not None else 1.0
         self._burst = float(rules.burst or (rate.count if rate is not None else 1))
 
     def configure(self, rules: PerClient, proxies: Networks) -> None:
-        """Take the rules of a reload. Who has spent its share has still spent it."""
+        """Apply new rules at a reload; what clients have used stays used."""
         before = (self._rate, self._burst)
         self._take_rules(rules, proxies)
         if before != (self._rate, self._burst):
@@ -106,8 +106,8 @@ class ClientShares:
     # --- connections ----------------------------------------------------------------------------
 
     def arrive(self, client: ClientStream, now: float) -> bool:
-        """Count a connection in before it is a connection; False when it is not worth a handshake:
-        its client has twice as many as it may have. Counted out by `disconnect`, also then."""
+        """Count a connection before its TLS handshake; False if its client has twice the allowed
+        number, so that it gets none. `disconnect` is owed in either case."""
         share = self._of_connection(client, now)
         most = self.rules.connections
         if share is None or most is None or share.connections <= 2 * most:
@@ -118,8 +118,8 @@ class ClientShares:
         return False
 
     def connect(self, client: ClientStream, now: float) -> TooManyRequests | None:
-        """Count a connection in; the answer to it where it is one too many. Counted out by
-        `disconnect`, also then."""
+        """Count a connection; returns the refusal if its client has too many. `disconnect` is owed
+        in either case."""
         share = self._of_connection(client, now)
         most = self.rules.connections
         if share is None or most is None or share.connections <= most:
@@ -131,7 +131,7 @@ class ClientShares:
             f"Connections of one client are limited to {most}",
             str(most),
             _RETRY_AFTER,
-            # Over HTTP/1.1 a connection carries one request at a time.
+            # An HTTP/1.1 connection carries one request at a time.
             (f'"connections";q={most};qu="concurrent-requests"', '"connections";r=0'),
             close=True,
         )
@@ -145,12 +145,12 @@ class ClientShares:
             share.connections -= 1
 
     def _of_connection(self, client: ClientStream, now: float) -> ClientShare | None:
-        """The share of the address that a connection comes from; None over a unix socket."""
+        """The share of a connection's address; None over a unix socket."""
         share: ClientShare | None = client.share
         if share is not None:
             if share.owner is self:
                 return share
-            share.connections -= 1  # the listener has another name since a reload
+            share.connections -= 1  # a reload has renamed the listener
         key = client_key(client.host_ip)
         if key is None:
             return None
@@ -161,7 +161,7 @@ class ClientShares:
     # --- requests -------------------------------------------------------------------------------
 
     def take(self, client: ClientStream, now: float) -> bool:
-        """Leave for one request that names no other client; False: `admit` says what to answer."""
+        """Take a token for a request that names no other client; if False, `admit` refuses it."""
         share = client.share
         if share is None or share.owner is not self:
             share = self._of_connection(client, now)
@@ -171,7 +171,7 @@ class ClientShares:
         return not self._counts or share.bucket.take(now)
 
     def admit(self, client: ClientStream, head: RequestHead, now: float) -> ClientShare | None:
-        """The share that a request counts in. Raises `TooManyRequests` when that is spent."""
+        """The share that a request counts towards. Raises `TooManyRequests` if it is used up."""
         share = self._of_connection(client, now)
         if share is None:
             return None
@@ -202,7 +202,7 @@ class ClientShares:
     # --- uploads --------------------------------------------------------------------------------
 
     def begin_upload(self, share: ClientShare) -> None:
-        """Count an upload in; `end_upload` is owed. Raises `TooManyRequests`, and owes nothing."""
+        """Count an upload; `end_upload` is owed, unless this raises `TooManyRequests`."""
         most = self.rules.uploads
         if most is not None and share.uploads >= most:
             raise self._refuse(
@@ -254,7 +254,7 @@ class ClientShares:
         return share
 
     def _forget(self, looks: int, now: float) -> None:
-        """Look at the records that have not been looked at for longest (rule 3)."""
+        """Check the records that have not been checked for longest (rule 3)."""
         for _ in range(min(looks, len(self._clients))):
             key, share = self._clients.popitem(last=False)
             if share.connections or share.uploads or not share.bucket.full(now):
@@ -262,7 +262,7 @@ class ClientShares:
 
 
 def trusted(address: str, proxies: Networks) -> bool:
-    """Whether `address` is in one of `proxies`; one of a unix socket, `""`, never is."""
+    """Whether `address` is in one of `proxies`; that of a unix socket, `""`, never is."""
     if not proxies or not address:
         return False
     parsed = ip_address(address.partition("%")[0])
@@ -271,7 +271,7 @@ def trusted(address: str, proxies: Networks) -> bool:
 
 
 def client_key(address: str) -> bytes | None:
-    """What `address` is known by (rule 1); None where it is none."""
+    """The client's key for `address` (rule 1); None if it is not an address."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -283,14 +283,14 @@ def client_key(address: str) -> bytes | None:
 
 
 def forwarded_client(peer: str, chain: Sequence[bytes], proxies: Networks) -> str:
-    """The client that the trusted proxy at `peer` speaks for (rule 1). A member that is no address
-    ends the search: who wrote it is the client then."""
+    """The client behind the trusted proxy at `peer` (rule 1). A member that is not an address ends
+    the search: whoever wrote it is the client."""
     hop = peer
     for member in reversed(b",".join(chain).rsplit(b",", _HOPS)[-_HOPS:]):
-        named = _address(member)
-        if named is None:
+        address = _address(member)
+        if address is None:
             return hop
-        hop = named
+        hop = address
         if not trusted(hop, proxies):
             return hop
     return hop

@@ -1,5 +1,5 @@
-"""Notices that nearly all requests come from one address that speaks for others: a gateway that
-nobody has named in `trusted_proxies`, whose callers all share the limits of one client. Pure."""
+"""Detects a gateway missing from `trusted_proxies`: nearly all requests come from one address that
+sends `X-Forwarded-For`, so all its callers share the limits of one client. Pure."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import logging
 
 _log = logging.getLogger("proxy.clients")
 
-#: Seconds of a window, the requests that one needs to say anything, and the share of them that is
-#: nearly all.
+#: The window in seconds, the fewest requests in it for a judgement, and the share of them that
+#: counts as nearly all.
 _WINDOW, _FEWEST, _NEARLY_ALL = 60.0, 200, 0.9
 
 
 class GatewayHint:
-    """Of one listener. `requests` is how many there were in this window; `gateway` the address that
-    the last full window was from, or None.
+    """The detector of one listener. `requests` counts those in this window; `gateway` is the
+    address that the last full window pointed to, or None.
 
-    The majority is found with one candidate (Boyer and Moore), so that memory does not depend on
-    who calls.
+    The majority is found with a single candidate (Boyer and Moore), so that memory does not depend
+    on the number of callers.
     """
 
     __slots__ = ("_candidate", "_ends", "_hits", "_listener", "_logged", "_votes", "gateway",
@@ -34,7 +34,7 @@ class GatewayHint:
         self._logged: str | None = None
 
     def forwarded(self, address: str, now: float) -> None:
-        """A request from there came with an `X-Forwarded-For` that is not believed."""
+        """A request from `address` had an `X-Forwarded-For` that is not trusted."""
         if self._ends is None:
             self._ends, self.requests = now + _WINDOW, 1
         elif now >= self._ends:

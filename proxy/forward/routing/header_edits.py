@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 class FieldEdits:
-    """What a route does to the fields of a head. `added` are whole lines, a CRLF before each."""
+    """A route's changes to the fields of a head. `added` are whole lines, each preceded by CRLF."""
 
     __slots__ = ("_removed", "added")
 
@@ -17,7 +17,7 @@ class FieldEdits:
         )
 
     def then(self, later: FieldEdits) -> FieldEdits:
-        """Both, one after the other."""
+        """These edits followed by `later`."""
         both = FieldEdits({}, ())
         both._removed = self._removed | later._removed
         kept = later.keep(self.added.split(b"\r\n")[1:])
@@ -25,17 +25,17 @@ class FieldEdits:
         return both
 
     def keep(self, lines: Sequence[bytes]) -> list[bytes]:
-        """The lines of fields that are neither removed nor set anew."""
+        """The lines whose fields are neither removed nor set."""
         return [
             line for line in lines if line.partition(b":")[0].strip().lower() not in self._removed
         ]
 
     def of_request(self, fields: bytes) -> bytes:
-        """The block of a request's fields, a CRLF before each line."""
+        """Edit a request's fields, each line preceded by CRLF."""
         kept = self.keep(fields.split(b"\r\n")[1:])
         return b"".join(b"\r\n" + line for line in kept) + self.added
 
     def of_response(self, head: bytes) -> bytes:
-        """A status line and its fields, a CRLF after each line."""
+        """Edit a status line and its fields, each line followed by CRLF."""
         status, *lines, _ = head.split(b"\r\n")
         return b"\r\n".join((status, *self.keep(lines))) + self.added + b"\r\n"

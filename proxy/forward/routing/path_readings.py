@@ -1,14 +1,14 @@
-"""What a request's path may mean to the application behind us. Pure.
+"""The ways in which an application may read a request's path. Pure.
 
-A proxy that checks a route is worth what its weakest spelling is worth: if the application hands
-`/make-video%0a` to the handler of `/make-video` and we do not, the check is open. So a path is
-either refused (rules 1 and 2, on every route), or a route that *guards* (`upload`, `job`, any
-check of a request) takes it in every reading that some common framework has of it (rule 3). What is
-forwarded stays as the client wrote it.
+A check on a route is only as good as its weakest spelling: if the application passes
+`/make-video%0a` to the handler of `/make-video` and the proxy does not, the check can be bypassed.
+So a path is either refused (rules 1 and 2, on every route), or a route that *guards* (`upload`,
+`job`, any check of a request) takes it in every reading of some common framework (rule 3). The path
+is forwarded as the client wrote it.
 
-1. A path that decodes to a control character (C0, DEL, C1, U+2028, U+2029) is 400. No route means
+1. A path that decodes to a control character (C0, DEL, C1, U+2028, U+2029) is 400. No route needs
    one, and `$` in a pattern of Starlette or Django also matches before a final line feed. A query
-   may have them: text fields hold line ends, and no framework routes by a query.
+   may contain them: text fields hold line ends, and no framework routes by a query.
 2. A path with a segment `.` or `..` is 400: plain or encoded, once or several times, between
    slashes of any kind, followed by `;parameters` (Tomcat) or not.
 3. A guarding route takes a path when one of these readings makes it the route's own:
@@ -31,19 +31,20 @@ forwarded stays as the client wrote it.
    `?` and `#`, encoded, as what they mean     what decodes before it splits
    HEAD by the handler of GET                  Starlette, Flask, Django, Express, Go
 
-   Readings combine: whoever merges slashes may sit before somebody who ignores case.
+   Readings combine: a hop that merges slashes may stand in front of one that ignores case.
 
-Not here, because it is settled elsewhere: a method in lower case, which Werkzeug and Django raise,
-and a method override (`X-HTTP-Method-Override` and its kin) are 400 where they would lead to a
-guarding route (`router.py`); targets in absolute form become a path and a `Host`, fragments are 400
-(`http1/heads.py`); fields by which a client may change the path for some frameworks are believed
-only from a trusted proxy (`headers.READDRESSING`).
+Handled elsewhere: methods in lower case, which Werkzeug and Django convert to upper case, and
+method overrides (`X-HTTP-Method-Override` and the like) are 400 if they would lead to a guarding
+route (`router.py`). Targets in absolute form become a path and a `Host`, and fragments are 400
+(`http1/request_head.py`). Fields that change the path for some frameworks are accepted only from a
+trusted proxy (`headers.READDRESSING`).
 
-Not considered: what an application adds for itself. A Django view or `app.all` in Express takes
-every method, `http.Handle("/x/", …)` in Go every path below, Rails a suffix such as `.json`,
-`_method` in a form the method: name such routes in the config as the application has them.
+Not covered: what an application adds by itself. A Django view or `app.all` in Express takes every
+method, `http.Handle("/x/", …)` in Go every path below, Rails a suffix such as `.json`, and
+`_method` in a form changes the method. Such routes must be listed in the config as the application
+has them.
 
-Which framework does what is checked against the real ones (`tests/integration/test_readings.py`).
+The table is tested against the real frameworks (`tests/integration/test_readings.py`).
 """
 
 from __future__ import annotations
@@ -55,28 +56,28 @@ from functools import lru_cache
 from proxy.config.patterns import Segment, parse_pattern
 from proxy.core.errors import BadRequest
 
-#: Paths in which something else than letter case or a slash at the end can be read in two ways.
+#: Matches paths that can be read in two ways by more than letter case or a trailing slash.
 needs_care = re.compile(r"[%\\;?#]|//|/\.\.?(?:/|$)").search
 
-#: Decodings that are looked through; what needs more is no path that anybody serves.
+#: Levels of percent-decoding that are considered; nobody serves a path that needs more.
 _DECODINGS = 3
 
-#: Segments that are nothing but `;parameters`, in one path. Nobody has more, and each is a place
+#: Limit for segments that consist of `;parameters` only. Nobody has more, and each is another place
 #: where a route's next segment may begin.
 _EMPTY = 16
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-#: What is left out of a segment before it is compared: these, and what stands for bytes that are no
-#: UTF-8.
+#: Removed from a segment before it is compared: control characters, and the replacement character
+#: for invalid UTF-8.
 _LEFT_OUT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 _DOTS = re.compile(r"(?:^|[/\\])\.\.?(?:;[^/\\]*)?(?:[/\\]|$)")
 _CUT = re.compile(r"[;?#]")
 _SLASHES, _BOTH_SLASHES = re.compile("/+"), re.compile(r"[/\\]+")
-#: A percent sign that encodes nothing stands for itself.
+#: A percent sign without two hex digits stands for itself.
 _STRAY = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
-#: An ASCII character in two, three or four bytes of UTF-8, which has it in one; and what it is in
-#: one, by the last four characters.
+#: An ASCII character in overlong UTF-8 of two, three or four bytes; and its one-byte form, by the
+#: last four characters.
 _OVERLONG = re.compile(
     r"%c[01]%[89ab][0-9a-f]|%e0%8[01]%[89ab][0-9a-f]|%f0%80%8[01]%[89ab][0-9a-f]", re.IGNORECASE
 )
@@ -86,8 +87,8 @@ _SHORTEST = {
 
 
 def canonical(path: str) -> str:
-    """The path percent-decoded once, as most frameworks match it: what a route's pattern is
-    compared with. Bytes that are not UTF-8 become U+FFFD, which no configured path contains.
+    """The path percent-decoded once, as most frameworks match it; routes' patterns are compared
+    with this. Invalid UTF-8 becomes U+FFFD, which no configured path contains.
 
     Raises `BadRequest` by rules 1 and 2.
     """
@@ -109,8 +110,8 @@ def _refuse_unfit(path: str) -> None:
 
 
 def _decode(path: str) -> str:
-    """As `urllib.parse.unquote`, at C's speed, since a path of 8 KB that is nothing but escapes is
-    decoded some twenty times. Escapes of bytes are what Python writes as `\\xNN`."""
+    """Like `urllib.parse.unquote`, but in C, because a path of 8 KB of escapes is decoded some
+    twenty times. Percent escapes are converted to Python's `\\xNN` escapes."""
     if "%" not in path:
         return path
     return _decode_escapes(path)
@@ -123,7 +124,7 @@ def _decode_escapes(path: str) -> str:
 
 
 def _respelled(path: str) -> tuple[str, ...]:
-    """The path, and the one that decoders of old make of overlong UTF-8 in it."""
+    """The path, and its form after an old decoder has accepted overlong UTF-8 in it."""
     if "%" not in path:
         return (path,)
     shorter = _OVERLONG.sub(lambda match: _SHORTEST[match[0][-4:].lower()], path)
@@ -131,13 +132,13 @@ def _respelled(path: str) -> tuple[str, ...]:
 
 
 def spellings(path: str) -> list[Spelling]:
-    """`path` split into segments, in every way in which that can be done."""
+    """`path` split into segments in every possible way."""
     if not needs_care(path):
         return [Spelling(path[1:].split("/"), 0, decoded=True)]
     found: list[Spelling] = []
     for one in _respelled(path):
         found += _splits(one)
-    if path[1:2] in ("/", "\\"):  # a network path: what comes first may be a host's name
+    if path[1:2] in ("/", "\\"):  # a network path: the first segment may be a host name
         found += [Spelling(one.pieces, 1, one.decoded) for one in found]
     return found
 
@@ -168,8 +169,8 @@ class Spelling:
         self._folded: dict[int, tuple[str, str]] = {}
 
     def folded(self, at: int) -> tuple[str, str]:
-        """Piece `at` as it is compared with literals: decoded, in lower case; and without what
-        some reading cuts from it."""
+        """Piece `at` as it is compared with literals: decoded and in lower case, with and without
+        the part that some readings cut off."""
         known = self._folded.get(at)
         if known is None:
             text = self.pieces[at]
@@ -194,7 +195,7 @@ class Guard:
         self._methods = None if methods is None else with_head(methods)
         segments = parse_pattern(path)
         if segments[-1] == Segment(""):
-            segments = segments[:-1]  # a slash at the end makes no difference
+            segments = segments[:-1]  # a trailing slash makes no difference
         self._segments = tuple(
             segment if segment.parameter else Segment(segment.text.casefold())
             for segment in segments
@@ -208,8 +209,8 @@ class Guard:
         return None if self._segments[0].parameter else self._segments[0].text
 
     def overlaps(self, other: Guard) -> bool:
-        """Whether some path without odd characters may be the route's and `other`'s as well, if
-        case and a slash at the end make no difference."""
+        """Whether an ordinary path may match both this route and `other`, ignoring case and a
+        trailing slash."""
         for one, two in zip(self._segments, other._segments, strict=False):
             if one.rest or two.rest:
                 return True
@@ -222,9 +223,9 @@ class Guard:
         return self._methods is None or method in self._methods
 
     def match(self, paths: list[Spelling]) -> dict[str, str] | None:
-        """The parameters of the path, decoded once, or None where no reading is the route's.
+        """The path's parameters, decoded once, or None if no reading matches the route.
 
-        Raises `BadRequest` for a path with absurdly many empty segments.
+        Raises `BadRequest` for a path with too many empty segments.
         """
         for path in paths:
             spans = self._spans(path)
@@ -240,7 +241,7 @@ class Guard:
         """
         last = len(path.pieces)
         places: dict[int, tuple[Span, ...]] = {path.first: ()}
-        ended: tuple[Span, ...] | None = None  # what has matched when a reading cuts the path
+        ended: tuple[Span, ...] | None = None  # matched so far, if a reading cuts the path here
         for segment in self._segments:
             ended = None
             following: dict[int, tuple[Span, ...]] = {}
@@ -265,17 +266,17 @@ class Guard:
         return ended if ended is not None else _with_skips(path, places).get(last)
 
 
-#: A parameter's name, its first piece and the one behind it.
+#: A parameter's name, its first piece, and the piece after its last.
 Span = tuple[str, int, int]
 
 
 def with_head(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods that a guarding route takes: whoever handles GET handles HEAD."""
+    """The methods that a guarding route takes: GET includes HEAD."""
     return (*methods, "HEAD") if "GET" in methods and "HEAD" not in methods else tuple(methods)
 
 
 def _with_skips(path: Spelling, places: dict[int, tuple[Span, ...]]) -> dict[int, tuple[Span, ...]]:
-    """`places`, and those behind pieces that are nothing: `;x`, or what a last slash leaves."""
+    """`places`, and those after empty pieces: `;x`, or what a trailing slash leaves."""
     last, more = len(path.pieces), dict(places)
     for at, found in places.items():
         here = at

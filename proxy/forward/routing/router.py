@@ -1,21 +1,21 @@
-"""Which route a request takes: the first in file order whose method and path match.
+"""Finds a request's route: the first in file order whose method and path match.
 
-All routes of a listener become one regular expression over `METHOD path`, so that a match is one
-call into C however many routes there are. Matching sees the path as an application would after
-percent-decoding (RFC 3986 §6.2.2): `/%6dake-video` must not slip past the checks of `/make-video`.
-What is forwarded stays as the client wrote it.
+All routes of a listener form one regular expression over `METHOD path`, so that a match is one call
+into C however many routes there are. Matching uses the path as an application sees it after
+percent-decoding (RFC 3986 §6.2.2): `/%6dake-video` must not bypass the checks of `/make-video`. The
+path is forwarded as the client wrote it.
 
-Beyond that, a route that guards takes its path in every reading that a framework may have of it
-(path_readings.py):
+In addition, a guarding route (one with checks) takes its path in every reading that a framework may
+have of it (path_readings.py):
 
-1. Where several routes match exactly, the first in file order wins. A guarding route that takes the
-   request in some other reading comes before those that guard nothing.
-2. Where two guarding routes would take it, each in another reading, it is refused: which of them
-   the application would choose, only the application knows.
-3. Where no route takes the method, `Allow` names the methods of all routes that would take the path
-   in any reading; a guarding route that takes GET takes HEAD.
-4. What some framework would take for another method, in lower case or by a field that overrides
-   it, is refused where that method would lead to a guarding route.
+1. If several routes match exactly, the first in file order wins. A guarding route that matches in
+   another reading takes precedence over routes without checks.
+2. If two guarding routes match, each in a different reading, the request is refused: only the
+   application knows which one it would choose.
+3. If no route takes the method, `Allow` lists the methods of all routes that would take the path in
+   any reading. A guarding route that takes GET also takes HEAD.
+4. A request whose method a framework might read as another one (lower case, or an override field)
+   is refused if that method would lead to a guarding route.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pattern:
-    """A route's path: its regular expression and the names of its parameters, in order."""
+    """A route's path as a regular expression, with the names of its parameters in order."""
 
     expression: str
     parameters: tuple[str, ...]
@@ -66,8 +66,8 @@ def _none(_: object) -> bool:
 
 
 class RouteTable(Generic[T]):
-    """Routes of one listener: `(methods or None, path, what)` in file order. `guards` says of
-    `what` whether the route must not be got around."""
+    """The routes of one listener: `(methods or None, path, what)` in file order. `guards(what)`
+    tells whether the route must not be bypassed."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class RouteTable(Generic[T]):
             if guard is not None and methods is not None:
                 methods = with_head(methods)
             method = "|".join(map(re.escape, methods)) if methods else "[^ ]+"
-            # `*` is the server as a whole (OPTIONS): it is every path's, so the catch-all's.
+            # `*` addresses the server as a whole (OPTIONS), so it belongs to the catch-all route.
             extra = r"|\*" if path == "/{rest:*}" else ""
             alternatives.append(f"((?:{method}) (?:{pattern.expression}{extra}))")
             self._by_group[group] = position
@@ -95,13 +95,13 @@ class RouteTable(Generic[T]):
             group += 1 + len(pattern.parameters)
         self._match = re.compile("|".join(alternatives), re.DOTALL).fullmatch
         self._guards = [route for route in self._routes if route.guard is not None]
-        #: Guarding routes that share no ordinary path with another one: nothing is to be compared.
+        #: Guarding routes that share no ordinary path with another one, so need no comparison.
         self._alone = frozenset(
             one.position
             for one in self._guards
             if not any(_rivals(one, other) for other in self._guards)
         )
-        #: Methods for which some guarding route asks, and whether one takes any method.
+        #: Methods of all guarding routes, and whether one of them takes any method.
         self._guarded = frozenset(name for one in self._guards for name in one.methods or ())
         self._any_guarded = any(one.methods is None for one in self._guards)
         self._starts = frozenset(one.guard.start for one in self._guards if one.guard is not None)
@@ -109,11 +109,10 @@ class RouteTable(Generic[T]):
     def match(
         self, method: str, target: str, overrides: Sequence[bytes] | None = None
     ) -> tuple[T, dict[str, str]]:
-        """The route for `target` (origin-form or `*`), and the path's parameters, decoded.
+        """The route for `target` (origin-form or `*`), and the path's decoded parameters.
 
-        `overrides` are the methods that the client's fields ask for instead. Raises `BadRequest`
-        for a path that is not to be served, `NoRoute`, or `MethodNotAllowed` with what would be
-        allowed.
+        `overrides` are the methods in the client's override fields. Raises `BadRequest` for a path
+        that must not be served, `NoRoute`, or `MethodNotAllowed` with the allowed methods.
         """
         raw = target.partition("?")[0]
         odd = needs_care(raw) is not None
@@ -153,7 +152,7 @@ class RouteTable(Generic[T]):
     def _guarding(
         self, method: str, raw: str, path: str, odd: bool, exact: _Route[T] | None
     ) -> tuple[_Route[T], dict[str, str]] | None:
-        """The guarding route that comes before `exact`, if there is one (rules 1 and 2)."""
+        """The guarding route that takes precedence over `exact`, if any (rules 1 and 2)."""
         if not odd:
             if exact is not None and exact.position in self._alone:
                 return None
@@ -182,18 +181,18 @@ class RouteTable(Generic[T]):
     def _refuse_others(
         self, method: str, others: Sequence[bytes], raw: str, path: str, odd: bool
     ) -> None:
-        """Rule 4. Each method is looked at once, however many fields name it."""
-        named = {
+        """Rule 4. Each method is checked once, however many fields contain it."""
+        requested = {
             member.strip().upper()
             for value in others
             for member in value.decode("latin-1").split(",")  # Express takes the first of several
         } - {method}
-        suspects = named & self._guarded
+        candidates = requested & self._guarded
         if self._any_guarded:
-            suspects |= set(list(named - suspects)[:1])  # for such a route all are the same
-        for other in suspects:
-            instead = self._choose(other, raw, path, odd)
-            if instead is not None and instead[0].guard is not None:
+            candidates |= set(list(requested - candidates)[:1])  # such a route takes all alike
+        for other in candidates:
+            found = self._choose(other, raw, path, odd)
+            if found is not None and found[0].guard is not None:
                 raise BadRequest("Bad request: some read the method as another one; send that")
 
     def _refusal(self, raw: str, path: str) -> NoRoute | MethodNotAllowed:
@@ -215,8 +214,8 @@ class RouteTable(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _Route(Generic[T]):
-    """One route. `group` is the first of its groups in the common expression; `methods` are those
-    that it takes, None meaning all."""
+    """One route. `group` is its first group in the common expression; `methods` is None if it takes
+    all."""
 
     position: int
     methods: Sequence[str] | None
