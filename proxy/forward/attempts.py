@@ -41,7 +41,7 @@ from proxy.resilience.circuit.states import State
 from proxy.resilience.retry import Ended, RetryPlan, parse_retry_after
 
 #: Bytes of a response that may be buffered before it is relayed.
-_HELD = 1024 * 1024
+_BUFFER_LIMIT = 1024 * 1024
 
 #: How often a request that the server did not read completely is sent again: a request that crashes
 #: the server must not do so for ever.
@@ -116,7 +116,7 @@ async def _attempt(
     """One attempt. None once the client has been answered, else seconds to wait before the next."""
     outcome = await _begin(exchange, plan, retry)
     relay: Relay | None = None
-    exchange.held = None  # an earlier attempt's
+    exchange.response_body = None  # an earlier attempt's
     try:
         relay, head = await _response(exchange, listener, plan)
         response = Response(exchange, relay, plan, head)
@@ -174,14 +174,13 @@ async def _while_full(exchange: Exchange, plan: UpstreamPlan, response: Response
     media_type = _field(head, b"content-type").partition(";")[0].strip().lower()
     if media_type != full.content_type.lower():
         return None
-    exchange.held = await response.buffer(_HELD)
+    exchange.response_body = await response.buffer(_BUFFER_LIMIT)
     now = exchange.stream.clock.monotonic()
     exchange.waited_at = exchange.waited_at or now
-    if exchange.held != full.body.encode() or not exchange.body_whole:
+    if exchange.response_body != full.body.encode() or not exchange.body_whole:
         return None
-    wait = min(
-        _FULL_LONGEST, _FULL_PAUSE + (now - exchange.waited_at) / 2
-    )  # grows by half each time
+    # Grows by half each time.
+    wait = min(_FULL_LONGEST, _FULL_PAUSE + (now - exchange.waited_at) / 2)
     if now + wait > min(exchange.deadline, exchange.waited_at + full.patience):
         return None
     exchange.retries += 1
@@ -219,8 +218,8 @@ async def _answer(
     head = response.head
     better: Reply | AskAgain | None = None
     if exchange.plan.fallback_sources:
-        if exchange.held is None and needs_body(exchange, head):
-            exchange.held = await response.buffer(_HELD)
+        if exchange.response_body is None and needs_body(exchange, head):
+            exchange.response_body = await response.buffer(_BUFFER_LIMIT)
         try:
             better = await find_fallback(exchange, head)
         except ProxyError:
@@ -321,9 +320,7 @@ def _retry_wait(
     if breaker is not None and refuses(breaker, now) and retry.covers(ended.kind):
         held_until = exchange.started + breaker.rules.hold
         if now >= held_until:
-            exchange.note(
-                no_retry="circuit"
-            )  # the answer at hand says more than `circuit_open` would
+            exchange.note(no_retry="circuit")  # the error at hand tells more than `circuit_open`
             return None
     decision = retry.after(ended, now)
     if decision.wait is None:

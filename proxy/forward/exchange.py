@@ -155,7 +155,7 @@ class Exchange:
     parameters: Mapping[str, str] = {}  # path parameters, where the route uses them
     place: Place | None = None  # in the upstream's bulkhead
     ends_by_close = False  # the response's body ends with its connection
-    held: bytes | None = None  # the response's body, where a stage must read it first
+    response_body: bytes | None = None  # the response's body, where a stage must read it first
     pace: Pace | None = None  # the sending rate of its body, where a minimum is set
     holding: Holding | None = None  # memory reserved for buffered responses and own replies
     added = b""  # extra field lines for the client, each preceded by CRLF

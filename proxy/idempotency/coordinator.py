@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from proxy.core.clock import Clock
 from proxy.core.errors import IdempotencyInProgress, IdempotencyMismatch
-from proxy.idempotency.decide import Repeat, verdict
+from proxy.idempotency.decide import Repeat, decide
 from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, encode
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Coordinator:
                 ours, found, alive = await self._claim(record_id, fingerprint, keep, fields)
                 if ours is not None:
                     return ours
-            match verdict(found, fingerprint, owner_alive=alive):
+            match decide(found, fingerprint, owner_alive=alive):
                 case Repeat(answer):
                     self._count("replayed")
                     return answer

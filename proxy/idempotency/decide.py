@@ -31,10 +31,10 @@ class Repeat:
     answer: StoredAnswer
 
 
-Verdict = Literal["first", "wait", "mismatch", "settle"] | Repeat
+Decision = Literal["first", "wait", "mismatch", "settle"] | Repeat
 
 
-def verdict(found: Record | None, fingerprint: str, *, owner_alive: bool) -> Verdict:
+def decide(found: Record | None, fingerprint: str, *, owner_alive: bool) -> Decision:
     """What to do with a request of `fingerprint`. `owner_alive`: the owner of `found` still renews
     its claim; otherwise a running record counts as one of unknown outcome."""
     if found is None:

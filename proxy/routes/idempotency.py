@@ -186,10 +186,10 @@ class _Guard:
             outcome = outcome_of_answer(trouble.status)
         if outcome == "keep" and not isinstance(trouble, ProxyError):
             await self._answered(exchange)
-            if exchange.held is not None:
+            if exchange.response_body is not None:
                 fields = tuple(line for line in trouble.lines if _kept(line))
                 await self._coordinator.keep(
-                    claim, StoredAnswer(trouble.status, fields, exchange.held)
+                    claim, StoredAnswer(trouble.status, fields, exchange.response_body)
                 )
                 return None
             outcome = "unknown"  # too long to be repeated

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.idempotency.decide import Repeat, outcome_of_answer, outcome_of_failure, verdict
+from proxy.idempotency.decide import Repeat, decide, outcome_of_answer, outcome_of_failure
 from proxy.idempotency.key import fingerprint, parse_key, record_id, upload_record_id
 from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, encode
 
@@ -137,7 +137,7 @@ def test_what_a_request_may_do(
 ) -> None:
     """Each state of a key leads to exactly one way to go on."""
     asked = RUNNING.fingerprint if same else "0" * 64
-    assert verdict(found, asked, owner_alive=alive) == expected
+    assert decide(found, asked, owner_alive=alive) == expected
 
 
 def test_which_answers_are_kept() -> None:

@@ -300,7 +300,7 @@ class Relay:
         if not upstream.inbox:
             detail = "closed the connection without an answer"
             if upstream.reused:
-                detail = "closed a kept connection as the request was sent"
+                detail = "closed an idle connection as the request was sent"
             return UnansweredRequest(
                 f"Upstream {name} {detail}",
                 upstream=name,

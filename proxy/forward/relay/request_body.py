@@ -63,7 +63,7 @@ def read_checked(exchange: Exchange) -> list[bytes]:
 def start_ending(exchange: Exchange) -> asyncio.Task[list[bytes] | SpooledBody]:
     """Start the filter's `finish`; the client's coroutine is woken when it is done."""
     assert exchange.filter is not None
-    ending = asyncio.get_running_loop().create_task(exchange.filter.finish(), name="verdict")
+    ending = asyncio.get_running_loop().create_task(exchange.filter.finish(), name="body filter")
     ending.add_done_callback(lambda _: exchange.stream.wake())
     return ending
 

@@ -97,7 +97,8 @@ Trouble = ProxyError | ResponseHead
 class FallbackSource(Protocol):
     """A stage that may have a better answer than the upstream, or must read its response first."""
 
-    #: Whether `fallback` reads the response's body: then it is in `exchange.held`, unless too long.
+    #: Whether `fallback` reads the response's body: then it is in `exchange.response_body`, unless
+    #: too long.
     needs_body: bool
 
     def wants(self, exchange: Exchange, trouble: Trouble) -> bool:

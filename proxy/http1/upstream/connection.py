@@ -1,5 +1,4 @@
-"""A connection to a target: reads response heads, and asks the kernel what asyncio does not
-tell."""
+"""A connection to a target: reads response heads, and asks the kernel about input and resets."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ Rules
 1. Routes take turns: a route with slow or many requests delays another route by one of them, not by
    all.
 2. Within a route, clients take turns: each has one request per round (start-time fair queueing).
-3. When the queue is full, the route with the most waiting requests loses the last of them.
+3. When the queue is full, the route with the most waiting requests loses the last of them: that of
+   the client with the most waiting.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The Lua texts: everything that changes a shared breaker happens in one of these, atomically.
+"""The Lua scripts: every change to a shared breaker happens in one of them, atomically.
 
-All keys of one breaker carry the hash tag `{SERVICE}`, so that a script's keys sit in one Cluster
+All keys of one breaker carry the hash tag `{SERVICE}`, so that a script's keys are in one Cluster
 slot. The clock is Redis' own (`TIME`); effects are replicated (Redis 5 and later), so reading it
-before writing is fine. The generation is `max(generation + 1, now in ms)`: it grows even across an
-empty restart, where a counter would begin anew and let late outcomes pass for fresh ones.
+before writing is safe. The generation is `max(generation + 1, now in ms)`: it grows even if Redis
+restarts empty, where a counter would start over and late outcomes would pass for current ones.
 
-Authority is the hash `meta`; `state`, `failures`, `last_failure` and `half_open_calls` repeat it
-for redis-cli and for readers of the sprint document's keys. KEYS are those of `KEYS` in order,
-ARGV[1] is a JSON object. The answer is a JSON object: `Snapshot` of messages.py. What is published
-is no more than the name of a breaker that is worth a look: the channel is open to others.
+The hash `meta` is authoritative; `state`, `failures`, `last_failure` and `half_open_calls` repeat
+it for redis-cli and for other readers of these keys. KEYS are those of `KEYS` in order, ARGV[1] is
+a JSON object. The reply is a JSON object, parsed to `SharedState` of messages.py. A published
+message contains only the name and generation of a breaker to read, because others can publish too.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ local changed = false
 local granted = {}
 local unpublished = nil
 
--- The clock has stepped back, or this is another server's: what began in the future begins now, and
--- lasts as long as was meant, an open time never longer than one can be.
+-- If the state began in the future, the clock has stepped back or is another server's: let it begin
+-- now and keep its length, but no longer than the longest allowed.
 if since > now then
   if until_ms > 0 then until_ms = now + math.max(0, until_ms - since) end
   since, changed = now, true
@@ -129,7 +129,7 @@ local function finish()
 end
 """
 
-# Outcomes. Dropped unless of this generation; a breaker that Redis has never seen takes any.
+# Reports outcomes. Dropped unless of this generation; a breaker new to Redis takes any.
 REPORT = (
     _PREAMBLE
     + """
@@ -174,7 +174,7 @@ return finish()
 """
 )
 
-# Probe leases, and the end of an open or forced time.
+# Grants probe leases, and ends an open or forced time.
 ACQUIRE = (
     _PREAMBLE
     + """
@@ -187,7 +187,7 @@ elseif state == 'forced_closed' and now >= until_ms then
 end
 if state == 'half_open' and A.want > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now)
-  redis.call('ZREMRANGEBYSCORE', KEYS[6], now + 2 * A.lease_ms, '+inf')  -- of another clock
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], now + 2 * A.lease_ms, '+inf')  -- from another clock
   local free = A.max_calls - successes - redis.call('ZCARD', KEYS[6])
   for i = 1, math.min(free, A.want) do
     local lease = A.tid .. ':' .. i
@@ -200,11 +200,11 @@ return finish()
 """
 )
 
-# By hand, for everybody.
+# Sets the state by hand, for the whole fleet.
 FORCE = (
     _PREAMBLE
     + """
-gen = math.max(gen, math.min(A.known, MOST))  -- what is set by hand is news to everybody
+gen = math.max(gen, math.min(A.known, MOST))  -- newer than any state known
 if A.to == 'closed' and state == 'closed' then
   gen, failures, changed, made = math.max(gen + 1, now), 0, true, true
 else
@@ -214,8 +214,8 @@ return finish()
 """
 )
 
-# Redis is back: what is known here and not there is put back there. Always writes, so that a
-# server that only answers reads does not pass for one that is back.
+# Restores the state known here to a Redis that is back. Always writes, so that a server that only
+# answers reads does not count as being back.
 MERGE = (
     _PREAMBLE
     + """
@@ -223,8 +223,8 @@ local had = gen
 changed = true
 if A.gen > gen then gen, made = A.gen, true end
 if gen == 0 then gen = now end
--- News from there: a closed breaker, unless it closed after ours opened. What was set by hand here
--- during the outage also replaces a state that nobody has changed there since.
+-- Our state replaces a closed breaker, unless that closed after ours opened. A state set by hand
+-- here during the outage also replaces one that nobody has changed in Redis since.
 local newer = not exists or A.gen >= had
 local by_hand = A.state == 'forced_open' or A.state == 'forced_closed'
 if A.remaining_ms >= 0 and state ~= A.state
@@ -233,18 +233,18 @@ if A.remaining_ms >= 0 and state ~= A.state
   transition(A.state, A.reason, now + A.remaining_ms, true)
   opens = A.opens
 elseif exists and A.gen > had and A.state == 'closed' and state ~= 'closed' then
-  -- A failover to a replica that had not heard of the closing yet.
+  -- After a failover to a replica that had not received the closing yet.
   transition('closed', A.reason, 0, true)
 end
 return finish()
 """
 )
 
-# What is there. Writes nothing, unless the clock has gone wrong (see the preamble).
+# Reads the state. Writes nothing, unless the clock is wrong (see the preamble).
 LOOK = _PREAMBLE + "\nreturn finish()\n"
 
-# The poll, for all breakers at once: KEYS are their `meta`. Lists of {generation, failures, 1 if
-# the clock has stepped back}. Cheap enough to be all that an idle sidecar asks.
+# Polls all breakers at once: KEYS are their `meta`. Returns a list of {generation, failures, 1 if
+# the clock has stepped back}. It is cheap, and all that an idle sidecar sends.
 PEEK = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,4 +1,4 @@
-"""Synchronizes the breakers of this process with Redis. No request ever waits for it.
+"""Synchronizes the breakers of this process with Redis, in the background.
 
 Two tasks. `_work` sends outcomes, requests probe leases, polls, and merges when Redis comes back.
 It is woken by the breakers and by their timers, and sends everything of one round at once.

@@ -43,7 +43,7 @@ class CreatesJob:
         return 200 <= trouble.status < 300
 
     async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
-        job_id = _job_id(exchange.held)
+        job_id = _job_id(exchange.response_body)
         if job_id is None:
             # Not a creation, or an unrecognised response, which an operator has to know about.
             exchange.note(job_stored="unknown")
