@@ -95,28 +95,28 @@ class UpstreamWatch(Collector):
         """The gauges, read at a scrape."""
         target = ["upstream", "target"]
         healthy = GaugeMetricFamily(
-            "proxy_target_healthy", "1 unless its health checks failed", labels=target
+            "proxy_target_healthy", "1 unless the target's health checks fail", labels=target
         )
         ejected = GaugeMetricFamily(
-            "proxy_target_ejected", "1 while it is left out for failed calls", labels=target
+            "proxy_target_ejected", "1 while the target is ejected for failed calls", labels=target
         )
         running = GaugeMetricFamily(
-            "proxy_bulkhead_in_flight", "Requests that have a place", labels=["upstream"]
+            "proxy_bulkhead_in_flight", "Requests in the bulkhead", labels=["upstream"]
         )
         waiting = GaugeMetricFamily(
-            "proxy_bulkhead_waiting", "Requests that wait for a place", labels=["upstream"]
+            "proxy_bulkhead_waiting", "Requests waiting for the bulkhead", labels=["upstream"]
         )
         rejections = CounterMetricFamily(
-            "proxy_bulkhead_rejections", "Requests that got no place", labels=["upstream"]
+            "proxy_bulkhead_rejections", "Requests refused by the bulkhead", labels=["upstream"]
         )
         unbuffered = GaugeMetricFamily(
             "proxy_unbuffered_in_flight",
-            "Requests that the spool did not take and that have a connection",
+            "Requests in progress whose body the spool did not take",
             labels=["upstream"],
         )
         queued = GaugeMetricFamily(
             "proxy_unbuffered_waiting",
-            "Requests that the spool did not take and that wait for one",
+            "Requests waiting for a connection whose body the spool did not take",
             labels=["upstream"],
         )
         now = self._clock.monotonic()

@@ -62,8 +62,8 @@ class IdempotencyStage:
         self._coordinators: dict[str, Coordinator] = {}
         self._requests = Counter(
             "proxy_idempotent_requests_total",
-            "Creations with an idempotency key, or that may repeat an upload, by what became of"
-            " them: first, replayed, in_progress, mismatch, adopted, freed, unknown",
+            "Creations with an idempotency key, or that may repeat an upload, by outcome: first,"
+            " replayed, in_progress, mismatch, adopted, freed, unknown",
             ["mirror", "outcome"],
             registry=registry,
         )

@@ -27,13 +27,13 @@ class UploadCheckStage:
         self._spool = spool
         self._verdicts = Counter(
             "proxy_uploads_total",
-            "Uploads by verdict: accepted, a code of refusal, or unfinished",
+            "Uploads by verdict: accepted, a rejection code, or unfinished",
             ["endpoint", "verdict"],
             registry=registry,
         )
         self._rejected = Counter(
             "proxy_uploads_rejected_total",
-            "Uploads refused, or that would have been in report mode",
+            "Uploads rejected, or that report mode would reject",
             ["endpoint", "code"],
             registry=registry,
         )
@@ -52,7 +52,7 @@ class UploadCheckStage:
         )
         self._duration = Histogram(
             "proxy_upload_audio_seconds",
-            "How long uploaded audio plays",
+            "Duration of uploaded audio",
             ["endpoint"],
             buckets=_AUDIO_SECONDS,
             registry=registry,

@@ -63,9 +63,9 @@ class Service:
 
     async def __call__(self, client: ClientStream) -> None:
         """Serve `client` until either side ends the connection."""
-        plain = FastPath(client, self)
+        fast_path = FastPath(client, self)
         try:
-            while await self._exchange(client, plain):
+            while await self._exchange(client, fast_path):
                 if client.inbox:
                     await client.give_way()
         except Exception:
@@ -88,15 +88,15 @@ class Service:
         finish(exchange)
         client.close()
 
-    async def _exchange(self, client: ClientStream, plain: FastPath) -> bool:
+    async def _exchange(self, client: ClientStream, fast_path: FastPath) -> bool:
         """Serve any number of requests on the fast path, then one on the general path. Returns
         whether the connection may carry another request."""
         plan = self.plan
         client.asker = None
         silence = plan.idle_timeout if client.requests else plan.header_timeout
-        exchange = await plain.run(client.clock.monotonic() + silence)
+        exchange = await fast_path.run(client.clock.monotonic() + silence)
         if exchange is not None:
-            plan = plain.listener
+            plan = fast_path.listener
         else:
             plan = self.plan
             # Do not read another request from a client that does not read its responses.
@@ -104,7 +104,9 @@ class Service:
                 client.abort()
                 return False
             try:
-                head = await client.read_head(plan.limits, plain.idle_until, plan.header_timeout)
+                head = await client.read_head(
+                    plan.limits, fast_path.idle_until, plan.header_timeout
+                )
             except (ProtocolError, TimeoutError) as error:
                 return await self._refuse_unreadable(client, plan, error)
             if head is None:

@@ -225,13 +225,13 @@ def _prepare(data: bytes, listener: ListenerPlan) -> FastRequest | None:
         if end != len(data) - 4:
             return None
         head = limits.memo.read(data, end, limits.fields)
-        if not _is_plain(head):
+        if not _head_qualifies(head):
             return None
         route, parameters = listener.table.match(head.method, head.target, head.overrides)
     except (ProtocolError, ProxyError):
         return None  # the general path parses it again and reports the error
     plan = route.upstream
-    if plan is None or not _takes_plain(route, plan):
+    if plan is None or not _route_qualifies(route, plan):
         return None
     start, end_of_head = fast_request_frame(head, plan, traced=route.traced)
     request = FastRequest(head, route, plan, parameters, start, end_of_head)
@@ -243,7 +243,7 @@ def _prepare(data: bytes, listener: ListenerPlan) -> FastRequest | None:
     return request
 
 
-def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
+def _route_qualifies(route: RoutePlan, plan: UpstreamPlan) -> bool:
     """Rule 2, as far as the config decides it. The Host must not depend on the target either."""
     refusing = route.checks or route.filter or route.answered
     one_host = plan.preserve_host or len(plan.upstream.pools) == 1
@@ -252,7 +252,7 @@ def _takes_plain(route: RoutePlan, plan: UpstreamPlan) -> bool:
     return one_host and simple and plan.bulkhead is None
 
 
-def _is_plain(head: RequestHead) -> bool:
+def _head_qualifies(head: RequestHead) -> bool:
     """Rule 1, as far as the head decides it."""
     unusual = (
         head.has_body

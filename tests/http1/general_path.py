@@ -1,4 +1,4 @@
-"""`python -m tests.http1.general_path run ...`: the proxy with its plain path shut.
+"""`python -m tests.http1.general_path run ...`: the proxy with its fast path off.
 
 Every exchange then takes the general path, so that a test can put the two side by side.
 """

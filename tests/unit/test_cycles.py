@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.core.errors import ProxyError, forget_frames
-from tests.plain_kit import Rig
+from tests.fast_path_kit import Rig
 
 
 @pytest.fixture(autouse=True)

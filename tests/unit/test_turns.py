@@ -20,7 +20,7 @@ from proxy.http1.pace import GRACE, Pace
 from proxy.http1.shedding import Shedding
 from proxy.http1.stream import _CUT, Stream
 from proxy.http1.turns import GREEDY, HEADS_PER_TURN, SHARE, Turns
-from tests.plain_kit import Rig
+from tests.fast_path_kit import Rig
 
 TRACE = b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"
 EMPTY_POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"

@@ -22,15 +22,15 @@ class ClientMetrics(Collector):
         """The metric families, read at a scrape."""
         refused = CounterMetricFamily(
             "proxy_clients_refused",
-            "Connections and requests beyond the share of one client",
+            "Connections and requests refused by the limits per client",
             labels=["listener", "reason"],
         )
         tracked = GaugeMetricFamily(
-            "proxy_clients_tracked", "Clients whose shares are counted", labels=["listener"]
+            "proxy_clients_tracked", "Clients tracked for the limits", labels=["listener"]
         )
         crowded = CounterMetricFamily(
             "proxy_clients_crowded",
-            "Clients that were counted by their network, because there were too many",
+            "Clients counted by network because there were too many",
             labels=["listener"],
         )
         for name, shares in list(self._shares.items()):

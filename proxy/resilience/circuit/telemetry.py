@@ -35,7 +35,7 @@ class BreakerMetrics(Collector):
         self._breakers = breakers
         self._transitions = Counter(
             "circuit_breaker_transitions_total",
-            "Changes of state, counted by the one process of the fleet that made them",
+            "State changes, counted by the process of the fleet that made them",
             ["service", "from_state", "to_state"],
             registry=registry,
         )
@@ -73,22 +73,24 @@ class BreakerMetrics(Collector):
             "proxy_breaker_rejections", "Calls refused by an open breaker", labels=["service"]
         )
         probes = CounterMetricFamily(
-            "proxy_breaker_probes", "Calls let through to try the upstream", labels=["service"]
+            "proxy_breaker_probes", "Probe calls to the upstream", labels=["service"]
         )
         late = CounterMetricFamily(
             "proxy_breaker_late_outcomes",
-            "Outcomes of calls from before a change of state, not counted",
+            "Outcomes of calls admitted before a state change, not counted",
             labels=["service"],
         )
         flying = GaugeMetricFamily(
-            "proxy_breaker_probes_in_flight", "Probes of this process", labels=["service"]
+            "proxy_breaker_probes_in_flight",
+            "Probes of this process in progress",
+            labels=["service"],
         )
         waiting = GaugeMetricFamily(
-            "proxy_breaker_held", "Calls that wait at an open circuit", labels=["service"]
+            "proxy_breaker_held", "Calls held at an open circuit now", labels=["service"]
         )
         held = CounterMetricFamily(
             "proxy_breaker_holds",
-            "Calls that had to wait at an open circuit, however that ended",
+            "Calls that were held at an open circuit, whatever the outcome",
             labels=["service"],
         )
         for name, breaker in self._breakers.items():

@@ -1,4 +1,5 @@
-"""What is plain, and what is remembered of it; its bytes: tests/integration/test_relay_plain.py."""
+"""What is plain, and what is remembered of it; its bytes:
+tests/integration/test_relay_fast_path.py."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from proxy.http1.deadlines import Sweeper
 from proxy.server import fast_path
 from proxy.telemetry.metrics.counters import RouteTally
 from tests.bench.exchange import REQUEST, hot_exchange
-from tests.plain_kit import spool
+from tests.fast_path_kit import spool
 
 HOST = b"Host: example.test\r\n"
 

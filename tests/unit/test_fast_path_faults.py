@@ -1,4 +1,4 @@
-"""What goes wrong on the plain path goes to the general one: nothing is lost, sent twice or leaked.
+"""What goes wrong on the fast path goes to the general one: nothing is lost, sent twice or leaked.
 
 Each of these once was.
 """
@@ -16,7 +16,7 @@ from proxy.forward.exchange import Exchange, Tee
 from proxy.forward.routing.plan import Hooks, Trouble
 from proxy.resilience.circuit.states import State
 from tests.bench.exchange import REQUEST, RESPONSE
-from tests.plain_kit import Asking, Rig
+from tests.fast_path_kit import Asking, Rig
 
 BREAKER = {"failure_threshold": 1, "open_for": "1s"}
 

@@ -1,4 +1,4 @@
-"""Two proxies, one with its plain path shut, where breaker, retries, rescuers, drain and time-outs
+"""Two proxies, one with its fast path off, where breaker, retries, rescuers, drain and time-outs
 take a hand: they must say the same, keep the same record, count alike and leak nothing."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from proxy.forward.routing.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.resilience.circuit.states import State
 from proxy.routes.fallback import _Fallback, _Stale
-from tests.plain_kit import Asking, Recorder, Rig, pieces, plain_shut, same_ids
+from tests.fast_path_kit import Asking, Recorder, Rig, pieces, plain_shut, same_ids
 
 HOST = b"Host: a\r\n"
 REQUESTS = [

@@ -1,4 +1,4 @@
-"""Two proxies, one with its plain path shut, are told the same story in the same pieces: whatever
+"""Two proxies, one with its fast path shut, are told the same story in the same pieces: whatever
 the pieces are, they must say the same."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.core.clock import ManualClock
 from proxy.http1.upstream.pool import TargetPool
 from tests.bench.exchange import hot_exchange
-from tests.plain_kit import pieces, plain_shut, same_ids
+from tests.fast_path_kit import pieces, plain_shut, same_ids
 
 HOST = b"Host: a\r\n"
 REQUESTS = [

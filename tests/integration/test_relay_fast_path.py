@@ -1,4 +1,4 @@
-"""The plain path and the general one: the same bytes, and no seam where one hands over.
+"""The fast path and the general one: the same bytes, and no seam where one hands over.
 
 Every test first makes the proxy keep a connection to the upstream, without which nothing is plain.
 """
@@ -63,7 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def general(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The same proxy with its plain path shut."""
+    """The same proxy with its fast path off."""
     with Site(tmp_path_factory.mktemp("general"), app=TIMES, module=GENERAL) as site:
         yield site
 
@@ -189,7 +189,7 @@ def test_both_paths_pass_the_same_response(site: Site, general: Site, raw: bytes
 
 
 def test_both_paths_leave_the_same_record(site: Site, general: Site) -> None:
-    """Access line and metrics of a plain exchange are those of a general one."""
+    """Access line and metrics of a fast-path exchange are those of a general one."""
     lines = []
     for one in (general, site):
         warm(one)
@@ -468,7 +468,7 @@ def test_a_reload_in_between(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", ["http", "relay"])
 def test_the_general_path_alone_passes_all_of_these_tests(family: str) -> None:
-    """What the plain path takes off the general one is tested there all the same."""
+    """What the fast path takes off the general one is tested there all the same."""
     files = sorted(
         str(path)
         for path in Path(__file__).parent.glob(f"test_{family}_*.py")

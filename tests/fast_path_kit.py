@@ -1,4 +1,4 @@
-"""A proxy without sockets, for stories about the plain path: one listener, one upstream `app`.
+"""A proxy without sockets, for stories about the fast path: one listener, one upstream `app`.
 
 Transports write down what they are told, connections to the upstream are made on the spot, time is
 moved by hand. It needs a running event loop, in which nothing but call-backs is ever due.
