@@ -1,5 +1,7 @@
-"""What is plain, and what is remembered of it; its bytes:
-tests/integration/test_relay_fast_path.py."""
+"""Which requests qualify for the fast path, and what is remembered of them.
+
+The bytes that it writes are compared in tests/integration/test_relay_fast_path.py.
+"""
 
 from __future__ import annotations
 
