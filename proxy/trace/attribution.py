@@ -2,7 +2,8 @@
 
 The worker does not send a job ID, so the job is inferred, and only if it is unambiguous:
 
-1. The job was in a phase in which that service is called (`called_in`) when the call began.
+1. The job was in a phase in which that service is called (`called_in`) when the call began, or was
+   worked on so briefly that the mirror saw none of its phases.
 2. No other job was being worked on at that time. The mirror observes late, never early: a job that
    it saw end had ended, and one that it saw start may have started up to `LATE` before. A job that
    never ended, for example because its worker was killed, counts until unchanged for `idle`.
@@ -35,6 +36,7 @@ def attribute(
 ) -> list[TraceEvent]:
     """The calls that certainly belong to this job, marked as `inferred`. `idle`: see rule 2."""
     spans = [span for span in (other.working(now, idle) for other in others) if span is not None]
+    unseen = history.unseen_work()
     found = []
     for call in calls:
         if call.job_id not in (None, history.job_id) or call.service is None:
@@ -48,6 +50,8 @@ def attribute(
             and phase.start - LATE <= call.at <= (now if phase.end is None else phase.end)
             for phase in history.phases
         )
+        if unseen is not None and phases:
+            mine = unseen[0] <= call.at <= unseen[1]
         if mine and not any(start - LATE <= call.at <= end for start, end in spans):
             facts = {**call.facts, "inferred": True}
             found.append(replace(call, job_id=history.job_id, facts=facts))

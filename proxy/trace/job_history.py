@@ -62,11 +62,21 @@ class JobHistory:
         unended job is worked on until `now`, or until it has not changed for `idle` seconds."""
         started = next((p.start for p in self.phases if p.name not in WAITING | FINISHED), None)
         if started is None:
-            return None
+            return self.unseen_work()
         # Workers finish deleted jobs too.
         if self.status in FINISHED and self.ended_at is not None:
             return started, self.ended_at
         return started, now if idle is None else min(now, (self.last_change or now) + idle)
+
+    def unseen_work(self) -> tuple[float, float] | None:
+        """When a worker must have worked on a job that the mirror saw waiting and then ended, with
+        nothing in between: versions that follow each other quickly are one to it."""
+        if self.status not in ("completed", "failed") or self.ended_at is None or not self.phases:
+            return None
+        if any(phase.name not in WAITING | FINISHED for phase in self.phases):
+            return None
+        waited = [phase.start for phase in self.phases if phase.name in WAITING]
+        return (waited[-1], self.ended_at) if waited else None
 
 
 def read_history(mirror: str, shown: Mapping[str, Any]) -> JobHistory:

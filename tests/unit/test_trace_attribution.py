@@ -51,6 +51,23 @@ def test_a_job_that_only_waits_does_not_matter() -> None:
     assert mine(call(5), others=(life((0, {"status": "queued"}), job_id="mv_2"),)) == [5]
 
 
+def test_work_that_the_mirror_did_not_see() -> None:
+    """A job that waited and then had failed, one version after the other, was worked on between:
+    the calls of that time are its own, unless they may be another's."""
+    brief = life((0, {"status": "queued"}), (2, {"status": "failed", "error": "503"}))
+
+    def its(*others: JobHistory) -> list[float]:
+        calls = [call(-0.1), call(1), call(2.1), call(1, service="x")]
+        found = attribute(calls, brief, others, CALLED_IN, NOW, IDLE)
+        return [event.at - T0 for event in found]
+
+    assert its() == [1]
+    other = life((0.5, {"status": "queued"}), (1.5, {"status": "completed"}), job_id="mv_2")
+    assert its(other) == []
+    cancelled = life((0, {"status": "queued"}), (1.5, {"status": "cancelled"}), job_id="mv_2")
+    assert its(cancelled) == [1]
+
+
 def test_what_a_call_says_of_itself_is_not_overruled() -> None:
     """A call with a job ID is that job's, whatever the time says, and not marked as inferred."""
     assert mine(call(50, job_id="mv_1")) == [50]
