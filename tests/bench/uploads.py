@@ -159,6 +159,7 @@ def bench(folder: Path) -> Iterator[tuple[ProxyProcess, int]]:
                 name: {"targets": [f"http://127.0.0.1:{ports[started_as]}"]}
                 for name, started_as in UPSTREAMS.items()
             },
+            "spool": {"max_size": "4GB"},  # one client sends it all, and may have four fifths
         }
         proxy = ProxyProcess(folder, config)
         started.callback(proxy.stop)

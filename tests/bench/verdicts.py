@@ -51,6 +51,7 @@ def config(port: int, app: int) -> dict[str, object]:
     return {
         "listeners": {"front": {"bind": f"127.0.0.1:{port}", "routes": [route]}},
         "upstreams": {"app": {"targets": [f"http://127.0.0.1:{app}"]}},
+        "spool": {"max_size": "4GB"},  # all forty come from one client, who may have four fifths
     }
 
 
