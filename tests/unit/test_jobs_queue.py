@@ -18,7 +18,7 @@ from proxy.jobs.queue.forecast import (
     JobDuration,
     Standing,
     WaitingLine,
-    life_of,
+    sample_of,
     stage_starts,
 )
 from proxy.jobs.queue.queue import JobQueue
@@ -275,12 +275,12 @@ def test_hostile_documents_are_survived(raw: bytes) -> None:
 
 def test_a_life_must_make_sense() -> None:
     """Stages behind the end, or an end before the beginning, are no life."""
-    assert life_of([("a", 5.0), ("b", 7.0)], 9.0) == JobDuration((("a", 0.0), ("b", 2.0)), 4.0)
-    assert life_of([("a", 5.0)], 5.0) is None
-    assert life_of([("a", 5.0), ("b", 11.0)], 9.0) is None
-    assert life_of([], 9.0) is None
-    assert life_of([("a", 5.0)], None) is None
-    assert life_of([("a", 5.0)], 5.0 + 8 * 86400) is None
+    assert sample_of([("a", 5.0), ("b", 7.0)], 9.0) == JobDuration((("a", 0.0), ("b", 2.0)), 4.0)
+    assert sample_of([("a", 5.0)], 5.0) is None
+    assert sample_of([("a", 5.0), ("b", 11.0)], 9.0) is None
+    assert sample_of([], 9.0) is None
+    assert sample_of([("a", 5.0)], None) is None
+    assert sample_of([("a", 5.0)], 5.0 + 8 * 86400) is None
 
 
 def test_a_slow_job_is_expected_to_stay_slow() -> None:

@@ -1,7 +1,7 @@
 """Estimates when a job will be done from the durations of recent jobs. Pure.
 
 1. A sample is a completed job: the start of each stage relative to the first, and the total
-   duration. Failed and cancelled jobs are ignored. The last `LIVES` samples are kept.
+   duration. Failed and cancelled jobs are ignored. The last `SAMPLES` samples are kept.
 2. Within a stage, the estimate is the median time that the samples needed from the start of that
    stage, less the time already spent in it. Samples whose stage was shorter no longer count.
 3. Jobs differ in size. `pace` compares how long this job took to reach its stage with the samples,
@@ -20,13 +20,13 @@ from statistics import median
 
 from proxy.jobs.document import FINISHED, WAITING, JobDocument, to_timestamp
 
-LIVES = 50
+SAMPLES = 50
 STUCK = 2.0  # times the longest stage seen, after which a job counts as stuck
 GRACE = 5.0  # seconds beyond that: short stages are delayed by trifles
 PACE = (1 / 3, 3.0)
-INERTIA = 0.15  # share of a life that must have passed before the pace counts for half
+INERTIA = 0.15  # share of a job that must have passed before the pace counts for half
 _MOST_STAGES = 32
-_LONGEST = 7 * 86400.0  # seconds of a life
+_LONGEST = 7 * 86400.0  # seconds of a job
 _NO_STAGE = FINISHED | WAITING | {"processing", "unknown"}
 _BEGUN = frozenset({"processing", "in_progress", "running", "completed", "done", "failed"})
 
@@ -65,8 +65,8 @@ class JobDuration:
     total: float
 
 
-def life_of(starts: Sequence[tuple[str, float]], ended: float | None) -> JobDuration | None:
-    """A life from dated stages (one clock for all); None where the dates make no sense."""
+def sample_of(starts: Sequence[tuple[str, float]], ended: float | None) -> JobDuration | None:
+    """A sample from dated stages (all by one clock); None if the dates make no sense."""
     if not starts or ended is None:
         return None
     first = starts[0][1]
@@ -91,24 +91,24 @@ class Durations:
 
     def __init__(self, enough: int) -> None:
         self._enough = max(1, enough)
-        self._lives: deque[JobDuration] = deque(maxlen=LIVES)
+        self._recent: deque[JobDuration] = deque(maxlen=SAMPLES)
         self._typical: float | None = None
         self._stages: dict[str, list[tuple[float, float, float]]] = {}  # reached, lasted, after
 
     def __len__(self) -> int:
-        return len(self._lives)
+        return len(self._recent)
 
-    def learn(self, life: JobDuration) -> None:
+    def learn(self, sample: JobDuration) -> None:
         """A job was completed."""
-        self._lives.append(life)
+        self._recent.append(sample)
         self._typical = None
         self._stages.clear()
 
     @property
     def typical(self) -> float | None:
         """How long a whole job takes; None while there are too few samples."""
-        if self._typical is None and len(self._lives) >= self._enough:
-            self._typical = median(life.total for life in self._lives)
+        if self._typical is None and len(self._recent) >= self._enough:
+            self._typical = median(sample.total for sample in self._recent)
         return self._typical
 
     def remaining(self, standing: Standing) -> float | None:
@@ -119,11 +119,11 @@ class Durations:
         samples = self._samples(standing.stage)
         if len(samples) < self._enough:
             # Not a stage that is known: all that is left is how long a job takes in all.
-            longest = max(life.total for life in self._lives)
+            longest = max(sample.total for sample in self._recent)
             gone = standing.reached + standing.spent
             if gone > STUCK * longest + GRACE:
                 return None
-            left = [life.total - gone for life in self._lives if life.total > gone]
+            left = [sample.total - gone for sample in self._recent if sample.total > gone]
             return median(left) if left else 0.0
         usual = median(reached for reached, _, _ in samples)
         inertia = INERTIA * typical
@@ -146,11 +146,11 @@ class Durations:
         found = self._stages.get(stage)
         if found is None:
             found = []
-            for life in self._lives:
-                ends = [at for _, at in life.starts[1:]] + [life.total]
-                for (name, at), end in zip(life.starts, ends, strict=True):
+            for sample in self._recent:
+                ends = [at for _, at in sample.starts[1:]] + [sample.total]
+                for (name, at), end in zip(sample.starts, ends, strict=True):
                     if name == stage:
-                        found.append((at, end - at, life.total - end))
+                        found.append((at, end - at, sample.total - end))
                         break
             if len(self._stages) < 4 * _MOST_STAGES:
                 self._stages[stage] = found

@@ -24,7 +24,7 @@ from proxy.jobs.queue.forecast import (
     Durations,
     Standing,
     WaitingLine,
-    life_of,
+    sample_of,
     stage_in_status,
     stage_starts,
 )
@@ -158,15 +158,15 @@ class JobQueue:
             return
         dated = stage_starts(snapshot)
         if dated:
-            life = life_of(dated, snapshot.completed_at)
+            sample = sample_of(dated, snapshot.completed_at)
         else:
-            life = life_of(job.starts, now) if job is not None and live else None
-        if life is None:
+            sample = sample_of(job.starts, now) if job is not None and live else None
+        if sample is None:
             return
         self._learned[job_id] = None
         if len(self._learned) > _LEARNED:
             del self._learned[next(iter(self._learned))]
-        self.durations.learn(life)
+        self.durations.learn(sample)
         if live and job is not None and job.expected is not None and now > job.expected_at:
             error = abs(now - job.expected) / (now - job.expected_at)
             self._metrics.error.observe(error)

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from proxy.core.clock import Clock
 from proxy.jobs.document import parse
-from proxy.jobs.queue.forecast import LIVES
+from proxy.jobs.queue.forecast import SAMPLES
 from proxy.jobs.queue.queue import JobQueue
 from proxy.jobs.store import sql
 from proxy.jobs.store.schema import StoreSilent
@@ -24,7 +24,7 @@ _TURN = 16 * 1024  # bytes of documents that are parsed before others get a turn
 async def recall_queue(queue: JobQueue, store: JobStore, clock: Clock) -> None:
     """Load the last completed jobs and the unfinished ones, before anything is captured."""
     with suppress(StoreSilent):
-        await _recall(queue, await store.table(sql.QUEUE_HISTORY, (LIVES,)))
+        await _recall(queue, await store.table(sql.QUEUE_HISTORY, (SAMPLES,)))
         for offset in range(0, RECALLED, _PAGE):
             asked = (clock.time(), _PAGE, offset)
             rows = await store.table(sql.QUEUE_UNFINISHED, asked)

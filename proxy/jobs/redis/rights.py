@@ -51,8 +51,8 @@ def write_probe(key: str) -> Command:
 def needed(key: str, index: str | None, counting_key: str | None) -> Sequence[Right]:
     """The rights that a mirror needs, tested on the probe key `key`."""
     rights = [
-        Right("info", ("INFO", "server"), "a deletion cannot be told from an eviction or a loss, "
-              "so jobs that are deleted past the proxy come back"),
+        Right("info", ("INFO", "server"), "a deletion cannot be distinguished from an eviction or "
+              "a loss, so jobs that are deleted past the proxy come back"),
         Right("scan", ("SCAN", 0, "MATCH", key, "COUNT", 1), "nothing can be compared"),
         Right("getrange", ("GETRANGE", key, 0, 0), "no job can be read"),
         Right("pttl", ("PTTL", key), "no job can be read"),

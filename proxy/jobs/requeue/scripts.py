@@ -126,8 +126,8 @@ def restore(
 
 def count_workers(key: str, channel: str, request: bytes) -> Command:
     """Count the subscribers of `channel` by publishing `request`; cached under `key`."""
-    life = int(WORKERS_FRESH * 1000)
-    return ("EVAL", COUNT_WORKERS_SCRIPT, 1, key, channel, request, life)
+    ttl = int(WORKERS_FRESH * 1000)
+    return ("EVAL", COUNT_WORKERS_SCRIPT, 1, key, channel, request, ttl)
 
 
 def drop_taken(unacked: str, index: str, tag: bytes, field: bytes) -> Command:

@@ -79,7 +79,7 @@ class PipelineEvent:
 
 def measured_input(seconds: float, at: float) -> PipelineEvent | None:
     """How long a job's input plays, as measured when it was uploaded at `at`: the event that its
-    document may tell as well, so it is counted once. None for what no input can be."""
+    document may contain as well, so it is counted once. None for an impossible duration."""
     if not 0 <= seconds <= _LONGEST:
         return None
     return PipelineEvent(_INPUT, INPUT_DURATION, (), seconds, at)
@@ -299,7 +299,7 @@ def _ident(name: str) -> str:
 
 
 def _duration(name: str, stage: dict[str, Any], activity: float | None) -> PipelineEvent | None:
-    """How long a completed stage took; None when its document does not tell."""
+    """How long a completed stage took; None if the document does not contain it."""
     started, ended = _times(stage)
     seconds = ended - started if started is not None and ended is not None else None
     if seconds is None or not 0 <= seconds <= _LONGEST:

@@ -26,7 +26,7 @@ RENEW = 3.0  # seconds between two renewals
 LOOK = 1.0  # seconds between two checks of another sidecar's lease
 IDLE_LEASE = 90.0  # a lease, while there is nothing to count
 IDLE_RENEW = 30.0  # between two renewals, or two checks of another's lease, while idle
-CLAIM_LIFE = 48 * 3600.0  # seconds; twice as long as an event is news
+CLAIM_LIFE = 48 * 3600.0  # seconds; twice as long as an event counts as new
 
 NOBODY, OURS, ANOTHERS = 0, 1, 2
 
