@@ -133,7 +133,7 @@ class ProcessLimits(Model):
 
 class Spool(Model):
     """Where bodies that are too large for memory are kept: unnamed files that vanish with the
-    process. 2 GiB: forty uploads of 50 MiB."""
+    process. 2 GiB: forty uploads of 50 MiB, thirty-two of them from one client."""
 
     dir: FilePath = Path("/tmp")  # noqa: S108 (the files have no names)
     """A directory for unnamed files; on a `tmpfs` they take up memory."""
