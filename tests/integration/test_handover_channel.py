@@ -12,13 +12,13 @@ from proxy.core.process.handover import HandoverFailed, _Channel
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (b"Traceback (most recent call last):\n", "sent no message"),
-        (b"[" * 50_000 + b"\n", "sent no message"),
-        (b'["prepared"]\n', "sent no message"),
-        (b"\xff\xfe\n", "sent no message"),
+        (b"Traceback (most recent call last):\n", "sent an invalid message"),
+        (b"[" * 50_000 + b"\n", "sent an invalid message"),
+        (b'["prepared"]\n', "sent an invalid message"),
+        (b"\xff\xfe\n", "sent an invalid message"),
         (b'{"stage": "failed", "reason": "no such file"}\n', "no such file"),
         (b'{"stage": "serving"}\n', "serving"),
-        (b'{"stage": "prep', "sent no message"),
+        (b'{"stage": "prep', "sent an invalid message"),
         (b"", "ended before it was prepared"),
         (b"x" * 100_000, "limit"),
     ],
