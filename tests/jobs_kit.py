@@ -131,7 +131,7 @@ def holds(mirror: Mirror, job_id: str, raw: bytes) -> Callable[[], Awaitable[boo
 async def locked(path: Path, how: str = "BEGIN IMMEDIATE") -> AsyncIterator[None]:
     """Another process has an SQLite file to itself. Waited for in a thread: the mirror may be
     within a transaction of its own, and needs the event loop to end it."""
-    other = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+    other = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     with closing(other):
         await asyncio.to_thread(other.execute, how)
         try:

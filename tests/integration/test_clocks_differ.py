@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -93,7 +94,7 @@ async def test_jobs_from_before_the_mirror_keep_their_order(
 async def test_an_older_file_learns_when_its_jobs_came(tmp_path: Path) -> None:
     """By the first version that is kept; a job that says it is older than that is believed."""
     path = tmp_path / "jobs.db"
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for group in sql.MIGRATIONS[:6]:
             for statement in group:
                 db.execute(statement)
@@ -124,8 +125,9 @@ async def test_lists_need_no_sorting(tmp_path: Path) -> None:
     """Their order is an index's, for all jobs and for those of one status."""
     async with opened(tmp_path / "jobs.db") as store:
         assert isinstance(store, JobStore)
-    with sqlite3.connect(tmp_path / "jobs.db") as db:
-        for statement, params in ((sql.LIST, (0, 9, 0)), (sql.LIST_STATUS, ("failed", 0, 9, 0))):
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as db:
+        params = {"longest": 0, "now": 9, "most": 1, "status": "failed"}
+        for statement in (sql.LIST, sql.LIST_STATUS):
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}", params)]
             assert not [step for step in plan if "TEMP B-TREE" in step], plan
     db.close()

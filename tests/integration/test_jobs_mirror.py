@@ -451,7 +451,7 @@ async def test_a_killed_proxy_knows_that_redis_has_just_come_back(
             refusal = mirror.creations.refusal()
             assert refusal is not None, again
             assert refusal.reason == "app_breaker_open"
-        with sqlite3.connect(store) as direct:
+        with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as direct:
             direct.execute("DELETE FROM meta WHERE name = 'redis_back_at'")
         await restart_empty(redis_server)
 

@@ -139,7 +139,7 @@ async def test_closing_does_not_wait_for_a_write(tmp_path: Path) -> None:
         await file.close()
         with pytest.raises(sqlite3.OperationalError):
             await write
-    with sqlite3.connect(tmp_path / "t.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "t.db", isolation_level=None)) as db:
         assert db.execute("SELECT count(*) FROM t").fetchone() == (0,)
     db.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import sqlite3
@@ -222,7 +223,7 @@ async def test_an_unfit_file_is_set_aside(kind: str, tmp_path: Path) -> None:
     if kind == "garbage":
         path.write_bytes(b"this is no database" * 1000)
     elif kind == "foreign":
-        with sqlite3.connect(path) as db:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("CREATE TABLE cookies (a)")
         db.close()
     else:
@@ -306,7 +307,7 @@ async def test_a_replaced_file_is_used(tmp_path: Path) -> None:
         await eventually(theirs, "the new file is read")
         one.record(exchange(2, 500))
         await written(one)
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         rows = db.execute("SELECT correlation_id FROM events WHERE severity = 2").fetchall()
     db.close()
     assert sorted(rows) == [("c-1",), ("theirs",)]
@@ -317,7 +318,7 @@ async def test_a_file_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "t.db"
     async with opened(path):
         pass
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA user_version=99")
     db.close()
     async with opened(path) as one:
@@ -394,7 +395,9 @@ async def test_others_may_read_the_file_meanwhile(tmp_path: Path) -> None:
     async with opened(path) as one:
         one.record(exchange(0))
         await written(one)
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as other:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        ) as other:
             other.execute("BEGIN")
             (before,) = other.execute("SELECT count(*) FROM events").fetchone()
             for number in range(2000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -57,7 +58,7 @@ async def test_the_table_answers_plain_sql(tmp_path: Path) -> None:
     async with opened(tmp_path / "j.db") as store:
         put(store, "mv_1", job("mv_1", "processing", 40.0))
         assert await store.flushed(2.0)
-    with sqlite3.connect(tmp_path / "j.db") as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / "j.db", isolation_level=None)) as db:
         columns = {row[1]: (row[2], row[5]) for row in db.execute("PRAGMA table_info(jobs)")}
         assert columns["job_id"] == ("TEXT", 1)
         assert columns["data"][0] == "TEXT"
@@ -135,7 +136,7 @@ async def test_an_unfit_file_is_set_aside(kind: str, tmp_path: Path) -> None:
     if kind == "garbage":
         path.write_bytes(b"this is no database" * 1000)
     elif kind == "foreign":
-        with sqlite3.connect(path) as db:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("CREATE TABLE cookies (a)")
         db.close()
     else:
@@ -184,7 +185,7 @@ async def test_a_store_of_a_newer_release_is_not_touched(tmp_path: Path) -> None
     path = tmp_path / "j.db"
     async with opened(path) as store:
         await store.flushed(2.0)
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA user_version={len(sql.MIGRATIONS) + 1}")
     db.close()
     async with opened(path) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from unittest.mock import patch
@@ -342,6 +343,9 @@ async def test_freed_memory_is_given_back_at_once_beyond_the_limit() -> None:
         resident = 0
         memory = MemoryBudget(128 * 1024 * 1024)
         shed = Shedding(memory, flooded.sweeper, lambda: resident)
+
+        # One thread: what it was asked last comes last.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
         async def looks(count: int) -> int:
             asked.clear()
