@@ -295,12 +295,6 @@ class ListenerRuntime:
             client.cut = True
             client.wake()
 
-    def listens_on(self, port: int) -> bool:
-        """Whether a socket of ours still has this port."""
-        return any(
-            one.family != socket.AF_UNIX and one.getsockname()[1] == port for one in self.sockets
-        )
-
     async def emptied(self) -> None:
         """Until a drain has accepted what the kernel had, and has closed the sockets: a fifth of a
         second as a rule, `_LAST_CALL` and `_HANDSHAKES` at most."""

@@ -78,7 +78,7 @@ class Sockets:
         self._memory = memory
         self._tally = tally
         self._open: dict[str, OpenListener] = {}
-        self._leaving: dict[asyncio.Task[None], ListenerRuntime] = {}  # removed, but still in use
+        self._leaving: dict[asyncio.Task[None], OpenListener] = {}  # removed, but still in use
 
     def addresses(self) -> dict[str, list[str]]:
         """The addresses of each listener."""
@@ -140,7 +140,7 @@ class Sockets:
         stays = {id(one) for one in change.kept.values()}
         for old in self._open.values():
             if id(old) not in stays:
-                self._let_go(old.runtime)
+                self._let_go(old)
         for name in self._open.keys() - listeners.keys():
             self._tally(name).certificate_ends = None
         self._open = {**change.kept, **change.fresh}
@@ -153,8 +153,8 @@ class Sockets:
             tls = _server_tls(wanted)
             # An address that was given up a moment ago is ours until its last callers are accepted.
             for leaving in list(self._leaving.values()):
-                if wanted.bind.port and leaving.listens_on(wanted.bind.port):
-                    await leaving.emptied()
+                if leaving.config.bind.overlaps(wanted.bind):
+                    await leaving.runtime.emptied()
             sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)
             context = tls.context if tls else None
             await runtime.open(sockets, context, shared=bool(wanted.bind.given))
@@ -163,25 +163,26 @@ class Sockets:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
         return OpenListener(runtime, wanted)
 
-    def _let_go(self, runtime: ListenerRuntime) -> None:
+    def _let_go(self, one: OpenListener) -> None:
         """Drain a listener that is no longer wanted."""
-        runtime.drain()
-        task = asyncio.get_running_loop().create_task(runtime.drained(), name="leaving listener")
-        self._leaving[task] = runtime
+        one.runtime.drain()
+        ending = one.runtime.drained()
+        task = asyncio.get_running_loop().create_task(ending, name="leaving listener")
+        self._leaving[task] = one
         task.add_done_callback(self._leaving.pop)
 
     async def drain(self, limit: float) -> None:
         """Accept nothing new and wait up to `limit` seconds for exchanges in progress to end."""
         for one in self._open.values():
-            self._let_go(one.runtime)
+            self._let_go(one)
         if not self._leaving:
             return
         _, late = await asyncio.wait(self._leaving, timeout=limit)
         if late:
-            if any(runtime.clients for runtime in self._leaving.values()):
+            if any(one.runtime.clients for one in self._leaving.values()):
                 logger.warning("drain limit reached", extra={"limit_s": limit})
-            for runtime in self._leaving.values():
-                runtime.cut()
+            for one in self._leaving.values():
+                one.runtime.cut()
             await asyncio.wait(late, timeout=_LAST_WORDS)
 
     # --- handing over (core/process/handover.py) ----------------------------------------------
@@ -218,8 +219,7 @@ class Sockets:
     def clients(self) -> int:
         """The number of open connections, including those in their TLS handshake."""
         return sum(
-            runtime.connections
-            for runtime in (*(one.runtime for one in self._open.values()), *self._leaving.values())
+            one.runtime.connections for one in (*self._open.values(), *self._leaving.values())
         )
 
     async def release(self, taken: Collection[str]) -> None:
@@ -236,8 +236,8 @@ class Sockets:
         for one in self._open.values():
             await one.runtime.abort()
         leaving = dict(self._leaving)
-        for runtime in leaving.values():
-            await runtime.abort()
+        for one in leaving.values():
+            await one.runtime.abort()
         await asyncio.gather(*leaving)
 
 
