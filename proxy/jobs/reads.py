@@ -70,6 +70,7 @@ class Reads:
             return None
         found: Row | Tombstone | None
         silent = False
+        waiting = self._store.unwritten(job_id)  # it may be committed during the read
         try:
             async with asyncio.timeout(READ_PATIENCE):
                 found = await self._store.get(job_id)
@@ -80,6 +81,8 @@ class Reads:
         if job_id in self._gone:
             return Tombstoned(self._clock.time(), "client")
         row = self._store.unwritten(job_id) or found
+        if waiting is not None and (row is None or row.captured_at < waiting.captured_at):
+            row = waiting
         if row is None:
             return NoAnswer() if silent else None
         if row.deadline is not None and row.deadline <= self._clock.time():

@@ -11,22 +11,26 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from proxy.core.clock import ManualClock
 from proxy.core.sqlite import file as sqlite_file
+from proxy.jobs.answers import Known
 from proxy.jobs.document import parse
+from proxy.jobs.maintenance import Gone
+from proxy.jobs.reads import Reads
 from proxy.jobs.store import sql
 from proxy.jobs.store import store as store_module
 from proxy.jobs.store.records import Row, Tombstone
-from proxy.jobs.store.schema import StoreSilent
+from proxy.jobs.store.schema import Params, StoreSilent
 from proxy.jobs.store.store import JobStore
-from tests.jobs_kit import eventually, job, locked
+from tests.jobs_kit import PATIENCE, eventually, job, locked
 
 NOW = 1_795_450_902.0
 
@@ -317,6 +321,58 @@ async def test_start_and_stop_at_once_leave_nothing(tmp_path: Path) -> None:
         async with opened(tmp_path / "j.db"):
             pass
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("store")]
+
+
+async def by_reads(store: JobStore) -> list[str]:
+    """As routes ask for one job."""
+    session = SimpleNamespace(activity=SimpleNamespace(touch=lambda: None))
+    gone = cast(Gone, ())
+    reads = Reads(cast(Any, None), store, cast(Any, session), gone, None, ManualClock(NOW))
+    found = await reads.lookup("mv_1")
+    return [found.snapshot.status] if isinstance(found, Known) else []
+
+
+async def by_listing(store: JobStore) -> list[str]:
+    """As people ask for jobs."""
+    return [row.status for row in await store.listing(None, NOW, 10)]
+
+
+async def by_app_listing(store: JobStore) -> list[str]:
+    """As the app's list is answered."""
+    rows, _ = await store.listing_within(None, NOW, 10, 10_000)
+    return [row.status for row in rows]
+
+
+@pytest.mark.parametrize("old", [None, "queued"])
+@pytest.mark.parametrize("ask", [by_reads, by_listing, by_app_listing])
+async def test_what_is_committed_during_a_read_is_in_its_answer(
+    ask: Callable[[JobStore], Awaitable[list[str]]],
+    old: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is missing in the file as it was read, and waits no longer when that is over; an older
+    version that was read gives way to it."""
+    path = tmp_path / "j.db"
+    async with opened(path) as store:
+        if old is not None:
+            put(store, "mv_1", job("mv_1", old), NOW - 10)
+        assert await store.flushed(PATIENCE)
+        read = store._rows
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as blocker:
+            blocker.execute("BEGIN IMMEDIATE")
+            put(store, "mv_1", job("mv_1", "processing"))
+
+            async def late(statement: str, params: Params = ()) -> list[Any]:
+                found = await read(statement, params)
+                if blocker.in_transaction:
+                    blocker.execute("ROLLBACK")
+                    assert await store.flushed(PATIENCE)
+                return found
+
+            monkeypatch.setattr(store, "_rows", late)
+            assert await ask(store) == ["processing"]
+            assert not blocker.in_transaction
 
 
 async def test_a_listing_has_what_is_not_written_yet(tmp_path: Path) -> None:

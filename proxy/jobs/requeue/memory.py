@@ -123,10 +123,10 @@ class MessageMemory:
 
     async def _kind(self, job_id: str) -> str:
         """From the job's first version: later ones have gained members."""
+        row = self._store.unwritten(job_id)
         first = await self._store.first_version(job_id)
         if first is not None and first[0] in WAITING:
             return kind_of(parse(job_id, first[1]).document)
-        row = self._store.unwritten(job_id)
         if row is not None and row.status in WAITING:
             return kind_of(parse(job_id, row.raw).document)
         return ""

@@ -220,9 +220,10 @@ class Requeuer:
 
     async def _unfinished(self, now: float) -> dict[str, tuple[str, float]]:
         """Unfinished jobs: ID to (status, time of the last change)."""
+        before = self._store.unwritten_rows()
         rows = await self._store.table(sql.UNFINISHED, (now, MAX_UNFINISHED))
         found = {job_id: (status, changed) for job_id, status, changed in rows}
-        for row in self._store.unwritten_rows():
+        for row in (*before, *self._store.unwritten_rows()):
             if row.status in FINISHED:
                 found.pop(row.job_id, None)
             elif row.deadline is None or row.deadline > now:

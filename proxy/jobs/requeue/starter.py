@@ -194,10 +194,11 @@ class Starter:
         return dropped
 
     async def _statuses(self, job_ids: set[str]) -> dict[str, str]:
+        before = [self._store.unwritten(job_id) for job_id in job_ids]
         found = dict(await self._store.table(sql.STATUSES, (json.dumps(sorted(job_ids)),)))
-        for job_id in job_ids:
-            if (row := self._store.unwritten(job_id)) is not None:
-                found[job_id] = row.status
+        for row in (*before, *map(self._store.unwritten, job_ids)):
+            if row is not None:
+                found[row.job_id] = row.status
         return found
 
     async def _row(self, job_id: str) -> Row | None:

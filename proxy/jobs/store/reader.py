@@ -22,7 +22,12 @@ _AT_ONCE = 64 * 1024
 
 
 class StoreReader:
-    """What a store knows, including versions that are not committed yet (`newest`)."""
+    """What a store knows, including versions that are not committed yet (`newest`).
+
+    A version that is committed during a read may be missing in what the read returns, and is no
+    longer uncommitted afterwards. Callers that combine the two therefore look at the uncommitted
+    versions before the read, too.
+    """
 
     def __init__(self, file: SqliteFile, newest: dict[str, Row]) -> None:
         self._file = file
@@ -75,8 +80,9 @@ class StoreReader:
         """Live jobs, newest first, including uncommitted versions. Only documents of up to
         `longest` bytes are read; `raw` is empty for the others."""
         asked = self._asked(status, now, limit) | {"longest": longest}
+        before = dict(self._newest)
         found = await self._rows(sql.LIST if status is None else sql.LIST_STATUS, asked)
-        return self._with_unwritten(map(read_row, found), status, now)[:limit]
+        return self._with_unwritten(map(read_row, found), before, status, now)[:limit]
 
     async def listing_within(
         self,
@@ -89,6 +95,7 @@ class StoreReader:
         """The same with all documents, up to `size` bytes in total, and whether that limit cut the
         list. `reserve` is called with their size before they are read, and may raise."""
         asked = self._asked(status, now, limit)
+        before = dict(self._newest)
         found = await self._rows(sql.SIZES if status is None else sql.SIZES_STATUS, asked)
         job_ids, whole, full = [], 0, False
         for job_id, length in found:
@@ -103,17 +110,25 @@ class StoreReader:
         for start in range(0, len(job_ids), _LIST_PAGE):
             asked = {"job_ids": json.dumps(job_ids[start : start + _LIST_PAGE])}
             rows += map(read_row, await self._rows(sql.WHOLE, asked))
-        return self._with_unwritten(rows, status, now)[:limit], full
+        return self._with_unwritten(rows, before, status, now)[:limit], full
 
     def _asked(self, status: str | None, now: float, limit: int) -> dict[str, Any]:
         # A job may be in both, with its old version and its new one.
         return {"status": status, "now": now, "most": limit + len(self._newest)}
 
-    def _with_unwritten(self, rows: Iterable[Row], status: str | None, now: float) -> list[Row]:
-        waiting = self._newest
+    def _with_unwritten(
+        self, rows: Iterable[Row], before: dict[str, Row], status: str | None, now: float
+    ) -> list[Row]:
+        """`rows` of a read and the uncommitted versions; `before` are those before the read."""
+        waiting = before | self._newest
         if not waiting:
             return list(rows)
-        merged = [row for row in rows if row.job_id not in waiting]
+        merged = []
+        for row in rows:
+            other = waiting.get(row.job_id)
+            if other is None or other.captured_at < row.captured_at:
+                merged.append(row)
+                waiting.pop(row.job_id, None)
         merged += [row for row in waiting.values() if _listed(row, status, now)]
         merged.sort(key=lambda row: (row.first_seen, row.created_at), reverse=True)
         return merged
