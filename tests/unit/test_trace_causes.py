@@ -140,6 +140,15 @@ def test_refusals_of_the_circuit_are_no_failures_of_the_service() -> None:
     assert "5 x" not in cause.summary
 
 
+def test_a_service_made_a_job_fail_whose_stages_nobody_saw() -> None:
+    """Its calls name the service, though the circuit of one that it never called is open."""
+    brief = life((0, {"status": "queued"}), (2, {"status": "failed", "error": "503"}))
+    mine = call(1, 503, "youtube-search", job_id="mv_1")
+    cause = found(mine, lives=[brief], before=[breaker(-300, "open")])
+    assert cause.kind == "service_errors"
+    assert cause.summary.startswith("youtube-search answered 503 (1 failed call from")
+
+
 def test_a_circuit_that_closed_again_is_not_blamed() -> None:
     """Nor is the circuit of a service that the failed stage does not call."""
     closed = [breaker(-300, "open"), breaker(-200, "closed")]

@@ -31,7 +31,11 @@ def service_failed_job(context: DiagnosisContext) -> Cause | None:
         failed = context.job_event(history, "failed")
         if failed is None or history.status != "failed":
             continue
-        for service in services_of(history.failed_in or "", context.called_in):
+        called = services_of(history.failed_in or "", context.called_in)
+        if history.unseen_work() is not None:
+            # Of what it did, only its calls are known.
+            called = [service for service in context.called_in if context.calls(service)]
+        for service in called:
             found = service_trouble(context, service, failed.at + TRANSITION_LATE)
             if found is not None:
                 kind, message, event = found
