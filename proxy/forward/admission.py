@@ -15,7 +15,7 @@ from proxy.core.errors import Draining
 from proxy.forward.exchange import Exchange
 from proxy.forward.outcome import refuses
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import check_client
+from proxy.forward.waiting import check_exchange
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.bulkhead import BulkheadTicket as Place
 from proxy.resilience.circuit.circuit import CircuitBreaker
@@ -84,7 +84,7 @@ async def _hold(
             chance = breaker.next_chance if first else NEVER
             # If this chance brought no permit, the next state change brings another.
             wake_at = min(until, held.turn, chance if chance > now else NEVER)
-            await client.wait(check_client(exchange, wake_at, now))
+            await client.wait(check_exchange(exchange, wake_at, now))
     finally:
         breaker.held.leave(held)
         waited = client.clock.monotonic() - began
@@ -101,7 +101,7 @@ async def enter(exchange: Exchange, bulkhead: Bulkhead) -> Place:
             now = client.clock.monotonic()
             if now >= place.deadline:
                 raise bulkhead.refuse(place)
-            await client.wait(check_client(exchange, place.deadline, now))
+            await client.wait(check_exchange(exchange, place.deadline, now))
     except BaseException:
         bulkhead.leave(place)
         raise
@@ -119,7 +119,7 @@ async def _wait_for_lease(exchange: Exchange, breaker: CircuitBreaker) -> None:
     deadline = now + _LEASE_PATIENCE
     try:
         while caller.waiting and now < deadline:
-            await client.wait(check_client(exchange, deadline, now))
+            await client.wait(check_exchange(exchange, deadline, now))
             now = client.clock.monotonic()
     finally:
         breaker.callers.leave(caller)

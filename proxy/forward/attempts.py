@@ -11,7 +11,7 @@ The order of the steps matters:
    circuit opens, retrying ends, unless the circuit holds calls: then the next attempt waits for it.
 
 `exchange.deadline` bounds all of it. A server that reports itself full without having read the
-request is asked again (`_while_full`). Within an attempt, two failures are repeated without being
+request is asked again (`while_full`). Within an attempt, two failures are repeated without being
 counted, because the upstream never saw the request: a connection that could not be opened (next
 target, then `connect_patience`), and a reused connection that closed before the first byte of a
 response, if the request may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
@@ -19,40 +19,53 @@ response, if the request may be repeated (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from proxy.core.errors import ClientLeft, ProxyError, UpstreamFailure, UpstreamReset
 from proxy.core.headers import IDEMPOTENT
 from proxy.forward.admission import enter, permitted, until_not_open
-from proxy.forward.connect import connection, idle_connection, was_reset
+from proxy.forward.connect import connection, idle_connection
 from proxy.forward.exchange import Exchange
 from proxy.forward.fallbacks import find_fallback, needs_body, send
 from proxy.forward.known_answer import answer_without_upstream
 from proxy.forward.messages import request_head, upgrade_head, wants_websocket
-from proxy.forward.outcome import NoOpOutcome, begin, refuses
+from proxy.forward.outcome import NoOpOutcome, begin
 from proxy.forward.relay.buffering import buffer_request, wants_buffering
 from proxy.forward.relay.request import Relay, UnansweredRequest
 from proxy.forward.relay.response import Response
 from proxy.forward.routing.plan import AskAgain, ListenerPlan, Reply, UpstreamPlan
+from proxy.forward.send_again import can_replay, may_resend, retry_status, retry_wait, while_full
 from proxy.forward.waiting import pause
 from proxy.http1.response_head import ResponseHead
 from proxy.http1.tunnel import tunnel
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.resilience.circuit.permits import ProbePermit
 from proxy.resilience.circuit.states import State
-from proxy.resilience.retry import Ended, RetryPlan, parse_retry_after
-
-#: Bytes of a response that may be buffered before it is relayed.
-_BUFFER_LIMIT = 1024 * 1024
-
-#: How often a request that the server did not read completely is sent again: a request that crashes
-#: the server must not do so for ever.
-_RESENT = 2
-
-#: Seconds before a full server is asked again: the first pause, and the longest.
-_FULL_PAUSE, _FULL_LONGEST = 0.05, 1.0
+from proxy.resilience.retry import Ended, RetryPlan
 
 
-async def forward(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
-    """Carry `exchange` to its upstream and the response back. Raises `ProxyError`."""
+@dataclass(slots=True)
+class HandOver:
+    """An exchange that leaves the fast path, and how far it came.
+
+    `listener` is the plan that it began with. `upstream` is the connection on which the first
+    attempt has been sent, `outcome` that attempt's; both are None if it has to be made yet.
+    `defect` is the exception that stopped the exchange.
+    """
+
+    exchange: Exchange
+    listener: ListenerPlan
+    upstream: UpstreamStream | None = None
+    outcome: NoOpOutcome | None = None
+    defect: Exception | None = None
+
+
+async def forward(
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, handed: HandOver | None = None
+) -> None:
+    """Carry `exchange` to its upstream and the response back, from where the fast path has `handed`
+    it over. Raises `ProxyError`."""
+    begun = handed if handed is not None and handed.upstream is not None else None
     exchange.upstream = plan.name
     if wants_buffering(exchange, plan):
         await until_not_open(exchange, plan)
@@ -60,44 +73,48 @@ async def forward(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan
     if exchange.plan.admissions and await answer_without_upstream(exchange):
         return
     if plan.unbuffered is None or exchange.body.done:
-        await _with_place(exchange, listener, plan)
+        await _with_place(exchange, listener, plan, begun)
         return
     # The spool does not take this body. Such requests share half of the connections: slow senders
     # must not block the service when the spool is full.
     place = await enter(exchange, plan.unbuffered)
     try:
-        await _with_place(exchange, listener, plan)
+        await _with_place(exchange, listener, plan, begun)
     finally:
         plan.unbuffered.leave(place)
 
 
-async def _with_place(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+async def _with_place(
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, begun: HandOver | None
+) -> None:
     """Make the attempts, with a place in the bulkhead if there is one."""
     if plan.bulkhead is None:
         if plan.retry is None and plan.overload is None and not exchange.plan.fallback_sources:
-            await _attempt(exchange, listener, plan, None)  # nothing here asks for a second one
+            # Nothing here asks for a second one.
+            await _attempt(exchange, listener, plan, None, begun)
         else:
-            await _attempts(exchange, listener, plan)
+            await _attempts(exchange, listener, plan, begun)
         return
     await until_not_open(exchange, plan)  # do not queue only to be refused
     exchange.place = await enter(exchange, plan.bulkhead)
     try:
-        await _attempts(exchange, listener, plan)
+        await _attempts(exchange, listener, plan, begun)
     finally:
         plan.bulkhead.leave(exchange.place)
 
 
-async def _attempts(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan) -> None:
+async def _attempts(
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, begun: HandOver | None
+) -> None:
     """Make attempts until one has answered the client. Raises the last one's error."""
     retry: RetryPlan | None = None
     if plan.retry is not None:
         assert exchange.head is not None
-        sent = exchange.sent_on is not None  # by the fast path, which has counted it
         retry = plan.retry.begin(
             exchange.method,
-            exchange.sent_at if sent else exchange.stream.clock.monotonic(),
+            exchange.stream.clock.monotonic() if begun is None else exchange.sent_at,
             idempotency_key=bool(exchange.head.values(b"idempotency-key")),
-            counted=sent,
+            counted=begun is not None,  # by the fast path
             repeatable=exchange.plan.repeatable,
         )
         exchange.deadline = retry.deadline
@@ -106,23 +123,34 @@ async def _attempts(exchange: Exchange, listener: ListenerPlan, plan: UpstreamPl
         exchange.buffered = plan.spool.body(
             exchange.stream.wake, owner=exchange.stream, limit=plan.replay_limit
         )
-    while (wait := await _attempt(exchange, listener, plan, retry)) is not None:
+    while (wait := await _attempt(exchange, listener, plan, retry, begun)) is not None:
+        begun = None
         await pause(exchange, exchange.stream.clock.monotonic() + wait)
 
 
 async def _attempt(
-    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, retry: RetryPlan | None
+    exchange: Exchange,
+    listener: ListenerPlan,
+    plan: UpstreamPlan,
+    retry: RetryPlan | None,
+    begun: HandOver | None,
 ) -> float | None:
     """One attempt. None once the client has been answered, else seconds to wait before the next."""
-    outcome = await _begin(exchange, plan, retry)
+    if begun is not None and begun.outcome is not None:
+        # The request has been sent: it needs no permit, even if the circuit has opened since.
+        outcome = begun.outcome
+    else:
+        outcome = await _begin(exchange, plan, retry)
     relay: Relay | None = None
     exchange.response_body = None  # an earlier attempt's
     try:
-        relay, head = await _response(exchange, listener, plan)
+        relay, head = await _response(
+            exchange, listener, plan, None if begun is None else begun.upstream
+        )
         response = Response(exchange, relay, plan, head)
-        wait = await _while_full(exchange, plan, response)
+        wait = await while_full(exchange, plan, response)
         if wait is None:
-            wait = _retry_status(exchange, plan, retry, head, outcome)
+            wait = retry_status(exchange, plan, retry, head, outcome)
         if wait is None:
             wait = await _answer(exchange, plan, response, outcome)
         return wait
@@ -134,7 +162,7 @@ async def _attempt(
         if exchange.replied or retry is None:
             raise
         ended = Ended(error.kind, error.kind != "connect", exchange.body_whole)
-        wait = _retry_wait(exchange, plan, retry, ended)
+        wait = retry_wait(exchange, plan, retry, ended)
         if wait is None:
             raise
         return wait
@@ -152,62 +180,12 @@ async def _attempt(
 async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None) -> NoOpOutcome:
     """Get the breaker's permit for an attempt, and the object that records its outcome. Raises
     `CircuitOpen`."""
-    if exchange.outcome is not None:
-        # The fast path has sent the request already: it needs no permit, even if the circuit has
-        # opened since.
-        outcome, exchange.outcome = exchange.outcome, None
-        return outcome
     if plan.breaker is None or plan.breaker.state is State.CLOSED:
         return begin(exchange, plan)
     permit = await permitted(exchange, plan.breaker)
     if retry is not None and isinstance(permit, ProbePermit):
         retry.held += 1
     return begin(exchange, plan, permit)
-
-
-async def _while_full(exchange: Exchange, plan: UpstreamPlan, response: Response) -> float | None:
-    """Seconds to wait before the request is sent again to a server that reports itself full without
-    having read it; None for any other response, and once the configured patience is over."""
-    full, head = plan.overload, response.head
-    if full is None or head.status != full.status or head.keep_alive:
-        return None
-    media_type = _field(head, b"content-type").partition(";")[0].strip().lower()
-    if media_type != full.content_type.lower():
-        return None
-    exchange.response_body = await response.buffer(_BUFFER_LIMIT)
-    now = exchange.stream.clock.monotonic()
-    exchange.waited_at = exchange.waited_at or now
-    if exchange.response_body != full.body.encode() or not exchange.body_whole:
-        return None
-    # Grows by half each time.
-    wait = min(_FULL_LONGEST, _FULL_PAUSE + (now - exchange.waited_at) / 2)
-    if now + wait > min(exchange.deadline, exchange.waited_at + full.patience):
-        return None
-    exchange.retries += 1
-    exchange.failed_attempt("overload", exchange.target)
-    return wait
-
-
-def _retry_status(
-    exchange: Exchange,
-    plan: UpstreamPlan,
-    retry: RetryPlan | None,
-    response: ResponseHead,
-    outcome: NoOpOutcome,
-) -> float | None:
-    """Seconds to wait before `response` is retried; None where it goes to the client."""
-    failed = response.status in plan.failing
-    if failed:
-        outcome.failed(str(response.status))
-        exchange.failed_attempt(str(response.status), exchange.target)
-    if retry is None or 200 <= response.status < 400:
-        return None
-    ended = Ended(str(response.status), True, exchange.body_whole, _retry_after(exchange, response))
-    wait = _retry_wait(exchange, plan, retry, ended)
-    if wait is not None and not failed:
-        outcome.succeeded()
-        exchange.failed_attempt(str(response.status), exchange.target)
-    return wait
 
 
 async def _answer(
@@ -219,7 +197,7 @@ async def _answer(
     better: Reply | AskAgain | None = None
     if exchange.plan.fallback_sources:
         if exchange.response_body is None and needs_body(exchange, head):
-            exchange.response_body = await response.buffer(_BUFFER_LIMIT)
+            exchange.response_body = await response.buffer()
         try:
             better = await find_fallback(exchange, head)
         except ProxyError:
@@ -258,15 +236,15 @@ def _check_response(exchange: Exchange, head: ResponseHead) -> ProxyError | None
 
 
 async def _response(
-    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, upstream: UpstreamStream | None
 ) -> tuple[Relay, ResponseHead]:
-    """Send the request and return the response's head, with the relay that carries the exchange."""
+    """Send the request, unless it has been sent on `upstream` already, and return the response's
+    head, with the relay that carries the exchange."""
     assert exchange.head is not None
     repeatable = exchange.method in IDEMPOTENT or exchange.plan.repeatable
-    fresh = not plan.reuse_for_all and not (repeatable and _can_replay(exchange))
+    fresh = not plan.reuse_for_all and not (repeatable and can_replay(exchange))
     resent = 0
     while True:
-        upstream, exchange.sent_on = exchange.sent_on, None
         sent = upstream is not None  # by the fast path, which has counted the attempt
         if upstream is None:
             upstream = None if fresh else idle_connection(exchange, plan)
@@ -281,82 +259,19 @@ async def _response(
             return relay, await relay.read_response_head()
         except UnansweredRequest:
             try:
-                again = exchange.body_whole and await _may_resend(
+                again = exchange.body_whole and await may_resend(
                     exchange, plan, upstream, repeatable, resent
                 )
             finally:
                 await relay.release(reusable=False)
             if not again:
                 raise
-            fresh = True
+            upstream, fresh = None, True
             resent += 1
             exchange.retries += 1
         except BaseException:
             await relay.release(reusable=False)
             raise
-
-
-async def _may_resend(
-    exchange: Exchange, plan: UpstreamPlan, upstream: UpstreamStream, repeatable: bool, resent: int
-) -> bool:
-    """Whether an unanswered request is sent again without counting as an attempt.
-
-    Once if it was sent on a reused connection and may be repeated. With `resend_unread`, also if
-    the connection was reset, which proves that the server did not read the request, or if it may be
-    repeated, because such a server restarts itself."""
-    if repeatable and not resent and upstream.reused:
-        return True
-    if not plan.resend_unread or resent >= _RESENT:
-        return False
-    return repeatable or await was_reset(exchange, upstream)
-
-
-def _retry_wait(
-    exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan, ended: Ended
-) -> float | None:
-    """Seconds to wait before another attempt; None if there is none, with the reason logged."""
-    now = exchange.stream.clock.monotonic()
-    breaker = plan.breaker
-    if breaker is not None and refuses(breaker, now) and retry.covers(ended.kind):
-        held_until = exchange.started + breaker.rules.hold
-        if now >= held_until:
-            exchange.note(no_retry="circuit")  # the error at hand tells more than `circuit_open`
-            return None
-    decision = retry.after(ended, now)
-    if decision.wait is None:
-        if decision.reason != "kind":
-            exchange.note(no_retry=decision.reason)
-        return None
-    exchange.retries += 1
-    if exchange.target is not None and len(plan.upstream.pools) > 1:
-        exchange.avoid = (*exchange.avoid, exchange.target)
-    return decision.wait
-
-
-def _can_replay(exchange: Exchange) -> bool:
-    """Whether the request's body, if any, is certain to be available for a second sending."""
-    assert exchange.head is not None
-    if not exchange.head.has_body and exchange.filter is None:
-        return True
-    body, length = exchange.buffered, exchange.head.content_length
-    if body is None or body.complete:
-        return body is not None
-    return exchange.body_whole and length is not None and body.keeps(length)
-
-
-def _retry_after(exchange: Exchange, response: ResponseHead) -> float | None:
-    """The response's `Retry-After`, in seconds."""
-    value = _field(response, b"retry-after")
-    return parse_retry_after(value, exchange.stream.clock.time()) if value else None
-
-
-def _field(response: ResponseHead, wanted: bytes) -> str:
-    """The value of the first field named `wanted` (lower case); empty if there is none."""
-    for line in response.lines:
-        name, _, value = line.partition(b":")
-        if name.lower() == wanted:
-            return value.strip().decode("latin-1")
-    return ""
 
 
 async def _tunnel(

@@ -12,7 +12,7 @@ from proxy.core.errors import Overloaded, UpstreamUnreachable
 from proxy.forward.exchange import Exchange
 from proxy.forward.outcome import own_shortage
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import check_client, pause
+from proxy.forward.waiting import check_exchange, pause
 from proxy.http1.client import ClientStream
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.pool import TargetPool
@@ -125,7 +125,7 @@ async def _ask(
                     retry_after=plan.queue_timeout,
                     reason="queue_timeout",
                 )
-            await client.wait(check_client(exchange, deadline, now))
+            await client.wait(check_exchange(exchange, deadline, now))
     except BaseException:
         pool.give_up(ticket)
         raise
@@ -155,5 +155,5 @@ async def was_reset(exchange: Exchange, upstream: UpstreamStream) -> bool:
         now = exchange.stream.clock.monotonic()
         if now >= until:
             return False
-        await exchange.stream.wait(check_client(exchange, min(until, now + _RESET_TICK), now))
+        await exchange.stream.wait(check_exchange(exchange, min(until, now + _RESET_TICK), now))
     return True

@@ -1,5 +1,5 @@
-"""The record of one request: every part of the pipeline writes to it, and the sinks (access log,
-metrics, trace) read it when the exchange is over."""
+"""The record of one request: every phase writes its part of it, and the sinks (access log, metrics,
+trace) read it when the exchange is over."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from proxy.spool import SpooledBody
 
 if TYPE_CHECKING:
     from proxy.core.errors import ProxyError, UpstreamUnreachable
-    from proxy.forward.outcome import NoOpOutcome
     from proxy.forward.routing.client_shares import ClientShare
-    from proxy.forward.routing.plan import ListenerPlan, Reply, RoutePlan
-    from proxy.http1.upstream.connection import UpstreamStream
+    from proxy.forward.routing.plan import ListenerPlan, RoutePlan
 
 logger = logging.getLogger(__name__)
 
@@ -120,75 +118,101 @@ class FailedAttempt:
 _FAILURES = 20
 
 
-class Exchange:
+class Routed:
+    """Phase 1, the head is checked and the route found. Set by `server/`."""
+
+    plan: RoutePlan  # `ListenerPlan.unrouted` until a route is found
+    route = "-"
+    parameters: Mapping[str, str] = {}  # path parameters, where the route uses them
+    share: ClientShare | None = None  # of the listener, where clients are limited
+    filter: BodyFilter | None = None  # checks the request body
+    correlation_id: str
+
+
+class Staged:
+    """Phase 2, the route's stages prepare what follows. Set by `routes/`, in hooks of any time."""
+
+    job_id: str | None = None  # the job that a worker makes this call for, if that is certain
+    span: ExchangeTrace | None = None  # its span, where spans are sent
+    trace_id: str | None = None  # the span's trace
+    extension: object = None  # state shared by extension stages
+    uploads = False  # counts as an upload in its client's share
+    tee: Tee | None = None  # keeps a copy of the response's body
+    away: ProxyError | None = None  # set to try the fallbacks before the upstream
+    see_through = False  # continues without its client, which will ask again
+    on_refused: Callable[[Exchange], None] | None = None  # called when all targets refuse
+
+
+class Attempted:
+    """Phase 3, the upstream is asked. Set by `forward/` (by the fast path for the one attempt that
+    it makes)."""
+
+    upstream: str | None = None
+    target: str | None = None
+    attempts = 0
+    retries = 0  # how often the request was sent again (`X-Retry-Count`)
+    deadline = NEVER  # monotonic: latest time for a response head, over all attempts
+    place: Place | None = None  # in the upstream's bulkhead
+    avoid: tuple[str, ...] = ()  # targets that failed earlier attempts
+    failures: list[FailedAttempt] | None = None  # failed attempts, including those retried
+    unreachable: UpstreamUnreachable | None = None  # why the last connection attempt failed
+    full_since: float | None = None  # monotonic: when the upstream first reported itself full
+    connect_time: float | None = None
+    sent_at = 0.0  # monotonic: when the request's head was last sent
+    upstream_time: float | None = None
+    silence: float | None = None  # seconds since the request was sent when the client left
+    interruption: Exception | None = None  # ends the wait for the upstream (`interrupt`)
+    # The request's body.
+    bytes_in = 0
+    buffered: SpooledBody | None = None  # the part of the body that can be sent again
+    body_whole = True  # everything sent of the body is in `buffered`
+    continue_sent = False
+    pace: Pace | None = None  # the sending rate of its body, where a minimum is set
+    # What the fallbacks see and have asked for.
+    response_body: bytes | None = None  # the response's body, where a stage must read it first
+    asked_again = False  # the one `AskAgain` of a fallback has been used
+
+
+class Answered:
+    """Phase 4, the client is answered. Set by whoever answers: `forward/` or `server/`."""
+
+    keep_alive: bool
+    replied = False  # a final response head has been written to the client
+    status = 0
+    response: ResponseHead | None = None  # the head that was relayed
+    added = b""  # extra field lines for the client, each preceded by CRLF
+    bytes_out = 0
+    ends_by_close = False  # the response's body ends with its connection
+    holding: Holding | None = None  # memory reserved for buffered responses and own replies
+    head_after: float | None = None  # for an endless stream: seconds until its head came
+    unfinished: float | None = None  # seconds since the response began when the client left
+
+
+class Ended:
+    """Phase 5, the record is completed. Set by `server/` and `finish`."""
+
+    duration = 0.0
+    code: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    gone_in: str | None = None  # what was in progress when the client left (counters.PHASES)
+
+
+class Exchange(Routed, Staged, Attempted, Answered, Ended):
     """A request in progress, and later the record of it.
+
+    Its constructor reads the head; then it passes five phases. Each is a base class that says who
+    sets its fields, and `tests/unit/test_exchange_phases.py` enforces that. Defaults are class
+    attributes because most exchanges change few of them.
 
     Times: `started_at` is in Unix seconds, `started` in monotonic seconds, all durations in
     seconds. `status` is what the client got (499: it left). `code`, `reason` and `detail` are set
     when the proxy itself answered or failed to. `bytes_in` and `bytes_out` count content, not
-    framing. `extra` holds fields that stages add to the access line.
+    framing. `extra` holds fields for the access line, which anybody may `note`.
     """
 
-    # Defaults are class attributes because most exchanges change few of them.
-    duration = 0.0
-    status = 0
-    code: str | None = None
-    reason: str | None = None
-    detail: str | None = None
-    upstream: str | None = None
-    target: str | None = None
-    connect_time: float | None = None
-    upstream_time: float | None = None
-    attempts = 0
-    bytes_in = 0
-    bytes_out = 0
-    extra: dict[str, object] | None = None
-    job_id: str | None = None  # the job that a worker makes this call for, if that is certain
     client_correlation_id: str | None = None
-    route = "-"
-    continue_sent = False
-    replied = False  # a final response head has been written to the client
-    retries = 0  # how often the request was sent again (`X-Retry-Count`)
-    filter: BodyFilter | None = None  # checks the request body
-    buffered: SpooledBody | None = None  # the part of the body that can be sent again
-    body_whole = True  # everything sent of the body is in `buffered`
-    parameters: Mapping[str, str] = {}  # path parameters, where the route uses them
-    place: Place | None = None  # in the upstream's bulkhead
-    ends_by_close = False  # the response's body ends with its connection
-    response_body: bytes | None = None  # the response's body, where a stage must read it first
-    pace: Pace | None = None  # the sending rate of its body, where a minimum is set
-    holding: Holding | None = None  # memory reserved for buffered responses and own replies
-    added = b""  # extra field lines for the client, each preceded by CRLF
-    asked_again = False  # the one `AskAgain` of a fallback has been used
-    away: ProxyError | None = None  # set to try the fallbacks before the upstream
-    on_refused: Callable[[Exchange], None] | None = (
-        None  # called when all targets refuse connections
-    )
-    see_through = False  # continues without its client, which will ask again
-    fallback_reply: Reply | None = None  # found while waiting for the upstream
-    deadline = NEVER  # monotonic: latest time for a response head, over all attempts
-    avoid: tuple[str, ...] = ()  # targets that failed earlier attempts
-    waited_at: float | None = None  # monotonic: when the upstream first reported itself full
-    response: ResponseHead | None = None  # the head that was relayed
-    tee: Tee | None = None  # keeps a copy of the response's body
-    silence: float | None = None  # seconds since the request was sent when the client left
-    unfinished: float | None = None  # seconds since the response began when the client left
-    gone_in: str | None = None  # the phase in which the client left (`PHASES` of the tally)
-    head_after: float | None = None  # for an endless stream: seconds until its head came
-    # Set by the fast path when it has begun the attempt: connection, time, outcome.
-    sent_on: UpstreamStream | None = None
-    sent_at = 0.0
-    outcome: NoOpOutcome | None = None
-    defect: Exception | None = None  # or the exception that stopped it
-    share: ClientShare | None = (
-        None  # the client's share of the listener, where clients are limited
-    )
-    uploads = False  # counts as an upload in that share
-    extension: object = None  # state shared by extension stages
-    span: ExchangeTrace | None = None  # its span, where spans are sent
-    trace_id: str | None = None  # the span's trace
-    unreachable: UpstreamUnreachable | None = None  # why the last connection attempt failed
-    failures: list[FailedAttempt] | None = None  # failed attempts, including those retried
+    extra: dict[str, object] | None = None
 
     def __init__(
         self, stream: ClientStream, listener: ListenerPlan, head: RequestHead | None
@@ -197,7 +221,7 @@ class Exchange:
         self.head = head
         self.client = stream.address
         self.listener = listener.name
-        self.plan: RoutePlan = listener.unrouted
+        self.plan = listener.unrouted
         self.started = stream.clock.monotonic()
         self.started_at = stream.clock.time()
         if head is None:
@@ -233,6 +257,12 @@ class Exchange:
         if self.buffered is not None:
             self.buffered.close()
             self.buffered = None
+
+    def interrupt(self, reason: Exception) -> None:
+        """End the wait for the upstream: raise `reason` there, unless the client has been answered
+        by then."""
+        self.interruption = reason
+        self.stream.wake()
 
     def note(self, **facts: object) -> None:
         """Add facts to the access line."""

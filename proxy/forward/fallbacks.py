@@ -17,6 +17,14 @@ logger = logging.getLogger(__name__)
 _SMALL = 64 * 1024
 
 
+class ReplyFound(Exception):
+    """Interrupts an exchange: a stage has found a reply while the upstream was being asked."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply
+
+
 async def find_fallback(exchange: Exchange, trouble: Trouble) -> Reply | AskAgain | None:
     """The first fallback that a stage offers. Raises the `ProxyError` that a stage answers with;
     any other exception in a stage is logged, and the next one is asked."""

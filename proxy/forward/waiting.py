@@ -15,10 +15,6 @@ from proxy.http1.deadlines import NEVER
 HALF_CLOSE_GRACE = 0.2
 
 
-class FallbackReplyReady(Exception):
-    """`exchange.fallback_reply` is ready, and the upstream has not answered yet."""
-
-
 def memory_is_short() -> Overloaded:
     """The refusal for a connection that held more memory than others when it ran short."""
     return Overloaded(
@@ -29,14 +25,15 @@ def memory_is_short() -> Overloaded:
     )
 
 
+def check_exchange(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
+    """Like `check_client`, while waiting for the upstream. Also raises what somebody has
+    interrupted the exchange with."""
+    if exchange.interruption is not None and not exchange.replied:
+        raise exchange.interruption
+    return check_client(exchange, deadline, now, moved)
+
+
 def check_client(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
-    """Like `check_connected`, while waiting for the upstream. Also raises `FallbackReplyReady`."""
-    if exchange.fallback_reply is not None and not exchange.replied:
-        raise FallbackReplyReady
-    return check_connected(exchange, deadline, now, moved)
-
-
-def check_connected(exchange: Exchange, deadline: float, now: float, moved: float = 0.0) -> float:
     """`deadline`, or an earlier one when the client has half-closed (see `HALF_CLOSE_GRACE`).
 
     `moved` is when anything last moved. Raises `ClientLeft` when the client is gone or must be
@@ -60,13 +57,14 @@ def check_connected(exchange: Exchange, deadline: float, now: float, moved: floa
 
 async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> None:
     """Wait for a check of the request; it is cancelled when the client leaves. Raises the check's
-    refusal and what `check_connected` raises; no fallback reply may come before the decision."""
+    refusal and what `check_client` raises; nothing else may interrupt the exchange before the
+    decision."""
     asked = asyncio.ensure_future(decision)  # a task, so that it can use asyncio.timeout
     asked.add_done_callback(lambda _: exchange.stream.wake())
     try:
         while not asked.done():
             await exchange.stream.wait(
-                check_connected(exchange, NEVER, exchange.stream.clock.monotonic())
+                check_client(exchange, NEVER, exchange.stream.clock.monotonic())
             )
     finally:
         if not asked.done():
@@ -76,6 +74,6 @@ async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> No
 
 
 async def pause(exchange: Exchange, until: float) -> None:
-    """Wait until the monotonic second `until`. Raises what `check_client` raises."""
+    """Wait until the monotonic second `until`. Raises what `check_exchange` raises."""
     while (now := exchange.stream.clock.monotonic()) < until:
-        await exchange.stream.wait(check_client(exchange, until, now))
+        await exchange.stream.wait(check_exchange(exchange, until, now))

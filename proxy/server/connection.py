@@ -22,13 +22,13 @@ from proxy.core.errors import (
     UriTooLong,
     forget_frames,
 )
-from proxy.forward.attempts import forward
+from proxy.forward.attempts import HandOver, forward
 from proxy.forward.exchange import Exchange, finish
-from proxy.forward.fallbacks import find_fallback, send
+from proxy.forward.fallbacks import ReplyFound, find_fallback, send
 from proxy.forward.messages import own_reply, problem_reply
 from proxy.forward.relay.request_body import too_large
 from proxy.forward.routing.plan import ListenerPlan, Reply
-from proxy.forward.waiting import FallbackReplyReady, decided, memory_is_short
+from proxy.forward.waiting import decided, memory_is_short
 from proxy.http1.client import ClientStream
 from proxy.http1.fields import ProtocolError
 from proxy.http1.request_head import RequestHead
@@ -94,9 +94,9 @@ class Service:
         plan = self.plan
         client.asker = None
         silence = plan.idle_timeout if client.requests else plan.header_timeout
-        exchange = await fast_path.run(client.clock.monotonic() + silence)
-        if exchange is not None:
-            plan = fast_path.listener
+        handed = await fast_path.run(client.clock.monotonic() + silence)
+        if handed is not None:
+            exchange, plan = handed.exchange, handed.listener
         else:
             plan = self.plan
             # Do not read another request from a client that does not read its responses.
@@ -115,7 +115,7 @@ class Service:
                 return False
             exchange = Exchange(client, plan, head)
         try:
-            await self._answer(exchange, plan)
+            await self._answer(exchange, plan, handed)
         except ProxyError as error:
             _answer_with(exchange, error)
             forget_frames(error)
@@ -133,13 +133,16 @@ class Service:
         await _linger(client, exchange)
         return False
 
-    async def _answer(self, exchange: Exchange, plan: ListenerPlan) -> None:
-        """Route and forward. Raises the `ProxyError` to answer with instead."""
+    async def _answer(
+        self, exchange: Exchange, plan: ListenerPlan, handed: HandOver | None
+    ) -> None:
+        """Route and forward, or go on where the fast path has stopped. Raises the `ProxyError` to
+        answer with instead."""
         head = exchange.head
         assert head is not None
-        if exchange.defect is not None:
-            raise exchange.defect
-        if exchange.sent_on is None and exchange.away is None:
+        if handed is not None and handed.defect is not None:
+            raise handed.defect
+        if handed is None:
             if plan.shares is not None:
                 exchange.share = exchange.stream.asker = plan.shares.admit(
                     exchange.stream, head, exchange.started
@@ -158,10 +161,10 @@ class Service:
         if exchange.away is not None and await _answered_for(exchange, exchange.away):
             return
         try:
-            await forward(exchange, plan, exchange.plan.upstream)
-        except FallbackReplyReady:
-            assert exchange.fallback_reply is not None
-            send(exchange, exchange.fallback_reply)
+            await forward(exchange, plan, exchange.plan.upstream, handed)
+        except ReplyFound as found:
+            forget_frames(found)
+            send(exchange, found.reply)
         except ProxyError as error:
             better = (
                 await find_fallback(exchange, error) if exchange.plan.fallback_sources else None

@@ -18,8 +18,8 @@ exchange stays on the fast path as long as all of these hold:
     and the proxy does not drain.
 
 Anything else wakes the coroutine, which continues from the current state. Either nothing has begun
-and the bytes are in the inbox, or the request has been sent and `Exchange.sent_on` is its
-connection. No error is decided here: the general path parses malformed input again and rejects it.
+and the bytes are in the inbox, or an exchange has begun, and a `HandOver` says how far it came. No
+error is decided here: the general path parses malformed input again and rejects it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.core.errors import ProxyError
+from proxy.forward.attempts import HandOver
 from proxy.forward.connect import any_target
 from proxy.forward.exchange import Exchange, finish
 from proxy.forward.messages import VIA, date_field, fast_request_frame, forwarded_for
-from proxy.forward.outcome import begin
+from proxy.forward.outcome import NoOpOutcome, begin
 from proxy.forward.routing.plan import FastRequest, ListenerPlan, RoutePlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER
 from proxy.http1.fields import ProtocolError
 from proxy.http1.heads import find_head_end
 from proxy.http1.request_head import RequestHead
-from proxy.http1.upstream.connection import MAX_FIELDS
+from proxy.http1.upstream.connection import MAX_FIELDS, UpstreamStream
 from proxy.resilience.circuit.states import State
 
 if TYPE_CHECKING:
@@ -56,25 +57,36 @@ _OTHER_METHODS = frozenset({"CONNECT", "HEAD", "OPTIONS", "TRACE"})
 
 
 class FastPath:
-    """The fast-path exchanges of one client connection, one at a time.
+    """The fast-path exchanges of one client connection, one at a time. `idle_until` is the
+    monotonic deadline for the client's next request."""
 
-    `listener` is the plan that the latest exchange began with; `idle_until` is the monotonic
-    deadline for the client's next request.
-    """
-
-    __slots__ = ("_client", "_exchange", "_forwarding", "_service", "idle_until", "listener")
+    __slots__ = (
+        "_client",
+        "_defect",
+        "_exchange",
+        "_forwarding",
+        "_listener",
+        "_outcome",
+        "_service",
+        "_upstream",
+        "idle_until",
+    )
 
     def __init__(self, client: ClientStream, service: Service) -> None:
         self._client = client
         self._service = service
-        self._exchange: Exchange | None = None
         self._forwarding = VIA + forwarded_for(client)
-        self.listener = service.plan
+        # The exchange in progress, as in `HandOver`.
+        self._exchange: Exchange | None = None
+        self._listener = service.plan
+        self._upstream: UpstreamStream | None = None
+        self._outcome: NoOpOutcome | None = None
+        self._defect: Exception | None = None
         self.idle_until = NEVER
 
-    async def run(self, idle_until: float) -> Exchange | None:
-        """Serve exchanges on the fast path until one leaves it. Returns that exchange, or None when
-        the general path has to read the client's input."""
+    async def run(self, idle_until: float) -> HandOver | None:
+        """Serve exchanges on the fast path until one leaves it. Returns that exchange as far as it
+        came, or None when the general path has to read the client's input."""
         client = self._client
         self.idle_until = idle_until
         if client.inbox or client.eof or client.draining:
@@ -82,10 +94,15 @@ class FastPath:
         client.taker = self._request_came
         await client.wait(idle_until)
         client.taker = None
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.sent_on is not None:
-            exchange.sent_on.taker = None
-        return exchange
+        if self._exchange is None:
+            return None
+        if self._upstream is not None:
+            self._upstream.taker = None
+        handed = HandOver(
+            self._exchange, self._listener, self._upstream, self._outcome, self._defect
+        )
+        self._exchange = self._upstream = self._outcome = self._defect = None
+        return handed
 
     def _request_came(self, data: bytes) -> bool:
         """Forward the request if it qualifies (rules 1 to 3); whether it was taken."""
@@ -107,33 +124,30 @@ class FastPath:
             upstream.pool.release(upstream, reusable=True)
             return False  # the general path refuses it
         self._exchange = exchange = Exchange(client, listener, request.head)
-        self.listener = listener
+        self._listener = listener
+        self._upstream = upstream
         client.requests += 1
         exchange.plan = request.route
         exchange.route = request.route.name
         exchange.upstream = plan.name
         exchange.target = upstream.pool.label
         exchange.attempts = 1
-        exchange.sent_on = upstream
         if request.parameters:
             exchange.parameters = request.parameters
         try:
             for observe in request.route.started:
                 observe(exchange)
             if exchange.away is not None:  # the fallbacks are to be tried before the upstream
-                upstream.pool.release(upstream, reusable=True)
-                exchange.sent_on = exchange.target = None
+                exchange.target = None
                 exchange.attempts = 0
-                client.notify()
+                self._leave(upstream, reusable=True)
                 return True
             if plan.breaker is not None or plan.health is not None:
-                exchange.outcome = begin(exchange, plan)
+                self._outcome = begin(exchange, plan)
             if plan.retry is not None:
                 plan.retry.budget.call(client.clock.monotonic())
-        except Exception as defect:  # the general path reports it
-            upstream.pool.release(upstream, reusable=True)
-            exchange.sent_on, exchange.defect = None, defect
-            client.notify()
+        except Exception as defect:
+            self._leave(upstream, defect, reusable=True)
             return True
         upstream.taker = self._response_came
         parent = self._forwarding
@@ -149,9 +163,9 @@ class FastPath:
 
     def _response_came(self, data: bytes) -> bool:
         """Relay the response if it qualifies (rules 4 and 5); whether it was taken."""
-        exchange, client = self._exchange, self._client
+        exchange, client, upstream = self._exchange, self._client, self._upstream
         assert exchange is not None
-        upstream, plan = exchange.sent_on, exchange.plan.upstream
+        plan = exchange.plan.upstream
         assert upstream is not None
         assert plan is not None
         end = data.find(b"\r\n\r\n")
@@ -200,19 +214,26 @@ class FastPath:
             if exchange.tee is not None:
                 exchange.tee.add([body])
                 exchange.tee.end()
-            if exchange.outcome is not None:
-                exchange.outcome.succeeded()
-                exchange.outcome.close()
-        except Exception as defect:  # the general path reports it; the request must not go again
-            upstream.pool.release(upstream, reusable=False)
-            exchange.sent_on, exchange.defect = None, defect
-            client.notify()
+            if self._outcome is not None:
+                self._outcome.succeeded()
+                self._outcome.close()
+        except Exception as defect:
+            self._leave(upstream, defect, reusable=False)
             return True
-        self._exchange = None
+        self._exchange = self._upstream = self._outcome = None
         upstream.pool.release(upstream, reusable=True)
         finish(exchange)
-        self.idle_until = client.deadline = now + self.listener.idle_timeout
+        self.idle_until = client.deadline = now + self._listener.idle_timeout
         return True
+
+    def _leave(
+        self, upstream: UpstreamStream, defect: Exception | None = None, *, reusable: bool
+    ) -> None:
+        """Leave the fast path without a connection: the general path tries the fallbacks, or
+        reports `defect`."""
+        upstream.pool.release(upstream, reusable=reusable)
+        self._upstream, self._defect = None, defect
+        self._client.notify()
 
 
 def _prepare(data: bytes, listener: ListenerPlan) -> FastRequest | None:

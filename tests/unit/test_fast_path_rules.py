@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from proxy.config.listeners import Fallback
 from proxy.core.memory.budget import Holding, MemoryBudget
 from proxy.forward.exchange import Exchange
+from proxy.forward.fallbacks import ReplyFound
 from proxy.forward.routing.plan import AskAgain, Hooks, Reply, Trouble
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.resilience.circuit.states import State
@@ -192,8 +193,7 @@ class Twin:
         elif event == "refuse":
             rig.refused = 2
         elif event == "instead" and self.running and not self.running[-1].replied:
-            self.running[-1].fallback_reply = Reply(200, (b"X-Instead: 1",), b"instead")
-            client.wake()
+            self.running[-1].interrupt(ReplyFound(Reply(200, (b"X-Instead: 1",), b"instead")))
         elif breaker is not None:
             if event == "trip":
                 breaker._enter(State.OPEN, now, now + 1.0, "others failed", "another")

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.core.errors import JobExpired, StillWaiting
+from proxy.forward.fallbacks import ReplyFound
 from proxy.forward.routing.plan import Reply
 from proxy.jobs.answers import NoAnswer
 from proxy.routes.jobs import patience as patience_module
@@ -20,12 +21,10 @@ class Exchange:
     correlation_id = "waiting"
 
     def __init__(self) -> None:
-        self.fallback_reply: Reply | None = None
-        self.woken = 0
-        self.stream = SimpleNamespace(wake=self._wake)
+        self.replies: list[Reply] = []
 
-    def _wake(self) -> None:
-        self.woken += 1
+    def interrupt(self, found: ReplyFound) -> None:
+        self.replies.append(found.reply)
 
     def note(self, **_: str) -> None:
         """Nobody reads it here."""
@@ -57,7 +56,7 @@ async def test_a_slow_look_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> N
     """What the third look finds is the answer."""
     reply = Reply(200, (), b"{}")
     x, looks = await asked(monkeypatch, NoAnswer(), NoAnswer(), reply)
-    assert (x.fallback_reply, x.woken, looks) == (reply, 1, 3)
+    assert (x.replies, looks) == ([reply], 3)
 
 
 @pytest.mark.parametrize("found", [None, JobExpired("over")])
@@ -66,4 +65,4 @@ async def test_what_the_mirror_does_not_know_is_asked_once(
 ) -> None:
     """The app's own word is worth waiting for."""
     x, looks = await asked(monkeypatch, found)
-    assert (x.fallback_reply, x.woken, looks) == (None, 0, 1)
+    assert (x.replies, looks) == ([], 1)

@@ -26,7 +26,7 @@ from proxy.forward.relay.request_body import (
     start_ending,
 )
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import check_client
+from proxy.forward.waiting import check_exchange
 from proxy.http1.deadlines import NEVER
 from proxy.spool import SpooledBody
 
@@ -48,7 +48,7 @@ def wants_buffering(exchange: Exchange, plan: UpstreamPlan) -> bool:
 
 async def buffer_request(exchange: Exchange, plan: UpstreamPlan) -> None:
     """Read the body into `exchange.buffered`, as far as the rules ask. Raises the filter's refusal,
-    what `read_body` and `check_client` raise, and `Overloaded` when the disk does not respond."""
+    what `read_body` and `check_exchange` raise, and `Overloaded` when the disk does not respond."""
     client = exchange.stream
     send_continue(exchange)
     whole = plan.buffer_request or bool(exchange.plan.admissions)
@@ -78,7 +78,7 @@ async def buffer_request(exchange: Exchange, plan: UpstreamPlan) -> None:
             elif ending.done():
                 _end(exchange, body, ending.result())
                 return
-            await client.wait(check_client(exchange, deadline, now, moved))
+            await client.wait(check_exchange(exchange, deadline, now, moved))
     finally:
         if ending is not None:
             await drop_ending(ending)

@@ -27,7 +27,7 @@ from proxy.forward.relay.request_body import (
     start_ending,
 )
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import check_client
+from proxy.forward.waiting import check_exchange
 from proxy.http1.bodies import chunk, last_chunk
 from proxy.http1.deadlines import NEVER
 from proxy.http1.fields import ProtocolError
@@ -136,7 +136,7 @@ class Relay:
             else:
                 deadline = self._body_deadline(now)
             try:
-                deadline = check_client(exchange, deadline, now, self.moved)
+                deadline = check_exchange(exchange, deadline, now, self.moved)
             except ClientLeft:
                 if self.sent:
                     exchange.silence = max(0.0, (client.eof_at if client.eof else now) - sent)

@@ -25,7 +25,7 @@ from proxy.forward.relay.buffering import DISK_PATIENCE
 from proxy.forward.relay.framing import date_of, framing, has_an_end, is_event_stream
 from proxy.forward.relay.request import PIECES_PER_TURN, Relay
 from proxy.forward.routing.plan import UpstreamPlan
-from proxy.forward.waiting import check_client
+from proxy.forward.waiting import check_exchange
 from proxy.http1.bodies import (
     ChunkedBody,
     UntilClose,
@@ -38,6 +38,9 @@ from proxy.http1.pace import Pace
 from proxy.http1.response_head import ResponseHead
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.spool import SpooledQueue, SpoolError
+
+#: Bytes of a response that may be buffered before it is relayed.
+_BUFFER_LIMIT = 1024 * 1024
 
 
 class Response:
@@ -89,9 +92,9 @@ class Response:
         """The connection that the response arrives on."""
         return self._relay.upstream
 
-    async def buffer(self, limit: int) -> bytes | None:
-        """Read the body before any of it is relayed; None if it is over `limit` bytes. What was
-        read is kept for `send_to_client`. Raises `UpstreamFailure`."""
+    async def buffer(self) -> bytes | None:
+        """Read the body before any of it is relayed; None if it is over 1 MiB. What was read is
+        kept for `send_to_client`. Raises `UpstreamFailure`."""
         size = sum(map(len, self._held))
         memory = self._exchange.holding
         if memory is None:
@@ -99,7 +102,7 @@ class Response:
             memory = Holding(client.memory.account("held_answers"), client)
             self._exchange.holding = memory
         self._relay.moved = self._clock.monotonic()
-        while not self._body.done and size <= limit:
+        while not self._body.done and size <= _BUFFER_LIMIT:
             pieces = self._read()
             if self._cut is not None:
                 raise self._cut
@@ -114,7 +117,7 @@ class Response:
                     raise self._cut
         if self._body.done and self._relay.sent:
             await self._relay.release(reusable=self._reusable)
-        return b"".join(self._held) if size <= limit else None
+        return b"".join(self._held) if size <= _BUFFER_LIMIT else None
 
     async def send_to_client(self, outcome: NoOpOutcome) -> None:
         """Send the response to the client. `outcome` is recorded once the upstream has finished.
@@ -331,7 +334,7 @@ class Response:
                 deadline = min(deadline, self._held_up())
         moved = max(relay.moved, self._taken)
         try:
-            deadline = check_client(self._exchange, deadline, now, moved)
+            deadline = check_exchange(self._exchange, deadline, now, moved)
         except ClientLeft:
             self._note_unfinished(now)
             raise

@@ -8,6 +8,7 @@ import logging
 from proxy.config.listeners import JobRole
 from proxy.core.errors import ProxyError, StillWaiting
 from proxy.forward.exchange import Exchange
+from proxy.forward.fallbacks import ReplyFound
 from proxy.forward.routing.plan import Reply
 from proxy.jobs.answers import NoAnswer
 from proxy.jobs.mirror import Mirror
@@ -94,5 +95,4 @@ class Patience:
             return
         if isinstance(reply, Reply) and not exchange.replied:
             exchange.note(rescued_from="silence")
-            exchange.fallback_reply = reply
-            exchange.stream.wake()
+            exchange.interrupt(ReplyFound(reply))
