@@ -31,13 +31,17 @@ PATIENT = {"connect_timeout": "1h", "command_timeout": "1h"}
 class Sidecar:
     """A board with its registry."""
 
-    def __init__(self, name: str, url: str, settings: dict[str, Any], **rules: Any) -> None:
+    def __init__(
+        self, name: str, url: str, settings: dict[str, Any], *, lease: float = 1.0, **rules: Any
+    ) -> None:
         self.registry = CollectorRegistry()
         self.upstreams = {
             "svc": Upstream.model_validate(
                 {
                     "targets": ["http://h"],
-                    "breaker": {"open_for": "60s", "probe_lease": "1s", **rules},
+                    # A probe's lease lasts as long as both together.
+                    "timeouts": {"connect": "1ms", "response": f"{lease:g}s"},
+                    "breaker": {"open_for": "60s", **rules},
                 }
             )
         }

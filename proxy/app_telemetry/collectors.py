@@ -29,9 +29,10 @@ class AppTelemetry:
             metrics.registry.register(self.series)
             self._statsd = StatsdListener(config.statsd, self.series)
         if config.app_metrics is not None:
-            external = self._external = ExternalMetrics(clock, config.app_metrics.stale_after)
+            page = config.app_metrics
+            external = self._external = ExternalMetrics(clock, 4 * (page.every + page.timeout))
             metrics.external.append(external.families)
-            self._scrape = AppScrape(config.app_metrics, external, vitals)
+            self._scrape = AppScrape(page, external, vitals)
         if config.resources is not None:
             self.resources = ResourceSampler(config.resources, clock)
             metrics.registry.register(self.resources)

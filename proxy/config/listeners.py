@@ -61,9 +61,7 @@ class ClientLimits(Model):
     request_line: Annotated[Size, Field(ge=64)] = 8 * 1024
     """Longest request line; beyond it 414."""
     header: Annotated[Size, Field(ge=256)] = 32 * 1024
-    """Largest header section; beyond it 431."""
-    header_count: Annotated[int, Field(ge=1)] = 128
-    """Most header fields; beyond it 431."""
+    """Largest header section; beyond it, or with more than 128 fields, 431."""
     body: Size | None = 100 * 1024 * 1024
     """Longest request body; beyond it 413 `body_too_large`. `null`: any. Routes with `upload` in
     force have bounds of their own."""
@@ -172,9 +170,7 @@ class Upload(Model):
     request body is the file itself. `max_duration: null` sets no limit, but the file must still
     play from end to end. 50 MiB, ten minutes and the six types: the sprint document. A type stands
     for a family of formats (docs/reference/uploads.md), never for what a client or libmagic
-    calls it.
-    `buffer` is a key of older files without effect: the whole upload is spooled until it has been
-    checked."""
+    calls it."""
 
     field: FormField | None = "audio_file"
     max_size: Annotated[Size, Field(ge=1)] = 50 * 1024 * 1024
@@ -190,7 +186,6 @@ class Upload(Model):
     also: Annotated[tuple[AlsoFile, ...], Field(max_length=20)] = ()
     """Files in other fields that are accepted with the audio; all others are refused."""
     mode: Literal["enforce", "report"] = "enforce"
-    buffer: Annotated[Size, Field(ge=0)] | Literal["stream"] | None = None
 
 
 class JobRole(Model):
@@ -252,10 +247,6 @@ class Fallback(Model):
     """This answer."""
     stale: Annotated[Duration, Field(gt=0)] | None = None
     """The last good (200) answer to the same GET, no older than this, with `X-Stale: true`."""
-    stale_memory: Size = 16 * 1024 * 1024
-    """What stale answers of this route may take up in memory."""
-    stale_max_body: Size = 1024 * 1024
-    """Longer answers are not kept."""
 
     @model_validator(mode="after")
     def _something(self) -> Fallback:

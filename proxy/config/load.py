@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from proxy.config import shape
+from proxy.config import removed, shape
 from proxy.config.document import Element, merge, read_document, read_mapping
 from proxy.config.problems import ConfigError, ConfigWarning, Key, Problem, dotted
 from proxy.config.rules.check import check
@@ -260,7 +260,7 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
             known = shape.known_keys(key[:-1])
             near = nearest(str(key[-1]), known)
             misspelt.add((*key[:-1], near))
-            wanted = (
+            wanted = removed.instead(key) or (
                 f"a known key (did you mean {near!r}?)"
                 if near
                 else f"one of {', '.join(known)}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from proxy.config.values import Duration, FilePath, Model, Secret, Size, TimeOfDay
+from proxy.config.values import Duration, FilePath, Model, Secret, TimeOfDay
 
 QueueName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -20,9 +20,8 @@ class Requeue(Model):
     by kombu's naming, behind `global_keyprefix` where the broker has one. `attempts`: messages
     pushed for one job at most; `spacing`: between the first two of them, then twice as long each
     time, up to eight times: outages kill the same job again, and it must still finish in minutes.
-    `settle`: how long a job must be unchanged before it can be found abandoned.
-    `max_messages`: a longer queue is not read to its end, and then nothing is concluded from what
-    was not found in it. `enabled: false` turns it off.
+    `settle`: how long a job must be unchanged before it can be found abandoned. `enabled: false`
+    turns it off.
     """
 
     enabled: bool = True
@@ -30,24 +29,9 @@ class Requeue(Model):
         "make_video_queue",
     )
     global_keyprefix: Annotated[str, Field(max_length=200)] | None = None
-    unacked: QueueName = "unacked"
-    unacked_index: QueueName = "unacked_index"
     attempts: Annotated[int, Field(ge=1, le=100)] = 10
     spacing: Annotated[Duration, Field(ge=1)] = 20.0
     settle: Annotated[Duration, Field(gt=0)] = 10.0
-    max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
-
-
-class CeleryRecovery(Model):
-    """The former name of `requeue`, still accepted. `unacked_after` has no effect any more: a taken
-    message is restored once it is shown that nobody works on it."""
-
-    queues: Annotated[tuple[QueueName, ...], Field(min_length=1, max_length=16)] = (
-        "make_video_queue",
-    )
-    unacked: QueueName = "unacked"
-    unacked_after: Duration = 60.0
-    max_messages: Annotated[int, Field(ge=1, le=100_000)] = 10_000
 
 
 def _check_job_path(path: str) -> str:
@@ -117,11 +101,10 @@ class Forecast(Model):
     """Each job's place in the queue and when it will be done, for callers, and the metrics of the
     queue.
 
-    `min_jobs`: completed jobs that must have been seen before a time is estimated. `slots`: how
-    many jobs the workers work on at a time; by default one a worker, or as many as were seen.
+    `slots`: how many jobs the workers work on at a time; by default one a worker, or as many as
+    were seen.
     """
 
-    min_jobs: Annotated[int, Field(ge=2, le=50)] = 5
     slots: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
@@ -129,15 +112,14 @@ class Mirror(Model):
     """One family of job keys, kept in SQLite as well.
 
     `key` holds `{job_id}` once, behind a fixed beginning. `keep_for`: how long an expired job and a
-    tombstone stay known. `max_value`: longer values are left to Redis alone. `app_breaker`: how
-    long the app's own Redis breaker may stay open after Redis is back (60 s, read in the app).
-    `confirm_within`: how long a creation may wait for the answer of a slow Redis; after that the
-    app's own answer stands. `hold_deletes`: a key that a worker writes again after a DELETE is
-    removed again. `stranded_after`: an unfinished job without a change for this long is reported,
-    and started again where a worker is idle. `requeue`: see there; `rescue` is its former name.
-    `job_metrics`: where the pipeline's metrics are read from; null turns them off. `forecast`:
-    places in the queue and estimated times; null turns them off. `api_key`: what the app wants as
-    `X-API-Key`; the mirror then answers for the app only who sends it.
+    tombstone stay known. `app_breaker`: how long the app's own Redis breaker may stay open after
+    Redis is back (60 s, read in the app). `confirm_within`: how long a creation may wait for the
+    answer of a slow Redis; after that the app's own answer stands. `hold_deletes`: a key that a
+    worker writes again after a DELETE is removed again. `stranded_after`: an unfinished job without
+    a change for this long is reported, and started again where a worker is idle. `requeue`: see
+    there. `job_metrics`: where the pipeline's metrics are read from; null turns them off.
+    `forecast`: places in the queue and estimated times; null turns them off. `api_key`: what the
+    app wants as `X-API-Key`; the mirror then answers for the app only who sends it.
     """
 
     key: str
@@ -146,14 +128,11 @@ class Mirror(Model):
     sync_every: Annotated[Duration, Field(ge=1)] = 900.0
     cleanup_at: TimeOfDay = (3, 0)
     keep_for: Annotated[Duration, Field(ge=60)] = 7 * 86400.0
-    keep_versions: Annotated[int, Field(ge=1, le=1000)] = 50
-    max_value: Annotated[Size, Field(ge=1024, le=16 * 1024 * 1024)] = 1024 * 1024
     app_breaker: Duration = 60.0
     confirm_within: Annotated[Duration, Field(ge=0.5, le=60)] = 5.0
     hold_deletes: bool = True
     stranded_after: Annotated[Duration, Field(gt=0)] = 1800.0
     requeue: Requeue | None = None
-    rescue: CeleryRecovery | None = None
     job_metrics: JobFields | None = JobFields()
     forecast: Forecast | None = Forecast()
     api_key: Annotated[Secret, Field(min_length=1)] | None = None
@@ -168,16 +147,7 @@ class Mirror(Model):
             )
         return self
 
-    @model_validator(mode="after")
-    def _one_name(self) -> Mirror:
-        if self.rescue is not None and self.requeue is not None:
-            raise ValueError("rescue: is the former name of requeue; give only requeue")
-        return self
-
     @property
     def requeued(self) -> Requeue | None:
-        """What holds of `requeue` and its former name; None where it is off."""
-        if self.rescue is not None:
-            old = self.rescue
-            return Requeue(queues=old.queues, unacked=old.unacked, max_messages=old.max_messages)
+        """`requeue`; None where it is off."""
         return self.requeue if self.requeue is not None and self.requeue.enabled else None

@@ -87,8 +87,6 @@ class Trace(Model):
     """An exchange that takes longer is slow and therefore kept."""
     polls_every: Annotated[Duration, Field(ge=0)] = 10.0
     """Of successful reads of one job, or calls on one egress route, one per this time is kept."""
-    max_rate: Annotated[int, Field(ge=1)] = 10
-    """Exchanges kept a second of one route; ten times as many in a burst."""
     stuck_after: Annotated[Duration, Field(gt=0)] = 300.0
     """A job that has not changed for this long is suspected to be stuck."""
     called_in: dict[Name, tuple[Annotated[str, Field(max_length=64)], ...]] = _CALLED_IN

@@ -18,7 +18,6 @@ from proxy.config.values import (
     Name,
     Secret,
     Share,
-    Size,
 )
 
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z_:][A-Za-z0-9_:]{0,127}$")]
@@ -30,13 +29,10 @@ LabelText = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:@+ -]{1,64}$")]
 
 
 class StatsdLabel(Model):
-    """Which values a tag may give to a label. Whatever they send, clients make at most
-    `max_values` + 2 series with it."""
+    """Which values a tag may give to a label."""
 
     values: tuple[LabelText, ...] = ()
-    """The only values; any other counts as `other`. Absent: any, up to `max_values`."""
-    max_values: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Only so many different values are kept; later ones count as `other`."""
+    """The only values; any other counts as `other`. Absent: the first 32 that arrive."""
     default: LabelText = "unknown"
     """The value where the tag is missing."""
 
@@ -84,12 +80,9 @@ class Statsd(Model):
     """Its permissions, octal."""
     allow_remote: bool = False
     """Needed for a `bind` off loopback: senders of UDP cannot be told from one another."""
-    defaults: bool = True
-    """Declare the families that only the app knows (docs/reference/metrics.md)."""
     metrics: dict[MetricName, StatsdMetric] = {}
-    """Further families, by name; one of a default's name replaces it."""
-    max_series: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """Series of all families together; beyond it, new ones are dropped and counted."""
+    """Families beside those that only the app knows (docs/reference/metrics.md); one of the same
+    name replaces it."""
 
     @model_validator(mode="after")
     def _somewhere(self) -> Statsd:
@@ -101,8 +94,8 @@ class Statsd(Model):
 
     @property
     def families(self) -> dict[str, StatsdMetric]:
-        """Every declared family by name, the defaults included where they are wanted."""
-        return {**(APP_FAMILIES if self.defaults else {}), **self.metrics}
+        """Every declared family by name."""
+        return {**APP_FAMILIES, **self.metrics}
 
 
 #: What the sprint document wants measured and only the app's worker can know.
@@ -131,7 +124,7 @@ APP_FAMILIES = {
             *("video.processing", "video.processing.{operation}"),
             "video_processing_duration_seconds",
         ),
-        labels={"operation": StatsdLabel(max_values=32)},
+        labels={"operation": StatsdLabel()},
         buckets=(0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
     ),
 }
@@ -158,17 +151,11 @@ class AppMetrics(Model):
     headers: dict[HeaderName, Secret | None] = {}
     """Sent with the request, for example `X-API-Key`, unless empty; never shown."""
     every: Annotated[Duration, Field(ge=1)] = 30.0
-    """From one fetch to the next."""
+    """From one fetch to the next. After four that failed, the last page is no longer shown."""
     timeout: Annotated[Duration, Field(gt=0, le=60)] = 5.0
     """For the whole answer."""
-    stale_after: Annotated[Duration, Field(ge=1)] = 120.0
-    """Older data is no longer shown."""
     prefix: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,31})?$")] = ""
     """Before every name of the app's. Families whose names are taken are left out and counted."""
-    max_size: Annotated[Size, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    """A larger answer is refused."""
-    max_series: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """An answer with more series is refused."""
 
     @model_validator(mode="after")
     def _sendable(self) -> AppMetrics:
@@ -201,10 +188,6 @@ class Resources(Model):
         "redis": ("redis-server",),
     }
     """Processes by component: names of programs, as in `ps`; `proxy` and `total` are ours."""
-    max_entries: Annotated[int, Field(ge=100, le=10_000_000)] = 500_000
-    """A walk ends after so many files of one directory, and reports that."""
-    cpu: Annotated[Share, Field(gt=0)] = 0.1
-    """The share of one core that walking may take: a larger directory takes longer."""
 
 
 def _check_endpoint(text: str) -> str:

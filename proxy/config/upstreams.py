@@ -91,9 +91,8 @@ class Breaker(Model):
     half_open_max_calls: Annotated[int, Field(ge=1, le=100)] = 3
     """Probes at one time in the whole fleet, and as many successes close it."""
     max_open_for: Annotated[Duration, Field(gt=0)] | None = None
-    """Each failed probe doubles the open time up to this; absent: it stays `open_for`."""
-    jitter: Share = 0.1
-    """At most this share is added to a grown open time, so that fleets do not probe in step."""
+    """Each failed probe doubles the open time up to this, plus at most a tenth at random; absent:
+    it stays `open_for`."""
     failure_on: tuple[Literal["abandoned"] | Annotated[int, Field(ge=400, le=599)], ...] = (
         500,
         502,
@@ -112,9 +111,6 @@ class Breaker(Model):
     """What the ratios look back over, in each process by itself."""
     minimum_calls: Annotated[int, Field(ge=1)] = 20
     """Fewer calls than this in `window` say nothing."""
-    probe_lease: Annotated[Duration, Field(gt=0)] | None = None
-    """A probe without an outcome is given back after this; absent: `connect_patience` plus
-    connect and response time-outs."""
     hold: Duration = 0.0
     """A call that meets an open circuit waits up to this long, counted from when the request came,
     and only then gets its 503; 0: it is refused at once."""
@@ -181,16 +177,13 @@ class Bulkhead(Model):
 
 
 class Ejection(Model):
-    """Leave out failing targets, if there are several; never all of them."""
+    """Leave out failing targets, if there are several: at most half of them at one time."""
 
     failures: Annotated[int, Field(ge=1)] = 5
     """Consecutive failures of one target; 5 as Envoy."""
     eject_for: Annotated[Duration, Field(gt=0)] = 30.0
-    """How long it is left out: this times the number of ejections in a row, as Envoy."""
-    max_eject_for: Annotated[Duration, Field(gt=0)] = 300.0
-    """No longer than this."""
-    max_ejected: Annotated[Share, Field(gt=0)] = 0.5
-    """At most this share of the targets at one time."""
+    """How long it is left out: this times the number of ejections in a row, as Envoy; no longer
+    than five minutes, or than this where it is more."""
 
 
 class Health(Model):

@@ -77,7 +77,6 @@ class Mirror:
             settings.sqlite,
             clock,
             vitals.tasks,
-            keep_versions=settings.keep_versions,
             on_gap=self._fill_gap,
             on_commit=self._committed,
             on_degraded=self._store_degraded,

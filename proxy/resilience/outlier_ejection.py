@@ -3,8 +3,8 @@
 Rules
 1. A target that fails `failures` times in a row is ejected for `eject_for`, and longer for each
    further ejection in a row; one success clears its record (Envoy's consecutive-failure detection).
-2. At most `max_ejected` of the targets are ejected at a time (but one may always be), and never the
-   last one.
+2. At most half of the targets are ejected at a time (but one may always be), and never the last
+   one: if most of them fail, the fault is hardly theirs.
 3. `fall` failed health checks in a row take a target out, `rise` good ones bring it back (HAProxy).
    Targets start healthy.
 4. If no usable target remains, all are tried: a response from an unhealthy target is better than
@@ -17,6 +17,9 @@ from collections.abc import Iterable, Sequence
 
 from proxy.config.upstreams import Ejection as EjectionRules
 from proxy.config.upstreams import Health as HealthRules
+
+#: Seconds that repeated ejections last at most, unless `eject_for` is longer: Envoy's default.
+LONGEST = 300.0
 
 
 class _Record:
@@ -52,11 +55,11 @@ class TargetHealth:
         if rules is None or record.ejected_until > now:
             return False
         record.failures += 1
-        if record.failures < rules.failures or not self._may_eject(rules, now):
+        if record.failures < rules.failures or not self._may_eject(now):
             return False
         record.failures = 0
         record.ejections += 1
-        lasts = min(rules.eject_for * record.ejections, rules.max_eject_for)
+        lasts = min(rules.eject_for * record.ejections, max(LONGEST, rules.eject_for))
         record.ejected_until = now + lasts
         return True
 
@@ -95,7 +98,7 @@ class TargetHealth:
         """The targets that are unhealthy by their checks."""
         return [name for name, record in self._records.items() if not record.healthy]
 
-    def _may_eject(self, rules: EjectionRules, now: float) -> bool:
+    def _may_eject(self, now: float) -> bool:
         count = len(self._records)
-        allowed = min(count - 1, max(1, int(rules.max_ejected * count)))
+        allowed = min(count - 1, max(1, count // 2))
         return len(self.ejected(now)) < allowed

@@ -14,6 +14,10 @@ from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks, Reply, Trouble
 from proxy.resilience.stale_cache import StaleCache
 
+#: Bytes of all stale answers of a route, and of the longest that is kept: a fallback for pages and
+#: small JSON, within a sixteenth of the default memory budget.
+STALE_MEMORY, STALE_BODY = 16 * 1024 * 1024, 1024 * 1024
+
 
 class FallbackStage:
     """Binds to routes with `fallback:`. Cached responses count against the memory budget."""
@@ -43,7 +47,7 @@ class FallbackStage:
         route = binding.route
         assert route is not None
         place = (binding.listener_name, route.name, route.path, route.upstream)
-        key = (*place, rules.stale, rules.stale_memory, rules.stale_max_body)
+        key = (*place, rules.stale)
         stale = self._remembered.get(key)
         if stale is None:
             stale = self._remembered[key] = _Stale(rules, Holding(self._memory), self._copies)
@@ -57,7 +61,7 @@ class _Stale:
         assert rules.stale is not None
         weakref.finalize(self, memory.clear)
         self._copies = copies
-        self.cache = StaleCache(rules.stale, rules.stale_memory, rules.stale_max_body, memory)
+        self.cache = StaleCache(rules.stale, STALE_MEMORY, STALE_BODY, memory)
 
     def key(self, exchange: Exchange) -> bytes | None:
         """A HEAD may be answered from a GET (RFC 9110 §9.3.2)."""

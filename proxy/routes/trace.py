@@ -5,7 +5,7 @@
    start something (POST and the like); per `polls_every`, one good read of each job and one good
    call of each egress route; and a sample of the rest.
 2. The decision takes a few attribute reads; facts are collected only for what is kept.
-3. Each route keeps at most `max_rate`, and as many failures again, so that a flood of errors is
+3. Each route keeps at most `RATE`, and as many failures again, so that a flood of errors is
    neither expensive nor pushes out the rest of the record.
 """
 
@@ -22,9 +22,12 @@ from proxy.jobs.document import valid_job_id
 from proxy.resilience.rate_limit import TokenBucket
 from proxy.telemetry.logs.redact import clean_target, clean_text
 from proxy.trace.events import Severity, TraceEvent, bounded
-from proxy.trace.recorder import BURST, Trace
+from proxy.trace.recorder import Trace
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: Exchanges of a route kept a second, and at once.
+RATE, BURST = 10, 100
 
 #: Jobs for which the time of the last kept read is remembered.
 _JOBS = 4096
@@ -102,8 +105,8 @@ class _Keep:
         self._trace = trace
         self._every = settings.polls_every
         self._slow = settings.slow
-        self._allowance = TokenBucket(settings.max_rate, settings.max_rate * BURST)
-        self._allowance_of_errors = TokenBucket(settings.max_rate, settings.max_rate * BURST)
+        self._allowance = TokenBucket(RATE, BURST)
+        self._allowance_of_errors = TokenBucket(RATE, BURST)
         self._direction = binding.listener.direction
         role = binding.route.job if binding.route is not None else None
         self._parameter = (role.reads or role.deletes) if role is not None else None

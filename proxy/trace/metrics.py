@@ -16,7 +16,7 @@ class TraceMetrics:
         )
         self._dropped = Counter(
             "proxy_trace_dropped",
-            "Events lost: queue full, more than max_rate, or refused by SQLite",
+            "Events lost: queue full, more than a route may keep, or refused by SQLite",
             ["reason"],
             registry=registry,
         )

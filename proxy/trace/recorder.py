@@ -14,8 +14,6 @@ from proxy.trace.events import Severity, Source, TraceEvent, bounded, text
 from proxy.trace.metrics import TraceMetrics
 from proxy.trace.store import TraceStore
 
-BURST = 10  # times `max_rate`
-
 
 class NamedState(Protocol):
     """A state with a name."""

@@ -78,7 +78,7 @@ def config(app: App, folder: Path, port: int) -> dict[str, Any]:
         "listeners": {"front": {"bind": f"127.0.0.1:{free_port()}", "routes": [route]}},
         "upstreams": {"app": {"targets": [app.url.removesuffix("/metrics")]}},
         "statsd": {"bind": f"127.0.0.1:{port}", "socket": str(folder / "statsd.sock")},
-        "app_metrics": {"url": app.url, "every": "1s", "timeout": "1s", "stale_after": "3s"},
+        "app_metrics": {"url": app.url, "every": "1s", "timeout": "1s"},
         "resources": {
             "every": "1s",
             "directories": {"data": str(folder / "data")},

@@ -247,15 +247,13 @@ def test_callers_are_told_their_place_and_time(queue_app: App, tmp_path: Path) -
     """On the creation, on reads by either path, and on the mirror's own answers; no time before
     enough jobs were completed, and nothing about a job that is over."""
     app = queue_app
-    with JobSite(
-        tmp_path, app.server, app.upstream.url, mirror={"forecast": {"min_jobs": 2, "slots": 1}}
-    ) as site:
+    with JobSite(tmp_path, app.server, app.upstream.url, mirror={"forecast": {"slots": 1}}) as site:
         run = site.created()
         response = site.create()
         waits = str(document(response, 202)["job_id"])
         assert response.get("X-Job-Queue-Position") == "2"
         assert response.get("X-Job-Estimated-Completion") is None
-        for number in range(2):
+        for number in range(5):
             began = f"2026-11-23T13:2{number}:00Z"
             done = f"2026-11-23T13:2{number}:40Z"
             stage = {"status": "completed", "started_at": began, "completed_at": done}

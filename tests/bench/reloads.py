@@ -67,7 +67,7 @@ def variants(base: Config, directory: Path) -> Iterator[Config]:
         routed(route | {"timeouts": {"response": "20s"}}),
         routed(route | {"fallback": {"stale": "1m"}}),
         {"listeners": {"front": front, "side": side}},
-        {"listeners": {"front": front | {"limits": {"header_count": 64}}}},
+        {"listeners": {"front": front | {"limits": {"header": "48KiB"}}}},
         upstream(breaker={"failure_threshold": 7}),
         upstream(breaker={"failure_threshold": 9}, retry={"attempts": 2}),
         upstream(pool={"max_connections": 512}),

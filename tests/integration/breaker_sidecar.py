@@ -31,7 +31,7 @@ from proxy.resilience.circuit.states import State
 
 CALLERS = 50
 LEASE = 1.0
-RULES = {"open_for": "250ms", "probe_lease": f"{LEASE:g}s", "max_open_for": "500ms"}
+RULES = {"open_for": "250ms", "max_open_for": "500ms"}
 
 
 def upstream_is_well(now: float) -> bool:
@@ -95,7 +95,10 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
     """Run for `seconds`."""
     with path.open("w") as log:
         record = Recorder(log, owner)
-        upstream = Upstream.model_validate({"targets": ["http://h"], "breaker": RULES})
+        times = {"connect": "1ms", "response": f"{LEASE - 0.001:g}s"}  # a lease, together
+        upstream = Upstream.model_validate(
+            {"targets": ["http://h"], "timeouts": times, "breaker": RULES}
+        )
         redis = Redis.model_validate(
             {"url": url, "connect_timeout": "500ms", "command_timeout": "500ms"}
         )

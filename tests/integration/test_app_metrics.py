@@ -172,15 +172,18 @@ BOMB = gzip.compress(b"a 1\n" * 10_000_000)
         (no_http, Fetched.UNREACHABLE),
     ],
 )  # fmt: skip
-async def test_what_servers_do(conversation: Conversation, result: Fetched) -> None:
+async def test_what_servers_do(
+    conversation: Conversation, result: Fetched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each has its result, soon; what was fetched before is still shown."""
+    monkeypatch.setattr("proxy.app_telemetry.scrape.fetch.LARGEST", 100 * 1024)
     guest = ExternalMetrics(ManualClock(), 60.0)
     async with speaking(answering(b"before 1\n")) as url:
         config = AppMetrics.model_validate({"url": url})
         assert await AppScrape(config, guest, Vitals()).fetch() is Fetched.OK
     async with speaking(conversation) as url:
         patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
-        keys = {"url": url, "timeout": patience, "max_size": "100KiB"}
+        keys = {"url": url, "timeout": patience}
         page = AppScrape(AppMetrics.model_validate(keys), guest, Vitals())
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)

@@ -123,7 +123,7 @@ async def test_never_more_than_three_probes_in_the_whole_fleet(
     redis_server: RedisServer, pushed: None
 ) -> None:
     """Eight sidecars with callers get three leases between them; their successes close it."""
-    async with fleet(redis_server.url, 8, open_for="300ms", probe_lease="30s") as sidecars:
+    async with fleet(redis_server.url, 8, open_for="300ms", lease=30.0) as sidecars:
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
         permits = await probes_of(sidecars, 0.5)
@@ -139,7 +139,7 @@ async def test_who_was_refused_while_open_keeps_no_lease_from_others(
 ) -> None:
     """A sidecar whose only caller never comes again ends the open time, and takes no probe of it:
     the next caller of another sidecar probes at once."""
-    rules: dict[str, Any] = {"open_for": "3s", "probe_lease": "30s", "half_open_max_calls": 1}
+    rules: dict[str, Any] = {"open_for": "3s", "lease": 30.0, "half_open_max_calls": 1}
     async with fleet(redis_server.url, 2, **rules) as (one, two):
         one.fail(5)
         await all_in([one, two], State.OPEN)
@@ -156,7 +156,7 @@ async def test_who_was_refused_while_open_keeps_no_lease_from_others(
 
 async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisServer) -> None:
     """Leases whose owner says nothing run out by Redis' clock."""
-    async with fleet(redis_server.url, 2, open_for="100ms", probe_lease="500ms") as sidecars:
+    async with fleet(redis_server.url, 2, open_for="100ms", lease=0.5) as sidecars:
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
         first = await probes_of(sidecars)

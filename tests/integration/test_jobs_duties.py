@@ -306,8 +306,8 @@ async def test_two_families_live_side_by_side(redis_server: RedisServer, tmp_pat
         {"key": "make_video:job"},
         {"key": "{job_id}"},
         {"key": "a:{job_id}:{job_id}"},
-        {"keep_versions": 0},
-        {"max_value": "1GiB"},
+        {"keep_for": "1s"},
+        {"confirm_within": "2m"},
     ],
 )
 def test_a_mirror_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:

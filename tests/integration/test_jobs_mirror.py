@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.answers import Expired, Known, Tombstoned
 from proxy.jobs.creations import Creation
+from proxy.jobs.redis.capture import MAX_VALUE
 from tests.jobs_kit import (
     CREATED,
     INDEX,
@@ -497,12 +498,12 @@ async def test_odd_values_are_counted_never_fatal(
     """No JSON, no UTF-8, another type, too long, odd dates, hostile ids: the mirror lives on."""
     async with (
         connected(redis_server) as app,
-        running(redis_server, tmp_path / "j.db", max_value="2KiB") as mirror,
+        running(redis_server, tmp_path / "j.db") as mirror,
     ):
         await followed(mirror)
         await app.set(PREFIX + "not_json", b"{nope")
         await app.set(PREFIX + "not_utf8", b"\xff\xfe\x00")
-        await app.set(PREFIX + "too_large", b"x" * 5000)
+        await app.set(PREFIX + "too_large", b"x" * (MAX_VALUE + 1))
         await app.set(PREFIX + "deep", b"[" * 2000)
         await app.set(PREFIX + "bad_date", job("bad_date", created_at="yesterday"))
         await app.set(PREFIX + "surrogate", b'{"id":"surrogate","status":"\\ud800"}')

@@ -25,7 +25,7 @@ from tests.http1 import (
 WATCHED = {
     "breaker": {"failure_threshold": 1, "open_for": "60s"},
     "retry": {"attempts": 3, "on": ["connect", "reset"], "backoff": "1ms"},
-    "ejection": {"failures": 1, "eject_for": "60s", "max_ejected": "100%"},
+    "ejection": {"failures": 1, "eject_for": "60s"},
     "health": {"path": "/health", "every": "50ms", "timeout": "5s", "fall": 1},
 }
 

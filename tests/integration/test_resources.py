@@ -207,11 +207,14 @@ def test_processes_of_this_machine(ffmpeg: subprocess.Popen[bytes]) -> None:
     assert value(sampler, "resource_processes", component="proxy") == (before or 0) - 1
 
 
-async def test_stopping_does_not_wait_for_a_walk(tmp_path: Path) -> None:
+async def test_stopping_does_not_wait_for_a_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A walk at one part in ten thousand would rest for minutes; `stop` ends it at once."""
     for number in range(2000):
         (tmp_path / str(number)).touch()
-    sampler = configured(directories={"large": str(tmp_path)}, cpu="0.01%")
+    monkeypatch.setattr("proxy.app_telemetry.resources.sampler.SHARE", 0.0001)
+    sampler = configured(directories={"large": str(tmp_path)})
     sampler.start()
     await until(
         lambda: any(thread.name == "resources-directories" for thread in threading.enumerate())

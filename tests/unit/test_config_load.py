@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.config import removed, shape
 from proxy.config.load import load, load_config
 from proxy.config.problems import ConfigError
 from proxy.config.redact import redacted
@@ -581,22 +582,41 @@ def test_no_bytes_raise_anything_but_a_config_error(tmp_path: Path, data: bytes 
         read(tmp_path, text)
 
 
-def test_rescue_is_the_former_name_of_requeue(tmp_path: Path) -> None:
-    """It still works, with a warning; both are too many; `enabled: false` turns requeue off."""
-    head = f"{MINIMAL}redis: {{url: 'redis://h'}}\nmirrors:\n  m:\n    key: k:{{job_id}}\n"
-    head += "    sqlite: j.db\n"
-    file = tmp_path / "c.yaml"
-    file.write_text(f"{head}    rescue: {{queues: [q], unacked_after: 1m}}\n")
-    loaded = load(file, {})
-    assert [str(one) for one in loaded.warnings] == [
-        f"{file}:14: mirrors.m.rescue: warning: the former name of requeue: rename it"
-    ]
-    requeued = loaded.config.mirrors["m"].requeued
-    assert requeued is not None
-    assert requeued.queues == ("q",)
-    (both,) = problems(tmp_path, f"{head}    rescue: {{}}\n    requeue: {{}}\n")
-    assert "is the former name of requeue" in both
+MIRRORED = f"{MINIMAL}redis: {{url: 'redis://h'}}\nmirrors:\n  m:\n    key: k:{{job_id}}\n"
+MIRRORED += "    sqlite: j.db\n"
+
+
+def test_requeue_can_be_turned_off(tmp_path: Path) -> None:
+    """By leaving it out, or by `enabled: false`, which may come from the environment."""
     for given_, on in (("${REQUEUE_JOBS:-true}", True), ("false", False)):
-        config = read(tmp_path, f'{head}    requeue: {{enabled: "{given_}"}}\n')
+        config = read(tmp_path, f'{MIRRORED}    requeue: {{enabled: "{given_}"}}\n')
         assert (config.mirrors["m"].requeued is not None) == on
-    assert read(tmp_path, head).mirrors["m"].requeued is None
+    assert read(tmp_path, MIRRORED).mirrors["m"].requeued is None
+
+
+def test_removed_keys_are_refused_with_a_word_about_what_holds_now(tmp_path: Path) -> None:
+    """File, line and key as ever; a former name leads to the new one."""
+    text = f"{MIRRORED}    max_value: 2MiB\n    rescue: {{unacked_after: 1m}}\n"
+    found = problems(tmp_path, text)
+    assert found == [
+        "c.yaml:14: mirrors.m.max_value: expected no such key: it was removed in 0.2.0 (always "
+        "1 MiB, a hundred times a job document); delete the line, found 'max_value'",
+        "c.yaml:15: mirrors.m.rescue: expected its new name 'requeue': it was renamed in 0.2.0, "
+        "found 'rescue'",
+    ]
+
+
+@pytest.mark.parametrize("path", removed.PATHS)
+def test_every_removed_key_is_known_by_its_place(path: str) -> None:
+    """The key is gone from the schema, the section that held it is not, and the page of upgrades
+    names it; the same name elsewhere is an ordinary unknown key."""
+    *section, name = [int(part) if part == "0" else part for part in
+                      path.replace("routes.*", "routes.0").split(".")]  # fmt: skip
+    known = shape.known_keys(tuple(section))
+    assert known
+    assert name not in known
+    assert "0.2.0" in str(removed.instead((*section, name)))
+    assert removed.instead((*section, "other")) is None
+    assert removed.instead((name,)) is None
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md"
+    assert f"| `{path}` |" in page.read_text()

@@ -70,7 +70,6 @@ async def test_a_job_deleted_while_it_is_committed_gets_its_tombstone() -> None:
         cast(JobStore, store),
         ManualClock(),
         metrics,
-        max_value=1024,
         hold_deletes=True,
         on_lost=lambda life: None,
         on_other_key=lambda key: None,

@@ -84,9 +84,12 @@ async def test_the_table_answers_plain_sql(tmp_path: Path) -> None:
     db.close()
 
 
-async def test_versions_are_numbered_and_bounded(tmp_path: Path) -> None:
+async def test_versions_are_numbered_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each new value is a version, an equal one is not, and only the last few are kept."""
-    async with opened(tmp_path / "j.db", keep_versions=3) as store:
+    monkeypatch.setattr("proxy.jobs.store.store.KEEP_VERSIONS", 3)
+    async with opened(tmp_path / "j.db") as store:
         for progress in range(6):
             put(store, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress)
             put(store, "mv_1", job("mv_1", "processing", float(progress)), NOW + progress + 0.5)

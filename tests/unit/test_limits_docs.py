@@ -20,7 +20,6 @@ NO_LIMITS = frozenset(
     [
         "upstreams.NAME.overload_answer.status",
         "mirrors.NAME.sync_every",
-        "mirrors.NAME.forecast.min_jobs",
         "mirrors.NAME.forecast.slots",
         "mirrors.NAME.cleanup_at",
         "mirrors.NAME.app_breaker",
@@ -34,7 +33,6 @@ NO_LIMITS = frozenset(
         "resources.every",
         "upstreams.NAME.breaker.failure_threshold",
         "upstreams.NAME.breaker.open_for",
-        "upstreams.NAME.breaker.jitter",
         "upstreams.NAME.breaker.failure_on",
         "upstreams.NAME.breaker.failure_ratio",
         "upstreams.NAME.breaker.slow_call",
@@ -50,7 +48,6 @@ NO_LIMITS = frozenset(
         "upstreams.NAME.health.fall",
         "mirrors.NAME.requeue.spacing",
         "mirrors.NAME.requeue.settle",
-        "mirrors.NAME.rescue.unacked_after",
         "statsd.metrics.NAME.buckets",
         "listeners.NAME.routes[].fallback.answer.status",
     ]

@@ -29,14 +29,20 @@ METRICS: dict[str, Any] = {
     "rejected_total": {
         "type": "counter",
         "names": ["rejected", "rejected.{reason}"],
-        "labels": {"reason": {"values": ["short", "broken"]}, "host": {"max_values": 2}},
+        "labels": {"reason": {"values": ["short", "broken"]}, "host": {}},
     },
 }
 
 
-def series(**keys: Any) -> StatsdSeries:
-    """Series of the families above."""
-    keys = {"bind": "127.0.0.1:0", "defaults": False, "metrics": METRICS, **keys}
+@pytest.fixture(autouse=True)
+def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label takes two values."""
+    monkeypatch.setattr("proxy.app_telemetry.statsd.series.MOST_VALUES", 2)
+
+
+def series() -> StatsdSeries:
+    """Series of the families above, and of those that are always declared."""
+    keys = {"bind": "127.0.0.1:0", "metrics": METRICS}
     return StatsdSeries(Statsd.model_validate(keys))
 
 
@@ -81,7 +87,7 @@ def test_gauges_are_set_and_changed() -> None:
 
 def test_units_become_the_family_s() -> None:
     """Timings are milliseconds unless declared otherwise; percents become shares."""
-    counted = series(defaults=True)
+    counted = series()
     for line in (
         b"video.processing:1500|ms|#operation:concat",
         b"video.processing:2.5|h|#operation:concat",
@@ -152,17 +158,18 @@ def test_a_refused_line_changes_nothing(line: bytes, why: Result) -> None:
     }
 
 
-def test_series_are_bounded_whatever_is_sent() -> None:
+def test_series_are_bounded_whatever_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A label's values, and all series together; the loss is counted."""
     counted = series()
     for number in range(5000):
         counted.line(b"rejected.%d:1|c|#host:h%d" % (number, number))
-    assert told(counted)["proxy_statsd_series",] <= 6 + 3 * 4
-    small = series(max_series=7)
+    assert told(counted)["proxy_statsd_series",] <= 6 + 3 + 3 * 4
+    monkeypatch.setattr("proxy.app_telemetry.statsd.series.MOST_SERIES", 10)
+    small = series()
     for host in (b"a", b"b", b"c"):
         small.line(b"rejected:1|c|#host:" + host)
     assert small.lines[Result.SERIES] == 2
-    assert told(small)["proxy_statsd_series",] == 7
+    assert told(small)["proxy_statsd_series",] == 10
 
 
 def test_misspelt_names_are_told_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
@@ -193,7 +200,7 @@ lines = st.binary(max_size=80) | st.builds(
 @given(st.lists(lines, max_size=30))
 def test_any_lines_leave_a_sound_scrape(sent: list[bytes]) -> None:
     """Whatever came in, OpenMetrics parsers take what comes out, and each line has one fate."""
-    counted = series(defaults=True)
+    counted = series()
     for line in sent:
         counted.line(line)
     assert sum(counted.lines.values()) == len(sent)

@@ -26,6 +26,8 @@ from proxy.core.clock import Clock
 
 _log = logging.getLogger(__name__)
 
+SHARE = 0.1  # of a core that a thread may take; a large directory only takes longer
+MOST_FILES = 500_000  # of one directory: some minutes at that pace
 _STOP_LIMIT = 2.0  # seconds
 
 Part = Literal["processes", "directories"]
@@ -69,7 +71,7 @@ class ResourceSampler:
         self._threads.clear()
 
     def _keep_sampling(self, part: Part) -> None:
-        pace = Pace(self._config.cpu, self._stopping)
+        pace = Pace(SHARE, self._stopping)
         try:
             while True:
                 self.sample(part, pace)
@@ -117,7 +119,7 @@ class ResourceSampler:
                 facts.f_bavail * facts.f_frsize,
                 facts.f_blocks * facts.f_frsize,
             )
-            found = walked[os.path.realpath(path)] = walk(path, self._config.max_entries, pace)
+            found = walked[os.path.realpath(path)] = walk(path, MOST_FILES, pace)
             self._note(name, found)
             if found.there:
                 self._disk[name] = found
@@ -126,9 +128,7 @@ class ResourceSampler:
         if self._config.temp is not None:
             files = 0
             for path in self._config.temp.directories:
-                found = walked.get(os.path.realpath(path)) or walk(
-                    path, self._config.max_entries, pace
-                )
+                found = walked.get(os.path.realpath(path)) or walk(path, MOST_FILES, pace)
                 files += found.files
                 self._note("temp", found)
             self._temp = files
@@ -173,7 +173,7 @@ class ResourceSampler:
         )
         cut = GaugeMetricFamily(
             "proxy_resources_truncated",
-            "1 while a directory has more files than max_entries, so that its usage is incomplete",
+            "1 while a directory has more than 500,000 files, so that its usage is incomplete",
             labels=["directory"],
         )
         for name, found in list(self._disk.items()):

@@ -24,6 +24,8 @@ from proxy.core.vitals import Vitals
 
 _log = logging.getLogger(__name__)
 
+LARGEST = 1024 * 1024  # bytes of a page: ten times what the service has
+MOST_SAMPLES = 2000  # of a page
 _CHUNK = 64 * 1024
 _PAUSE = 0.0001  # seconds in which the parsing thread lets the event loop run
 
@@ -82,7 +84,7 @@ class AppScrape:
             families, unsound = await asyncio.to_thread(
                 read_page,
                 body,
-                self._config.max_series,
+                MOST_SAMPLES,
                 self._config.prefix,
                 lambda: time.sleep(_PAUSE),
             )
@@ -136,8 +138,8 @@ class AppScrape:
                 body = bytearray()
                 async for chunk in answer.content.iter_chunked(_CHUNK):
                     body += chunk
-                    if len(body) > config.max_size:
-                        raise _Failed(Fetched.TOO_LARGE, f"more than {config.max_size} bytes")
+                    if len(body) > LARGEST:
+                        raise _Failed(Fetched.TOO_LARGE, f"more than {LARGEST} bytes")
                 return bytes(body)
         except TimeoutError as error:
             raise _Failed(

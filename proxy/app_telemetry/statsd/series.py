@@ -1,9 +1,9 @@
 """The metric families that statsd clients fill, and their bounds.
 
 1. Only declared names are counted, and only readings of the family's type.
-2. A label value is one that the config lists, or one of the first `max_values` that arrived and
+2. A label value is one that the config lists, or one of the first `MOST_VALUES` that arrived and
    consist of harmless characters; every other one becomes `other`. So the config bounds the number
-   of series whatever is sent, and `max_series` bounds their total.
+   of series whatever is sent, and `MOST_SERIES` bounds their total.
 3. The event loop's thread counts, a scrape's thread only reads.
 """
 
@@ -35,6 +35,8 @@ from proxy.telemetry.metrics.counters import Distribution
 _log = logging.getLogger(__name__)
 
 OTHER = "other"
+MOST_VALUES = 32  # of a label whose values the config does not list
+MOST_SERIES = 2000  # of all families; Prometheus scrapes as many in a few milliseconds
 _VALUE = re.compile(rb"[A-Za-z0-9_./:@+ -]{1,64}")
 _MOST_LOGGED = 20
 
@@ -56,7 +58,7 @@ class _Label:
     def __init__(self, name: str, rules: StatsdLabel) -> None:
         self.tag = name.encode()
         self.known = {value.encode(): value for value in rules.values}
-        self.room = 0 if rules.values else rules.max_values
+        self.room = 0 if rules.values else MOST_VALUES
         self.default = rules.default
 
     def value(self, sent: bytes | None) -> str:
@@ -173,7 +175,6 @@ class StatsdSeries:
                     self._patterns[beginning[:-1].encode()] = family, label[:-1].encode()
                 else:
                     self._exact[sent.encode()] = family
-        self._max_series = config.max_series
         self._series = sum(family.has(()) for family in self._families)
         self._names = list(config.families)
         self.lines = dict.fromkeys(Result, 0)
@@ -204,7 +205,7 @@ class StatsdSeries:
             return Result.TYPE
         labels = family.labels(reading.tags, from_name)
         if not family.has(labels):
-            if self._series >= self._max_series:
+            if self._series >= MOST_SERIES:
                 return Result.SERIES
             result = family.count(labels, reading)
             self._series += family.has(labels)

@@ -68,11 +68,6 @@ def _upload(key: Key, route: Route, found: Findings) -> None:
         if rule.field in names:
             found.problem((*also, index, "field"), "a field named once", repr(rule.field))
         names.add(rule.field)
-    if route.upload.buffer is not None:
-        found.warn(
-            (*key, "upload", "buffer"),
-            "not used: the whole upload waits in the spool (see `spool`)",
-        )
 
 
 def _headers(key: Key, route: Route, found: Findings) -> None:

@@ -21,8 +21,6 @@ def check_stores(config: Config, found: Findings) -> None:
     for name, mirror in config.mirrors.items():
         if config.redis is None and not found.given("redis"):
             found.problem(("mirrors", name), "redis.url, where the jobs to mirror are", "no redis")
-        if mirror.rescue is not None:
-            found.warn(("mirrors", name, "rescue"), "the former name of requeue: rename it")
         other = files.setdefault(os.path.realpath(mirror.sqlite), name)
         if other != name:
             # A file has one writer; each mirror would take the other's jobs for its own.

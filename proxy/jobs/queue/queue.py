@@ -30,6 +30,7 @@ from proxy.jobs.queue.forecast import (
 )
 from proxy.jobs.queue.metrics import QueueMetrics, QueueState
 
+ENOUGH = 5  # completed jobs before a time is estimated: fewer say little
 MOST = 10_000  # unfinished jobs that are followed
 ESTIMATED = 2_000  # waiting jobs that are given a time; the others are given their place only
 FORGET = 2 * 86400.0  # seconds without a change: twice as long as a key lives
@@ -72,7 +73,7 @@ class JobQueue:
         self._metrics = metrics
         self._workers = workers
         self._slots = settings.slots
-        self.durations = Durations(settings.min_jobs)
+        self.durations = Durations(ENOUGH)
         self._jobs: dict[str, _Job] = {}
         self._learned: dict[str, None] = {}
         self._fields: dict[str, bytes] = {}

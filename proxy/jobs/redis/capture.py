@@ -53,6 +53,7 @@ from proxy.jobs.video_metrics.counting import EventCounting
 
 log = logging.getLogger(__name__)
 
+MAX_VALUE = 1024 * 1024  # bytes; a longer value is left to Redis alone, and counted
 BIG = 32 * 1024  # bytes of values after which we yield to other tasks
 DEADLINE_JITTER = 1.0  # seconds: a deadline that moved by less counts as unchanged
 BACKLOG_LIMIT = 2048  # queued store operations above which only awaited jobs are fetched
@@ -90,7 +91,6 @@ class Capture:
         clock: Clock,
         metrics: MirrorMetrics,
         *,
-        max_value: int,
         hold_deletes: bool,
         on_lost: Callable[[DataEpoch], None],
         on_other_key: Callable[[bytes], None],
@@ -108,7 +108,6 @@ class Capture:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._max_value = max_value
         self._on_lost = on_lost
         self._on_other_key = on_other_key
         #: Unix time up to which we knew every job; None: up to now. See `_first_seen`.
@@ -168,7 +167,7 @@ class Capture:
         for job_id in job_ids:
             key = self._pattern.key(job_id)
             # GETRANGE is a GET with a limit: we must not transfer a value of 512 MB.
-            commands.append(("GETRANGE", key, 0, self._max_value))
+            commands.append(("GETRANGE", key, 0, MAX_VALUE))
             commands.append(("PTTL", key))
         lost, losses = epoch.lost, epoch.losses
         asked_at = time.monotonic()
@@ -191,7 +190,7 @@ class Capture:
                 self.changes.missing(job_id, asked_at)
             elif not isinstance(value, bytes) or type(pttl) is not int:
                 self._odd(job_id, "other_type")
-            elif len(value) > self._max_value:
+            elif len(value) > MAX_VALUE:
                 self._odd(job_id, "too_large")
             else:
                 fetched = _Fetched(job_id, value, pttl, self._deadline(job_id, pttl, now), head)

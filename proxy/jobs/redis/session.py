@@ -123,7 +123,6 @@ class RedisSession:
             store,
             clock,
             metrics,
-            max_value=settings.max_value,
             hold_deletes=settings.hold_deletes,
             on_lost=lambda epoch: self.reconciler.lose(epoch, "flush"),
             on_other_key=self.requeue.changed if self.requeue else lambda key: None,

@@ -34,6 +34,7 @@ PARSED_AT_ONCE = 200  # messages between two turns for others
 REPLY_WAIT = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between looks for answers, 1.55 s in all
 MAILBOX_LIFE = 60  # seconds
 MAX_RESULTS = 1000
+MAX_MESSAGES = 10_000  # of a list; a longer one takes too long to read and parse at each look
 
 
 class BrokerRefused(Exception):
@@ -78,8 +79,8 @@ class Broker:
         prefix = settings.global_keyprefix or ""
         self.settings = settings
         self.queues = tuple(f"{prefix}{queue}" for queue in settings.queues)
-        self.unacked = f"{prefix}{settings.unacked}"
-        self.index = f"{prefix}{settings.unacked_index}"
+        self.unacked = f"{prefix}unacked"  # the names that kombu's Redis transport gives them
+        self.index = f"{prefix}unacked_index"
         self._prefix = prefix
         self._own = f"{key_prefix}requeue:{{{family}}}:"
         self._parsed: dict[bytes, Message] = {}
@@ -124,21 +125,20 @@ class Broker:
     # --- messages --------------------------------------------------------------------------------
 
     async def look(self, link: RedisConnection) -> View:
-        """All messages, `max_messages` of a list at most. Raises `RedisLost`, `BrokerRefused`."""
+        """All messages, `MAX_MESSAGES` of a list at most. Raises `RedisLost`, `BrokerRefused`."""
         view = View()
-        limit = self.settings.max_messages
         places = [(queue, queue + step) for queue in self.queues for step in PRIORITY_STEPS]
         lengths = await self.call(
             link, *(("LLEN", place) for _, place in places), ("HLEN", self.unacked)
         )
-        if any(length > limit for length in lengths):
+        if any(length > MAX_MESSAGES for length in lengths):
             view.readable = False
         parsed: dict[bytes, Message] = {}
         for (queue, place), length in zip(places, lengths, strict=False):
             if length:
-                (values,) = await self.call(link, ("LRANGE", place, -limit, -1))
+                (values,) = await self.call(link, ("LRANGE", place, -MAX_MESSAGES, -1))
                 await self._read(values, place, self.plain(queue), parsed, view)
-        if 0 < lengths[-1] <= limit:
+        if 0 < lengths[-1] <= MAX_MESSAGES:
             await self._read_taken(link, parsed, view)
         self._parsed = parsed
         return view

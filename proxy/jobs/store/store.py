@@ -38,6 +38,7 @@ from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
 
+KEEP_VERSIONS = 50  # of a job; one that runs through has about twenty
 GROUP = 256  # operations in one transaction
 BACKLOG = 20_000  # operations kept while SQLite accepts none
 BACKLOG_BYTES = 64 * 1024 * 1024
@@ -65,14 +66,12 @@ class JobStore(StoreReader):
         clock: Clock,
         tasks: Tasks | None = None,
         *,
-        keep_versions: int = 50,
         on_gap: Callable[[str], None] = lambda reason: None,
         on_commit: Callable[[int], None] = lambda operations: None,
         on_degraded: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self.refused = 0
         self._clock = clock
-        self._keep_versions = keep_versions
         self._on_gap = on_gap
         self._on_commit = on_commit
         self._recovery = FileRecovery(
@@ -150,7 +149,7 @@ class JobStore(StoreReader):
             "captured_at": captured_at,
             "deadline": deadline,
             "digest": snapshot.digest,
-            "keep_versions": self._keep_versions,
+            "keep_versions": KEEP_VERSIONS,
             "events": events,
             "most_events": MOST_EVENTS,
         }

@@ -37,6 +37,8 @@ from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
 from proxy.resilience.circuit.states import CircuitEvent, State, next_state
 from proxy.resilience.circuit.window import SlidingWindow
 
+#: The share of a grown open time that is added at most, so that fleets do not probe in step.
+JITTER = 0.1
 #: Failures kept to show why the circuit opened.
 RECENT = 10
 #: `Retry-After`, in seconds, while all probe slots are in use.
@@ -109,7 +111,7 @@ class CircuitBreaker:
         """Apply rules, also at a reload; state and counts stay. A window of a different length
         starts empty."""
         self.rules = rules
-        self.probe_lease = rules.probe_lease or probe_lease
+        self.probe_lease = probe_lease
         if rules.failure_ratio is None and rules.slow_ratio is None:
             self._window = None
         elif self._window is None or self._window.span != rules.window:
@@ -385,11 +387,11 @@ class CircuitBreaker:
     def longest_open(self) -> float:
         """The longest open time in seconds, whoever sets it."""
         rules = self.rules
-        return max(rules.open_for, rules.max_open_for or 0.0) * (1.0 + rules.jitter)
+        return max(rules.open_for, rules.max_open_for or 0.0) * (1.0 + JITTER)
 
     def jitter(self) -> float:
-        """A random factor for a grown open time, from 1 to 1 + `jitter`."""
-        return 1.0 + self.rules.jitter * self._random.random()
+        """A random factor for a grown open time, from 1 to 1 + `JITTER`."""
+        return 1.0 + JITTER * self._random.random()
 
     def _enter(self, state: State, now: float, until: float, reason: str, by: str) -> None:
         self.state = state
