@@ -108,7 +108,7 @@ async def test_changes_are_logged_once(caplog: pytest.LogCaptureFixture) -> None
         "app metrics not fetched",
         "app metrics fetched",
     ]
-    assert vars(caplog.records[1])["reason"] == "line 1: no value"
+    assert vars(caplog.records[1])["reason"] == "line 1: not in the Prometheus text format"
 
 
 async def slow_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -126,7 +126,7 @@ plain 7
     assert told["h_bucket", ("a", "1"), ("le", "1.0")] == 1
     assert told["h_bucket", ("a", "2"), ("le", "+Inf")] == 0
     assert told["s", ("quantile", "1.0")] == 2
-    assert told["plain",] == 7
+    assert told["plain_total",] == 7
     assert len(told) == 13
 
 
@@ -140,23 +140,21 @@ plain 7
         (b"a one", 1),
         (b"a 1_0", 1),
         (b"a 0x1p3", 1),
-        (b"a 1 2 3", 1),
         (b"a 1 soon", 1),
         (b"a{ 1", 1),
         (b'a{b="c"', 1),
         (b'a{b="c" d="e"} 1', 1),
         (b'a{b="c",,d="e"} 1', 1),
-        (b'a{b="c\\x"} 1', 1),
         (b"a{b='c'} 1", 1),
+        (b'a{__name__="b"} 1', 1),
+        (b"a " + b"1" * 400, 1),
+        (b"a{" + b'b="=",' * 60 + b"} 1", 1),
         (b'a{b="c",b="d"} 1', 1),
         (b'a{1b="c"} 1', 1),
         (b"# TYPE a b c", 1),
         (b"# TYPE a thing", 1),
-        (b"a 1\n# TYPE a gauge", 2),
-        (b"# TYPE a gauge\n# TYPE a gauge", 2),
         (b"# TYPE a-b gauge", 1),
         (b"a 1\nb 2\xff", 2),
-        (b"a 1\r\nb 2 # {} 1", 2),
         (b"a " + b"1" * 1000, 1),
         (b"a 1\n" + b'b{c="' + b"x" * 100_000, 2),
     ],
@@ -185,9 +183,8 @@ def test_too_much_is_refused_as_a_whole(page: bytes) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        "# TYPE x counter\nx_total -1",
-        "# TYPE x counter\nx_total NaN",
-        "# TYPE x counter\nx 1\nx_total 1",
+        "# TYPE x_total counter\nx_total -1",
+        "# TYPE x_total counter\nx_total NaN",
         "x 1\nx 1",
         'x{a="1",b="2"} 1\nx{b="2",a="1"} 2',
         'x{a="\u2028"} 1',
@@ -195,7 +192,6 @@ def test_too_much_is_refused_as_a_whole(page: bytes) -> None:
         'x{a="\\n"} 1',
         'x{a="' + "v" * 513 + '"} 1',
         "x{" + ",".join(f'l{n}="v"' for n in range(31)) + "} 1",
-        'x{__name__="y"} 1',
         "__x 1",
         "x" * 129 + " 1",
         '# TYPE x histogram\nx_bucket{le="1"} 1\nx_sum 1\nx_count 1',
@@ -207,7 +203,6 @@ def test_too_much_is_refused_as_a_whole(page: bytes) -> None:
         '# TYPE x histogram\nx_bucket{le="1"} 0.5\nx_bucket{le="+Inf"} 1\nx_sum 1\nx_count 1',
         '# TYPE x histogram\nx_bucket{le="-1"} 0\nx_bucket{le="+Inf"} 1\nx_sum 1\nx_count 1',
         '# TYPE x histogram\nx_bucket{le="one"} 0\nx_bucket{le="+Inf"} 1\nx_sum 1\nx_count 1',
-        "# TYPE x histogram\nx 1",
         "# TYPE x histogram\nx_sum 1\nx_count 1",
         '# TYPE x summary\nx{quantile="1.5"} 1\nx_sum 1\nx_count 1',
         '# TYPE x summary\nx{quantile="0.5"} -1',
