@@ -71,6 +71,10 @@ class AdminBackend(Protocol):
         """The compiled routes in the order in which they are tried, as JSON."""
         ...
 
+    def upstream_names(self) -> list[str]:
+        """The upstreams in force."""
+        ...
+
     async def reload(self) -> ReloadResult:
         """Load the config file again; a refused file changes nothing."""
         ...

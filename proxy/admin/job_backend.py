@@ -33,7 +33,8 @@ def _as_problems(**facts: Any) -> Iterator[None]:
 
 
 class JobBackend:
-    """Implements `proxy.admin.endpoints.jobs.Jobs`."""
+    """The jobs of all mirrors, as JSON. `mirror` None means all; an unknown name raises `KeyError`.
+    What cannot be done now (Redis or the store does not answer) raises `ProxyError`."""
 
     def __init__(self, mirrors: Mirrors) -> None:
         self._mirrors = mirrors
@@ -41,6 +42,7 @@ class JobBackend:
     async def list(
         self, mirror: str | None, status: str | None, limit: int, stranded: bool
     ) -> list[dict[str, Any]]:
+        """Jobs, newest first."""
         rows: list[dict[str, Any]] = []
         # Operators need the mirrors' states above all when the store does not answer.
         with _as_problems(mirrors=self.states(mirror)):
@@ -51,9 +53,11 @@ class JobBackend:
         return rows[:limit]
 
     def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
+        """The state of each mirror: how it follows Redis, since when, and what is wrong."""
         return [one.state() for one in self._mirrors.chosen(mirror)]
 
     async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
+        """A job with all its known versions; None for an unknown one."""
         with _as_problems():
             job = await self._mirrors.by_name[mirror].inspection.show(job_id)
         if job is None:
@@ -76,6 +80,9 @@ class JobBackend:
     async def requeue(
         self, mirror: str, job_id: str, reason: str, force: bool
     ) -> dict[str, Any] | None:
+        """Push a new message for a job that no worker has; what was done, or None for an unknown
+        job. Raises `RequeueRefused` with the evidence if a worker may have it, unless `force` is
+        given."""
         one = self._mirrors.by_name[mirror]
         with _as_problems():
             known = await one.inspection.show(job_id)
@@ -92,10 +99,12 @@ class JobBackend:
         return {"mirror": mirror, **asdict(done)}
 
     async def sync(self, mirror: str | None) -> dict[str, Any]:
+        """Copy the jobs in Redis into SQLite now; what was done."""
         with _as_problems():
             return {"synced": [await one.sync() for one in self._mirrors.chosen(mirror)]}
 
     async def restore(self, mirror: str | None) -> dict[str, Any]:
+        """Restore the jobs that Redis has lost, now; what was done."""
         with _as_problems():
             return {
                 "restored": [

@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class TraceBackend:
-    """Implements `endpoints.trace.Timelines`. Without a trace, only the mirrors' data is shown."""
+    """What the proxy has recorded, as JSON. Without a trace, only the mirrors' data is shown."""
 
     def __init__(self, trace: Trace, mirrors: Mirrors, clock: Clock) -> None:
         self._trace = trace
@@ -43,6 +43,7 @@ class TraceBackend:
         self._clock = clock
 
     async def timeline(self, wanted: str) -> dict[str, Any] | None:
+        """All that is known of a job ID or correlation ID; None if nothing is."""
         store = self._trace.store
         reading = None if store is None else store.reading()
         own = await _events_naming(reading, wanted)
@@ -148,6 +149,7 @@ class TraceBackend:
     # --- the latest events ----------------------------------------------------------------------
 
     async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
+        """The latest events of at least that severity, the newest first."""
         least = Severity[severity.upper()]
         events: list[TraceEvent] = []
         if self._trace.store is not None:
@@ -178,6 +180,7 @@ class TraceBackend:
         return found
 
     def hint(self) -> str:
+        """Why an ID may be unknown."""
         kept = self._trace.settings
         if kept is None:
             return "The trace is off in the config; only jobs are known, by their IDs."

@@ -87,7 +87,7 @@ class Proxy:
             for name, addresses in self._parts.sockets.addresses().items()
         }
 
-    # --- what the admin sees (`parts.Operated`) -------------------------------------------------
+    # --- what the admin sees (`admin.backend`) -------------------------------------------------
 
     @property
     def metrics(self) -> Metrics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Protocol
 
 from proxy import __version__
 from proxy.admin.backend import AdminBackend
@@ -16,7 +15,7 @@ from proxy.admin.job_backend import JobBackend
 from proxy.admin.server import AdminServers
 from proxy.admin.status.page import StatusPage
 from proxy.admin.status.sampler import StatusSampler
-from proxy.admin.status.snapshot import Sources, Watched
+from proxy.admin.status.snapshot import Sources
 from proxy.admin.trace_backend import TraceBackend
 from proxy.app.hosted_targets import AppTargets
 from proxy.app_telemetry.collectors import AppTelemetry
@@ -55,10 +54,6 @@ from proxy.trace.recorder import Trace
 from proxy.uploads.probe.pool import ProbePool, memory_within
 
 
-class Operated(AdminBackend, Watched, Protocol):
-    """The running proxy, as the admin API and the status page see it."""
-
-
 class Parts:
     """Every part of a proxy, built from `config`; nothing has been started.
 
@@ -66,7 +61,7 @@ class Parts:
     `given` are listening sockets that the process was given; `proxy` is what the admin API asks.
     """
 
-    def __init__(self, config: Config, logs: LogControl, given: Given, proxy: Operated) -> None:
+    def __init__(self, config: Config, logs: LogControl, given: Given, proxy: AdminBackend) -> None:
         self.apps = AppTargets()
         self.config = config = self.apps.place(config)
         self.plans = Plans({}, {}, {}, ())
@@ -181,7 +176,7 @@ class Parts:
             self.extensions,
         )
 
-    def _build_admin(self, proxy: Operated) -> None:
+    def _build_admin(self, proxy: AdminBackend) -> None:
         """The admin API and the status page."""
         self.status = StatusSampler(
             Sources(

@@ -57,9 +57,12 @@ def action(actions: Actions, name: str, ask: Ask, does: str) -> argparse.Argumen
     return parser
 
 
-def connection_options(parser: argparse.ArgumentParser, ask: Ask) -> None:
-    """Add the options of the connection, and make `ask` the command's function."""
-    parser.set_defaults(command=_ask, ask=ask)
+def connection_options(
+    parser: argparse.ArgumentParser, ask: Ask, output: Callable[[Any], None] = show
+) -> None:
+    """Add the options of the connection, and make `ask` the command's function. `output` prints
+    its answer for people."""
+    parser.set_defaults(command=_ask, ask=ask, output=output)
     parser.add_argument(
         "--admin",
         default=DEFAULT_ADMIN,
@@ -81,5 +84,5 @@ def _ask(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
-        show(answer)
+        options.output(answer)
     return 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from proxy.cli.admin_arguments import positive
-from proxy.cli.admin_client import DEFAULT_ADMIN, AdminError, Client, segment
+from proxy.cli.admin_arguments import connection_options, positive
+from proxy.cli.admin_client import AdminError, Client, segment
 from proxy.config.problems import printable
 
 _COLOURS = {"ok": "", "warning": "yellow", "error": "bold red"}
@@ -44,7 +43,6 @@ def add_command(
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=_trace)
     parser.add_argument("id", metavar="ID", nargs="?", help="of a job, or X-Correlation-ID")
     parser.add_argument(
         "--severity",
@@ -58,43 +56,28 @@ def add_command(
         metavar="N",
         help="without an ID: at most this many (%(default)s)",
     )
-    parser.add_argument(
-        "--admin",
-        default=DEFAULT_ADMIN,
-        metavar="URL",
-        help="address of the admin API (%(default)s)",
-    )
-    parser.add_argument("--token", help="bearer token; better from ADMIN_TOKEN, which ps hides")
-    parser.add_argument("--json", action="store_true", help="print the response as JSON")
+    connection_options(parser, _trace, _show_answer)
 
 
-def _trace(options: argparse.Namespace) -> int:
-    token = options.token if options.token is not None else os.environ.get("ADMIN_TOKEN", "")
-    try:
-        client = Client(options.admin, token)
-        if options.id is None:
-            query = urlencode({"severity": options.severity or "warning", "limit": options.limit})
-            answer = client.call("GET", f"/api/trace?{query}")
-        else:
-            answer = _fetch_timeline(client, options.id)
-            if answer is None:
-                return 1
-            if options.severity is not None:
-                _keep_severe(answer, options.severity)
-    except AdminError as error:
-        print(f"reliability-proxy: {error}", file=sys.stderr)
-        return 2 if str(error).startswith("--admin:") else 1
-    if options.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-    elif options.id is None:
-        _show(answer.get("events") or [], "nothing of that kind is recorded", dated=True)
-    else:
+def _trace(client: Client, options: argparse.Namespace) -> Any:
+    if options.id is None:
+        query = urlencode({"severity": options.severity or "warning", "limit": options.limit})
+        return client.call("GET", f"/api/trace?{query}")
+    answer = _fetch_timeline(client, options.id)
+    if options.severity is not None:
+        _keep_severe(answer, options.severity)
+    return answer
+
+
+def _show_answer(answer: Mapping[str, Any]) -> None:
+    if "id" in answer:
         _show_timeline(answer)
-    return 0
+    else:
+        _show(answer.get("events") or [], "nothing of that kind is recorded", dated=True)
 
 
 def _fetch_timeline(client: Client, wanted: str) -> Any:
-    """The timeline; None if nothing is known, after printing hints."""
+    """The timeline. Raises `AdminError`, with hints if nothing is known."""
     status, body = client.send("GET", f"/api/trace/{segment(wanted)}")
     if status != 404:
         return client.call("GET", f"/api/trace/{segment(wanted)}")
@@ -104,9 +87,8 @@ def _fetch_timeline(client: Client, wanted: str) -> Any:
         problem = {}
     detail = problem.get("detail") if isinstance(problem, dict) else None
     message = str(detail or "this proxy has no trace: is it of an older release?")
-    print(f"reliability-proxy: {printable(wanted)}: {printable(message)}", file=sys.stderr)
-    print(_HINTS.replace('ID")', f'{printable(wanted)}")'), file=sys.stderr)
-    return None
+    hints = _HINTS.replace('ID")', f'{printable(wanted)}")')
+    raise AdminError(f"{printable(wanted)}: {printable(message)}\n{hints}")
 
 
 def _keep_severe(timeline: dict[str, Any], least: str) -> None:

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, cast
+from typing import cast
 
 from aiohttp import web
 
 from proxy.admin import problems
 from proxy.admin.json_exchange import answer, read_object, seconds, text
-
-Action = Literal["open", "close", "reset"]
-
-
-class Breakers(Protocol):
-    """All breakers of the proxy."""
-
-    def list(self) -> list[dict[str, Any]]:
-        """Each breaker's name, state and counts, as JSON."""
-        ...
-
-    async def force(
-        self, name: str, action: Action, reason: str, for_seconds: float | None
-    ) -> dict[str, Any]:
-        """Open, close or reset a breaker for the whole fleet, for `for_seconds`, after which it
-        decides automatically again. Returns its new state. Raises `KeyError` for an unknown name
-        and `ProxyError` if it cannot be done now."""
-        ...
+from proxy.resilience.circuit.registry import Action, BreakerRegistry
 
 
 class BreakerControl:
     """`/api/breakers` and what is below it."""
 
-    def __init__(self, breakers: Breakers) -> None:
+    def __init__(self, breakers: BreakerRegistry) -> None:
         self._breakers = breakers
 
     def mount(self, router: web.UrlDispatcher) -> None:

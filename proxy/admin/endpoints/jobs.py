@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from proxy.admin import problems
+from proxy.admin.job_backend import JobBackend
 from proxy.admin.json_exchange import answer, flag, number, read_object, read_query, text
 from proxy.admin.large_answers import ANSWERS
 from proxy.core.errors import BadRequest
@@ -20,46 +20,10 @@ HIGHEST_LIMIT = 1_000
 LINE, JOB = 1024, 2 * 1024 * 1024
 
 
-class Jobs(Protocol):
-    """The jobs of all mirrors. `mirror` None means all; an unknown name raises `KeyError`. What
-    cannot be done now (Redis or the store does not answer) raises `ProxyError`."""
-
-    async def list(
-        self, mirror: str | None, status: str | None, limit: int, stranded: bool
-    ) -> list[dict[str, Any]]:
-        """Jobs, newest first, as JSON."""
-        ...
-
-    def states(self, mirror: str | None) -> builtins.list[dict[str, Any]]:
-        """The state of each mirror: how it follows Redis, since when, and what is wrong; as
-        JSON."""
-        ...
-
-    async def show(self, mirror: str, job_id: str) -> dict[str, Any] | None:
-        """A job with all its known versions, as JSON."""
-        ...
-
-    async def sync(self, mirror: str | None) -> dict[str, Any]:
-        """Copy the jobs in Redis into SQLite now; returns what was done, as JSON."""
-        ...
-
-    async def restore(self, mirror: str | None) -> dict[str, Any]:
-        """Restore the jobs that Redis has lost, now; returns what was done, as JSON."""
-        ...
-
-    async def requeue(
-        self, mirror: str, job_id: str, reason: str, force: bool
-    ) -> dict[str, Any] | None:
-        """Push a new message for a job that no worker has; returns what was done, as JSON, or None
-        for an unknown job. Raises `RequeueRefused` with the evidence if a worker may have it,
-        unless `force` is given."""
-        ...
-
-
 class JobControl:
     """`/api/jobs` and what is below it."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: JobBackend) -> None:
         self._jobs = jobs
 
     def mount(self, router: web.UrlDispatcher) -> None:

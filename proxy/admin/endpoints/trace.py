@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from proxy.admin import problems
 from proxy.admin.json_exchange import number, read_query
 from proxy.admin.large_answers import ANSWERS
+from proxy.admin.trace_backend import TraceBackend
 from proxy.core.errors import BadRequest
 
 DEFAULT_LIMIT = 50
@@ -24,26 +25,10 @@ SEVERITIES = ("ok", "warning", "error")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Timelines(Protocol):
-    """What the proxy has recorded."""
-
-    async def timeline(self, wanted: str) -> dict[str, Any] | None:
-        """All that is known of a job ID or correlation ID, as JSON; None if nothing is."""
-        ...
-
-    async def recent(self, severity: str, limit: int) -> list[dict[str, Any]]:
-        """The latest events of at least that severity, the newest first, as JSON."""
-        ...
-
-    def hint(self) -> str:
-        """Why an ID may be unknown."""
-        ...
-
-
 class TraceControl:
     """`/api/trace` and what is below it."""
 
-    def __init__(self, timelines: Timelines) -> None:
+    def __init__(self, timelines: TraceBackend) -> None:
         self._timelines = timelines
 
     def mount(self, router: web.UrlDispatcher) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from proxy import __version__
-from proxy.admin.backend import Readiness
+from proxy.admin.backend import AdminBackend
 from proxy.admin.status.health_summary import is_slow, judge
 from proxy.admin.status.own_usage import OwnUsage
 from proxy.core.clock import Clock, iso_utc
@@ -40,27 +40,11 @@ _SHOWN_ELSEWHERE = frozenset({"listeners", "tasks", "mirror", "breakers"})
 _FINE = ("upstream:", "abandoned:", "unfinished:", "waits:")
 
 
-class Watched(Protocol):
-    """What the status page needs of the running proxy."""
-
-    def readiness(self) -> Readiness:
-        """Whether it takes requests."""
-        ...
-
-    def routes(self) -> list[dict[str, Any]]:
-        """The routes in force."""
-        ...
-
-    def upstream_names(self) -> list[str]:
-        """The upstreams in force."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Sources:
     """The sources of the figures."""
 
-    proxy: Watched
+    proxy: AdminBackend
     metrics: Metrics
     breakers: BreakerRegistry
     mirrors: Mirrors
