@@ -21,7 +21,6 @@ from aiohttp import web
 from proxy.core.clock import ManualClock
 from proxy.demo.make_video.faults import Faults
 from proxy.demo.make_video.service import MakeVideo, Settings
-from proxy.demo.make_video.shapes import SHAPES
 from proxy.demo.redis_server import RedisServer, free_port
 from proxy.demo.serving import Site
 from tests.http1 import PATIENCE
@@ -59,15 +58,11 @@ class Client:
 
 @pytest.fixture
 def serve(redis_server: RedisServer, tmp_path: Path) -> Serve:
-    """Starts a stand-in on the test's Redis: `async with serve(shape, clock, fault=...)`."""
+    """Starts a stand-in on the test's Redis: `async with serve(clock, fault=...)`."""
 
     @asynccontextmanager
-    async def start(
-        shape: str = "current", clock: ManualClock | None = None, **faults: Any
-    ) -> AsyncIterator[Client]:
-        settings = Settings(
-            redis_server.url, tmp_path / "app", shape=SHAPES[shape], faults=Faults(**faults)
-        )
+    async def start(clock: ManualClock | None = None, **faults: Any) -> AsyncIterator[Client]:
+        settings = Settings(redis_server.url, tmp_path / "app", faults=Faults(**faults))
         app = MakeVideo(settings, clock)
         await app.start()
         try:
@@ -234,20 +229,6 @@ async def test_describes_itself(serve: Serve) -> None:
         assert "makevideo_jobs_queued 1\n" in (await client.call("GET", "/metrics"))[1]
         _, document = await client.call("GET", "/openapi.json")
         assert set(document["paths"]["/jobs/{id}"]) == {"get", "delete"}
-
-
-async def test_older_shape(serve: Serve, store: Any) -> None:
-    """The older version has its own bodies and keeps no index."""
-    async with serve("older") as client:
-        status, body = await client.call("POST", "/make-video", data=audio_form())
-        assert (status, body["status"], len(body["job_id"])) == (202, "queued", 22)
-        _, job = await client.call("GET", f"/jobs/{body['job_id']}")
-        assert job["stages"] == {}
-        assert job["health"]["is_stale"] is False
-        assert not store.exists("make_video:jobs:list")
-        _, listing = await client.call("GET", "/jobs")
-        assert (listing["total"], listing["jobs"][0]["job_id"]) == (1, body["job_id"])
-        assert await client.call("GET", "/jobs/none") == (404, {"detail": "Job not found"})
 
 
 async def test_redirect_is_built_from_host(serve: Serve) -> None:

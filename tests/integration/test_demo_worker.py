@@ -20,7 +20,7 @@ from proxy.demo.make_video.calls import Services
 from proxy.demo.make_video.faults import Faults
 from proxy.demo.make_video.service import APPROVED, MakeVideo
 from proxy.demo.make_video.service import Settings as AppSettings
-from proxy.demo.make_video.shapes import SHAPES, STAGES
+from proxy.demo.make_video.shapes import STAGES
 from proxy.demo.make_video.worker import Settings, Worker
 from proxy.demo.microservices import AudioTranscriber, Trouble, VideoDownloader, YoutubeSearch
 from proxy.demo.redis_server import RedisServer
@@ -41,12 +41,11 @@ async def until(condition: Callable[[], bool]) -> None:
 class Shop:
     """App, worker and microservices in one loop; the worker is started by the test."""
 
-    def __init__(self, redis_url: str, data: Path, shape: str = "current", **faults: Any) -> None:
+    def __init__(self, redis_url: str, data: Path, **faults: Any) -> None:
         self.data = data
-        self.shape = SHAPES[shape]
         self.redis_url = redis_url
         self.faults = Faults(**{"redeclare_after": 0.0, **faults})
-        self.app = MakeVideo(AppSettings(redis_url, data, shape=self.shape, faults=self.faults))
+        self.app = MakeVideo(AppSettings(redis_url, data, faults=self.faults))
         self.search = YoutubeSearch(work=0.02)
         self.downloader = VideoDownloader(work=0.02)
         self.transcriber = AudioTranscriber(work=0.02)
@@ -76,7 +75,6 @@ class Shop:
                 self.data,
                 services,
                 speed=SPEED,
-                shape=self.shape,
                 faults=self.faults,
             )
         )
@@ -139,8 +137,8 @@ async def shops(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Any]
     """Makes shops that are taken down at the end."""
     async with AsyncExitStack() as stack:
 
-        async def open_shop(shape: str = "current", **faults: Any) -> Shop:
-            shop = Shop(redis_server.url, tmp_path / "app", shape, **faults)
+        async def open_shop(**faults: Any) -> Shop:
+            shop = Shop(redis_server.url, tmp_path / "app", **faults)
             return await stack.enter_async_context(shop)
 
         yield open_shop
@@ -217,25 +215,6 @@ async def test_the_result_is_a_playable_video(shops: Any, tmp_path: Path) -> Non
     url = f"{shop.app.site.url}/download/{job_id}"
     async with shop.http.get(url, headers={"Range": "bytes=0-9"}) as answer:
         assert (answer.status, await answer.read()) == (206, body[:10])
-
-
-async def test_the_older_shape_moves_backwards(shops: Any) -> None:
-    """The older version has a status per stage, and falls back to `queued` on the way."""
-    shop = await shops("older")
-    shop.approve_clip()
-    with shop.store.monitor() as monitor:
-        job_id = await shop.post_video()
-        shop.start_worker()
-        final = await shop.reaches(job_id, "completed", "failed")
-        versions = list(Recorder(monitor).versions(shop.store, job_id))
-    statuses = [version["status"] for version in versions]
-    assert [status for n, status in enumerate(statuses) if n == 0 or statuses[n - 1] != status] == [
-        *("queued", "analyzing_audio", "queued", "fetching_shorts", "downloading_shorts"),
-        *("selecting_shorts", "assembling_video", "generating_subtitles", "final_composition"),
-        "completed",
-    ]
-    assert final["audio_duration"] == pytest.approx(1.0, abs=0.1)
-    assert not final["completed_at"].endswith("-03:00")
 
 
 async def test_download_job(shops: Any) -> None:

@@ -11,9 +11,10 @@ from aiohttp import web
 
 from proxy.core.clock import Clock
 from proxy.demo.make_video.job_store import StoreError
-from proxy.demo.make_video.shapes import Document, Shape
+from proxy.demo.make_video.shapes import Document
 from proxy.demo.serving import json_response
 
+NAME, VERSION = "make-video-clip", "2.0.0"
 PATHS_WITHOUT_KEY = frozenset({"/", "/health", "/docs", "/openapi.json"})
 
 
@@ -23,14 +24,10 @@ class About:
 
     def __init__(
         self,
-        shape: Shape,
         clock: Clock,
         approved: Path,
         jobs: Callable[[], Awaitable[list[Document]]],
     ) -> None:
-        older = shape.name == "older"
-        self._name = "make-video" if older else "make-video-clip"
-        self._version = "1.0.0" if older else "2.0.0"
         self._clock = clock
         self._approved = approved
         self._jobs = jobs
@@ -51,8 +48,8 @@ class About:
         description = "Orquestra criação de vídeos a partir de áudio + shorts + legendas"
         return json_response(
             {
-                "service": self._name,
-                "version": self._version,
+                "service": NAME,
+                "version": VERSION,
                 "description": description,
                 "endpoints": _operations(request.app),
             }
@@ -62,7 +59,7 @@ class About:
         # Healthy even without Redis.
         zone = timezone(timedelta(hours=-3))
         moment = datetime.fromtimestamp(self._clock.time(), zone).isoformat()
-        return json_response({"status": "healthy", "service": self._name, "timestamp": moment})
+        return json_response({"status": "healthy", "service": NAME, "timestamp": moment})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         try:
@@ -102,11 +99,11 @@ class About:
         for operation in _operations(request.app):
             method, path = operation.split(" ")
             paths.setdefault(path, {})[method.lower()] = {"responses": {"200": {}}}
-        info = {"title": self._name, "version": self._version}
+        info = {"title": NAME, "version": VERSION}
         return json_response({"openapi": "3.1.0", "info": info, "paths": paths})
 
     async def _docs(self, request: web.Request) -> web.Response:
-        page = f"<!DOCTYPE html><title>{self._name}</title><a href=openapi.json>API</a>"
+        page = f"<!DOCTYPE html><title>{NAME}</title><a href=openapi.json>API</a>"
         return web.Response(text=page, content_type="text/html")
 
 

@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from proxy.core.clock import Clock, SystemClock
 from proxy.demo.make_video.faults import Faults
-from proxy.demo.make_video.shapes import Document, Shape
+from proxy.demo.make_video.shapes import Document
 
 QUEUE = "make_video_queue"
 INDEX = "make_video:jobs:list"
@@ -64,9 +64,8 @@ def connect(url: str, timeout: float) -> Any:
 class JobStore:
     """Job documents in Redis, behind the service's own breaker."""
 
-    def __init__(self, url: str, shape: Shape, faults: Faults, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, faults: Faults, clock: Clock | None = None) -> None:
         self._redis = connect(url, faults.redis_timeout)
-        self._shape = shape
         self._faults = faults
         self._clock = clock or SystemClock()
         self._failures = 0
@@ -77,12 +76,12 @@ class JobStore:
 
     def load(self, job_id: str) -> Document | None:
         """The job, or None, also after a Redis failure or for a corrupt value. Without
-        `redis_down_is_404`, and in the older version, a Redis failure is raised."""
+        `redis_down_is_404`, a Redis failure is raised."""
         try:
             text = self._guarded(2, lambda: self._redis.get(job_key(job_id)))
             return None if text is None else dict(json.loads(text))
         except StoreError:
-            if not self._faults.redis_down_is_404 or self._shape.name == "older":
+            if not self._faults.redis_down_is_404:
                 raise
             return None
         except ValueError:
@@ -90,15 +89,14 @@ class JobStore:
 
     def save(self, job: Document) -> None:
         """Write the key. Raises `StoreError`, or skips the write while the breaker is open."""
-        key = job_key(job[self._shape.id_key])
+        key = job_key(job["id"])
         text = json.dumps(job, ensure_ascii=False, separators=(",", ":"))
         # As a raw command: redis-py deprecates `setex`, but the real service sends SETEX.
         self._guarded(3, lambda: self._redis.execute_command("SETEX", key, LIFETIME, text))
 
     def add_to_index(self, job: Document, created_at: float) -> None:
-        """Add the job to the index, which has no TTL. The older version has no index."""
-        if self._shape.name == "current":
-            self._redis.zadd(INDEX, {job[self._shape.id_key]: created_at})
+        """Add the job to the index, which has no TTL."""
+        self._redis.zadd(INDEX, {job["id"]: created_at})
 
     def exists(self, job_id: str) -> bool:
         return bool(self._redis.exists(job_key(job_id)))
@@ -110,12 +108,8 @@ class JobStore:
 
     def newest(self, status: str | None, limit: int) -> list[Document]:
         """Up to `limit` jobs, newest first. Index entries of expired jobs are skipped."""
-        if self._shape.name == "current":
-            ids = self._redis.zrevrange(INDEX, 0, -1)
-        else:
-            ids = [key.rsplit(":", 1)[1] for key in self._redis.scan_iter(job_key("*"))]
         found = []
-        for job_id in ids:
+        for job_id in self._redis.zrevrange(INDEX, 0, -1):
             job = self.load(job_id)
             if job is not None and status in (None, job["status"]):
                 found.append(job)

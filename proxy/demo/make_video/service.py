@@ -21,11 +21,11 @@ from aiohttp import web
 
 from proxy.core.clock import Clock, SystemClock
 from proxy.demo.make_video import faults as switches
-from proxy.demo.make_video import forms
+from proxy.demo.make_video import forms, shapes
 from proxy.demo.make_video.about import PATHS_WITHOUT_KEY, About
 from proxy.demo.make_video.faults import Faults
 from proxy.demo.make_video.job_store import JobStore, Producer, StoreError
-from proxy.demo.make_video.shapes import SHAPES, Document, Shape
+from proxy.demo.make_video.shapes import Document
 from proxy.demo.serving import FileAnswer, Handler, Site, json_response, stop_on_signals
 
 P = ParamSpec("P")
@@ -41,7 +41,6 @@ class Settings:
     redis_url: str
     data: Path
     port: int = 0
-    shape: Shape = field(default_factory=lambda: SHAPES["current"])
     faults: Faults = field(default_factory=Faults)
     api_key: str | None = None
 
@@ -67,15 +66,13 @@ class MakeVideo:
         self.exiting = asyncio.Event()
         self._settings = settings
         self._faults = settings.faults
-        self._shape = settings.shape
         self._clock = clock or SystemClock()
-        self._store = JobStore(settings.redis_url, self._shape, self._faults, clock)
+        self._store = JobStore(settings.redis_url, self._faults, clock)
         self._producer = Producer(settings.redis_url, self._faults)
         self._served = 0
         self._tasks = 0  # requests being handled
         self._lingering: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         about = About(
-            self._shape,
             self._clock,
             settings.data / APPROVED,
             lambda: self._on_redis(self._store.newest, None, 10_000),
@@ -147,14 +144,14 @@ class MakeVideo:
             self._authorize(request)
             return await handler(request)
         except HttpError as error:
-            body = self._shape.error(error.message, error.kind, error.details)
+            body = shapes.error(error.message, error.kind, error.details)
             return json_response(body, error.status)
         except web.HTTPException as error:
             return self._framework_error(request, error)
         except StoreError as error:
-            if self._faults.redis_down_is_404 or self._shape.name == "older":
-                return json_response(self._shape.error(str(error), "HTTP_ERROR", None), 500)
-            body = self._shape.error(str(error), "SERVICE_UNAVAILABLE", None)
+            if self._faults.redis_down_is_404:
+                return json_response(shapes.error(str(error), "HTTP_ERROR", None), 500)
+            body = shapes.error(str(error), "SERVICE_UNAVAILABLE", None)
             return json_response(body, 503)
 
     def _authorize(self, request: web.Request) -> None:
@@ -176,10 +173,7 @@ class MakeVideo:
                 location += f"?{request.query_string}"
             return web.Response(status=307, headers={"Location": location})
         message = "Not Found" if error.status == 404 else error.reason
-        response = json_response(self._shape.error(message, "HTTP_ERROR", None), error.status)
-        if self._shape.name == "older" and isinstance(error, web.HTTPMethodNotAllowed):
-            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        return response
+        return json_response(shapes.error(message, "HTTP_ERROR", None), error.status)
 
     async def _on_redis(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A Redis call, on the event loop as in the real app, or in a thread."""
@@ -193,8 +187,6 @@ class MakeVideo:
         posted = await self._form(request)
         upload = posted.get("audio_file")
         if isinstance(upload, str):
-            if self._shape.name == "older":
-                self._refuse([{"type": "value_error", "loc": ["body", "audio_file"]}])
             raise HttpError(500, "An unexpected error occurred", "INTERNAL_ERROR")
         values, problems = forms.check_common(posted)
         if upload is None:
@@ -205,14 +197,14 @@ class MakeVideo:
         upload.file.seek(0)
         head = upload.file.read(16)
         upload.file.seek(0)
-        if refusal := forms.check_audio(upload.filename, size, head, self._shape.extensions):
+        if refusal := forms.check_audio(upload.filename, size, head, shapes.EXTENSIONS):
             raise HttpError(*refusal)
-        job_id = self._shape.new_id()
+        job_id = shapes.new_id()
         audio = Path(AUDIO) / (job_id + Path(upload.filename).suffix.lower())
         await asyncio.to_thread(_save, upload.file, self._settings.data / audio)
-        job = self._shape.new_job(job_id, {**values, "audio_file": str(audio)}, self._clock.time())
+        job = shapes.new_job(job_id, {**values, "audio_file": str(audio)}, self._clock.time())
         await self._enqueue(job, "make_video", "Failed to create video")
-        return json_response(self._shape.accepted(job, upload.filename), 202)
+        return json_response(shapes.accepted(job, upload.filename), 202)
 
     async def _download_shorts(self, request: web.Request) -> web.Response:
         posted = await self._form(request)
@@ -221,15 +213,13 @@ class MakeVideo:
         query = re.sub(r"['\";]|--", "", str(posted["query"])).strip()
         if len(query) < 3:
             raise HttpError(400, "Query inválida após sanitização (mínimo 3 caracteres)")
-        job = self._shape.new_job(
-            self._shape.new_id(), {**values, "query": query}, self._clock.time()
-        )
+        job = shapes.new_job(shapes.new_id(), {**values, "query": query}, self._clock.time())
         await self._enqueue(job, "download_shorts", "Falha no pipeline")
-        return json_response(self._shape.accepted(job, None), 202)
+        return json_response(shapes.accepted(job, None), 202)
 
     async def _enqueue(self, job: Document, task: str, failure: str) -> None:
         """Write key, index and message: three steps without a transaction."""
-        job_id = job[self._shape.id_key]
+        job_id = job["id"]
         try:
             await self._on_redis(self._store.save, job)
             await self._on_redis(self._store.add_to_index, job, self._clock.time())
@@ -251,23 +241,21 @@ class MakeVideo:
     # --- jobs -----------------------------------------------------------------------------------
 
     async def _job(self, request: web.Request) -> web.Response:
-        return json_response(self._shape.status(await self._load(request)))
+        return json_response(shapes.status(await self._load(request)))
 
     async def _list(self, request: web.Request) -> web.Response:
         limit, problems = forms.check_integer("query", "limit", request.query.get("limit", "50"), 1)
         self._refuse(problems)
         status = request.query.get("status")
-        if status is not None and self._shape.name == "older":
-            raise HttpError(400, f"Invalid status: {status}")
         jobs = await self._on_redis(self._store.newest, status, limit or 50)
-        return json_response(self._shape.listing(jobs))
+        return json_response(shapes.listing(jobs))
 
     async def _delete(self, request: web.Request) -> web.Response:
-        job_id = (await self._load(request))[self._shape.id_key]
+        job_id = (await self._load(request))["id"]
         await self._on_redis(self._store.delete, job_id)
         # The audio stays: a running job continues and needs it.
         (self._settings.data / OUTPUT / f"{job_id}_final.mp4").unlink(missing_ok=True)
-        return json_response(self._shape.deleted(job_id))
+        return json_response(shapes.deleted(job_id))
 
     async def _video(self, request: web.Request) -> web.StreamResponse:
         job = await self._load(request)
@@ -314,14 +302,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8005)
     parser.add_argument("--redis-url", default="redis://127.0.0.1:6379/0")
     parser.add_argument("--data", type=Path, default=Path(), help="the app's folder")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="current")
     switches.add_arguments(parser)
     arguments = parser.parse_args()
     settings = Settings(
         redis_url=arguments.redis_url,
         data=arguments.data,
         port=arguments.port,
-        shape=SHAPES[arguments.shape],
         faults=switches.from_arguments(arguments),
         api_key=os.environ.get("API_KEY") or None,
     )

@@ -21,12 +21,13 @@ import aiohttp
 from proxy.core.clock import Clock, SystemClock
 from proxy.demo import media
 from proxy.demo.make_video import faults as switches
+from proxy.demo.make_video import shapes
 from proxy.demo.make_video.calls import Calls, Services, StageFailed, log
 from proxy.demo.make_video.faults import Faults
 from proxy.demo.make_video.job_store import TASKS, Consumer, JobStore, StoreError
 from proxy.demo.make_video.reports import Receiver, Reports, receiver_from
 from proxy.demo.make_video.service import APPROVED, AUDIO, OUTPUT
-from proxy.demo.make_video.shapes import SHAPES, STAGES, Document, Shape
+from proxy.demo.make_video.shapes import STAGES, Document
 from proxy.demo.serving import stop_on_signals
 
 # Seconds that the recorded job spent in each stage, calls not included.
@@ -50,7 +51,6 @@ class Settings:
     data: Path
     services: Services
     speed: float = 10.0
-    shape: Shape = field(default_factory=lambda: SHAPES["current"])
     faults: Faults = field(default_factory=Faults)
     statsd: Receiver | None = None
 
@@ -60,9 +60,8 @@ class Worker:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._settings = settings
-        self._shape = settings.shape
         self._clock = clock or SystemClock()
-        self._store = JobStore(settings.redis_url, self._shape, _breaker(settings.faults), clock)
+        self._store = JobStore(settings.redis_url, _breaker(settings.faults), clock)
         self._queue = Consumer(settings.redis_url, clock)
         self._reports = Reports(settings.statsd)
         self._stopping = False
@@ -118,7 +117,7 @@ class Worker:
     def _write(self, job: Document) -> None:
         """Save our copy, even of a deleted job. A failed write is not retried."""
         faults = self._settings.faults
-        job_id = job[self._shape.id_key]
+        job_id = job["id"]
         try:
             if faults.resurrecting_worker or self._store.exists(job_id):
                 self._store.save(job)
@@ -135,10 +134,10 @@ class Worker:
         now = self._clock.time
         try:
             for progress in (5.0, 10.0):
-                self._shape.downloading(job, progress, now())
+                shapes.downloading(job, progress, now())
                 self._write(job)
             found = await calls.search(str(job["query"]), int(job["max_shorts"]))
-            self._shape.downloading(job, 25.0, now())
+            shapes.downloading(job, 25.0, now())
             self._write(job)
             approved = []
             for video in found:
@@ -148,7 +147,7 @@ class Worker:
                     await self._search_text(path)
                     approved.append(video)
             for progress in (50.0, 55.0):
-                self._shape.downloading(job, progress, now())
+                shapes.downloading(job, progress, now())
                 self._write(job)
         except StageFailed as error:
             self._fail(job_id, job, None, error)
@@ -162,7 +161,7 @@ class Worker:
             "approved_videos": [video["video_id"] for video in approved],
             "rejected_videos": [],
         }
-        self._shape.completed(job, result, now())
+        shapes.completed(job, result, now())
         self._write(job)
 
     async def _search_text(self, path: Path) -> None:
@@ -184,20 +183,20 @@ class Worker:
             clips=sorted((data / APPROVED).glob("*.mp4")),
             output=data / OUTPUT / f"{job_id}_final.mp4",
         )
-        self._shape.started(job, self._clock.time())
+        shapes.started(job, self._clock.time())
         self._write(job)
         for stage in STAGES:
-            if self._shape.stage_started(job, stage, self._clock.time()):
-                self._write(job)
+            shapes.stage_started(job, stage, self._clock.time())
+            self._write(job)
             try:
                 await self._stage(calls, stage, job, run)
             except StageFailed as error:
                 self._fail(job_id, job, stage, error)
                 return
-            if self._shape.stage_done(job, stage, self._clock.time()):
-                self._write(job)
+            shapes.stage_done(job, stage, self._clock.time())
+            self._write(job)
         took = (self._clock.monotonic() - started) * self._settings.speed
-        self._shape.completed(job, _result(job_id, job, run, took), self._clock.time())
+        shapes.completed(job, _result(job_id, job, run, took), self._clock.time())
         self._write(job)
 
     async def _stage(self, calls: Calls, stage: str, job: Document, run: _Run) -> None:
@@ -209,8 +208,6 @@ class Worker:
         if stage == "analyze_audio":
             if not run.audio.is_file():
                 raise StageFailed("AUDIO_NOT_FOUND", "Audio file is gone", "AudioException")
-            if self._shape.name == "older":
-                job["audio_duration"] = media.inspect(run.audio).duration
         elif stage == "load_approved":
             if not run.clips:
                 message = "No approved videos available. Run /download first."
@@ -228,7 +225,7 @@ class Worker:
 
     def _fail(self, job_id: str, job: Document, stage: str | None, error: StageFailed) -> None:
         message = f"[Job: {job_id}] {error}"
-        self._shape.failed(job, stage, message, error.kind, self._clock.time())
+        shapes.failed(job, stage, message, error.kind, self._clock.time())
         self._write(job)
 
 
@@ -294,7 +291,6 @@ def main() -> None:
     parser.add_argument("--redis-url", default="redis://127.0.0.1:6379/0")
     parser.add_argument("--data", type=Path, default=Path(), help="the app's folder")
     parser.add_argument("--speed", type=float, default=10.0, help="1: a job takes 42 s")
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="current")
     switches.add_arguments(parser)
     arguments = parser.parse_args()
     settings = Settings(
@@ -306,7 +302,6 @@ def main() -> None:
             audio_transcriber=os.environ.get("AUDIO_TRANSCRIBER_URL", "http://127.0.0.1:8004"),
         ),
         speed=arguments.speed,
-        shape=SHAPES[arguments.shape],
         faults=switches.from_arguments(arguments),
         statsd=receiver_from(dict(os.environ)),
     )
