@@ -44,22 +44,17 @@ class TraceRecord:
         """One observer of finished exchanges, made for the route."""
         if binding.trace is None or (binding.route is not None and not binding.route.trace):
             return None
-        observer = self._observer(self._trace, binding.trace, binding)
-        return Hooks(finished=observer)
+        return Hooks(finished=self._observer(binding.trace, binding))
 
-    def _observer(self, trace: Trace, settings: Settings, binding: Binding) -> Observer:
-        """One of three functions, each with the whole test inline: another call would double its
-        cost."""
+    def _observer(self, settings: Settings, binding: Binding) -> Observer:
         slow, sample, random = settings.slow, settings.sample, self._random
-        keep = _Keep(trace, settings, binding)
-        role = binding.route.job if binding.route is not None else None
-        reads = role.reads if role is not None else None
-        parameter = reads or ""
-        next_of = keep.next.get
+        keep = _Keep(self._trace, settings, binding)
+        due = keep.due if keep.rationed else None
 
         def finished(exchange: Exchange) -> None:
             if (
-                exchange.status >= 400
+                (due is not None and due(exchange))
+                or exchange.status >= 400
                 or exchange.extra is not None
                 or exchange.failures is not None
                 or exchange.duration >= slow
@@ -68,34 +63,7 @@ class TraceRecord:
             ):
                 keep(exchange)
 
-        def finished_read(exchange: Exchange) -> None:
-            if (
-                exchange.started >= next_of(exchange.parameters[parameter], 0.0)
-                or exchange.status >= 400
-                or exchange.extra is not None
-                or exchange.failures is not None
-                or exchange.duration >= slow
-                or exchange.code is not None
-                or random() < sample
-            ):
-                keep.one_of(exchange, exchange.parameters[parameter])
-
-        def finished_call(exchange: Exchange) -> None:
-            if (
-                exchange.method not in _READING
-                or exchange.started >= next_of("", 0.0)
-                or exchange.status >= 400
-                or exchange.extra is not None
-                or exchange.failures is not None
-                or exchange.duration >= slow
-                or exchange.code is not None
-                or random() < sample
-            ):
-                keep.one_of(exchange, "")
-
-        if reads is not None:
-            return finished_read
-        return finished_call if binding.listener.direction == "egress" else finished
+        return finished
 
 
 class _Keep:
@@ -109,6 +77,9 @@ class _Keep:
         self._allowance_of_errors = TokenBucket(RATE, BURST)
         self._direction = binding.listener.direction
         role = binding.route.job if binding.route is not None else None
+        self._reads = role.reads if role is not None else None
+        #: Whether one good read of each job, or one good call, is kept in so much time.
+        self.rationed = self._reads is not None or self._direction == "egress"
         self._parameter = (role.reads or role.deletes) if role is not None else None
         self._role = (
             None
@@ -121,20 +92,30 @@ class _Keep:
             if role.reads
             else "list"
         )
-        self.next: dict[str, float] = {}  # monotonic: when a good read of a job is kept again
+        self._next: dict[str, float] = {}  # monotonic: when a good read of a job is kept again
 
-    def one_of(self, exchange: Exchange, what: str) -> None:
-        """Keep `exchange`; if it succeeded, keep no other success of `what` for `polls_every`."""
+    def _what(self, exchange: Exchange) -> str:
+        return "" if self._reads is None else exchange.parameters[self._reads]
+
+    def due(self, exchange: Exchange) -> bool:
+        """Whether it is time to keep a good one again. Calls that start something always are."""
+        if self._reads is None and exchange.method not in _READING:
+            return True
+        return exchange.started >= self._next.get(self._what(exchange), 0.0)
+
+    def _kept(self, exchange: Exchange) -> None:
+        """Keep no other success of the same job or route for `polls_every`."""
         if exchange.status < 400 and exchange.method in _READING:
-            if len(self.next) >= _JOBS:
-                for one in [one for one, at in self.next.items() if at <= exchange.started]:
-                    del self.next[one]
-                if len(self.next) >= _JOBS:
-                    self.next.clear()
-            self.next[what] = exchange.started + self._every
-        self(exchange)
+            if len(self._next) >= _JOBS:
+                for one in [one for one, at in self._next.items() if at <= exchange.started]:
+                    del self._next[one]
+                if len(self._next) >= _JOBS:
+                    self._next.clear()
+            self._next[self._what(exchange)] = exchange.started + self._every
 
     def __call__(self, exchange: Exchange) -> None:
+        if self.rationed:
+            self._kept(exchange)
         failed = exchange.code is not None or exchange.status >= 400
         allowance = self._allowance_of_errors if failed else self._allowance
         if not allowance.take(exchange.started):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,23 +184,14 @@ def address_of(settings: RedisSettings) -> RedisAddress:
     return parse_redis_url(settings.url.get_secret_value())
 
 
-def connect(
-    settings: RedisSettings,
-    *,
-    client_name: str | None,
-    command_timeout: float | None = None,
-    decode_responses: bool = False,
-    protocol: int = 2,
-) -> AnyRedis:
+def connect(settings: RedisSettings, *, client_name: str | None, protocol: int = 2) -> AnyRedis:
     """A client with its own pool; it connects with the first command.
 
-    `client_name` is shown by `CLIENT LIST`; None sets none. `command_timeout` (seconds) replaces
-    the settings' own; a blocking command needs more than it blocks. `protocol` 2 or 3 is RESP2 or
-    RESP3. The owner awaits `aclose()`. Raises `ValueError` for an invalid URL.
+    `client_name` is shown by `CLIENT LIST`; None sets none. `protocol` 2 or 3 is RESP2 or RESP3.
+    The owner awaits `aclose()`. Raises `ValueError` for an invalid URL.
     """
     address = address_of(settings)
-    common = _common(settings, address, client_name, command_timeout, protocol)
-    common["decode_responses"] = decode_responses
+    common = _common(settings, address, client_name, protocol)
     if address.kind == "cluster":
         return RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
@@ -212,7 +204,7 @@ def connect(
 
 
 def connect_listener(
-    settings: RedisSettings, *, client_name: str | None, attempt: int = 0, protocol: int = 2
+    settings: RedisSettings, *, client_name: str | None, attempt: int = 0
 ) -> Redis:
     """A client to open `pubsub()` or another long-lived connection on.
 
@@ -221,17 +213,10 @@ def connect_listener(
     them. The owner awaits `aclose()`.
     """
     address = address_of(settings)
-    common = _common(settings, address, client_name, None, protocol)
-    common["socket_timeout"] = None
+    common = _common(settings, address, client_name, 2) | {"socket_timeout": None}
     if address.kind == "cluster":
-        host, port = address.hosts[attempt % len(address.hosts)]
-        address = RedisAddress(
-            "single",
-            address.tls,
-            ((host, port),),
-            username=address.username,
-            password=address.password,
-        )
+        node = address.hosts[attempt % len(address.hosts)]
+        address = replace(address, kind="single", hosts=(node,))
     return _plain(settings, address, common)
 
 
@@ -239,7 +224,6 @@ def _common(
     settings: RedisSettings,
     address: RedisAddress,
     client_name: str | None,
-    command_timeout: float | None,
     protocol: int,
 ) -> dict[str, Any]:
     password = settings.password.get_secret_value() if settings.password else None
@@ -247,7 +231,7 @@ def _common(
         "username": settings.username or address.username,
         "password": password or address.password,
         "socket_connect_timeout": settings.connect_timeout,
-        "socket_timeout": settings.command_timeout if command_timeout is None else command_timeout,
+        "socket_timeout": settings.command_timeout,
         "client_name": client_name,
         "protocol": protocol,
     }
