@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from proxy.core.errors import ClientLeft, Draining, Overloaded
 from proxy.forward.exchange import Exchange
@@ -13,6 +13,8 @@ from proxy.http1.deadlines import NEVER
 #: Seconds for which a client that has closed its sending half is still served while nothing moves.
 #: Most clients that half-close are leaving; a few old ones end a request that way.
 HALF_CLOSE_GRACE = 0.2
+
+_T = TypeVar("_T")
 
 
 def memory_is_short() -> Overloaded:
@@ -55,22 +57,24 @@ def check_client(exchange: Exchange, deadline: float, now: float, moved: float =
     return deadline if client.write_paused else min(deadline, grace)
 
 
-async def decided(exchange: Exchange, decision: Coroutine[Any, Any, None]) -> None:
-    """Wait for a check of the request; it is cancelled when the client leaves. Raises the check's
-    refusal and what `check_client` raises; nothing else may interrupt the exchange before the
-    decision."""
+async def decided(
+    exchange: Exchange,
+    decision: Awaitable[_T],
+    check: Callable[[Exchange, float, float], float] = check_client,
+) -> _T:
+    """Wait for a decision about the request; it is cancelled when the client leaves. Raises the
+    decision's refusal and what `check` raises: with `check_client`, nothing else may interrupt the
+    exchange before the decision."""
     asked = asyncio.ensure_future(decision)  # a task, so that it can use asyncio.timeout
     asked.add_done_callback(lambda _: exchange.stream.wake())
     try:
         while not asked.done():
-            await exchange.stream.wait(
-                check_client(exchange, NEVER, exchange.stream.clock.monotonic())
-            )
+            await exchange.stream.wait(check(exchange, NEVER, exchange.stream.clock.monotonic()))
     finally:
         if not asked.done():
             asked.cancel()
             await asyncio.wait([asked])
-    asked.result()
+    return asked.result()
 
 
 async def pause(exchange: Exchange, until: float) -> None:
