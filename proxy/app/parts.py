@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from random import Random
 
 from proxy import __version__
@@ -25,6 +26,7 @@ from proxy.core.memory.budget import MemoryBudget, default_limit
 from proxy.core.memory.cgroup import memory_limit
 from proxy.core.process.descriptors import fit, report
 from proxy.core.redis.client import AnyRedis, connect
+from proxy.core.tasks import Supervised
 from proxy.core.vitals import Vitals
 from proxy.forward.routing.binding import Stage
 from proxy.forward.routing.client_metrics import ClientMetrics
@@ -43,10 +45,10 @@ from proxy.server.listening import Given
 from proxy.server.sockets import Sockets
 from proxy.spool import Spool
 from proxy.telemetry.logs.setup import LogControl
-from proxy.telemetry.metrics.loop_lag import LoopLag
+from proxy.telemetry.metrics.loop_lag import sample_loop_lag
 from proxy.telemetry.metrics.memory import MemoryMetrics
 from proxy.telemetry.metrics.registry import Metrics
-from proxy.telemetry.metrics.shortages import ShortageWatch
+from proxy.telemetry.metrics.shortages import watch_shortages
 from proxy.telemetry.metrics.spool import SpoolMetrics
 from proxy.telemetry.metrics.volumes import Volumes, own_directories
 from proxy.telemetry.otel.exporter import OtlpExporter
@@ -91,8 +93,11 @@ class Parts:
             vitals.shortages,
         )
         self.metrics.registry.register(SpoolMetrics(self.spool))
-        self.loop_lag = LoopLag(self.metrics.loop_lag, vitals.tasks)
-        self.shortages = ShortageWatch(vitals)
+        lag, shortages = self.metrics.loop_lag, vitals.shortages
+        self.loop_lag = Supervised("loop-lag", partial(sample_loop_lag, lag), vitals.tasks)
+        self.shortages = Supervised(
+            "shortage-watch", partial(watch_shortages, shortages), vitals.tasks
+        )
         self.app_telemetry = self.new_app_telemetry(config)
         self.volumes = Volumes(lambda: own_directories(self.config))
         self.metrics.registry.register(self.volumes)

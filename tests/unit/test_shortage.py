@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -23,8 +24,7 @@ from proxy.core.process.shortage import (
     descriptors_left,
     own_shortage,
 )
-from proxy.core.vitals import Vitals
-from proxy.telemetry.metrics.shortages import ShortageWatch
+from proxy.telemetry.metrics.shortages import watch_shortages
 
 
 def failed(number: int) -> OSError:
@@ -152,15 +152,24 @@ def test_one_line_per_episode(caplog: pytest.LogCaptureFixture) -> None:
     assert shortages.failures == {DESCRIPTORS: 1002, PORTS: 1}
 
 
-async def test_the_watch_runs_and_ends() -> None:
-    """A look does nothing while there are descriptors; the task ends when asked to."""
+async def test_the_watch_reports_that_no_descriptor_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing while there are some; the event loop itself says nothing of it."""
+    left = True
+    monkeypatch.setattr("proxy.telemetry.metrics.shortages.descriptors_left", lambda: left)
     shortages = Shortages()
-    watch = ShortageWatch(Vitals(shortages=shortages), interval=0.001)
-    watch.start()
-    watch.check()
-    await watch.stop()
-    await watch.stop()
+    watch = asyncio.create_task(watch_shortages(shortages, interval=0.0))
+    for _ in range(5):
+        await asyncio.sleep(0)
     assert not shortages.episodes
+    left = False
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert shortages.episodes == {DESCRIPTORS: 1}
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
 
 
 class Kernel:

@@ -150,7 +150,6 @@ SHORT = {
     "proxy.idempotency.coordinator",  # the settling of one answer
     "proxy.jobs.redis.session",  # parts of one session, which ends with any of them and begins anew
     "proxy.jobs.redis.connection",  # the reader of one connection, which is lost with it
-    "proxy.forward.known_answer",  # one question whether the answer is known
     "proxy.server.listener",  # the last connections of one that closes
     "proxy.forward.relay.request_body",  # the verdict on one upload
     "proxy.forward.fallbacks",  # one rescue

@@ -8,37 +8,16 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.core.process.shortage import DESCRIPTORS, descriptors_left
-from proxy.core.tasks import Supervised
-from proxy.core.vitals import Vitals
+from proxy.core.process.shortage import DESCRIPTORS, Shortages, descriptors_left
 
 #: Seconds between two checks, which take some microseconds each.
 INTERVAL = 0.25
 
 
-class ShortageWatch:
-    """Checks regularly, and ends the episodes that are over."""
-
-    def __init__(self, vitals: Vitals, *, interval: float = INTERVAL) -> None:
-        self._shortages = vitals.shortages
-        self._interval = interval
-        self._checking = Supervised("shortage-watch", self._watch, vitals.tasks)
-
-    def start(self) -> None:
-        """Start; needs a running loop."""
-        self._checking.start()
-
-    async def stop(self) -> None:
-        """Stop it."""
-        await self._checking.stop()
-
-    def check(self) -> None:
-        """Check once."""
+async def watch_shortages(shortages: Shortages, interval: float = INTERVAL) -> None:
+    """Check regularly, and end the episodes that are over, until cancelled."""
+    while True:
         if not descriptors_left():
-            self._shortages.seen(DESCRIPTORS, "accepting connections")
-        self._shortages.settle()
-
-    async def _watch(self) -> None:
-        while True:
-            self.check()
-            await asyncio.sleep(self._interval)
+            shortages.seen(DESCRIPTORS, "accepting connections")
+        shortages.settle()
+        await asyncio.sleep(interval)
