@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from proxy.config.schema import Redis
 from proxy.config.upstreams import Upstream
 from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.fleet.store import BreakerStore, Glance
 from proxy.resilience.circuit.registry import BreakerRegistry
 from proxy.resilience.circuit.states import State
-from proxy.resilience.circuit.store import BreakerStore, Glance
 from tests.http1 import PATIENCE
 
 now = time.monotonic

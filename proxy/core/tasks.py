@@ -220,3 +220,10 @@ class Tasks:
     def reports(self) -> list[TaskReport]:
         """The state of each, in the order in which they were started."""
         return [task.report() for task in self._running]
+
+
+def is_cancelled() -> bool:
+    """Whether the current task is being cancelled. A `CancelledError` without that comes from
+    something that the task has awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -31,10 +31,10 @@ from proxy.core.clock import ManualClock
 from proxy.core.errors import CircuitOpen
 from proxy.demo.redis_server import RedisServer
 from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.fleet.store import BreakerStore, parse_snapshot
 from proxy.resilience.circuit.messages import Report, SharedState, Transition
 from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
 from proxy.resilience.circuit.states import State
-from proxy.resilience.circuit.store import BreakerStore, parse_snapshot
 
 THRESHOLD, OPEN_FOR, PROBES, LEASE = 3, 10.0, 2, 5.0
 RULES = BreakerRules(failure_threshold=THRESHOLD, open_for="10s", half_open_max_calls=PROBES)
@@ -168,7 +168,7 @@ class Fleet(RuleBasedStateMachine):
 
     def merge(self, sidecar: Sidecar) -> None:
         breaker = sidecar.breaker
-        news = now_(sidecar.store.merge(breaker, self.now, breaker.new_tid()))
+        news = now_(sidecar.store.merge(breaker, self.now, breaker.reports.new_tid()))
         breaker.shared = True
         breaker.adopt(news, self.now)
         self.current = news.generation
@@ -199,7 +199,7 @@ class Fleet(RuleBasedStateMachine):
                 return
             assert before in (State.CLOSED, State.FORCED_CLOSED, State.HALF_OPEN)
             if isinstance(permit, ProbePermit):
-                over = dict(sidecar.breaker._probes)[permit.lease]
+                over = dict(sidecar.breaker.leases.in_use)[permit.lease]
                 self.probes[permit.lease] = (over, sidecar.breaker.generation)
             sidecar.calls.append(permit)
 
@@ -215,7 +215,12 @@ class Fleet(RuleBasedStateMachine):
         permit = sidecar.calls.pop(pick % len(sidecar.calls))
         breaker = sidecar.breaker
         late = permit._epoch != breaker.epoch
-        before = (breaker.state, breaker.failures, breaker.successes, breaker.has_report)
+        before = (
+            breaker.state,
+            breaker.limits.failures,
+            breaker.successes,
+            breaker.reports.pending is not None,
+        )
         if isinstance(permit, ProbePermit):
             self.probes.pop(permit.lease, None)
         if how == "success":
@@ -225,7 +230,12 @@ class Fleet(RuleBasedStateMachine):
         else:
             permit.cancel()
         if late or isinstance(permit, NeutralPermit):
-            after = (breaker.state, breaker.failures, breaker.successes, breaker.has_report)
+            after = (
+                breaker.state,
+                breaker.limits.failures,
+                breaker.successes,
+                breaker.reports.pending is not None,
+            )
             assert before == after, "a late outcome changed something"
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 3.5, 5.0, 10.0]))
@@ -267,7 +277,7 @@ class Fleet(RuleBasedStateMachine):
         sidecar = self.sidecars[who]
         breaker, store = sidecar.breaker, sidecar.store
         breaker.give_back(self.now)
-        report = breaker.take_report()
+        report = breaker.reports.take()
         if report is not None:
             news = now_(store.report(breaker, report))
             self.model.report(report, report.generation == self.current, self.now)
@@ -285,7 +295,7 @@ class Fleet(RuleBasedStateMachine):
         over = breaker.next_time is not None and breaker.next_time <= self.now
         if want or over:
             before = self.now
-            news = now_(store.acquire(breaker, want, breaker.new_tid()))
+            news = now_(store.acquire(breaker, want, breaker.reports.new_tid()))
             assert len(news.granted) == self.model.acquire(news.granted, want, self.now)
             self.agree(news)
             breaker.adopt(news, self.now)
@@ -314,7 +324,7 @@ class Fleet(RuleBasedStateMachine):
         sidecar = self.sidecars[who]
         breaker = sidecar.breaker
         seconds = 0.0 if to is State.CLOSED else 20.0
-        news = now_(sidecar.store.force(breaker, to, "by hand", seconds, breaker.new_tid()))
+        news = now_(sidecar.store.force(breaker, to, "by hand", seconds, breaker.reports.new_tid()))
         if to is State.CLOSED and self.model.state is State.CLOSED:
             self.model.failures = 0
         else:

@@ -82,7 +82,7 @@ async def test_a_clock_that_steps_back_does_not_keep_it_open(
 ) -> None:
     """The opening lies an hour ahead by Redis' clock: it opens for `open_for` from when that is
     seen, here and in Redis."""
-    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL_TROUBLED", 0.05)
+    monkeypatch.setattr("proxy.resilience.circuit.fleet.sync.POLL_TROUBLED", 0.05)
     async with fleet(redis_server.url, open_for="1s") as sidecars:
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
@@ -116,7 +116,7 @@ async def test_probe_leases_of_another_clock_are_free(redis_server: RedisServer)
 
             def probing() -> bool:
                 _ask(one)
-                return one.breaker.state is State.HALF_OPEN and bool(one.breaker._grants)
+                return one.breaker.state is State.HALF_OPEN and one.breaker.leases.granted > 0
 
             await until(probing)
 
@@ -135,7 +135,9 @@ async def test_a_lone_client_that_calls_back_to_back_is_never_refused(
     async with fleet(redis_server.url, 1, open_for="20ms") as (one,):
         for _ in range(40):
             one.fail(5)
-            await until(lambda: one.breaker._provisional is None and now() > one.breaker.until)
+            await until(
+                lambda: one.breaker.reports.provisional is None and now() > one.breaker.until
+            )
             while one.breaker.state is not State.CLOSED:
                 permit = await waiting_call(one)
                 await asyncio.sleep(chance.choice((0, 0, 0.0005, 0.002)))
@@ -215,8 +217,8 @@ async def test_an_idle_sidecar_hardly_asks(
 ) -> None:
     """While the channel is known to work, nothing is sent but a poll for all breakers together and
     a heartbeat now and then; when it is not, the poll is quick again."""
-    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL_QUIET", 3600.0)
-    monkeypatch.setattr("proxy.resilience.circuit.sync.BEAT", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.fleet.sync.POLL_QUIET", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.fleet.channel.BEAT", 3600.0)
     polling = polls_under_way(monkeypatch)
     async with fleet(redis_server.url) as sidecars:
         await until(lambda: all(s.breaker.shared for s in sidecars))
@@ -230,7 +232,7 @@ async def test_an_idle_sidecar_hardly_asks(
                 )
 
             syncs = [s.board._sync for s in sidecars]
-            await until(lambda: all(sync and sync._subscribed for sync in syncs))
+            await until(lambda: all(sync and sync._channel._subscribed for sync in syncs))
             redis.publish("cb:events", json.dumps({"by": "somebody"}))
             await until(lambda: all(sync and sync._poll_at > now() + 100 for sync in syncs))
             await until(lambda: not polling)
@@ -247,13 +249,13 @@ async def test_heartbeats_prove_the_channel_for_all(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever has heard nothing for a while sends one, and every sidecar hears it."""
-    monkeypatch.setattr("proxy.resilience.circuit.sync.BEAT", 0.05)
+    monkeypatch.setattr("proxy.resilience.circuit.fleet.channel.BEAT", 0.05)
     async with fleet(redis_server.url) as sidecars:
         syncs = [s.board._sync for s in sidecars]
-        first = [sync._alive_until for sync in syncs if sync]
+        first = [sync._channel._alive_until for sync in syncs if sync]
         await until(
             lambda: all(
-                sync is not None and sync._alive_until > alive + 0.2
+                sync is not None and sync._channel._alive_until > alive + 0.2
                 for sync, alive in zip(syncs, first, strict=True)
             )
         )

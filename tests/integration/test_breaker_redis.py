@@ -40,7 +40,7 @@ from tests.streams import conversing
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody polls: what a sidecar hears of the others was pushed to it."""
-    monkeypatch.setattr("proxy.resilience.circuit.sync.POLL", 3600.0)
+    monkeypatch.setattr("proxy.resilience.circuit.fleet.sync.POLL", 3600.0)
 
 
 # --- together -------------------------------------------------------------------------------------
@@ -198,7 +198,9 @@ async def test_healthy_traffic_sends_nothing_to_redis(
             await until(lambda: one.breaker.shared and two.breaker.shared)
             syncs = [one.board._sync, two.board._sync]
             # Whoever has just subscribed polls once, for what was published before.
-            await until(lambda: all(s and s._subscribed and s._poll_at > now() for s in syncs))
+            await until(
+                lambda: all(s and s._channel._subscribed and s._poll_at > now() for s in syncs)
+            )
             await until(lambda: not polling)
             before: Any = client.info("commandstats")
             for _ in range(10_000):
@@ -420,7 +422,7 @@ async def test_a_redis_that_refuses_is_one_log_line(
 
 async def both_agree(url: str, settings: dict[str, Any] | None = None) -> None:
     """A trip in one sidecar reaches the other through the Redis at `url`, pushed: nobody polls."""
-    with mock.patch("proxy.resilience.circuit.sync.POLL", 3600.0):
+    with mock.patch("proxy.resilience.circuit.fleet.sync.POLL", 3600.0):
         async with fleet(url, 2, settings) as sidecars:
             await until(lambda: all(s.breaker.shared for s in sidecars))
             sidecars[0].fail(5)

@@ -196,7 +196,7 @@ async def test_the_metrics_of_the_program(pair: Pair) -> None:
 
 #: Module-level objects that change, or might, each with the reason why proxies may share it.
 SHARED = {
-    "proxy.resilience.circuit.store._digests": "digests of scripts, the same for all",
+    "proxy.resilience.circuit.fleet.store._digests": "digests of scripts, the same for all",
     "proxy.core.headers._random": "random numbers, each taken once",
     "proxy.forward.exchange._NO_BODY": "has no state",
     "proxy.forward.outcome._NO_OP": "has no state",

@@ -144,7 +144,7 @@ def test_late_outcomes_of_an_earlier_state_change_nothing() -> None:
     for permit in slow[5:]:
         permit.failure(bench.now, "timeout")
     assert bench.breaker.state is State.CLOSED
-    assert bench.breaker.failures == 0
+    assert bench.breaker.limits.failures == 0
     assert bench.breaker.late == 10
 
 
@@ -248,7 +248,7 @@ def test_healthy_traffic_has_nothing_to_report() -> None:
     bench.breaker.shared = True
     bench.succeed(1000)
     assert not woken
-    assert not bench.breaker.has_report
+    assert bench.breaker.reports.pending is None
 
 
 def fleet_says(state: State, generation: int, failures: int, tid: str) -> SharedState:
@@ -278,13 +278,13 @@ def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
     bench.breaker.adopt(fleet_says(State.CLOSED, 100, 0, ""), bench.now)
     bench.breaker.shared = True
     bench.fail(4)
-    earlier = bench.breaker.take_report()
+    earlier = bench.breaker.reports.take()
     bench.fail()
     assert bench.breaker.state is State.OPEN
     bench.breaker.adopt(fleet_says(State.CLOSED, 100, 4, ""), bench.now, earlier)
     bench.refused()
     assert bench.told == []
-    trip = bench.breaker.take_report()
+    trip = bench.breaker.reports.take()
     assert trip is not None
     assert trip.trip
     bench.breaker.adopt(fleet_says(State.OPEN, 101, 0, trip.tid), bench.now, trip)
@@ -343,11 +343,11 @@ def test_an_unused_lease_is_kept_as_long_as_a_refused_caller_was_told_to_wait() 
     bench.breaker.grant(["one", "two"], 100, bench.now, bench.now)
     bench.clock.advance(told + 0.1)
     bench.breaker.give_back(bench.now)
-    assert not bench.breaker.has_report
+    assert bench.breaker.reports.pending is None
     assert bench.admit() is not None
     bench.clock.advance(0.2)
     bench.breaker.give_back(bench.now)
-    report = bench.breaker.take_report()
+    report = bench.breaker.reports.take()
     assert report is not None
     assert report.probes == [("two", "cancel")]
 

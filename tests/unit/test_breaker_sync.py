@@ -11,11 +11,12 @@ import pytest
 
 from proxy.config.upstreams import Breaker
 from proxy.core.clock import SystemClock
-from proxy.resilience.circuit import sync as sync_module
 from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.fleet import channel as channel_module
+from proxy.resilience.circuit.fleet import sync as sync_module
+from proxy.resilience.circuit.fleet.store import BreakerStore, StoreError
+from proxy.resilience.circuit.fleet.sync import FleetSync
 from proxy.resilience.circuit.messages import ChangeNotice
-from proxy.resilience.circuit.store import BreakerStore, StoreError
-from proxy.resilience.circuit.sync import FleetSync
 from tests.jobs_kit import eventually
 
 
@@ -54,6 +55,7 @@ async def test_both_tasks_outlive_what_the_store_raises(
 ) -> None:
     """A worker that ended in silence would leave every breaker waiting for Redis' word."""
     monkeypatch.setattr(sync_module, "RETRY", 0.01)
+    monkeypatch.setattr(channel_module, "RETRY", 0.01)
     clock, store = SystemClock(), Misbehaving(first)
     breaker = CircuitBreaker("app", Breaker(), clock=clock, owner="here", rng=Random(1))
     told: list[bool] = []
@@ -97,7 +99,7 @@ class Mute:
 
 async def test_who_may_not_publish_polls_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though a poll was to come much later, as long as the channel seemed to work."""
-    monkeypatch.setattr(sync_module, "BEAT", 0.05)
+    monkeypatch.setattr(channel_module, "BEAT", 0.05)
     monkeypatch.setattr(sync_module, "POLL", 0.01)
     monkeypatch.setattr(sync_module, "POLL_QUIET", 3600.0)
     store = Mute()
@@ -109,7 +111,7 @@ async def test_who_may_not_publish_polls_from_then_on(monkeypatch: pytest.Monkey
 
 async def test_a_subscription_alone_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Perhaps nobody may publish: it polls from the start, before any heartbeat has shown that."""
-    monkeypatch.setattr(sync_module, "BEAT", 3600.0)
+    monkeypatch.setattr(channel_module, "BEAT", 3600.0)
     monkeypatch.setattr(sync_module, "POLL", 0.01)
     monkeypatch.setattr(sync_module, "POLL_QUIET", 3600.0)
     store = Mute()

@@ -215,7 +215,7 @@ class Twin:
             breaker
             and (
                 breaker.state,
-                breaker.failures,
+                breaker.limits.failures,
                 breaker.successes,
                 breaker.late,
                 breaker.wanted,

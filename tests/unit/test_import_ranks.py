@@ -57,7 +57,7 @@ NEIGHBOURS = {
 DOORS = {
     "redis": (
         "proxy.core.redis.client",
-        "proxy.resilience.circuit.store",
+        "proxy.resilience.circuit.fleet.store",
         "proxy.jobs.redis.connection",
         "proxy.demo",  # the stand-in app and its worker are Redis users of their own
     ),
@@ -119,10 +119,13 @@ PURE = (
     "proxy.resilience.bulkhead",
     "proxy.resilience.circuit.circuit",
     "proxy.resilience.outlier_ejection",
+    "proxy.resilience.circuit.leases",
+    "proxy.resilience.circuit.open_time",
+    "proxy.resilience.circuit.reports",
     "proxy.resilience.circuit.messages",
     "proxy.resilience.circuit.permits",
     "proxy.resilience.retry",
-    "proxy.resilience.circuit.scripts",
+    "proxy.resilience.circuit.fleet.scripts",
     "proxy.resilience.stale_cache",
     "proxy.resilience.circuit.states",
     "proxy.resilience.circuit.window",

@@ -13,8 +13,7 @@ Rules
    Redis, all of that is decided here, with the same table and the same limits.
 5. Redis' state wins (`adopt`), by generation; older states are ignored. A trip decided here stands
    until Redis has replied to the report that contains it, not to an earlier one.
-6. A transition is counted once in the fleet, by the process that made it. `_mine` remembers which
-   ones were counted here, because the reply that confirmed one may have been lost.
+6. A transition is counted once in the fleet, by the process that made it (reports.py).
 7. A call without a permit may be held instead of refused (`held`, holding.py). It wants a lease
    like any caller, is woken when one arrives, and proceeds when the circuit closes.
 8. A good health check (`proven_well`) ends the open time early, but never a state that an operator
@@ -31,22 +30,16 @@ from proxy.config.upstreams import Breaker as BreakerRules
 from proxy.core.clock import Clock
 from proxy.core.errors import CircuitOpen
 from proxy.resilience.circuit.holding import NEVER, Held, HoldQueue
-from proxy.resilience.circuit.leases import Caller, Callers
+from proxy.resilience.circuit.leases import PROBE_RETRY_AFTER, Caller, Callers, ProbeLeases
 from proxy.resilience.circuit.messages import Failure, ProbeOutcome, Report, SharedState, Transition
+from proxy.resilience.circuit.open_time import OpenTime
 from proxy.resilience.circuit.permits import NeutralPermit, Permit, ProbePermit
+from proxy.resilience.circuit.reports import Reports
 from proxy.resilience.circuit.states import CircuitEvent, State, next_state
-from proxy.resilience.circuit.window import SlidingWindow
+from proxy.resilience.circuit.window import TripLimits
 
-#: The share of a grown open time that is added at most, so that fleets do not probe in step.
-JITTER = 0.1
 #: Failures kept to show why the circuit opened.
 RECENT = 10
-#: `Retry-After`, in seconds, while all probe slots are in use.
-_PROBE_RETRY_AFTER = 1.0
-#: Seconds that an unused probe lease is kept before it is returned to the fleet. A refused caller
-#: that retries after `Retry-After` (whole seconds) still finds it; keeping it longer would only
-#: prevent other processes from probing.
-HOLD = _PROBE_RETRY_AFTER + 0.25
 
 
 class CircuitBreaker:
@@ -75,7 +68,7 @@ class CircuitBreaker:
         self.clock = clock
         self.wake: Callable[[CircuitBreaker, bool], None] = lambda _breaker, _urgent: None
         self._on_transition = on_transition
-        self._random = rng or random.Random()  # noqa: S311 (jitter)
+        self.open_time = OpenTime(rules, rng or random.Random())  # noqa: S311 (jitter)
         self.state = State.CLOSED
         self.epoch = 0
         self.generation = 0
@@ -83,7 +76,6 @@ class CircuitBreaker:
         self.since = clock.monotonic()
         self.until = 0.0
         self.opens = 0
-        self.failures = 0
         self.fleet_failures = 0
         self.successes = 0
         self.reason = ""
@@ -97,25 +89,17 @@ class CircuitBreaker:
         self.callers = Callers()
         self.held = HoldQueue()
         self._well: str | None = None  # why the open time may end early; Redis decides
-        self._probes: dict[str, float] = {}  # leases in use here, and when each expires
-        self._grants: deque[tuple[str, float, float]] = deque()  # lease, kept until, expires at
-        self._provisional: Transition | None = None  # decided here, not yet confirmed
-        self._mine: deque[str] = deque(maxlen=64)
-        self._serial = 0
-        self._report: Report | None = None
-        self._window: SlidingWindow | None = None
+        self.leases = ProbeLeases(owner)
+        self.reports = Reports(owner, lambda transition: self._on_transition(self, transition))
+        self.limits = TripLimits()
         self.configure(rules, probe_lease)
         self._permit = Permit(self, 0)
 
     def configure(self, rules: BreakerRules, probe_lease: float) -> None:
-        """Apply rules, also at a reload; state and counts stay. A window of a different length
-        starts empty."""
-        self.rules = rules
+        """Apply rules, also at a reload; state and counts stay."""
+        self.rules = self.open_time.rules = rules
         self.probe_lease = probe_lease
-        if rules.failure_ratio is None and rules.slow_ratio is None:
-            self._window = None
-        elif self._window is None or self._window.span != rules.window:
-            self._window = SlidingWindow(rules.window)
+        self.limits.configure(rules)
 
     # --- the request path -----------------------------------------------------------------------
 
@@ -130,8 +114,7 @@ class CircuitBreaker:
         when `admit` may decide differently. None if waiting would change nothing."""
         probing = self.state is State.HALF_OPEN
         over = self.state in (State.OPEN, State.FORCED_OPEN) and now >= self.until
-        at_hand = any(lease_over > now for _lease, _hold, lease_over in self._grants)
-        if not self.shared or at_hand or not (probing or over):
+        if not self.shared or self.leases.at_hand(now) or not (probing or over):
             return None
         self.wanted += 1
         self.wake(self, True)
@@ -183,7 +166,7 @@ class CircuitBreaker:
             why = self.reason
         return CircuitOpen(
             f"Calls to {self.name} are suspended: {why}",
-            retry_after=remaining if remaining > 0 else _PROBE_RETRY_AFTER,
+            retry_after=remaining if remaining > 0 else PROBE_RETRY_AFTER,
             upstream=self.name,
             cause=why,
         )
@@ -194,7 +177,7 @@ class CircuitBreaker:
         if self.shared:
             return NEVER  # sync.py watches the clock
         if self.state is State.HALF_OPEN:
-            return min(self._probes.values(), default=NEVER)
+            return min(self.leases.in_use.values(), default=NEVER)
         return self.until
 
     def proven_well(self, now: float, asked_at: float, why: str) -> None:
@@ -214,29 +197,11 @@ class CircuitBreaker:
 
     def _lease(self, now: float) -> str | None:
         if self.shared:
-            if self.state is not State.HALF_OPEN:
-                return None
-            while self._grants:
-                lease, _hold, over = self._grants.popleft()
-                if over > now:
-                    self._probes[lease] = over
-                    return lease
-            return None
-        for lease, over in list(self._probes.items()):
-            if over <= now:
-                del self._probes[lease]
-        if self.successes + len(self._probes) >= self.rules.half_open_max_calls:
-            return None
-        self._serial += 1
-        lease = f"{self.owner}:local:{self._serial}"
-        self._probes[lease] = now + self.probe_lease
-        return lease
+            return self.leases.take(now) if self.state is State.HALF_OPEN else None
+        most = self.rules.half_open_max_calls - self.successes
+        return self.leases.make(now, self.probe_lease, most)
 
     # --- outcomes -------------------------------------------------------------------------------
-
-    def is_slow(self, duration: float) -> bool:
-        """Whether a call of `duration` seconds counts as slow."""
-        return self.rules.slow_call is not None and duration > self.rules.slow_call
 
     def failed_call(self, kind: str, target: str | None, correlation_id: str | None) -> Failure:
         """The record of a failure at this moment."""
@@ -244,8 +209,6 @@ class CircuitBreaker:
 
     def succeeded(self, now: float, duration: float) -> None:
         """Record a call's result, from a permit of the current epoch."""
-        if self.failures:
-            self.failures = 0
         if self.fleet_failures:
             self.fleet_failures = 0
             if self.shared:
@@ -253,11 +216,9 @@ class CircuitBreaker:
                 report.reset = True
                 report.failures = 0
                 self.wake(self, False)
-        if self._window is not None:
-            slow = self.is_slow(duration)
-            self._window.add(now, failed=False, slow=slow)
-            if slow:
-                self._check_window(now)
+        why = self.limits.succeeded(now, duration)
+        if why is not None:
+            self._trip(now, why)
 
     def failed(
         self,
@@ -270,7 +231,6 @@ class CircuitBreaker:
         """Record a call's result, from a permit of the current epoch."""
         failure = self.failed_call(kind, target, correlation_id)
         self.recent.append(failure)
-        self.failures += 1
         self.fleet_failures += 1
         if self.shared:
             report = self._reporting()
@@ -279,20 +239,9 @@ class CircuitBreaker:
             if len(report.recent) > RECENT:
                 del report.recent[0]
             self.wake(self, self.fleet_failures >= self.rules.failure_threshold)
-        if self.failures >= self.rules.failure_threshold:
-            what = "failure" if self.failures == 1 else "consecutive failures"
-            self._trip(now, f"{self.failures} {what}, the last: {kind}")
-            return
-        if self._window is not None:
-            self._window.add(now, failed=True, slow=self.is_slow(duration))
-            self._check_window(now)
-
-    def _check_window(self, now: float) -> None:
-        assert self._window is not None
-        rules = self.rules
-        why = self._window.exceeded(rules.minimum_calls, rules.failure_ratio, rules.slow_ratio)
+        why = self.limits.failed(now, kind, duration)
         if why is not None:
-            self._trip(now, f"{why} within {rules.window:g}s")
+            self._trip(now, why)
 
     def _trip(self, now: float, reason: str) -> None:
         report = self._reporting() if self.shared else None
@@ -304,7 +253,7 @@ class CircuitBreaker:
         self, now: float, lease: str, epoch: int, outcome: ProbeOutcome, failure: Failure | None
     ) -> None:
         """Record a probe's result, from a permit of any epoch."""
-        over = self._probes.pop(lease, None)
+        over = self.leases.end(lease)
         if epoch != self.epoch or over is None or (outcome != "cancel" and now >= over):
             self.late += 1
             return
@@ -351,10 +300,11 @@ class CircuitBreaker:
             return
         if after is State.OPEN:
             self.opens += 1
-            seconds = self.open_time(self.opens)
+            seconds = self.open_time.of(self.opens)
         elif after is State.CLOSED:
             self.opens = 0
-        tid = self._report.tid if self._report else self.new_tid()
+        pending = self.reports.pending
+        tid = pending.tid if pending else self.reports.new_tid()
         transition = Transition(
             before,
             after,
@@ -370,28 +320,10 @@ class CircuitBreaker:
         if after is before:
             return
         if self.shared:
-            self._provisional = transition
+            self.reports.provisional = transition
             self.wake(self, True)
         else:
-            self._mine.append(tid)
-            self._on_transition(self, transition)
-
-    def open_time(self, opens: int) -> float:
-        """Seconds for the `opens`-th opening in a row: doubled each time, bounded, jittered."""
-        rules = self.rules
-        longest = max(rules.open_for, rules.max_open_for or 0.0)
-        grown = min(rules.open_for * 2.0 ** min(opens - 1, 30), longest)
-        return grown * self.jitter() if grown > rules.open_for else grown
-
-    @property
-    def longest_open(self) -> float:
-        """The longest open time in seconds, whoever sets it."""
-        rules = self.rules
-        return max(rules.open_for, rules.max_open_for or 0.0) * (1.0 + JITTER)
-
-    def jitter(self) -> float:
-        """A random factor for a grown open time, from 1 to 1 + `JITTER`."""
-        return 1.0 + JITTER * self._random.random()
+            self.reports.made(transition)
 
     def _enter(self, state: State, now: float, until: float, reason: str, by: str) -> None:
         self.state = state
@@ -402,8 +334,7 @@ class CircuitBreaker:
         self.by = by
         self.awaited = False
         self._well = None
-        self._probes.clear()
-        self._grants.clear()
+        self.leases.clear()
         self._forget()
         if state is not State.HALF_OPEN:  # half open, Redis' reply is still to come
             self.callers.answer()
@@ -426,56 +357,33 @@ class CircuitBreaker:
             self.held.wake(self.rules.half_open_max_calls if self.state is State.HALF_OPEN else 1)
 
     def _forget(self) -> None:
-        self.failures = self.fleet_failures = self.successes = 0
-        if self._window is not None:
-            self._window.clear()
+        self.fleet_failures = self.successes = 0
+        self.limits.clear()
 
     # --- to the fleet ---------------------------------------------------------------------------
 
-    def new_tid(self) -> str:
-        """A unique ID for one message to Redis and the transition that it may cause."""
-        self._serial += 1
-        return f"{self.owner}:{self._serial}"
-
     def _reporting(self) -> Report:
-        if self._report is None or self._report.generation != self.generation:
-            self._report = Report(self.generation, self.new_tid(), self.epoch)
-        return self._report
-
-    def take_report(self) -> Report | None:
-        """The report to send now. Must end in `adopt(..., answers=report)` or `report_lost`."""
-        report, self._report = self._report, None
-        return report
+        """The report that collects what the fleet must know. Once taken (`reports.take`), it must
+        end in `adopt(..., answers=report)` or `report_lost`."""
+        return self.reports.open(self.generation, self.epoch)
 
     def report_lost(self, report: Report, now: float) -> None:
         """Redis did not reply and may not have got the report: decide here in its place."""
-        self._settle(report.tid)
+        self.reports.settle(report.tid)
         if self.state is State.HALF_OPEN and report.epoch == self.epoch:
             for _lease, outcome in report.probes:
                 if outcome == "success" and self.state is State.HALF_OPEN:
                     self._probe_passed(now)
 
-    def decided_here(self, tid: str) -> None:
-        """The reply to message `tid` was lost, so its transition is made and counted here; it is
-        not counted again if Redis makes it later."""
-        self._mine.append(tid)
-
-    def _settle(self, tid: str) -> None:
-        """Count the provisional transition: it stands, whether Redis knows of it or not."""
-        if self._provisional is not None:
-            transition, self._provisional = self._provisional, None
-            self._mine.append(tid)
-            self._on_transition(self, transition)
-
     def unreachable(self, now: float) -> None:
         """Redis is unreachable: decide everything locally from now on."""
         if not self.shared:
             return
-        report = self.take_report()
+        report = self.reports.take()
         self.shared = False
         if report is not None:
             self.report_lost(report, now)
-        self._grants.clear()
+        self.leases.drop_granted()
         self.callers.answer()
         if self.held:
             self._serve_held()
@@ -492,11 +400,8 @@ class CircuitBreaker:
         """Adopt Redis' state unless it is outdated. `answers` is the report that it replies to."""
         if seen.generation < self.generation or seen.generation == 0:
             return
-        if self._provisional is not None:
-            confirms = answers is not None and answers.tid == self._provisional.tid
-            if not confirms and seen.generation == self.generation:
-                return  # rule 5: the reply is older than our trip
-            self._provisional = None  # Redis has made it, and its log shows it, or refused it
+        if self.reports.outdated(seen, self.generation, answers):
+            return  # rule 5: the reply is older than our trip
         known = self.generation
         newer = seen.generation > known
         if seen.recent and (newer or answers is None):
@@ -505,7 +410,7 @@ class CircuitBreaker:
         self.generation = seen.generation
         remaining = seen.remaining
         if seen.state is State.OPEN:
-            remaining = min(remaining, self.longest_open)
+            remaining = min(remaining, self.open_time.longest)
         if newer or seen.state is not self.state:
             self._enter(seen.state, now, now + remaining, seen.reason, seen.by)
             self.since = now - seen.age
@@ -515,75 +420,44 @@ class CircuitBreaker:
         self.opens = seen.opens
         self.successes = seen.successes
         self.fleet_failures = seen.failures
-        if self._report is not None:
-            before = 0 if self._report.reset else seen.failures
-            self.fleet_failures = before + self._report.failures
-        self._announce(seen, known)
-
-    def _announce(self, seen: SharedState, known: int) -> None:
-        for entry in seen.log:
-            mine = entry.by == self.owner and not entry.restored and entry.tid not in self._mine
-            if mine:
-                self._mine.append(entry.tid)
-            elif entry.generation <= known:
-                continue
-            self._on_transition(
-                self,
-                Transition(
-                    entry.from_state,
-                    entry.to_state,
-                    entry.reason,
-                    entry.generation,
-                    mine,
-                    entry.by,
-                    entry.tid,
-                    entry.restored,
-                    seen.remaining if entry.generation == seen.generation else 0.0,
-                    tuple(self.recent),
-                ),
-            )
+        pending = self.reports.pending
+        if pending is not None:
+            before = 0 if pending.reset else seen.failures
+            self.fleet_failures = before + pending.failures
+        self.reports.announce(seen, known, tuple(self.recent))
 
     def grant(self, leases: Iterable[str], generation: int, now: float, asked_at: float) -> None:
         """Add leases from Redis. They expire `probe_lease` after they were requested, at
         `asked_at`."""
         if generation != self.generation or self.state is not State.HALF_OPEN:
             return
-        for lease in leases:
-            self._grants.append((lease, now + HOLD, asked_at + self.probe_lease))
+        self.leases.grant(leases, now, asked_at + self.probe_lease)
         self.wanted = 0
-        self.held.wake(len(self._grants))
+        self.held.wake(self.leases.granted)
 
     def give_back(self, now: float) -> None:
-        """Return leases that no call has used within `HOLD` seconds."""
-        while self._grants and self._grants[0][1] <= now:
-            lease, _hold, over = self._grants.popleft()
-            if over > now:
-                self._reporting().probes.append((lease, "cancel"))
-        for lease in [lease for lease, over in self._probes.items() if over <= now]:
-            del self._probes[lease]  # the probe hangs; the lease has expired in Redis too
+        """Return leases that no call has used in time, and take back those of calls that hang."""
+        for lease in self.leases.give_back(now):
+            self._reporting().probes.append((lease, "cancel"))
+        self.leases.expire(now)
 
     @property
     def leases_wanted(self) -> int:
         """The number of probe leases that callers would use at this moment."""
         wanted = max(self.wanted, len(self.held))
-        return min(wanted, self.rules.half_open_max_calls) if not self._grants else 0
+        return min(wanted, self.rules.half_open_max_calls) if not self.leases.granted else 0
 
     @property
     def next_time(self) -> float | None:
         """When sync.py should check this breaker again unwoken, in monotonic seconds."""
-        if self._grants:
-            return self._grants[0][1]
+        if self.leases.granted:
+            return self.leases.give_back_at
         forced = self.state in (State.FORCED_OPEN, State.FORCED_CLOSED)
         if forced or (self.state is State.OPEN and (self.wanted or self.awaited or self.held)):
             return self.until
         return None
 
     @property
-    def has_report(self) -> bool:
-        """Whether there is a report to send."""
-        return self._report is not None
-
-    @property
     def probes_in_flight(self) -> int:
         """The number of probes of this process in progress."""
-        return len(self._probes)
+        return len(self.leases.in_use)

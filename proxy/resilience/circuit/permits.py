@@ -77,7 +77,7 @@ class ProbePermit(Permit):
         self.lease = lease
 
     def success(self, now: float, duration: float) -> None:
-        slow = self._breaker.is_slow(duration)
+        slow = self._breaker.limits.is_slow(duration)
         failure = self._breaker.failed_call("slow", None, None) if slow else None
         self._breaker.probed(
             now, self.lease, self._epoch, "failure" if slow else "success", failure

@@ -19,10 +19,10 @@ from proxy.core.errors import BadRequest
 from proxy.core.redis.client import address_of
 from proxy.core.vitals import Vitals
 from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.fleet.store import BreakerStore
+from proxy.resilience.circuit.fleet.sync import FleetSync
 from proxy.resilience.circuit.messages import Transition
 from proxy.resilience.circuit.states import CircuitEvent, State
-from proxy.resilience.circuit.store import BreakerStore
-from proxy.resilience.circuit.sync import FleetSync
 from proxy.resilience.circuit.telemetry import BreakerMetrics
 
 Action = Literal["open", "close", "reset"]
@@ -159,7 +159,7 @@ class BreakerRegistry:
         return {
             "name": name,
             "state": breaker.state.value,
-            "failures": max(breaker.failures, breaker.fleet_failures),
+            "failures": max(breaker.limits.failures, breaker.fleet_failures),
             "since": iso_utc(today - (now - breaker.since)),
             "until": iso_utc(today + breaker.until - now) if refusing else None,
             "remaining": round(max(0.0, breaker.until - now), 3) if refusing else None,

@@ -17,8 +17,8 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 from proxy.core.process.shortage import DETAILS
 from proxy.core.redis.client import RedisSettings, address_of, connect, connect_listener
 from proxy.core.vitals import Vitals
-from proxy.resilience.circuit import scripts
 from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.fleet import scripts
 from proxy.resilience.circuit.messages import (
     ChangeNotice,
     Failure,
@@ -229,10 +229,10 @@ class BreakerStore:
             "threshold": rules.failure_threshold,
             "max_calls": rules.half_open_max_calls,
             "open_ms": round(rules.open_for * 1000),
-            "longest_ms": round(breaker.longest_open * 1000),
+            "longest_ms": round(breaker.open_time.longest * 1000),
             "forced_ms": round(FORCED_MOST * 1000),
             "max_open_ms": round(max(rules.open_for, rules.max_open_for or 0.0) * 1000),
-            "jitter": round(breaker.jitter(), 4),
+            "jitter": round(breaker.open_time.jitter(), 4),
             "lease_ms": round(breaker.probe_lease * 1000),
             "ttl_ms": round(KEY_TTL * 1000),
             **more,

@@ -1,16 +1,12 @@
 """Synchronizes the breakers of this process with Redis, in the background.
 
-Two tasks. `_work` sends outcomes, requests probe leases, polls, and merges when Redis comes back.
-It is woken by the breakers and by their timers, and sends everything of one round at once.
-`_listen` learns which breakers other processes have changed. A message is only a hint, because
-anybody may have sent it; the state is always read from Redis.
+One task sends outcomes, requests probe leases, polls, and merges when Redis comes back. It is woken
+by the breakers, by their timers, and by the channel (channel.py) for breakers that other processes
+have changed, and sends everything of one round at once.
 
 The poll is the safety net for lost messages. Its interval depends on whether the channel is known
-to work, that is, whether a published message has arrived lately. A standing subscription proves
-nothing, because nobody may have the right to publish. In a quiet fleet, a process that has received
-nothing for `BEAT` seconds sends a heartbeat to all, itself included. So ten thousand idle sidecars
-share one heartbeat and poll once each in `POLL_QUIET` seconds, while a sidecar whose channel is
-broken polls every second until it works again.
+to work: then an idle sidecar polls once in `POLL_QUIET` seconds, while one whose channel is broken
+polls every second until it works again.
 
 Redis is `reachable` from a successful merge (which writes) until any command fails. Each change is
 logged once. While Redis is unreachable, every breaker decides locally.
@@ -26,28 +22,21 @@ from contextlib import suppress
 from typing import Any
 
 from proxy.core.clock import Clock
-from proxy.core.tasks import Supervised, Tasks
+from proxy.core.tasks import Supervised, Tasks, is_cancelled
 from proxy.resilience.circuit.circuit import CircuitBreaker
-from proxy.resilience.circuit.holding import NEVER
-from proxy.resilience.circuit.messages import ChangeNotice, Report, SharedState
+from proxy.resilience.circuit.fleet.channel import Channel
+from proxy.resilience.circuit.fleet.store import BreakerStore, StoreError
+from proxy.resilience.circuit.messages import Report, SharedState
 from proxy.resilience.circuit.states import State
-from proxy.resilience.circuit.store import BreakerStore, StoreError
 
 #: Seconds for which ordinary outcomes are batched. Trips and probes are sent at once.
 GATHER = 0.05
 #: Seconds between two polls, plus or minus a quarter: while the channel is not known to work; while
 #: it works and some circuit is not closed; while it works and all circuits are closed.
 POLL, POLL_TROUBLED, POLL_QUIET = 1.0, 5.0, 30.0
-#: Seconds of silence before a heartbeat, plus a random delay of up to the same, so that one sidecar
-#: is first; seconds for which a message proves that the channel works.
-BEAT, ALIVE = 10.0, 25.0
 #: Seconds between two reads caused by messages, so that a flood of them is cheap.
 LOOK_PAUSE = 0.02
-#: Messages handled in one turn of the event loop.
-TURN = 20
-#: Seconds between two attempts to subscribe where Redis denies it.
-REFUSED = 30.0
-#: Seconds between two attempts to reach an unreachable Redis, or to subscribe again.
+#: Seconds between two attempts to reach an unreachable Redis.
 RETRY = 0.5
 #: Seconds after which a process that was refused a probe lease asks again.
 DENIED = 0.1
@@ -86,27 +75,24 @@ class FleetSync:
         self._dirty: set[str] = set()
         self._ask_after: dict[str, float] = {}
         self._poll_at = 0.0
-        self._subscribed = False
-        self._alive_until = 0.0  # until then the channel counts as working
-        self._beat_at = NEVER
         self._noticed: set[str] = set()  # breakers that others report as changed
         self._look_at = 0.0
         self._stopping = False
         tasks = tasks or Tasks()
         self._worker = Supervised("breaker-sync", self._work, tasks, ends=True)
-        self._listener = Supervised("breaker-listen", self._listen, tasks)
+        self._channel = Channel(breakers, store, clock, tasks, self._changed, self._poll_soon)
         self.first_try = asyncio.Event()
 
     def start(self) -> None:
         """Start; returns at once. `first_try` is set after the first attempt to reach Redis."""
         self._worker.start()
-        self._listener.start()
+        self._channel.start()
 
     async def stop(self) -> None:
         """Send what is pending (above all, return probe leases) within a second; end both tasks."""
         self._stopping = True
         self._wake.set()
-        await self._listener.stop()
+        await self._channel.stop()
         await self._worker.stop(patience=1.0)
         if self._batch_timer is not None:
             self._batch_timer.cancel()
@@ -129,12 +115,12 @@ class FleetSync:
         it in this process. A Redis that hung may still apply it later."""
         if not self.reachable:
             return False
-        tid = breaker.new_tid()
+        tid = breaker.reports.new_tid()
         try:
             seen = await self._store.force(breaker, to, reason, seconds, tid)
         except StoreError as error:
             self._lost(error)
-            breaker.decided_here(tid)
+            breaker.reports.remember(tid)  # not counted again if Redis makes it later
             return False
         breaker.adopt(seen, self._clock.monotonic())
         return True
@@ -149,7 +135,7 @@ class FleetSync:
                 else:
                     await self._come_back()
             except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
                     raise
                 # A bug of our own, or a command cancelled although this task was not. The breakers
                 # must not wait for a dead worker: they decide locally, and the worker starts again.
@@ -178,7 +164,7 @@ class FleetSync:
         moments = [moment for moment in due if moment is not None]
         if self._noticed:
             moments.append(self._look_at)
-        return min((self._poll_at, self._beat_at, *moments))
+        return min((self._poll_at, self._channel.beat_at, *moments))
 
     def _due(self, breaker: CircuitBreaker, now: float) -> float | None:
         """When `breaker` needs a round without a wake-up, in monotonic seconds."""
@@ -200,9 +186,8 @@ class FleetSync:
         due: list[Coroutine[Any, Any, None]] = []
         if now >= self._poll_at:
             due.append(self._poll(now))
-        if now >= self._beat_at:
-            self._beat_at = now + BEAT
-            due.append(self._store.beat())
+        if now >= self._channel.beat_at:
+            due.append(self._channel.beat(now))
         for breaker in self._breakers.values():
             if not breaker.shared:
                 due.append(self._merge(breaker))  # new since a reload
@@ -224,19 +209,19 @@ class FleetSync:
         """Peek at all breakers, and read those that differ from the state known here."""
         troubled = any(breaker.state is not State.CLOSED for breaker in self._breakers.values())
         pause = POLL_TROUBLED if troubled else POLL_QUIET
-        if now >= self._alive_until or "publish" in self._store.missing_rights:
+        if not self._channel.works(now) or "publish" in self._store.missing_rights:
             pause = POLL
         self._poll_at = now + pause * random.uniform(0.75, 1.25)  # noqa: S311
         shared = [breaker for breaker in self._breakers.values() if breaker.shared]
         for breaker, seen in zip(shared, await self._store.peek(shared), strict=True):
             known = (breaker.generation, breaker.fleet_failures)
-            changed = (seen.generation, seen.failures) != known and not breaker.has_report
+            changed = (seen.generation, seen.failures) != known and breaker.reports.pending is None
             if changed or seen.ahead or breaker.state is not State.CLOSED:
                 await self._take(breaker, await self._store.look(breaker))
 
     async def _serve(self, breaker: CircuitBreaker, noticed: bool) -> None:
         breaker.give_back(self._clock.monotonic())
-        report = breaker.take_report()
+        report = breaker.reports.take()
         if report is not None:
             await self._send(breaker, report)
         elif noticed:
@@ -269,7 +254,7 @@ class FleetSync:
         want = breaker.leases_wanted if half_open or over or well else 0
         if not want and not well and not (over and breaker.next_time is not None):
             return
-        seen = await self._store.acquire(breaker, want, breaker.new_tid(), well)
+        seen = await self._store.acquire(breaker, want, breaker.reports.new_tid(), well)
         await self._take(breaker, seen)
         if seen.granted:
             breaker.grant(seen.granted, seen.generation, self._clock.monotonic(), now)
@@ -289,7 +274,7 @@ class FleetSync:
     def _deciding(self, breaker: CircuitBreaker) -> bool:
         """Whether outcomes of this process may soon free a lease or close the circuit. If so,
         callers keep waiting for a lease (forward/admission.py defines how long)."""
-        return breaker.has_report or breaker.probes_in_flight > 0
+        return breaker.reports.pending is not None or breaker.probes_in_flight > 0
 
     async def _take(
         self, breaker: CircuitBreaker, seen: SharedState, answers: Report | None = None
@@ -302,7 +287,7 @@ class FleetSync:
     async def _merge(self, breaker: CircuitBreaker) -> None:
         while True:
             now, epoch = self._clock.monotonic(), breaker.epoch
-            seen = await self._store.merge(breaker, now, breaker.new_tid())
+            seen = await self._store.merge(breaker, now, breaker.reports.new_tid())
             if breaker.epoch == epoch:
                 break
             # The breaker tripped in the meantime, and the reply does not include that.
@@ -322,7 +307,7 @@ class FleetSync:
             return
         self.reachable = True
         self._poll_at = self._clock.monotonic() + POLL
-        self._beat_at = self._next_beat() if self._subscribed else NEVER
+        self._channel.came_back()
         self._note_reachable(True, "")
 
     def _lost(self, error: StoreError) -> None:
@@ -353,56 +338,10 @@ class FleetSync:
                 extra=facts | {"error": why},
             )
 
-    # --- the listener ---------------------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                received = 0
-                async for notice in self._store.listen():
-                    self._received(notice)
-                    received += 1
-                    if received % TURN == 0:
-                        await asyncio.sleep(0)  # a flood must not hold up the requests
-            except StoreError as error:
-                # `_work` logs that Redis is unreachable; without the channel, polling continues.
-                _log.debug("subscription to breaker transitions lost: %s", error)
-            except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                    raise
-                _log.exception("Listening to breaker states failed", extra={"event": "fault"})
-            if self._subscribed:
-                self._poll_soon()  # Redis may be gone too
-            self._subscribed, self._alive_until, self._beat_at = False, 0.0, NEVER
-            pause = REFUSED if "subscribe" in self._store.missing_rights else RETRY
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
-
-    def _received(self, notice: ChangeNotice) -> None:
-        now = self._clock.monotonic()
-        if not self._subscribed or (notice.published and now >= self._alive_until):
-            self._poll_soon()  # messages may have been missed
-        if notice.published or not self._subscribed:
-            self._beat_at = self._next_beat()
-        self._subscribed = True
-        if not notice.published:
-            return
-        self._alive_until = now + ALIVE
-        breaker = self._breakers.get(notice.name)
-        if breaker is None or not breaker.shared or notice.by == breaker.owner:
-            return
-        if notice.generation >= breaker.generation:
-            self._noticed.add(breaker.name)
-            self._wake.set()
-
-    def _next_beat(self) -> float:
-        return self._clock.monotonic() + BEAT * random.uniform(1.0, 2.0)  # noqa: S311
+    def _changed(self, name: str) -> None:
+        self._noticed.add(name)
+        self._wake.set()
 
     def _poll_soon(self) -> None:
         self._poll_at = 0.0
         self._wake.set()
-
-
-def _is_cancelled() -> bool:
-    """Whether the current task is being cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
