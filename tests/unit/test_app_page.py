@@ -340,8 +340,8 @@ def test_old_values_disappear() -> None:
     assert about(guest, "fetch_seconds_count") == 4
 
 
-def test_scrapes_at_the_same_time_do_not_share_samples() -> None:
-    """The exposition wraps lists of samples; the next scrape begins with the plain ones."""
+def test_a_scrape_leaves_the_samples_as_they_are() -> None:
+    """The families are kept from one page to the next: writing them out changes nothing."""
     metrics = Metrics("1")
     guest = ExternalMetrics(ManualClock(), 60.0)
     families = gauges("a")

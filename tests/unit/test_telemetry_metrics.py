@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import Counter, Histogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.telemetry.metrics.counters import BUCKETS, Distribution
-from proxy.telemetry.metrics.exposition import wants_openmetrics
+from proxy.telemetry.metrics.exposition import wants_openmetrics, write_out
 from proxy.telemetry.metrics.loop_lag import sample_loop_lag
 from proxy.telemetry.metrics.registry import Metrics
 from tests.http1 import PATIENCE
@@ -246,3 +249,15 @@ async def test_loop_lag_is_sampled() -> None:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.001)
     sampling.cancel()
+
+
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
+@pytest.mark.parametrize("number", [0, 49, 50, 51, 500])
+def test_a_large_family_is_one_family(accept: str, number: int) -> None:
+    """Written out in pieces, it has the same text as from the library in one go, help included."""
+    calls = CounterMetricFamily("calls", 'Calls, "of" any\nkind', labels=["path"])
+    for path in range(number):
+        calls.add_metric([f"/{path}"], path)
+    one = cast(CollectorRegistry, SimpleNamespace(collect=lambda: [calls]))
+    whole = openmetrics_text(one) if accept is OPENMETRICS else generate_latest(one)
+    assert write_out(iter([calls]), accept)[0] == whole

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -15,20 +13,61 @@ from prometheus_client.samples import Sample
 
 _SAMPLES_AT_ONCE = 50  # about half a millisecond
 _PAUSE = 0.0001  # seconds
+_END = b"# EOF\n"  # of an OpenMetrics page
 
 
 def write_out(families: Iterator[Metric], accept: str) -> tuple[bytes, str]:
     """The families as text, and its content type: OpenMetrics if `Accept` asks for it, else the
     Prometheus format.
 
-    Takes milliseconds: call it in a thread. It yields to the event loop every 50 samples, because
-    the interpreter would switch threads only every 5 ms.
+    Takes milliseconds: call it in a thread. It pauses every 50 samples, because the interpreter
+    would switch threads only every 5 ms. A pause of zero would not do: the thread would have the
+    interpreter's lock back before another one wakes up.
     """
-    source = cast(CollectorRegistry, _Yielding(families))
     if wants_openmetrics(accept):
-        text: bytes = openmetrics.generate_latest(source)  # type: ignore[no-untyped-call]
-        return text, openmetrics.CONTENT_TYPE_LATEST
-    return generate_latest(source), CONTENT_TYPE_PLAIN_0_0_4
+        text = b"".join(_pieces(families, _openmetrics))
+        return text + _END, openmetrics.CONTENT_TYPE_LATEST
+    return b"".join(_pieces(families, _prometheus)), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _pieces(families: Iterator[Metric], write: Callable[[Metric], bytes]) -> Iterator[bytes]:
+    """The text of all families, those with many samples in pieces, with a pause after each."""
+    for family in families:
+        if len(family.samples) <= _SAMPLES_AT_ONCE:
+            yield write(family)
+            continue
+        time.sleep(_PAUSE)  # it took its time to make, too
+        head = write(_part(family, []))
+        yield head
+        for start in range(0, len(family.samples), _SAMPLES_AT_ONCE):
+            samples = family.samples[start : start + _SAMPLES_AT_ONCE]
+            yield write(_part(family, samples)).removeprefix(head)
+            time.sleep(_PAUSE)
+
+
+def _part(family: Metric, samples: list[Sample]) -> Metric:
+    part = Metric(family.name, family.documentation, family.type, family.unit)
+    part.samples = samples
+    return part
+
+
+def _openmetrics(family: Metric) -> bytes:
+    text: bytes = openmetrics.generate_latest(_Single(family))  # type: ignore[no-untyped-call]
+    return text.removesuffix(_END)
+
+
+def _prometheus(family: Metric) -> bytes:
+    return generate_latest(_Single(family))
+
+
+class _Single:
+    """One family, in the shape in which the library takes them."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> list[Metric]:
+        return [self._family]
 
 
 _QUALITY = re.compile(r";\s*q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)", re.IGNORECASE)
@@ -48,30 +87,3 @@ def wants_openmetrics(accept: str) -> bool:
             quality[kind] = max(quality[kind], float(match[1]) if match else 1.0)
     best = quality["application/openmetrics-text"]
     return best > 0 and best >= quality["text/plain"]
-
-
-class _Yielding:
-    """A registry that lets other threads run while it is written out."""
-
-    def __init__(self, families: Iterator[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._families:
-            if len(metric.samples) > _SAMPLES_AT_ONCE:  # it took its time to make, too
-                time.sleep(_PAUSE)
-            metric.samples = _YieldingList(metric.samples)
-            yield metric
-
-
-class _YieldingList(list[Sample]):
-    """Samples that pause after every few.
-
-    The library iterates them in one go and offers no other place to yield. A pause of zero would
-    not do: the thread would have the interpreter's lock back before another one wakes up."""
-
-    def __iter__(self) -> Iterator[Sample]:
-        for position, sample in enumerate(super().__iter__(), 1):
-            yield sample
-            if position % _SAMPLES_AT_ONCE == 0:
-                time.sleep(_PAUSE)
