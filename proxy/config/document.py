@@ -25,6 +25,7 @@ from yaml.parser import Parser
 from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
+from yaml.tokens import ScalarToken
 
 from proxy.config.problems import ConfigError, Key, Problem, dotted
 
@@ -37,12 +38,7 @@ _NULL = {"", "~", "null", "Null", "NULL"}
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _NAME_AND_DEFAULT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
-# In `{token: ${TOKEN}}` YAML reads the inner braces as flow mappings. So the braces of references
-# are replaced with two private-use characters before scanning (one for one, so that columns stay),
-# and restored afterwards.
-_SOURCE_REFERENCE = re.compile(r"\$\{([^{}'\"\r\n]*)\}")
-_OPEN, _CLOSE = "\ue1f0", "\ue1f1"
-_TO_BRACES = str.maketrans({_OPEN: "{", _CLOSE: "}"})
+_NOT_IN_REFERENCE = "{}'\"\r\n\0"  # the scanner's text ends with NUL
 
 
 @dataclass(slots=True)
@@ -185,6 +181,39 @@ class _Composer(Reader, Scanner, Parser, Composer, BaseResolver):
             self._depth -= 1
         return node
 
+    def scan_plain(self) -> ScalarToken:
+        """An unquoted value. In `{token: ${TOKEN}}` the reference belongs to it, although YAML
+        would end the value at the inner brace."""
+        value = super().scan_plain()
+        while self.flow_level and value.value.endswith("$") and self._ended_here(value):
+            length = self._reference_length()
+            if not length:
+                break
+            while self.peek(length) == "#":  # no comment: nothing stands between
+                length += 1
+            text = value.value + self.prefix(length)
+            self.forward(length)
+            end = self.get_mark()
+            spaces = self.scan_plain_spaces(self.indent + 1, value.start_mark) or []
+            rest = super().scan_plain()
+            if rest.value:
+                text += "".join(spaces) + rest.value
+                end = rest.end_mark
+            value = ScalarToken(text, True, value.start_mark, end)
+        return value
+
+    def _ended_here(self, value: ScalarToken) -> bool:
+        return bool(value.end_mark.index == self.index)
+
+    def _reference_length(self) -> int:
+        """The length of `{NAME}` here; 0 if something else is here."""
+        if self.peek() != "{":
+            return 0
+        length = 1
+        while self.peek(length) not in _NOT_IN_REFERENCE:
+            length += 1
+        return length + 1 if self.peek(length) == "}" else 0
+
 
 def _compose(file: Path, text: str) -> Node:
     try:
@@ -193,8 +222,6 @@ def _compose(file: Path, text: str) -> Node:
         text = text.replace("\t", " ")
     except (ValueError, RecursionError):
         pass
-    if _OPEN not in text and _CLOSE not in text:
-        text = _SOURCE_REFERENCE.sub(rf"${_OPEN}\1{_CLOSE}", text)
     try:
         root = _Composer(text).get_single_node()
     except ReaderError as error:
@@ -218,10 +245,10 @@ def _compose(file: Path, text: str) -> Node:
 def _syntax_error(error: MarkedYAMLError, text: str) -> str:
     """The parser's message, with a hint if a certain mistake is likely."""
     problem = (error.problem or "").removeprefix("found ")
-    found = f"{problem} {error.context or ''}".strip().translate(_TO_BRACES)
+    found = f"{problem} {error.context or ''}".strip()
     mark = error.problem_mark or error.context_mark
     source = text.splitlines()[mark.line : mark.line + 1] if mark else []
-    line = source[0].translate(_TO_BRACES) if source else ""
+    line = source[0] if source else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"{found}: a tab; YAML is indented with spaces"
     if re.search(r"\{[^{}\"']*/[^{}\"']*\{", line):
@@ -284,7 +311,7 @@ class _Reading:
             if not isinstance(name_node, ScalarNode):
                 self.problem(key, line, "a word as key", "a list or mapping as key")
                 continue
-            name = name_node.value.translate(_TO_BRACES)
+            name = name_node.value
             if name == "<<" and name_node.style is None:
                 for source in self.merge_sources(value_node, key, line, depth):
                     for inherited, element in source.items():
@@ -308,7 +335,7 @@ class _Reading:
                 self.problem((*key, "<<"), line, "a mapping to merge", "something else")
 
     def scalar(self, node: ScalarNode, key: Key, line: int) -> Element:
-        text: str = node.value.translate(_TO_BRACES)
+        text: str = node.value
         if node.style is None and text in _NULL:
             return Element(key, line, None)
         variables: list[str] = []

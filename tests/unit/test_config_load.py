@@ -163,6 +163,44 @@ def test_the_environment_cannot_inject(tmp_path: Path) -> None:
     assert config.admin.bind.loopback
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{output: ${A}}", "a"),
+        ("{output: ${A}, level: info}", "a"),
+        ("{output: ${A} , level: info}", "a"),
+        ("{output: /${A}/${B}.log}", "/a/b.log"),
+        ("{output: ${A}${B}}", "ab"),
+        ("{output: ${A} ${B}  c}", "a b  c"),
+        ("{output: ${A} # a comment\n  }", "a"),
+        ("{output: ${A}#1##2}", "a#1##2"),
+        ("{output: ${N:-x, y}}", "x, y"),
+        ("{output: ${N:-x: [y]}}", "x: [y]"),
+        ("{output: ${A}\n  ${B}}", "a b"),
+        ("{output: $${A}}", "${A}"),
+        ("{output: $}", "$"),
+        ("{output: '${A}'}", "a"),
+        ('{"output": "${A}"}', "a"),
+        ("{output: ${A}:${B}}", "a:b"),
+    ],
+)
+def test_a_reference_inside_braces_needs_no_quotes(
+    tmp_path: Path, written: str, expected: str
+) -> None:
+    """YAML alone would end the value at the inner brace, or at a comma in the default."""
+    config = read(tmp_path, f"{MINIMAL}logging: {written}\n", {"A": "a", "B": "b"})
+    assert config.logging.output == expected
+
+
+@pytest.mark.parametrize(
+    "written", ["{output: ${A", "{output: ${A'}", "{output: ${", "{output: $ {}"]
+)
+def test_half_a_reference_is_no_value(tmp_path: Path, written: str) -> None:
+    """What looks like the beginning of one is still YAML, and no YAML that could be meant."""
+    with pytest.raises(ConfigError, match="expected valid YAML"):
+        read(tmp_path, f"{MINIMAL}logging: {written}\n", {"A": "a"})
+
+
 def test_an_empty_value_of_the_environment_is_null(tmp_path: Path) -> None:
     """`token: ${TOKEN:-}` means no token where the variable is not set."""
     assert read(tmp_path, MINIMAL + 'admin: {token: "${T:-}"}\n').admin.token is None
