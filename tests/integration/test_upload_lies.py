@@ -109,25 +109,29 @@ def test_chapters_are_no_film(tmp_path: Path, first: bool) -> None:
     assert examine(data)["duration"] == pytest.approx(1.0, abs=0.1)
 
 
-def pictured(pictures: int, *, chapters: bool) -> bytes:
-    """An MP4 with a second of sound and a track of so many pictures, which are those of chapters
-    or nobody's."""
+def pictured(
+    pictures: int, *, chapters: bool = False, codec: str = "mjpeg", container: str = "mp4"
+) -> bytes:
+    """A file with a second of sound and a track of so many pictures, which are those of chapters
+    (in MP4) or nobody's."""
     out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        audio = container.add_stream("aac", rate=48_000)
+    with av.open(out, "w", format=container) as target:
+        audio = target.add_stream("aac", rate=48_000)
         audio.layout = "mono"
-        video = container.add_stream("mjpeg", rate=1)
+        video = target.add_stream(codec, rate=1)
         video.width = video.height = 32
-        video.pix_fmt = "yuvj420p"
+        video.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
         for number in range(pictures):
-            picture = av.VideoFrame(32, 32, "yuvj420p")
+            picture = av.VideoFrame(32, 32, video.pix_fmt)
             picture.pts = number
-            container.mux(video.encode(picture))
+            target.mux(video.encode(picture))
         sound = av.AudioFrame(format="fltp", layout="mono", samples=48_000)
         sound.planes[0].update(bytes(48_000 * 4))
         sound.sample_rate, sound.pts = 48_000, 0
         for stream, frame in ((audio, sound), (audio, None), (video, None)):
-            container.mux(stream.encode(frame))
+            target.mux(stream.encode(frame))
+    if container != "mp4":
+        return out.getvalue()
     index = dict(boxes(out.getvalue()))[b"moov"]
     tracks = [box(kind, inner) for kind, inner in boxes(index)]
     first = next(at for at, track in enumerate(tracks) if track[4:8] == b"trak")
@@ -144,6 +148,21 @@ def test_pictures_of_chapters_are_no_film(monkeypatch: pytest.MonkeyPatch) -> No
     assert examine(pictured(3, chapters=False))["what"] == "audio/mp4 with a video track"
     monkeypatch.setattr(packets, "MAX_ENTRIES", 10)
     assert examine(pictured(11, chapters=True))["what"] == "audio/mp4 with a video track"
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("mjpeg", "mp4"), ("png", "mp4"), ("mjpeg", "matroska")]
+)
+def test_a_single_still_is_a_cover(codec: str, container: str) -> None:
+    """Some programs write covers as video tracks. Two pictures are a film, as is one frame of a
+    codec that is none of images."""
+    one = pictured(1, codec=codec, container=container)
+    assert examine(one)["duration"] == pytest.approx(1.0, abs=0.1)
+    for data in (
+        pictured(2, codec=codec, container=container),
+        pictured(1, codec="mpeg4", container=container),
+    ):
+        assert examine(data)["what"].endswith(" with a video track")
 
 
 def test_a_recording_without_lengths_is_measured() -> None:
@@ -302,6 +321,31 @@ def test_several_frames_in_a_packet_count(kind: str, container: str, pattern: st
         "a few": chain(*(chain(repeat(1, 100), [100]) for _ in range(4)), repeat(1)),
     }
     assert examine(joined(kind, container, numbers[pattern]), 120)["refused"] == "long"
+
+
+def wounded(data: bytes, seconds: float) -> bytes:
+    """With packets that play so long overwritten, from the fifth part of the file on."""
+    out = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.audio[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        for packet in packets[len(packets) // 5 :]:
+            if seconds > 0:
+                seconds -= float((packet.duration or 0) * (stream.time_base or 0))
+                assert packet.pos is not None
+                header = 7 * (container.format.name == "aac")
+                end = packet.pos + packet.size
+                out[packet.pos + header : end] = b"\xff" * (packet.size - header)
+    return bytes(out)
+
+
+@pytest.mark.parametrize("kind", ["m4a-first", "m4a-fragmented", "aac", "ac3-mp4"])
+def test_damage_counts_as_little_as_it_plays(kind: str) -> None:
+    """Of 66 seconds, half of which no decoder plays."""
+    data = encode(kind, 66, 48_000, silent=True)
+    assert examine(wounded(data, 3), 60)["refused"] == "long"
+    assert 34 < examine(wounded(data, 30), 40)["duration"] < 37
+    assert examine(wounded(data, 30), 30)["refused"] == "long"
 
 
 def test_a_short_recording_in_matroska_is_accepted() -> None:

@@ -47,6 +47,8 @@ FILES = {
     "vorbis.webm": "-c:a libvorbis",
     "live.webm": "-c:a libopus -live 1",
     "mp3.mka": "-c:a libmp3lame",
+    "picture.mka": f"{_PICTURE} -c:a flac -c:v mjpeg -pix_fmt yuvj420p",
+    "picture.mkv": f"{_PICTURE} -c:a libopus -c:v png",
     "adts.aac": "-c:a aac",
 }
 _VIDEO = "-f lavfi -i testsrc=size=64x64:rate=10:duration=2 -shortest"
@@ -54,6 +56,8 @@ FILMS = {
     "film.mp4": f"{_VIDEO} -c:v mpeg4 -c:a aac",
     "fragmented.mp4": f"{_VIDEO} -c:v mpeg4 -c:a aac -movflags frag_keyframe+empty_moov",
     "film.mov": f"{_VIDEO} -c:v mjpeg -c:a pcm_s16le",
+    "slides.mkv": f"{_VIDEO} -r 1 -c:v mjpeg -pix_fmt yuvj420p -c:a flac",
+    "one-picture.mkv": f"{_PICTURE} -c:v mpeg4 -c:a flac",
     "film.webm": f"{_VIDEO} -c:v libvpx -c:a libopus",
     "film.ogv": f"{_VIDEO} -c:v libtheora -c:a libvorbis",
     "film.mpg": f"{_VIDEO} -c:v mpeg2video -c:a mp2",

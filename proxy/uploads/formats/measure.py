@@ -4,8 +4,8 @@ Rules:
 1. The packets that exist are counted. Durations in headers are compared with them, not trusted
    (packets.py). The largest of several measures wins.
 2. Measuring stops as soon as it is past the limit.
-3. Bytes that no decoder reads are searched for other formats (polyglots.py). In an MP3 they must be
-   a small part, since FFmpeg finds "audio" in any bytes.
+3. Bytes that no decoder reads are searched for other formats (polyglots.py). They must be less
+   than half of an MP3, since FFmpeg finds "audio" in any bytes.
 4. FFmpeg's parser adds whatever stands between two FLAC frames to the frame before. So a FLAC's
    sound is searched as well, while it arrives, and its metadata except comments, pictures and seek
    points.
@@ -26,7 +26,6 @@ from proxy.uploads.probe.source import ENDLESS, Prefixed, Source
 _STREAM_INFO = 38  # bytes of FLAC's first block, with its header
 _READ_BLOCKS = frozenset({0, 3, 4, 6})  # stream info, seek table, comments, picture (RFC 9639 §8)
 _TAIL = 64 * 1024  # bytes at the end in which tags are looked for
-_JUNK_FLOOR = 128 * 1024  # bytes of an MP3 that may be no frames, or a twentieth of it if more
 
 
 def measure(source: Source, family: FormatFamily, limit: float | None) -> float:
@@ -47,7 +46,7 @@ def _measure_frames(source: Source, family: FormatFamily, limit: float | None) -
     gaps = [(begin + start, begin + stop) for start, stop in walk.gaps]
     refuse_foreign(source, [*gaps, (begin + walk.last, end)])
     junk = walk.size - walk.covered - (source.received - end)
-    if family is MPEG and junk > min(walk.covered, max(_JUNK_FLOOR, walk.size // 20)):
+    if family is MPEG and junk > walk.covered:
         raise Undecodable("junk")
     return settle(walks, limit)
 

@@ -38,10 +38,9 @@ from proxy.uploads.formats.packets import (
     LARGE,
     MAX_ENTRIES,
     TRY_DECODE,
-    Lies,
+    DecodeAll,
     PacketWalk,
     audio_streams,
-    decode,
     new_walks,
     open_container,
     settle,
@@ -69,7 +68,7 @@ def measure_mp4(source: Source, limit: float | None) -> float:
     if not fragmented:
         try:
             walks = _measure_indexed(source, limit, layout)
-        except Lies:
+        except DecodeAll:
             walks = walk_all(source.back(0), MP4, limit, every=True)
     covered = max(layout.samples, sum(walk.size for walk in walks))
     refuse_foreign(source, layout.others)
@@ -154,7 +153,7 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
         raise Undecodable("cut_short")
     with open_container(source, MP4) as container:
         streams = audio_streams(container, MP4)
-        walks = new_walks(streams)
+        walks = new_walks(streams, MP4)
         context = streams[0].codec_context
         indexed = (
             len(streams) == 1
@@ -163,15 +162,16 @@ def _measure_indexed(source: Source, limit: float | None, layout: _Layout) -> li
             and not layout.fragments
         )
         stop = TRY_DECODE if indexed else None
-        walk_packets(container, streams, walks, MP4, limit, stop_after=stop)
+        walk_packets(container, streams, walks, limit, stop_after=stop)
         if walks[0].tried == stop and not _follow_index(walks[0], streams[0], source, layout):
-            walk_packets(container, streams, walks, MP4, limit)
+            walk_packets(container, streams, walks, limit)
+        walks[0].check_limit(walks[0].seconds(), limit)
         return walks
 
 
 def _follow_index(walk: PacketWalk, stream: AudioStream, source: Source, layout: _Layout) -> bool:
     """Count the packets after the trial by the index. False if that is not reliable: nothing of the
-    trial plays, or the last sample does not exist. Raises `Lies`."""
+    trial plays, or the last sample does not exist. Raises `DecodeAll`."""
     entries = stream.index_entries
     if not walk.packets or len(entries) <= walk.tried:
         return False
@@ -182,7 +182,7 @@ def _follow_index(walk: PacketWalk, stream: AudioStream, source: Source, layout:
     played = max(end.timestamp + step - entries[walk.tried].timestamp, 0)
     _decode_spread(walk, stream, source, layout)
     if walk.lies:
-        raise Lies
+        raise DecodeAll
     walk.total += played
     walk.packets += len(entries) - TRY_DECODE
     return True
@@ -203,4 +203,4 @@ def _decode_spread(walk: PacketWalk, stream: AudioStream, source: Source, layout
         if 0 <= entry.pos <= source.received - entry.size:
             after = entries[min(at + 1, number - 1)].timestamp - entry.timestamp
             claim = after * walk.tick if at + 1 < number else walk.packet_seconds
-            decode(walk, context, Packet(source.at(entry.pos, entry.size)), claim)
+            walk.decode(context, Packet(source.at(entry.pos, entry.size)), claim)

@@ -2,20 +2,19 @@
 
 Rules:
 1. The demuxer is given, never guessed, and reads only from our file object.
-2. Claimed durations are compared with decoded ones: for the first packets, then for a random sample
-   of the others, and always for unusually large ones. The excess of a decoded over a claimed
-   duration is added. Real files have one such packet, the last. After two (usually several frames
-   in one packet), the file is walked again and every packet is decoded.
-3. Packets are added up; time stamps are ignored. So gaps and damaged stamps make nothing longer.
-   Only if packets claim no duration is the time to the next one taken.
-4. For codecs with a constant packet duration, the number of packets times a decoded duration is a
-   second measure. Opus packets give their duration in the first byte, and MP3 and ADTS are split
-   into single frames, so these need no random sample. The largest measure wins.
+2. A walk adds up what packets claim to play and decodes a sample of them: the first ones, some at
+   random, and all that are unusually large. If they play longer than they claim, or the file is
+   too long by its claims but some of them do not play at all, the file is walked again and every
+   packet is decoded (`DecodeAll`). What comes out is the duration.
+3. Time stamps are ignored, so gaps and damaged stamps make nothing longer.
+4. A second measure, for codecs with a constant packet duration, is the number of packets times a
+   decoded duration. Opus packets give their duration in the first byte. The largest measure wins.
 5. Packets that an edit list or a pre-skip discards are decoded too, to prove that they can be, but
    add no time.
 6. FFmpeg finds "audio" in any bytes, since it skips what it cannot parse. So an MP3 packet counts
    only if it is one whole frame of the same kind as the one before, and a quarter of the first
    packets must decode.
+7. A video track is a film, unless it is cover art, chapter pictures or a single still image.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from av.audio.stream import AudioStream
 from av.codec.context import Flags2
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from proxy.uploads.formats import mpeg_frames
 from proxy.uploads.formats.families import AAC, MP4, MPEG, WEBM, FormatFamily
@@ -49,31 +49,37 @@ MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, and 
 # One in so many of the packets tried must decode. Of random bytes, one AAC packet in a thousand
 # does.
 _MUST_DECODE = 4
+_SPARSELY = 128  # one in so many packets is tried, of MP3 and ADTS, which cannot lie
+_MISSING = 0.05  # seconds of packets tried that need not play: decoders may need some to begin
 # Codecs with the same number of samples in every packet (the last one aside).
 _CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
-_HEADER = struct.Struct(">I").unpack_from
+_STILLS = frozenset({"mjpeg", "png", "gif", "bmp", "webp", "tiff"})
 _BYTE = struct.Struct("B").unpack_from
+_HEADER = struct.Struct(">I").unpack_from
 _SKIP = struct.Struct("<I").unpack_from
 _UNDERFLOW = 1 << 31  # ticks of one packet: FFmpeg's 32-bit difference went below zero
 # How much a packet's claim may differ from its decoded duration: the last ones are often cut.
 _TOLERANCE, _PADDING = 1.005, 1.0  # times; seconds
 _BLOCK_HEADERS = 64  # bytes: of a cluster and a block
 LARGE = 8  # times the mean, of a packet
-_LIES = 2  # packets: the last one may be odd
 #: Opus: samples of a frame at 48 kHz by the upper five bits of a packet's first byte (RFC 6716
 #: §3.1).
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 _OPUS_SECONDS = [_OPUS_FRAME[byte >> 3] / 48_000 * (1, 2, 2, 0)[byte & 3] for byte in range(256)]
 
 
+class DecodeAll(Exception):
+    """The file must be walked again, decoding everything (rule 2)."""
+
+
 @dataclass(slots=True)
 class PacketWalk:
     """Statistics of one audio stream so far; `total` in units of its time base."""
 
-    tick: float = 1.0  # seconds
-    opus: bool = False  # packets carry their duration
-    single: bool = False  # each is one frame of MPEG or ADTS
-    constant: bool = False  # all have the same duration
+    family: FormatFamily
+    tick: float  # seconds
+    codec: str
+    every: bool = False  # decode all packets
     total: int = 0
     packets: int = 0  # that play
     size: int = 0  # bytes of all packets
@@ -84,17 +90,26 @@ class PacketWalk:
     kind: int | None = None  # of MPEG frames
     tried: int = 0
     lengths: list[float] = field(default_factory=list)  # seconds of those that decoded
+    missing: float = 0.0  # seconds that those tried claim to play, and do not
     lies: int = 0  # packets that play longer than they claim,
     excess: float = 0.0  # by so many seconds
     inner: float = 0.0  # seconds by the packets' own durations (Opus)
+    played: float = 0.0  # seconds that came out of the decoder
     skipped: float = 0.0  # seconds at the beginning that are decoded but not played
     next_try: int = 0  # the value of `packets` at which to decode the next one
 
+    @property
+    def claimed(self) -> float:
+        """The duration so far, without other measures than the first."""
+        return self.played if self.every else self.total * self.tick
+
     def seconds(self) -> float:
         """The duration: the largest measure, if it exceeds the claim by more than padding."""
-        claimed = self.total * self.tick
-        alike = self.packet_seconds if self.constant or not self.total else 0.0
-        implied = max(self.packets * alike, self.inner, claimed + self.excess)
+        claimed = self.claimed
+        if self.every:
+            return max(claimed - self.skipped, 0.0)
+        alike = self.packet_seconds if self.codec in _CONSTANT or not self.total else 0.0
+        implied = max(self.packets * alike, self.inner)
         if implied <= claimed * _TOLERANCE + _PADDING:
             implied = claimed or implied
         return max(implied - self.skipped, min(implied, self.tick))
@@ -109,15 +124,49 @@ class PacketWalk:
         """Rule 6."""
         return bool(self.lengths) and len(self.lengths) * _MUST_DECODE >= self.tried
 
+    def check_limit(self, seconds: float, limit: float | None) -> None:
+        """Raise `PastLimit` if `seconds` are too long, or `DecodeAll` if they may not be."""
+        if limit is not None and seconds > limit + GRACE:
+            if self.missing > _MISSING and not self.every:
+                raise DecodeAll
+            raise PastLimit(seconds)
 
-def open_container(file: IO[bytes] | Any, family: FormatFamily) -> InputContainer:
-    """Raises `Undecodable` if the demuxer does not find its format."""
+    def decode(self, context: AudioCodecContext, packet: Any, claim: float) -> float:
+        """Decode `packet`, which claims to play `claim` seconds (0: no claim). Returns the seconds
+        that it plays. Raises `DecodeAll`."""
+        self.tried += 1
+        if not context.is_open:
+            context.thread_count = 1  # the sandbox has no threads
+            context.flags2 |= Flags2.skip_manual  # rule 5
+        try:
+            frames = context.decode(packet)
+        except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise
+            frames = []
+        played = sum(frame.samples / frame.sample_rate for frame in frames if frame.sample_rate)
+        if played:
+            self.lengths.append(played)
+        self.missing += max(claim - played, 0.0)
+        if (claim or self.total) and played > claim * _TOLERANCE + min(1.5 * self.tick, 0.002):
+            self.lies += 1
+            self.excess += played - claim
+            if not self.every and (self.lies > 1 or self.excess > _PADDING):  # one may be odd
+                raise DecodeAll
+        return played
+
+
+def open_container(
+    file: IO[bytes] | Any, family: FormatFamily, *, every: bool = False
+) -> InputContainer:
+    """Raises `Undecodable` if the demuxer does not find its format. `every`: as a player would, in
+    small packets, since a damaged one plays nothing."""
     try:
         return av.open(
             file,
             "r",
             format=family.demuxer,
-            options=dict(family.options),
+            options={} if every else dict(family.options),
             metadata_errors="replace",
             buffer_size=_BUFFER,
         )
@@ -126,25 +175,33 @@ def open_container(file: IO[bytes] | Any, family: FormatFamily) -> InputContaine
 
 
 def audio_streams(container: InputContainer, family: FormatFamily) -> list[AudioStream]:
-    """All audio streams. Raises `NotAudio` if there are none, or a video track."""
-    refuse_video(container, family)
+    """All audio streams. Raises `NotAudio` if there are none, or a film."""
+    stills(container, family)
     streams = list(container.streams.audio)
     if not streams:
         raise NotAudio(f"{family.media_type} without audio")
     return streams
 
 
-def refuse_video(container: InputContainer, family: FormatFamily) -> None:
-    """Raise `NotAudio` for a video track. Cover art and chapter pictures, of which there are few,
-    are allowed. In fragmented and chained files, streams may appear late."""
+def stills(container: InputContainer, family: FormatFamily) -> list[VideoStream]:
+    """The video tracks that may turn out to be still images (rule 7). Raises `NotAudio` if another
+    one is no picture either. In fragmented and chained files, streams may appear late."""
+    found = []
     for stream in container.streams.video:
-        picture = stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)
-        if not picture or len(stream.index_entries) > MAX_ENTRIES:
-            raise NotAudio(f"{family.media_type} with a video track")
+        if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
+            most = MAX_ENTRIES
+        elif _codec(stream) in _STILLS:
+            most = 1
+            found.append(stream)
+        else:
+            most = -1
+        if len(stream.index_entries) > most:
+            raise _film(family)
+    return found
 
 
-class Lies(Exception):
-    """The claims are false: the file must be walked again, decoding everything (rule 2)."""
+def _film(family: FormatFamily) -> NotAudio:
+    return NotAudio(f"{family.media_type} with a video track")
 
 
 def walk_file(
@@ -154,29 +211,36 @@ def walk_file(
     Raises the exceptions of probe/refused.py."""
     try:
         return walk_all(opened(), family, limit)
-    except Lies:
+    except DecodeAll:
         return walk_all(opened(), family, limit, every=True)
 
 
 def walk_all(
     file: Any, family: FormatFamily, limit: float | None, *, every: bool = False
 ) -> list[PacketWalk]:
-    """The same for one walk. Raises `Lies` if `every` packet must be decoded and is not."""
-    with open_container(file, family) as container:
+    """The same for one walk. Raises `DecodeAll`, unless that is what it does."""
+    with open_container(file, family, every=every) as container:
         streams = audio_streams(container, family)
-        walks = new_walks(streams, single=family in (MPEG, AAC))
-        walk_packets(container, streams, walks, family, limit, every=every)
-        refuse_video(container, family)
+        walks = new_walks(streams, family, every=every)
+        walk_packets(container, streams, walks, limit)
+        stills(container, family)
+        for walk in walks:
+            walk.check_limit(walk.seconds(), limit)
         return walks
 
 
-def new_walks(streams: Sequence[AudioStream], *, single: bool = False) -> list[PacketWalk]:
+def new_walks(
+    streams: Sequence[AudioStream], family: FormatFamily, *, every: bool = False
+) -> list[PacketWalk]:
     """Empty statistics, one for each stream."""
-    names = [getattr(stream.codec_context, "name", "") for stream in streams]
     return [
-        PacketWalk(float(stream.time_base or 1), "opus" in name, single, name in _CONSTANT)
-        for stream, name in zip(streams, names, strict=True)
+        PacketWalk(family, float(stream.time_base or 1), _codec(stream), every)
+        for stream in streams
     ]
+
+
+def _codec(stream: AudioStream | VideoStream) -> str:
+    return getattr(stream.codec_context, "name", "")  # there may be no decoder
 
 
 def settle(walks: Sequence[PacketWalk], limit: float | None) -> float:
@@ -196,49 +260,34 @@ def walk_packets(
     container: InputContainer,
     streams: Sequence[AudioStream],
     walks: Sequence[PacketWalk],
-    family: FormatFamily,
     limit: float | None,
     *,
     stop_after: int | None = None,
-    every: bool = False,
 ) -> None:
     """Walk to the end, or until `stop_after` packets were decoded (at most `TRY_DECODE`). Updates
     `walks`, one for each of `streams`. Call it again to continue. Raises like `walk_all`."""
     by_index = {stream.index: walk for stream, walk in zip(streams, walks, strict=True)}
+    family = walks[0].family
+    pictures = stills(container, family)
+    shown: set[int] = set()
     framed = family in (MPEG, AAC, WEBM)
-    past = sys.maxsize if limit is None else limit + GRACE
     try:
-        for packet in container.demux(list(streams)):
-            size = packet.size
-            walk = by_index.get(packet.stream_index)
-            if not size or walk is None:  # none: the flush at the end
+        for packet in container.demux([*streams, *pictures]):
+            if not packet.size:  # the flush at the end
                 continue
-            duration = packet.duration or 0
-            if duration >= _UNDERFLOW:
-                duration = 0
-            walk.size += size
+            walk = by_index.get(packet.stream_index)
+            if walk is None:
+                if packet.stream_index in shown:
+                    raise _film(family)
+                shown.add(packet.stream_index)
+                continue
+            walk.size += packet.size
             if framed:
-                _cover(walk, packet, size, family)
-            if (
-                walk.packets >= walk.next_try
-                or walk.tried < TRY_DECODE
-                or (not walk.opus and size * walk.packets > LARGE * walk.size)
-                or every
-            ):
-                if not walk.tried and family is not MP4:
-                    walk.skipped = _skipped(packet)
-                _try_decode(walk, packet, duration * walk.tick)
-                if walk.lies == _LIES and not every:
-                    raise Lies
-            if not (duration and packet.is_discard):
-                walk.packets += 1
-                walk.total += duration
-                if walk.opus:
-                    walk.inner += opus_seconds(packet)
+                _cover(walk, packet)
+            _count(walk, packet)
             if walk.tried == stop_after:
                 break
-            if walk.total * walk.tick > past:
-                raise PastLimit(walk.total * walk.tick)
+            walk.check_limit(walk.claimed, limit)
     except av.error.FFmpegError as error:
         _judge_end(error, walks)
 
@@ -252,9 +301,42 @@ def _judge_end(error: Exception, walks: Sequence[PacketWalk]) -> None:
         raise Undecodable("broken") from error
 
 
-def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> None:
+def _count(walk: PacketWalk, packet: Any) -> None:
+    duration = packet.duration or 0
+    if duration >= _UNDERFLOW:
+        duration = 0
+    played = 0.0
+    alone = "opus" in walk.codec  # a packet says itself how long it plays
+    if (
+        walk.packets >= walk.next_try
+        or walk.tried < TRY_DECODE
+        or not walk.decodes
+        or (not alone and packet.size * walk.packets > LARGE * walk.size)
+        or (not alone and duration * walk.packets > LARGE * walk.total)
+        or walk.every
+    ):
+        if not walk.tried and walk.family is not MP4:
+            walk.skipped = _skipped(packet)
+        if alone:
+            walk.next_try = sys.maxsize
+        elif walk.family in (MPEG, AAC):
+            walk.next_try = walk.packets + _SPARSELY
+        else:
+            walk.next_try = walk.packets + 1 + int(walk.tried * random.random() / 2)  # noqa: S311
+        if (context := packet.stream.codec_context) is not None:
+            played = walk.decode(context, packet, duration * walk.tick)
+    if not (duration and packet.is_discard):
+        walk.packets += 1
+        walk.total += duration
+        walk.played += played
+        if alone:
+            walk.inner += opus_seconds(packet)
+
+
+def _cover(walk: PacketWalk, packet: Any) -> None:
     """Record the packet's range, unless it is an MP3 packet that is no whole frame (rule 6)."""
-    if family is MPEG:
+    size = packet.size
+    if walk.family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
         kind, before = header & mpeg_frames.SAME_KIND, walk.kind
         walk.kind = kind
@@ -262,7 +344,7 @@ def _cover(walk: PacketWalk, packet: Any, size: int, family: FormatFamily) -> No
         if length != size or (kind != before and before is not None):
             return
     at = packet.pos or 0
-    if at > walk.end + (_BLOCK_HEADERS if family is WEBM else 0):
+    if at > walk.end + (_BLOCK_HEADERS if walk.family is WEBM else 0):
         if len(walk.gaps) == MAX_ENTRIES:
             walk.gaps[-1] = (walk.gaps[-1][0], at)
         else:
@@ -287,33 +369,3 @@ def opus_seconds(packet: Any) -> float:
         return _OPUS_SECONDS[first]
     count: int = _BYTE(packet, 1)[0] & 63 if packet.size > 1 else 0
     return count * _OPUS_SECONDS[first & 0xFC]
-
-
-def _try_decode(walk: PacketWalk, packet: Any, claim: float) -> None:
-    gap = 1 + int(walk.tried * random.random() / 2)  # noqa: S311
-    walk.next_try = sys.maxsize if walk.opus or walk.single else walk.packets + gap
-    context: AudioCodecContext | None = packet.stream.codec_context
-    if context is not None:
-        decode(walk, context, packet, claim)
-
-
-def decode(walk: PacketWalk, context: AudioCodecContext, packet: Any, claim: float) -> None:
-    """Decode `packet`, which claims to play `claim` seconds (0: no claim), and record the result
-    (rule 2)."""
-    walk.tried += 1
-    if not context.is_open:
-        context.thread_count = 1  # the sandbox has no threads
-        context.flags2 |= Flags2.skip_manual  # rule 5
-    try:
-        frames = context.decode(packet)
-    except (av.error.FFmpegError, ValueError) as error:
-        if isinstance(error, MemoryError):
-            raise
-        return
-    played = sum(frame.samples / frame.sample_rate for frame in frames if frame.sample_rate)
-    if not played:
-        return
-    walk.lengths.append(played)
-    if (claim or walk.total) and played > claim * _TOLERANCE + min(1.5 * walk.tick, 0.002):
-        walk.lies += 1
-        walk.excess += played - claim
