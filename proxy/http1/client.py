@@ -83,6 +83,7 @@ class ClientStream(Stream):
         "draining",
         "ended",
         "eof_at",
+        "excess",
         "held",
         "host_ip",
         "hurried",
@@ -122,6 +123,7 @@ class ClientStream(Stream):
         self.host_ip = ""
         self.secure = False
         self.share: Any = None  # its address's share of the listener, where clients are limited
+        self.excess = False  # its client had too many when it was accepted
         self.asker: Any = None  # the share that the current request counts towards
         self.requests = 0
         self._last_until = 0.0  # until when a drain waits for a last request to begin
@@ -132,16 +134,21 @@ class ClientStream(Stream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
+        if not self.host_ip:
+            self.came_from(transport.get_extra_info("peername"))
+        self.secure = isinstance(transport.get_extra_info("ssl_object"), ssl.SSLObject)
+        self._sweeper.add(self)
+        self._coroutine = self._serve(self)
+        self._step()
+
+    def came_from(self, peer: object) -> None:
+        """Set the client's address as `accept` returned it. The kernel no longer knows that of a
+        connection that has been reset."""
         if isinstance(peer, tuple):
             self.host_ip = str(peer[0])
             self.address = (
                 f"[{peer[0]}]:{peer[1]}" if ":" in self.host_ip else f"{peer[0]}:{peer[1]}"
             )
-        self.secure = isinstance(transport.get_extra_info("ssl_object"), ssl.SSLObject)
-        self._sweeper.add(self)
-        self._coroutine = self._serve(self)
-        self._step()
 
     @property
     def who(self) -> object:

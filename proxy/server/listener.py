@@ -16,18 +16,15 @@ from proxy.forward.routing.client_shares import ClientShares
 from proxy.forward.routing.plan import ListenerPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
+from proxy.server.accept import Acceptor
 from proxy.server.connection import Service
 from proxy.server.handshake_failures import HandshakeFailures
 from proxy.server.listening import duplicate, stop_taking, waiting
-from proxy.server.tls_accept import TlsAcceptor
+from proxy.server.tls_accept import TlsHandshakes
 from proxy.telemetry.metrics.counters import ListenerTally
 
 #: Connections that the kernel queues while the process is busy.
 _BACKLOG = 4096
-
-#: Descriptors of each listening socket. The event loop accepts one connection from each per turn;
-#: the last of a hundred new connections should not wait for a hundred turns.
-_ACCEPTS = 8
 
 #: Seconds after the start of a drain in which clients can complete a TCP handshake that has begun
 #: (two round trips), and the longest time for the accept queue to become empty.
@@ -64,10 +61,10 @@ class ListenerRuntime:
         self._memory = memory
         self.sockets: tuple[socket.socket, ...] = ()
         self._shared = False  # another process accepts from the same queue
-        self._tls: ssl.SSLContext | None = None
-        self._acceptor: TlsAcceptor | None = None
-        self._servers: list[asyncio.Server] = []  # without TLS
-        self._arrived: set[ClientStream] = set()  # counted, TLS handshake not finished
+        self._handshakes: TlsHandshakes | None = None
+        self._acceptor: Acceptor | None = None
+        self._opening: set[asyncio.Task[None]] = set()  # without TLS
+        self._arrived: set[ClientStream] = set()  # counted, not served yet
         self._failures = HandshakeFailures(clock)
         self._draining = False
         self._paused = False  # for a successor, or until `resume`
@@ -81,7 +78,7 @@ class ListenerRuntime:
         names = [s.getsockname() for s in self.sockets]
         return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
 
-    async def open(
+    def open(
         self,
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None,
@@ -95,57 +92,61 @@ class ListenerRuntime:
         """
         self.sockets = tuple(sockets)
         self._shared = shared
-        self._tls = tls
+        if tls is not None:
+            self._handshakes = TlsHandshakes(tls, self, lambda: self.service.plan.header_timeout)
         try:
-            await self._accept()
+            self._accept()
         except OSError:
             self.close()
             raise
 
-    async def _accept(self) -> None:
-        """Accept connections, on duplicated descriptors because asyncio's servers close theirs."""
-        if self._tls is not None:
-            self._acceptor = TlsAcceptor(
-                [duplicate(one) for one in self.sockets],
-                self._tls,
-                self,
-                lambda: self.service.plan.header_timeout,
-                self._shortages,
-            )
-            self._acceptor.start(_BACKLOG)
-            return
-        loop = asyncio.get_running_loop()
-        for listening in self.sockets:
-            # Do not let a response's body wait for the client's delayed ACK of its head.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for _ in range(_ACCEPTS):
-                self._servers.append(
-                    await loop.create_server(
-                        self._stream, sock=duplicate(listening), backlog=_BACKLOG
-                    )
-                )
+    def _accept(self) -> None:
+        """Accept connections, on duplicated descriptors: ours outlive a pause."""
+        self._acceptor = Acceptor(
+            [duplicate(one) for one in self.sockets],
+            self,
+            self._open if self._handshakes is None else self._handshakes.start,
+            self._clock,
+            self._shortages,
+        )
+        self._acceptor.listen(_BACKLOG)
+
+    def _open(self, connection: socket.socket, client: ClientStream) -> None:
+        """Serve a connection without TLS."""
+        task = asyncio.get_running_loop().create_task(
+            self._opened(connection, client), name="new-connection"
+        )
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _opened(self, connection: socket.socket, client: ClientStream) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
+        except OSError:
+            connection.close()
+        finally:
+            self.vanish(client)
 
     @property
     def connections(self) -> int:
-        """The number of connections in service or in their TLS handshake, without those that have
-        ended and wait for the client to close."""
+        """The number of connections, those included that are not served yet, without those that
+        have ended and wait for the client to close."""
         return sum(not client.ended for client in self.clients) + len(self._arrived)
 
     def use_tls(self, context: ssl.SSLContext) -> None:
         """Use new certificates. Connections and handshakes in progress keep theirs."""
-        self._tls = context
-        if self._acceptor is not None:
-            self._acceptor.context = context
+        if self._handshakes is not None:
+            self._handshakes.context = context
 
     def _stream(self) -> ClientStream:
         return ClientStream(self._clock, self._sweeper, self._memory, self._begin, self._gone)
 
-    # --- TLS, before its handshake (`tls_accept.Connections`) ------------------------------------
+    # --- before a connection is served (`Connections` of accept.py and tls_accept.py) -------------
 
-    def arrive(self, address: str) -> ClientStream | None:
-        """Count a connection from `address` and return its stream; None to close it at once."""
+    def arrive(self, peer: object) -> ClientStream | None:
+        """Count a connection from `peer` and return its stream; None to close it at once."""
         client = self._stream()
-        client.host_ip = address
+        client.came_from(peer)
         shares = self.service.plan.shares
         if shares is not None and not shares.arrive(client, self._clock.monotonic()):
             shares.disconnect(client)
@@ -158,8 +159,12 @@ class ListenerRuntime:
         tally = self._tally
         self._failures.note(tally.name, tally.handshake_failures, client.host_ip, error)
 
+    def discarded(self, reason: str) -> None:
+        """Count a connection that was closed before it was served."""
+        self._tally.discarded[reason] += 1
+
     def vanish(self, client: ClientStream) -> None:
-        """The handshake has ended: forget the connection unless it is being served."""
+        """Forget the connection unless it is being served."""
         if client in self._arrived:
             self._arrived.remove(client)
             ClientShares.disconnect(client)
@@ -173,9 +178,9 @@ class ListenerRuntime:
     def _begin(self, client: ClientStream) -> Coroutine[Any, Any, None]:
         """Count a connection and return the coroutine that serves or refuses it."""
         plan = self.service.plan
-        if self._acceptor is not None:
-            self._arrived.discard(client)
-            self._acceptor.done(client)
+        self._arrived.discard(client)
+        if self._handshakes is not None:
+            self._handshakes.done(client)
         refusal: ProxyError | None = None
         if plan.shares is not None:
             refusal = plan.shares.connect(client, self._clock.monotonic())
@@ -268,17 +273,15 @@ class ListenerRuntime:
         for client in list(self.clients):
             client.drain(hurry=False)
 
-    async def resume(self) -> None:
+    def resume(self) -> None:
         """Accept again. Raises `OSError`."""
         self._draining = self._paused = False
         self._easing_until = 0.0
-        await self._accept()
+        self._accept()
 
     def _stop_accepting(self) -> None:
-        for server in (self._acceptor, *self._servers):
-            if server is not None:
-                server.close()
-        self._servers.clear()
+        if self._acceptor is not None:
+            self._acceptor.close()
 
     def close(self) -> None:
         """Close the sockets now. The kernel resets what waits in their queues, unless somebody else
@@ -315,7 +318,10 @@ class ListenerRuntime:
         if self._emptying is not None:
             self._emptying.cancel()
         if self._acceptor is not None:
-            await self._acceptor.abort()
+            self._acceptor.abort()
+        if self._handshakes is not None:
+            await self._handshakes.abort()
+        await asyncio.gather(*self._opening)
         for client in list(self.clients):
             client.abort()
         await self.drained()

@@ -32,6 +32,9 @@ _NO_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # pass
 )
 
+#: `TCP_CLOSE` in `net/tcp_states.h`: the first byte of `struct tcp_info`.
+_TCP_CLOSE = 7
+
 #: Offset of `tcpi_unacked` in `struct tcp_info`; for a listening socket, the length of its queue.
 _UNACKED = 24
 
@@ -162,3 +165,12 @@ def waiting(listening: socket.socket) -> int:
     """The number of connections waiting to be accepted."""
     info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
     return int(struct.unpack_from("I", info, _UNACKED)[0])
+
+
+def was_reset(connection: socket.socket) -> bool:
+    """Whether the client has reset this accepted TCP connection, so that nobody would read an
+    answer. One that has only ended its half may still wait for one."""
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:  # a unix socket, or a system that does not say
+        return False

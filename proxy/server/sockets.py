@@ -157,7 +157,7 @@ class Sockets:
                     await leaving.runtime.emptied()
             sockets = self._given.open(name, wanted.bind, reuse_port=wanted.reuse_port)
             context = tls.context if tls else None
-            await runtime.open(sockets, context, shared=bool(wanted.bind.given))
+            runtime.open(sockets, context, shared=bool(wanted.bind.given))
             self._tally(name).certificate_ends = tls.ends if tls else None
         except OSError as error:
             raise cannot_listen(f"listener {name}", wanted.bind, error) from error
@@ -214,7 +214,7 @@ class Sockets:
     async def resume(self) -> None:
         """Accept again. Raises `OSError`."""
         for one in self._open.values():
-            await one.runtime.resume()
+            one.runtime.resume()
 
     def clients(self) -> int:
         """The number of open connections, including those in their TLS handshake."""
@@ -229,7 +229,7 @@ class Sockets:
             if one.config.bind.given or label(name, one.config.bind) in taken:
                 one.runtime.close()
             else:
-                await one.runtime.resume()
+                one.runtime.resume()
 
     async def stop(self) -> None:
         """Close everything at once."""

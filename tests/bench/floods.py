@@ -11,9 +11,11 @@ those, and the proxy's highest resident memory. Each contender is started anew f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import selectors
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -41,7 +43,8 @@ def _request(line: str, *fields: str, body: bytes = b"") -> bytes:
 class Flood:
     """`first` once, then `again` for ever on each of `connections`; one that ends is opened anew.
 
-    `piece` bytes go out at a time; `reads` says whether answers are taken.
+    `piece` bytes go out at a time; `reads` says whether answers are taken. `resets`: `first` and a
+    reset instead, from so many addresses in turn, on one connection after the other.
     """
 
     about: str
@@ -50,6 +53,7 @@ class Flood:
     connections: int = 1
     piece: int = 256 * 1024
     reads: bool = True
+    resets: int = 0
 
 
 _CHUNKED = _request("POST /upload", "Transfer-Encoding: chunked")
@@ -100,6 +104,9 @@ FLOODS: dict[str, Flood] = {
     "drip": Flood("answers in chunks of a byte", first=_request("GET /drip"), connections=20),
     "interim": Flood("30 interim answers each", again=_request("GET /interim") * 200),
     "connects": Flood("connections without a request", connections=300, again=b""),
+    "resets": Flood(
+        "GETs, each followed by a reset, from 8 addresses", first=_request("GET /"), resets=8
+    ),
 }
 
 
@@ -177,6 +184,8 @@ def attack(flood: Flood, port: int) -> None:
     selector = selectors.DefaultSelector()
     opened = 0
     print("flooding", flush=True)
+    while flood.resets:
+        _reset_some(flood, port)
     while True:
         while opened < flood.connections:
             try:
@@ -208,6 +217,16 @@ def attack(flood: Flood, port: int) -> None:
                 selector.unregister(sock)
                 sock.close()
                 opened -= 1
+
+
+def _reset_some(flood: Flood, port: int) -> None:
+    for last in range(2, 2 + flood.resets):
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.settimeout(1.0)
+            sock.bind((f"127.0.0.{last}", 0))
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(flood.first)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _pieces(flood: Flood) -> Generator[tuple[list[int], memoryview | None], None, None]:

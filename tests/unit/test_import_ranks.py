@@ -117,6 +117,7 @@ PURE = (
     "proxy.http1.request_head",
     "proxy.http1.response_head",
     "proxy.resilience.bulkhead",
+    "proxy.server.newcomers",
     "proxy.resilience.circuit.circuit",
     "proxy.resilience.outlier_ejection",
     "proxy.resilience.circuit.leases",

@@ -106,11 +106,14 @@ class ClientShares:
     # --- connections ----------------------------------------------------------------------------
 
     def arrive(self, client: ClientStream, now: float) -> bool:
-        """Count a connection before its TLS handshake; False if its client has twice the allowed
-        number, so that it gets none. `disconnect` is owed in either case."""
+        """Count a connection as it is accepted; False if its client has twice the allowed number,
+        so that it is not served at all. `disconnect` is owed in either case."""
         share = self._of_connection(client, now)
         most = self.rules.connections
-        if share is None or most is None or share.connections <= 2 * most:
+        if share is None or most is None or share.connections <= most:
+            return True
+        client.excess = True
+        if share.connections <= 2 * most:
             return True
         if trusted(client.host_ip, self._proxies):
             return True
@@ -118,11 +121,12 @@ class ClientShares:
         return False
 
     def connect(self, client: ClientStream, now: float) -> TooManyRequests | None:
-        """Count a connection; returns the refusal if its client has too many. `disconnect` is owed
-        in either case."""
+        """Count a connection, unless `arrive` has, as it begins to be served; returns the refusal
+        if its client has too many older ones. `disconnect` is owed in either case."""
+        judged = client.share is not None and not client.excess
         share = self._of_connection(client, now)
         most = self.rules.connections
-        if share is None or most is None or share.connections <= most:
+        if judged or share is None or most is None or share.connections <= most:
             return None
         if trusted(client.host_ip, self._proxies):
             return None

@@ -118,15 +118,24 @@ class UpstreamTally:
 
 
 class ListenerTally:
-    """Client connections of a listener: open now, and accepted since the start. For TLS, also
-    failed handshakes by reason, and when the certificate expires (Unix seconds)."""
+    """Client connections of a listener: open now, accepted since the start, and by reason those
+    that were closed before they were served. For TLS, also failed handshakes by reason, and when
+    the certificate expires (Unix seconds)."""
 
-    __slots__ = ("accepted", "certificate_ends", "handshake_failures", "name", "open")
+    __slots__ = (
+        "accepted",
+        "certificate_ends",
+        "discarded",
+        "handshake_failures",
+        "name",
+        "open",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.open = 0
         self.accepted = 0
+        self.discarded = {"reset": 0, "crowded": 0}
         self.certificate_ends: float | None = None
         self.handshake_failures: dict[str, int] = {}
 

@@ -151,6 +151,16 @@ class Metrics:
             ("listener",),
             [((tally.name,), tally.accepted) for tally in listeners],
         )
+        yield counter(
+            "proxy_client_connections_discarded",
+            "Connections of clients closed before they were served",
+            ("listener", "reason"),
+            [
+                ((tally.name, reason), count)
+                for tally in listeners
+                for reason, count in tally.discarded.items()
+            ],
+        )
         yield gauge(
             "proxy_certificate_expiry_timestamp_seconds",
             "When the first certificate in a listener's chain expires, in Unix seconds",
