@@ -81,13 +81,17 @@ class Element:
             here = below
         return here
 
+    def children(self) -> list[Element]:
+        """The elements directly below; none of a scalar."""
+        if isinstance(self.value, dict):
+            return list(self.value.values())
+        return self.value if isinstance(self.value, list) else []
+
     def walk(self) -> Iterator[Element]:
         """This element and everything below it."""
         yield self
-        children = self.value.values() if isinstance(self.value, dict) else self.value
-        if children is not None and not isinstance(children, str):
-            for child in children:
-                yield from child.walk()
+        for child in self.children():
+            yield from child.walk()
 
 
 def read_document(file: Path, environ: Mapping[str, str]) -> tuple[Element, list[Problem]]:

@@ -156,6 +156,7 @@ def _within(key: str, places: list[str]) -> bool:
 
 def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
     """Raises `ConfigError` with `problems` and all others."""
+    outdated = removed.update(file, tree)
     trimmed = copy.deepcopy(tree)
     config = _validate(file, trimmed, problems)
     if config is None:
@@ -164,9 +165,8 @@ def _loaded(file: Path, tree: Element, problems: list[Problem]) -> Loaded:
     check(config, found)
     if problems or found.problems:
         raise ConfigError([*problems, *found.problems])
-    return Loaded(
-        config, tuple(sorted(found.warnings, key=lambda warning: (warning.line, warning.key)))
-    )
+    warnings = sorted(outdated + found.warnings, key=lambda warning: (warning.line, warning.key))
+    return Loaded(config, tuple(warnings))
 
 
 def _validate(file: Path, tree: Element, problems: list[Problem]) -> Config | None:
@@ -260,7 +260,7 @@ def _refusals(tree: Element, errors: list[ErrorDetails]) -> list[_Refusal]:
             known = shape.known_keys(key[:-1])
             near = nearest(str(key[-1]), known)
             misspelt.add((*key[:-1], near))
-            wanted = removed.instead(key) or (
+            wanted = (
                 f"a known key (did you mean {near!r}?)"
                 if near
                 else f"one of {', '.join(known)}"

@@ -632,29 +632,55 @@ def test_requeue_can_be_turned_off(tmp_path: Path) -> None:
     assert read(tmp_path, MIRRORED).mirrors["m"].requeued is None
 
 
-def test_removed_keys_are_refused_with_a_word_about_what_holds_now(tmp_path: Path) -> None:
-    """File, line and key as ever; a former name leads to the new one."""
-    text = f"{MIRRORED}    max_value: 2MiB\n    rescue: {{unacked_after: 1m}}\n"
-    found = problems(tmp_path, text)
-    assert found == [
-        "c.yaml:14: mirrors.m.max_value: expected no such key: it was removed in 0.2.0 (always "
-        "1 MiB, a hundred times a job document); delete the line, found 'max_value'",
-        "c.yaml:15: mirrors.m.rescue: expected its new name 'requeue': it was renamed in 0.2.0, "
-        "found 'rescue'",
+def warned(tmp_path: Path, text: str) -> list[str]:
+    """The warnings about a valid file."""
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return [str(one).removeprefix(f"{tmp_path}/") for one in load(file, {}).warnings]
+
+
+def test_removed_keys_have_no_effect_and_a_warning(tmp_path: Path) -> None:
+    """File, line and key as ever, and what holds now, whatever the value was."""
+    assert warned(tmp_path, f"{MIRRORED}    max_value: [2MiB]\n") == [
+        "c.yaml:14: mirrors.m.max_value: warning: removed in 0.2.0 (always 1 MiB, a hundred times "
+        "a job document): delete it",
     ]
 
 
-@pytest.mark.parametrize("path", removed.PATHS)
+def test_a_former_name_is_read_as_the_new_one(tmp_path: Path) -> None:
+    """With the keys that both have; what is wrong below it is reported where it stands."""
+    text = f"{MIRRORED}    rescue: {{unacked_after: 1m, queues: [q]}}\n"
+    requeue = read(tmp_path, text).mirrors["m"].requeued
+    assert requeue is not None
+    assert requeue.queues == ("q",)
+    assert [line.partition(" (")[0] for line in warned(tmp_path, text)] == [
+        "c.yaml:14: mirrors.m.rescue: warning: the former name of 'requeue': rename it",
+        "c.yaml:14: mirrors.m.rescue.unacked_after: warning: removed in 0.2.0",
+    ]
+    assert problems(tmp_path, f"{MIRRORED}    rescue: {{queues: []}}\n") == [
+        "c.yaml:14: mirrors.m.rescue.queues: expected at least 1 of them, found an empty list"
+    ]
+
+
+def test_of_both_names_the_new_one_counts(tmp_path: Path) -> None:
+    """The former one is ignored as a whole, with a warning."""
+    text = f"{MIRRORED}    rescue: {{queues: [old]}}\n    requeue: {{queues: [new]}}\n"
+    requeue = read(tmp_path, text).mirrors["m"].requeued
+    assert requeue is not None
+    assert requeue.queues == ("new",)
+    assert warned(tmp_path, text) == [
+        "c.yaml:14: mirrors.m.rescue: warning: not used, since 'requeue' is its new name: delete it"
+    ]
+
+
+@pytest.mark.parametrize("path", [*removed.REMOVED, *removed.RENAMED])
 def test_every_removed_key_is_known_by_its_place(path: str) -> None:
     """The key is gone from the schema, the section that held it is not, and the page of upgrades
-    names it; the same name elsewhere is an ordinary unknown key."""
+    names it."""
     *section, name = [int(part) if part == "0" else part for part in
                       path.replace("routes.*", "routes.0").split(".")]  # fmt: skip
     known = shape.known_keys(tuple(section))
     assert known
     assert name not in known
-    assert "0.2.0" in str(removed.instead((*section, name)))
-    assert removed.instead((*section, "other")) is None
-    assert removed.instead((name,)) is None
     page = Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md"
     assert f"| `{path}` |" in page.read_text()
