@@ -19,7 +19,7 @@ from proxy.core.clock import SystemClock
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.redis.connection import CaptureMode
+from proxy.jobs.redis.connection import CaptureMode, RedisAccess
 from tests.http1.message import PATIENCE
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -71,10 +71,9 @@ async def running(
     mirror = Mirror(
         "make_video",
         settings(path, **changes),
-        lambda: Redis.from_url(server.url),
+        RedisAccess(lambda: Redis.from_url(server.url), mode),
         JobMetrics(registry or CollectorRegistry()),
         SystemClock(),
-        mode=mode,
     )
     await mirror.start()
     try:

@@ -6,11 +6,9 @@ import logging
 import time
 from enum import StrEnum
 
-from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.core.clock import Clock
 from proxy.core.errors import JobNotStored
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import valid_job_id
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.waiting import settled
 
@@ -35,17 +33,14 @@ class Creations:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
+        context: MirrorContext,
         session: RedisSession,
-        metrics: MirrorMetrics,
-        clock: Clock,
     ) -> None:
-        self._name = name
-        self._settings = settings
+        self._name = context.name
+        self._settings = context.settings
         self._session = session
-        self._metrics = metrics
-        self._clock = clock
+        self._metrics = context.metrics
+        self._clock = context.clock
         self._refuse_until = float("-inf")  # monotonic: until the app uses Redis again
 
     def refusal(self) -> JobNotStored | None:

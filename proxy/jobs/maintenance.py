@@ -7,12 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.core.clock import Clock, iso_utc
+from proxy.core.clock import iso_utc
 from proxy.core.tasks import Work
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import WAITING
-from proxy.jobs.events import EventSink, discard_event
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.schedule import Daily
 from proxy.jobs.store import sql
@@ -62,24 +60,20 @@ class Maintenance:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
+        context: MirrorContext,
         store: JobStore,
         session: RedisSession,
-        clock: Clock,
-        metrics: MirrorMetrics,
-        emit: EventSink = discard_event,
     ) -> None:
         self.gone = Gone()
-        self._emit = emit
+        self._emit = context.emit
         self.pass_on: PassOn | None = None
         self.unnotified = asyncio.Event()
-        self._name = name
-        self._settings = settings
+        self._name = context.name
+        self._settings = context.settings
         self._store = store
         self._session = session
-        self._clock = clock
-        self._metrics = metrics
+        self._clock = context.clock
+        self._metrics = context.metrics
         self._reported: set[str] = set()
         self._recalled = False
 

@@ -18,19 +18,19 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock, iso_utc
 from proxy.core.tasks import Supervised
 from proxy.core.vitals import Vitals
+from proxy.jobs.context import EventSink, MirrorContext, discard_event
 from proxy.jobs.creations import Creations
 from proxy.jobs.document import (
     JobDocument,
     valid_job_id,
 )
-from proxy.jobs.events import EventSink, discard_event
 from proxy.jobs.maintenance import Maintenance, PassOn
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.queue.queue import JobQueue
 from proxy.jobs.queue.watch import follow_queue, recall_queue
 from proxy.jobs.reads import Reads
 from proxy.jobs.redis.active_jobs import ActiveJobs
-from proxy.jobs.redis.connection import CaptureMode, ClientFactory, CommandRefused, RedisLost
+from proxy.jobs.redis.connection import CommandRefused, RedisAccess, RedisLost
 from proxy.jobs.redis.restore_rules import RestoreCounts
 from proxy.jobs.redis.session import RedisSession
 from proxy.jobs.requeue.broker import BrokerRefused
@@ -57,22 +57,24 @@ class Mirror:
         self,
         name: str,
         settings: MirrorConfig,
-        factory: ClientFactory,
+        access: RedisAccess,
         metrics: JobMetrics,
         clock: Clock,
         *,
-        mode: CaptureMode = "tracking",
         key_prefix: str = "",
         emit: EventSink = discard_event,
         vitals: Vitals | None = None,
     ) -> None:
         vitals = vitals or Vitals()
+        context = MirrorContext(
+            name, settings, clock, metrics.for_mirror(name), emit, key_prefix, vitals
+        )
         self.name = name
         self._registry = vitals.tasks
         self._emit = emit
         self.settings = settings
         self._clock = clock
-        self._metrics = metrics.for_mirror(name)
+        self._metrics = context.metrics
         self._store = JobStore(
             settings.sqlite,
             clock,
@@ -82,25 +84,16 @@ class Mirror:
             on_degraded=self._store_degraded,
         )
         self._session = RedisSession(
-            name,
-            settings,
-            factory,
+            context,
+            access,
             self._store,
-            clock,
-            self._metrics,
-            mode=mode,
-            key_prefix=key_prefix,
-            emit=emit,
-            vitals=vitals,
             counting_key=None
             if settings.job_metrics is None
-            else lease_key(settings.key.replace("{job_id}", ""), key_prefix),
+            else lease_key(context.family, key_prefix),
         )
-        self._maintenance = Maintenance(
-            name, settings, self._store, self._session, clock, self._metrics, emit
-        )
+        self._maintenance = Maintenance(context, self._store, self._session)
         self.answers = AnswerStore(
-            settings.key.replace("{job_id}", ""),
+            context.family,
             self._store,
             lambda: self._session.link if self.redis_up else None,
             lambda: self.redis_whole,
@@ -108,7 +101,7 @@ class Mirror:
             key_prefix=key_prefix,
         )
         self.active = ActiveJobs(
-            settings.key.replace("{job_id}", ""),
+            context.family,
             lambda: self._session.link if self.redis_up else None,
             clock,
             idle=settings.stranded_after,
@@ -119,7 +112,7 @@ class Mirror:
             self.queue = JobQueue(
                 settings.forecast, clock, self._metrics.queue(), self._connected_workers
             )
-        self.creations = Creations(name, settings, self._session, self._metrics, clock)
+        self.creations = Creations(context, self._session)
         self.reads = Reads(
             settings, self._store, self._session, self._maintenance.gone, self.queue, clock
         )
@@ -131,14 +124,11 @@ class Mirror:
         self._counting: EventCounting | None = None
         if settings.job_metrics is not None:
             self._counting = self._session.capture.counting = EventCounting(
-                name,
-                settings,
+                context,
                 settings.job_metrics,
                 self._store,
                 lambda: self._session.link,
-                clock,
                 metrics.pipeline,
-                key_prefix=key_prefix,
                 activity=self._session.activity,
             )
         self._tasks: list[Supervised] = []

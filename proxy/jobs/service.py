@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry
 from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock
 from proxy.core.vitals import Vitals
-from proxy.jobs.events import discard_event
+from proxy.jobs.context import discard_event
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
-from proxy.jobs.redis.connection import ClientFactory
+from proxy.jobs.redis.connection import ClientFactory, RedisAccess
 
 
 class Mirrors:
@@ -38,7 +38,7 @@ class Mirrors:
             name: Mirror(
                 name,
                 one,
-                factory,
+                RedisAccess(factory),
                 metrics,
                 clock,
                 key_prefix=key_prefix,

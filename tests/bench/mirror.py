@@ -29,6 +29,7 @@ from proxy.demo.redis_server import RedisServer
 from proxy.jobs.document import parse
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.store.store import JobStore
 from tests.jobs_kit import PREFIX, eventually, followed, life, settings, write
 
@@ -78,7 +79,7 @@ def mirror_on(server: RedisServer, path: Path) -> Mirror:
     return Mirror(
         "bench",
         settings(path),
-        lambda: Redis.from_url(server.url),
+        RedisAccess(lambda: Redis.from_url(server.url)),
         JobMetrics(CollectorRegistry()),
         SystemClock(),
     )

@@ -25,6 +25,7 @@ from proxy.core.memory.allocator import collect_rarely
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.store import sql
 from proxy.telemetry.metrics.registry import Metrics
 from tests.bench.mirror import part, percentiles
@@ -96,7 +97,7 @@ async def main(rate: int, seconds: float, count: bool) -> None:
         mirror = Mirror(
             "bench",
             settings(home / "jobs.db", **changes),
-            lambda: Redis.from_url(server.url),
+            RedisAccess(lambda: Redis.from_url(server.url)),
             JobMetrics(metrics.registry),
             SystemClock(),
         )

@@ -18,6 +18,7 @@ from proxy.core.clock import SystemClock
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.video_metrics import counting, lease
 from proxy.jobs.video_metrics.events import EventReader
 from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
@@ -55,7 +56,7 @@ class Sidecar:
         return Mirror(
             "make_video",
             settings(self.path, **self._changes),
-            lambda: Redis.from_url(self._server.url),
+            RedisAccess(lambda: Redis.from_url(self._server.url)),
             JobMetrics(self.registry),
             SystemClock(),
         )

@@ -24,7 +24,9 @@ from redis.asyncio import Redis
 from proxy.config.mirrors import JobFields
 from proxy.core.clock import ManualClock
 from proxy.demo.redis_server import RedisServer
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import JobDocument, parse
+from proxy.jobs.metrics import JobMetrics, MirrorMetrics
 from proxy.jobs.store import sql
 from proxy.jobs.store.store import JobStore
 from proxy.jobs.video_metrics.counting import BETTER_WORD, EventCounting
@@ -94,12 +96,15 @@ class Sidecar:
         self.store = JobStore(self._path, self._clock)
         await self.store.start()
         self.counting = EventCounting(
-            "m",
-            jobs_kit.settings(self._path),
+            MirrorContext(
+                "m",
+                jobs_kit.settings(self._path),
+                self._clock,
+                MirrorMetrics(JobMetrics(CollectorRegistry()), "m"),
+            ),
             JobFields(),
             self.store,
             lambda: self.link,  # type: ignore[arg-type, return-value]
-            self._clock,
             self.metrics,
         )
         await self.counting.load()

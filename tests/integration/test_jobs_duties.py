@@ -23,6 +23,7 @@ from proxy.jobs.answers import Expired, Known
 from proxy.jobs.creations import Creation
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.service import Mirrors
 from tests.jobs_kit import (
     PREFIX,
@@ -53,7 +54,7 @@ async def test_clean_up_forgets_what_ended_long_ago(
     mirror = Mirror(
         "make_video",
         settings(tmp_path / "j.db", keep_for="7d"),
-        lambda: Redis.from_url(redis_server.url),
+        RedisAccess(lambda: Redis.from_url(redis_server.url)),
         JobMetrics(CollectorRegistry()),
         clock,
     )

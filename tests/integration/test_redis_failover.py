@@ -25,6 +25,7 @@ from proxy.jobs.answers import Known
 from proxy.jobs.creations import Creation
 from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
+from proxy.jobs.redis.connection import RedisAccess
 from tests.jobs_kit import PREFIX, deleted, eventually, followed, holds, job, settings, write
 
 GROUP = "jobs-master"
@@ -114,7 +115,7 @@ async def mirror_of(topology: Topology, path: Path) -> AsyncIterator[Mirror]:
     mirror = Mirror(
         "make_video",
         settings(path),
-        lambda: connect(section, client_name="mirror", protocol=3),
+        RedisAccess(lambda: connect(section, client_name="mirror", protocol=3)),
         JobMetrics(CollectorRegistry()),
         SystemClock(),
     )

@@ -147,7 +147,6 @@ PURE = (
     "proxy.jobs.queue.forecast",
     "proxy.jobs.answers",
     "proxy.jobs.document",
-    "proxy.jobs.events",
     "proxy.jobs.video_metrics.events",
     "proxy.jobs.video_metrics.metrics",
     "proxy.jobs.video_metrics.totals",

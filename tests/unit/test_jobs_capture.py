@@ -6,7 +6,9 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
+from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import ManualClock
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern, parse
 from proxy.jobs.metrics import JobMetrics, MirrorMetrics
 from proxy.jobs.redis.capture import Capture
@@ -62,15 +64,12 @@ class Empty:
 async def test_a_job_deleted_while_it_is_committed_gets_its_tombstone() -> None:
     """Its row is neither among those read nor among those that wait: it is known all the same."""
     store = Committing()
+    settings = MirrorConfig(key="job:{job_id}", sqlite="jobs.db", index=None)
     metrics = MirrorMetrics(JobMetrics(CollectorRegistry()), "m")
     capture = Capture(
-        "m",
-        KeyPattern.parse("job:{job_id}"),
-        None,
+        MirrorContext("m", settings, ManualClock(), metrics),
+        KeyPattern.parse(settings.key),
         cast(JobStore, store),
-        ManualClock(),
-        metrics,
-        hold_deletes=True,
         on_lost=lambda life: None,
         on_other_key=lambda key: None,
     )

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.core.clock import Clock
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import (
     LATEST,
     JobDocument,
@@ -32,7 +32,6 @@ from proxy.jobs.document import (
     is_newer,
     parse,
 )
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.change_queue import ChangeQueue
 from proxy.jobs.redis.connection import RedisConnection, RedisLost
 from proxy.jobs.redis.evictions import Evictions
@@ -84,30 +83,26 @@ class Capture:
 
     def __init__(
         self,
-        mirror: str,
+        context: MirrorContext,
         pattern: KeyPattern,
-        index: str | None,
         store: JobStore,
-        clock: Clock,
-        metrics: MirrorMetrics,
         *,
-        hold_deletes: bool,
         on_lost: Callable[[DataEpoch], None],
         on_other_key: Callable[[bytes], None],
     ) -> None:
         self.counts = Counts()
         self.shape: Shape = "current"
-        self.hold_deletes = hold_deletes
+        self.hold_deletes = context.settings.hold_deletes
         self.counting: EventCounting | None = None
         self.on_version: Callable[[JobDocument], None] = lambda snapshot: None
         self.on_deleted: Callable[[str], None] = lambda job_id: None
         self.changes = ChangeQueue()
-        self.evictions = Evictions(mirror, metrics)
+        self.evictions = Evictions(context.name, context.metrics)
         self._pattern = pattern
-        self._index = index
+        self._index = context.settings.index
         self._store = store
-        self._clock = clock
-        self._metrics = metrics
+        self._clock = context.clock
+        self._metrics = context.metrics
         self._on_lost = on_lost
         self._on_other_key = on_other_key
         #: Unix time up to which we knew every job; None: up to now. See `_first_seen`.

@@ -60,6 +60,15 @@ class CommandRefused(Exception):
     """Redis is up but refuses a command that we need."""
 
 
+@dataclass(frozen=True, slots=True)
+class RedisAccess:
+    """How to reach a Redis: `factory` makes the client of one connection; `mode` is the best way
+    of following changes that is tried."""
+
+    factory: ClientFactory
+    mode: CaptureMode = "tracking"
+
+
 @dataclass(slots=True)
 class _Waiting:
     future: asyncio.Future[list[Any]]
@@ -77,24 +86,23 @@ class RedisConnection:
 
     def __init__(
         self,
-        factory: ClientFactory,
+        access: RedisAccess,
         prefixes: Sequence[str],
         vitals: Vitals,
         *,
         on_changed: Callable[[list[bytes]], None],
         on_flushed: Callable[[], None],
         patience: float = PATIENCE,
-        mode: CaptureMode = "tracking",
         on_event: Callable[[bytes, str], None] | None = None,
     ) -> None:
-        self.mode: CaptureMode = mode
+        self.mode: CaptureMode = access.mode
         self.lost: asyncio.Event = asyncio.Event()
         self.why_lost = ""
         self.last_read_at = time.monotonic()  #: monotonic: every change up to then has arrived
         self.round_trip = 0.0  #: seconds, pessimistic: rises at once, falls slowly
         self.refused: dict[str, str] = {}  #: missing rights, with the server's error
         self.finder: MasterFinder | None = None  #: asks the Sentinels, if there are any
-        self._factory = factory
+        self._factory = access.factory
         self._vitals = vitals
         self._prefixes = tuple(prefixes)
         self._on_changed = on_changed

@@ -13,11 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
-from proxy.jobs.events import EventSink
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.capture import Capture
 from proxy.jobs.redis.change_queue import ChangeQueue
 from proxy.jobs.redis.connection import CommandRefused, RedisConnection, RedisLost
@@ -57,13 +55,9 @@ class Reconciler:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
+        context: MirrorContext,
         pattern: KeyPattern,
         store: JobStore,
-        clock: Clock,
-        metrics: MirrorMetrics,
-        emit: EventSink,
         capture: Capture,
         restorer: Restorer,
         requeue: Requeuer | None,
@@ -73,13 +67,13 @@ class Reconciler:
         self.last_info: ServerInfo | None = None  # from when nothing was missing
         self.compared = False  # whether a full comparison has followed `last_info`
         self.known_all_until = 0.0  # Unix: when we last knew every job in Redis
-        self._name = name
-        self._settings = settings
+        self._name = context.name
+        self._settings = context.settings
         self._pattern = pattern
         self._store = store
-        self._clock = clock
-        self._metrics = metrics
-        self._emit = emit
+        self._clock = context.clock
+        self._metrics = context.metrics
+        self._emit = context.emit
         self._capture = capture
         self._restorer = restorer
         self._requeue = requeue

@@ -6,10 +6,8 @@ import logging
 import time
 from dataclasses import asdict
 
-from proxy.core.clock import Clock
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
-from proxy.jobs.events import EventSink, discard_event
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import CommandRefused, RedisConnection
 from proxy.jobs.redis.replies import Command, CommandError
 from proxy.jobs.redis.restore_rules import RestoreCounts, index_entries, put_back
@@ -28,23 +26,19 @@ class Restorer:
 
     def __init__(
         self,
-        name: str,
+        context: MirrorContext,
         pattern: KeyPattern,
-        index: str | None,
         store: JobStore,
-        clock: Clock,
-        metrics: MirrorMetrics,
-        emit: EventSink = discard_event,
     ) -> None:
         self.under_way = False
         self.last: RestoreCounts | None = None
-        self._name = name
+        self._name = context.name
         self._pattern = pattern
-        self._index = index
+        self._index = context.settings.index
         self._store = store
-        self._clock = clock
-        self._metrics = metrics
-        self._emit = emit
+        self._clock = context.clock
+        self._metrics = context.metrics
+        self._emit = context.emit
 
     async def put_all_back(self, link: RedisConnection, cause: str) -> RestoreCounts:
         """Restore every live job that is missing. Raises `StoreSilent`, `RedisLost`,

@@ -16,15 +16,11 @@ import time
 from collections.abc import Coroutine
 from typing import Literal, TypeVar
 
-from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.core.clock import Clock
-from proxy.core.vitals import Vitals
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
-from proxy.jobs.events import EventSink, discard_event
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.capture import Capture, renew_mark
-from proxy.jobs.redis.connection import CaptureMode, ClientFactory, RedisConnection, RedisLost
+from proxy.jobs.redis.connection import RedisAccess, RedisConnection, RedisLost
 from proxy.jobs.redis.reconcile import Compared, Reconciler
 from proxy.jobs.redis.replies import Command, no_permission, refuses_writes
 from proxy.jobs.redis.restore import Restorer
@@ -62,82 +58,50 @@ class RedisSession:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
-        factory: ClientFactory,
+        context: MirrorContext,
+        access: RedisAccess,
         store: JobStore,
-        clock: Clock,
-        metrics: MirrorMetrics,
         *,
-        mode: CaptureMode = "tracking",
-        key_prefix: str = "",
-        vitals: Vitals,
-        emit: EventSink = discard_event,
         counting_key: str | None = None,
     ) -> None:
         self.state: State = "starting"
         self.first_contact = asyncio.Event()  # Redis has answered, or failed to, at least once
         self.why = "not connected yet"
-        self.since = clock.time()
+        self.since = context.clock.time()
         self.back_at: float | None = None  # monotonic: when Redis last came back after an outage
         self.known_until: float | None = None  # Unix: when Redis was lost; None if never reached
         self.refusing: str | None = None  # why Redis, although up, refuses all writes
         self.missing_rights: list[MissingRight] = []
         self.link: RedisConnection | None = None
-        self.pattern = KeyPattern.parse(settings.key)
-        self._name = name
-        self._vitals = vitals
-        self._settings = settings
-        self._factory = factory
+        self.pattern = KeyPattern.parse(context.settings.key)
+        self._name = context.name
+        self._vitals = context.vitals
+        self._settings = context.settings
+        self._access = access
         self._store = store
-        self._clock = clock
-        self._metrics = metrics
-        self._mode: CaptureMode = mode
-        self.activity = Activity(clock, random.random)
+        self._clock = context.clock
+        self._metrics = context.metrics
+        self.activity = Activity(context.clock, random.random)
         self._counting_key = counting_key
         self._probe_key = self.pattern.key(PROBE_ID)
-        self._emit = emit
+        self._emit = context.emit
         self._epoch: DataEpoch | None = None
-        requeued = settings.requeued
+        requeued = context.settings.requeued
         self.requeue = (
-            Requeuer(
-                name,
-                settings,
-                requeued,
-                store,
-                clock,
-                metrics,
-                emit,
-                key_prefix=key_prefix,
-                back_at=lambda: self.back_at,
-                activity=self.activity,
-            )
+            Requeuer(context, requeued, store, back_at=lambda: self.back_at, activity=self.activity)
             if requeued is not None
             else None
         )
-        self.restorer = Restorer(name, self.pattern, settings.index, store, clock, metrics, emit)
+        self.restorer = Restorer(context, self.pattern, store)
         self.capture = Capture(
-            name,
+            context,
             self.pattern,
-            settings.index,
             store,
-            clock,
-            metrics,
-            hold_deletes=settings.hold_deletes,
             on_lost=lambda epoch: self.reconciler.lose(epoch, "flush"),
             on_other_key=self.requeue.changed if self.requeue else lambda key: None,
         )
         self.reconciler = Reconciler(
-            name,
-            settings,
-            self.pattern,
-            store,
-            clock,
-            metrics,
-            emit,
-            self.capture,
-            self.restorer,
-            self.requeue,
+            context, self.pattern, store, self.capture, self.restorer, self.requeue
         )
 
     @property
@@ -202,12 +166,11 @@ class RedisSession:
                 self.reconciler.lose(one, "flush")
 
         link = RedisConnection(
-            self._factory,
+            self._access,
             prefixes,
             self._vitals,
             on_changed=self._keys_changed,
             on_flushed=flushed,
-            mode=self._mode,
             on_event=self.capture.happened,
         )
         try:

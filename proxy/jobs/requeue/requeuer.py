@@ -19,12 +19,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.config.mirrors import Requeue as RequeueConfig
-from proxy.core.clock import Clock, iso_utc
+from proxy.core.clock import iso_utc
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import FINISHED, KeyPattern
-from proxy.jobs.events import EventSink, discard_event
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.redis.replies import CommandError
@@ -59,43 +57,29 @@ class Requeuer:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
+        context: MirrorContext,
         requeue: RequeueConfig,
         store: JobStore,
-        clock: Clock,
-        metrics: MirrorMetrics,
-        emit: EventSink = discard_event,
         *,
-        key_prefix: str = "",
         back_at: Callable[[], float | None] = lambda: None,
         activity: Activity,
     ) -> None:
         self.served: frozenset[str] = frozenset()
         self.unattended: dict[str, Judgement] = {}
         self.error: str | None = None
+        settings = context.settings
         pattern = KeyPattern.parse(settings.key)
-        self._name = name
+        self._name = context.name
         self._limits = Limits(settings.app_breaker, settings.stranded_after, requeue.settle)
         self._store = store
-        self._clock = clock
-        self._metrics = metrics
-        self._emit = emit
+        self._clock = context.clock
+        self._metrics = context.metrics
+        self._emit = context.emit
         self._back_at = back_at
-        self._broker = Broker(requeue, key_prefix=key_prefix, family=pattern.prefix)
+        self._broker = Broker(requeue, key_prefix=context.key_prefix, family=pattern.prefix)
         self._memory = MessageMemory(store)
-        self._starter = Starter(
-            name, requeue, pattern, self._broker, self._memory, store, metrics, emit
-        )
-        self._workers = WorkerWatch(
-            name,
-            self._broker,
-            clock,
-            metrics,
-            emit,
-            remember=settings.stranded_after,
-            store=store.set_meta,
-        )
+        self._starter = Starter(context, requeue, pattern, self._broker, self._memory, store)
+        self._workers = WorkerWatch(context, self._broker, store.set_meta)
         self._activity = activity
         self._news = asyncio.Event()
         self._lock = asyncio.Lock()

@@ -7,9 +7,8 @@ import logging
 from dataclasses import asdict, dataclass
 
 from proxy.config.mirrors import Requeue as RequeueConfig
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import FINISHED, WAITING, KeyPattern, parse
-from proxy.jobs.events import EventSink
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.redis.replies import Command
 from proxy.jobs.requeue import scripts
@@ -51,23 +50,21 @@ class Starter:
 
     def __init__(
         self,
-        name: str,
+        context: MirrorContext,
         settings: RequeueConfig,
         pattern: KeyPattern,
         broker: Broker,
         memory: MessageMemory,
         store: JobStore,
-        metrics: MirrorMetrics,
-        emit: EventSink,
     ) -> None:
-        self._name = name
+        self._name = context.name
         self._settings = settings
         self._pattern = pattern
         self._broker = broker
         self._memory = memory
         self._store = store
-        self._metrics = metrics
-        self._emit = emit
+        self._metrics = context.metrics
+        self._emit = context.emit
         self._ours: dict[str, tuple[Message, bytes]] = {}  # pushed: message, document then
 
     async def start(

@@ -8,10 +8,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from proxy.core.clock import Clock, iso_utc
+from proxy.core.clock import iso_utc
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import finite
-from proxy.jobs.events import EventSink
-from proxy.jobs.metrics import MirrorMetrics
 from proxy.jobs.redis.connection import RedisConnection
 from proxy.jobs.requeue.broker import Broker
 from proxy.jobs.requeue.evidence import CLOCK_SLACK, Start, Workers
@@ -32,24 +31,19 @@ class WorkerWatch:
 
     def __init__(
         self,
-        name: str,
+        context: MirrorContext,
         broker: Broker,
-        clock: Clock,
-        metrics: MirrorMetrics,
-        emit: EventSink,
-        *,
-        remember: float,
         store: Callable[[str, str], None],
     ) -> None:
         self.state = Workers()
         self.connected: int | None = None
         self.nobody_since: float | None = None
-        self._name = name
+        self._name = context.name
         self._broker = broker
-        self._clock = clock
-        self._metrics = metrics
-        self._emit = emit
-        self._remember = remember
+        self._clock = context.clock
+        self._metrics = context.metrics
+        self._emit = context.emit
+        self._remember = context.settings.stranded_after
         self._store = store
         self._seen: dict[str, float] = {}  # node: when it last answered, Unix seconds
         self._solo: frozenset[str] = frozenset()

@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.mirrors import JobFields
-from proxy.config.mirrors import Mirror as MirrorConfig
-from proxy.core.clock import Clock
+from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import JobDocument
 from proxy.jobs.redis.activity import Activity
 from proxy.jobs.redis.connection import CommandRefused, RedisConnection, RedisLost
@@ -84,29 +83,30 @@ class EventCounting:
 
     def __init__(
         self,
-        name: str,
-        settings: MirrorConfig,
+        context: MirrorContext,
         fields: JobFields,
         store: JobStore,
         link: Callable[[], RedisConnection | None],
-        clock: Clock,
         metrics: PipelineMetrics,
         *,
-        key_prefix: str = "",
         activity: Activity | None = None,
     ) -> None:
         self.since = math.inf  # Unix seconds: what happened before is history
-        self._name = name
+        self._name = name = context.name
         self._reader = EventReader(fields)
         self._store = store
-        self._clock = clock
+        self._clock = clock = context.clock
         self._totals = Totals(fields.stages, fields.validation_counts)
         self._shown = Counted(self._totals)
         metrics.show(name, self._shown)
-        family = settings.key.replace("{job_id}", "")
         self._activity = activity
         self._claims = CountingLease(
-            name, family, link, clock, key_prefix=key_prefix, activity=activity
+            name,
+            context.family,
+            link,
+            clock,
+            key_prefix=context.key_prefix,
+            activity=activity,
         )
         self._remembered: OrderedDict[str, dict[str, bool]] = OrderedDict()
         self._wake = asyncio.Event()
