@@ -21,7 +21,7 @@ from proxy.core.clock import Clock, ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.forward import exchange
 from proxy.forward.routing.binding import Binding, Stage
-from proxy.forward.routing.compile import Compiler
+from proxy.forward.routing.compile import Compiler, Engine
 from proxy.forward.routing.plan import Hooks, ListenerPlan, UpstreamPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
@@ -147,13 +147,15 @@ class Rig:
         )
         plans = Compiler(
             stages,
-            self.clock,
-            self.sweeper,
-            Random(1),
+            Engine(
+                self.clock,
+                self.sweeper,
+                self.memory,
+                spool(self.memory, self.clock),
+                Random(1),
+            ),
             lambda _: lambda _: None,
             self._breaker_of,
-            self.memory,
-            spool(self.memory, self.clock),
         ).compile(self._config)
         self.plan: UpstreamPlan = plans.upstreams["app"]
         self.listener: ListenerPlan = plans.listeners["front"]

@@ -30,7 +30,7 @@ from proxy.core.tasks import Supervised
 from proxy.core.vitals import Vitals
 from proxy.forward.routing.binding import Stage
 from proxy.forward.routing.client_metrics import ClientMetrics
-from proxy.forward.routing.compile import Compiler, Plans
+from proxy.forward.routing.compile import Compiler, Engine, Plans
 from proxy.forward.routing.descriptors import descriptors_needed
 from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
@@ -138,14 +138,9 @@ class Parts:
         self.extensions = Extensions(registry)
         self.compiler = Compiler(
             self._stages(),
-            self.clock,
-            self.sweeper,
-            self.random,
+            Engine(self.clock, self.sweeper, self.memory, self.spool, self.random, vitals),
             lambda upstream: self.metrics.upstream(upstream).connected,
             self.breakers.get,
-            self.memory,
-            self.spool,
-            vitals,
         )
         self.watch = UpstreamWatch(self.clock, vitals)
         registry.register(self.watch)

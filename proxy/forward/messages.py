@@ -42,7 +42,7 @@ def request_head(
     assert head is not None
     host = head.host if plan.preserve_host else None
     if host is None:
-        host = pool.address.authority.encode()
+        host = pool.target.address.authority.encode()
     parts = [
         _start_of_request(head, host, _passing(exchange, head, pool)),
         exchange.correlation_id.encode(),
@@ -71,7 +71,7 @@ def fast_request_frame(
     ID and after `forwarded_for`; without `traceparent` where the proxy writes its own."""
     host = head.host
     assert host is not None
-    shown = host if plan.preserve_host else plan.upstream.pools[0].address.authority.encode()
+    shown = host if plan.preserve_host else plan.upstream.pools[0].target.address.authority.encode()
     passing = head.passing
     if traced:
         given = head.values(b"traceparent")

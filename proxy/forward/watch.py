@@ -48,9 +48,8 @@ class UpstreamWatch(Collector):
             prober = HealthProber(
                 name,
                 rules,
-                {pool.label: pool for pool in plan.upstream.pools},
+                {pool.label: pool.target for pool in plan.upstream.pools},
                 plan.health,
-                server_name=upstreams[name].tls.server_name,
                 clock=self._clock,
                 vitals=self._vitals,
                 on_answer=self._recovery(plan),

@@ -61,13 +61,12 @@ class Mirror:
         metrics: JobMetrics,
         clock: Clock,
         *,
-        key_prefix: str = "",
         emit: EventSink = discard_event,
         vitals: Vitals | None = None,
     ) -> None:
         vitals = vitals or Vitals()
         context = MirrorContext(
-            name, settings, clock, metrics.for_mirror(name), emit, key_prefix, vitals
+            name, settings, clock, metrics.for_mirror(name), emit, access.key_prefix, vitals
         )
         self.name = name
         self._registry = vitals.tasks
@@ -89,7 +88,7 @@ class Mirror:
             self._store,
             counting_key=None
             if settings.job_metrics is None
-            else lease_key(context.family, key_prefix),
+            else lease_key(context.family, access.key_prefix),
         )
         self._maintenance = Maintenance(context, self._store, self._session)
         self.answers = AnswerStore(
@@ -98,14 +97,14 @@ class Mirror:
             lambda: self._session.link if self.redis_up else None,
             lambda: self.redis_whole,
             clock,
-            key_prefix=key_prefix,
+            key_prefix=access.key_prefix,
         )
         self.active = ActiveJobs(
             context.family,
             lambda: self._session.link if self.redis_up else None,
             clock,
             idle=settings.stranded_after,
-            key_prefix=key_prefix,
+            key_prefix=access.key_prefix,
         )
         self.queue: JobQueue | None = None
         if settings.forecast is not None:

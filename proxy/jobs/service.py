@@ -38,10 +38,9 @@ class Mirrors:
             name: Mirror(
                 name,
                 one,
-                RedisAccess(factory),
+                RedisAccess(factory, key_prefix=key_prefix),
                 metrics,
                 clock,
-                key_prefix=key_prefix,
                 emit=partial(on_event, name) if on_event is not None else discard_event,
                 vitals=vitals,
             )

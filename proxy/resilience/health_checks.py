@@ -26,12 +26,15 @@ _log = logging.getLogger("proxy.health")
 
 
 class Target(Protocol):
-    """The address to check and its TLS context, which a reload may replace."""
+    """The address to check, its TLS context, which a reload may replace, and the name that its
+    certificate must have."""
 
     @property
     def address(self) -> TargetAddress: ...
     @property
     def tls(self) -> ssl.SSLContext | None: ...
+    @property
+    def server_name(self) -> str | None: ...
 
 
 class NotAsked(Exception):
@@ -39,7 +42,7 @@ class NotAsked(Exception):
 
 
 class HealthProber:
-    """Checks the `targets` (by label) of the upstream `name`; `server_name` is for https.
+    """Checks the `targets` (by label) of the upstream `name`.
 
     `on_answer(label, status, asked_at)` is called for every check: `status` is None without a
     response, `asked_at` the monotonic second at which the check began.
@@ -52,7 +55,6 @@ class HealthProber:
         targets: Mapping[str, Target],
         health: TargetHealth,
         *,
-        server_name: str | None = None,
         clock: Clock | None = None,
         vitals: Vitals | None = None,
         on_answer: Callable[[str, int | None, float], None] | None = None,
@@ -61,7 +63,6 @@ class HealthProber:
         self._rules = rules
         self._targets = targets
         self._health = health
-        self._server_name = server_name
         self._clock = clock or SystemClock()
         self._on_answer = on_answer
         self.unwell: dict[str, str] = {}  #: why the last check failed, by target
@@ -120,7 +121,7 @@ class HealthProber:
         """The response's status, and why the check failed. Raises `NotAsked`."""
         try:
             async with asyncio.timeout(self._rules.timeout):
-                status = await self._status(target.address, target.tls)
+                status = await self._status(target)
         except TimeoutError:
             return None, f"no answer within {self._rules.timeout:g}s"
         except (OSError, ValueError) as error:
@@ -129,7 +130,8 @@ class HealthProber:
             return None, f"{type(error).__name__}: {error}".rstrip(": ")[:200]
         return status, None if 200 <= status < 400 else f"status {status}"
 
-    async def _status(self, address: TargetAddress, tls: ssl.SSLContext | None) -> int:
+    async def _status(self, target: Target) -> int:
+        address = target.address
         if address.path is not None:
             reader, writer = await asyncio.open_unix_connection(address.path, limit=4096)
         elif address.scheme == "https":
@@ -137,8 +139,8 @@ class HealthProber:
                 address.host,
                 address.port,
                 limit=4096,
-                ssl=tls or True,
-                server_hostname=self._server_name or address.host,
+                ssl=target.tls or True,
+                server_hostname=target.server_name or address.host,
             )
         else:
             reader, writer = await asyncio.open_connection(address.host, address.port, limit=4096)

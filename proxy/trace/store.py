@@ -24,7 +24,7 @@ from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.core.sqlite.file import REFUSED
-from proxy.core.sqlite.recovery import CHECK_EVERY, FileRecovery
+from proxy.core.sqlite.recovery import CHECK_EVERY, FileEvents, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
 from proxy.trace import sql
 from proxy.trace.events import TraceEvent, encode_facts
@@ -65,8 +65,7 @@ class TraceStore:
             path,
             sql.SCHEMA,
             clock,
-            on_suspect=lambda: self._wake.set(),
-            on_degraded=self._tell_degraded,
+            FileEvents(lambda: self._wake.set(), self._tell_degraded),
         )
         self._file = self._recovery.file
         self._clock = clock

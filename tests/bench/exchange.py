@@ -18,7 +18,7 @@ from proxy import __version__, extend
 from proxy.config.schema import Config
 from proxy.core.clock import Clock, SystemClock
 from proxy.core.memory.budget import MemoryBudget
-from proxy.forward.routing.compile import Compiler
+from proxy.forward.routing.compile import Compiler, Engine
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.upstream.connection import UpstreamStream
@@ -112,13 +112,15 @@ class HotExchange:
                 Extensions(metrics.registry),
                 AccessLine(AccessLog(self._writer)),
             ),
-            clock,
-            sweeper,
-            Random(1),
+            Engine(
+                clock,
+                sweeper,
+                memory,
+                Spool(Path("/tmp"), 1024 * 1024, memory.account("spool"), clock),
+                Random(1),
+            ),
             lambda upstream: metrics.upstream(upstream).connected,
             lambda upstream: None,
-            memory,
-            Spool(Path("/tmp"), 1024 * 1024, memory.account("spool"), clock),
         )
         plans = compiler.compile(_config(stage))
         pool = plans.upstreams["app"].upstream.pools[0]

@@ -49,6 +49,7 @@ class Place:
 
     address: TargetAddress
     tls: ssl.SSLContext | None = None
+    server_name: str | None = None
 
 
 def prober(*addresses: TargetAddress, rules: Health = PATIENT) -> HealthProber:

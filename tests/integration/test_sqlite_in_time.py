@@ -16,7 +16,7 @@ import pytest
 from proxy.core.clock import ManualClock
 from proxy.core.sqlite import recovery
 from proxy.core.sqlite.file import Schema, Silent, SqliteFile
-from proxy.core.sqlite.recovery import FileRecovery
+from proxy.core.sqlite.recovery import FileEvents, FileRecovery
 from proxy.jobs.document import parse
 from proxy.jobs.store import sql
 from proxy.jobs.store.store import JobStore
@@ -226,8 +226,7 @@ async def test_a_log_that_a_foreign_reader_holds(
         path,
         schema(),
         ManualClock(NOW),
-        on_suspect=lambda: None,
-        on_degraded=lambda reason: None,
+        FileEvents(suspect=lambda: None, degraded=lambda reason: None),
     )
     assert await upkeep.open()
     try:

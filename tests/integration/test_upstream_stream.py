@@ -22,6 +22,7 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.pool import TargetPool
+from proxy.http1.upstream.target import Target
 from proxy.http1.upstream.tls_dial import dial_tls
 from tests.http1 import PATIENCE
 
@@ -42,7 +43,9 @@ class Waiter:
 def pool_for(address: TargetAddress) -> TargetPool:
     """Of one target."""
     clock = SystemClock()
-    return TargetPool(address, Pool(), 1.0, clock, Sweeper(clock), MemoryBudget(), lambda _: None)
+    return TargetPool(
+        Target(address, 1.0), Pool(), clock, Sweeper(clock), MemoryBudget(), lambda _: None
+    )
 
 
 async def lost_by_writing(stream: UpstreamStream, waiter: Waiter) -> UpstreamStream:

@@ -14,7 +14,7 @@ from proxy.core.clock import ManualClock
 from proxy.core.memory.budget import MemoryBudget
 from proxy.forward.exchange import Exchange
 from proxy.forward.routing.binding import Binding, Stage
-from proxy.forward.routing.compile import Compiler
+from proxy.forward.routing.compile import Compiler, Engine
 from proxy.forward.routing.plan import Hooks, ListenerPlan, Trouble
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
@@ -69,13 +69,9 @@ def listener(*stages: Stage, **upstream: object) -> ListenerPlan:
     memory = MemoryBudget()
     compiler = Compiler(
         stages,
-        clock,
-        Sweeper(clock),
-        Random(1),
+        Engine(clock, Sweeper(clock), memory, spool(memory, clock), Random(1)),
         lambda _: lambda _: None,
         lambda _: None,
-        memory,
-        spool(memory, clock),
     )
     return compiler.compile(config).listeners["front"]
 

@@ -14,6 +14,7 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.pool import ConnectionRequest, TargetPool
+from proxy.http1.upstream.target import Target
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 INTERIM = b"HTTP/1.1 103 Early Hints\r\n\r\n"
@@ -54,9 +55,8 @@ class Case:
         self.clock = ManualClock()
         self.sweeper = Sweeper(self.clock)
         self.pool = TargetPool(
-            TargetAddress("http", "10.0.0.1", 8000),
+            Target(TargetAddress("http", "10.0.0.1", 8000), 1.0),
             Pool(max_connections=2, keep_abandoned=keep),
-            1.0,
             self.clock,
             self.sweeper,
             MemoryBudget(),

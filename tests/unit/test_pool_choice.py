@@ -17,6 +17,7 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
 from proxy.http1.upstream.balancer import Upstream
 from proxy.http1.upstream.pool import TargetPool
+from proxy.http1.upstream.target import Target
 
 
 def upstream(seed: int, busy: list[int]) -> Upstream:
@@ -25,9 +26,8 @@ def upstream(seed: int, busy: list[int]) -> Upstream:
     pools = []
     for number, in_use in enumerate(busy):
         pool = TargetPool(
-            TargetAddress("http", "10.0.0.1", 8000 + number),
+            Target(TargetAddress("http", "10.0.0.1", 8000 + number), 1.0),
             Pool(max_connections=4, queue=0),
-            1.0,
             clock,
             Sweeper(clock),
             MemoryBudget(),

@@ -19,6 +19,7 @@ from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.places import HELD_UP, LATELY, Places
 from proxy.http1.upstream.pool import ConnectionRequest, TargetPool
+from proxy.http1.upstream.target import Target
 from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
 
 
@@ -29,9 +30,8 @@ class Case:
         self.clock = ManualClock()
         self.sweeper = Sweeper(self.clock)
         self.pool = TargetPool(
-            TargetAddress("http", "10.0.0.1", 8000),
+            Target(TargetAddress("http", "10.0.0.1", 8000), 1.0),
             Pool(max_connections=most, queue=queue, keep_abandoned=True, keepalive="1h"),
-            1.0,
             self.clock,
             self.sweeper,
             MemoryBudget(),

@@ -31,7 +31,7 @@ from proxy.core.clock import SystemClock
 from proxy.core.errors import ProxyError
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.vitals import Vitals
-from proxy.forward.routing.compile import Compiler
+from proxy.forward.routing.compile import Compiler, Engine
 from proxy.forward.watch import UpstreamWatch
 from proxy.http1.deadlines import Sweeper
 from proxy.jobs.creations import Creation
@@ -194,7 +194,10 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
     watch = UpstreamWatch(clock)
     metrics.registry.register(watch)
     compiler = Compiler(
-        [], clock, Sweeper(clock), Random(), lambda _: lambda _: None, board.get, memory, spool
+        [],
+        Engine(clock, Sweeper(clock), memory, spool, Random()),
+        lambda _: lambda _: None,
+        board.get,
     )
     watch.show(compiler.compile(config).upstreams)
     vitals.tasks.died("a-loop")

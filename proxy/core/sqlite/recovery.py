@@ -8,7 +8,7 @@
 4. A write-ahead log that grows, because another process reads an old state of the file, is logged
    once; nothing can be done about it here.
 5. The one task that writes calls all of this. A reader or a check that finds damage only sets
-   `suspect`, and `on_suspect` wakes the writer.
+   `suspect`, and the event of that name wakes the writer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,22 @@ LARGE_LOG = 64 * 1024 * 1024
 NOT_STARTED = "not started"
 
 
-class FileRecovery:
-    """See the rules at the top of the file. `kind` names the file in the log.
+@dataclass(frozen=True, slots=True)
+class FileEvents:
+    """What the owner of a file wants to know.
 
-    `on_degraded` gets each new reason, None when it can be written (also the first time);
-    `on_lost` gets `set_aside` and the new name, or `misplaced` and how; `facts` are added to every
-    log line.
+    `suspect`: damage was found. `degraded` gets each new reason, None when the file can be written
+    (also the first time); `lost` gets `set_aside` and the new name, or `misplaced` and how.
     """
+
+    suspect: Callable[[], None]
+    degraded: Callable[[str | None], None]
+    lost: Callable[[str, str], None] = lambda what, detail: None
+
+
+class FileRecovery:
+    """See the rules at the top of the file. `kind` names the file in the log; `facts` are added to
+    every log line."""
 
     def __init__(
         self,
@@ -47,10 +57,8 @@ class FileRecovery:
         path: Path,
         schema: Schema,
         clock: Clock,
+        events: FileEvents,
         *,
-        on_suspect: Callable[[], None],
-        on_degraded: Callable[[str | None], None],
-        on_lost: Callable[[str, str], None] = lambda what, detail: None,
         facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.file = SqliteFile(path, schema, clock, self._suspected)
@@ -60,9 +68,7 @@ class FileRecovery:
         self._kind = kind
         self._suspect = False
         self._check_at = 0.0
-        self._on_suspect = on_suspect
-        self._on_degraded = on_degraded
-        self._on_lost = on_lost
+        self._events = events
         self._facts = facts
 
     @property
@@ -72,7 +78,7 @@ class FileRecovery:
 
     def _suspected(self) -> None:
         self._suspect = True
-        self._on_suspect()
+        self._events.suspect()
 
     async def ready(self) -> bool:
         """Open the file if it is not open; whether it is usable."""
@@ -116,7 +122,7 @@ class FileRecovery:
         if what is None:
             return
         log.error("%s file misplaced", self._kind, extra={**self._where(), "what": what})
-        self._on_lost("misplaced", what)
+        self._events.lost("misplaced", what)
         if what == "replaced":
             await self.file.close()
             return
@@ -145,7 +151,7 @@ class FileRecovery:
             return False
         extra = {**self._where(), "why": why, "kept": str(kept)}
         log.error("%s set aside", self._kind, extra=extra)
-        self._on_lost("set_aside", str(kept))
+        self._events.lost("set_aside", str(kept))
         return True
 
     def set_degraded(self, reason: str | None) -> None:
@@ -158,7 +164,7 @@ class FileRecovery:
             log.error("%s degraded", self._kind, extra=extra)
         elif before != NOT_STARTED:
             log.info("%s writes again", self._kind, extra={**self._where(), "was": before})
-        self._on_degraded(reason)
+        self._events.degraded(reason)
 
     def _where(self) -> dict[str, Any]:
         return {self._kind: str(self.file.path), **self._facts()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from random import Random
 
@@ -34,6 +34,7 @@ from proxy.http1.client import Limits
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.upstream.balancer import Upstream
 from proxy.http1.upstream.pool import TargetPool
+from proxy.http1.upstream.target import Target
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.outlier_ejection import TargetHealth
@@ -56,6 +57,18 @@ class Plans:
     adopted: tuple[Callable[[], None], ...]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What every plan of one proxy runs on."""
+
+    clock: Clock
+    sweeper: Sweeper
+    memory: MemoryBudget
+    spool: Spool
+    random: Random
+    vitals: Vitals = field(default_factory=Vitals)
+
+
 class Compiler:
     """Compiles one config after another. `on_connect(upstream)` returns a callback that takes the
     seconds of each connect, `breaker_of(upstream)` the upstream's breaker."""
@@ -63,26 +76,16 @@ class Compiler:
     def __init__(
         self,
         stages: Sequence[Stage],
-        clock: Clock,
-        sweeper: Sweeper,
-        random: Random,
+        engine: Engine,
         on_connect: Callable[[str], Callable[[float], None]],
         breaker_of: Callable[[str], CircuitBreaker | None],
-        memory: MemoryBudget,
-        spool: Spool,
-        vitals: Vitals | None = None,
     ) -> None:
-        self._vitals = vitals or Vitals()
         self._stages = stages
-        self._clock = clock
-        self._sweeper = sweeper
-        self._random = random
+        self._engine = engine
         self._on_connect = on_connect
         self._breaker_of = breaker_of
         #: By listener; kept across reloads, so that what each client has used is not forgotten.
         self.shares: dict[str, ClientShares] = {}
-        self._memory = memory
-        self._spool = spool
 
     def compile(
         self,
@@ -136,7 +139,7 @@ class Compiler:
             adopt()
         for name, plan in plans.upstreams.items():
             for pool in plan.upstream.pools:
-                pool.tls = plans.tls.get(name)
+                pool.target.tls = plans.tls.get(name)
             rules = config.upstreams[name]
             if plan.bulkhead is not None and rules.bulkhead is not None:
                 plan.bulkhead.configure(rules.bulkhead)
@@ -165,33 +168,32 @@ class Compiler:
             health = TargetHealth(labels, config.ejection, config.health)
         pools = [
             TargetPool(
-                address,
+                Target(address, config.timeouts.connect, tls, config.tls.server_name),
                 config.pool,
-                config.timeouts.connect,
-                self._clock,
-                self._sweeper,
-                self._memory,
+                self._engine.clock,
+                self._engine.sweeper,
+                self._engine.memory,
                 self._on_connect(name),
-                tls,
-                config.tls.server_name,
             )
             for address in config.targets
         ]
         return UpstreamPlan(
             name=name,
-            upstream=Upstream(name, pools, self._random),
+            upstream=Upstream(name, pools, self._engine.random),
             response_timeout=config.timeouts.response,
             idle_timeout=config.timeouts.idle,
             tunnel_timeout=config.timeouts.tunnel,
             queue_timeout=config.pool.queue_timeout,
             connect_patience=config.connect_patience,
             preserve_host=config.host == "preserve",
-            spool=self._spool,
-            vitals=self._vitals,
+            spool=self._engine.spool,
+            vitals=self._engine.vitals,
             buffer_request=config.buffering.request,
             buffer_response=config.buffering.response,
             breaker=self._breaker_of(name) if config.breaker else None,
-            retry=(retry or RetryPolicy(config.retry, self._random)) if config.retry else None,
+            retry=(retry or RetryPolicy(config.retry, self._engine.random))
+            if config.retry
+            else None,
             bulkhead=(bulkhead or Bulkhead(name, config.bulkhead)) if config.bulkhead else None,
             unbuffered=(unbuffered or Bulkhead(name, _half(config), "unbuffered requests"))
             if config.buffering.request

@@ -24,10 +24,8 @@ leaves. The rules:
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 
-from proxy.config.units import TargetAddress
 from proxy.config.upstreams import Pool as PoolConfig
 from proxy.core.clock import Clock
 from proxy.core.errors import Overloaded
@@ -40,7 +38,7 @@ from proxy.http1.upstream.abandoned import Abandoned
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
 from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
-from proxy.http1.upstream.tls_dial import dial_tls
+from proxy.http1.upstream.target import Target
 
 
 def _user(owner: ClientStream | Abandoned) -> object:
@@ -48,36 +46,26 @@ def _user(owner: ClientStream | Abandoned) -> object:
 
 
 class TargetPool:
-    """The connections to one target.
-
-    `connect_timeout` is in seconds and includes the TLS handshake; `tls` is the context for an
-    https target, `server_name` the name that its certificate must have. `on_connect` gets the
-    seconds that each successful dial took.
-    """
+    """The connections to one target. `on_connect` gets the seconds that each successful dial
+    took."""
 
     def __init__(
         self,
-        address: TargetAddress,
+        target: Target,
         settings: PoolConfig,
-        connect_timeout: float,
         clock: Clock,
         sweeper: Sweeper,
         memory: MemoryBudget,
         on_connect: Callable[[float], None],
-        tls: ssl.SSLContext | None = None,
-        server_name: str | None = None,
     ) -> None:
-        self.address = address
-        self.label = str(address)
+        self.target = target
+        self.label = str(target.address)
         self.sweeper = sweeper
         self.memory = memory
         self.memo = HeadMemo(parse_response)
         self._settings = settings
-        self._connect_timeout = connect_timeout
         self._clock = clock
         self._on_connect = on_connect
-        self.tls = tls  # replaced by a reload: certificate files may have changed
-        self._server_name = server_name
         self._idle: list[UpstreamStream] = []
         self._waiting = ConnectionQueue()
         most = settings.max_connections
@@ -369,24 +357,9 @@ class TargetPool:
         return self._waiting.first(lambda ticket: not ticket.fresh and self._may(ticket))
 
     async def _dial(self) -> None:
-        loop = asyncio.get_running_loop()
         started = self._clock.monotonic()
-        address, tls = self.address, self.tls
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                if address.path is not None:
-                    _, stream = await loop.create_unix_connection(
-                        lambda: UpstreamStream(self), address.path
-                    )
-                elif tls is not None:
-                    name = self._server_name or address.host
-                    stream = await dial_tls(
-                        lambda: UpstreamStream(self), address.host, address.port, tls, name
-                    )
-                else:
-                    _, stream = await loop.create_connection(
-                        lambda: UpstreamStream(self), address.host, address.port
-                    )
+            stream = await self.target.dial(lambda: UpstreamStream(self))
         except Exception as error:  # refused, unreachable, name unknown, TLS, time-out
             self._refuse(error)
             return

@@ -63,10 +63,11 @@ class CommandRefused(Exception):
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
     """How to reach a Redis: `factory` makes the client of one connection; `mode` is the best way
-    of following changes that is tried."""
+    of following changes that is tried; `key_prefix` stands before the proxy's own keys."""
 
     factory: ClientFactory
     mode: CaptureMode = "tracking"
+    key_prefix: str = ""
 
 
 @dataclass(slots=True)

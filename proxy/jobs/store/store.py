@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.core.clock import Clock
-from proxy.core.sqlite.recovery import CHECK_EVERY, FileRecovery
+from proxy.core.sqlite.recovery import CHECK_EVERY, FileEvents, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
 from proxy.jobs.document import JobDocument, sql_time
 from proxy.jobs.store import sql
@@ -79,9 +79,7 @@ class JobStore(StoreReader):
             path,
             SCHEMA,
             clock,
-            on_suspect=lambda: self._wake.set(),
-            on_degraded=on_degraded,
-            on_lost=self._lost,
+            FileEvents(lambda: self._wake.set(), on_degraded, self._lost),
             facts=lambda: {"backlog": self.backlog},
         )
         super().__init__(self._recovery.file, {})

@@ -1,0 +1,79 @@
+"""The shapes that keep the code readable: what a constructor may ask for.
+
+How complex a function may be is in `pyproject.toml` (C901), and ruff checks it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import proxy
+
+ROOT = Path(proxy.__file__).parent
+
+#: Parameters of a constructor, besides `self`. Beyond that, what belongs together gets a name.
+MOST = 7
+
+
+def constructors(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every class that can be constructed, and how many arguments that takes.
+
+    A frozen dataclass is a record: each of its fields is a fact with a name, and has no constructor
+    that does anything. Of other dataclasses, fields with a default are state, not parameters.
+    """
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        decorators = [ast.unparse(one) for one in node.decorator_list]
+        if any("dataclass" in one and "frozen=True" not in one for one in decorators):
+            yield node.name, len([one for one in node.body if _required(one)])
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and method.name in ("__init__", "__new__"):
+                given = method.args
+                every = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+                # A catch-all hides what it takes.
+                hidden = [one for one in (given.vararg, given.kwarg) if one is not None]
+                yield node.name, len(every) - 1 + (MOST if len(hidden) == 2 else 0)
+
+
+def _required(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.AnnAssign)
+        and statement.value is None
+        and "ClassVar" not in ast.unparse(statement.annotation)
+    )
+
+
+def test_no_constructor_asks_for_more_than_seven_things() -> None:
+    """What belongs together is passed as one object with a name."""
+    found = {
+        f"{path.relative_to(ROOT)}: {name}": number
+        for path in sorted(ROOT.rglob("*.py"))
+        for name, number in constructors(ast.parse(path.read_text()))
+    }
+    assert len(found) > 200
+    assert not {name: number for name, number in found.items() if number > MOST}
+
+
+@pytest.mark.parametrize(
+    ("source", "number"),
+    [
+        ("class A:\n def __init__(self, a, b, /, c, *, d=1): ...", 4),
+        ("@dataclass\nclass A:\n a: int\n b: int = 1\n c: ClassVar[int]", 1),
+        ("@dataclass(slots=True)\nclass A:\n a: int\n b: int", 2),
+        ("class A:\n def __new__(cls, a): ...", 1),
+        ("class A:\n def __init__(self, a, *b, **c): ...", 8),
+    ],
+)
+def test_parameters_are_counted(source: str, number: int) -> None:
+    """Whether by position, by keyword, with a default or behind a catch-all."""
+    assert list(constructors(ast.parse(source))) == [("A", number)]
+
+
+def test_a_record_is_no_constructor() -> None:
+    """A frozen dataclass may have many fields."""
+    assert not list(constructors(ast.parse("@dataclass(frozen=True)\nclass A:\n a: int")))
