@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from proxy.core.clock import Clock
+from proxy.core.futures import when_done
 from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.heads import HeadMemo
@@ -307,8 +308,7 @@ class ClientStream(Stream):
                 raise
             return
         if future is not None:
-            future._asyncio_future_blocking = False  # as asyncio.Task does when it takes the future
-            future.add_done_callback(self._step)
+            when_done(future, self._step)
 
     async def read_head(
         self, limits: Limits, idle_until: float, header_time: float

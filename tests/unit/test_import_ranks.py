@@ -57,6 +57,7 @@ NEIGHBOURS = {
 DOORS = {
     "redis": (
         "proxy.core.redis.client",
+        "proxy.core.redis.pushes",
         "proxy.resilience.circuit.fleet.store",
         "proxy.jobs.redis.connection",
         "proxy.demo",  # the stand-in app and its worker are Redis users of their own

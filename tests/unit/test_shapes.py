@@ -1,4 +1,4 @@
-"""The shapes that keep the code readable: what a constructor may ask for.
+"""The shapes that keep the code readable: what a constructor may ask for, and whose names we use.
 
 How complex a function may be is in `pyproject.toml` (C901), and ruff checks it.
 """
@@ -77,3 +77,62 @@ def test_parameters_are_counted(source: str, number: int) -> None:
 def test_a_record_is_no_constructor() -> None:
     """A frozen dataclass may have many fields."""
     assert not list(constructors(ast.parse("@dataclass(frozen=True)\nclass A:\n a: int")))
+
+
+#: The only places that use names with an underscore of somebody else's: adapters of one function.
+ADAPTERS = {
+    "core/futures.py": {"_asyncio_future_blocking"},
+    "core/redis/pushes.py": {"_parser"},
+}
+
+#: Documented names that begin with one, and types without a public name, for annotations.
+PUBLIC = {"_exit", "_asdict", "_replace", "_fields"} | {"_SubParsersAction", "_Hash"}
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """The names with an underscore in front that a file uses without defining them, in the room
+    that it stands in: as an attribute, in a `getattr`, or imported."""
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {one.name for one in node.names} | set((node.module or "").split("."))
+        elif isinstance(node, ast.Import):
+            used |= {part for one in node.names for part in one.name.split(".")}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
+            name = node.args[1]
+            used |= {name.value} if isinstance(name, ast.Constant) else set()
+    return {name for name in used if name.startswith("_") and not name.endswith("__")}
+
+
+def defined_names(tree: ast.AST) -> set[str]:
+    """Every name that a file gives to something of its own."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if ast.unparse(node.value) in ("self", "cls"):
+                found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)  # `__slots__`
+    return found
+
+
+def test_private_names_of_libraries_are_used_by_adapters_alone() -> None:
+    """A library may change them in any release: each stands behind one small, tested function."""
+    trees = {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+    ours = set().union(*map(defined_names, trees.values())) - set().union(*ADAPTERS.values())
+    astray = {
+        (file, name)
+        for file, tree in trees.items()
+        for name in private_names(tree) - ours - defined_names(tree) - PUBLIC
+        if name not in ADAPTERS.get(file, set())
+    }
+    assert not astray

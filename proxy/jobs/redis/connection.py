@@ -34,6 +34,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 
 from proxy.core.process.shortage import DETAILS
 from proxy.core.redis.client import MasterFinder, master_finder
+from proxy.core.redis.pushes import handle_pushes
 from proxy.core.vitals import Vitals
 from proxy.jobs.redis.replies import Command, CommandError, ServerInfo, notifies, parse_info
 
@@ -135,10 +136,9 @@ class RedisConnection:
             ours = self._vitals.shortages.check(error, "the connection to Redis")
             reason = DETAILS[ours] if ours is not None else _describe(error)
             raise RedisLost(reason) from error
-        parser: Any = getattr(self._connection, "_parser", None)
+        assert self._connection is not None
         if "hello" not in self.refused:
-            parser.set_invalidation_push_handler(self._on_invalidation)
-            parser.set_pubsub_push_handler(self._on_keyspace_message)
+            handle_pushes(self._connection, self._on_invalidation, self._on_keyspace_message)
         self.finder = master_finder(self._client) if self._client is not None else None
         self._reader = asyncio.create_task(self._read(), name="redis-link")
         await self._choose_capture()
