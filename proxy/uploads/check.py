@@ -64,7 +64,9 @@ class UploadCheck:
         self._report = validator.rules.mode == "report"
         self._content_length = content_length
         self._owner = owner
-        self._session: ProbeSession = validator.pool.session(validator.task, self._changed)
+        self._session: ProbeSession = validator.pool.session(
+            validator.task, self._changed, owner.who if owner is not None else None
+        )
         self._file = self._new_body(keep=True)
         self._reader: FormReader | None = None
         self._form: NewForm | None = None

@@ -326,6 +326,39 @@ async def test_who_stands_still_gives_way(pool: ProbePool, validator: UploadRule
             assert idler.facts["verdict"] == "accepted"
 
 
+async def test_whoever_computes_for_long_has_a_lower_priority(
+    pool: ProbePool, validator: UploadRules
+) -> None:
+    """Processes are nicer than the proxy, and more so after a while."""
+    with half_an_upload(validator) as check:
+        await until(lambda: check.facts.get("type"))
+        (probe,) = probes()
+        nice = psutil.Process().nice()
+        assert probe.nice() == min(19, nice + 5)
+        probe.suspend()
+        check.feed(bytes(100_000))
+        await until(lambda: probe.nice() == min(19, nice + 10))
+        probe.resume()
+
+
+async def test_few_compute_at_a_time(
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although there is memory for two, the second waits for the first."""
+    monkeypatch.setattr(pool_module, "AT_A_TIME", 1)
+    monkeypatch.setattr(pool_module, "YOUNG", 10 * PATIENCE)
+    stopped = parent()
+    stopped.suspend()
+    try:
+        with half_an_upload(validator) as first, half_an_upload(validator):
+            await until(lambda: pool.running == 1 and pool.waiting == 1)
+            first.close()
+            stopped.resume()
+            await until(lambda: pool.running == 1 and pool.waiting == 0)
+    finally:
+        stopped.resume()
+
+
 def slow_to_read(comments: int, value: bytes = b"v") -> bytes:
     """A second of Opus whose comments cost FFmpeg time that grows with their square."""
     file = io.BytesIO()

@@ -132,6 +132,7 @@ PURE = (
     "proxy.resilience.circuit.states",
     "proxy.resilience.circuit.window",
     "proxy.uploads.form.digests",
+    "proxy.uploads.probe.queue",
     "proxy.uploads.form.reader",
     "proxy.uploads.form.values",
     "proxy.uploads.probe.sandbox",

@@ -5,12 +5,16 @@ Rules:
    process, and a crash, hang or memory blow-up ends only one upload. Forking the warm parent takes
    three milliseconds.
 2. The memory limits of all processes may add up to `MEMORY`; that bounds how many run at a time.
-3. A process is requested once the head of a file (64 KiB or all of it) has arrived. Complete files
+3. Young processes, which compute for less than `YOUNG` seconds, are at most `AT_A_TIME`; older ones
+   have a lower priority. So most uploads are examined one after the other, each quickly, clients
+   take turns (queue.py), and neither a flood of uploads nor slow files take the processors from
+   the rest of the machine.
+4. A process is requested once the head of a file (64 KiB or all of it) has arrived. Complete files
    come first, and preempt the upload that has waited longest for its client. So a stalled upload
    holds a process only while no other needs it.
-4. An examination takes a tenth of a second. While others wait, one that takes longer than `TURN`
+5. An examination takes a tenth of a second. While others wait, one that takes longer than `TURN`
    goes to the end of the queue and starts again: files made to be slow delay only themselves.
-5. A parent that dies is restarted. Its processes die with it, and uploads in progress are examined
+6. A parent that dies is restarted. Its processes die with it, and uploads in progress are examined
    again.
 """
 
@@ -23,17 +27,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 
 import proxy
 from proxy.core.tasks import Supervised, Tasks
+from proxy.uploads.probe.queue import GROWING, HAD_A_TURN, WHOLE, ProbeQueue
 from proxy.uploads.probe.session import ProbeSession
 from proxy.uploads.probe.task import ProbeTask
 
 START_TIMEOUT = 20.0
 MEMORY = 512 * 1024 * 1024  # bytes beyond the parent's that all processes together may take
 TURN = 1.0  # seconds
+YOUNG = 0.25  # seconds
+AT_A_TIME = 2 * (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 ANSWER_TIMEOUT = 10.0  # seconds that the parent may take for a command
 _MESSAGE = 13  # bytes of the parent's
 _RESTART_DELAYS = (0.0, 0.2, 1.0, 5.0)  # seconds, the last one again and again
@@ -58,8 +64,8 @@ class ProbePool:
         self._memory = memory
         self._running: dict[bytes, ProbeSession] = {}
         self._alive: dict[bytes, int] = {}  # memory limits, including processes being killed
-        # Waiting sessions, in order: complete files, those that have had a turn, growing files.
-        self._queues: tuple[dict[ProbeSession, None], ...] = ({}, {}, {})
+        self._queue = ProbeQueue()
+        self._young: dict[ProbeSession, asyncio.TimerHandle] = {}
         self._recheck_timer: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
         self._supervisor = Supervised("upload-probes", self._supervise_parent, tasks or Tasks())
@@ -85,7 +91,7 @@ class ProbePool:
     @property
     def waiting(self) -> int:
         """Uploads that wait for a process."""
-        return sum(map(len, self._queues))
+        return len(self._queue)
 
     async def start(self) -> None:
         """Start the parent and wait until it is ready. Raises `RuntimeError` if it is not after
@@ -98,14 +104,16 @@ class ProbePool:
         self._stopping = True
         if self._recheck_timer is not None:
             self._recheck_timer.cancel()
-        for session in [*self._running.values(), *chain(*self._queues)]:
+        for session in [*self._running.values(), *self._queue]:
             session.give_up("stopped")
         await self._supervisor.stop()
 
-    def session(self, task: ProbeTask, listener: Callable[[], None]) -> ProbeSession:
-        """A session for one file. `listener` is called from the event loop after each answer. Costs
-        nothing before `grew`."""
-        return ProbeSession(self, task, listener)
+    def session(
+        self, task: ProbeTask, listener: Callable[[], None], client: object = None
+    ) -> ProbeSession:
+        """A session for one file of `client`. `listener` is called from the event loop after each
+        answer. Costs nothing before `grew`."""
+        return ProbeSession(self, task, listener, client)
 
     # --- the parent --------------------------------------------------------------------------
 
@@ -230,8 +238,9 @@ class ProbePool:
 
     def enqueue(self, session: ProbeSession) -> None:
         """Give `session` a process, now or when its turn comes."""
-        self._forget(session)
-        self._queues[session.had_a_turn if session.whole else 2][session] = None
+        self._queue.leave(session)
+        kind = GROWING if not session.whole else HAD_A_TURN if session.had_a_turn else WHOLE
+        self._queue.enter(session, kind)
         self.admit()
 
     def leave(self, session: ProbeSession) -> None:
@@ -240,12 +249,25 @@ class ProbePool:
         if self._running.get(session.name) is session:
             del self._running[session.name]
             self._command(b"K" + session.name)
+            self.rests(session)
         else:
-            self._forget(session)
+            self._queue.leave(session)
 
-    def _forget(self, session: ProbeSession) -> None:
-        for queue in self._queues:
-            queue.pop(session, None)
+    def computes(self, session: ProbeSession) -> None:
+        """The process of `session` has something to do from now on."""
+        if session not in self._young:
+            later = asyncio.get_running_loop().call_later
+            self._young[session] = later(YOUNG, self._ages, session)
+
+    def rests(self, session: ProbeSession) -> None:
+        """The process of `session` waits for its client, or ends."""
+        if (timer := self._young.pop(session, None)) is not None:
+            timer.cancel()
+
+    def _ages(self, session: ProbeSession) -> None:
+        del self._young[session]
+        self._command(b"N" + session.name)
+        self.admit()
 
     def admit(self) -> None:
         """Start processes for waiting sessions while there is memory."""
@@ -260,16 +282,18 @@ class ProbePool:
                 if not self._command(b"S" + session.name, theirs.fileno()):
                     ours.close()
                     return
-            self._forget(session)
+            self._queue.serve(session)
             self._running[session.name] = session
             self._alive[session.name] = session.memory
+            self.computes(session)
             session.attach(ours)
 
     def _next(self) -> ProbeSession | None:
-        """The session that gets a process now (rules 3 and 4), or None."""
-        first = next(chain(*self._queues), None)
-        if first is None:
+        """The session that gets a process now (rules 2 to 5), or None."""
+        first = self._queue.first()
+        if first is None or len(self._young) >= AT_A_TIME:
             return None
+        assert isinstance(first, ProbeSession)
         if not self._alive or sum(self._alive.values()) + first.memory <= self._memory:
             return first
         if first.whole and len(self._alive) == len(self._running):  # none is being killed

@@ -5,9 +5,9 @@ own limits, its own sandbox and dies alone. The parent never reads a byte of an 
 
 Control socket, FD (stream): once ready, the parent sends `b"R"` and whether processes can be
 confined (`b"1"` or `b"0"`). `b"S" + 8-byte id`, with the upload's socket attached, forks a process
-for it; `b"K" + id` kills that process; the parent answers both with `b"A" + id + 4 bytes`. When a
-process has ended, the parent sends `b"D" + id + wait status` (4 bytes). It exits when the socket
-closes.
+for it; `b"K" + id` kills that process, `b"N" + id` lowers its priority; the parent answers each
+with `b"A" + id + 4 bytes`. When a process has ended, the parent sends `b"D" + id + wait status` (4
+bytes). It exits when the socket closes.
 
 Upload's socket: the proxy sends a 4-byte length and a `ProbeTask` in JSON, with the descriptor of
 the spool file attached. The process answers in lines of JSON: `{"label", "type"}` as soon as the
@@ -46,6 +46,9 @@ from proxy.uploads.probe.source import Source, SpoolUnreadable
 
 Sniffer = Callable[[bytes], str]  # the media type of what starts with these bytes
 
+#: How much nicer than the proxy a process is, at first and when it has computed for long. With all
+#: processors busy, that is a third and a tenth of the proxy's share for each.
+_NICE, _OLD = 5, 10
 _ID = 8
 _MAX_TASK = 64 * 1024
 _GROWN = struct.Struct(">Q?")
@@ -143,10 +146,14 @@ class _Parent:
         if command[:1] == b"S" and fds:
             with socket.socket(fileno=fds[0]) as upload:
                 self._fork(upload, command[1:])
-        elif command[:1] == b"K":
+        else:
             for pid, name in self._children.items():
-                if name == command[1:]:
+                if name != command[1:]:
+                    continue
+                if command[:1] == b"K":
                     os.kill(pid, signal.SIGKILL)
+                elif command[:1] == b"N":
+                    _lower_priority(pid, _OLD)
         self._answer(b"A" + command[1:] + bytes(4))
         return True
 
@@ -166,6 +173,7 @@ class _Parent:
         status = 1
         try:
             sandbox.die_with_parent()
+            _lower_priority(0, _NICE)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for parents_own in (self._control, self._woken, self._waker):
@@ -180,6 +188,13 @@ class _Parent:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended
                 self._answer(b"D" + self._children.pop(pid) + status.to_bytes(4, "big"))
+
+
+def _lower_priority(pid: int, steps: int) -> None:
+    """Make process `pid` (0: this one) nicer than its parent by `steps`."""
+    nice = os.getpriority(os.PRIO_PROCESS, os.getppid() if pid == 0 else 0)
+    with contextlib.suppress(OSError):  # it has ended
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, nice + steps))
 
 
 def examine_upload(upload: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.uploads.probe.queue import Place
 from proxy.uploads.probe.task import FIRST_MEMORY, ProbeTask
 
 if TYPE_CHECKING:
@@ -69,7 +70,15 @@ class ProbeSession:
     `had_a_turn`: it was preempted while it computed, or needs more memory than others.
     """
 
-    def __init__(self, pool: ProbePool, task: ProbeTask, listener: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: ProbePool,
+        task: ProbeTask,
+        listener: Callable[[], None],
+        client: object = None,
+    ) -> None:
+        self.client = client
+        self.place: Place | None = None  # in the pool's queue
         self._pool = pool
         self._task = task
         self.listener = listener
@@ -288,9 +297,11 @@ class ProbeSession:
             if self.waits_since is None:
                 self.waits_since = self._loop.time()
                 self._cancel_timer()
+                self._pool.rests(self)
                 self._pool.admit()  # another upload may preempt it
             return
         self._wanted = self.waits_since = None
+        self._pool.computes(self)
         self._known, self._knows_all = self._received, self.whole
         self._set_timer(self._task.cpu * PATIENCE, self._retry_or_lose, "stalled")
         with contextlib.suppress(OSError):  # nine bytes always fit, unless it is dead
