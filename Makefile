@@ -8,8 +8,8 @@ RUN := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup run test lint types matrix check generated image-requirements pin-base image-test bench \
-  clean
+.PHONY: help setup run test lint types matrix coverage mutants fuzz check generated image-requirements pin-base \
+  image-test bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -50,6 +50,19 @@ matrix:  ## the tests on every Python from 3.11 to 3.14 that is here, each in an
 	  fi; \
 	done
 
+coverage: $(DEV)  ## which lines no test runs, in unit and integration tests
+	$(INSTALL) --quiet --editable '.[coverage]'
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --cov=proxy --cov-branch \
+	  --cov-report=term:skip-covered --cov-report=html tests/unit tests/integration $(ARGS)
+
+mutants: $(DEV)  ## change a sample of lines, and list the changes that no test notices
+	$(INSTALL) --quiet --editable '.[coverage]'
+	$(BIN)/python -m tests.mutants $(ARGS)
+
+fuzz: $(DEV)  ## search for bytes that break a parser; ARGS="form --seconds 600" for one of them
+	$(INSTALL) --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 check: $(RUN)  ## validate the ready configs
 	$(BIN)/reliability-proxy check --config config/demo.yaml
 	$(BIN)/reliability-proxy check --config config/make-video.yaml
@@ -73,4 +86,5 @@ bench: $(DEV)  ## side by side with nginx, HAProxy, Envoy and plain aiohttp; wri
 	$(BIN)/python -m tests.bench
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants .fuzz .coverage* htmlcov build \
+	  dist *.egg-info
