@@ -336,6 +336,6 @@ class Mirror:
             "requeue": session.requeue.state() if session.requeue is not None else None,
             "captured": counts.captured,
             "deleted": counts.deleted,
-            "evicted": session.capture.evictions.total,
+            "evicted": session.capture.absences.evictions.total,
             "oddities": dict(counts.oddities),
         }

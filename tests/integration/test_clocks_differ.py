@@ -22,6 +22,7 @@ import pytest
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.store import sql
+from proxy.jobs.store.migrations import APPLICATION_ID, MIGRATIONS
 from proxy.jobs.store.store import JobStore
 from tests.http1.message import Request
 from tests.http1.process import wait_until
@@ -95,10 +96,10 @@ async def test_an_older_file_learns_when_its_jobs_came(tmp_path: Path) -> None:
     """By the first version that is kept; a job that says it is older than that is believed."""
     path = tmp_path / "jobs.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        for group in sql.MIGRATIONS[:6]:
+        for group in MIGRATIONS[:6]:
             for statement in group:
                 db.execute(statement)
-        db.execute(f"PRAGMA application_id={sql.APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id={APPLICATION_ID}")
         db.execute("PRAGMA user_version=6")
         made = [
             ("mv_ahead", "2027-01-01 00:00:00", NOW),

@@ -100,7 +100,7 @@ async def test_evicted_jobs_stay_known(
         await eventually(deleted(mirror, survivor), "the deletion was noticed")
         assert await mirror.reads.revive(captured[0])
         assert await app.get(PREFIX + captured[0]) == raws[captured[0]]
-        mirror._session.capture.evictions.report(float("inf"))
+        mirror._session.capture.absences.evictions.report(float("inf"))
     assert len(lines(caplog, "jobs evicted from Redis")) <= 2, "a burst is one line"
 
 

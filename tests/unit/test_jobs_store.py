@@ -27,6 +27,7 @@ from proxy.jobs.maintenance import Gone
 from proxy.jobs.reads import Reads
 from proxy.jobs.store import sql
 from proxy.jobs.store import store as store_module
+from proxy.jobs.store.migrations import MIGRATIONS
 from proxy.jobs.store.records import Row, Tombstone
 from proxy.jobs.store.schema import Params, StoreSilent
 from proxy.jobs.store.store import JobStore
@@ -193,7 +194,7 @@ async def test_a_store_of_a_newer_release_is_not_touched(tmp_path: Path) -> None
     async with opened(path) as store:
         await store.flushed(2.0)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(f"PRAGMA user_version={len(sql.MIGRATIONS) + 1}")
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
     db.close()
     async with opened(path) as store:
         assert store.degraded is not None

@@ -32,17 +32,12 @@ from proxy.jobs.document import (
     is_newer,
     parse,
 )
+from proxy.jobs.redis.absences import Absences
 from proxy.jobs.redis.change_queue import ChangeQueue
 from proxy.jobs.redis.connection import RedisConnection, RedisLost
-from proxy.jobs.redis.evictions import Evictions
-from proxy.jobs.redis.replies import CommandError, ServerInfo
+from proxy.jobs.redis.replies import CommandError
 from proxy.jobs.redis.restore_rules import (
-    Absence,
-    Continuity,
     DataEpoch,
-    Mark,
-    continuity,
-    explain_absence,
     replace,
 )
 from proxy.jobs.store.records import NO_HEAD, Head, Row, Tombstone
@@ -97,13 +92,12 @@ class Capture:
         self.on_version: Callable[[JobDocument], None] = lambda snapshot: None
         self.on_deleted: Callable[[str], None] = lambda job_id: None
         self.changes = ChangeQueue()
-        self.evictions = Evictions(context.name, context.metrics)
+        self.absences = Absences(context, store, self.changes, self._deleted, on_lost)
         self._pattern = pattern
         self._index = context.settings.index
         self._store = store
         self._clock = context.clock
         self._metrics = context.metrics
-        self._on_lost = on_lost
         self._on_other_key = on_other_key
         #: Unix time up to which we knew every job; None: up to now. See `_first_seen`.
         self.known_all_until: float | None = 0.0
@@ -129,6 +123,10 @@ class Capture:
             self.changed([key])
         else:
             self.changes.changed([job_id], event)
+
+    def _deleted(self, job_id: str) -> None:
+        self.counts.deleted += 1
+        self.on_deleted(job_id)
 
     def odd_key(self, key: bytes) -> None:
         """Count a key of the family without a valid job ID: such keys are not mirrored."""
@@ -197,8 +195,8 @@ class Capture:
         # A key missing during a restore proves nothing, even if the restore has ended since. The
         # comparison that follows will queue the job again.
         if gone and not lost and epoch.losses == losses:
-            deadlines = self._deadlines(gone, heads, unwritten)
-            await self._explain_absences(link, epoch, deadlines, noticed, now)
+            deadlines = self.absences.deadlines(gone, heads, unwritten)
+            await self.absences.explain(link, epoch, deadlines, noticed, now)
 
     def _deadline(self, job_id: str, pttl: int, now: float) -> float | None:
         """When the key expires, in Unix seconds; None: never. Bounded before any arithmetic: Redis
@@ -235,7 +233,7 @@ class Capture:
                 await self._remove(link, job_id)
                 return
         self.changes.seen(job_id)
-        self.evictions.present(job_id)
+        self.absences.evictions.present(job_id)
         waiting = self._store.unwritten(job_id)
         if head.digest == digest and waiting is None and _same(head.deadline, fetched.deadline):
             self.counts.unchanged += 1
@@ -352,75 +350,6 @@ class Capture:
         else:
             self.changes.fetch_next(job_id)  # it changed meanwhile
         return True
-
-    async def _explain_absences(
-        self,
-        link: RedisConnection,
-        epoch: DataEpoch,
-        deadlines: dict[str, float | None],
-        noticed: dict[str, float],
-        now: float,
-    ) -> None:
-        """Determine why known jobs (ID: deadline) are missing in Redis, and record it."""
-        if not deadlines or epoch.lost:
-            return
-        pushed = self.changes.pushed
-        info = await link.info()
-        if info.replica:
-            raise RedisLost("it became a replica")
-        overall, lately = _between(link, epoch, info)
-        mark = epoch.mark
-        await renew_mark(link, epoch, info)
-        if epoch.lost:
-            return
-        for job_id, deadline in deadlines.items():
-            recent = job_id in pushed and mark is not None and noticed[job_id] > mark.at
-            between = lately if recent else overall
-            absence = explain_absence(deadline, now, between, pushed.get(job_id))
-            if absence is Absence.DELETED:
-                self.counts.deleted += 1
-                self.evictions.present(job_id)
-                self._store.mark_deleted(job_id, "redis", held=False)
-                self.on_deleted(job_id)
-            elif absence is Absence.EVICTED:
-                self.evictions.note(job_id, time.monotonic())
-            elif absence is Absence.LOST:
-                self._on_lost(epoch)
-                return
-
-    def _deadlines(
-        self, gone: list[str], heads: dict[str, Head], unwritten: dict[str, Row]
-    ) -> dict[str, float | None]:
-        """The missing jobs that the store knows, each with the expiry of its key."""
-        found: dict[str, float | None] = {}
-        for job_id in gone:
-            row, head = self._store.unwritten(job_id), heads.get(job_id, NO_HEAD)
-            if row is None and head.digest is None:
-                row = unwritten.get(job_id)
-            if row is not None or head.digest is not None:
-                found[job_id] = head.deadline if row is None else row.deadline
-        return found
-
-
-async def renew_mark(link: RedisConnection, epoch: DataEpoch, info: ServerInfo) -> None:
-    """Set a new mark at `info` if keys were evicted since the last one."""
-    if info.evicted is None or (epoch.mark and epoch.mark.info.evicted == info.evicted):
-        return
-    # Replies and pushes arrive in order: after this reply every change before `info` has arrived.
-    await link.call(("PING",))
-    epoch.mark = Mark(info, time.monotonic())
-
-
-def _between(
-    link: RedisConnection, epoch: DataEpoch, now: ServerInfo
-) -> tuple[Continuity, Continuity]:
-    """Continuity of the data since nothing was missing, and since the mark."""
-    if now.run_id is None and link.mode == "tracking":
-        # The server hides INFO. The connection has not broken and a flush would have been pushed,
-        # but a deleted key cannot be distinguished from an evicted one.
-        return Continuity.EVICTING, Continuity.EVICTING
-    since = epoch.info if epoch.mark is None else epoch.mark.info
-    return continuity(epoch.info, now), continuity(since, now)
 
 
 def _same(one: float | None, other: float | None) -> bool:

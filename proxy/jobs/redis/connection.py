@@ -36,7 +36,14 @@ from proxy.core.process.shortage import DETAILS
 from proxy.core.redis.client import MasterFinder, master_finder
 from proxy.core.redis.pushes import handle_pushes
 from proxy.core.vitals import Vitals
-from proxy.jobs.redis.replies import Command, CommandError, ServerInfo, notifies, parse_info
+from proxy.jobs.redis.replies import (
+    Command,
+    CommandError,
+    ServerInfo,
+    no_hello,
+    notifies,
+    parse_info,
+)
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +170,7 @@ class RedisConnection:
             await connection.connect()
         except (ResponseError, NoPermissionError) as error:
             # `NOAUTH HELLO must be called ...` and a wrong password do not mean HELLO is unknown.
-            if protocol != 3 or not _no_hello(str(error)):
+            if protocol != 3 or not no_hello(str(error)):
                 raise
             await connection.disconnect(nowait=True)
             await self._client.aclose()
@@ -397,9 +404,3 @@ def _describe(error: Exception) -> str:
     if no_login or isinstance(error, AuthenticationError):
         return f"it rejects our user name or password ({text.partition(',')[0]})"
     return text or type(error).__name__
-
-
-def _no_hello(text: str) -> bool:
-    """Whether a server that refused the first command does not support HELLO."""
-    text = text.lower()
-    return "hello" in text and ("unknown command" in text or "no permissions" in text)

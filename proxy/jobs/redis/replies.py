@@ -84,3 +84,9 @@ def notifies(reply: Any) -> bool:
     if b"K" not in flags:
         return False
     return b"A" in flags or all(flag in flags for flag in (b"g", b"$", b"x"))
+
+
+def no_hello(text: str) -> bool:
+    """Whether a server that refused the first command does not support HELLO."""
+    text = text.lower()
+    return "hello" in text and ("unknown command" in text or "no permissions" in text)

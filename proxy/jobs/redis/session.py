@@ -18,8 +18,9 @@ from typing import Literal, TypeVar
 
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
+from proxy.jobs.redis.absences import renew_mark
 from proxy.jobs.redis.activity import Activity
-from proxy.jobs.redis.capture import Capture, renew_mark
+from proxy.jobs.redis.capture import Capture
 from proxy.jobs.redis.connection import RedisAccess, RedisConnection, RedisLost
 from proxy.jobs.redis.reconcile import Compared, Reconciler
 from proxy.jobs.redis.replies import Command, no_permission, refuses_writes
@@ -295,7 +296,7 @@ class RedisSession:
             if refusal is not None and refusal.startswith("READONLY"):
                 raise RedisLost("READONLY: it became a replica")
             self._note_write_refusal(refusal)
-            self.capture.evictions.report(time.monotonic())
+            self.capture.absences.evictions.report(time.monotonic())
             if self.activity.due(looked_at, FLUSH_LOOK, IDLE_FLUSH_LOOK):
                 await self._check_for_flush(link, epoch)
                 looked_at = self._clock.monotonic()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from proxy.core.sqlite.file import REFUSED, Params, Schema, Silent
-from proxy.jobs.store import sql
+from proxy.jobs.store.migrations import APPLICATION_ID, MIGRATIONS, SETTINGS
 
 __all__ = ["REFUSED", "SCHEMA", "Params", "StoreSilent"]
 
 #: Raised when the store cannot answer now.
 StoreSilent = Silent
 
-SCHEMA = Schema(sql.APPLICATION_ID, sql.MIGRATIONS, sql.SETTINGS)
+SCHEMA = Schema(APPLICATION_ID, MIGRATIONS, SETTINGS)

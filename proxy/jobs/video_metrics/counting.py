@@ -52,7 +52,7 @@ PRESUMED = 60.0  # seconds after which what the holder has not claimed was claim
 SURVEY = 2.0  # seconds between two counts of active jobs
 REMEMBERED = 8192  # jobs whose events are known to be in the store
 
-MINE, THEIRS, HISTORY = OURS, ANOTHERS, 3  # outcomes, as `sql.MIGRATIONS` has them
+MINE, THEIRS, HISTORY = OURS, ANOTHERS, 3  # outcomes, as `migrations.py` has them
 
 
 @dataclass(frozen=True, slots=True)
