@@ -66,7 +66,7 @@ def request_head(data: bytes) -> None:
 
 
 def _by_llhttp(raw: bytes) -> _Llhttp | None:
-    """None where it knows the method or what follows an upgrade better, or is stricter."""
+    """None if llhttp is stricter, does not know the method, or has stopped at an upgrade."""
     read = _Llhttp()
     try:
         httptools.HttpRequestParser(read).feed_data(raw)
@@ -76,7 +76,7 @@ def _by_llhttp(raw: bytes) -> _Llhttp | None:
 
 
 def _by_h11(connection: h11.Connection, raw: bytes) -> object:
-    """The first event, or None where h11 is stricter."""
+    """The first event, or None if h11 is stricter."""
     connection.receive_data(raw)
     try:
         return connection.next_event()
@@ -112,7 +112,7 @@ def response_head(data: bytes) -> None:
     except ProtocolError:
         return
     raw = data[: end + 4]
-    event = _by_h11(_asking(), raw)
+    event = _by_h11(_client(), raw)
     if isinstance(event, h11.Response | h11.InformationalResponse):
         assert event.status_code == head.status, raw
         theirs = [(name, value) for name, value in event.headers]
@@ -126,16 +126,16 @@ def response_head(data: bytes) -> None:
         assert again.lines == head.lines, raw
 
 
-def _asking() -> h11.Connection:
+def _client() -> h11.Connection:
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
     return connection
 
 
 def chunked_body(data: bytes) -> None:
-    """A chunked body reads the same however it arrives, and what it holds survives being sent on.
+    """A chunked body is read the same in pieces of any size, and so is what we make of it.
 
-    The first byte says into how large pieces it is cut.
+    The first byte gives the size of the pieces.
     """
     step, wire = (data[0] % 16 + 1, data[1:]) if data else (1, b"")
     whole = _read_chunked([wire])
@@ -169,7 +169,7 @@ def _read_chunked(pieces: list[bytes]) -> tuple[bytes, tuple[bytes, ...], bool, 
 def form(data: bytes) -> None:
     """A form that passes means the same to the parsers of Starlette, Flask, Django and Bottle.
 
-    The first byte says into how large pieces it is cut.
+    The first byte gives the size of the pieces.
     """
     if data:
         check_form(data[1:], data[0] % 64 + 1)

@@ -40,8 +40,6 @@ def test_mutants_are_tried_in_a_copy(copy: Copy, tmp_path: Path) -> None:
     assert verdicts == {b">": Verdict.KILLED, b"4": Verdict.KILLED}
     always = Mutant(2, "return", source.index(b"n >= 3"), source.index(b"3") + 1, b"True")
     assert copy.try_out("limit.py", always, ["test_limit.py"], 60) is Verdict.SURVIVED
-    hangs = Mutant(2, "return", source.index(b"n >= 3"), source.index(b"3") + 1, b"full(n)")
-    assert copy.try_out("limit.py", hangs, ["test_limit.py"], 60) is Verdict.KILLED
     assert copy.try_out("limit.py", always, ["test_limit.py"], 0.001) is Verdict.TIMED_OUT
     for folder in ("tree", "copy"):
         assert (tmp_path / folder / "limit.py").read_bytes() == source

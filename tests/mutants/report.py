@@ -21,7 +21,7 @@ class Tried:
     source: bytes
     mutant: Mutant
     verdict: Verdict
-    tests: int  # how many were asked
+    tests: int  # how many reach the line
 
     @property
     def room(self) -> str:
@@ -30,11 +30,9 @@ class Tried:
 
     def describe(self) -> str:
         """Where, what and the changed lines."""
-        asked = f" {self.tests} tests" if self.verdict is Verdict.SURVIVED else ""
+        ran = f" {self.tests} tests" if self.verdict is Verdict.SURVIVED else ""
         place = f"{self.path}:{self.mutant.line}"
-        return "\n".join(
-            [f"{place}: {self.mutant.kind} {self.verdict}{asked}", *self._difference()]
-        )
+        return "\n".join([f"{place}: {self.mutant.kind} {self.verdict}{ran}", *self._difference()])
 
     def _difference(self) -> Iterator[str]:
         old = self.source.decode().splitlines()

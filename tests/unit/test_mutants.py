@@ -1,4 +1,4 @@
-"""The mutation tester: what it changes, what it leaves alone, which tests it asks, what it says."""
+"""The mutation tester: what it changes, what it leaves alone, which tests it runs, its report."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_every_mutant_of_the_program_is_a_program() -> None:
         assert ast.dump(ast.parse(one.apply(source))) != tree, one
 
 
-def test_only_tests_that_reach_a_line_are_asked() -> None:
+def test_only_tests_that_reach_a_line_are_run() -> None:
     """The fastest first; a line of an import is up to all tests of the file, one inside a
     statement to those of the statement."""
     source = dedent(
@@ -107,7 +107,7 @@ def test_only_tests_that_reach_a_line_are_asked() -> None:
 
 
 def test_survivors_are_shown_with_their_place() -> None:
-    """Where, what kind, how many tests were asked, and the line before and after."""
+    """Where, what kind, how many tests ran, and the line before and after."""
     source = b"def full(n):\n    return n >= 3\n"
     mutant = next(one for one in mutants(source) if one.kind == "comparison")
     tried = Tried("proxy/http1/pool.py", source, mutant, Verdict.SURVIVED, 7)
