@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from proxy.config.problems import printable
+from proxy.core.text import printable
 
 DEFAULT_ADMIN = "http://127.0.0.1:9901"
 _LONGEST_ANSWER = 64 * 1024 * 1024

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from proxy.config.problems import printable
+from proxy.core.text import printable
 
 # The columns of tables, if the rows have them; `--json` shows everything.
 _COLUMNS = (

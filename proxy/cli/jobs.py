@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from proxy.cli.admin_arguments import Actions, action, group, positive
 from proxy.cli.admin_client import AdminError, Client, segment
-from proxy.config.problems import printable
+from proxy.core.text import printable
 
 
 def add_commands(commands: Actions, examples: Callable[..., str]) -> None:

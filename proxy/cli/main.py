@@ -19,6 +19,7 @@ from proxy import __version__
 from proxy.cli import breakers, jobs, trace, upgrade
 from proxy.cli.admin_client import AdminError, Client, one_line
 from proxy.config.problems import ConfigError
+from proxy.core.text import host_port
 
 PROGRAM = "reliability-proxy"
 
@@ -165,7 +166,7 @@ def _healthcheck(options: argparse.Namespace) -> int:
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
     token = config.admin.token.get_secret_value() if config.admin.token else ""
-    url = f"http://[{host}]:{bind.port}" if ":" in host else f"http://{host}:{bind.port}"
+    url = f"http://{host_port(host, bind.port)}"
     client = Client(url, "" if config.metrics else token, timeout=options.timeout)
     path = "/readyz" if options.ready else "/livez"
     try:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from proxy.cli.admin_arguments import connection_options, positive
 from proxy.cli.admin_client import AdminError, Client, segment
-from proxy.config.problems import printable
+from proxy.core.text import printable
 
 _COLOURS = {"ok": "", "warning": "yellow", "error": "bold red"}
 _MARKS = {"ok": " ", "warning": "!", "error": "E"}

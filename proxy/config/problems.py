@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.core.text import printable
+
 Key = tuple[str | int, ...]
 
 
@@ -56,10 +58,3 @@ def dotted(key: Key) -> str:
         else:
             text += f".{part}" if text else part
     return text
-
-
-def printable(text: str) -> str:
-    """Escape control characters, so that a file name or key cannot forge another line."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.core.text import bracketed, host_port
+
 _DURATION = re.compile(
     r"(?=[0-9])(?:([0-9.]+)\s*d)?\s*(?:([0-9.]+)\s*h)?\s*(?:([0-9.]+)\s*m)?\s*(?:([0-9.]+)\s*s)?"
     r"\s*(?:([0-9.]+)\s*ms)?"
@@ -179,7 +181,7 @@ class Bind:
     def __str__(self) -> str:
         if self.given:
             return f"fd:{self.given}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 _BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([0-9.]+|localhost|\*|)):([0-9]{1,5})")
@@ -263,17 +265,17 @@ class TargetAddress:
         """The value of `Host` if the route does not preserve the client's."""
         if self.path is not None or self.app is not None:
             return "localhost"
-        host = f"[{self.host}]" if ":" in self.host else self.host
         default = 443 if self.scheme == "https" else 80
-        return host if self.port == default else f"{host}:{self.port}"
+        if self.port == default:
+            return bracketed(self.host)
+        return host_port(self.host, self.port)
 
     def __str__(self) -> str:
         if self.app is not None:
             return f"aiohttp:{self.app}"
         if self.path is not None:
             return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{host_port(self.host, self.port)}"
 
 
 #: The name of a class or function: `package.module:Name`.

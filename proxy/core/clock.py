@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 
@@ -41,6 +42,26 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Move both clocks forward by `seconds`."""
         self._now += seconds
+
+
+def parse_iso(value: object) -> datetime | None:
+    """An ISO 8601 date of at most 40 characters, with or without an offset; None for anything
+    else."""
+    if not isinstance(value, str) or len(value) > 40:
+        return None
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        return None
+
+
+def parse_http_date(value: str) -> float | None:
+    """The Unix seconds of a date as in `Date` or `Retry-After` (RFC 9110 §5.6.7); None if it cannot
+    be read."""
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return None
 
 
 def iso_utc(timestamp: float) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
+
+from proxy.core.clock import parse_http_date
 
 #: Seconds of skew that are worth reporting: `Date` is exact to one, and responses take time.
 NOTABLE = 5.0
@@ -39,9 +40,8 @@ class ClockSkews:
 
     def note_date(self, source: str, date: str) -> None:
         """Record a `Date` (RFC 9110 §6.6.1) that has just arrived; a malformed one is ignored."""
-        try:
-            theirs = parsedate_to_datetime(date).timestamp()
-        except (ValueError, TypeError, OverflowError):
+        theirs = parse_http_date(date)
+        if theirs is None:
             return
         ours = self._now()
         # It may stand for any moment within its second.

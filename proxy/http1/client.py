@@ -25,6 +25,7 @@ from typing import Any
 from proxy.core.clock import Clock
 from proxy.core.futures import when_done
 from proxy.core.memory.budget import MemoryBudget
+from proxy.core.text import host_port
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.heads import HeadMemo
 from proxy.http1.pace import GRACE
@@ -147,9 +148,7 @@ class ClientStream(Stream):
         connection that has been reset."""
         if isinstance(peer, tuple):
             self.host_ip = str(peer[0])
-            self.address = (
-                f"[{peer[0]}]:{peer[1]}" if ":" in self.host_ip else f"{peer[0]}:{peer[1]}"
-            )
+            self.address = host_port(self.host_ip, peer[1])
 
     @property
     def who(self) -> object:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from proxy.core.clock import parse_iso
+
 Shape = Literal["current", "older", "opaque"]
 
 JOB_ID = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.:-]{1,128}")
@@ -199,9 +201,11 @@ def to_timestamp(value: object) -> float | None:
     None for anything else, and for moments outside 1970..2200.
     """
     moment: float
-    if isinstance(value, str) and 8 <= len(value) <= 40:
+    if isinstance(value, str) and len(value) >= 8:
+        date = parse_iso(value)
+        if date is None:
+            return None
         try:
-            date = datetime.fromisoformat(value)
             moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             return None

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from proxy.config.upstreams import Retry as RetryRules
+from proxy.core.clock import parse_http_date
 from proxy.core.headers import IDEMPOTENT
 from proxy.resilience.rate_limit import TokenBucket
 
@@ -195,11 +195,5 @@ def parse_retry_after(value: str, today: float) -> float | None:
     value = value.strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, IndexError, TypeError):
-        return None
-    try:
-        return max(0.0, moment.timestamp() - today)
-    except (ValueError, OverflowError):
-        return None
+    moment = parse_http_date(value)
+    return None if moment is None else max(0.0, moment - today)

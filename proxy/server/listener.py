@@ -12,6 +12,7 @@ from proxy.core.clock import Clock
 from proxy.core.errors import ProxyError
 from proxy.core.memory.budget import MemoryBudget
 from proxy.core.process.shortage import Shortages
+from proxy.core.text import host_port
 from proxy.forward.routing.client_shares import ClientShares
 from proxy.forward.routing.plan import ListenerPlan
 from proxy.http1.client import ClientStream
@@ -76,7 +77,7 @@ class ListenerRuntime:
     def addresses(self) -> list[str]:
         """`host:port` of every socket, with the real port where the config said 0."""
         names = [s.getsockname() for s in self.sockets]
-        return [f"[{n[0]}]:{n[1]}" if ":" in n[0] else f"{n[0]}:{n[1]}" for n in names]
+        return [host_port(name[0], name[1]) for name in names]
 
     def open(
         self,

@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from proxy.core.clock import iso_utc
+from proxy.core.text import printable
 
 TEXT = 500  # characters of one text
 FACTS = 48  # entries of one event
@@ -71,14 +72,8 @@ class TraceEvent:
 
 
 def text(value: object, limit: int = TEXT) -> str:
-    """The first `limit` characters of `value`; unprintable ones as `\\uNNNN`."""
-    raw = value if isinstance(value, str) else str(value)
-    cut = raw[:limit]
-    if not cut.isprintable():
-        cut = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in cut)[
-            : limit * 6
-        ]
-    return cut + "…" if len(raw) > limit else cut
+    """The first `limit` characters of `value`, printable."""
+    return printable(value if isinstance(value, str) else str(value), limit)
 
 
 def bounded(facts: Mapping[str, object]) -> dict[str, Any]:

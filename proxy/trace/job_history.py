@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
+from proxy.core.clock import parse_iso
 from proxy.trace.events import NAME, Severity, TraceEvent, bounded, text
 
 STAGES = 64
@@ -251,22 +251,21 @@ def _word(value: object) -> str:
 
 def moment(value: object) -> float | None:
     """An ISO time with an offset in Unix seconds; None for anything else."""
-    if not isinstance(value, str) or len(value) > 40:
-        return None
+    date = parse_iso(value)
     try:
-        date = datetime.fromisoformat(value)
-        return date.timestamp() if date.tzinfo is not None else None
+        return date.timestamp() if date is not None and date.tzinfo is not None else None
     except (ValueError, OverflowError):
         return None
 
 
 def _between(start: object, end: object) -> float | None:
     """Seconds between two ISO times of the same form; None if that makes no sense."""
-    if not (isinstance(start, str) and isinstance(end, str) and max(len(start), len(end)) <= 40):
+    began, ended = parse_iso(start), parse_iso(end)
+    if began is None or ended is None:
         return None
     try:
-        seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-    except (ValueError, TypeError, OverflowError):
+        seconds = (ended - began).total_seconds()
+    except (TypeError, OverflowError):  # one has an offset, the other has not
         return None
     return seconds if 0 <= seconds < 30 * 86400 else None
 

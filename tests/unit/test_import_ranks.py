@@ -75,6 +75,7 @@ PURE = (
     "proxy.core.errors",
     "proxy.core.headers",
     "proxy.core.clock",
+    "proxy.core.text",
     "proxy.core.memory.cgroup",
     "proxy.core.memory.budget",
     "proxy.core.redis.url",

@@ -203,7 +203,7 @@ def test_an_error_of_ours_is_explained(log: Log) -> None:
     assert line["status"] == 502
     assert line["code"] == "upstream_reset"
     assert line["reason"] == "eof"
-    assert line["detail"] == "broke\\x0aoff"
+    assert line["detail"] == "broke\\noff"
     assert line["upstream_ms"] is None
     assert line["client_correlation_id"] == "bad id\\x00" + "x" * 121 + "..."
     assert line["job_id"] == "mv_1"

@@ -31,7 +31,7 @@ from proxy.telemetry.logs.redact import clean_target, clean_text, is_plain, is_s
         ("/j?q=what%3F&keywords=cats", "/j?q=what%3F&keywords=cats"),
         ("http://me:secret@app/j", "http://***@app/j"),
         ("//me:secret@app/j", "//me:secret@app/j"),
-        ("/j\x1b[31m\r\n\x7fé☃", "/j\\x1b[31m\\x0d\\x0a\\x7f\\xe9\\u2603"),
+        ("/j\x1b[31m\r\n\x7fé☃", "/j\\x1b[31m\\r\\n\\x7f\\xe9\\u2603"),
         ("*", "*"),
         ("", ""),
     ],

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs, unquote
 
+from proxy.core.text import host_port
+
 EXPECTED = (
     "redis://HOST:PORT/DB, rediss://, unix:///PATH, redis+sentinel://HOST,HOST/MASTER/DB "
     "or redis+cluster://HOST,HOST"
@@ -67,7 +69,7 @@ class RedisAddress:
         """For logs: without user and password."""
         if self.path is not None:
             return f"unix:{self.path}"
-        hosts = ",".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in self.hosts)
+        hosts = ",".join(host_port(*one) for one in self.hosts)
         return {
             "single": f"{hosts}/{self.db}",
             "sentinel": f"{self.master} at sentinels {hosts}",

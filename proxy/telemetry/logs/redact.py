@@ -14,6 +14,8 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote_plus
 
+from proxy.core.text import printable
+
 MASK = "***"
 _LIMIT = 100  # parameters of a query that are examined; the rest is cut off
 
@@ -28,7 +30,6 @@ _HARMLESS = re.compile(
 )
 _NESTED = re.compile(r"(\?|%(?:25)*3f|;)(?=.*(?:=|%(?:25)*3d)).*", re.IGNORECASE)
 _USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*:)?//[^/?#]*@")
-_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def is_plain(target: str) -> bool:
@@ -81,14 +82,5 @@ def _mask_nested(query: re.Match[str]) -> str:
 
 
 def clean_text(text: str, limit: int = 16 * 1024) -> str:
-    """`text` in printable ASCII, at most about `limit` characters."""
-    if len(text) > limit:
-        text = text[:limit] + "..."
-    if text.isascii() and text.isprintable():
-        return text
-    return _UNPRINTABLE.sub(_escape, text)
-
-
-def _escape(match: re.Match[str]) -> str:
-    number = ord(match[0])
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    """`text` in printable ASCII, of at most `limit` characters."""
+    return printable(text, limit, ascii_only=True)
