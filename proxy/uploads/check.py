@@ -20,11 +20,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from proxy.core.errors import ProxyError, forget_frames
+from proxy.core.errors import Overloaded, ProxyError, forget_frames
 from proxy.core.memory.budget import Holding, Owner
 from proxy.spool import SpooledBody
 from proxy.uploads import rejections
-from proxy.uploads.facts import facts_of
 from proxy.uploads.form import values
 from proxy.uploads.form.digests import DIGEST_FIELDS, Digests
 from proxy.uploads.form.reader import FormError, FormReader
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
 
 OTHER_FIELDS: Final = 1024 * 1024  # bytes of a form that are not its files
 SPOOL_TIMEOUT = 10.0  # seconds that the disk may take for the last bytes
+#: `verdict` (`accepted`, an error's code, `overloaded` or `unfinished`), `mode`, `type` and `label`
+#: (ours and libmagic's), `size` in bytes, `duration` in seconds, `validation_ms` from the last byte
+#: to the verdict, `reason`. The access log has them as `upload_NAME`.
+FACTS: Final = ("verdict", "mode", "type", "label", "size", "duration", "validation_ms", "reason")
 
 log = logging.getLogger("proxy.uploads")
 
@@ -159,9 +162,23 @@ class UploadCheck:
     @property
     def facts(self) -> dict[str, Any]:
         """What is known so far, by the names in `FACTS`."""
-        return facts_of(
-            self._session, self._error, self._rules.mode, self._file.size, self._validation_ms
-        )
+        error, found = self._error, self._session.verdict or {}
+        kind = self._session.kind or {k: v for k, v in found.items() if isinstance(v, str)}
+        if error is not None:
+            verdict = "overloaded" if isinstance(error, Overloaded) else error.code
+        else:
+            verdict = "unfinished" if self._validation_ms is None else "accepted"
+        facts = {
+            "verdict": verdict,
+            "mode": self._rules.mode,
+            "type": kind.get("type", kind.get("family")),
+            "label": kind.get("label"),
+            "size": self._file.size,
+            "duration": found.get("duration"),
+            "validation_ms": self._validation_ms,
+            "reason": error.reason if error is not None else None,
+        }
+        return {name: value for name, value in facts.items() if value is not None}
 
     # --- the request's head ---------------------------------------------------------------------
 

@@ -122,17 +122,25 @@ def duration_text(seconds: float) -> str:
     return " ".join(f"{value}{name}" for value, name in units if value)
 
 
-def too_large(measured: int | None, limit: int, field: str | None) -> errors.UploadTooLarge:
-    """`measured` bytes; None if the rest was not read once the limit was reached."""
+def too_large(
+    measured: int | None, limit: int, field: str | None, what: str = "Audio file"
+) -> errors.UploadTooLarge:
+    """`measured` bytes; None if the rest was not read once the limit was reached. `what`: the
+    file, here and below, if it is not the audio (`beside`)."""
     found = size_text(measured or limit, measured=True)
     if found == size_text(limit):
         found = f"over {found}"
     return errors.UploadTooLarge(
-        f"Audio file too large: {found} (max: {size_text(limit)})",
+        f"{what} too large: {found} (max: {size_text(limit)})",
         limit=limit,
         measured=measured,
         field=field,
     )
+
+
+def beside(field: str) -> str:
+    """A file beside the audio, in words."""
+    return f"File in field {field}"
 
 
 def too_long(seconds: float, limit: float, field: str | None) -> errors.UploadTooLong:
@@ -171,9 +179,9 @@ def missing(field: str) -> errors.UploadMissing:
     return errors.UploadMissing(f"Audio file missing: no file in field {field}", field=field)
 
 
-def empty(field: str | None) -> errors.UploadEmpty:
+def empty(field: str | None, what: str = "Audio file") -> errors.UploadEmpty:
     """A file of no bytes."""
-    return errors.UploadEmpty("Audio file empty: 0 bytes", measured=0, field=field)
+    return errors.UploadEmpty(f"{what} empty: 0 bytes", measured=0, field=field)
 
 
 def malformed(why: str, field: str | None, *, reason: str = "multipart") -> errors.UploadMalformed:
@@ -181,27 +189,14 @@ def malformed(why: str, field: str | None, *, reason: str = "multipart") -> erro
     return errors.UploadMalformed(f"Upload malformed: {why}", field=field, reason=reason)
 
 
-def attachment_too_large(limit: int, field: str) -> errors.UploadTooLarge:
-    """A file beside the audio, whose full size is unknown."""
-    most = size_text(limit)
-    return errors.UploadTooLarge(
-        f"File in field {field} too large: over {most} (max: {most})", limit=limit, field=field
-    )
-
-
 def attachment_rejected(accepted: Iterable[str], field: str) -> errors.UploadTypeRejected:
     """A file beside the audio that has none of the `accepted` types."""
     names = list(accepted)
     return errors.UploadTypeRejected(
-        f"File in field {field} is not of an accepted type (accepted: {', '.join(names)})",
+        f"{beside(field)} is not of an accepted type (accepted: {', '.join(names)})",
         limit=names,
         field=field,
     )
-
-
-def attachment_empty(field: str) -> errors.UploadEmpty:
-    """A named file beside the audio, of no bytes."""
-    return errors.UploadEmpty(f"File in field {field} empty: 0 bytes", measured=0, field=field)
 
 
 def overloaded(reason: str) -> errors.Overloaded:

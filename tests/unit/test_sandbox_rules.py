@@ -15,6 +15,14 @@ ALLOW, KILL, REFUSE = 0x7FFF0000, 0x80000000, 0x00050001
 ANSWERS, OWN = 7, 4711
 MACHINES: Final = sandbox._AUDIT_ARCH
 X86, ARM = "x86_64", "aarch64"
+TABLES: Final = (
+    sandbox._ALLOWED
+    | sandbox._NOT_EXECUTABLE
+    | sandbox._WRITE
+    | sandbox._TGKILL
+    | sandbox._AFFINITY
+    | sandbox._LOOKUPS
+)
 
 
 def run(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
@@ -43,8 +51,7 @@ def run(machine: str, number: int, *arguments: int, architecture: int | None = N
 
 def number_of(name: str, machine: str) -> int:
     """A call's number, by the sandbox's own tables."""
-    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOKUPS
-    number = tables[name][MACHINES[machine][1]]
+    number = TABLES[name][MACHINES[machine][1]]
     assert number is not None
     return number
 
@@ -53,9 +60,7 @@ def number_of(name: str, machine: str) -> int:
 def test_what_is_in_no_table_kills(machine: str) -> None:
     """Of all numbers, and with any argument."""
     column = MACHINES[machine][1]
-    tables = sandbox._ALLOWED | sandbox._NOT_EXECUTABLE | sandbox._WRITE | sandbox._LOOKUPS
-    known = {numbers[column] for numbers in tables.values()}
-    known |= {sandbox._TGKILL[column], sandbox._SCHED_GETAFFINITY[column]}
+    known = {numbers[column] for numbers in TABLES.values()}
     for number in range(600):
         if number not in known:
             assert run(machine, number) == KILL
@@ -75,7 +80,6 @@ def test_what_a_probe_needs_passes(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_arguments_decide(machine: str) -> None:
     """Writes to the answers only, memory that is not executable, an abort of one's own."""
-    column = MACHINES[machine][1]
     for name in ("write", "writev"):
         number = number_of(name, machine)
         assert [run(machine, number, fd) for fd in (ANSWERS, 2)] == [ALLOW, ALLOW]
@@ -84,9 +88,8 @@ def test_arguments_decide(machine: str) -> None:
         number = number_of(name, machine)
         assert run(machine, number, 0, 4096, 3) == ALLOW
         assert {run(machine, number, 0, 4096, protection) for protection in (4, 5, 7)} == {KILL}
-    tgkill, affinity = sandbox._TGKILL[column], sandbox._SCHED_GETAFFINITY[column]
-    assert tgkill is not None
-    assert affinity is not None
+    tgkill = number_of("tgkill", machine)
+    affinity = number_of("sched_getaffinity", machine)
     assert run(machine, tgkill, OWN, OWN, signal.SIGABRT) == ALLOW
     assert run(machine, tgkill, OWN, OWN, signal.SIGKILL) == KILL
     assert run(machine, tgkill, OWN + 1, OWN + 1, signal.SIGABRT) == KILL

@@ -53,8 +53,7 @@ from proxy.telemetry.otel.exporter import OtlpExporter
 from proxy.trace.diagnosis.services import TROUBLE
 from proxy.trace.events import Source
 from proxy.trace.metrics import TraceMetrics
-from proxy.uploads.check import UploadCheck
-from proxy.uploads.facts import FACTS
+from proxy.uploads.check import FACTS, UploadCheck
 from tests.telemetry_facts import Facts
 
 SOURCES = Path(__file__).parents[2] / "proxy"

@@ -86,12 +86,14 @@ class Attachment:
             self._refuse()
         self.body.append([data])
         if self.body.size > self._rule.max_size:
-            raise rejections.attachment_too_large(self._rule.max_size, self._rule.field)
+            raise rejections.too_large(
+                None, self._rule.max_size, self._rule.field, rejections.beside(self._rule.field)
+            )
 
     def end(self) -> None:
         """End the file. Raises a rejection."""
         if self.body.size == 0:
-            raise rejections.attachment_empty(self._rule.field)
+            raise rejections.empty(self._rule.field, rejections.beside(self._rule.field))
         if not self._decided:
             self._decide()
         self.body.end()

@@ -21,6 +21,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -42,7 +43,6 @@ YOUNG = 0.25  # seconds
 AT_A_TIME = 2 * (len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 ANSWER_TIMEOUT = 10.0  # seconds that the parent may take for a command
 _MESSAGE = 13  # bytes of the parent's
-_RESTART_DELAYS = (0.0, 0.2, 1.0, 5.0)  # seconds, the last one again and again
 
 log = logging.getLogger("proxy.uploads")
 
@@ -68,8 +68,8 @@ class ProbePool:
         self._young: dict[ProbeSession, asyncio.TimerHandle] = {}
         self._recheck_timer: asyncio.TimerHandle | None = None
         self._control: socket.socket | None = None
-        self._supervisor = Supervised("upload-probes", self._supervise_parent, tasks or Tasks())
-        self._process: subprocess.Popen[bytes] | None = None
+        self._supervisor = Supervised("upload-probes", self._serve, tasks or Tasks())
+        self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._next_id = 0
         self._ended = asyncio.Event()  # of the parent
@@ -117,7 +117,7 @@ class ProbePool:
 
     # --- the parent --------------------------------------------------------------------------
 
-    async def _spawn(self) -> subprocess.Popen[bytes]:
+    async def _spawn(self) -> asyncio.subprocess.Process:
         ours, theirs = socket.socketpair()
         root = str(Path(proxy.__file__).parent.parent)
         keep = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "MAGIC", "VIRTUAL_ENV")
@@ -125,8 +125,11 @@ class ProbePool:
         inherited = os.environ.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else root
         with theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork of a few ms, our own module
-                [sys.executable, "-m", "proxy.uploads.probe.process", str(theirs.fileno())],
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "proxy.uploads.probe.process",
+                str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -139,8 +142,7 @@ class ProbePool:
                 ready = await loop.sock_recv(ours, 2)
         except BaseException as error:
             ours.close()
-            process.kill()
-            await asyncio.shield(loop.run_in_executor(None, process.wait))
+            await _kill(process)
             if isinstance(error, TimeoutError):
                 raise RuntimeError(
                     f"the upload probe is not ready after {START_TIMEOUT:g} s: loading FFmpeg or"
@@ -149,7 +151,7 @@ class ProbePool:
             raise
         if ready[:1] != b"R":
             ours.close()
-            code = await loop.run_in_executor(None, process.wait)
+            code = await process.wait()
             raise RuntimeError(f"the upload probe does not start (exit code {code})")
         self.confined = ready[1:] == b"1"
         if not self.confined:
@@ -161,25 +163,18 @@ class ProbePool:
         self.admit()
         return process
 
-    async def _supervise_parent(self) -> None:
-        loop = asyncio.get_running_loop()
-        process = self._process or await self._respawn()
-        self._process = None
+    async def _serve(self) -> None:
+        """Until the parent ends; then `Supervised` calls it again."""
+        process, self._process = self._process or await self._spawn(), None
         try:
-            while True:
-                await self._ended.wait()
-                self._close_control()
-                process.kill()
-                code = await loop.run_in_executor(None, process.wait)
-                log.warning("upload probe died, starting it again", extra={"exit_code": code})
-                self._alive.clear()  # they die with it
-                for session in list(self._running.values()):
-                    session.died(None)
-                process = await self._respawn()
+            await self._ended.wait()
         finally:
             self._close_control()
-            process.kill()
-            process.wait()
+            await _kill(process)
+            self._alive.clear()  # they die with it
+            for session in list(self._running.values()):
+                session.died(None)
+        raise RuntimeError(f"the upload probe ended (exit code {process.returncode})")
 
     def _close_control(self) -> None:
         self._unanswered = 0
@@ -223,16 +218,6 @@ class ProbePool:
             if (session := self._running.get(name)) is not None:
                 session.died(int.from_bytes(message[9:], "big"))
         self.admit()
-
-    async def _respawn(self) -> subprocess.Popen[bytes]:
-        failures = 0
-        while True:
-            await asyncio.sleep(_RESTART_DELAYS[min(failures, len(_RESTART_DELAYS) - 1)])
-            try:
-                return await self._spawn()
-            except (OSError, RuntimeError):
-                failures += 1
-                log.exception("upload probe does not start")
 
     # --- the sessions' side --------------------------------------------------------------------
 
@@ -334,3 +319,9 @@ class ProbePool:
         if self._overdue is None:
             self._watch_parent()
         return True
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await asyncio.shield(process.wait())

@@ -6,8 +6,7 @@ Linux, x86-64 and arm64:
    /dev/null, no signal except its own abort. Any other call kills the process.
 2. File lookups fail with EPERM instead. They come from modules that were not imported before the
    fork: a defect of ours, which so shows as an `ImportError` and not as a crash.
-3. Landlock, if the kernel has it, also takes away the file system, TCP and signals to other
-   processes; `no_new_privs` rules out gaining privileges.
+3. `no_new_privs` rules out gaining privileges.
 4. `works` proves it on the running kernel, once per parent, with a process that breaks the rules.
 
 Address space, CPU time, file size and core dumps are limited on every system. Outside Linux these
@@ -25,7 +24,6 @@ import resource
 import signal
 import struct
 import sys
-from collections.abc import Iterator
 from typing import Final
 
 _PR_SET_PDEATHSIG = 1
@@ -40,6 +38,7 @@ _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 _PROT_EXEC: Final = 4
 
 _Numbers = tuple[int | None, int | None]  # on x86-64 and on arm64; None: not there
+_Instruction = tuple[int, int, int, int]
 
 _ALLOWED: Final[dict[str, _Numbers]] = {
     "read": (0, 63),
@@ -65,8 +64,8 @@ _ALLOWED: Final[dict[str, _Numbers]] = {
 }
 _NOT_EXECUTABLE: Final[dict[str, _Numbers]] = {"mmap": (9, 222), "mprotect": (10, 226)}
 _WRITE: Final[dict[str, _Numbers]] = {"write": (1, 64), "writev": (20, 66)}
-_TGKILL: Final[_Numbers] = (234, 131)
-_SCHED_GETAFFINITY: Final[_Numbers] = (204, 123)  # how many cores; of no other process
+_TGKILL: Final[dict[str, _Numbers]] = {"tgkill": (234, 131)}
+_AFFINITY: Final[dict[str, _Numbers]] = {"sched_getaffinity": (204, 123)}  # the number of cores
 _LOOKUPS: Final[dict[str, _Numbers]] = {
     "open": (2, None),
     "openat": (257, 56),
@@ -81,18 +80,6 @@ _LOOKUPS: Final[dict[str, _Numbers]] = {
     "readlink": (89, None),
     "readlinkat": (267, 78),
     "getcwd": (79, 17),
-}
-
-_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
-_LANDLOCK_VERSION = 1
-#: By version: all access rights to files and to TCP ports, and all scopes that it knows.
-_LANDLOCK_ALL: Final = {
-    1: (0x1FFF, 0, 0),
-    2: (0x3FFF, 0, 0),
-    3: (0x7FFF, 0, 0),
-    4: (0x7FFF, 3, 0),
-    5: (0xFFFF, 3, 0),
-    6: (0xFFFF, 3, 3),
 }
 
 
@@ -135,7 +122,6 @@ def confine(answers: int) -> bool:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return False
-    _forbid_files(libc)
     program = _program(*known, answers=answers, own=os.getpid())
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: count, then pointer, with the pointer's natural alignment
@@ -163,23 +149,9 @@ def works() -> bool:
     return os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGSYS
 
 
-def _forbid_files(libc: ctypes.CDLL) -> None:
-    """Enable Landlock without exceptions. Without Landlock, seccomp protects alone."""
-    version = libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
-    if version < 1:
-        return
-    members = _LANDLOCK_ALL[min(version, max(_LANDLOCK_ALL))]
-    used = 1 + bool(members[1]) + bool(members[2])
-    attributes = struct.pack(f"={used}Q", *members[:used])
-    ruleset = libc.syscall(_LANDLOCK_CREATE, attributes, len(attributes), 0)
-    if ruleset >= 0:
-        libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0)
-        os.close(ruleset)
-
-
 def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes:
     """`struct sock_filter {u16 code; u8 jt, jf; u32 k}`, one rule after the other."""
-    instructions = [
+    instructions: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL),
@@ -187,52 +159,29 @@ def _program(architecture: int, column: int, *, answers: int, own: int) -> bytes
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _KILL),
     ]
-    for number in _present(_ALLOWED, column):
-        instructions += _rule(number, [(_RETURN, 0, 0, _ALLOW)])
-    for number in _present(_NOT_EXECUTABLE, column):
-        instructions += _rule(
-            number,
-            [
-                (_LOAD, 0, 0, _ARGUMENTS + 2 * 8),
-                (_ANY_BIT, 0, 1, _PROT_EXEC),
-                (_RETURN, 0, 0, _KILL),
-                (_RETURN, 0, 0, _ALLOW),
-            ],
-        )
-    for number in _present(_WRITE, column):
-        instructions += _rule(
-            number,
-            [
-                (_LOAD, 0, 0, _ARGUMENTS),
-                (_EQUAL, 2, 0, answers),
-                (_EQUAL, 1, 0, 2),  # /dev/null: final messages of the C library
-                (_RETURN, 0, 0, _KILL),
-                (_RETURN, 0, 0, _ALLOW),
-            ],
-        )
-    conditions = ((_TGKILL, ((0, own), (2, signal.SIGABRT))), (_SCHED_GETAFFINITY, ((0, 0),)))
-    for numbers, arguments in conditions:
-        number_here = numbers[column]
-        assert number_here is not None
-        instructions += _rule(number_here, list(_only_with(arguments)))
-    for number in _present(_LOOKUPS, column):
-        instructions += _rule(number, [(_RETURN, 0, 0, _REFUSE)])
+    rules: tuple[tuple[dict[str, _Numbers], list[_Instruction], int], ...] = (
+        (_ALLOWED, [], _ALLOW),
+        (_NOT_EXECUTABLE, [_load(2), (_ANY_BIT, 0, 1, _PROT_EXEC), (_RETURN, 0, 0, _KILL)], _ALLOW),
+        (_WRITE, _among(0, answers, 2), _ALLOW),  # 2: /dev/null, for the C library's last words
+        (_TGKILL, _among(0, own) + _among(2, signal.SIGABRT), _ALLOW),
+        (_AFFINITY, _among(0, 0), _ALLOW),
+        (_LOOKUPS, [], _REFUSE),
+    )
+    for calls, checks, verdict in rules:
+        then = [*checks, (_RETURN, 0, 0, verdict)]
+        for numbers in calls.values():
+            if (number := numbers[column]) is not None:
+                instructions += [(_EQUAL, 0, len(then), number), *then]
     instructions.append((_RETURN, 0, 0, _KILL))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
-def _present(calls: dict[str, _Numbers], column: int) -> Iterator[int]:
-    return (number for numbers in calls.values() if (number := numbers[column]) is not None)
+def _load(argument: int) -> _Instruction:
+    return (_LOAD, 0, 0, _ARGUMENTS + argument * 8)
 
 
-def _rule(number: int, then: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """Run `then`, which must return, if the call is `number`; otherwise keep it loaded."""
-    return [(_EQUAL, 0, len(then), number), *then]
-
-
-def _only_with(arguments: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int, int, int]]:
-    for index, value in arguments:
-        yield (_LOAD, 0, 0, _ARGUMENTS + index * 8)
-        yield (_EQUAL, 1, 0, value)
-        yield (_RETURN, 0, 0, _KILL)
-    yield (_RETURN, 0, 0, _ALLOW)
+def _among(argument: int, *values: int) -> list[_Instruction]:
+    """Kill, unless that argument is one of `values`."""
+    last = len(values) - 1
+    tests = [(_EQUAL, last - at + 1, 0, value) for at, value in enumerate(values)]
+    return [_load(argument), *tests, (_RETURN, 0, 0, _KILL)]
