@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
-_SHORT, HEADER = 8, 16  # bytes of a box's header, without and with 64 bits of size
+from proxy.uploads.formats.packets import MAX_ENTRIES
+from proxy.uploads.probe.refused import Undecodable
+from proxy.uploads.probe.source import ENDLESS, Source
+
+_SHORT, _HEADER = 8, 16  # bytes of a box's header, without and with 64 bits of size
+_MAX_INDEX = 32 * 1024 * 1024  # bytes, of hours of sound
 #: Boxes that contain only boxes, between the index and its tables.
 _PARENTS = frozenset((b"trak", b"mdia", b"minf", b"stbl", b"udta", b"ilst", b"edts"))
+_KNOWN = frozenset((b"ftyp", b"styp", b"moof", b"sidx", b"mfra"))
 
 #: Bytes of an entry in the tables of a track.
 _ENTRY = {b"stsz": 4, b"stts": 8, b"ctts": 8, b"stsc": 12, b"stco": 4, b"co64": 8, b"stss": 4}
@@ -32,76 +39,110 @@ class Box:
     end: int
 
 
-def read_header(data: bytes, at: int, last: int) -> Box | None:
+def file_boxes(source: Source) -> Iterator[Box]:
+    """The boxes of the file as they arrive, those of sound (`mdat`) by their header alone; a rest
+    that is no box comes as one without a name."""
+    at = 0
+    while header := source.at(at, _HEADER):
+        box = _read_header(header, at, ENDLESS)
+        if box is None or (box.kind != b"mdat" and not source.arrive(box.end)):
+            source.drain()
+            if box is not None and box.end == ENDLESS:
+                box = Box(box.kind, at, box.start, source.received)
+            else:
+                box = Box(b"", at, at, source.received)
+        yield box
+        at = box.end
+
+
+def _read_header(data: bytes, at: int, last: int) -> Box | None:
     """The box at the beginning of `data`, which is at offset `at`; None if there is none. `last`:
     where a box of size 0 ends."""
     if len(data) < _SHORT:
         return None
     size, kind, start = int.from_bytes(data[:4], "big"), data[4:8], at + _SHORT
     if size == 1:
-        size, start = int.from_bytes(data[8:16], "big"), at + HEADER
+        size, start = int.from_bytes(data[8:16], "big"), at + _HEADER
     end = last if size == 0 else at + size
     return Box(kind, at, start, end) if end >= start else None
 
 
-def inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
+def _inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
     """The boxes of an index, in order, each parent followed by its children."""
     at = start
     while at < end:
-        box = read_header(data[at : at + HEADER], at, end)
+        box = _read_header(data[at : at + _HEADER], at, end)
         if box is None or box.end > end:
             return
         yield box
         if box.kind in _PARENTS:
-            yield from inner_boxes(data, box.start, box.end)
+            yield from _inner_boxes(data, box.start, box.end)
         elif box.kind == b"meta":  # with four bytes of version, except in QuickTime
             versioned = not data.startswith(b"hdlr", box.start + 4)
-            yield from inner_boxes(data, box.start + 4 * versioned, box.end)
+            yield from _inner_boxes(data, box.start + 4 * versioned, box.end)
         at = box.end
 
 
-def sample_sizes(data: bytes, box: Box) -> tuple[int, int]:
-    """The sum of a track's sample sizes in an `stsz` box, and the largest; (0, 0) without a
-    table."""
-    same = int.from_bytes(data[box.start + 4 : box.start + 8], "big")
-    number = int.from_bytes(data[box.start + 8 : box.start + 12], "big")
-    if same:
-        return same * number, same
-    table = data[box.start + 12 : min(box.end, box.start + 12 + 4 * number)]
-    sizes = _numbers(table[: len(table) // 4 * 4])
-    return sum(sizes), max(sizes, default=0)
+@dataclass(slots=True)
+class Layout:
+    """What the boxes so far say. `sound`: ranges of the `mdat` boxes; `others`: ranges of boxes
+    without sound and of bytes that are no box. `indexed`: there is an index; `fragments`: it does
+    not cover all samples. `samples`: the most that a track claims; `size`, `largest`: bytes of all
+    samples, and of the largest one."""
 
+    sound: list[tuple[int, int]] = field(default_factory=list)
+    others: list[tuple[int, int]] = field(default_factory=list)
+    indexed: bool = False
+    fragments: bool = False
+    samples: int = 0
+    size: int = 0
+    largest: int = 0
 
-def absurd_tables(data: bytes, boxes: Iterable[Box], received: int) -> bool:
-    """Whether an index claims more samples than `received` bytes of file or its own tables have
-    room for: FFmpeg allocates 24 bytes per claimed sample.
+    def note(self, box: Box, source: Source) -> None:
+        """Take the next box. Raises `Undecodable` if there are too many, or if an index claims more
+        than it has room for: FFmpeg allocates 24 bytes per claimed sample."""
+        if box.kind == b"moov":
+            if box.end - box.start > _MAX_INDEX:
+                raise Undecodable("memory")
+            self._read_index(source.at(box.start, box.end - box.start))
+        elif box.kind == b"mdat":
+            self.sound.append((box.start, box.end))
+        elif box.kind not in _KNOWN:
+            self.others.append((box.at, box.end))
+            if len(self.others) > MAX_ENTRIES:
+                raise Undecodable("entries")
 
-    Each sample takes at least a byte of the file, and has one entry for its time and one for its
-    offset.
-    """
-    samples = times = 0  # of the current track
-    for box in boxes:
-        if box.kind == b"trak":
-            samples = times = 0
-        entry = _ENTRY.get(box.kind)
-        if entry is None:
-            continue
-        start = box.start + (8 if box.kind == b"stsz" else 4)
-        number = int.from_bytes(data[start : start + 4], "big")
-        same = box.kind == b"stsz" and any(data[start - 4 : start])
-        if number * entry > box.end - start - 4 and not same:
-            return True
-        if box.kind == b"stsz":
-            samples = number
-        elif box.kind == b"stts":
-            times = sum(_numbers(data[start + 4 : start + 4 + 8 * number])[::2])
-        if samples > received or (samples and times > 2 * samples + _SLACK):
-            return True
-    return False
+    def _read_index(self, index: bytes) -> None:
+        self.indexed, self.fragments, self.size, self.largest = True, b"mvex" in index, 0, 0
+        boxes = list(islice(_inner_boxes(index, 0, len(index)), MAX_ENTRIES + 1))
+        samples = times = 0  # of the current track
+        for box in boxes:
+            if box.kind == b"trak":
+                samples = times = 0
+            if (entry := _ENTRY.get(box.kind)) is None:
+                continue
+            start = box.start + (12 if box.kind == b"stsz" else 8)
+            same, number = _numbers(index[start - 8 : start].rjust(8, b"\0"))
+            if box.kind != b"stsz":  # it alone may have one size for all samples
+                same = 0
+            if number * entry > box.end - start and not same:
+                raise Undecodable("entries")
+            table = _numbers(index[start : start + entry * number])
+            if box.kind == b"stsz":
+                samples = number
+                self.size += same * number or sum(table)
+                self.largest = max(self.largest, same or max(table, default=0))
+            elif box.kind == b"stts":
+                times = sum(table[::2])
+            if samples and times > 2 * samples + _SLACK:
+                raise Undecodable("entries")
+            self.samples = max(self.samples, samples)
+        if len(boxes) > MAX_ENTRIES:
+            raise Undecodable("entries")
 
 
 def _numbers(table: bytes) -> array[int]:
-    numbers = array("I", table)
+    numbers = array("I", table[: len(table) // 4 * 4])
     if sys.byteorder == "little":
         numbers.byteswap()
     return numbers
