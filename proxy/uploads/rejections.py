@@ -213,8 +213,6 @@ def refusal(
     """The rejection that follows from the probe's answers so far, or None. No answer is trusted:
     the probe has read hostile bytes."""
     if session.lost is not None:
-        if session.to_blame:
-            return duration_unknown(session.lost, field)
         return overloaded("upload_probe")
     if session.kind is not None and session.kind["type"] not in accepted:
         return duration_unknown("crashed", field)

@@ -38,6 +38,8 @@ FILES = {
     "mp3.mp4": "-c:a libmp3lame",
     "phone.3gp": "-c:a aac",
     "quicktime.mov": "-c:a aac",
+    "named-channels.mov": "-c:a pcm_s16le -ac 8",
+    "dense.mov": "-c:a adpcm_ms",
     "vorbis.ogg": "-c:a libvorbis",
     "opus.opus": "-c:a libopus",
     "flac.oga": "-c:a flac",

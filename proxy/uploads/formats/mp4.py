@@ -42,6 +42,7 @@ from proxy.uploads.probe.source import Source
 
 _INDEXED = frozenset({"aac", "alac"})  # one frame in a sample
 _SPREAD = 160
+_MOST_SAMPLES = 8  # in a byte, of the densest codecs in QuickTime
 _SLACK = 64  # bytes of an `mdat` box that may belong to no sample
 
 
@@ -53,7 +54,7 @@ def measure_mp4(source: Source, limit: float | None) -> float:
             walks = walk_file(lambda: source.back(0), MP4, limit)
         layout.note(box, source)
     source.rewind()
-    if layout.samples > source.received:  # each takes at least a byte
+    if layout.samples > _MOST_SAMPLES * source.received:
         raise Undecodable("entries")
     if not walks:
         try:

@@ -138,6 +138,11 @@ class PacketWalk:
         if not context.is_open:
             context.thread_count = 1  # the sandbox has no threads
             context.flags2 |= Flags2.skip_manual  # rule 5
+            # PyAV frees the channels' names once for each object that it makes of a layout, frames
+            # included. So this object takes them over, and the context goes on without names.
+            layout = context.layout
+            if layout.nb_channels:
+                context.layout = f"{layout.nb_channels} channels"
         try:
             frames = context.decode(packet)
         except (av.error.FFmpegError, ValueError) as error:

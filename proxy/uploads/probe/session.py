@@ -64,10 +64,10 @@ log = logging.getLogger("proxy.uploads")
 class ProbeSession:
     """One file. All methods are synchronous and cheap.
 
-    `kind` is the first answer (`label`, `type`), `verdict` the last one. `lost`: why there will be
-    no verdict; `to_blame`: whether the file is the reason. `whole`: all of it is in the spool.
-    `waits_since`: when the process began to wait for its client, None while it computes.
-    `had_a_turn`: it was preempted while it computed, or needs more memory than others.
+    `kind` is the first answer (`label`, `type`), `verdict` the last one, or ours on a file that
+    ended its process. `lost`: why there will be none, for a reason of ours. `whole`: all of the
+    file is in the spool. `waits_since`: when the process began to wait for its client, None while
+    it computes. `had_a_turn`: it was preempted while it computed, or needs more memory than others.
     """
 
     def __init__(
@@ -101,7 +101,6 @@ class ProbeSession:
         self.kind: Answer | None = None
         self.verdict: Answer | None = None
         self.lost: str | None = None
-        self.to_blame = False
 
     @property
     def memory(self) -> int:
@@ -192,8 +191,7 @@ class ProbeSession:
             "upload probe ended by the file it read",
             extra={"cause": _ending(status), "probe_reason": blame},
         )
-        self.to_blame = True
-        self._lose(blame)
+        self._blame(blame)
 
     def give_up(self, why: str) -> None:
         """End without a verdict, for a reason of ours."""
@@ -219,6 +217,12 @@ class ProbeSession:
             self._lose(why)
         elif self.whole:
             self._set_timer(RETRY_DELAY, self._enqueue)
+
+    def _blame(self, why: str) -> None:
+        """End with a verdict on the file, which its process did not give."""
+        self.verdict = {"refused": "unknown", "why": why}
+        self.close()
+        self.listener()
 
     def _lose(self, why: str) -> None:
         self.lost = why
@@ -250,8 +254,7 @@ class ProbeSession:
         kind = self.kind
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if len(self._buffer) > MAX_ANSWER or not all(map(self._take, lines)):
-            self.to_blame = True
-            self._lose("crashed")
+            self._blame("crashed")
         elif self.decided:
             if self.verdict is not None:
                 self.close()
