@@ -347,6 +347,7 @@ async def test_the_client_answers_for_what_an_upload_holds(validator: UploadRule
 
     class Client:
         held = 0
+        who = "192.0.2.1"
 
     client = Client()
     check = validator.begin(CONTENT_TYPE, None, None, owner=client)
