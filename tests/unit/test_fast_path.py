@@ -156,6 +156,17 @@ def test_a_route_that_decides_is_for_the_general_path(hooks: Hooks) -> None:
     assert fast_path._prepare(head(), listener(Asking(hooks))) is None
 
 
+@pytest.mark.parametrize(
+    ("targets", "host", "qualifies"),
+    [(1, "upstream", True), (2, "upstream", False), (1, "preserve", True), (2, "preserve", True)],
+)
+def test_the_host_must_not_depend_on_the_target(targets: int, host: str, qualifies: bool) -> None:
+    """The frame is written before a target is chosen, so its Host must suit every target."""
+    addresses = [f"http://127.0.0.1:{number}" for number in range(1, targets + 1)]
+    request = fast_path._prepare(head(), listener(targets=addresses, host=host))
+    assert (request is not None) == qualifies
+
+
 def test_an_upstream_with_a_bulkhead_is_for_the_general_path() -> None:
     """Who asks for a place in a queue may have to wait for it."""
     assert fast_path._prepare(head(), listener(bulkhead={"max_concurrent": 5})) is None

@@ -84,6 +84,53 @@ def test_newer_is_a_strict_order(one: Any, two: Any, three: Any) -> None:
         assert is_newer(a, c)
 
 
+EARLY, LATE = "2026-11-23T16:21:43", "2026-11-23T16:21:44"
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ({"created_at": EARLY}, {"created_at": LATE}),
+        ({"updated_at": EARLY}, {"updated_at": LATE}),
+        ({"started_at": EARLY}, {"started_at": LATE}),
+        ({"completed_at": EARLY}, {"completed_at": LATE}),
+        ({"created_at": EARLY}, {"created_at": EARLY, "stages": {"a": {"started_at": LATE}}}),
+        ({"created_at": EARLY}, {"created_at": EARLY, "stages": {"a": {"completed_at": LATE}}}),
+        ({"created_at": EARLY, "progress": 90}, {"created_at": LATE, "progress": 10}),
+        ({"created_at": EARLY, "status": "failed"}, {"created_at": LATE, "status": "queued"}),
+        ({"created_at": EARLY, "status": "queued"}, {"created_at": EARLY, "status": "completed"}),
+        (
+            {"created_at": EARLY, "status": "processing", "progress": 99},
+            {"created_at": EARLY, "status": "failed", "progress": 50},
+        ),
+        ({"created_at": EARLY, "progress": 10}, {"created_at": EARLY, "progress": 11}),
+    ],
+)
+def test_the_later_of_two_versions(older: dict[str, Any], newer: dict[str, Any]) -> None:
+    """The latest time anywhere in the document decides, then being finished, then progress."""
+    one, other = (parse("mv_1", json.dumps(each).encode()) for each in (older, newer))
+    assert is_newer(other, one)
+    assert not is_newer(one, other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"created_at": EARLY, "status": "queued"},
+        {"created_at": EARLY, "expires_at": LATE, "status": "queued"},
+        {"status": "completed", "progress": 100},
+        [LATE],
+    ],
+    ids=["equal", "differs in what is no activity", "without times", "opaque"],
+)
+def test_in_doubt_neither_version_is_the_later(other: object) -> None:
+    """Equal ranks, or no time to go by: nothing is sure."""
+    one = parse("mv_1", json.dumps({"created_at": EARLY, "status": "queued"}).encode())
+    two = parse("mv_1", json.dumps(other).encode())
+    assert not is_newer(one, two)
+    assert not is_newer(two, one)
+
+
 @pytest.mark.parametrize("name", ["success", "failures", "older-shape", "deleted-midway"])
 def test_recorded_versions_never_seem_to_go_back(name: str) -> None:
     """Of two recorded versions of a job, the earlier is never called the newer.

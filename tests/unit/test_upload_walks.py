@@ -150,3 +150,17 @@ def test_most_of_an_mp3_must_be_frames(frames: int, junk: int, refused_as: str |
     else:
         seconds = measure.measure(source, families.MPEG, None)
         assert seconds == pytest.approx(frames * 1152 / 44_100, rel=0.1)
+
+
+@pytest.mark.parametrize("behind", [b"", b"TAG" + bytes(125)], ids=["bare", "tagged"])
+@pytest.mark.parametrize(("more", "refused_as"), [(0, None), (1, "junk")])
+def test_an_mp3_may_be_half_junk(more: int, refused_as: str | None, behind: bytes) -> None:
+    """To the byte; a tag is neither frame nor junk."""
+    frame = b"\xff\xfb\x90\x00" + bytes(413)
+    # FFmpeg takes the last frame before each gap for junk: 398 frames, and as much without them.
+    data = frame * 200 + bytes(100 * 417) + frame * 200 + bytes(296 * 417 + more) + behind
+    if refused_as is None:
+        assert measure.measure(Growing(data), families.MPEG, None) > 0
+    else:
+        with pytest.raises(refused.Undecodable, match=refused_as):
+            measure.measure(Growing(data), families.MPEG, None)
