@@ -98,7 +98,8 @@ class _Transport(asyncio.Transport):
 
 
 class HotExchange:
-    """Call it to carry one GET through a listener to an idle connection and back."""
+    """Call it to carry one GET through a listener to an idle connection and back. Whoever makes one
+    owes it a `close`: a garbage collector may find its sockets before it finds their owner."""
 
     def __init__(self, clock: Clock, stage: type[extend.Stage] | None = None) -> None:
         self._closed = False
@@ -147,9 +148,6 @@ class HotExchange:
         self._ours.close()
         self._theirs.close()
         self._writer.close(1.0)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 def hot_exchange(

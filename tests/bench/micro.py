@@ -26,7 +26,7 @@ from proxy.http1.heads import find_head_end
 from proxy.http1.request_head import parse_request
 from proxy.http1.response_head import parse_response
 from proxy.routes.trace import TraceRecord
-from tests.bench.exchange import Ends, Looks, hot_exchange
+from tests.bench.exchange import Ends, HotExchange, Looks, hot_exchange
 
 Operation = Callable[[], object]
 _REPEATS = 5
@@ -64,13 +64,18 @@ def selected(words: Iterable[str]) -> list[str]:
 
 def measure(title: str, seconds: float) -> Timing:
     """Time one registered piece in batches of about `seconds`."""
-    timer = timeit.Timer(_REGISTRY[title]())
-    count, took = 1, timer.timeit(1)
-    while took < seconds / 10:
-        count *= 4
-        took = timer.timeit(count)
-    count = max(1, round(count * seconds / took))
-    return Timing(title, min(timer.repeat(_REPEATS, count)) / count)
+    piece = _REGISTRY[title]()
+    try:
+        timer = timeit.Timer(piece)
+        count, took = 1, timer.timeit(1)
+        while took < seconds / 10:
+            count *= 4
+            took = timer.timeit(count)
+        count = max(1, round(count * seconds / took))
+        return Timing(title, min(timer.repeat(_REPEATS, count)) / count)
+    finally:
+        if isinstance(piece, HotExchange):
+            piece.close()
 
 
 # --- the pieces ---------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ The bytes that it writes are compared in tests/integration/test_relay_fast_path.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -20,7 +22,7 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
 from proxy.server import fast_path
 from proxy.telemetry.metrics.counters import RouteTally
-from tests.bench.exchange import REQUEST, hot_exchange
+from tests.bench.exchange import REQUEST, HotExchange, hot_exchange
 from tests.fast_path_kit import spool
 
 HOST = b"Host: example.test\r\n"
@@ -188,6 +190,14 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(front.fast_requests) <= 10
 
 
+@pytest.fixture
+def hot() -> Iterator[HotExchange]:
+    """A client and an upstream that have exchanged two messages already."""
+    made = hot_exchange()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("shut", [False, True])
 def test_the_coroutine_sleeps_through_plain_exchanges(
     monkeypatch: pytest.MonkeyPatch, shut: bool
@@ -195,7 +205,6 @@ def test_the_coroutine_sleeps_through_plain_exchanges(
     """That is what the path is for; with it shut, the two reads of an exchange wake it."""
     if shut:
         monkeypatch.setattr(fast_path, "_prepare", lambda data, listener: None)
-    exchange = hot_exchange()
     steps: list[ClientStream] = []
     step = ClientStream._step
 
@@ -204,16 +213,17 @@ def test_the_coroutine_sleeps_through_plain_exchanges(
         step(client, future)
 
     monkeypatch.setattr(ClientStream, "_step", counted)
-    for _ in range(10):
-        exchange()
-    assert len(steps) == (20 if shut else 0)
+    with closing(hot_exchange()) as exchange:  # made here: it has remembered its request
+        steps.clear()
+        for _ in range(10):
+            exchange()
+        assert len(steps) == (20 if shut else 0)
 
 
 def test_a_defect_of_a_hook_is_answered_and_gives_the_connection_back(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hot: HotExchange, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """500 as on the general path, with a traceback in the log."""
-    hot = hot_exchange()
 
     def fail(tally: RouteTally, facts: object = None) -> None:
         raise RuntimeError("broken on purpose")
