@@ -17,7 +17,7 @@ from proxy.core.memory.budget import MemoryBudget
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.upstream.connection import UpstreamStream
-from proxy.http1.upstream.places import HELD_UP, LATELY, Places
+from proxy.http1.upstream.places import HELD_UP, LATELY, SLOW, Places
 from proxy.http1.upstream.pool import ConnectionRequest, TargetPool
 from proxy.http1.upstream.target import Target
 from tests.unit.test_pool_abandoned import WHOLE, Client, Socket
@@ -131,6 +131,65 @@ async def test_the_last_connection_is_for_anybody_again(fresh: bool) -> None:
         assert waits.stream is not None
         assert waits.stream.reused is (not fresh)
         assert case.pool.active_connections == 4
+
+
+async def test_slow_requests_leave_the_last_connection_to_others() -> None:
+    """Of several clients as well: those that have been slow lately wait for one another, and what
+    is quick goes at once. Who has not been slow for a while is as good as anybody."""
+    async with opened() as case:
+        for host in ("a", "b", "c"):
+            used = await case.use(host)
+            case.clock.advance(SLOW + 0.1)
+            await case.free(used)
+        three = [await case.use(host) for host in ("a", "b", "newcomer")]
+        waits = await case.ask("c")
+        assert waits.pending
+        for _ in range(3):
+            await case.free(await case.use("quick"))
+        assert waits.pending
+        await case.free(three[0])
+        assert waits.stream is not None
+        case.clock.advance(LATELY)
+        await case.use("a")
+        assert case.pool.active_connections == 4
+
+
+async def test_a_slow_request_under_way_counts() -> None:
+    """Its client has not been slow before."""
+    async with opened() as case:
+        used = [await case.use(host) for host in ("a", "b", "c")]
+        assert (await case.use("a")).owner is not None, "it is not slow yet"
+        await case.free(used[1])
+        case.clock.advance(SLOW + 0.1)
+        waits = await case.ask("a")
+        assert waits.pending
+        await case.use("d")
+        assert waits.pending
+
+
+async def test_slow_requests_of_a_client_that_is_alone() -> None:
+    """There is nobody to leave anything to."""
+    async with opened() as case:
+        for _ in range(3):
+            used = await case.use("a")
+            case.clock.advance(SLOW + 0.1)
+            await case.free(used)
+        for _ in range(4):
+            await case.use("a")
+        assert case.pool.active_connections == 4
+
+
+def test_slow_clients_are_forgotten() -> None:
+    """A flood of addresses takes no memory for long, nor without end."""
+    places = Places(4)
+    for number in range(3):
+        places.was_slow(number, 0.0)
+    places.was_slow(0, 5.0)
+    places.was_slow("late", LATELY + 1)
+    assert list(places._slow) == [0, "late"]
+    for number in range(10_000):
+        places.was_slow(number, LATELY + 2)
+    assert len(places._slow) <= 4096
 
 
 async def test_what_a_client_leaves_behind_counts_as_its_own() -> None:

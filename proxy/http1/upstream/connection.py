@@ -34,12 +34,13 @@ class UpstreamStream(Stream):
     """A connection opened to a target. `owner` is the client whose exchange uses it, or the
     stand-in for a client that has left."""
 
-    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused", "unwanted")
+    __slots__ = ("_poll", "idle_until", "owner", "pool", "reused", "since", "unwanted")
 
     def __init__(self, pool: TargetPool) -> None:
         super().__init__(pool.memory, pool.sweeper.turns)
         self.pool = pool
         self.owner: ClientStream | Abandoned | None = None
+        self.since = 0.0  # monotonic: when its owner got it
         self.reused = False  # it has already carried an exchange
         self.unwanted = False  # its client reads the response slowly, and others wait
         self.idle_until = NEVER

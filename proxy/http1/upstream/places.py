@@ -5,9 +5,13 @@ Rules, for targets with at most `FEW` connections:
 1. A client that uses all other connections does not get the last one while other clients are
    active, or were in the last `LATELY` seconds: its slow or abandoned requests must not block the
    target for all. A client that is alone may use all of them.
-2. Slow readers hold at most half of the connections while somebody waits: of those held up for
+2. Slow requests leave the last connection to others, too: a client with a request that holds its
+   connection for longer than `SLOW`, or did in the last `LATELY` seconds, does not get the last one
+   while other clients are active. So what is quick at the upstream does not wait for what is slow,
+   whoever else is slow.
+3. Slow readers hold at most half of the connections while somebody waits: of those held up for
    `HELD_UP` seconds, the slowest becomes `unwanted`.
-3. Where abandoned requests keep their places, they hold at most half while somebody waits: of those
+4. Where abandoned requests keep their places, they hold at most half while somebody waits: of those
    abandoned for `HELD_UP` seconds, the oldest is given up. The upstream may still work on it, so no
    more are given up than there are connections, until their time is over. Clients with abandoned
    requests share half of the places while others are active.
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
 LEAST, FEW = 4, 64
 
 #: Seconds.
-LATELY, HELD_UP = 10.0, 0.2
+LATELY, HELD_UP, SLOW = 10.0, 0.2, 0.2
+
+#: Clients with slow requests that are remembered.
+_MOST_SLOW = 4096
 
 
 @dataclass(slots=True)
@@ -51,9 +58,10 @@ class Places:
         self._others_until = 0.0  # until when clients before it count as active
         self.held_up: dict[UpstreamStream, _HeldUp] = {}
         self._half = max(1, most // 2)
+        self._slow: dict[object, float] = {}  # clients, and until when they count as slow
         self._given_up: dict[object, list[float]] = {}  # by client: until when each may still run
 
-    # --- rule 1 -----------------------------------------------------------------------------------
+    # --- rules 1 and 2 --------------------------------------------------------------------------
 
     def saw(self, client: object, now: float) -> None:
         """A client other than `seen` asks for a connection."""
@@ -61,15 +69,30 @@ class Places:
             self._others_until = now + LATELY
         self.seen = client
 
-    def keeps_last_from(self, client: object, users: Iterable[object], now: float) -> bool:
-        """Whether `client` is refused the last connection. `users` are the clients of the
-        others."""
-        return not self._alone(client, now) and all(user == client for user in users)
+    def was_slow(self, client: object, now: float) -> None:
+        """A request of `client` has held a connection for longer than `SLOW`."""
+        self._slow.pop(client, None)  # the dict is in order of time
+        self._slow[client] = now + LATELY
+        while len(self._slow) > _MOST_SLOW or next(iter(self._slow.values())) <= now:
+            del self._slow[next(iter(self._slow))]
+
+    def keeps_last_from(
+        self, client: object, users: Iterable[tuple[object, float]], now: float
+    ) -> bool:
+        """Whether `client` is refused the last connection. `users` are the clients of the others,
+        with the seconds at which their requests got them."""
+        if self._alone(client, now):
+            return False
+        if self._slow.get(client, now) > now:
+            return True
+        users = list(users)
+        own = [since for user, since in users if user == client]
+        return len(own) == len(users) or any(now - since > SLOW for since in own)
 
     def _alone(self, client: object, now: float) -> bool:
         return client == self.seen and now >= self._others_until
 
-    # --- rule 2 -----------------------------------------------------------------------------------
+    # --- rule 3 -----------------------------------------------------------------------------------
 
     def hold_up(self, stream: UpstreamStream, taken: int, now: float) -> float:
         """The client of `stream` has taken `taken` bytes and takes no more now. Returns when to
@@ -95,7 +118,7 @@ class Places:
         del self.held_up[slowest]
         return slowest
 
-    # --- rule 3 -----------------------------------------------------------------------------------
+    # --- rule 4 -----------------------------------------------------------------------------------
 
     def gives_up(self, left_at: float, others: int, now: float) -> bool:
         """Whether the oldest abandoned request, left at `left_at`, loses its place to a waiting

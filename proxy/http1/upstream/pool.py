@@ -14,8 +14,8 @@ leaves. The rules:
  5. A caller that asks for a `fresh` connection never gets a used one; an idle connection is closed
     to make room.
  6. Routes take turns in the queue, and so do the clients of each route (queue.py).
- 7. No client gets all connections while others are active, and slow readers hold at most half of
-    them while somebody waits (places.py).
+ 7. No client gets all connections while others are active, nor do slow requests, and slow readers
+    hold at most half of them while somebody waits (places.py).
  8. With `keep_abandoned`, a request whose client has left keeps its place until its response
     begins, because the upstream still works on it. It counts as its client's in the queue's
     rounds. Such requests hold at most half of the places while somebody waits (places.py).
@@ -36,7 +36,7 @@ from proxy.http1.heads import HeadMemo
 from proxy.http1.response_head import parse_response
 from proxy.http1.upstream.abandoned import Abandoned
 from proxy.http1.upstream.connection import UpstreamStream
-from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, Places
+from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, SLOW, Places
 from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
 from proxy.http1.upstream.target import Target
 
@@ -111,10 +111,12 @@ class TargetPool:
                 return None
         while idle:
             stream = idle.pop()
-            if stream.idle_until <= self._clock.monotonic() or stream.has_pending_input():
+            now = self._clock.monotonic()
+            if stream.idle_until <= now or stream.has_pending_input():
                 stream.close()
                 continue
             stream.owner = owner
+            stream.since = now
             stream.deadline = NEVER
             self._in_use += 1
             return stream
@@ -175,17 +177,17 @@ class TargetPool:
         return self._clock.monotonic()
 
     def _may_have(self, owner: ClientStream) -> bool:
-        """Whether `owner` may have a free connection (places.py, rules 1 and 3)."""
+        """Whether `owner` may have a free connection (places.py, rules 1, 2 and 4)."""
         places = self._places
         last = self._in_use == self._last
         if not self._few or not (last or self._half_matters):
             return True
         who, now = client_of(owner), self._clock.monotonic()
-        users = [_user(stream.owner) for stream in self._open if stream.owner is not None]
+        users = [(_user(one.owner), one.since) for one in self._open if one.owner is not None]
         if last and places.keeps_last_from(who, users, now):
             return False
         left = {one.client for one in self._abandoned}
-        return not places.keeps_half_from(who, users, left, now)
+        return not places.keeps_half_from(who, [user for user, _ in users], left, now)
 
     @property
     def _half_matters(self) -> bool:
@@ -233,6 +235,10 @@ class TargetPool:
         """The exchange on `stream` is over. `reusable`: both messages were complete and the
         connection persists."""
         self._in_use -= 1
+        if self._few and stream.owner is not None:
+            now = self._clock.monotonic()
+            if now - stream.since > SLOW:
+                self._places.was_slow(_user(stream.owner), now)
         if self._abandoned and isinstance(stream.owner, Abandoned):
             self._abandoned.pop(stream.owner, None)
             stream.deadline = NEVER
@@ -328,6 +334,7 @@ class TargetPool:
             self._waiting.serve(ticket)
             ticket.stream = stream
             stream.owner = ticket.owner
+            stream.since = self._clock.monotonic()
             self._in_use += 1
             ticket.owner.wake()
             return
