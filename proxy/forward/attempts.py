@@ -188,6 +188,45 @@ async def _begin(exchange: Exchange, plan: UpstreamPlan, retry: RetryPlan | None
     return begin(exchange, plan, permit)
 
 
+async def _response(
+    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, upstream: UpstreamStream | None
+) -> tuple[Relay, ResponseHead]:
+    """Send the request, unless it has been sent on `upstream` already, and return the response's
+    head, with the relay that carries the exchange."""
+    assert exchange.head is not None
+    repeatable = exchange.method in IDEMPOTENT or exchange.plan.repeatable
+    fresh = not plan.reuse_for_all and not (repeatable and can_replay(exchange))
+    resent = 0
+    while True:
+        sent = upstream is not None  # by the fast path, which has counted the attempt
+        if upstream is None:
+            upstream = None if fresh else idle_connection(exchange, plan)
+            if upstream is None:
+                upstream = await connection(exchange, plan, fresh=fresh)
+            exchange.attempts += not resent
+            exchange.target = upstream.pool.label
+        relay = Relay(exchange, upstream, plan)
+        try:
+            if not sent:
+                relay.send(request_head(exchange, listener, plan, upstream.pool))
+            return relay, await relay.read_response_head()
+        except UnansweredRequest:
+            try:
+                again = exchange.body_whole and await may_resend(
+                    exchange, plan, upstream, repeatable, resent
+                )
+            finally:
+                await relay.release(reusable=False)
+            if not again:
+                raise
+            upstream, fresh = None, True
+            resent += 1
+            exchange.retries += 1
+        except BaseException:
+            await relay.release(reusable=False)
+            raise
+
+
 async def _answer(
     exchange: Exchange, plan: UpstreamPlan, response: Response, outcome: NoOpOutcome
 ) -> float | None:
@@ -233,45 +272,6 @@ def _check_response(exchange: Exchange, head: ResponseHead) -> ProxyError | None
     except ProxyError as refusal:
         return refusal
     return None
-
-
-async def _response(
-    exchange: Exchange, listener: ListenerPlan, plan: UpstreamPlan, upstream: UpstreamStream | None
-) -> tuple[Relay, ResponseHead]:
-    """Send the request, unless it has been sent on `upstream` already, and return the response's
-    head, with the relay that carries the exchange."""
-    assert exchange.head is not None
-    repeatable = exchange.method in IDEMPOTENT or exchange.plan.repeatable
-    fresh = not plan.reuse_for_all and not (repeatable and can_replay(exchange))
-    resent = 0
-    while True:
-        sent = upstream is not None  # by the fast path, which has counted the attempt
-        if upstream is None:
-            upstream = None if fresh else idle_connection(exchange, plan)
-            if upstream is None:
-                upstream = await connection(exchange, plan, fresh=fresh)
-            exchange.attempts += not resent
-            exchange.target = upstream.pool.label
-        relay = Relay(exchange, upstream, plan)
-        try:
-            if not sent:
-                relay.send(request_head(exchange, listener, plan, upstream.pool))
-            return relay, await relay.read_response_head()
-        except UnansweredRequest:
-            try:
-                again = exchange.body_whole and await may_resend(
-                    exchange, plan, upstream, repeatable, resent
-                )
-            finally:
-                await relay.release(reusable=False)
-            if not again:
-                raise
-            upstream, fresh = None, True
-            resent += 1
-            exchange.retries += 1
-        except BaseException:
-            await relay.release(reusable=False)
-            raise
 
 
 async def _tunnel(

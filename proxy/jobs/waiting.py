@@ -25,3 +25,15 @@ async def settled(future: asyncio.Future[Any], within: float) -> bool:
     if not future.done():
         await asyncio.wait((future,), timeout=within)
     return future.done()
+
+
+def cancels() -> int:
+    """How often the current task has been asked to cancel."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+def raise_swallowed_cancel(before: int) -> None:
+    """Raise a cancellation that redis-py swallowed: it uses `asyncio.wait_for` (see above)."""
+    if cancels() > before:
+        raise asyncio.CancelledError

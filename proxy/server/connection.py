@@ -115,7 +115,7 @@ class Service:
                 return False
             exchange = Exchange(client, plan, head)
         try:
-            await self._answer(exchange, plan, handed)
+            await self._handle(exchange, plan, handed)
         except ProxyError as error:
             _answer_with(exchange, error)
             forget_frames(error)
@@ -133,7 +133,7 @@ class Service:
         await _linger(client, exchange)
         return False
 
-    async def _answer(
+    async def _handle(
         self, exchange: Exchange, plan: ListenerPlan, handed: HandOver | None
     ) -> None:
         """Route and forward, or go on where the fast path has stopped. Raises the `ProxyError` to

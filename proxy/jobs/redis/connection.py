@@ -44,6 +44,7 @@ from proxy.jobs.redis.replies import (
     notifies,
     parse_info,
 )
+from proxy.jobs.waiting import cancels, raise_swallowed_cancel
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class RedisConnection:
 
     async def _connect(self, protocol: int) -> bool:
         """Connect; returns whether the server speaks this protocol. Raises redis-py's errors."""
-        cancels = _cancels()
+        before = cancels()
         self._client = self._factory()
         pool: Any = getattr(self._client, "connection_pool", None)
         if pool is None:
@@ -175,7 +176,7 @@ class RedisConnection:
             await connection.disconnect(nowait=True)
             await self._client.aclose()
             return False
-        _raise_swallowed_cancel(cancels)
+        raise_swallowed_cancel(before)
         return True
 
     @property
@@ -225,13 +226,13 @@ class RedisConnection:
         self._waiting.append(_Waiting(future, [], len(commands)))
         limit = self.patience if patience is None else patience
         asked = time.monotonic()
-        cancels = _cancels()
+        before = cancels()
         try:
             async with asyncio.timeout(limit):
                 await connection.send_packed_command(
                     connection.pack_commands(commands), check_health=False
                 )
-                _raise_swallowed_cancel(cancels)
+                raise_swallowed_cancel(before)
                 replies = await future
         except TimeoutError:
             self._lose(f"silent for {limit:.3g} s", silent=True)
@@ -383,17 +384,6 @@ def _refusal(error: ResponseError) -> CommandError:
     if isinstance(code, str) and code != "ERR" and not text.startswith(code):
         text = f"{code} {text}"
     return CommandError(text, isinstance(error, NoPermissionError))
-
-
-def _cancels() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
-
-
-def _raise_swallowed_cancel(cancels: int) -> None:
-    """Raise a cancellation that redis-py swallowed: it uses `asyncio.wait_for` (see `waiting`)."""
-    if _cancels() > cancels:
-        raise asyncio.CancelledError
 
 
 def _describe(error: Exception) -> str:

@@ -43,6 +43,8 @@ class CreatesJob:
         return 200 <= trouble.status < 300
 
     async def fallback(self, exchange: Exchange, trouble: Trouble) -> Reply | None:
+        """Confirm the job before its acceptance is sent; never a reply in its place. Raises
+        `JobNotStored`."""
         job_id = _job_id(exchange.response_body)
         if job_id is None:
             # Not a creation, or an unrecognised response, which an operator has to know about.

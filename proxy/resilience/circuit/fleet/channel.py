@@ -1,4 +1,4 @@
-"""Listens to the channel on which breakers are reported as changed, and tells whether it works.
+"""Listens to the channel on which breakers are reported as changed, and knows whether it works.
 
 A message is only a hint, because anybody may have sent it; the state is always read from Redis. The
 channel is known to work while published messages arrive. A standing subscription proves nothing,
