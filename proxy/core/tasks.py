@@ -25,6 +25,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from proxy.core.waiting import happened
+
 _log = logging.getLogger("proxy.core.tasks")
 
 PAUSE = (0.1, 30.0)  # seconds: the first pause before a restart, and the longest
@@ -156,16 +158,8 @@ class Supervised:
             wait = pause * random.uniform(0.5, 1.0)  # noqa: S311 (spreads load, guards nothing)
             self._died(error, wait)
             self.state = "waiting"
-            await self._rest(wait)
+            await happened(self._stopping, wait)  # a writer has to write what is left at a stop
             pause = min(pause * 2, PAUSE[1])
-
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but not through a stop: a writer has to write what is left."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
 
     def _died(self, error: BaseException, wait: float) -> None:
         self.deaths += 1

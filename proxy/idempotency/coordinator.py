@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from proxy.core.clock import Clock
 from proxy.core.errors import IdempotencyInProgress, IdempotencyMismatch
+from proxy.core.waiting import happened
 from proxy.idempotency.decide import Repeat, decide
 from proxy.idempotency.record import MAX_ANSWER, Record, StoredAnswer, decode, encode
 
@@ -239,9 +240,7 @@ class Coordinator:
             await asyncio.sleep(POLL)
             return
         event = self._changed.setdefault(record_id, asyncio.Event())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._patience):
-                await event.wait()
+        await happened(event, self._patience)
 
     # --- after the app --------------------------------------------------------------------------
 

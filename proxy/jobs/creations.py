@@ -7,10 +7,10 @@ import time
 from enum import StrEnum
 
 from proxy.core.errors import JobNotStored
+from proxy.core.waiting import settled
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import valid_job_id
 from proxy.jobs.redis.session import RedisSession
-from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
 

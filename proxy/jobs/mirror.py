@@ -18,6 +18,7 @@ from proxy.config.mirrors import Mirror as MirrorConfig
 from proxy.core.clock import Clock, iso_utc
 from proxy.core.tasks import Supervised
 from proxy.core.vitals import Vitals
+from proxy.core.waiting import settled
 from proxy.jobs.context import EventSink, MirrorContext, discard_event
 from proxy.jobs.creations import Creations
 from proxy.jobs.document import (
@@ -43,7 +44,6 @@ from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
 from proxy.jobs.video_metrics.counting import EventCounting
 from proxy.jobs.video_metrics.lease import lease_key
-from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
 

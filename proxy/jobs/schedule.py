@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, time, timedelta, tzinfo
 
 from proxy.core.clock import Clock
-from proxy.jobs.waiting import happened
+from proxy.core.waiting import happened
 
 log = logging.getLogger(__name__)
 

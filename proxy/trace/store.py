@@ -26,6 +26,7 @@ from proxy.core.clock import Clock
 from proxy.core.sqlite.file import REFUSED
 from proxy.core.sqlite.recovery import CHECK_EVERY, FileEvents, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
+from proxy.core.waiting import happened
 from proxy.trace import sql
 from proxy.trace.events import TraceEvent, encode_facts
 from proxy.trace.metrics import TraceMetrics
@@ -148,9 +149,9 @@ class TraceStore:
 
     async def _run(self) -> None:
         while True:
-            await self._wait(self._wake, CHECK_EVERY)
+            await happened(self._wake, CHECK_EVERY)
             if not self._stopping:
-                await self._wait(self._stop, GATHER)
+                await happened(self._stop, GATHER)
             self._wake.clear()
             try:
                 done = await self._write_all()
@@ -160,19 +161,10 @@ class TraceStore:
                 self._recovery.set_degraded(f"internal error: {unexpected!r}")
                 done = False
             if not done and not self._stopping:
-                await self._wait(self._stop, RETRY)
+                await happened(self._stop, RETRY)
                 self._wake.set()
             if self._stopping:
                 return
-
-    @staticmethod
-    async def _wait(event: asyncio.Event, limit: float) -> None:
-        """Wait until the event is set, for at most `limit` seconds."""
-        try:
-            async with asyncio.timeout(limit):
-                await event.wait()
-        except TimeoutError:
-            return
 
     async def _write_all(self) -> bool:
         """Write what is queued; False if SQLite accepts nothing now."""

@@ -126,12 +126,11 @@ async def test_pauses_grow_and_are_bounded(
     monkeypatch.setattr(tasks, "PAUSE", (0.1, 30.0))
     waits: list[float] = []
 
-    async def rest(self: Supervised, seconds: float) -> None:
+    async def rest(stop: asyncio.Event, seconds: float) -> bool:
         waits.append(seconds)
-        if len(waits) >= 12:
-            await asyncio.Event().wait()
+        return len(waits) >= 12 and await stop.wait()
 
-    monkeypatch.setattr(Supervised, "_rest", rest)
+    monkeypatch.setattr(tasks, "happened", rest)
     loop = Loop()
     loop.ends = True
     task = Supervised("a-loop", loop, registry).start()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 
 import msgspec
 
@@ -23,6 +22,7 @@ from proxy.admin.status.snapshot import Snapshots, Sources
 from proxy.core.clock import Clock
 from proxy.core.errors import Draining, Overloaded
 from proxy.core.tasks import Supervised
+from proxy.core.waiting import happened
 from proxy.telemetry.metrics.history import STEP
 
 TICK = 1.0  # seconds between two snapshots
@@ -144,9 +144,7 @@ class StatusSampler:
         self._frame = b""
 
     async def _sample(self) -> None:
-        with suppress(TimeoutError):  # the first snapshot should have jobs
-            async with asyncio.timeout(JOBS_PATIENCE):
-                await self._jobs.fresh.wait()
+        await happened(self._jobs.fresh, JOBS_PATIENCE)  # the first snapshot should have jobs
         while True:
             self._frame = _event("snapshot", self._encoded())
             for viewer in self._viewers:

@@ -36,6 +36,7 @@ from proxy.core.process.shortage import DETAILS
 from proxy.core.redis.client import MasterFinder, master_finder
 from proxy.core.redis.pushes import handle_pushes
 from proxy.core.vitals import Vitals
+from proxy.core.waiting import cancels, raise_swallowed_cancel
 from proxy.jobs.redis.replies import (
     Command,
     CommandError,
@@ -44,7 +45,6 @@ from proxy.jobs.redis.replies import (
     notifies,
     parse_info,
 )
-from proxy.jobs.waiting import cancels, raise_swallowed_cancel
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from proxy.core.clock import Clock
+from proxy.core.waiting import happened
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
 from proxy.jobs.redis.capture import Capture
@@ -25,7 +26,6 @@ from proxy.jobs.redis.restore_rules import Continuity, DataEpoch, RestoreCounts,
 from proxy.jobs.requeue.requeuer import Requeuer
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
-from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 

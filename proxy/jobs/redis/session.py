@@ -16,6 +16,7 @@ import time
 from collections.abc import Coroutine
 from typing import Literal, TypeVar
 
+from proxy.core.waiting import happened
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import KeyPattern
 from proxy.jobs.redis.absences import renew_mark
@@ -38,7 +39,6 @@ from proxy.jobs.store import sql
 from proxy.jobs.store.records import Row
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
-from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from proxy.config.mirrors import Requeue as RequeueConfig
 from proxy.core.clock import iso_utc
+from proxy.core.waiting import happened
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import FINISHED, KeyPattern
 from proxy.jobs.redis.activity import Activity
@@ -36,7 +37,6 @@ from proxy.jobs.requeue.workers import WorkerWatch
 from proxy.jobs.store import sql
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
-from proxy.jobs.waiting import happened
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from proxy.core.clock import Clock
+from proxy.core.waiting import settled
 from proxy.jobs.document import valid_job_id
 from proxy.jobs.redis.connection import RedisConnection, RedisLost
 from proxy.jobs.redis.replies import CommandError
 from proxy.jobs.store import sql
 from proxy.jobs.store.schema import StoreSilent
 from proxy.jobs.store.store import JobStore
-from proxy.jobs.waiting import settled
 
 log = logging.getLogger(__name__)
 

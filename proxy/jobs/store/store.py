@@ -28,13 +28,13 @@ from typing import Any
 from proxy.core.clock import Clock
 from proxy.core.sqlite.recovery import CHECK_EVERY, FileEvents, FileRecovery
 from proxy.core.tasks import Supervised, Tasks
+from proxy.core.waiting import happened, settled
 from proxy.jobs.document import JobDocument, sql_time
 from proxy.jobs.store import sql
 from proxy.jobs.store.reader import StoreReader
 from proxy.jobs.store.records import Row
 from proxy.jobs.store.schema import REFUSED, SCHEMA
 from proxy.jobs.video_metrics.events import MOST_EVENTS
-from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.config.mirrors import JobFields
+from proxy.core.waiting import happened, settled
 from proxy.jobs.context import MirrorContext
 from proxy.jobs.document import JobDocument
 from proxy.jobs.redis.activity import Activity
@@ -39,7 +40,6 @@ from proxy.jobs.video_metrics.events import MOST_EVENTS, EventReader, PipelineEv
 from proxy.jobs.video_metrics.lease import ANOTHERS, OURS, CountingLease
 from proxy.jobs.video_metrics.metrics import Counted, PipelineMetrics
 from proxy.jobs.video_metrics.totals import Draft, Example, Totals
-from proxy.jobs.waiting import happened, settled
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
@@ -18,6 +16,7 @@ from proxy.core.clock import Clock, SystemClock, iso_utc
 from proxy.core.errors import BadRequest
 from proxy.core.redis.client import address_of
 from proxy.core.vitals import Vitals
+from proxy.core.waiting import happened
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.fleet.store import BreakerStore
 from proxy.resilience.circuit.fleet.sync import FleetSync
@@ -124,9 +123,7 @@ class BreakerRegistry:
         for breaker in self._breakers.values():
             breaker.wake = self._sync.woken
         self._sync.start()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._sync.first_try.wait()
+        await happened(self._sync.first_try, patience)
 
     async def stop(self) -> None:
         """Leave the fleet: return probe leases, close connections. Takes a second at most."""

@@ -18,11 +18,11 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any
 
 from proxy.core.clock import Clock
 from proxy.core.tasks import Supervised, Tasks, is_cancelled
+from proxy.core.waiting import happened
 from proxy.resilience.circuit.circuit import CircuitBreaker
 from proxy.resilience.circuit.fleet.channel import Channel
 from proxy.resilience.circuit.fleet.store import BreakerStore, StoreError
@@ -153,10 +153,8 @@ class FleetSync:
         else:
             now = self._clock.monotonic()
             timeout = min(self._next_time(now) - now, POLL_QUIET * 1.5)
-        with suppress(TimeoutError):
-            # Always pause: work that is due again at once must not starve the requests.
-            async with asyncio.timeout(max(timeout, 0.001)):
-                await self._wake.wait()
+        # Always pause: work that is due again at once must not starve the requests.
+        await happened(self._wake, max(timeout, 0.001))
         self._wake.clear()
 
     def _next_time(self, now: float) -> float:
