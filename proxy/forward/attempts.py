@@ -298,3 +298,5 @@ async def _tunnel(
     exchange.bytes_in, exchange.bytes_out = await tunnel(
         exchange.stream, upstream, plan.tunnel_timeout
     )
+    if upstream.unwanted:
+        exchange.note(gave_way=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from proxy.http1.client import ClientStream
-from proxy.http1.stream import Stream
+from proxy.http1.upstream.connection import UpstreamStream
 
 
-async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[int, int]:
-    """Copy bytes until both sides have ended, one is lost, nothing has moved for `idle` seconds, or
-    the proxy must stop.
+async def tunnel(client: ClientStream, upstream: UpstreamStream, idle: float) -> tuple[int, int]:
+    """Copy bytes until both sides have ended, one is lost, nothing has moved for `idle` seconds,
+    the proxy must stop, or the pool wants the connection for others.
 
     A half-close is forwarded. Returns the number of bytes sent upstream and downstream.
     """
+    pool = upstream.pool
     sent = [0, 0]
     ended = [False, False]
     clock = client.clock
@@ -31,9 +32,10 @@ async def tunnel(client: ClientStream, upstream: Stream, idle: float) -> tuple[i
                     ended[not way] = True  # TLS cannot close one half: close both
         if all(ended):
             break
-        if clock.monotonic() >= moved + idle:
+        again = pool.hold_up_tunnel(upstream, sum(sent))
+        if upstream.unwanted or clock.monotonic() >= moved + idle:
             break
-        await client.wait(moved + idle)
+        await client.wait(min(moved + idle, again))
     if client.shed:
         client.abort()
         upstream.abort()

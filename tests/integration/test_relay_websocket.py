@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ class Tunnel:
         port = self.server.socket.getsockname()[1]
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
-        self.port = free_port()
+        self.port, self.narrow = free_port(), free_port()
         self.proxy = ProxyProcess(
             directory,
             {
@@ -35,13 +37,21 @@ class Tunnel:
                         "bind": f"127.0.0.1:{self.port}",
                         "timeouts": {"body": "500ms", "idle": "500ms", "header": "500ms"},
                         "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "app"}],
-                    }
+                    },
+                    "narrow": {
+                        "bind": f"127.0.0.1:{self.narrow}",
+                        "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "few"}],
+                    },
                 },
                 "upstreams": {
                     "app": {
                         "targets": [f"http://127.0.0.1:{port}"],
                         "timeouts": {"response": "5s", "idle": "3s"},
-                    }
+                    },
+                    "few": {
+                        "targets": [f"http://127.0.0.1:{port}"],
+                        "pool": {"max_connections": 4},
+                    },
                 },
             },
         )
@@ -67,10 +77,13 @@ class Tunnel:
             self.closes.append(connection.close_code)
 
     @contextmanager
-    def talk(self, path: str = "/", **options: object) -> Iterator[ClientConnection]:
+    def talk(
+        self, path: str = "/", *, narrow: bool = False, **options: object
+    ) -> Iterator[ClientConnection]:
         """A client connected through the proxy."""
+        port = self.narrow if narrow else self.port
         with connect(
-            f"ws://127.0.0.1:{self.port}{path}", max_size=None, proxy=None, **options
+            f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None, **options
         ) as client:
             yield client
 
@@ -166,3 +179,26 @@ def test_access_line_of_a_tunnel(tunnel: Tunnel) -> None:
         client.recv(PATIENCE)
     assert tunnel.proxy.access_line("ws-1")["status"] == 101
     tunnel.proxy.assert_sane()
+
+
+def test_tunnels_do_not_hold_all_connections(tunnel: Tunnel) -> None:
+    """Four of them, where there are four: the one that has moved least gives way to a request."""
+    name = {"X-Correlation-ID": "ws-gives-way"}
+    with contextlib.ExitStack() as stack:
+        quiet = stack.enter_context(tunnel.talk(narrow=True, additional_headers=name))
+        busy = [stack.enter_context(tunnel.talk(narrow=True)) for _ in range(3)]
+        for one in busy:
+            one.send("x" * 100_000)
+            assert len(one.recv(PATIENCE)) == 100_000
+        other = http.client.HTTPConnection(
+            "127.0.0.1", tunnel.narrow, timeout=PATIENCE, source_address=("127.0.0.2", 0)
+        )
+        with contextlib.closing(other):
+            other.request("GET", "/forbidden")
+            assert other.getresponse().status == 403
+        with pytest.raises(ConnectionClosedError):
+            quiet.recv(PATIENCE)
+        for one in busy:
+            one.send("still there")
+            assert one.recv(PATIENCE) == "still there"
+    assert tunnel.proxy.access_line("ws-gives-way")["gave_way"]

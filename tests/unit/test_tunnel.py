@@ -9,8 +9,9 @@ import pytest
 
 from proxy.core.clock import ManualClock
 from proxy.http1.client import ClientStream
-from proxy.http1.stream import Stream
+from proxy.http1.deadlines import NEVER
 from proxy.http1.tunnel import tunnel
+from proxy.http1.upstream.connection import UpstreamStream
 
 
 class End(SimpleNamespace):
@@ -34,9 +35,10 @@ def test_a_tunnel_ends_with_the_drain() -> None:
         waited.append(deadline)
         client.cut = True
 
-    client, upstream = End(cut=False, clock=clock, wait=wait), End()
+    pool = SimpleNamespace(hold_up_tunnel=lambda *_: NEVER)
+    client, upstream = End(cut=False, clock=clock, wait=wait), End(pool=pool, unwanted=False)
     with pytest.raises(StopIteration) as end:
-        tunnel(cast(ClientStream, client), cast(Stream, upstream), 60.0).send(None)
+        tunnel(cast(ClientStream, client), cast(UpstreamStream, upstream), 60.0).send(None)
     assert end.value.value == (0, 0)
     assert waited == [clock.monotonic() + 60.0]
     assert client.closed

@@ -9,8 +9,8 @@ Rules, for targets with at most `FEW` connections:
    connection for longer than `SLOW`, or did in the last `LATELY` seconds, does not get the last one
    while other clients are active. So what is quick at the upstream does not wait for what is slow,
    whoever else is slow.
-3. Slow readers hold at most half of the connections while somebody waits: of those held up for
-   `HELD_UP` seconds, the slowest becomes `unwanted`.
+3. Slow readers and tunnels hold at most half of the connections while somebody waits: of those
+   that have for `HELD_UP` seconds, the slowest becomes `unwanted`.
 4. Where abandoned requests keep their places, they hold at most half while somebody waits: of those
    abandoned for `HELD_UP` seconds, the oldest is given up. The upstream may still work on it, so no
    more are given up than there are connections, until their time is over. Clients with abandoned

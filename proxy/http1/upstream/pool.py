@@ -14,8 +14,8 @@ leaves. The rules:
  5. A caller that asks for a `fresh` connection never gets a used one; an idle connection is closed
     to make room.
  6. Routes take turns in the queue, and so do the clients of each route (queue.py).
- 7. No client gets all connections while others are active, nor do slow requests, and slow readers
-    hold at most half of them while somebody waits (places.py).
+ 7. No client gets all connections while others are active, nor do slow requests; slow readers and
+    tunnels hold at most half of them while somebody waits (places.py).
  8. With `keep_abandoned`, a request whose client has left keeps its place until its response
     begins, because the upstream still works on it. It counts as its client's in the queue's
     rounds. Such requests hold at most half of the places while somebody waits (places.py).
@@ -76,6 +76,7 @@ class TargetPool:
         self._open: set[UpstreamStream] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._in_use = 0
+        self._unwanted: set[UpstreamStream] = set()  # in use, and to make way for others
         #: Requests whose client has left, in the order in which the clients left.
         self._abandoned: dict[Abandoned, None] = {}
         self._closed = False
@@ -149,6 +150,15 @@ class TargetPool:
         self.make_way()
         return again if self._waiting else NEVER
 
+    def hold_up_tunnel(self, stream: UpstreamStream, moved: int) -> float:
+        """The same for a tunnel that has moved `moved` bytes: where connections are few, tunnels
+        count as slow readers. Somebody may wait before they have for long enough."""
+        if not self._few:
+            return NEVER
+        new = stream not in self._places.held_up
+        again = self.hold_up(stream, moved)
+        return self._clock.monotonic() + HELD_UP if new else again
+
     def flows(self, stream: UpstreamStream) -> None:
         """Report that the client of `stream` reads again."""
         self._places.flows(stream)
@@ -158,12 +168,13 @@ class TargetPool:
         of an abandoned request."""
         if not self._waiting or self._idle or self._has_room():
             return
-        if self._served_next() <= len(self._dials):
-            return  # the dials in progress will serve them
+        if self._served_next() <= len(self._dials) + len(self._unwanted):
+            return  # the dials in progress will serve them, or those that have to make way
         now = self._clock.monotonic()
         stream = self._places.unwanted(now)
         if stream is not None and not isinstance(stream.owner, Abandoned | None):
             stream.unwanted = True
+            self._unwanted.add(stream)
             stream.owner.wake()
         first = next(iter(self._abandoned), None) if self._few else None
         if first is not None and self._places.gives_up(
@@ -245,6 +256,7 @@ class TargetPool:
         stream.owner = None
         if self._places.held_up:
             self._places.flows(stream)
+        self._unwanted.discard(stream)
         if reusable and not (stream.eof or stream.inbox or stream.transport.is_closing()):
             stream.reused = True
             if self._waiting or self._closed:
