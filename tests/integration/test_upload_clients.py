@@ -147,6 +147,20 @@ def by_node(url: str, file: Path) -> int:
     return int(_run("node", "-e", NODE, json.dumps({"url": url, "file": str(file), "note": NOTE})))
 
 
+PERL = """
+my ($url, $file, $note) = @ARGV;
+my @fields = (max_shorts => 5, note => $note, audio_file => [$file]);
+print LWP::UserAgent->new->post($url, Content_Type => "form-data", Content => \\@fields)->code;
+"""
+
+
+def by_perl(url: str, file: Path) -> int:
+    """Perl's LWP."""
+    if "LWP" not in _run("perl", "-e", "eval { require LWP::UserAgent } and print 'LWP'"):
+        pytest.skip("no LWP here")
+    return int(_run("perl", "-MLWP::UserAgent", "-e", PERL, url, str(file), NOTE))
+
+
 def _run(*command: str) -> str:
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} here")
@@ -157,7 +171,7 @@ def _run(*command: str) -> str:
 
 @pytest.mark.parametrize(
     "send",
-    [by_requests, by_urllib3, by_aiohttp, by_httpx, by_curl, by_curl_in_chunks, by_node],
+    [by_requests, by_urllib3, by_aiohttp, by_httpx, by_curl, by_curl_in_chunks, by_node, by_perl],
     ids=lambda send: send.__name__,
 )
 @pytest.mark.parametrize("path", PATHS)

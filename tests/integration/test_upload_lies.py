@@ -339,6 +339,22 @@ def wounded(data: bytes, seconds: float) -> bytes:
     return bytes(out)
 
 
+def test_an_index_whose_end_is_lacking_is_read_as_far_as_it_goes() -> None:
+    """As FFmpeg reads it: what is lost are tags, unless much is."""
+    tags = box(b"udta", box(b"meta", bytes(4) + box(b"ilst", bytes(5000))))
+    tagged = b"".join(box(kind, inner + tags * (kind == b"moov")) for kind, inner in boxes(M4A))
+    for cut in (1, 3000, 5030):
+        assert examine(tagged[:-cut])["duration"] == pytest.approx(1.0, abs=0.1), cut
+    at = tagged.index(b"moov")
+    for end in (at + 4, at + 60):
+        assert examine(tagged[:end]) == {"refused": "unknown", "why": "cut_short"}
+    joined = M4A.replace(
+        b"stsz" + M4A[M4A.index(b"stsz") + 4 :][:12], b"stsz" + bytes(8) + b"\xff" * 4
+    )
+    at = joined.index(b"trak") - 4
+    assert examine(joined[:at] + b"\0\xff" + joined[at + 2 :])["why"] == "entries"
+
+
 @pytest.mark.parametrize("kind", ["m4a-first", "m4a-fragmented", "aac", "ac3-mp4"])
 def test_damage_counts_as_little_as_it_plays(kind: str) -> None:
     """Of 66 seconds, half of which no decoder plays."""

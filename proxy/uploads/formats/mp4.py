@@ -72,6 +72,8 @@ def _measure_indexed(source: Source, limit: float | None, layout: Layout) -> lis
     if not layout.indexed:
         raise Undecodable("cut_short")
     with open_container(source, MP4) as container:
+        if layout.cut and not container.streams.audio:
+            raise Undecodable("cut_short")
         streams = audio_streams(container, MP4)
         walks = new_walks(streams, MP4)
         context = streams[0].codec_context

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from proxy.uploads.formats.packets import MAX_ENTRIES
@@ -40,17 +40,15 @@ class Box:
 
 
 def file_boxes(source: Source) -> Iterator[Box]:
-    """The boxes of the file as they arrive, those of sound (`mdat`) by their header alone; a rest
-    that is no box comes as one without a name."""
+    """The boxes of the file as they arrive, those of sound (`mdat`) by their header alone; the rest
+    of a file that is no box comes as one without a name. Sound and an index may be cut short."""
     at = 0
     while header := source.at(at, _HEADER):
         box = _read_header(header, at, ENDLESS)
-        if box is None or (box.kind != b"mdat" and not source.arrive(box.end)):
+        whole = box is not None and (box.kind == b"mdat" or source.arrive(box.end))
+        if box is None or not (whole or box.kind == b"moov" or box.end == ENDLESS):
             source.drain()
-            if box is not None and box.end == ENDLESS:
-                box = Box(box.kind, at, box.start, source.received)
-            else:
-                box = Box(b"", at, at, source.received)
+            box = Box(b"", at, at, source.received)
         yield box
         at = box.end
 
@@ -68,12 +66,14 @@ def _read_header(data: bytes, at: int, last: int) -> Box | None:
 
 
 def _inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
-    """The boxes of an index, in order, each parent followed by its children."""
+    """The boxes of an index, in order, each parent followed by its children. FFmpeg reads those
+    that claim to end behind their parents as if they ended there."""
     at = start
     while at < end:
         box = _read_header(data[at : at + _HEADER], at, end)
-        if box is None or box.end > end:
+        if box is None or box.start > end:
             return
+        box = replace(box, end=min(box.end, end))
         yield box
         if box.kind in _PARENTS:
             yield from _inner_boxes(data, box.start, box.end)
@@ -86,13 +86,14 @@ def _inner_boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
 @dataclass(slots=True)
 class Layout:
     """What the boxes so far say. `sound`: ranges of the `mdat` boxes; `others`: ranges of boxes
-    without sound and of bytes that are no box. `indexed`: there is an index; `fragments`: it does
-    not cover all samples. `samples`: the most that a track claims; `size`, `largest`: bytes of all
-    samples, and of the largest one."""
+    without sound and of bytes that are no box. `indexed`: there is an index; `cut`: not all of it;
+    `fragments`: it does not cover all samples. `samples`: the most that a track claims; `size`,
+    `largest`: bytes of all samples, and of the largest one."""
 
     sound: list[tuple[int, int]] = field(default_factory=list)
     others: list[tuple[int, int]] = field(default_factory=list)
     indexed: bool = False
+    cut: bool = False
     fragments: bool = False
     samples: int = 0
     size: int = 0
@@ -102,9 +103,11 @@ class Layout:
         """Take the next box. Raises `Undecodable` if there are too many, or if an index claims more
         than it has room for: FFmpeg allocates 24 bytes per claimed sample."""
         if box.kind == b"moov":
-            if box.end - box.start > _MAX_INDEX:
+            end = min(box.end, source.received)
+            if end - box.start > _MAX_INDEX:
                 raise Undecodable("memory")
-            self._read_index(source.at(box.start, box.end - box.start))
+            self.cut = end < box.end
+            self._read_index(source.at(box.start, end - box.start))
         elif box.kind == b"mdat":
             self.sound.append((box.start, box.end))
         elif box.kind not in _KNOWN:
