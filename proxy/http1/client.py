@@ -126,7 +126,7 @@ class ClientStream(Stream):
         self.secure = False
         self.share: Any = None  # its address's share of the listener, where clients are limited
         self.excess = False  # its client had too many when it was accepted
-        self.asker: Any = None  # the share that the current request counts towards
+        self.asker: object = None  # the share that the current request counts towards
         self.requests = 0
         self._last_until = 0.0  # until when a drain waits for a last request to begin
         self.draining = False  # the exchange in progress is the last one

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.http1.fields import ProtocolError
+from proxy.http1.upstream.queue import client_of
 
 if TYPE_CHECKING:
+    from proxy.http1.client import ClientStream
     from proxy.http1.upstream.connection import UpstreamStream
 
 #: Interim responses that are skipped before the final one.
@@ -63,3 +65,8 @@ class Abandoned:
     def end(self, *, reusable: bool = False) -> None:
         """Release the place."""
         self._stream.pool.release(self._stream, reusable=reusable)
+
+
+def user_of(owner: ClientStream | Abandoned) -> object:
+    """The client that a connection works for, also after it has left."""
+    return owner.client if isinstance(owner, Abandoned) else client_of(owner)

@@ -34,15 +34,11 @@ from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import NEVER, Sweeper
 from proxy.http1.heads import HeadMemo
 from proxy.http1.response_head import parse_response
-from proxy.http1.upstream.abandoned import Abandoned
+from proxy.http1.upstream.abandoned import Abandoned, user_of
 from proxy.http1.upstream.connection import UpstreamStream
 from proxy.http1.upstream.places import FEW, HELD_UP, LATELY, LEAST, SLOW, Places
 from proxy.http1.upstream.queue import ConnectionQueue, ConnectionRequest, client_of
 from proxy.http1.upstream.target import Target
-
-
-def _user(owner: ClientStream | Abandoned) -> object:
-    return owner.client if isinstance(owner, Abandoned) else client_of(owner)
 
 
 class TargetPool:
@@ -194,7 +190,7 @@ class TargetPool:
         if not self._few or not (last or self._half_matters):
             return True
         who, now = client_of(owner), self._clock.monotonic()
-        users = [(_user(one.owner), one.since) for one in self._open if one.owner is not None]
+        users = [(user_of(one.owner), one.since) for one in self._open if one.owner is not None]
         if last and places.keeps_last_from(who, users, now):
             return False
         left = {one.client for one in self._abandoned}
@@ -249,7 +245,7 @@ class TargetPool:
         if self._few and stream.owner is not None:
             now = self._clock.monotonic()
             if now - stream.since > SLOW:
-                self._places.was_slow(_user(stream.owner), now)
+                self._places.was_slow(user_of(stream.owner), now)
         if self._abandoned and isinstance(stream.owner, Abandoned):
             self._abandoned.pop(stream.owner, None)
             stream.deadline = NEVER
