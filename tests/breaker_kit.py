@@ -46,13 +46,13 @@ class Sidecar:
             )
         }
         redis = Redis.model_validate({"url": url, **settings})
-        self.board = BreakerRegistry(
+        self.breakers = BreakerRegistry(
             self.upstreams, registry=self.registry, redis=redis, owner=name
         )
 
     @property
     def breaker(self) -> CircuitBreaker:
-        breaker = self.board.get("svc")
+        breaker = self.breakers.get("svc")
         assert breaker is not None
         return breaker
 
@@ -76,12 +76,12 @@ async def fleet(
     """`count` sidecars on one Redis, started."""
     sidecars = [Sidecar("abcdefgh"[n], url, settings or {}, **rules) for n in range(count)]
     for sidecar in sidecars:
-        await sidecar.board.start()
+        await sidecar.breakers.start()
     try:
         yield sidecars
     finally:
         for sidecar in sidecars:
-            await sidecar.board.stop()
+            await sidecar.breakers.stop()
 
 
 async def until(true: Callable[[], bool], within: float = PATIENCE) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config.mirrors import JobFields
 from proxy.jobs.document import JobDocument, parse
 from proxy.jobs.video_metrics.events import EventReader, PipelineEvent
-from tests.jobs_kit import PREFIX, life
+from tests.jobs_kit import PREFIX, recording
 
 STAGES = ("analyze_audio", "load_approved", "assemble_video")
 
@@ -52,7 +52,7 @@ def document(job_id: str, status: str, created: float, **more: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def whole_life(job_id: str, began: float) -> list[bytes]:
+def all_versions(job_id: str, began: float) -> list[bytes]:
     """Every version of a job of three stages that completes: 1, 2 and 3 seconds long."""
     versions = [document(job_id, "queued", began)]
     stages: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def recorded(name: str) -> list[JobDocument]:
     """Every version of a recorded life, as the mirror reads it."""
     return [
         parse(entry["key"].removeprefix(PREFIX), json.dumps(entry["value"]).encode())
-        for entry in life(name)
+        for entry in recording(name)
         if "value" in entry and entry["value"] is not None
     ]
 

@@ -70,12 +70,12 @@ class Asking:
 class Recorder(asyncio.Transport):
     """A transport that writes down what it is told, as (name, what)."""
 
-    def __init__(self, name: str, said: list[tuple[str, bytes]], peer: socket.socket) -> None:
+    def __init__(self, name: str, writes: list[tuple[str, bytes]], peer: socket.socket) -> None:
         super().__init__({"socket": peer, "peername": ("127.0.0.1", 40000)})
         self.name = name
         self.closing = False
         self.written = b""
-        self._said = said
+        self._writes = writes
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """There is no buffer."""
@@ -92,7 +92,7 @@ class Recorder(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.closing:
             self.written += bytes(data)
-            self._said.append((self.name, bytes(data)))
+            self._writes.append((self.name, bytes(data)))
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))
@@ -101,7 +101,7 @@ class Recorder(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        self._said.append((self.name, b"EOF"))
+        self._writes.append((self.name, b"EOF"))
 
     def is_closing(self) -> bool:
         return self.closing
@@ -115,7 +115,7 @@ class Recorder(asyncio.Transport):
     def _end(self, how: bytes) -> None:
         if not self.closing:
             self.closing = True
-            self._said.append((self.name, how))
+            self._writes.append((self.name, how))
 
 
 class Rig:
@@ -126,7 +126,7 @@ class Rig:
         self.clock = ManualClock()
         self.sweeper = Sweeper(self.clock)
         self.memory = MemoryBudget()
-        self.said: list[tuple[str, bytes]] = []
+        self.writes: list[tuple[str, bytes]] = []
         self.breaker: CircuitBreaker | None = None
         self._config = Config.model_validate(
             {
@@ -168,7 +168,7 @@ class Rig:
         self.client = ClientStream(
             self.clock, self.sweeper, self.memory, Service(self.listener), lambda _: None
         )
-        self.answer = Recorder("client", self.said, self._sockets[1])
+        self.answer = Recorder("client", self.writes, self._sockets[1])
         self.client.connection_made(self.answer)
         self._connect()
 
@@ -182,7 +182,7 @@ class Rig:
 
     def _connect(self) -> None:
         stream = UpstreamStream(self.pool)
-        recorder = Recorder(f"upstream {len(self.connections)}", self.said, self._sockets[0])
+        recorder = Recorder(f"upstream {len(self.connections)}", self.writes, self._sockets[0])
         stream.connection_made(recorder)
         self.connections.append((stream, recorder))
         self.pool.adopt(stream)
@@ -192,7 +192,7 @@ class Rig:
         client = ClientStream(
             self.clock, self.sweeper, self.memory, Service(self.listener), lambda _: None
         )
-        client.connection_made(Recorder("another", self.said, self._sockets[1]))
+        client.connection_made(Recorder("another", self.writes, self._sockets[1]))
         return client
 
     def _dial(self) -> None:

@@ -148,7 +148,7 @@ def deleted(mirror: Mirror, job_id: str) -> Callable[[], Awaitable[bool]]:
     return check
 
 
-def life(name: str) -> list[dict[str, Any]]:
+def recording(name: str) -> list[dict[str, Any]]:
     """A recorded job life, one entry a command."""
     with (FIXTURES / f"job-life-{name}.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

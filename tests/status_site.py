@@ -132,7 +132,7 @@ class Site:
             self.clock,
         )
         self.proxy = FakeProxy(self.metrics)
-        self.board = StatusSampler(
+        self.sampler = StatusSampler(
             Sources(
                 self.proxy,
                 self.metrics,
@@ -146,7 +146,7 @@ class Site:
             step=0.02,
         )
         parts = [
-            StatusPage(self.board, write_limit=write_limit),
+            StatusPage(self.sampler, write_limit=write_limit),
             JobControl(JobBackend(self.mirrors)),
             BreakerControl(self.breakers),
             *([] if traces is None else [Traces(traces)]),
@@ -168,14 +168,14 @@ class Site:
 
     async def __aenter__(self) -> Site:
         await self.mirrors.start()
-        await self.board.start()
+        await self.sampler.start()
         await self.servers.start(self.config)
         self.session = aiohttp.ClientSession()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.session.close()
-        await self.board.stop()
+        await self.sampler.stop()
         await self.servers.stop()
         await self.mirrors.stop()
 

@@ -47,7 +47,7 @@ def breaker(at: float, kind: str, service: str = "audio-transcriber", **facts: A
     )
 
 
-def news(at: float, source: Any, kind: str, **facts: Any) -> TraceEvent:
+def trace_event(at: float, source: Any, kind: str, **facts: Any) -> TraceEvent:
     """Of a mirror or the proxy; `job_id` among the facts is the job's."""
     job_id = facts.pop("job_id", None)
     return TraceEvent(T0 + at, source, kind, ERROR, job_id=job_id, facts=facts)
@@ -58,7 +58,7 @@ def stages(**statuses: str) -> dict[str, Any]:
     return {name: {"name": name, "status": status} for name, status in statuses.items()}
 
 
-def life(
+def job_history(
     *versions: tuple[float, Mapping[str, Any]], job_id: str = "mv_1", **more: Any
 ) -> JobHistory:
     """Of a job whose document was each of these, seen so many seconds after `T0`."""
@@ -66,9 +66,9 @@ def life(
     return read_history("make_video", {"job_id": job_id, "versions": shown, **more})
 
 
-def failing_life(error: str = "[X] broken", job_id: str = "mv_1") -> JobHistory:
+def failed_history(error: str = "[X] broken", job_id: str = "mv_1") -> JobHistory:
     """Queued at 0, generating subtitles from 1 to 20, then failed."""
-    return life(
+    return job_history(
         (0, {"status": "queued", "stages": stages(generate_subtitles="pending")}),
         (1, {"status": "processing", "stages": stages(generate_subtitles="processing")}),
         (20, {"status": "processing", "stages": stages(generate_subtitles="failed")}),

@@ -218,7 +218,7 @@ def test_a_killed_proxy_s_socket_is_no_obstacle(tmp_path: Path, app: App) -> Non
     second = config(app, tmp_path, free_port(kind=socket.SOCK_DGRAM))
     other = ProxyProcess(tmp_path / "second", second, ready=False)
     assert other.process.wait(PATIENCE) == 1
-    assert "another process reads from it" in other.said()
-    assert "Traceback" not in other.said()
+    assert "another process reads from it" in other.output()
+    assert "Traceback" not in other.output()
     assert proxy.metric("proxy_statsd_series") == 3
     assert proxy.stop() == 0

@@ -390,10 +390,10 @@ def reliability_proxy(site: Site, *arguments: str) -> str:
 def test_an_operator_opens_closes_and_resets(fleet: Fleet) -> None:
     """By command, for the whole fleet, with a reason, and for a time."""
     one, other = fleet.sites
-    said = reliability_proxy(
+    started = reliability_proxy(
         one, "breakers", "open", "slow", "--reason", "quota used up", "--for", "2h"
     )
-    assert "forced_open" in said
+    assert "forced_open" in started
     fleet.agree("slow", "forced_open")
     refused = other.ask(get("/"), "slow")
     assert_problem(refused, 503, "circuit_open")
@@ -430,9 +430,9 @@ def alone(folder: Path, redis: str | None, upstream: Upstream | None = None) -> 
 
 def redis_lines(proxy: ProxyProcess) -> list[bool]:
     """What the log says about Redis being reachable, in order: only changes are logged."""
-    told = [line["reachable"] for line in proxy.log() if line.get("event") == "breaker_redis"]
-    assert all(one is not other for one, other in itertools.pairwise(told)), told
-    return told
+    reported = [line["reachable"] for line in proxy.log() if line.get("event") == "breaker_redis"]
+    assert all(one is not other for one, other in itertools.pairwise(reported)), reported
+    return reported
 
 
 def test_redis_that_is_away_at_the_start(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_jobs_list_warns_of_a_mirror_that_is_not_well(admin: Admin, capsys: Capt
     ill = {"mirror": "m", "redis": "down", "reason": "refused", "sqlite": "ok"}
     admin.answer("/api/jobs?stranded=true", {"mirrors": [ill], "jobs": [JOB]})
     assert main.main(["jobs", "list", "--stranded", "--admin", admin.url]) == 0
-    said = capsys.readouterr()
-    assert said.err == "reliability-proxy: mirror m: redis down: refused\n"
-    assert said.out.startswith("job_id")
+    printed = capsys.readouterr()
+    assert printed.err == "reliability-proxy: mirror m: redis down: refused\n"
+    assert printed.out.startswith("job_id")
 
 
 def test_json_is_the_answer_as_it_came(admin: Admin, capsys: Capture) -> None:
@@ -138,7 +138,7 @@ def test_changes_are_posts_with_reason_and_token(
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "printed"),
     [
         (404, b'{"detail": "no breaker named yt"}', "no breaker named yt"),
         (404, b"404: Not Found", "/api/breakers is not there (404)"),
@@ -148,13 +148,13 @@ def test_changes_are_posts_with_reason_and_token(
     ],
 )
 def test_refusals_are_one_line(
-    admin: Admin, capsys: Capture, status: int, body: bytes, said: str
+    admin: Admin, capsys: Capture, status: int, body: bytes, printed: str
 ) -> None:
     """Whatever the API answers, the user gets one line on stderr and 1."""
     admin.answers["/api/breakers"] = (status, body)
     assert main.main(["breakers", "list", "--admin", admin.url]) == 1
     shown = capsys.readouterr()
-    assert said in shown.err
+    assert printed in shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
 
@@ -184,9 +184,9 @@ def test_nobody_listens(capsys: Capture) -> None:
     """A refused connection is told with the address and what to do."""
     url = f"http://user:hunter2@127.0.0.1:{free_port()}"
     assert main.main(["jobs", "list", "--admin", url]) == 1
-    told = capsys.readouterr().err
-    assert "(connection refused); is the proxy running?" in told
-    assert "hunter2" not in told
+    printed = capsys.readouterr().err
+    assert "(connection refused); is the proxy running?" in printed
+    assert "hunter2" not in printed
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:9901", "http://", "http://x:99999"])
@@ -289,7 +289,7 @@ def test_healthcheck_without_a_proxy(tmp_path: Path, capsys: Capture) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-STORY = {
+TIMELINE = {
     "id": "mv_1",
     "kind": "job",
     "job_ids": ["mv_1"],
@@ -311,7 +311,7 @@ STORY = {
 def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
     """The suspect first, polls joined, the event that shows it marked, nothing that acts
     on a terminal."""
-    admin.answer("/api/trace/mv_1", STORY)
+    admin.answer("/api/trace/mv_1", TIMELINE)
     assert main.main(["trace", "mv_1", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "job mv_1",
@@ -323,12 +323,12 @@ def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
         "16:19:14.500\t>\texchange\t2.2min\tcall of yt: 502 (inferred)",
     ]
     assert main.main(["trace", "mv_1", "--json", "--admin", admin.url]) == 0
-    assert json.loads(capsys.readouterr().out) == STORY
+    assert json.loads(capsys.readouterr().out) == TIMELINE
 
 
 def test_trace_with_a_severity(admin: Admin, capsys: Capture) -> None:
     """With an ID it leaves out what is not so bad, and the suspect stays marked."""
-    admin.answer("/api/trace/mv_1", STORY)
+    admin.answer("/api/trace/mv_1", TIMELINE)
     assert main.main(["trace", "mv_1", "--severity", "error", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines()[4:] == [
         "on 2026-11-23 (UTC)",
@@ -340,17 +340,17 @@ def test_trace_of_nothing_known(admin: Admin, capsys: Capture) -> None:
     """Exit code 1, the API's own words, and where to look next."""
     admin.answer("/api/trace/a%2Fb", {"detail": "Nothing is known of this ID."}, 404)
     assert main.main(["trace", "a/b", "--admin", admin.url]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("reliability-proxy: a/b: Nothing is known of this ID.\n- ")
-    assert """jq -c 'select(.correlation_id == "a/b")' proxy.log""" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("reliability-proxy: a/b: Nothing is known of this ID.\n- ")
+    assert """jq -c 'select(.correlation_id == "a/b")' proxy.log""" in printed.err
     assert main.main(["trace", "x", "--admin", admin.url]) == 1
     assert "of an older release?" in capsys.readouterr().err
 
 
 def test_trace_without_an_id(admin: Admin, capsys: Capture) -> None:
     """The latest trouble, each with the ID to go on with; or that there is none."""
-    admin.answer("/api/trace?severity=error&limit=3", {"events": STORY["events"][3:]})  # type: ignore[index]
+    admin.answer("/api/trace?severity=error&limit=3", {"events": TIMELINE["events"][3:]})  # type: ignore[index]
     admin.answer("/api/trace?severity=warning&limit=20", {"events": []})
     options = ["--severity=error", "--limit=3"]
     assert main.main(["trace", *options, "--admin", admin.url]) == 0
@@ -363,7 +363,7 @@ def test_trace_without_an_id(admin: Admin, capsys: Capture) -> None:
 
 def test_trace_on_a_terminal(admin: Admin) -> None:
     """A frame around the suspect, and columns."""
-    admin.answer("/api/trace/mv_1", STORY)
+    admin.answer("/api/trace/mv_1", TIMELINE)
     ours, theirs = pty.openpty()
     ended = subprocess.run(
         [sys.executable, "-m", "proxy", "trace", "mv_1", "--admin", admin.url],

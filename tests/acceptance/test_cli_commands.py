@@ -129,9 +129,9 @@ def test_check_tells_every_problem(tmp_path: Path, capsys: Capture) -> None:
 def test_check_in_json(tmp_path: Path, capsys: Capture) -> None:
     """`--json` gives the same facts to programs."""
     assert call("check", "--json", "--config", str(tmp_path / "gone.yaml")) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False
-    assert told["problems"][0]["found"] == "no such file or directory"
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert report["problems"][0]["found"] == "no such file or directory"
     assert call("check", "--json", "--config", str(READY)) == 0
     assert json.loads(capsys.readouterr().out) == {"ok": True, "problems": [], "warnings": []}
 

@@ -161,7 +161,7 @@ async def missing(prometheus: Prometheus, queries: dict[str, str]) -> list[str]:
     return [f"{name}: {query}" for name, query in waiting.items()]
 
 
-async def jobs_that_tell_more(world: World, prometheus: Prometheus, like: str) -> None:
+async def more_informative_jobs(world: World, prometheus: Prometheus, like: str) -> None:
     """Two finished jobs with what the service's documents have room for and the demo's leave out:
     the length of the audio, and how far sound and picture are apart."""
     async with Redis.from_url(world.redis.url, decode_responses=True) as redis:
@@ -197,7 +197,7 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
         await steps.find_shorts(first)
         await steps.upload_audio(first)
         await steps.follow_job(first)
-        await jobs_that_tell_more(world, prometheus, first.video_job)
+        await more_informative_jobs(world, prometheus, first.video_job)
         assert await tour.give(world, narrator), output.getvalue()
         queries = {
             f"{panel['title']} {target['refId']}": with_values(target["expr"])
@@ -206,8 +206,8 @@ async def test_every_panel_shows_something_after_the_tour(tmp_path: Path) -> Non
         }
         assert not (empty := await missing(prometheus, queries)), "\n".join(empty)
         # The tour has killed Redis.
-        told = 'ALERTS{alertname="JobsRestored", cause="restart", alertstate="firing"}'
-        assert await missing(prometheus, {"alert": told}) == []
+        alert = 'ALERTS{alertname="JobsRestored", cause="restart", alertstate="firing"}'
+        assert await missing(prometheus, {"alert": alert}) == []
         dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
         for note in dashboard["annotations"]["list"]:
             await prometheus.get("query", query=note["expr"])

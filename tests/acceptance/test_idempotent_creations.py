@@ -204,14 +204,14 @@ def test_a_proxy_that_is_killed_remembers_what_it_sent(site: JobSite, app: App) 
     site.wait_live()
     site.wait_known("mv_00000001")
 
-    def told() -> bool:
+    def recorded() -> bool:
         answer = create(site)  # 409 as long as the dead proxy's lease lasts
         if answer.status == 409:
             assert int(answer.get("Retry-After") or 0) >= 1
             return False
         return job_of(answer) == "mv_00000001"
 
-    wait_until(told, "the job of the lost answer", 2 * PATIENCE)
+    wait_until(recorded, "the job of the lost answer", 2 * PATIENCE)
     assert app.created == 1
 
 

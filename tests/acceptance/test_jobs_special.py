@@ -56,8 +56,8 @@ def test_what_an_operator_sees_and_does(
         ids = [site.created() for _ in range(3)]
         site.redis.set(PREFIX + "mv_done", new("mv_done", "completed", 100.0), ex=600)
         site.wait_known("mv_done", "completed")
-        told = cli(site, "list", "--status", "completed", "--json")
-        listed = json.loads(told.stdout)
+        reply = cli(site, "list", "--status", "completed", "--json")
+        listed = json.loads(reply.stdout)
         assert [one["job_id"] for one in listed["jobs"]] == ["mv_done"]
         assert listed["mirrors"][0]["capture"] == "tracking"
         assert ids[0] in cli(site, "list").stdout
@@ -98,10 +98,10 @@ def test_what_an_operator_sees_and_does(
                 status, problem = site.admin(f"/api/jobs/{action}", {})
                 assert (status, problem["code"]) == (503, "store_away")
                 assert "Redis" in problem["detail"]
-            told = cli(site, "list")
-            assert told.returncode == 0
-            assert ids[0] in told.stdout
-            assert "make_video: redis down" in told.stderr
+            reply = cli(site, "list")
+            assert reply.returncode == 0
+            assert ids[0] in reply.stdout
+            assert "make_video: redis down" in reply.stderr
             ready = site.admin("/readyz")
             assert ready[0] == 200
             assert not ready[1]["checks"]["mirror:make_video:redis"]["ok"]
@@ -201,9 +201,9 @@ def test_a_404_is_not_believed_while_nobody_can_look(
         with site.redis_away():
             assert site.read(job_id).get("X-Job-Source") == "sqlite"
             for method in ("GET", "DELETE"):
-                told = site.read("mv_perhaps", method)
-                assert_problem(told, 503, "store_away")
-                assert int(told.get("Retry-After") or 0) >= 1
+                reply = site.read("mv_perhaps", method)
+                assert_problem(reply, 503, "store_away")
+                assert int(reply.get("Retry-After") or 0) >= 1
             app.status = 500
             assert site.read("mv_perhaps").status == 500
             app.status = None
@@ -306,9 +306,9 @@ def test_a_drain_ends_what_waits_for_the_app(
             assert answer.get("Connection") == "close"
             assert_problem(unknown.response(), 503, "draining")
         assert site.proxy.process.wait(PATIENCE) == 0
-        said = site.proxy.said()
-        assert "never retrieved" not in said
-        assert "Traceback" not in said
+        logged = site.proxy.output()
+        assert "never retrieved" not in logged
+        assert "Traceback" not in logged
 
 
 def test_two_sidecars_on_one_redis(tmp_path: Path, redis_server: RedisServer, app: App) -> None:
@@ -482,12 +482,12 @@ def test_an_app_that_is_away_does_not_open_its_jobs_to_anyone(
             stand_in.start()
             wait_until(lambda: not site.redis.exists(PREFIX + job_id), "the app to be told")
 
-            def told() -> list[int]:
+            def reply() -> list[int]:
                 passed = "late deletion sent"
                 return [line["status"] for line in site.proxy.log() if line["message"] == passed]
 
-            wait_until(lambda: bool(told()), "a line about it")
-            assert told() == [200]
+            wait_until(lambda: bool(reply()), "a line about it")
+            assert reply() == [200]
             site.proxy.assert_sane()
     finally:
         stand_in.kill()
@@ -514,8 +514,8 @@ def test_an_app_that_was_restarted_uses_redis_again(
             app.lying = True
             assert_problem(site.create(), 503, "job_not_stored")
             app.lying = False
-            told = assert_problem(site.create(), 503, "job_not_stored")
-            assert "is not using it again yet" in told["detail"]
+            reply = assert_problem(site.create(), 503, "job_not_stored")
+            assert "is not using it again yet" in reply["detail"]
             port = app.upstream.port
             app.stop()
             read = site.read(job_id)

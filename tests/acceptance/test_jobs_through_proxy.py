@@ -18,7 +18,7 @@ from tests.http1.message import PATIENCE, Response
 from tests.http1.process import wait_until
 from tests.http1.site import assert_problem, get, post
 from tests.http1.upstream import respond
-from tests.jobs_kit import INDEX, PREFIX, job, life
+from tests.jobs_kit import INDEX, PREFIX, job, recording
 from tests.jobs_site import JSON, NOT_FOUND, App, JobSite, new
 
 
@@ -384,7 +384,7 @@ def test_an_expired_job_is_told_apart_from_an_unknown_one(site: JobSite, app: Ap
 
 def test_the_older_shape_is_answered_as_the_older_app_does(site: JobSite, app: App) -> None:
     """The document as it is, with `job_id`."""
-    version = life("older-shape")[3]["value"]
+    version = recording("older-shape")[3]["value"]
     job_id = "mv_older"
     raw = json.dumps({**version, "job_id": job_id}).encode()
     site.redis.set(PREFIX + job_id, raw, ex=600)

@@ -277,14 +277,14 @@ def test_every_variable_is_in_the_deployment_guide() -> None:
     """What the ready config takes from the environment is told; else only what Compose knows."""
     pages = ("how-to/deploy.md", "reference/environment.md")
     guide = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages)
-    told = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", guide))
-    told |= VARIABLES & set(re.findall(r"`([A-Z]+)`", guide))
+    documented = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", guide))
+    documented |= VARIABLES & set(re.findall(r"`([A-Z]+)`", guide))
     example = (ROOT / "deploy" / "example.env").read_text(encoding="utf-8")
     compose = (ROOT / "deploy" / "docker-compose.yaml").read_text(encoding="utf-8")
     theirs = re.findall(r"^([A-Z_]+)=", example, re.MULTILINE)
     theirs += re.findall(r"^ +([A-Z_]+): ", compose, re.MULTILINE)
-    assert VARIABLES - told == set()
-    assert told - VARIABLES - set(theirs) == set()
+    assert VARIABLES - documented == set()
+    assert documented - VARIABLES - set(theirs) == set()
 
 
 def test_systemd_unit_is_valid(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_sigterm_lets_requests_finish(site: Site) -> None:
         assert not response.keeps_alive
         client.assert_closed()
     assert site.proxy.process.wait(PATIENCE) == 0
-    assert "Traceback" not in site.proxy.said()
+    assert "Traceback" not in site.proxy.output()
 
 
 def test_sigterm_closes_idle_connections(site: Site) -> None:
@@ -117,7 +117,7 @@ def test_drain_ends_at_its_timeout(tmp_path: Path) -> None:
             text = client.rest()
         assert not text.startswith(b"HTTP/1.1 200")
         release.set()
-        assert "Traceback" not in site.proxy.said()
+        assert "Traceback" not in site.proxy.output()
         assert site.proxy.access_line("cut"), "the line of a request cut off is not lost"
 
 
@@ -134,7 +134,7 @@ def test_second_signal_ends_at_once(site: Site, first: signal.Signals) -> None:
         site.proxy.signal(first)
         site.proxy.process.wait(PATIENCE)
     release.set()
-    assert "Traceback" not in site.proxy.said()
+    assert "Traceback" not in site.proxy.output()
 
 
 def test_log_is_complete_after_a_drain(site: Site) -> None:
@@ -393,8 +393,8 @@ def test_stdout_closed_from_the_start_does_not_matter(site: Site, tmp_path: Path
         assert site.ask(get(), "mute").status == 200
     finally:
         process.terminate()
-        said = process.communicate(timeout=30)[1]
-    assert (process.returncode, said) == (0, b"")
+        errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == (0, b"")
 
 
 def test_full_stdout_does_not_matter(site: Site, tmp_path: Path) -> None:

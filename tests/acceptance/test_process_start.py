@@ -37,7 +37,7 @@ def start(file: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", ""),
         ("listeners: [\n", ""),
@@ -53,30 +53,30 @@ def start(file: Path) -> tuple[int, str]:
     ids=["empty", "not yaml", "a string", "duplicate key", "unknown key", "bad target",
          "unknown upstream", "bad duration", "binary", "unset variable"],
 )  # fmt: skip
-def test_bad_config_is_named_and_ends_with_2(tmp_path: Path, text: str, says: str) -> None:
+def test_bad_config_is_named_and_ends_with_2(tmp_path: Path, text: str, message: str) -> None:
     """Exit code 2; the message names the file and the key."""
     file = tmp_path / "proxy.yaml"
     file.write_text(text)
-    code, said = start(file)
+    code, errors = start(file)
     assert code == 2
-    assert "Traceback" not in said
-    assert "proxy.yaml" in said
-    assert says in said
+    assert "Traceback" not in errors
+    assert "proxy.yaml" in errors
+    assert message in errors
 
 
 def test_missing_config_ends_with_2(tmp_path: Path) -> None:
     """Exit code 2 and the path."""
-    code, said = start(tmp_path / "nowhere.yaml")
+    code, errors = start(tmp_path / "nowhere.yaml")
     assert code == 2
-    assert "nowhere.yaml" in said
-    assert "Traceback" not in said
+    assert "nowhere.yaml" in errors
+    assert "Traceback" not in errors
 
 
 def test_directory_as_config_ends_with_2(tmp_path: Path) -> None:
     """A directory is no file."""
-    code, said = start(tmp_path)
+    code, errors = start(tmp_path)
     assert code == 2
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
 
 
 def test_unreadable_certificate_ends_with_2(tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_unreadable_certificate_ends_with_2(tmp_path: Path) -> None:
         tls = {"cert": str(cert), "key": str(cert)}
         config = GOOD | {"listeners": {"front": front | {"tls": tls}}}
         (tmp_path / "proxy.json").write_text(json.dumps(config))
-        code, said = start(tmp_path / "proxy.json")
-        assert code == 2, said
-        assert str(cert) in said
-        assert "Traceback" not in said
+        code, errors = start(tmp_path / "proxy.json")
+        assert code == 2, errors
+        assert str(cert) in errors
+        assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("door", ["listener", "admin"])
@@ -103,7 +103,7 @@ def test_port_in_use_ends_with_1(tmp_path: Path, door: str) -> None:
         front = GOOD["listeners"]["front"] | {"bind": f"127.0.0.1:{ports[0]}"}
         config = GOOD | {"listeners": {"front": front}, "admin": {"bind": f"127.0.0.1:{ports[1]}"}}
         (tmp_path / "proxy.json").write_text(json.dumps(config))
-        code, said = start(tmp_path / "proxy.json")
-    assert code == 1, said
-    assert str(used) in said
-    assert "Traceback" not in said
+        code, errors = start(tmp_path / "proxy.json")
+    assert code == 1, errors
+    assert str(used) in errors
+    assert "Traceback" not in errors

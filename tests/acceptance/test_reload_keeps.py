@@ -15,7 +15,7 @@ import trustme
 
 from proxy.demo.redis_server import RedisServer, free_port
 from tests.bench.reloads import Size, variants
-from tests.http1.asking import Load, more_answers
+from tests.http1.load import Load, more_answers
 from tests.http1.message import PATIENCE
 from tests.http1.process import wait_until
 from tests.http1.site import Site, assert_problem, get
@@ -104,12 +104,12 @@ def test_reloads_of_every_kind_fail_no_request(tmp_path: Path) -> None:
         configs = list(variants(site.proxy.config, tmp_path))
         with Load(site, 4) as load:
             for config in configs:
-                status, said = reload(site, **config)
-                assert status == 200, str(said)
+                status, result = reload(site, **config)
+                assert status == 200, str(result)
             first = Size.of(site.proxy)
             for config in configs:
-                status, said = reload(site, **config)
-                assert status == 200, str(said)
+                status, result = reload(site, **config)
+                assert status == 200, str(result)
                 more_answers(load)
         assert load.failed == []
         wait_until(
@@ -125,8 +125,8 @@ def test_a_listener_comes_back_at_once(tmp_path: Path) -> None:
         side = site.config["listeners"]["front"] | {"bind": f"127.0.0.1:{port}"}
         both = site.config["listeners"] | {"side": side}
         for _ in range(3):
-            status, said = reload(site, listeners=both)
-            assert status == 200, str(said)
+            status, result = reload(site, listeners=both)
+            assert status == 200, str(result)
             with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
                 client.sendall(get())
                 assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")

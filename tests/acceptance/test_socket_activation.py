@@ -40,7 +40,7 @@ class Manager:
         self._notified.settimeout(60)
         self._address = str(directory / "notify")
         self.file = directory / "proxy.json"
-        self.said = directory / "said"
+        self.received = directory / "said"
         self.config = {
             "listeners": {"front": {"bind": "fd:front", "routes": CATCH_ALL}},
             "upstreams": {"app": {"targets": [self.upstream.url]}},
@@ -52,12 +52,12 @@ class Manager:
         """The service, with the socket as descriptor 3."""
         command = [sys.executable, "-m", "proxy", "run", "--config", str(self.file)]
         given = str(self.listening.fileno())
-        with self.said.open("ab") as said:
+        with self.received.open("ab") as received:
             return subprocess.Popen(
                 [sys.executable, "-c", GIVE, given, names, *command],
                 pass_fds=[self.listening.fileno()],
                 env=os.environ | {"NOTIFY_SOCKET": self._address, "WATCHDOG_USEC": watchdog},
-                stdout=said,
+                stdout=received,
                 stderr=subprocess.STDOUT,
             )
 
@@ -132,7 +132,7 @@ def test_an_upgrade_passes_the_given_socket_on(manager: Manager) -> None:
 def test_a_socket_that_was_not_given_is_named(manager: Manager, names: str) -> None:
     """Exit code 1, with the name and those that were given."""
     assert manager.start(names).wait(60) == 1
-    said = manager.said.read_text()
-    assert "listener front: cannot listen on fd:front: no socket of this name" in said
-    assert f"given: {names or 'unknown'}" in said
-    assert "Traceback" not in said
+    received = manager.received.read_text()
+    assert "listener front: cannot listen on fd:front: no socket of this name" in received
+    assert f"given: {names or 'unknown'}" in received
+    assert "Traceback" not in received

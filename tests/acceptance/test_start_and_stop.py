@@ -66,8 +66,8 @@ def test_sigterm_ends_a_start_at_once(hanging: ProxyProcess) -> None:
     hanging.signal(signal.SIGHUP)
     hanging.signal(signal.SIGTERM)
     assert hanging.process.wait(60) == 0  # and not 1: it did not fail
-    assert "asked to stop during the start" in hanging.said()
-    assert "Traceback" not in hanging.said()
+    assert "asked to stop during the start" in hanging.output()
+    assert "Traceback" not in hanging.output()
 
 
 @contextlib.contextmanager

@@ -427,7 +427,9 @@ def test_a_trace_tells_its_story(browser: Chromium) -> None:
     in order."""
     lately = [("job mv_a1 failed after 12 ms", 3), ("job mv_b22 failed after 7.5 s", 2),
               ("GET /x: 502 upstream_reset", 1), ("GET /x: 503 circuit_open", 0)]  # fmt: skip
-    many = [event(f"2026-11-27T09:00:0{at}.000Z", "job", "error", said) for said, at in lately]
+    many = [
+        event(f"2026-11-27T09:00:0{at}.000Z", "job", "error", message) for message, at in lately
+    ]
     with SiteThread(traces={"mv_1": TRACE, "c-2": {"events": many}}, tick=0.2) as site:
         browser.open(site.url("/"))
         browser.wait_for_text("search answered 503", "#errors")
@@ -441,9 +443,11 @@ def test_a_trace_tells_its_story(browser: Chromium) -> None:
         browser.wait_for_text("Suspected cause", ".cause")
         assert ATTACK in browser.text(".cause")
         browser.wait_for_text("Not complete: 3 further events are not shown.")
-        told = browser.text(".timeline")
-        assert re.search(r"create-video 202.*\+3\.0 s.*\+3\.5 s.*failed at", told, re.DOTALL)
-        assert "took 34.1 ms" in told
+        timeline_text = browser.text(".timeline")
+        assert re.search(
+            r"create-video 202.*\+3\.0 s.*\+3\.5 s.*failed at", timeline_text, re.DOTALL
+        )
+        assert "took 34.1 ms" in timeline_text
         browser.click(".timeline summary")
         assert "bytes_in" in browser.text(".timeline")
         browser.click(".cause [data-jump]")

@@ -87,10 +87,10 @@ class Operator:
         """The suspected cause of a story; `{}` for none."""
         code, output = await self.trace(wanted, "--json")
         assert code == 0, output
-        story = json.loads(output)
-        cause = story["suspected_cause"]
+        timeline = json.loads(output)
+        cause = timeline["suspected_cause"]
         if cause is not None:
-            assert story["events"][cause["event"]]["at"] == cause["at"]
+            assert timeline["events"][cause["event"]]["at"] == cause["at"]
         return cause or {}
 
     async def named(self, wanted: str, kind: str, *words: str) -> None:
@@ -200,7 +200,7 @@ async def test_no_fault_no_suspect(operator: Operator) -> None:
     assert (by_job["kind"], by_correlation["kind"]) == ("job", "correlation")
     assert by_correlation["job_ids"] == [job_id]
     assert correlation_id in by_job["correlation_ids"]
-    said = (await operator.trace(job_id))[1]
+    printed = (await operator.trace(job_id))[1]
     for words in (
         f"POST /make-video: 202, {job_id} accepted, and stored",
         "upload accepted: audio/mpeg",
@@ -208,18 +208,18 @@ async def test_no_fault_no_suspect(operator: Operator) -> None:
         "call of audio-transcriber: POST /jobs: 200",
         "job completed",
     ):
-        assert words in said
+        assert words in printed
 
 
 async def test_dead_microservice(operator: Operator) -> None:
     """youtube-search is dead: named, by the jobs that failed for it; the second one also tells of
     the circuit that opened."""
-    said = "youtube-search could not be reached"
+    printed = "youtube-search could not be reached"
     async with operator.without("youtube-search"):
-        for words in (said, "its circuit opened at"):
+        for words in (printed, "its circuit opened at"):
             job_id = (await operator.search())[1]["job_id"]
             await operator.until(job_id, "failed")
-            await operator.named(job_id, "service_down", said, words, job_id)
+            await operator.named(job_id, "service_down", printed, words, job_id)
     await operator.reset("youtube-search")
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from proxy.demo.redis_server import RedisServer
 from tests.http1 import Connection, Request, Site, free_port, get, respond, wait_until
-from tests.http1.asking import Load, more_answers
+from tests.http1.load import Load, more_answers
 from tests.jobs_site import App, JobSite
 
 
@@ -97,7 +97,7 @@ def test_no_request_fails_in_three_upgrades(site: Site) -> None:
                     pid = answer["pid"]
                 else:
                     os.kill(pids[-1], signal.SIGUSR2)
-                    wait_until(lambda: site.proxy.said().count('"handed over"') == 3, "it", 60)
+                    wait_until(lambda: site.proxy.output().count('"handed over"') == 3, "it", 60)
                     pid = serving_pid(site)
                 stack.enter_context(ended(pid))
                 assert pid not in pids
@@ -107,8 +107,8 @@ def test_no_request_fails_in_three_upgrades(site: Site) -> None:
         assert load.failed == []
         assert site.proxy.process.wait(60) == 0
         assert site.proxy.admin("/readyz")[0] == 200
-        assert "Traceback" not in site.proxy.said()
-        assert "unwritten" not in site.proxy.said()
+        assert "Traceback" not in site.proxy.output()
+        assert "unwritten" not in site.proxy.output()
 
 
 def test_a_request_in_flight_is_answered_by_the_old_process(site: Site) -> None:
@@ -236,10 +236,10 @@ def test_jobs_change_hands(tmp_path: Path, redis_server: RedisServer) -> None:
             assert [one for one in created if not one.startswith("mv_")] == []
             wait_until(lambda: all(site.shown(one) for one in created), "all in the mirror", 60)
             assert site.proxy.process.wait(60) == 0
-            said = site.proxy.said()
+            logged = site.proxy.output()
             results = {line.get("result") for line in site.proxy.log() if "result" in line}
             assert results <= {"degraded"}  # a busy machine's SQLite, at worst
-            assert "Traceback" not in said
+            assert "Traceback" not in logged
     app.stop()
     assert app.upstream.faults == []
 

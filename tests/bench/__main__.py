@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         missing = machine.install_missing()
         described = machine.describe(cores)
         with tempfile.TemporaryDirectory(prefix="bench-") as workdir:
-            race = Race(chosen, pace, cores, Path(workdir), _say)
+            race = Race(chosen, pace, cores, Path(workdir), _report)
             for text in missing:
                 race.results.remark(DIRECT, text)
             race.run()
@@ -65,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(report.markdown(run))
     report.write(run, args.out)
-    _say(f"written: {args.out} and {args.out.with_suffix('.json')}")
+    _report(f"written: {args.out} and {args.out.with_suffix('.json')}")
     if args.update_docs:
         DOCUMENT.write_text(report.replace_results(DOCUMENT.read_text(), report.markdown(run)))
-        _say(f"updated: {DOCUMENT}")
+        _report(f"updated: {DOCUMENT}")
     expected = any(contender.name == contenders.OURS for contender in chosen)
     return 1 if expected and contenders.OURS not in race.results.samples else 0
 
@@ -109,7 +109,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -81,7 +81,7 @@ async def propagation(url: str) -> list[float]:
     upstream = Upstream.model_validate(
         {"targets": ["http://h"], "breaker": {"failure_threshold": 1, "open_for": "1h"}}
     )
-    boards = [
+    registries = [
         BreakerRegistry(
             {"svc": upstream},
             registry=CollectorRegistry(),
@@ -90,10 +90,10 @@ async def propagation(url: str) -> list[float]:
         )
         for number in range(_SIDECARS)
     ]
-    for board in boards:
-        await board.start()
+    for registry in registries:
+        await registry.start()
     await asyncio.sleep(0.3)
-    breakers = [breaker for board in boards if (breaker := board.get("svc")) is not None]
+    breakers = [breaker for registry in registries if (breaker := registry.get("svc")) is not None]
 
     async def all_in(state: State) -> None:
         # Not an event: it would be part of what is measured.
@@ -106,10 +106,10 @@ async def propagation(url: str) -> list[float]:
         breakers[number % _SIDECARS].admit(began).failure(began, "503")
         await all_in(State.OPEN)
         times.append((time.monotonic() - began) * 1000)
-        await boards[0].force("svc", "reset", "bench")
+        await registries[0].force("svc", "reset", "bench")
         await all_in(State.CLOSED)
-    for board in boards:
-        await board.stop()
+    for registry in registries:
+        await registry.stop()
     return times
 
 

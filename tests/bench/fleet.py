@@ -80,9 +80,9 @@ def record(server: RedisServer, folder: Path, settle: float, seconds: float) -> 
 
             def listen() -> None:
                 with contextlib.suppress(OSError, ValueError, blocking.RedisError):  # closed
-                    for heard in monitor.listen():
-                        if heard["client_type"] != "lua":
-                            lines.append(heard["command"])
+                    for seen in monitor.listen():
+                        if seen["client_type"] != "lua":
+                            lines.append(seen["command"])
 
             thread = threading.Thread(target=listen, daemon=True)
             thread.start()

@@ -51,7 +51,7 @@ def versions(name: str) -> list[Version]:
     return found
 
 
-def life(found: list[Version]) -> JobDuration:
+def duration_of(found: list[Version]) -> JobDuration:
     """The recorded life itself, by the moments at which Redis got its versions."""
     starts: list[tuple[str, float]] = []
     for at, document in found:
@@ -117,9 +117,9 @@ def measure(seed: int = 1, histories: int = 10) -> dict[str, list[float]]:
     """All errors, by what was replayed."""
     dice = random.Random(seed)
     found: dict[str, list[float]] = {"as recorded": [], "half to one and a half times": []}
-    lives = {name: versions(name) for name in RECORDED}
-    for name, target in lives.items():
-        (other,) = (life(one) for key, one in lives.items() if key != name)
+    recordings = {name: versions(name) for name in RECORDED}
+    for name, target in recordings.items():
+        (other,) = (duration_of(one) for key, one in recordings.items() if key != name)
         for _ in range(histories):
             known = [varied(other, dice) for _ in range(9)] + [other]
             found["as recorded"] += errors(target, known)

@@ -66,7 +66,7 @@ def rows(site: JobSite) -> int:
         return int(store.execute("SELECT count(*) FROM jobs").fetchone()[0])
 
 
-def told(before: dict[float, int], after: dict[float, int]) -> str:
+def distribution(before: dict[float, int], after: dict[float, int]) -> str:
     """Where the new samples lie."""
     new = {limit: count - before.get(limit, 0) for limit, count in after.items()}
     total = max(new.values())
@@ -142,7 +142,7 @@ async def restored(site: JobSite, server: RedisServer, jobs: int) -> None:
     await reader
     after = await asyncio.to_thread(lag, site, "proxy_event_loop_lag_seconds")
     print("  reads meanwhile, 100/s:", percentiles(took), f"; {wrong} not answered with the job")
-    print("  event loop meanwhile:", told(before, after))
+    print("  event loop meanwhile:", distribution(before, after))
     await client.aclose()
 
 
@@ -169,7 +169,7 @@ async def main(jobs: int) -> None:
             before = await asyncio.to_thread(lag, site, "proxy_mirror_lag_seconds")
             await creations(site, "/make-video", 1000, 1)
             after = await asyncio.to_thread(lag, site, "proxy_mirror_lag_seconds")
-            print("  from news to commit:", told(before, after))
+            print("  from news to commit:", distribution(before, after))
             await restored(site, server, jobs)
         finally:
             await asyncio.to_thread(site.proxy.stop)

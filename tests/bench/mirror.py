@@ -31,9 +31,9 @@ from proxy.jobs.metrics import JobMetrics
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.store.store import JobStore
-from tests.jobs_kit import PREFIX, eventually, followed, life, settings, write
+from tests.jobs_kit import PREFIX, eventually, followed, recording, settings, write
 
-DOCUMENT = life("success")[5]["value"]
+DOCUMENT = recording("success")[5]["value"]
 
 
 def document(job_id: str, progress: float = 0.0) -> bytes:

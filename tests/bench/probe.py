@@ -30,7 +30,7 @@ class Cost:
 
     probe: float
     delay: float
-    verdict: dict[str, object]
+    result: dict[str, object]
 
 
 def cost(data: bytes, sniffer: probe.Sniffer) -> Cost:
@@ -48,18 +48,18 @@ def cost(data: bytes, sniffer: probe.Sniffer) -> Cost:
         finally:
             os._exit(0)
     theirs.close()
-    said = b""
+    output = b""
     with ours:
         socket.send_fds(ours, [job.encode(len(data), whole=True)], [file])
         while more := ours.recv(65_536):
-            said += more
+            output += more
     delay = time.perf_counter() - began
     os.close(file)
     usage = os.wait4(pid, 0)[2]
-    verdict = json.loads(said.splitlines()[-1]) if said else {}
-    if "duration" not in verdict:
-        raise ValueError(f"no duration: {verdict}")
-    return Cost(usage.ru_utime + usage.ru_stime, delay, verdict)
+    result = json.loads(output.splitlines()[-1]) if output else {}
+    if "duration" not in result:
+        raise ValueError(f"no duration: {result}")
+    return Cost(usage.ru_utime + usage.ru_stime, delay, result)
 
 
 def more_samples() -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def main(rounds: int) -> None:
         cpu = statistics.median(one.probe for one in costs) * 1000
         delays = [one.delay * 1000 for one in costs]
         shown = f"{cpu:.1f} | {statistics.median(delays):.1f}, {quantile(delays, 0.95):.1f}"
-        duration = costs[0].verdict.get("duration")
+        duration = costs[0].result.get("duration")
         print(f"| {title} | {len(data) / 1e6:.1f} | {shown} | {duration} |", flush=True)
 
 

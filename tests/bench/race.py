@@ -18,7 +18,7 @@ from os import geteuid
 from pathlib import Path
 
 from proxy.demo.redis_server import free_port
-from tests.bench import children, duties, small_upstream, wrk
+from tests.bench import children, self_check, small_upstream, wrk
 from tests.bench.children import Child, ChildError, Cores
 from tests.bench.contenders.base import Contender, Place, Running
 from tests.bench.measures import CONNECTIONS, DIRECT, PARALLEL, SIZES_MB, Results
@@ -64,7 +64,7 @@ class Race:
         pace: Pace,
         cores: Cores,
         workdir: Path,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self.results = Results()
         self.rounds = 0
@@ -72,7 +72,7 @@ class Race:
         self._pace = pace
         self._cores = cores
         self._workdir = workdir
-        self._say = say
+        self._report = report
         self._deadline = time.monotonic() + pace.limit
         self._has_wrk = shutil.which("wrk") is not None
 
@@ -105,11 +105,11 @@ class Race:
     def _fit(self, contender: Contender) -> bool:
         reason = contender.available()
         if reason is None:
-            self._say(f"self-check: {contender.name}")
+            self._report(f"self-check: {contender.name}")
             try:
                 with self._started(contender, self._bodies) as (running, port):
-                    duties.check(running, port, contender.id_header)
-            except (ChildError, duties.DutyError) as error:
+                    self_check.check(running, port, contender.id_header)
+            except (ChildError, self_check.SelfCheckError) as error:
                 reason = str(error)
         if reason is not None:
             self._remark(contender.name, f"left out: {reason}")
@@ -122,7 +122,7 @@ class Race:
             self._turn(contender.name, number, partial(self._contender_turn, contender))
 
     def _turn(self, name: str, number: int, act: Callable[[], None]) -> None:
-        self._say(f"round {number + 1} of {self._pace.rounds}: {name}")
+        self._report(f"round {number + 1} of {self._pace.rounds}: {name}")
         try:
             act()
         except (ChildError, ValueError) as error:
@@ -138,7 +138,7 @@ class Race:
             # The paced one first: with 256 connections left in its pool a proxy is another one.
             self._paced(contender.name, port)
             requests = self._small_gets(contender.name, port, running.child)
-            if not duties.logged_all(running.access_log, requests):
+            if not self_check.logged_all(running.access_log, requests):
                 self._remark(contender.name, "its access log misses requests: it does less work")
         with self._started(contender, self._bodies) as (_, port):
             self._transfers(contender.name, port)
@@ -198,7 +198,7 @@ class Race:
                 self._add(name, f"{way}{parallel}.mbps", found["mb_per_s"])
 
     def _memory(self, contender: Contender) -> None:
-        self._say(f"memory: {contender.name}")
+        self._report(f"memory: {contender.name}")
         slow = (f"--clients={self._pace.slow_clients}", f"--seconds={self._pace.slow}")
         scenes: dict[str, tuple[str, ...]] = {
             "slow_clients": (*slow, "--pace=300000"),
@@ -274,4 +274,4 @@ class Race:
 
     def _remark(self, name: str, text: str) -> None:
         self.results.remark(name, text)
-        self._say(f"  {name}: {text}")
+        self._report(f"  {name}: {text}")

@@ -20,23 +20,26 @@ _GIVEN = "bench-self-check.1"
 _FLUSHED_WITHIN = 6.0  # seconds; the slowest here writes its log once a second
 
 
-class DutyError(Exception):
+class SelfCheckError(Exception):
     """A contender leaves out one of the duties; the message says which."""
 
 
 def check(running: Running, port: int, id_header: str) -> None:
-    """Exercise the contender on `port`, in front of `tests.bench.upstream`. Raises DutyError."""
+    """Exercise the contender on `port`, in front of `tests.bench.upstream`.
+
+    Raises SelfCheckError.
+    """
     client = connect(port, timeout=10)
     try:
         kept = _echoed_id(client, id_header, f"{id_header}: {_GIVEN}\r\n")
         if kept != _GIVEN:
-            raise DutyError(f"the client's ID {_GIVEN} became {kept!r}")
+            raise SelfCheckError(f"the client's ID {_GIVEN} became {kept!r}")
         made = _echoed_id(client, id_header, "")
         if not made or made == _GIVEN:
-            raise DutyError("made no ID of its own")
+            raise SelfCheckError("made no ID of its own")
         _check_body(client)
     except (Closed, OSError, ValueError) as error:
-        raise DutyError(f"did not answer: {error!r}") from error
+        raise SelfCheckError(f"did not answer: {error!r}") from error
     finally:
         client.sock.close()
     _check_log(running.access_log, (_GIVEN, made))
@@ -51,7 +54,7 @@ def _echoed_id(client: Connection, id_header: str, extra: str) -> str:
     seen = json.loads(client.read_body(_ok(head)))["fields"].get(id_header.lower())
     returned = head.fields.get(id_header.lower(), "")
     if seen != returned:
-        raise DutyError(f"sent the upstream the ID {seen!r}, the client {returned!r}")
+        raise SelfCheckError(f"sent the upstream the ID {seen!r}, the client {returned!r}")
     return returned
 
 
@@ -62,24 +65,27 @@ def _check_body(client: Connection) -> None:
     )
     client.sock.sendall(body)
     if client.read_body(_ok(client.read_head())) != body:
-        raise DutyError("changed a body of 1 MiB")
+        raise SelfCheckError("changed a body of 1 MiB")
 
 
 def _ok(head: Head) -> Head:
     if head.start[1] != "200":
-        raise DutyError(f"answered {' '.join(head.start)}")
+        raise SelfCheckError(f"answered {' '.join(head.start)}")
     return head
 
 
 def access_lines(text: str) -> list[dict[str, object]]:
-    """The JSON objects of a log that are access lines: they have a status. Raises DutyError on a
-    complete line that is not JSON."""
+    """The JSON objects of a log that are access lines: they have a status.
+
+    Raises SelfCheckError on a
+    complete line that is not JSON.
+    """
     found = []
     for line in text[: text.rfind("\n") + 1].splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
-            raise DutyError(f"logged a line that is not JSON: {line[:120]!r}") from None
+            raise SelfCheckError(f"logged a line that is not JSON: {line[:120]!r}") from None
         if isinstance(entry, dict) and "status" in entry:
             found.append(entry)
     return found
@@ -106,7 +112,7 @@ def _check_log(path: Path, ids: tuple[str, ...]) -> None:
         if logged.issuperset(ids):
             return
         if time.monotonic() > deadline:
-            raise DutyError(f"its access log has no line with status 200 and each of {ids}")
+            raise SelfCheckError(f"its access log has no line with status 200 and each of {ids}")
         time.sleep(0.05)
 
 
@@ -114,6 +120,6 @@ def _check_metrics(url: str) -> None:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             if not answer.read(1):
-                raise DutyError("serves empty metrics")
+                raise SelfCheckError("serves empty metrics")
     except OSError as error:
-        raise DutyError(f"serves no metrics: {error}") from error
+        raise SelfCheckError(f"serves no metrics: {error}") from error

@@ -75,12 +75,12 @@ def measure(routes: int) -> None:
         metrics.upstream(name)
 
     def traffic() -> None:
-        for tally in tallies:
+        for counters in tallies:
             for method in ("GET", "POST", "DELETE"):
                 status = chance.choice((200, 202, 404, 500, 503))
                 facts = replace(Facts(), method=method, status=status, duration=chance.random())
-                tally.begin()
-                tally.record(facts)
+                counters.begin()
+                counters.record(facts)
 
     tracemalloc.start()
     for _ in range(int(SPAN / STEP)):

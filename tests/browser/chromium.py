@@ -114,8 +114,8 @@ class Chromium:
                 return json.loads(reply.read())["value"]
         except urllib.error.HTTPError as error:
             with error:
-                told = json.loads(error.read())["value"]
-            raise BrowserError(f"{told['error']}: {told['message'][:500]}") from None
+                problem = json.loads(error.read())["value"]
+            raise BrowserError(f"{problem['error']}: {problem['message'][:500]}") from None
 
     # --- the tab --------------------------------------------------------------------------------
 

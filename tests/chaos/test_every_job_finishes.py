@@ -173,11 +173,11 @@ class Chaos:
         self.site.redis.close()
         self.server.kill()
 
-    def story(self, job_id: str) -> str:
+    def timeline(self, job_id: str) -> str:
         """What the log and the worker say of a job, for a failed test."""
         lines = [
             line
-            for line in self.site.proxy.said().splitlines()
+            for line in self.site.proxy.output().splitlines()
             if job_id in line and '"logger":"access"' not in line
         ]
         ran = [str(one) for one in runs(self.worker.runs) if one[1] == job_id]
@@ -201,7 +201,7 @@ def test_every_accepted_job_finishes_once(seed: int, tmp_path: Path) -> None:
         while (left := chaos.unfinished()) and time.monotonic() < deadline:
             time.sleep(0.5)
         first = next(iter(left), "")
-        assert left == {}, f"{chaos.kills}\n{left}\n{chaos.story(first)}"
+        assert left == {}, f"{chaos.kills}\n{left}\n{chaos.timeline(first)}"
         assert ran_twice_at_once(chaos.worker.runs, chaos.killed) == []
         assert len(chaos.accepted) > 5
         client = client_of(chaos.server)

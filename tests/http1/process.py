@@ -126,19 +126,19 @@ class ProxyProcess:
 
     def wait_ready(self) -> None:
         """Until `/readyz` is 200; a process that ends before, or does not get there, is shown with
-        what it said."""
+        what it output."""
 
         def ready() -> bool:
             if self.process.poll() is not None:
-                raise AssertionError(f"proxy ended with {self.process.returncode}: {self.said()}")
+                raise AssertionError(f"proxy ended with {self.process.returncode}: {self.output()}")
             return self.admin("/readyz")[0] == 200
 
         try:
             wait_until(ready, "a ready proxy")
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said: {self.said()}") from None
+            raise AssertionError(f"{error}; it output: {self.output()}") from None
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Everything on stdout and stderr so far."""
         return self._out.read_text(errors="replace") + self._err.read_text(errors="replace")
 
@@ -192,11 +192,11 @@ class ProxyProcess:
 
     def assert_sane(self) -> None:
         """Alive, and never a traceback, a warning of Python's or a 500 of its own making."""
-        assert self.process.poll() is None, f"proxy ended: {self.said()[-3000:]}"
-        said = self.said()
+        assert self.process.poll() is None, f"proxy ended: {self.output()[-3000:]}"
+        output = self.output()
         for mark in ("Traceback (most recent call last)", "internal_error", "was never awaited",
                      "never retrieved", "unclosed transport"):  # fmt: skip
-            assert mark not in said, said[max(0, said.find(mark) - 500) :][:4000]
+            assert mark not in output, output[max(0, output.find(mark) - 500) :][:4000]
 
     def stop(self, patience: float = PATIENCE) -> int:
         """SIGTERM, then SIGKILL after `patience` seconds; the exit code."""

@@ -78,9 +78,9 @@ async def caller(breaker: CircuitBreaker, record: Recorder, end: float) -> None:
             await asyncio.sleep(0.02)
 
 
-async def watch(board: BreakerRegistry, record: Recorder) -> None:
+async def watch(registry: BreakerRegistry, record: Recorder) -> None:
     """Record what this sidecar believes whenever that changes, until cancelled."""
-    breaker = board.get("svc")
+    breaker = registry.get("svc")
     assert breaker is not None
     before: Any = None
     while True:
@@ -102,14 +102,14 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
         redis = Redis.model_validate(
             {"url": url, "connect_timeout": "500ms", "command_timeout": "500ms"}
         )
-        board = BreakerRegistry(
+        registry = BreakerRegistry(
             {"svc": upstream}, registry=CollectorRegistry(), redis=redis, owner=owner
         )
-        breaker = board.get("svc")
+        breaker = registry.get("svc")
         assert breaker is not None
-        count = board.metrics.transition
+        count = registry.metrics.transition
 
-        def told(which: CircuitBreaker, made: Transition) -> None:
+        def count_transition(which: CircuitBreaker, made: Transition) -> None:
             count(which, made)
             record(
                 "transition",
@@ -127,14 +127,14 @@ async def main(url: str, owner: str, seconds: float, path: Path) -> None:
             enter(state, now, until, reason, by)
             record("enter", state=state, generation=breaker.generation, shared=breaker.shared)
 
-        breaker._on_transition, breaker._enter = told, entered  # type: ignore[method-assign]
-        await board.start()
+        breaker._on_transition, breaker._enter = count_transition, entered  # type: ignore[method-assign]
+        await registry.start()
         end = time.monotonic() + seconds
-        watching = asyncio.create_task(watch(board, record), name="watch")
+        watching = asyncio.create_task(watch(registry, record), name="watch")
         await asyncio.gather(*(caller(breaker, record, end) for _ in range(CALLERS)))
         await asyncio.to_thread(sys.stdin.read)
         watching.cancel()
-        await board.stop()
+        await registry.stop()
         record("bye")
 
 

@@ -20,7 +20,7 @@ from proxy.core.vitals import Vitals
 from proxy.demo.redis_server import free_port
 from tests.http1 import PATIENCE
 from tests.streams import Conversation, conversing
-from tests.unit.test_app_page import RECORDED
+from tests.unit.test_app_scrape import RECORDED
 
 
 @asynccontextmanager
@@ -47,13 +47,13 @@ def answering(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> Conversation:
 
 def page_of(url: str, **keys: Any) -> tuple[AppScrape, ExternalMetrics]:
     """A fetcher and what it tells."""
-    guest = ExternalMetrics(ManualClock(), 60.0)
-    return AppScrape(AppMetrics.model_validate({"url": url, **keys}), guest, Vitals()), guest
+    external = ExternalMetrics(ManualClock(), 60.0)
+    return AppScrape(AppMetrics.model_validate({"url": url, **keys}), external, Vitals()), external
 
 
-def shown(guest: ExternalMetrics) -> list[str]:
+def shown(external: ExternalMetrics) -> list[str]:
     """Names of the app's families that are told."""
-    return [f.name for f in guest.families(set()) if not f.name.startswith("proxy_")]
+    return [f.name for f in external.families(set()) if not f.name.startswith("proxy_")]
 
 
 async def test_a_good_page() -> None:
@@ -71,9 +71,9 @@ async def test_a_good_page() -> None:
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     headers = {"X-API-Key": "s3cret", "X-Empty": None}
-    page, guest = page_of(f"http://127.0.0.1:{port}/metrics", headers=headers)
+    page, external = page_of(f"http://127.0.0.1:{port}/metrics", headers=headers)
     assert await page.fetch() is Fetched.OK
-    assert shown(guest)[-1] == "makevideo_disk_used_percent"
+    assert shown(external)[-1] == "makevideo_disk_used_percent"
     (request,) = seen
     assert request.headers["X-API-Key"] == "s3cret"
     assert request.headers["Accept"] == "text/plain;version=0.0.4"
@@ -85,10 +85,10 @@ async def test_a_good_page() -> None:
 
 async def test_nobody_there() -> None:
     """A refused connection is counted, and nothing more."""
-    page, guest = page_of(f"http://127.0.0.1:{free_port()}/metrics")
+    page, external = page_of(f"http://127.0.0.1:{free_port()}/metrics")
     assert await page.fetch() is Fetched.UNREACHABLE
     assert await page.fetch() is Fetched.UNREACHABLE
-    assert guest.fetches[Fetched.UNREACHABLE] == 2
+    assert external.fetches[Fetched.UNREACHABLE] == 2
 
 
 async def test_changes_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,17 +177,17 @@ async def test_what_servers_do(
 ) -> None:
     """Each has its result, soon; what was fetched before is still shown."""
     monkeypatch.setattr("proxy.app_telemetry.scrape.fetch.LARGEST", 100 * 1024)
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     async with speaking(answering(b"before 1\n")) as url:
         config = AppMetrics.model_validate({"url": url})
-        assert await AppScrape(config, guest, Vitals()).fetch() is Fetched.OK
+        assert await AppScrape(config, external, Vitals()).fetch() is Fetched.OK
     async with speaking(conversation) as url:
         patience = "300ms" if result is Fetched.TIMEOUT else f"{PATIENCE:g}s"
         keys = {"url": url, "timeout": patience}
-        page = AppScrape(AppMetrics.model_validate(keys), guest, Vitals())
+        page = AppScrape(AppMetrics.model_validate(keys), external, Vitals())
         assert await page.fetch() is result
     good = result in (Fetched.OK, Fetched.EMPTY)
-    assert (shown(guest) == ["before"]) is not good
+    assert (shown(external) == ["before"]) is not good
 
 
 async def test_it_fetches_again_and_ends_when_told() -> None:
@@ -201,13 +201,13 @@ async def test_it_fetches_again_and_ends_when_told() -> None:
         left.set()
 
     async with speaking(hang) as url:
-        page, guest = page_of(url, timeout="30s")
+        page, external = page_of(url, timeout="30s")
         page.start()
         await asyncio.wait_for(asked.wait(), PATIENCE)
         await page.stop()
         await page.stop()
         await asyncio.wait_for(left.wait(), PATIENCE)
-    assert sum(guest.fetches.values()) == 0
+    assert sum(external.fetches.values()) == 0
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "app-metrics"]
 
 
@@ -216,10 +216,10 @@ async def test_a_mistake_of_ours_does_not_end_the_fetching(
 ) -> None:
     """It is logged with its traceback and counted; the next fetch is as good as ever."""
     async with speaking(answering(b"a 1\n")) as url:
-        page, guest = page_of(url)
+        page, external = page_of(url)
         with monkeypatch.context() as broken:
             broken.setattr("proxy.app_telemetry.scrape.fetch.read_page", None)
             assert await page.fetch() is Fetched.FAULT
         assert await page.fetch() is Fetched.OK
     assert caplog.records[0].exc_info
-    assert guest.fetches[Fetched.FAULT] == 1
+    assert external.fetches[Fetched.FAULT] == 1

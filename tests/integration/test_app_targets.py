@@ -38,14 +38,14 @@ def _app(name: str, *, status: int = 200) -> web.Application:
             await asyncio.sleep(0.2)
         return web.Response(text=name, status=status)
 
-    async def life(app: web.Application) -> Any:
+    async def lifespan(app: web.Application) -> Any:
         EVENTS.append(f"{name} starts")
         yield
         EVENTS.append(f"{name} ends")
 
     app = web.Application()
     app.router.add_get(f"/{name}", answer)
-    app.cleanup_ctx.append(life)
+    app.cleanup_ctx.append(lifespan)
     return app
 
 
@@ -122,15 +122,15 @@ async def test_a_reload_starts_and_ends_applications() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "reason"),
     [
         ("broken", "aiohttp:stand_ins:broken did not start: LookupError: no settings"),
         ("wrong", "expected an aiohttp.web.Application, found str"),
     ],
 )
-async def test_one_that_does_not_start(name: str, said: str) -> None:
+async def test_one_that_does_not_start(name: str, reason: str) -> None:
     """The proxy does not start without it, and says which it was; the others are ended."""
-    with pytest.raises(CannotStart, match=said):
+    with pytest.raises(CannotStart, match=reason):
         await ReliabilityProxy(config("first", name)).start()
     assert EVENTS == ["first starts", "first ends"]
 

@@ -168,17 +168,17 @@ class Fleet(RuleBasedStateMachine):
 
     def merge(self, sidecar: Sidecar) -> None:
         breaker = sidecar.breaker
-        news = now_(sidecar.store.merge(breaker, self.now, breaker.reports.new_tid()))
+        merged = now_(sidecar.store.merge(breaker, self.now, breaker.reports.new_tid()))
         breaker.shared = True
-        breaker.adopt(news, self.now)
-        self.current = news.generation
+        breaker.adopt(merged, self.now)
+        self.current = merged.generation
 
-    def agree(self, news: SharedState) -> None:
+    def agree(self, merged: SharedState) -> None:
         """Redis and the model say the same."""
-        assert news.state is self.model.state
-        assert news.failures == self.model.failures
-        assert news.successes == self.model.successes
-        self.current = news.generation
+        assert merged.state is self.model.state
+        assert merged.failures == self.model.failures
+        assert merged.successes == self.model.successes
+        self.current = merged.generation
 
     # --- the callers ----------------------------------------------------------------------------
 
@@ -244,22 +244,22 @@ class Fleet(RuleBasedStateMachine):
 
     # Chance alone seldom finds its way to half-open: these two lead there.
 
-    @rule(who=st.integers(0, 2), told=st.booleans())
-    def outage(self, who: int, told: bool) -> None:
+    @rule(who=st.integers(0, 2), published=st.booleans())
+    def outage(self, who: int, published: bool) -> None:
         for _ in range(THRESHOLD):
             self.call(who=who, times=1)
             self.end(who=who, how="failure", pick=-1)
-        if told:
+        if published:
             self.exchange(who=who, lost=False)
             for other in range(3):
-                self.hear(who=other)
+                self.receive(who=other)
 
     @rule(who=st.integers(0, 2), more=st.integers(0, 2), well=st.booleans())
     def recovery(self, who: int, more: int, well: bool) -> None:
         numbers = {who, (who + more) % 3}
         for number in numbers:
             self.exchange(who=number, lost=False)
-            self.hear(who=number)
+            self.receive(who=number)
         self.clock.advance(OPEN_FOR)
         for number in numbers:
             for _ in range(PROBES):
@@ -279,9 +279,9 @@ class Fleet(RuleBasedStateMachine):
         breaker.give_back(self.now)
         report = breaker.reports.take()
         if report is not None:
-            news = now_(store.report(breaker, report))
+            merged = now_(store.report(breaker, report))
             self.model.report(report, report.generation == self.current, self.now)
-            self.agree(news)
+            self.agree(merged)
             if lost:
                 self.answer_lost = True
                 breaker.report_lost(report, self.now)
@@ -290,28 +290,28 @@ class Fleet(RuleBasedStateMachine):
                 self.merge(sidecar)
                 self.follow_merge(before)
                 return
-            breaker.adopt(news, self.now, report)
+            breaker.adopt(merged, self.now, report)
         want = breaker.leases_wanted
         over = breaker.next_time is not None and breaker.next_time <= self.now
         if want or over:
             before = self.now
-            news = now_(store.acquire(breaker, want, breaker.reports.new_tid()))
-            assert len(news.granted) == self.model.acquire(news.granted, want, self.now)
-            self.agree(news)
-            breaker.adopt(news, self.now)
-            breaker.grant(news.granted, news.generation, self.now, before)
+            merged = now_(store.acquire(breaker, want, breaker.reports.new_tid()))
+            assert len(merged.granted) == self.model.acquire(merged.granted, want, self.now)
+            self.agree(merged)
+            breaker.adopt(merged, self.now)
+            breaker.grant(merged.granted, merged.generation, self.now, before)
 
     def follow_merge(self, before: State) -> None:
         """A merge may reopen what was decided open here: the model takes that from Redis."""
-        news = now_(self.sidecars[0].store.look(self.sidecars[0].breaker))
-        self.current = news.generation
-        if news.state is not before:
-            assert news.state in (State.OPEN, State.FORCED_OPEN, State.FORCED_CLOSED)
-            self.model.go(news.state, self.now + news.remaining)
-        assert news.state is self.model.state
+        merged = now_(self.sidecars[0].store.look(self.sidecars[0].breaker))
+        self.current = merged.generation
+        if merged.state is not before:
+            assert merged.state in (State.OPEN, State.FORCED_OPEN, State.FORCED_CLOSED)
+            self.model.go(merged.state, self.now + merged.remaining)
+        assert merged.state is self.model.state
 
     @rule(who=st.integers(0, 2))
-    def hear(self, who: int) -> None:
+    def receive(self, who: int) -> None:
         sidecar = self.sidecars[who]
         sidecar.breaker.adopt(now_(sidecar.store.look(sidecar.breaker)), self.now)
 
@@ -324,13 +324,15 @@ class Fleet(RuleBasedStateMachine):
         sidecar = self.sidecars[who]
         breaker = sidecar.breaker
         seconds = 0.0 if to is State.CLOSED else 20.0
-        news = now_(sidecar.store.force(breaker, to, "by hand", seconds, breaker.reports.new_tid()))
+        merged = now_(
+            sidecar.store.force(breaker, to, "by hand", seconds, breaker.reports.new_tid())
+        )
         if to is State.CLOSED and self.model.state is State.CLOSED:
             self.model.failures = 0
         else:
             self.model.go(to, self.now + seconds)
-        self.agree(news)
-        breaker.adopt(news, self.now)
+        self.agree(merged)
+        breaker.adopt(merged, self.now)
 
     # --- what must always hold ------------------------------------------------------------------
 
@@ -352,7 +354,7 @@ class Fleet(RuleBasedStateMachine):
             for number in range(3):
                 self.exchange(who=number, lost=False)
         for number in range(3):
-            self.hear(who=number)
+            self.receive(who=number)
         assert {sidecar.breaker.state for sidecar in self.sidecars} == {self.model.state}
         assert {sidecar.breaker.generation for sidecar in self.sidecars} == {self.current}
         counted = [transition for sidecar in self.sidecars for transition in sidecar.counted]

@@ -33,11 +33,11 @@ async def target(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        said = answer()
-        if said is None:
+        answered = answer()
+        if answered is None:
             await reader.read()  # silent until the client leaves
         else:
-            writer.write(said)
+            writer.write(answered)
 
     async with conversing(serve, tls=tls) as port:
         yield port

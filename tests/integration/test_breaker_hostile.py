@@ -43,7 +43,7 @@ async def test_a_forged_message_is_a_hint_and_no_more(redis_server: RedisServer)
                 redis.publish("cb:events", text)
         sidecars[0].fail(5)  # the channel still works
         await all_in(sidecars, State.OPEN)
-        row = await sidecars[1].board.force("svc", "reset", "")
+        row = await sidecars[1].breakers.force("svc", "reset", "")
         assert (row["state"], row["shared"]) == ("closed", True)
         await all_in(sidecars, State.CLOSED)
         assert all(s.breaker.generation < 4e15 for s in sidecars)
@@ -60,7 +60,7 @@ async def test_reset_wins_over_what_was_written_into_the_keys(redis_server: Redi
             redis.publish("cb:events", json.dumps({"name": "svc", "gen": 3.9e15, "by": "x"}))
         await until(lambda: all(s.breaker.generation > 3e15 for s in sidecars))
         assert all(s.breaker.until - now() <= 66.0 for s in sidecars)
-        await sidecars[1].board.force("svc", "reset", "")
+        await sidecars[1].breakers.force("svc", "reset", "")
         await all_in(sidecars, State.CLOSED)
 
 
@@ -73,7 +73,7 @@ async def test_garbage_in_the_keys_harms_nobody(redis_server: RedisServer, garba
     async with fleet(redis_server.url) as sidecars:
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
-        await sidecars[1].board.force("svc", "reset", "")
+        await sidecars[1].breakers.force("svc", "reset", "")
         await all_in(sidecars, State.CLOSED)
 
 
@@ -199,16 +199,16 @@ async def test_a_missing_right_is_one_warning_and_breakers_are_shared(
         await until(lambda: all(s.breaker.shared for s in sidecars))
         sidecars[0].fail(5)
         await all_in(sidecars, State.OPEN)
-        await sidecars[1].board.force("svc", "reset", "")
+        await sidecars[1].breakers.force("svc", "reset", "")
         await all_in(sidecars, State.CLOSED)
 
         def named() -> bool:
-            found = {text.split()[0] for s in sidecars for text in s.board.missing_rights}
+            found = {text.split()[0] for s in sidecars for text in s.breakers.missing_rights}
             return found == set(missing)
 
         await until(named)
         warned = lines(caplog, "breaker_rights")
-        assert len(warned) == sum(len(s.board.missing_rights) for s in sidecars)
+        assert len(warned) == sum(len(s.breakers.missing_rights) for s in sidecars)
         assert not [record for record in lines(caplog, "breaker_redis") if not record.reachable]
 
 
@@ -231,7 +231,7 @@ async def test_an_idle_sidecar_hardly_asks(
                     for name in ("evalsha", "eval", "publish", "ping")
                 )
 
-            syncs = [s.board._sync for s in sidecars]
+            syncs = [s.breakers._sync for s in sidecars]
             await until(lambda: all(sync and sync._channel._subscribed for sync in syncs))
             redis.publish("cb:events", json.dumps({"by": "somebody"}))
             await until(lambda: all(sync and sync._poll_at > now() + 100 for sync in syncs))
@@ -251,7 +251,7 @@ async def test_heartbeats_prove_the_channel_for_all(
     """Whoever has heard nothing for a while sends one, and every sidecar hears it."""
     monkeypatch.setattr("proxy.resilience.circuit.fleet.channel.BEAT", 0.05)
     async with fleet(redis_server.url) as sidecars:
-        syncs = [s.board._sync for s in sidecars]
+        syncs = [s.breakers._sync for s in sidecars]
         first = [sync._channel._alive_until for sync in syncs if sync]
         await until(
             lambda: all(

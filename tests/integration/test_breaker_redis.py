@@ -56,7 +56,7 @@ async def test_failures_of_several_sidecars_add_up(redis_server: RedisServer, pu
         with pytest.raises(CircuitOpen) as caught:
             sidecars[2].breaker.admit(now())
         assert 59 < (caught.value.retry_after or 0) <= 60
-        failures = sidecars[2].board.show("svc")["recent_failures"]
+        failures = sidecars[2].breakers.show("svc")["recent_failures"]
         assert sorted(f["correlation_id"] for f in failures) == ["id-2"] * 2 + ["id-3"] * 3
 
 
@@ -170,22 +170,22 @@ async def test_a_hung_probe_is_free_again_after_its_lease(redis_server: RedisSer
 async def test_by_hand_for_the_whole_fleet_and_for_a_time(redis_server: RedisServer) -> None:
     """Open, close and reset reach everyone and expire by themselves."""
     async with fleet(redis_server.url, 3) as sidecars:
-        row = await sidecars[0].board.force("svc", "open", "quota used up", 0.3)
+        row = await sidecars[0].breakers.force("svc", "open", "quota used up", 0.3)
         assert row["state"] == "forced_open"
         assert row["reason"] == "open by hand: quota used up"
         await all_in(sidecars, State.FORCED_OPEN)
         await all_in(sidecars, State.HALF_OPEN)
-        await sidecars[1].board.force("svc", "close", "we know", 0.3)
+        await sidecars[1].breakers.force("svc", "close", "we know", 0.3)
         await all_in(sidecars, State.FORCED_CLOSED)
         await all_in(sidecars, State.CLOSED)
         sidecars[2].fail(5)
         await all_in(sidecars, State.OPEN)
-        await sidecars[2].board.force("svc", "reset", "fixed")
+        await sidecars[2].breakers.force("svc", "reset", "fixed")
         await all_in(sidecars, State.CLOSED)
         with pytest.raises(BadRequest, match="over zero"):
-            await sidecars[0].board.force("svc", "open", "", 0.0)
+            await sidecars[0].breakers.force("svc", "open", "", 0.0)
         with pytest.raises(KeyError):
-            await sidecars[0].board.force("other", "open", "")
+            await sidecars[0].breakers.force("other", "open", "")
 
 
 async def test_healthy_traffic_sends_nothing_to_redis(
@@ -196,7 +196,7 @@ async def test_healthy_traffic_sends_nothing_to_redis(
     with blocking.Redis(port=redis_server.port, protocol=2) as client:
         async with fleet(redis_server.url) as (one, two):
             await until(lambda: one.breaker.shared and two.breaker.shared)
-            syncs = [one.board._sync, two.board._sync]
+            syncs = [one.breakers._sync, two.breakers._sync]
             # Whoever has just subscribed polls once, for what was published before.
             await until(
                 lambda: all(s and s._channel._subscribed and s._poll_at > now() for s in syncs)
@@ -208,9 +208,9 @@ async def test_healthy_traffic_sends_nothing_to_redis(
             await asyncio.sleep(0.3)
             after: Any = client.info("commandstats")
 
-    def scripts(told: Any) -> int:
+    def scripts(stats: Any) -> int:
         names = ("cmdstat_evalsha", "cmdstat_eval")
-        return sum(told[name]["calls"] for name in names if name in told)
+        return sum(stats[name]["calls"] for name in names if name in stats)
 
     assert scripts(before) > 0
     assert scripts(after) == scripts(before)
@@ -243,7 +243,7 @@ async def test_a_breaker_that_never_changed_is_closed_since_the_start(
     began = time.time()
     async with fleet(redis_server.url, 1) as (one,):
         await until(lambda: one.breaker.shared)
-        since = datetime.fromisoformat(one.board.show("svc")["since"]).timestamp()
+        since = datetime.fromisoformat(one.breakers.show("svc")["since"]).timestamp()
         assert began - 1 <= since <= time.time()
 
 
@@ -261,7 +261,7 @@ async def test_an_open_breaker_survives_an_empty_restart(
         assert all(s.breaker.state is State.OPEN for s in sidecars)
         async with fleet(redis_server.url, 1) as (late,):
             assert late.breaker.state is State.OPEN
-            assert 50 < late.board.show("svc")["remaining"] <= 60
+            assert 50 < late.breakers.show("svc")["remaining"] <= 60
         assert sum(s.transitions() for s in sidecars) == 1
     changes = [record.reachable for record in lines(caplog, "breaker_redis")]
     assert changes.count(False) == 2, "one line per sidecar"
@@ -297,7 +297,7 @@ async def test_set_by_hand_during_the_outage_holds_for_the_fleet_on_return(
             os.kill(server.pid, signal.SIGSTOP)
             try:
                 await until(lambda: not one.breaker.shared and not two.breaker.shared)
-                row = await one.board.force("svc", "close", "we know better", 600.0)
+                row = await one.breakers.force("svc", "close", "we know better", 600.0)
                 assert (row["state"], row["shared"]) == ("forced_closed", False)
                 assert two.breaker.state is State.OPEN
             finally:
@@ -311,10 +311,10 @@ async def test_by_hand_while_redis_hangs_is_counted_once(redis_server: RedisServ
     """The command is carried out here when Redis does not answer, and by Redis when it awakes."""
     async with fleet(redis_server.url, 2, HASTY) as (one, two):
         assert redis_server.pid is not None
-        await one.board.force("svc", "reset", "", None)  # Redis knows the script from now on
+        await one.breakers.force("svc", "reset", "", None)  # Redis knows the script from now on
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
-            row = await one.board.force("svc", "open", "it burns", 600.0)
+            row = await one.breakers.force("svc", "open", "it burns", 600.0)
             assert (row["state"], row["shared"]) == ("forced_open", False)
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
@@ -413,7 +413,7 @@ async def test_a_redis_that_refuses_is_one_log_line(
             assert one.transitions() == 1
             await asyncio.sleep(1.2)
             assert [record.reachable for record in lines(caplog, "breaker_redis")] == [False]
-            row = await one.board.force("svc", "reset", "fixed")
+            row = await one.breakers.force("svc", "reset", "fixed")
             assert (row["state"], row["shared"]) == ("closed", False)
 
 
@@ -510,9 +510,9 @@ async def test_cluster(tmp_path: Path, nodes: int) -> None:
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
 
         def whole() -> bool:
-            told = [str(client.execute_command("CLUSTER INFO")) for client in clients]
+            stats = [str(client.execute_command("CLUSTER INFO")) for client in clients]
             known = [client.execute_command("CLUSTER NODES") for client in clients]
-            return all("ok" in one for one in told) and all(len(one) == nodes for one in known)
+            return all("ok" in one for one in stats) and all(len(one) == nodes for one in known)
 
         await until(whole)
         for number, server in enumerate(servers):
@@ -593,7 +593,7 @@ async def test_a_good_health_answer_ends_the_open_time_for_all(
         assert {s.breaker.reason for s in sidecars} == {"the health check is good"}
         await until(lambda: held.turn == 0.0)  # a lease has come for the call that is held there
         assert other.breaker.try_admit(now()) is not None
-        await one.board.force("svc", "open", "", 60.0)
+        await one.breakers.force("svc", "open", "", 60.0)
         await all_in(sidecars, State.FORCED_OPEN)
         one.breaker.proven_well(now(), now(), "well")
         assert one.breaker.take_proof() == ""

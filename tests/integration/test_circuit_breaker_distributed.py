@@ -109,17 +109,17 @@ def test_the_merged_log_of_a_storm(redis_server: RedisServer, tmp_path: Path) ->
     assert 0 < most <= PROBES
 
     # Transitions.
-    told = [event for event in events if event["event"] == "transition"]
-    counted = Counter(event["tid"] for event in told if event["mine"])
+    transitions = [event for event in events if event["event"] == "transition"]
+    counted = Counter(event["tid"] for event in transitions if event["mine"])
     assert counted, "nothing happened"
     assert set(counted.values()) == {1}
-    assert {event["change"] for event in told if event["mine"]} <= ALLOWED
-    heard = {
+    assert {event["change"] for event in transitions if event["mine"]} <= ALLOWED
+    received = {
         event["tid"]
-        for event in told
+        for event in transitions
         if not event["mine"] and not event["restored"] and event["by"] not in killed
     }
-    assert heard <= set(counted), "a transition that its maker did not count"
+    assert received <= set(counted), "a transition that its maker did not count"
 
     # A trip holds: what Redis said before it never closes the circuit again.
     stood: dict[str, dict[str, Any]] = {}

@@ -47,7 +47,7 @@ class Closing:
         self.sweeper.sweep()
 
 
-async def closing(story: Callable[[Closing, socket.socket], Any]) -> None:
+async def closing(scenario: Callable[[Closing, socket.socket], Any]) -> None:
     """Tell `story` with a closed connection and the client's end of it."""
     there = Closing()
     loop = asyncio.get_running_loop()
@@ -63,7 +63,7 @@ async def closing(story: Callable[[Closing, socket.socket], Any]) -> None:
         client.setblocking(False)
         async with asyncio.timeout(PATIENCE):
             await there.begun
-            await story(there, client)
+            await scenario(there, client)
 
 
 async def takes_nothing(there: Closing, client: socket.socket) -> None:
@@ -93,12 +93,12 @@ async def takes_a_little(there: Closing, client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("story", [takes_nothing, takes_a_little])
+@pytest.mark.parametrize("scenario", [takes_nothing, takes_a_little])
 def test_how_long_a_closed_connection_is_kept(
-    runner: Callable[..., Any], story: Callable[[Closing, socket.socket], Any]
+    runner: Callable[..., Any], scenario: Callable[[Closing, socket.socket], Any]
 ) -> None:
     """As long as the client takes what is still to be sent, and half a minute beyond."""
-    runner(closing(story))
+    runner(closing(scenario))
 
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -123,7 +123,7 @@ class Draining:
         client.close()
 
 
-async def drained(story: Callable[[Draining, ClientStream, socket.socket], Any]) -> None:
+async def drained(scenario: Callable[[Draining, ClientStream, socket.socket], Any]) -> None:
     """Tell `story` with a connection and the client's end of it."""
     there = Draining()
     server = await asyncio.get_running_loop().create_server(
@@ -138,7 +138,7 @@ async def drained(story: Callable[[Draining, ClientStream, socket.socket], Any])
         socket.create_connection(server.sockets[0].getsockname()) as client,
     ):
         async with asyncio.timeout(PATIENCE):
-            await story(there, await there.begun, client)
+            await scenario(there, await there.begun, client)
 
 
 async def new(there: Draining, stream: ClientStream, client: socket.socket) -> None:
@@ -169,10 +169,10 @@ async def silent(there: Draining, stream: ClientStream, client: socket.socket) -
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-@pytest.mark.parametrize("story", [new, kept, silent])
+@pytest.mark.parametrize("scenario", [new, kept, silent])
 def test_what_is_under_way_when_a_drain_begins(
     runner: Callable[..., Any],
-    story: Callable[[Draining, ClientStream, socket.socket], Any],
+    scenario: Callable[[Draining, ClientStream, socket.socket], Any],
 ) -> None:
     """A drain closes no connection on a request that it has not seen yet."""
-    runner(drained(story))
+    runner(drained(scenario))

@@ -205,10 +205,10 @@ def test_other_clocks_are_shown(redis_server: RedisServer, tmp_path: Path) -> No
                 assert site.proxy.metric(name, source="app") == pytest.approx(-900, abs=60)
                 assert site.proxy.metric(name, source="redis") == pytest.approx(600, abs=60)
                 findings = json.loads(site.proxy.admin("/api/status")[1])["health"]["findings"]
-                said = {f["about"]: f["summary"] for f in findings if f["kind"] == "clock_skew"}
+                skews = {f["about"]: f["summary"] for f in findings if f["kind"] == "clock_skew"}
                 assert re.fullmatch(
-                    r"The clock of app is [\d,]+ s behind ours", said["upstream:app"]
+                    r"The clock of app is [\d,]+ s behind ours", skews["upstream:app"]
                 )
-                assert re.fullmatch(r"The clock of Redis is \d+ s ahead of ours", said["redis"])
+                assert re.fullmatch(r"The clock of Redis is \d+ s ahead of ours", skews["redis"])
     finally:
         upstream.stop()

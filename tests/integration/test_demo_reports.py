@@ -35,17 +35,17 @@ async def test_what_it_says_is_understood(tmp_path: Path) -> None:
     while series.lines[Result.ACCEPTED] < 6:
         assert asyncio.get_running_loop().time() < deadline, series.lines
         await asyncio.sleep(0.01)
-    told = {
+    reported = {
         (sample.name, *sample.labels.values()): sample.value
         for family in series.collect()
         for sample in family.samples
     }
-    assert told["ocr_frames_processed_total",] == len(certainties) == 150
-    assert told["ocr_processing_duration_seconds_sum",] == 0.25
-    assert told["ocr_confidence_score_count",] == 150
-    assert told["ocr_confidence_score_sum",] == pytest.approx(sum(certainties), abs=0.01)
-    assert told["video_processing_duration_seconds_count", "trim"] == 1
-    assert told["video_processing_duration_seconds_count", "compose"] == 1
+    assert reported["ocr_frames_processed_total",] == len(certainties) == 150
+    assert reported["ocr_processing_duration_seconds_sum",] == 0.25
+    assert reported["ocr_confidence_score_count",] == 150
+    assert reported["ocr_confidence_score_sum",] == pytest.approx(sum(certainties), abs=0.01)
+    assert reported["video_processing_duration_seconds_count", "trim"] == 1
+    assert reported["video_processing_duration_seconds_count", "compose"] == 1
     assert sum(series.lines.values()) == 6
     reports.close()
     listener.stop()

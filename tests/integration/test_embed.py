@@ -94,9 +94,9 @@ async def test_a_service_that_is_not_running(client: aiohttp.ClientSession) -> N
         client.get(proxy.url("ingress", "/x")) as answer,
     ):
         assert answer.status == 502
-        said = await answer.json()
-        assert said["code"] == "upstream_unreachable"
-        assert "Connection refused" in said["detail"]
+        body = await answer.json()
+        assert body["code"] == "upstream_unreachable"
+        assert "Connection refused" in body["detail"]
 
 
 async def test_an_asgi_app_that_does_not_start() -> None:

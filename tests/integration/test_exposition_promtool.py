@@ -19,7 +19,7 @@ from proxy.app_telemetry.statsd.series import StatsdSeries
 from proxy.config.telemetry import Resources, Statsd
 from proxy.core.clock import ManualClock, SystemClock
 from proxy.telemetry.metrics.registry import Metrics
-from tests.unit.test_app_page import RECORDED, pieces
+from tests.unit.test_app_scrape import RECORDED, pieces
 
 PROMTOOL = shutil.which("promtool")
 
@@ -34,10 +34,10 @@ def parsed(metrics: Metrics) -> str:
     done = subprocess.run(
         [PROMTOOL, "check", "metrics"], input=body, capture_output=True, timeout=120, check=False
     )
-    said = done.stderr.decode()
-    assert done.returncode in (0, 3), said
-    assert "error while linting" not in said
-    return said
+    complaints = done.stderr.decode()
+    assert done.returncode in (0, 3), complaints
+    assert "error while linting" not in complaints
+    return complaints
 
 
 def test_everything_that_comes_from_elsewhere(tmp_path: Path) -> None:
@@ -56,10 +56,10 @@ def test_everything_that_comes_from_elsewhere(tmp_path: Path) -> None:
     for part in ("processes", "directories"):
         sampler.sample(part, Pace(1.0, threading.Event()))  # type: ignore[arg-type]
     metrics.registry.register(sampler)
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     families, unsound = read_page(RECORDED, 100)
-    guest.fetched(Fetched.OK, 0.1, families, unsound)
-    metrics.external.append(guest.families)
+    external.fetched(Fetched.OK, 0.1, families, unsound)
+    metrics.external.append(external.families)
     parsed(metrics)
 
 
@@ -72,7 +72,7 @@ def test_pages_of_nonsense(page: str) -> None:
     except BadPage:
         return
     metrics = Metrics("1")
-    guest = ExternalMetrics(ManualClock(), 60.0)
-    guest.fetched(Fetched.OK, 0.1, families, unsound)
-    metrics.external.append(guest.families)
+    external = ExternalMetrics(ManualClock(), 60.0)
+    external.fetched(Fetched.OK, 0.1, families, unsound)
+    metrics.external.append(external.families)
     parsed(metrics)

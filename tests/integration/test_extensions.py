@@ -462,18 +462,18 @@ async def test_one_that_blocks_the_loop_is_named(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("do", "said"),
+    ("do", "complaint"),
     [
         ("bind fails", "route used: stage scripts:Script: LookupError: no table of tenants"),
         ("async", "_later is async: only the hook for a request may wait"),
     ],
 )
-async def test_one_that_cannot_be_bound(do: str, said: str) -> None:
+async def test_one_that_cannot_be_bound(do: str, complaint: str) -> None:
     """The start is refused with its name and route, and so is a reload, which changes nothing."""
-    with pytest.raises(CannotStart, match=said):
+    with pytest.raises(CannotStart, match=complaint):
         await ReliabilityProxy(config(use(do))).start()
     async with site(use("tag")) as client:
-        with pytest.raises(CannotReload, match=said):
+        with pytest.raises(CannotReload, match=complaint):
             await client.proxy.reload(config(use(do)))
         assert (await client.get()).json["fields"]["X-Tag"] == "1"
 
@@ -531,29 +531,32 @@ def test_check_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFix
     lines = file.read_text(encoding="utf-8").splitlines()
     assert main(["check", "--config", str(file)]) == 2
     printed = capsys.readouterr()
-    said = printed.out + printed.err
+    complaint = printed.out + printed.err
     place = "listeners.front.routes[1].use"
     line = next(n for n, text in enumerate(lines, 1) if "count: many" in text)
     where = f"{file}:{line}: {place}[0].scripts:Script"
-    assert f"{where}.count: expected a whole number, found 'many'" in said
-    assert "did you mean 'do'?" in said
-    assert f"{place}[1].scripts:Script.upstream: expected the name of an upstream" in said
-    assert "did you mean 'other'?" in said
-    assert f"{place}[2]: " in said
-    assert "'scripts:number' is not a subclass of proxy.extend.Stage" in said
-    assert "scripts has no Absent" in said
-    assert "no stage 'tag-tenant' is installed (there are: none; others are MODULE:CLASS)" in said
-    assert "scripts has no Scirpt (did you mean 'Script'?)" in said
-    assert f"{place}[5].scripts:Demanding.key: expected this key, found nothing" in said
-    assert f"{place}[7]: expected the name of one stage" in said
-    assert f"{place}[8]" not in said
-    assert f"{place}[9]" not in said
+    assert f"{where}.count: expected a whole number, found 'many'" in complaint
+    assert "did you mean 'do'?" in complaint
+    assert f"{place}[1].scripts:Script.upstream: expected the name of an upstream" in complaint
+    assert "did you mean 'other'?" in complaint
+    assert f"{place}[2]: " in complaint
+    assert "'scripts:number' is not a subclass of proxy.extend.Stage" in complaint
+    assert "scripts has no Absent" in complaint
     assert (
-        f"{place}[10]: expected settings that 'scripts:Odd' can read: its Settings raised" in said
+        "no stage 'tag-tenant' is installed (there are: none; others are MODULE:CLASS)" in complaint
     )
-    assert f"LookupError ({__file__}, line " in said
-    assert f"{place}[11].scripts:Bare.a: expected no key here, found 'a'" in said
-    assert "hush" not in said
+    assert "scripts has no Scirpt (did you mean 'Script'?)" in complaint
+    assert f"{place}[5].scripts:Demanding.key: expected this key, found nothing" in complaint
+    assert f"{place}[7]: expected the name of one stage" in complaint
+    assert f"{place}[8]" not in complaint
+    assert f"{place}[9]" not in complaint
+    assert (
+        f"{place}[10]: expected settings that 'scripts:Odd' can read: its Settings raised"
+        in complaint
+    )
+    assert f"LookupError ({__file__}, line " in complaint
+    assert f"{place}[11].scripts:Bare.a: expected no key here, found 'a'" in complaint
+    assert "hush" not in complaint
 
 
 def test_defaults_are_read_as_values_are() -> None:
@@ -575,7 +578,7 @@ def test_an_upstream_by_default_is_looked_for(
 
 
 @pytest.mark.parametrize(
-    ("module", "said"),
+    ("module", "complaint"),
     [
         ("import no_such_thing\n", "No module named 'no_such_thing' ({file}, line 1)"),
         ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero ({file}, line 2)"),
@@ -588,7 +591,7 @@ def test_a_module_that_does_not_import_is_told_with_its_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     module: str | None,
-    said: str,
+    complaint: str,
 ) -> None:
     """The line that failed is the module's, not the proxy's."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -598,21 +601,21 @@ def test_a_module_that_does_not_import_is_told_with_its_line(
     file = tmp_path / "proxy.yaml"
     file.write_text(yaml.safe_dump(config("broken_stage:Stage")), encoding="utf-8")
     assert main(["check", "--config", str(file)]) == 2
-    assert said.format(file=source) in capsys.readouterr().err
+    assert complaint.format(file=source) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("do", "said"),
+    ("do", "complaint"),
     [
         ("no hooks", "bind returned method: expected Hooks or None"),
         ("arguments", "on_request cannot be called as on_request(request, response): too many"),
     ],
 )
-async def test_hooks_that_cannot_work_keep_the_proxy_from_starting(do: str, said: str) -> None:
+async def test_hooks_that_cannot_work_keep_the_proxy_from_starting(do: str, complaint: str) -> None:
     """They would fail with every request."""
     with pytest.raises(CannotStart) as failed:
         await ReliabilityProxy(config(use(do))).start()
-    assert said in str(failed.value)
+    assert complaint in str(failed.value)
 
 
 @pytest.mark.parametrize("do", ["return refusal", "return coroutine", "wait return"])

@@ -10,7 +10,7 @@ from proxy.core.process.handover import HandoverFailed, _Channel
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("message", "reason"),
     [
         (b"Traceback (most recent call last):\n", "sent an invalid message"),
         (b"[" * 50_000 + b"\n", "sent an invalid message"),
@@ -23,12 +23,12 @@ from proxy.core.process.handover import HandoverFailed, _Channel
         (b"x" * 100_000, "limit"),
     ],
 )
-async def test_only_the_message_that_is_due_counts(said: bytes, reason: str) -> None:
+async def test_only_the_message_that_is_due_counts(message: bytes, reason: str) -> None:
     """Anything else is a failed handover with a reason, so that the old process goes on."""
     ours, theirs = socket.socketpair()
     channel = _Channel(ours)
     theirs.setblocking(False)
-    theirs.send(said)
+    theirs.send(message)
     theirs.close()
     with pytest.raises(HandoverFailed, match=reason):
         await channel.receive("prepared", 30)

@@ -335,7 +335,7 @@ def test_access_line_has_the_ids_and_no_secrets(site: Site) -> None:
     assert line["client_correlation_id"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["timestamp"])
     assert "page=3" in line["path"]
-    assert "hunter" not in site.proxy.said()
+    assert "hunter" not in site.proxy.output()
 
 
 def test_log_lines_cannot_be_forged(site: Site) -> None:

@@ -21,7 +21,7 @@ from proxy.jobs.mirror import Mirror
 from proxy.jobs.redis.connection import RedisAccess
 from proxy.jobs.video_metrics import counting, lease
 from proxy.jobs.video_metrics.events import EventReader
-from tests.counting_kit import STAGES, counted, document, iso, stage, whole_life
+from tests.counting_kit import STAGES, all_versions, counted, document, iso, stage
 from tests.http1 import PATIENCE
 from tests.jobs_kit import (
     PREFIX,
@@ -120,7 +120,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def write_all(client: Redis, job_id: str, began: float | None = None) -> None:
     """A whole life of a job, each version a write of its own."""
-    for raw in whole_life(job_id, time.time() if began is None else began):
+    for raw in all_versions(job_id, time.time() if began is None else began):
         await write(client, job_id, raw)
 
 
@@ -195,7 +195,7 @@ async def test_replays_are_counted_once(redis_server: RedisServer, tmp_path: Pat
     """The very same versions again, backwards too, change no count."""
     async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
         began = time.time()
-        versions = whole_life("mv_1", began)
+        versions = all_versions("mv_1", began)
         for raw in [*versions, *reversed(versions), *versions]:
             await write(app, "mv_1", raw)
         await write_all(app, "mv_2")
@@ -444,7 +444,7 @@ async def test_a_held_job_that_comes_back_is_not_counted(
 ) -> None:
     """What a worker writes for a job that was deleted through us is no news."""
     async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
-        versions = whole_life("mv_1", time.time())
+        versions = all_versions("mv_1", time.time())
         for raw in versions[:4]:
             await write(app, "mv_1", raw)
         await eventually(lambda: one.stages == 1, "the first stage")

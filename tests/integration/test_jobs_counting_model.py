@@ -33,7 +33,7 @@ from proxy.jobs.video_metrics.counting import BETTER_WORD, EventCounting
 from proxy.jobs.video_metrics.lease import LEASE
 from proxy.jobs.video_metrics.metrics import PipelineMetrics
 from tests import jobs_kit
-from tests.counting_kit import distinct, recorded, stage, whole_life
+from tests.counting_kit import all_versions, distinct, recorded, stage
 
 BEGAN = 1_795_450_000.0  # before everything in the recordings
 
@@ -59,7 +59,7 @@ VERSIONS: list[JobDocument] = [
     *recorded("failures"),
     *recorded("older-shape"),
     *retried(),
-    *(parse("mv_w", raw) for raw in whole_life("mv_w", BEGAN + 100)),
+    *(parse("mv_w", raw) for raw in all_versions("mv_w", BEGAN + 100)),
 ]
 
 
@@ -121,13 +121,13 @@ class Sidecar:
     def see(self, snapshot: JobDocument) -> None:
         """As the capture does it."""
         now = self._clock.time()
-        news = self.counting.new_events(snapshot, now)
+        new = self.counting.new_events(snapshot, now)
 
         def done(ok: bool) -> None:
-            if ok and news is not None:
-                self.counting.kept(news)
+            if ok and new is not None:
+                self.counting.kept(new)
 
-        self.store.put(snapshot, now, now + 86400, done, news.text if news else "[]")
+        self.store.put(snapshot, now, now + 86400, done, new.text if new else "[]")
 
     async def round(self) -> None:
         """One round of counting; a crash in it is a crash of the process."""

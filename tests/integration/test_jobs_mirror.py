@@ -29,7 +29,7 @@ from tests.jobs_kit import (
     followed,
     holds,
     job,
-    life,
+    recording,
     running,
     write,
 )
@@ -49,7 +49,7 @@ async def test_recorded_lives_end_in_the_store(
     last: dict[str, bytes] = {}
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
-        for entry in life(name):
+        for entry in recording(name):
             job_id = entry["key"].removeprefix(PREFIX)
             if entry["op"] == "EXPIRE":
                 await app.expire(entry["key"], 86400)
@@ -239,7 +239,7 @@ async def test_deleted_midway_stays_gone(redis_server: RedisServer, tmp_path: Pa
         await followed(mirror)
         job_id = ""
         was_deleted = False
-        for entry in life("deleted-midway"):
+        for entry in recording("deleted-midway"):
             job_id = entry["key"].removeprefix(PREFIX)
             if entry["op"] == "DEL":
                 await app.delete(entry["key"])
@@ -474,10 +474,10 @@ async def test_deletes_are_passed_on_when_the_app_returns(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Deleted while the app was away: gone for callers at once, told to the app later."""
-    told: list[str] = []
+    emitted: list[str] = []
 
     async def pass_on(job_id: str) -> bool:
-        told.append(job_id)
+        emitted.append(job_id)
         return True
 
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
@@ -488,7 +488,7 @@ async def test_deletes_are_passed_on_when_the_app_returns(
         assert await mirror.tombstone("mv_1", app_notified=False)
         assert mirror.reads.is_gone("mv_1")
         assert isinstance(await mirror.reads.lookup("mv_1"), Tombstoned)
-        await eventually(lambda: told == ["mv_1"], "passed on")
+        await eventually(lambda: emitted == ["mv_1"], "passed on")
         await eventually(lambda: missing(app, PREFIX + "mv_1"), "removed")
 
 

@@ -342,8 +342,8 @@ async def test_odd_keys_and_lives_are_counted_lines(
     async with connected(redis_server) as app, running(redis_server, tmp_path / "j.db") as mirror:
         await followed(mirror)
         since = mirror.state()["since"]
-        for number, life in enumerate((999_999_999_999_999, 9_000_000_000_000_000_000 // 10)):
-            await app.set(PREFIX + f"mv_long{number}", job(f"mv_long{number}"), px=life)
+        for number, lifetime in enumerate((999_999_999_999_999, 9_000_000_000_000_000_000 // 10)):
+            await app.set(PREFIX + f"mv_long{number}", job(f"mv_long{number}"), px=lifetime)
             assert await mirror.creations.confirm(f"mv_long{number}") in STORED
         await app.set(PREFIX + "a b", "{}")
         await app.set(PREFIX.encode() + b"\xff/\x00", "{}")

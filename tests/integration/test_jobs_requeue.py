@@ -197,11 +197,11 @@ async def test_a_missing_right_is_no_emptiness(
         await app.hset("unacked", "x", "no message")
         await queued(app, mirror, "mv_1")
 
-        def said() -> bool:
+        def logged() -> bool:
             found = mirror.state()["requeue"][part]
             return missing[1:].upper() in str(found).upper() or "EVAL" in str(found)
 
-        await eventually(said, "the missing right")
+        await eventually(logged, "the missing right")
         assert await app.llen(QUEUE) == 0
 
 
@@ -311,7 +311,7 @@ async def test_that_nobody_works_is_known_at_once(
     monkeypatch.setattr(workers, "NOBODY_AFTER", 0.2)
     monkeypatch.setattr(evidence, "STALLED_AFTER", 0.5)
     registry = CollectorRegistry()
-    told: list[str] = []
+    emitted: list[str] = []
 
     def value(name: str) -> float | None:
         return registry.get_sample_value(name, {"mirror": "make_video"})
@@ -324,7 +324,7 @@ async def test_that_nobody_works_is_known_at_once(
         running(redis_server, tmp_path / "j.db", registry=registry, **FAST) as mirror,
         connected(redis_server) as app,
     ):
-        mirror._session.requeue._workers._emit = lambda kind, facts: told.append(kind)  # type: ignore[union-attr]
+        mirror._session.requeue._workers._emit = lambda kind, facts: emitted.append(kind)  # type: ignore[union-attr]
         await followed(mirror)
         worker = app.pubsub()
         await worker.psubscribe("/0.celery.pidbox")
@@ -333,7 +333,7 @@ async def test_that_nobody_works_is_known_at_once(
         await queued(app, mirror, "mv_1")
         await asyncio.to_thread(producer.send, "mv_1")
         await eventually(lambda: found("no_worker"), "no worker")
-        await eventually(lambda: told == ["no_workers"], "reported")
+        await eventually(lambda: emitted == ["no_workers"], "reported")
         await eventually(lambda: value("proxy_jobs_unattended") == 1, "counted")
         assert value("proxy_queue_workers") == 0
         assert "nobody works on the queue since" in str(requeue_problem(mirror.state()["requeue"]))
@@ -341,7 +341,7 @@ async def test_that_nobody_works_is_known_at_once(
         assert "nobody works on the queue" in caplog.messages
         deaf = app.pubsub()
         await deaf.psubscribe("/0.celery.pidbox")
-        await eventually(lambda: told == ["no_workers", "workers_back"], "back")
+        await eventually(lambda: emitted == ["no_workers", "workers_back"], "back")
         await eventually(lambda: found("not_taken"), "deaf")
         await deaf.aclose()
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from proxy.demo.redis_server import RedisServer
-from tests.counting_kit import document, stage, whole_life
+from tests.counting_kit import all_versions, document, stage
 from tests.http1.process import wait_until
 from tests.jobs_kit import PREFIX
 from tests.jobs_site import JobSite
@@ -45,7 +45,7 @@ def completed(site: JobSite) -> float:
 
 def run_job(site: JobSite, job_id: str) -> None:
     """Write a job's whole life as the app and its worker do."""
-    for raw in whole_life(job_id, time.time()):
+    for raw in all_versions(job_id, time.time()):
         site.redis.set(PREFIX + job_id, raw, ex=86400)
 
 

@@ -322,18 +322,18 @@ def test_http10_upstream_connection_is_not_reused(site: Site) -> None:
 
 def test_response_before_the_request_is_never_used(site: Site) -> None:
     """A response sent on an idle connection (a 408, as some servers do) answers nobody."""
-    said = threading.Event()
+    interim_sent = threading.Event()
 
     def then_408(connection: Connection, request: Request) -> None:
         connection.body(request)
         connection.send(respond(b"first"))
         connection.send(respond(b"time-out", "408 Request Timeout", "Connection: close"))
         connection.close()
-        said.set()
+        interim_sent.set()
 
     site.upstream.handler = then_408
     assert site.ask(get()).body == b"first"
-    assert said.wait(PATIENCE)
+    assert interim_sent.wait(PATIENCE)
     assert_fresh(site)
 
 

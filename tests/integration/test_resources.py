@@ -30,13 +30,13 @@ def unhurried() -> Pace:
 
 def du(path: Path) -> int:
     """What GNU du says, in bytes."""
-    told = subprocess.run(
+    measured = subprocess.run(
         ["du", "--one-file-system", "--block-size=1", "--summarize", str(path)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(told.stdout.split()[0])
+    return int(measured.stdout.split()[0])
 
 
 def value(sampler: ResourceSampler, name: str, **labels: str) -> float | None:

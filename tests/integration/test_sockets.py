@@ -79,7 +79,7 @@ async def test_a_renamed_listener_counts_under_its_new_name() -> None:
     clock = SystemClock()
     tallies: dict[str, ListenerTally] = {}
 
-    def tally(name: str) -> ListenerTally:
+    def counters_of(name: str) -> ListenerTally:
         return tallies.setdefault(name, ListenerTally(name))
 
     def counts() -> dict[str, int]:
@@ -90,7 +90,7 @@ async def test_a_renamed_listener_counts_under_its_new_name() -> None:
             while counts() != wanted:  # noqa: ASYNC110 (the proxy has nothing to tell us by)
                 await asyncio.sleep(0.01)
 
-    sockets = Sockets(clock, Sweeper(clock), MemoryBudget(), tally)
+    sockets = Sockets(clock, Sweeper(clock), MemoryBudget(), counters_of)
     old, new = {"old": listener(0)}, {"new": listener(0)}
     serving = cast(
         ListenerPlan,

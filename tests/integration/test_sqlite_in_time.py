@@ -231,16 +231,16 @@ async def test_a_log_that_a_foreign_reader_holds(
     assert await upkeep.open()
     try:
         for warnings in (1, 2):
-            foreign = sqlite3.connect(path, isolation_level=None)
-            foreign.execute("BEGIN")
-            foreign.execute("SELECT count(*) FROM t").fetchone()
+            reader = sqlite3.connect(path, isolation_level=None)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
             for _ in range(20):
                 await upkeep.file.transaction([(ADD, [{"v": b"x" * 100_000}])])
                 await upkeep.check_replaced()
             assert upkeep.log_size > 1024 * 1024
             assert len(caplog.records) == warnings
-            foreign.execute("COMMIT")
-            foreign.close()
+            reader.execute("COMMIT")
+            reader.close()
             deadline = time.monotonic() + PATIENCE
             while upkeep.log_size > 512 * 1024:
                 assert time.monotonic() < deadline

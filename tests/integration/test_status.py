@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import aiohttp
 import pytest
 
-from proxy.admin.status import sampler as board_module
+from proxy.admin.status import sampler as sampler_module
 from proxy.admin.status.page import HEADERS
 from proxy.admin.status.snapshot import Sources
 from proxy.core.clock import ManualClock
@@ -72,7 +72,7 @@ async def test_a_snapshot_tells_everything(site: Site) -> None:
     """Routes with their figures, upstreams with their breaker, health, and no job where there is
     no mirror."""
     site.metrics.upstream("search")
-    site.board._snapshots.record()
+    site.sampler._snapshots.record()
     site.count(200, 200, 200, 503)
     site.count(200, listener="back")
     found = await site.snapshot()
@@ -100,9 +100,9 @@ async def test_a_snapshot_tells_everything(site: Site) -> None:
 async def test_requests_that_no_route_matched_are_shown(site: Site) -> None:
     """A wrong path in somebody's config is to be seen; before it happens there is no such line."""
     assert [one["route"] for one in (await site.snapshot())["routes"]] == ["all", "all"]
-    tally = site.metrics.route("front", "-", "ingress", "-")
-    tally.begin()
-    tally.record(replace(Facts(), status=404))
+    counters = site.metrics.route("front", "-", "ingress", "-")
+    counters.begin()
+    counters.record(replace(Facts(), status=404))
     last = (await site.snapshot())["routes"][-1]
     assert (last["route"], last["listener"], last["path"]) == ("-", "front", None)
 
@@ -110,7 +110,7 @@ async def test_requests_that_no_route_matched_are_shown(site: Site) -> None:
 async def test_the_stream_begins_with_all_points(site: Site) -> None:
     """Points, then snapshots; later only what is new of the points."""
     site.count(200)
-    await until(lambda: site.board._snapshots.history.steps > 3)
+    await until(lambda: site.sampler._snapshots.history.steps > 3)
     async with site.stream() as answer:
         assert answer.content_type == "text/event-stream"
         assert answer.headers["Cache-Control"] == "no-store"
@@ -133,19 +133,19 @@ async def test_the_stream_begins_with_all_points(site: Site) -> None:
 
 async def test_nobody_looks_and_nothing_is_sampled(site: Site) -> None:
     """The sampler begins with the first viewer, is one for all, and ends with the last."""
-    assert not site.board.sampling
+    assert not site.sampler.sampling
     async with site.stream() as first:
         await event(first)
-        assert site.board.sampling
-        sampler = site.board._sampler
+        assert site.sampler.sampling
+        sampler = site.sampler._sampler
         async with site.stream() as second:
             await event(second)
-            assert site.board._sampler is sampler
-            assert site.board.viewers == 2
-        await until(lambda: site.board.viewers == 1)
-        assert site.board.sampling
-    await until(lambda: site.board.viewers == 0)
-    assert not site.board.sampling
+            assert site.sampler._sampler is sampler
+            assert site.sampler.viewers == 2
+        await until(lambda: site.sampler.viewers == 1)
+        assert site.sampler.sampling
+    await until(lambda: site.sampler.viewers == 0)
+    assert not site.sampler.sampling
     async with site.stream() as again:
         assert (await event(again))[0] == "points"
 
@@ -157,7 +157,7 @@ async def test_a_sampler_that_died_begins_anew(
     async with site.stream() as first:
         await event(first)
         with monkeypatch.context() as broken:
-            broken.setattr(site.board._snapshots, "take", lambda jobs: 1 / 0)
+            broken.setattr(site.sampler._snapshots, "take", lambda jobs: 1 / 0)
             await until(lambda: "background task died" in caplog.text)
         assert (await event(first))[0] in ("points", "snapshot")
         async with site.stream() as second:
@@ -167,14 +167,14 @@ async def test_a_sampler_that_died_begins_anew(
 
 async def test_viewers_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many gets 503 with `Retry-After`; when one leaves there is room again."""
-    monkeypatch.setattr(board_module, "MOST_VIEWERS", 2)
+    monkeypatch.setattr(sampler_module, "MOST_VIEWERS", 2)
     async with AsyncExitStack() as stack:
         for _ in range(2):
             await event(await stack.enter_async_context(site.stream()))
         status, body, headers = await site.get("/api/status/stream")
         assert (status, json.loads(body)["code"]) == (503, "overloaded")
         assert int(headers["Retry-After"]) > 0
-    await until(lambda: site.board.viewers == 0)
+    await until(lambda: site.sampler.viewers == 0)
     async with site.stream() as answer:
         await event(answer)
 
@@ -182,12 +182,12 @@ async def test_viewers_are_bounded(site: Site, monkeypatch: pytest.MonkeyPatch) 
 async def test_a_viewer_that_does_not_read_is_dropped() -> None:
     """Its place is free again, and memory does not grow for it; who reads is not harmed."""
     async with Site(write_limit=0.2, tick=0.001) as site:
-        site.board._snapshots.take = lambda jobs: {"x": "y" * 200_000}  # type: ignore[method-assign]
+        site.sampler._snapshots.take = lambda jobs: {"x": "y" * 200_000}  # type: ignore[method-assign]
         door = site.servers.addresses[0]
         _reader, writer = await asyncio.open_connection(door.host, door.port, limit=1024)
         writer.write(b"GET /api/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await until(lambda: site.board.viewers == 1)
-        await until(lambda: site.board.viewers == 0)
+        await until(lambda: site.sampler.viewers == 1)
+        await until(lambda: site.sampler.viewers == 0)
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
@@ -199,10 +199,10 @@ async def test_stopping_ends_the_streams(site: Site) -> None:
     """The proxy's end does not wait for those who look."""
     async with site.stream() as answer:
         await event(answer)
-        await site.board.stop()
+        await site.sampler.stop()
         await answer.read()  # it has an end
-    assert site.board.viewers == 0
-    assert not site.board.sampling
+    assert site.sampler.viewers == 0
+    assert not site.sampler.sampling
 
 
 async def test_the_page_and_its_files_are_locked_up(site: Site) -> None:
@@ -385,7 +385,7 @@ def test_a_proxy_with_viewers_ends_as_asked(tmp_path: Path) -> None:
             assert caller.response("GET").status == 200
             stream.read()  # it has an end
         assert proxy.process.wait(PATIENCE) == 0
-        assert "Traceback" not in proxy.said()
+        assert "Traceback" not in proxy.output()
     finally:
         gated.leave.set()
         proxy.stop()
@@ -413,7 +413,7 @@ def test_the_history_is_recorded_with_a_clock_of_its_own() -> None:
     sources = Sources(
         FakeProxy(metrics), metrics, breakers, mirrors, UpstreamWatch(clock), Vitals()
     )
-    snapshots = board_module.Snapshots(sources, clock)
+    snapshots = sampler_module.Snapshots(sources, clock)
     snapshots.record()
     clock.advance(30.0)
     taken = snapshots.take({"problem": None, "list": []})

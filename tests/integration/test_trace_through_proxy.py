@@ -63,7 +63,7 @@ def known(site: Site, wanted: str) -> dict[str, Any] | None:
     return json.loads(body) if status == 200 else None
 
 
-def story(site: Site, wanted: str) -> dict[str, Any]:
+def timeline(site: Site, wanted: str) -> dict[str, Any]:
     """The story of an ID, waited for: an exchange is recorded after its answer is out."""
     wait_until(lambda: known(site, wanted) is not None, f"a story of {wanted}")
     found = known(site, wanted)
@@ -100,12 +100,12 @@ def test_what_is_kept(site: Site) -> None:
     site.upstream.handler = answer(b"nonsense\r\n\r\n", then="close")
     assert site.ask(get("/odd", of("odd"))).status == 502
     causes = {
-        name: story(site, name)["suspected_cause"]["kind"] for name in ("slow", "broken", "odd")
+        name: timeline(site, name)["suspected_cause"]["kind"] for name in ("slow", "broken", "odd")
     }
     assert causes == {"slow": "service_slow", "broken": "upstream_error", "odd": "upstream_reset"}
     assert known(site, "fine") is None
     assert known(site, "quiet") is None
-    (event,) = story(site, "odd")["events"]
+    (event,) = timeline(site, "odd")["events"]
     assert event["severity"] == "error"
     assert event["facts"]["target"] == site.upstream.url
     latest = recent(site, "?severity=error")
@@ -123,10 +123,10 @@ def test_egress(site: Site) -> None:
     site.ask(named, "out")
     odd = get("/jobs", of("odd"), "X-Job-ID: ../../etc", method="DELETE")
     site.ask(odd, "out")
-    assert story(site, "begin")["kind"] == "correlation"
-    assert story(site, "poll-0")["events"][0]["kind"] == "call"
-    assert story(site, "mv_abc")["correlation_ids"] == ["named"]
-    assert story(site, "odd")["job_ids"] == []
+    assert timeline(site, "begin")["kind"] == "correlation"
+    assert timeline(site, "poll-0")["events"][0]["kind"] == "call"
+    assert timeline(site, "mv_abc")["correlation_ids"] == ["named"]
+    assert timeline(site, "odd")["job_ids"] == []
     assert known(site, "poll-4") is None
 
 
@@ -139,15 +139,15 @@ def test_attempts_that_failed(again: Site) -> None:
 
     again.upstream.handler = handler
     assert again.ask(get("/", of("third-time"))).status == 200
-    told = story(again, "third-time")
-    assert [(e["source"], e["kind"], e["severity"]) for e in told["events"]] == [
+    received = timeline(again, "third-time")
+    assert [(e["source"], e["kind"], e["severity"]) for e in received["events"]] == [
         ("exchange", "request", "warning"),
         ("attempt", "status_503", "warning"),
     ]
-    attempt = told["events"][1]
+    attempt = received["events"][1]
     assert attempt["facts"]["count"] == 2
     assert attempt["facts"]["target"] == again.upstream.url
-    assert told["events"][0]["facts"]["attempts"] == 3
+    assert received["events"][0]["facts"]["attempts"] == 3
 
 
 def test_a_flood_of_errors_is_bounded(again: Site) -> None:
@@ -183,7 +183,7 @@ def test_hostile_paths(site: Site, path: str) -> None:
     raw = path.replace(" ", "%20")
     wanted = f"hostile-{hash(path)}"
     assert site.ask(get(raw, of(wanted))).status in (400, 404)
-    (event,) = story(site, wanted)["events"]
+    (event,) = timeline(site, wanted)["events"]
     shown = event["facts"]["path"]
     assert "secret" not in shown
     assert shown.isprintable()
@@ -211,10 +211,10 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
     with Site(tmp_path, trace=settings) as site:
         site.upstream.handler = answer(respond(b"x", "500 Internal Server Error"))
         site.ask(get("/", of("before")))
-        story(site, "before")
+        timeline(site, "before")
     with Site(tmp_path, trace=settings) as site:
-        told = story(site, "before")
-        assert told["suspected_cause"]["kind"] == "upstream_error"
+        received = timeline(site, "before")
+        assert received["suspected_cause"]["kind"] == "upstream_error"
         site.check()
 
 
@@ -242,7 +242,7 @@ def test_a_route_may_be_left_out_by_a_reload(site: Site) -> None:
         site.upstream.handler = answer(respond(b"x", "500 Internal Server Error"))
         assert site.ask(get("/", of("left-out"))).status == 500
         assert site.ask(get("/", of("kept")), "out").status == 500
-        story(site, "kept")
+        timeline(site, "kept")
         assert known(site, "left-out") is None
     finally:
         site.proxy.write(config)
@@ -256,8 +256,8 @@ def test_a_target_that_refuses_for_a_while(tmp_path: Path) -> None:
     settings = {"sqlite": str(tmp_path / "trace.db"), "sample": 0}
     with Site(tmp_path, upstreams=upstreams, trace=settings) as site:
         assert site.ask(get("/", of("refused"))).status == 502
-        told = story(site, "refused")
-        assert told["suspected_cause"]["kind"] == "upstream_unreachable"
-        attempts = [e for e in told["events"] if e["source"] == "attempt"]
+        received = timeline(site, "refused")
+        assert received["suspected_cause"]["kind"] == "upstream_unreachable"
+        attempts = [e for e in received["events"] if e["source"] == "attempt"]
         assert attempts == [] or attempts[0]["facts"]["count"] > 1
         site.check()

@@ -30,7 +30,7 @@ class Stage:
         self.trace = kept
         self.client = client
         mirrors = cast(Any, SimpleNamespace(by_name={"make_video": mirror}))
-        self.stories = TraceBackend(kept, mirrors, SystemClock())
+        self.backend = TraceBackend(kept, mirrors, SystemClock())
 
     async def is_now(self, job_id: str, status: str, stage: str = "", **more: Any) -> None:
         """The worker writes the job, and the mirror has it."""
@@ -56,9 +56,9 @@ class Stage:
 
     async def calls_of(self, job_id: str) -> list[str]:
         """The correlation IDs of the calls that its story tells of."""
-        told = await self.stories.timeline(job_id)
-        assert told is not None
-        return [e["correlation_id"] for e in told["events"] if e["source"] == "exchange"]
+        built = await self.backend.timeline(job_id)
+        assert built is not None
+        return [e["correlation_id"] for e in built["events"] if e["source"] == "exchange"]
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ async def test_a_call_while_one_job_is_worked_on(stage: Stage) -> None:
     assert await stage.calls_of("mv_1") == ["call-1"]
     assert await stage.calls_of("mv_done") == []
     assert await stage.calls_of("mv_waits") == []
-    told = await stage.stories.timeline("mv_1")
-    assert told is not None
-    assert told["events"][-1]["facts"]["inferred"] is True
+    built = await stage.backend.timeline("mv_1")
+    assert built is not None
+    assert built["events"][-1]["facts"]["inferred"] is True
 
 
 @pytest.mark.parametrize("stage", ["5s"], indirect=True)
@@ -116,9 +116,9 @@ async def test_a_job_that_was_deleted_meanwhile(stage: Stage) -> None:
     await stage.is_now("mv_1", "processing", "generate_subtitles")
     stage.call("call-1")
     assert await stage.calls_of("mv_1") == []
-    told = await stage.stories.timeline("mv_gone")
-    assert told is not None
-    assert told["suspected_cause"]["kind"] == "deleted"
+    built = await stage.backend.timeline("mv_gone")
+    assert built is not None
+    assert built["suspected_cause"]["kind"] == "deleted"
 
 
 async def test_who_was_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ async def test_failed_jobs_are_among_the_latest(stage: Stage) -> None:
     error = {"message": "[X] no", "type": "VideoProcessingException"}
     await stage.is_now("mv_1", "processing", "trim_video")
     await stage.is_now("mv_1", "failed", error=error)
-    (event,) = [e for e in await stage.stories.recent("error", 10) if e["source"] == "job"]
+    (event,) = [e for e in await stage.backend.recent("error", 10) if e["source"] == "job"]
     assert (event["job_id"], event["kind"]) == ("mv_1", "failed")
     assert event["summary"] == "job failed: [X] no"
 
@@ -170,13 +170,13 @@ async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
         return await stage.mirror.inspection.show("mv_odd") is not None
 
     await eventually(seen, "mv_odd")
-    told = await stage.stories.timeline("mv_odd")
-    assert told is not None
-    assert (told["kind"], told["job_ids"]) == ("job", ["mv_odd"])
-    assert [event["kind"] for event in told["events"]] == ["first_seen"]
+    built = await stage.backend.timeline("mv_odd")
+    assert built is not None
+    assert (built["kind"], built["job_ids"]) == ("job", ["mv_odd"])
+    assert [event["kind"] for event in built["events"]] == ["first_seen"]
 
 
 async def test_nothing_known(stage: Stage) -> None:
     """No story, and a hint at what is kept."""
-    assert await stage.stories.timeline("mv_nobody") is None
-    assert "7 days" in stage.stories.hint()
+    assert await stage.backend.timeline("mv_nobody") is None
+    assert "7 days" in stage.backend.hint()

@@ -148,8 +148,8 @@ async def test_three_hours_are_refused_after_ten_minutes(validator: UploadRules)
     """The rest of the body is not waited for."""
     second = bytes(16_000)
     check = validator.begin(CONTENT_TYPE, None, None)
-    told = asyncio.Event()
-    check.on_change = told.set
+    noticed = asyncio.Event()
+    check.on_change = noticed.set
     try:
         check.feed(part(wav_header(10_800 * 16_000, 8000)).removesuffix(b"\r\n"))
         for _ in range(700):
@@ -307,10 +307,10 @@ async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
         "upload_too_large": form(part(wav_header(2 * MIB) + bytes(2 * MIB))),
         "upload_missing": form(),
     }
-    for verdict, body in bodies.items():
+    for result, body in bodies.items():
         outcome = await upload(report, body, chunk=5000)
         assert (outcome.code, outcome.sent) == ("accepted", body)
-        assert outcome.facts["verdict"] == verdict
+        assert outcome.facts["verdict"] == result
         assert outcome.facts["mode"] == "report"
     far_too_large = await upload(report, AUDIO, length=10**9)
     assert far_too_large.facts["verdict"] == "upload_too_large"

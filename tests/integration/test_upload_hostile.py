@@ -145,11 +145,11 @@ def test_headers_that_lie_change_nothing() -> None:
     eleven = encode("m4a-first", 660, 8000, silent=True)
     assert examine(patched(eleven, b"mdhd", 12, 800_000))["refused"] == "long"  # 100 x faster
     assert examine(patched(eleven, b"stts", 12, 0))["refused"] == "long"  # no time per packet
-    claims_a_second = wav_header(8000, 8000, 8) + bytes([128]) * 660 * 8000
-    assert examine(claims_a_second)["refused"] == "long"
+    one_second_claimed = wav_header(8000, 8000, 8) + bytes([128]) * 660 * 8000
+    assert examine(one_second_claimed)["refused"] == "long"
 
 
-CLAIMS = {
+FALSE_FIELDS = {
     "samples of a byte": [(b"stsz", 4, 1), (b"stsz", 8, 50_000_000), (b"stsc", 12, 50_000_000)],
     "samples of nothing": [(b"stsz", 8, 0xFFFFFFFF)],
     "times": [(b"stts", 8, 0xFFFFFFFF)],
@@ -160,13 +160,13 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("layout", ["m4a-first", "m4a-last"])
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", FALSE_FIELDS)
 def test_an_index_that_claims_too_much_is_not_expanded(
     name: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kilobyte that stands for gigabytes is judged before FFmpeg sees it."""
     data = encode(layout, 2.0, 8000, silent=True)
-    for box, offset, value in CLAIMS[name]:
+    for box, offset, value in FALSE_FIELDS[name]:
         data = patched(data, box, offset, value)
     monkeypatch.setattr("proxy.uploads.formats.mp4.open_container", None)
     answer = examine(data)

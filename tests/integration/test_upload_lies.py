@@ -20,7 +20,7 @@ from proxy.uploads.formats.families import BY_MEDIA_TYPE
 from proxy.uploads.probe import process as probe
 from tests.data.audio.generate import path_of
 from tests.integration.test_upload_hostile import SNIFFER, examine
-from tests.unit.test_upload_parts import FOREIGN, zipped
+from tests.unit.test_upload_parts import NOT_AUDIO, zipped
 from tests.uploads import audio
 from tests.uploads.audio import KINDS, encode, film, id3, wav_header
 from tests.uploads.growing import Growing
@@ -323,7 +323,7 @@ def test_several_frames_in_a_packet_count(kind: str, container: str, pattern: st
     assert examine(joined(kind, container, numbers[pattern]), 120)["refused"] == "long"
 
 
-def wounded(data: bytes, seconds: float) -> bytes:
+def with_damage(data: bytes, seconds: float) -> bytes:
     """With packets that play so long overwritten, from the fifth part of the file on."""
     out = bytearray(data)
     with av.open(io.BytesIO(data)) as container:
@@ -359,9 +359,9 @@ def test_an_index_whose_end_is_lacking_is_read_as_far_as_it_goes() -> None:
 def test_damage_counts_as_little_as_it_plays(kind: str) -> None:
     """Of 66 seconds, half of which no decoder plays."""
     data = encode(kind, 66, 48_000, silent=True)
-    assert examine(wounded(data, 3), 60)["refused"] == "long"
-    assert 34 < examine(wounded(data, 30), 40)["duration"] < 37
-    assert examine(wounded(data, 30), 30)["refused"] == "long"
+    assert examine(with_damage(data, 3), 60)["refused"] == "long"
+    assert 34 < examine(with_damage(data, 30), 40)["duration"] < 37
+    assert examine(with_damage(data, 30), 30)["refused"] == "long"
 
 
 def test_a_short_recording_in_matroska_is_accepted() -> None:
@@ -378,19 +378,19 @@ def test_time_stamps_make_nothing_longer() -> None:
     assert examine(damaged, 10)["duration"] == pytest.approx(3.0, abs=0.1)
 
 
-@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("what", NOT_AUDIO)
 @pytest.mark.parametrize("tag", [b"", b"\0", b"TAG" + bytes(125)])
 def test_other_content_behind_the_sound_is_found(what: str, tag: bytes) -> None:
     """In every family, with and without something behind it."""
     noise = random.Random(what).randbytes(2000)
     for kind, data in SAMPLES.items():
-        found = examine(data + FOREIGN[what] + noise + tag)
+        found = examine(data + NOT_AUDIO[what] + noise + tag)
         assert found.get("what") == what, kind
 
 
 def test_other_content_in_front_of_the_sound_is_found() -> None:
     """In boxes and chunks that nobody reads, and in the sound where no sample is."""
-    elf = FOREIGN["application/x-executable"] + bytes(100)
+    elf = NOT_AUDIO["application/x-executable"] + bytes(100)
     void = b"\xec" + (len(elf) | 1 << 56).to_bytes(8, "big") + elf
     webm = encode("webm-live", 3.0)
     clusters = [at for at in range(len(webm)) if webm.startswith(b"\x1f\x43\xb6\x75", at)]
@@ -422,7 +422,7 @@ def test_chunks_have_even_lengths_wherever_they_begin(tag: bytes, more: bytes) -
     """Odd ones are padded; a tag before them changes nothing, nor does it hide what is behind."""
     data = tag + riff((b"fmt ", FORMAT + more), (b"data", SOUND + more[:1]), (b"LIST", b"INFO"))
     assert examine(data)["duration"] == pytest.approx(1.0)
-    elf = FOREIGN["application/x-executable"] + bytes(100)
+    elf = NOT_AUDIO["application/x-executable"] + bytes(100)
     assert examine(data + elf)["what"] == "application/x-executable"
 
 
@@ -450,7 +450,7 @@ def test_only_what_can_be_a_name_begins_a_chunk(name: bytes) -> None:
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
 def test_lengths_of_64_bits_tell_where_the_sound_ends(magic: bytes) -> None:
     """What stands behind it is a chunk: tags that may say anything, others that are searched."""
-    page, elf = b"INFO<!doctype html>", FOREIGN["application/x-executable"] + bytes(100)
+    page, elf = b"INFO<!doctype html>", NOT_AUDIO["application/x-executable"] + bytes(100)
     assert examine(magic + rf64((b"LIST", page))[4:])["duration"] == pytest.approx(1.0, abs=0.01)
     assert examine(magic + rf64((b"JUNK", elf))[4:])["what"] == "application/x-executable"
     half = rf64((b"JUNK", elf), claimed=len(SOUND) // 2)
@@ -475,11 +475,11 @@ def flac_blocks(*more: tuple[int, bytes]) -> tuple[bytes, bytes]:
     return head, flac[at:]
 
 
-@pytest.mark.parametrize("what", sorted(FOREIGN))
+@pytest.mark.parametrize("what", sorted(NOT_AUDIO))
 def test_a_flac_carries_nothing_but_sound(what: str) -> None:
     """Padding, applications' and unknown blocks are searched, and so is what stands between frames,
     which FFmpeg counts as a part of the one before; what quotes anything is not."""
-    carried = FOREIGN[what] + bytes(200)
+    carried = NOT_AUDIO[what] + bytes(200)
     for kind in (1, 2, 5, 7, 126):
         head, frames = flac_blocks((4, bytes(8)), (kind, bytes(1500) + carried))
         assert examine(head + frames)["what"] == what, kind
@@ -506,11 +506,11 @@ def test_a_flac_is_searched_while_it_arrives(monkeypatch: pytest.MonkeyPatch) ->
         return search(piece)
 
     monkeypatch.setattr(polyglots, "find_foreign", counted)
-    verdict = probe.judge(source, SNIFFER, tuple(BY_MEDIA_TYPE), 600.0, lambda **_: None)
-    assert verdict["duration"] > 0
+    result = probe.judge(source, SNIFFER, tuple(BY_MEDIA_TYPE), 600.0, lambda **_: None)
+    assert result["duration"] > 0
     assert pieces[0] > len(data) - 1000
     assert late[0] < 600_000
-    elf = FOREIGN["application/x-executable"] + bytes(200)
+    elf = NOT_AUDIO["application/x-executable"] + bytes(200)
     for at in (len(head), len(data) - 300_000, len(data)):
         assert examine(data[:at] + elf + data[at:])["what"] == "application/x-executable", at
 

@@ -120,10 +120,10 @@ async def test_a_crash_rejects_that_upload_only(
     """The next one is examined as ever."""
     with half_an_upload(validator) as check:
         await until(lambda: check.facts.get("type"))
-        told = asyncio.Event()
-        check.on_change = told.set
+        noticed = asyncio.Event()
+        check.on_change = noticed.set
         probes()[0].send_signal(ending)
-        await asyncio.wait_for(told.wait(), PATIENCE)
+        await asyncio.wait_for(noticed.wait(), PATIENCE)
         with pytest.raises(UploadDurationUnknown):
             check.feed(b"more")
     assert check.facts["reason"] == reason
@@ -459,9 +459,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("said", HOSTILE)
+@pytest.mark.parametrize("complaint", HOSTILE)
 async def test_a_probe_that_was_taken_over_is_not_believed(
-    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch, said: str
+    pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch, complaint: str
 ) -> None:
     """Whatever it sends is bounded, and refuses its own upload only."""
     ours, theirs = socket.socketpair()
@@ -472,7 +472,7 @@ async def test_a_probe_that_was_taken_over_is_not_believed(
         attach(session, theirs)
 
     with ours, contextlib.ExitStack() as kept, monkeypatch.context() as patched:
-        ours.sendall(HOSTILE[said])
+        ours.sendall(HOSTILE[complaint])
         patched.setattr(ProbeSession, "attach", attach_to_us)
         with half_an_upload(validator) as check:
             refusal = await feed_until_refused(check, bytes(1000), 10_000)

@@ -46,13 +46,13 @@ def outcome(attempt: Callable[[], object], *, memory: int | None = None) -> str:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as answers:
-        said = answers.read().decode()
+        output = answers.read().decode()
     status = os.waitpid(pid, 0)[1]
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGSYS
-        assert not said
+        assert not output
         return KILLED
-    return said
+    return output
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)

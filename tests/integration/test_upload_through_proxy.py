@@ -411,7 +411,7 @@ REPORTED = {
 
 
 #: The access line's `detail` (how it begins), `upload_type` and `upload_label`.
-SAID = {
+LOGGED = {
     "accepted": ("None", "audio/mpeg", "audio/mpeg"),
     "upload_type_rejected": (
         "Audio file type not accepted: a PDF document (application/pdf) (accepted: MP3, WAV,",
@@ -443,7 +443,7 @@ def test_report_mode(site: UploadSite, verdict: str, framing: str) -> None:
     assert arrival.request.framing == framing
     line = site.proxy.access_line(correlation)
     assert (line["upload_verdict"], line["upload_mode"]) == (verdict, "report")
-    detail, kind, label = SAID[verdict]
+    detail, kind, label = LOGGED[verdict]
     assert (line.get("upload_type"), line.get("upload_label")) == (kind, label)
     assert str(line.get("detail")).startswith(detail)
     after = site.metric("proxy_uploads_total", endpoint="report", verdict=verdict)

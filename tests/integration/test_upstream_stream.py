@@ -34,10 +34,10 @@ class Waiter:
     """Stands where the client's connection would: is told that something happened."""
 
     def __init__(self) -> None:
-        self.told = asyncio.Event()
+        self.notified = asyncio.Event()
 
     def notify(self) -> None:
-        self.told.set()
+        self.notified.set()
 
 
 def pool_for(address: TargetAddress) -> TargetPool:
@@ -56,8 +56,8 @@ async def lost_by_writing(stream: UpstreamStream, waiter: Waiter) -> UpstreamStr
     stream.transport.write(b"x" * 10_000)
     async with asyncio.timeout(PATIENCE):
         while not stream.lost:
-            waiter.told.clear()
-            await waiter.told.wait()
+            waiter.notified.clear()
+            await waiter.notified.wait()
     return stream
 
 

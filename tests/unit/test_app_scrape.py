@@ -46,14 +46,14 @@ def shown(body: bytes, accept: str, prefix: str = "") -> dict[Any, float]:
     """Samples of a page as they are told on a whole scrape of ours, in either format."""
     families, _ = read_page(body, 1000, prefix)
     metrics = Metrics("1")
-    guest = ExternalMetrics(ManualClock(), 60.0)
-    guest.fetched(Fetched.OK, 0.1, families)
-    metrics.external.append(guest.families)
-    told, _ = metrics.exposition(accept)
+    external = ExternalMetrics(ManualClock(), 60.0)
+    external.fetched(Fetched.OK, 0.1, families)
+    metrics.external.append(external.families)
+    text, _ = metrics.exposition(accept)
     parse = parse_openmetrics if "openmetrics" in accept else parse_text
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in parse(told.decode())
+        for family in parse(text.decode())
         for sample in family.samples
         if not sample.name.startswith(("proxy_", "process_"))
     }
@@ -122,12 +122,12 @@ s_count 2
 # TYPE plain counter
 plain 7
 """
-    told = shown(page, accept)
-    assert told["h_bucket", ("a", "1"), ("le", "1.0")] == 1
-    assert told["h_bucket", ("a", "2"), ("le", "+Inf")] == 0
-    assert told["s", ("quantile", "1.0")] == 2
-    assert told["plain_total",] == 7
-    assert len(told) == 13
+    text = shown(page, accept)
+    assert text["h_bucket", ("a", "1"), ("le", "1.0")] == 1
+    assert text["h_bucket", ("a", "2"), ("le", "+Inf")] == 0
+    assert text["s", ("quantile", "1.0")] == 2
+    assert text["plain_total",] == 7
+    assert len(text) == 13
 
 
 @pytest.mark.parametrize(
@@ -248,14 +248,14 @@ def test_a_long_page_gives_way() -> None:
 # --- the guest ----------------------------------------------------------------------------------
 
 
-def names(guest: ExternalMetrics, taken: set[str]) -> list[str]:
+def names(external: ExternalMetrics, taken: set[str]) -> list[str]:
     """Families shown beside names that are taken, without those about the page."""
-    return [f.name for f in guest.families(taken) if not f.name.startswith("proxy_")]
+    return [f.name for f in external.families(taken) if not f.name.startswith("proxy_")]
 
 
-def about(guest: ExternalMetrics, name: str, **labels: str) -> float:
+def about(external: ExternalMetrics, name: str, **labels: str) -> float:
     """A sample of what is told about the page."""
-    for family in guest.families(set()):
+    for family in external.families(set()):
         for sample in family.samples:
             if sample.name == f"proxy_app_metrics_{name}" and sample.labels == labels:
                 return float(sample.value)
@@ -269,7 +269,7 @@ def gauges(*names: str) -> list[Metric]:
 
 def test_names_that_are_taken_are_left_out() -> None:
     """By us, by an earlier family, by a suffix, or kept for us for ever."""
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     page = b"""\
 # TYPE clips_total counter
 clips_total 1
@@ -283,70 +283,70 @@ http_requests_total 5
 mine 1
 """
     families, _ = read_page(page, 100)
-    guest.fetched(Fetched.OK, 0.1, families)
+    external.fetched(Fetched.OK, 0.1, families)
     taken = {"took_seconds", "took_seconds_bucket", "took_seconds_sum", "took_seconds_count"}
-    told = list(guest.families(taken))
-    assert [family.name for family in told if not family.name.startswith("proxy_")] == [
+    text = list(external.families(taken))
+    assert [family.name for family in text if not family.name.startswith("proxy_")] == [
         "clips",
         "mine",
     ]
-    (left_out,) = (family for family in told if family.name == "proxy_app_metrics_left_out")
+    (left_out,) = (family for family in text if family.name == "proxy_app_metrics_left_out")
     assert [sample.value for sample in left_out.samples] == [6, 0]
 
 
 def test_a_prefix_avoids_clashes_but_opens_no_door() -> None:
     """A name that becomes one of ours by its prefix is left out as well."""
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     families, _ = read_page(b"errors_total 1\nup 1\n", 100, "proxy_")
-    guest.fetched(Fetched.OK, 0.1, families)
-    assert names(guest, set()) == []
-    assert about(guest, "left_out", reason="collision") == 2
+    external.fetched(Fetched.OK, 0.1, families)
+    assert names(external, set()) == []
+    assert about(external, "left_out", reason="collision") == 2
 
 
 def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """By name, when it changes, not at every scrape; never more than twenty names."""
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     many = gauges(*(f"proxy_{number}" for number in range(30)))
     for families, unsound in ((gauges("a", "b"), ["c"]), (gauges("b"), []), (many, [])):
-        guest.fetched(Fetched.OK, 0.1, families, unsound)
+        external.fetched(Fetched.OK, 0.1, families, unsound)
         for _ in range(3):
-            names(guest, {"a"})
-    told = [vars(record) for record in caplog.records]
-    assert [facts["number"] for facts in told] == [2, 30]
-    assert told[0]["families"] == ["a", "c"]
-    assert len(told[1]["families"]) == 20
+            names(external, {"a"})
+    text = [vars(record) for record in caplog.records]
+    assert [facts["number"] for facts in text] == [2, 30]
+    assert text[0]["families"] == ["a", "c"]
+    assert len(text[1]["families"]) == 20
 
 
 def test_old_values_disappear() -> None:
     """A failed fetch leaves what was there, until it is too old; an empty page clears at once."""
     clock = ManualClock()
-    guest = ExternalMetrics(clock, stale_after=60.0)
-    assert about(guest, "last_success_timestamp_seconds") == 0
-    guest.fetched(Fetched.OK, 0.1, gauges("a", "b"))
+    external = ExternalMetrics(clock, stale_after=60.0)
+    assert about(external, "last_success_timestamp_seconds") == 0
+    external.fetched(Fetched.OK, 0.1, gauges("a", "b"))
     then = clock.time()
     clock.advance(60.0)
-    guest.fetched(Fetched.TIMEOUT, 5.0)
-    assert names(guest, set()) == ["a", "b"]
-    assert (about(guest, "up"), about(guest, "series")) == (0, 2)
+    external.fetched(Fetched.TIMEOUT, 5.0)
+    assert names(external, set()) == ["a", "b"]
+    assert (about(external, "up"), about(external, "series")) == (0, 2)
     clock.advance(0.1)
-    assert names(guest, set()) == []
-    assert about(guest, "series") == 0
-    assert about(guest, "last_success_timestamp_seconds") == then
-    guest.fetched(Fetched.OK, 0.1, gauges("a"))
-    guest.fetched(Fetched.EMPTY, 0.1)
-    assert names(guest, set()) == []
-    assert about(guest, "up") == 1
-    assert about(guest, "fetches_total", result="ok") == 2
-    assert about(guest, "fetch_seconds_count") == 4
+    assert names(external, set()) == []
+    assert about(external, "series") == 0
+    assert about(external, "last_success_timestamp_seconds") == then
+    external.fetched(Fetched.OK, 0.1, gauges("a"))
+    external.fetched(Fetched.EMPTY, 0.1)
+    assert names(external, set()) == []
+    assert about(external, "up") == 1
+    assert about(external, "fetches_total", result="ok") == 2
+    assert about(external, "fetch_seconds_count") == 4
 
 
 def test_a_scrape_leaves_the_samples_as_they_are() -> None:
     """The families are kept from one page to the next: writing them out changes nothing."""
     metrics = Metrics("1")
-    guest = ExternalMetrics(ManualClock(), 60.0)
+    external = ExternalMetrics(ManualClock(), 60.0)
     families = gauges("a")
-    guest.fetched(Fetched.OK, 0.1, families)
-    metrics.external.append(guest.families)
+    external.fetched(Fetched.OK, 0.1, families)
+    metrics.external.append(external.families)
     bodies = {re.sub(rb"\nprocess_cpu.*", b"", metrics.exposition("")[0]) for _ in range(3)}
     assert len(bodies) == 1
     assert type(families[0].samples) is list

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy.demo.redis_server import free_port
-from tests.bench import children, contenders, duties, micro, rawhttp, small_upstream
+from tests.bench import children, contenders, micro, rawhttp, self_check, small_upstream
 from tests.bench.children import ChildError
 from tests.bench.contenders.base import Place
 from tests.bench.contenders.envoy import configuration
@@ -40,21 +40,21 @@ def test_envoy_configuration_is_json_with_our_ports(tmp_path: Path) -> None:
 def test_access_lines_are_the_json_objects_with_a_status() -> None:
     """Other log lines are passed over, and the last one may still be being written."""
     text = '{"message": "started"}\n{"status": 200, "correlation_id": "x"}\n{"status": 20'
-    assert duties.access_lines(text) == [{"status": 200, "correlation_id": "x"}]
+    assert self_check.access_lines(text) == [{"status": 200, "correlation_id": "x"}]
 
 
 def test_a_log_line_that_is_not_json_fails_the_duty() -> None:
     """`key=value` or a traceback in the log is no JSON log."""
-    with pytest.raises(duties.DutyError, match="not JSON"):
-        duties.access_lines("status=200\n")
+    with pytest.raises(self_check.SelfCheckError, match="not JSON"):
+        self_check.access_lines("status=200\n")
 
 
 def test_a_log_holds_a_line_for_each_request(tmp_path: Path) -> None:
     """More lines are fine: the load generator does not count what it cut off at its end."""
     log = tmp_path / "access.log"
     log.write_text("{}\n{}\n{}\n")
-    assert duties.logged_all(log, 2)
-    assert duties.logged_all(log, 3)
+    assert self_check.logged_all(log, 2)
+    assert self_check.logged_all(log, 3)
 
 
 def test_a_core_is_used_more_and_more() -> None:

@@ -156,5 +156,5 @@ def test_report_is_written_as_markdown_and_json(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "run.md").read_text()
     assert "| direct | 9,000 | 0.14 × |" in text
     assert text.endswith("- envoy: left out: not installed\n")
-    told = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert told["results"]["samples"]["p"] == {"get32.rps": [1300.0]}
+    written = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert written["results"]["samples"]["p"] == {"get32.rps": [1300.0]}

@@ -173,25 +173,25 @@ def test_thousands_of_chunks_take_several_turns() -> None:
     assert (content, turns, wire) == (20_000, -(-20_000 // PIECES_PER_TURN), b"GET")
 
 
-class Told(Stream):
+class Notified(Stream):
     """A stream without a socket that counts its notifications."""
 
     def __init__(self) -> None:
         super().__init__(MemoryBudget(), Turns(ManualClock()))
-        self.told = 0
+        self.notified = 0
 
     def notify(self) -> None:
-        self.told += 1
+        self.notified += 1
 
 
 async def test_chunks_in_many_packets_take_several_turns_too() -> None:
     """What arrived in pieces that are small each is no more than one turn's work either: the rest
     stays, and the stream is notified of it, once."""
-    stream, body, content, turns = Told(), ChunkedBody(), 0, 0
+    stream, body, content, turns = Notified(), ChunkedBody(), 0, 0
     for _ in range(40):
         stream.data_received(b"1\r\nx\r\n" * 500)
     stream.data_received(b"0\r\n\r\nGET")
-    arrived = stream.told
+    arrived = stream.notified
     while not body.done:
         for _ in range(2 if turns == 3 else 1):
             pieces = stream.read_body(body)
@@ -200,6 +200,6 @@ async def test_chunks_in_many_packets_take_several_turns_too() -> None:
             assert content <= (turns + 2) * (PIECES_PER_TURN + 500)
         turns += 1
         await asyncio.sleep(0)
-        assert stream.told == arrived + turns - body.done
+        assert stream.notified == arrived + turns - body.done
     assert (content, stream.take()) == (20_000, b"GET")
     assert stream.memory.used == 0

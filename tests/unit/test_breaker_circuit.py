@@ -22,7 +22,7 @@ class Bench:
 
     def __init__(self, **rules: Any) -> None:
         self.clock = ManualClock()
-        self.told: list[Transition] = []
+        self.transitions: list[Transition] = []
         self.breaker = CircuitBreaker(
             "svc",
             BreakerRules.model_validate(rules),
@@ -30,7 +30,7 @@ class Bench:
             owner="me",
             probe_lease=10.0,
             rng=random.Random(7),
-            on_transition=lambda _breaker, transition: self.told.append(transition),
+            on_transition=lambda _breaker, transition: self.transitions.append(transition),
         )
 
     @property
@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def path(self) -> list[str]:
-        return [transition.to_state.value for transition in self.told]
+        return [transition.to_state.value for transition in self.transitions]
 
 
 def test_consecutive_failures_trip_it_and_a_success_between_does_not_count() -> None:
@@ -71,7 +71,7 @@ def test_consecutive_failures_trip_it_and_a_success_between_does_not_count() -> 
     assert bench.breaker.state is State.CLOSED
     bench.fail()
     assert bench.breaker.state is State.OPEN
-    assert bench.told[0].failures[-1].correlation_id == "abc"
+    assert bench.transitions[0].failures[-1].correlation_id == "abc"
 
 
 def test_an_open_circuit_says_how_long_and_why() -> None:
@@ -251,7 +251,7 @@ def test_healthy_traffic_has_nothing_to_report() -> None:
     assert bench.breaker.reports.pending is None
 
 
-def fleet_says(state: State, generation: int, failures: int, tid: str) -> SharedState:
+def fleet_state(state: State, generation: int, failures: int, tid: str) -> SharedState:
     """An answer of Redis; its log tells of our own transition `tid`, where there is one."""
     entry = LogEntry(generation, State.CLOSED, State.OPEN, "five", "me", tid, False)
     return SharedState(
@@ -275,19 +275,19 @@ def fleet_says(state: State, generation: int, failures: int, tid: str) -> Shared
 def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
     """The report on its way when the circuit trips is answered "closed": that lets nobody in."""
     bench = Bench()
-    bench.breaker.adopt(fleet_says(State.CLOSED, 100, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.CLOSED, 100, 0, ""), bench.now)
     bench.breaker.shared = True
     bench.fail(4)
     earlier = bench.breaker.reports.take()
     bench.fail()
     assert bench.breaker.state is State.OPEN
-    bench.breaker.adopt(fleet_says(State.CLOSED, 100, 4, ""), bench.now, earlier)
+    bench.breaker.adopt(fleet_state(State.CLOSED, 100, 4, ""), bench.now, earlier)
     bench.refused()
-    assert bench.told == []
+    assert bench.transitions == []
     trip = bench.breaker.reports.take()
     assert trip is not None
     assert trip.trip
-    bench.breaker.adopt(fleet_says(State.OPEN, 101, 0, trip.tid), bench.now, trip)
+    bench.breaker.adopt(fleet_state(State.OPEN, 101, 0, trip.tid), bench.now, trip)
     bench.refused()
     assert bench.path == ["open"]
 
@@ -295,7 +295,7 @@ def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
 def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
     """Once the open time is over a caller may wait: for a lease, a loss of Redis, another state."""
     bench = Bench()
-    bench.breaker.adopt(fleet_says(State.OPEN, 100, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.OPEN, 100, 0, ""), bench.now)
     bench.breaker.shared = True
     called: list[str] = []
     assert bench.breaker.ask(bench.now, lambda: called.append("early")) is None
@@ -303,7 +303,7 @@ def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
     granted = bench.breaker.ask(bench.now, lambda: called.append("granted"))
     assert granted is not None
     assert bench.breaker.leases_wanted == 1
-    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 101, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.HALF_OPEN, 101, 0, ""), bench.now)
     assert granted.waiting
     bench.breaker.grant(["lease"], 101, bench.now, bench.now)
     bench.breaker.callers.answer()
@@ -323,12 +323,12 @@ def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
 def test_who_waits_still_waits_for_a_lease_when_another_ends_the_open_time() -> None:
     """The news of half-open, pushed by another process, does not take his wish away."""
     bench = Bench()
-    bench.breaker.adopt(fleet_says(State.OPEN, 100, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.OPEN, 100, 0, ""), bench.now)
     bench.breaker.shared = True
     bench.clock.advance(60.0)
     caller = bench.breaker.ask(bench.now, lambda: None)
     assert caller is not None
-    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 101, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.HALF_OPEN, 101, 0, ""), bench.now)
     assert caller.waiting
     assert bench.breaker.leases_wanted == 1
 
@@ -336,12 +336,12 @@ def test_who_waits_still_waits_for_a_lease_when_another_ends_the_open_time() -> 
 def test_an_unused_lease_is_kept_as_long_as_a_refused_caller_was_told_to_wait() -> None:
     """Who comes again after `Retry-After` finds it; when nobody does, the fleet has it back."""
     bench = Bench()
-    bench.breaker.adopt(fleet_says(State.HALF_OPEN, 100, 0, ""), bench.now)
+    bench.breaker.adopt(fleet_state(State.HALF_OPEN, 100, 0, ""), bench.now)
     bench.breaker.shared = True
-    told = bench.refused().retry_after
-    assert told == 1.0
+    transitions = bench.refused().retry_after
+    assert transitions == 1.0
     bench.breaker.grant(["one", "two"], 100, bench.now, bench.now)
-    bench.clock.advance(told + 0.1)
+    bench.clock.advance(transitions + 0.1)
     bench.breaker.give_back(bench.now)
     assert bench.breaker.reports.pending is None
     assert bench.admit() is not None

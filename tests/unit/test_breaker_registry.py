@@ -23,7 +23,7 @@ def upstreams(**rules: Any) -> dict[str, Upstream]:
     }
 
 
-def board(**rules: Any) -> tuple[BreakerRegistry, ManualClock, CollectorRegistry]:
+def new_registry(**rules: Any) -> tuple[BreakerRegistry, ManualClock, CollectorRegistry]:
     """A board with a clock by hand."""
     clock, registry = ManualClock(), CollectorRegistry()
     return BreakerRegistry(upstreams(**rules), registry=registry, clock=clock), clock, registry
@@ -39,7 +39,7 @@ def trip(which: BreakerRegistry, clock: ManualClock) -> None:
 
 def test_a_row_tells_state_time_and_failures() -> None:
     """What `GET /api/breakers` answers is JSON and says why and until when."""
-    subject, clock, _registry = board()
+    subject, clock, _registry = new_registry()
     assert subject.get("plain") is None
     assert [row["state"] for row in subject.list()] == ["closed"]
     trip(subject, clock)
@@ -58,7 +58,7 @@ def test_a_row_tells_state_time_and_failures() -> None:
 
 async def test_by_hand_without_redis_it_is_local_and_ends() -> None:
     """Open for ten minutes when nothing is said; unknown names and no time are refused."""
-    subject, clock, _registry = board()
+    subject, clock, _registry = new_registry()
     row = await subject.force("svc", "open", "quota")
     assert (row["state"], row["remaining"], row["shared"]) == ("forced_open", 600.0, False)
     clock.advance(600.0)
@@ -74,7 +74,7 @@ async def test_by_hand_without_redis_it_is_local_and_ends() -> None:
 
 def test_a_reload_keeps_adds_and_removes() -> None:
     """The breaker stays the same object with its state; a new one begins closed."""
-    subject, clock, _registry = board()
+    subject, clock, _registry = new_registry()
     trip(subject, clock)
     before = subject.get("svc")
     subject.reload({**upstreams(open_for="5s"), "new": upstreams()["svc"]})
@@ -86,7 +86,7 @@ def test_a_reload_keeps_adds_and_removes() -> None:
 
 def test_metrics_follow() -> None:
     """State, transitions and rejections of the contract's names."""
-    subject, clock, registry = board()
+    subject, clock, registry = new_registry()
     trip(subject, clock)
     labels = {"service": "svc"}
     assert registry.get_sample_value("circuit_breaker_state", labels) == 1

@@ -58,19 +58,19 @@ async def test_both_tasks_outlive_what_the_store_raises(
     monkeypatch.setattr(channel_module, "RETRY", 0.01)
     clock, store = SystemClock(), Misbehaving(first)
     breaker = CircuitBreaker("app", Breaker(), clock=clock, owner="here", rng=Random(1))
-    told: list[bool] = []
+    notified: list[bool] = []
     sync = FleetSync(
         {"app": breaker},
         cast(BreakerStore, store),
         clock=clock,
         where="here",
-        on_reachable=told.append,
+        on_reachable=notified.append,
     )
     sync.start()
     async with asyncio.timeout(30):
         await store.later.wait()
     await sync.stop()
-    assert told == [False]
+    assert notified == [False]
     assert caplog.text.count("failed") == 2
 
 

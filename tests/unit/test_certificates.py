@@ -70,8 +70,8 @@ def test_check_warns_of_the_end(tmp_path: Path, days: int, warned: str | None) -
     file = pair(tmp_path, now + timedelta(days=days, hours=1), begins=now - timedelta(days=90))
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(file=file))
-    said = [warning.text for warning in load(config).warnings if "tls.cert" in str(warning)]
-    assert [warned] == [text[: len(warned)] for text in said] if warned else said == []
+    warned_of = [warning.text for warning in load(config).warnings if "tls.cert" in str(warning)]
+    assert [warned] == [text[: len(warned)] for text in warned_of] if warned else warned_of == []
 
 
 def test_check_warns_of_what_is_not_yet_valid_and_of_a_broken_chain(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_check_warns_of_what_is_not_yet_valid_and_of_a_broken_chain(tmp_path: Pa
     file = pair(tmp_path, ends, begins=begins, chain=other)
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(file=file))
-    said = " | ".join(warning.text for warning in load(config).warnings)
-    assert "the certificate is not valid before" in said
-    assert "certificate 2 did not issue the one before it" in said
+    warned_of = " | ".join(warning.text for warning in load(config).warnings)
+    assert "the certificate is not valid before" in warned_of
+    assert "certificate 2 did not issue the one before it" in warned_of
 
 
 @pytest.mark.parametrize(

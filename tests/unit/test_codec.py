@@ -248,7 +248,7 @@ _line = st.one_of(
 )
 
 
-class _Heard:
+class _LlhttpEvents:
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
 
@@ -265,9 +265,9 @@ def test_what_we_accept_llhttp_reads_the_same(lines: list[bytes]) -> None:
         head = parse_request(data, end, 128)
     except ProtocolError:
         return
-    heard = _Heard()
-    httptools.HttpRequestParser(heard).feed_data(data[: end + 4])
-    theirs = [(name.lower(), value) for name, value in heard.headers]
+    events = _LlhttpEvents()
+    httptools.HttpRequestParser(events).feed_data(data[: end + 4])
+    theirs = [(name.lower(), value) for name, value in events.headers]
     ours = {line.split(b":", 1)[0].lower() for line in head.lines}
     assert ours <= {name for name, _ in theirs}
     lengths = [int(value) for name, value in theirs if name == b"content-length"]

@@ -51,7 +51,7 @@ def test_what_is_given_replaces_the_default_of_that_key_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "said"),
+    ("text", "key", "message"),
     [
         ("shorts_count: ['result..x']", "shorts_count[0]", "joined by dots"),
         ("shorts_count: ['']", "shorts_count[0]", "expected"),
@@ -66,7 +66,7 @@ def test_what_is_given_replaces_the_default_of_that_key_alone(tmp_path: Path) ->
     ],
 )
 def test_mistakes_are_told_with_file_line_and_key(
-    tmp_path: Path, text: str, key: str, said: str
+    tmp_path: Path, text: str, key: str, message: str
 ) -> None:
     """As everywhere in the config."""
     with pytest.raises(ConfigError) as caught:
@@ -74,4 +74,4 @@ def test_mistakes_are_told_with_file_line_and_key(
     (problem,) = (str(one) for one in caught.value.problems)
     assert "c.yaml:15: " in problem
     assert f"mirrors.m.job_metrics.{key}" in problem
-    assert said in problem
+    assert message in problem

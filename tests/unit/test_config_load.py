@@ -52,7 +52,7 @@ def problems(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "c.yaml:1: (file): expected listeners and upstreams, found an empty file"),
         ("---\n", "c.yaml:1: (file): expected listeners and upstreams, found an empty file"),
@@ -75,9 +75,9 @@ def problems(
         ('a: "\\UFFFFFFFF"\n', "(file): expected valid YAML"),
     ],
 )
-def test_files_that_are_no_config(tmp_path: Path, text: str | bytes, said: str) -> None:
+def test_files_that_are_no_config(tmp_path: Path, text: str | bytes, message: str) -> None:
     """What cannot be read as one YAML mapping gets one message with its line."""
-    assert said in "\n".join(problems(tmp_path, text))
+    assert message in "\n".join(problems(tmp_path, text))
 
 
 def test_missing_files_and_directories(tmp_path: Path) -> None:
@@ -259,12 +259,12 @@ WRONG: list[tuple[str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("more", "said"), WRONG)
-def test_problems_below_a_sound_beginning(tmp_path: Path, more: str, said: list[str]) -> None:
+@pytest.mark.parametrize(("more", "message"), WRONG)
+def test_problems_below_a_sound_beginning(tmp_path: Path, more: str, message: list[str]) -> None:
     """Each mistake is told once, with line, key, what was expected and what was found."""
-    told = problems(tmp_path, MINIMAL + more)
-    assert len(told) == len(said), told
-    for line, words in zip(told, said, strict=True):
+    found = problems(tmp_path, MINIMAL + more)
+    assert len(found) == len(message), found
+    for line, words in zip(found, message, strict=True):
         assert words in line
         assert line.startswith("c.yaml:9: ")
 
@@ -320,15 +320,15 @@ ROUTES: list[tuple[str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("route", "said"), ROUTES)
-def test_problems_of_routes(tmp_path: Path, route: str, said: list[str]) -> None:
+@pytest.mark.parametrize(("route", "message"), ROUTES)
+def test_problems_of_routes(tmp_path: Path, route: str, message: list[str]) -> None:
     """Mistakes in a route name the route by its place."""
-    told = "\n".join(
+    found = "\n".join(
         problems(tmp_path, MINIMAL.replace("upstreams:\n", f"      - {route}\nupstreams:\n"))
     )
-    for words in said:
-        assert words in told
-    assert "listeners.in.routes[1]" in told
+    for words in message:
+        assert words in found
+    assert "listeners.in.routes[1]" in found
 
 
 def test_a_list_of_one_bad_entry_is_not_called_empty(tmp_path: Path) -> None:
@@ -360,8 +360,8 @@ upstreams:
 admin: {bind: 0.0.0.0:1}
 drain_timeout: ${UNSET}
 """
-    told = problems(tmp_path, text)
-    assert [line.split(": expected")[0] for line in told] == [
+    found = problems(tmp_path, text)
+    assert [line.split(": expected")[0] for line in found] == [
         "c.yaml:3: listeners.in.bnd",
         "c.yaml:5: listeners.in.routes[0].path",
         "c.yaml:5: listeners.in.routes[0].upstream",
@@ -386,25 +386,25 @@ drain_timeout: ${UNSET}
 )
 def test_secrets_are_not_shown(tmp_path: Path, more: str) -> None:
     """Neither secret keys nor secret variables nor URLs with passwords show in problems."""
-    told = problems(tmp_path, MINIMAL + more, {"MY_TOKEN": "hunter2"})
-    assert told
-    assert "hunter2" not in "\n".join(told)
+    found = problems(tmp_path, MINIMAL + more, {"MY_TOKEN": "hunter2"})
+    assert found
+    assert "hunter2" not in "\n".join(found)
 
 
 def test_a_problem_is_one_line(tmp_path: Path) -> None:
     """A key with a line break or an escape sequence cannot forge output."""
-    told = problems(tmp_path, MINIMAL + '"a\\nb\\e[31m": 1\n')
-    assert len(told) == 1
-    assert told[0].isprintable()
+    found = problems(tmp_path, MINIMAL + '"a\\nb\\e[31m": 1\n')
+    assert len(found) == 1
+    assert found[0].isprintable()
 
 
 # --- warnings -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("path", "told"), [("/make-video/", True), ("/Make-Video", True), ("/make-videos", False)]
+    ("path", "found"), [("/make-video/", True), ("/Make-Video", True), ("/make-videos", False)]
 )
-def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, told: bool) -> None:
+def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, found: bool) -> None:
     """A route whose path only spells a checked one's is never reached, and `check` says so."""
     file = tmp_path / "c.yaml"
     routes = (
@@ -412,7 +412,7 @@ def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, t
         f"      - {{name: b, path: {path}, upstream: app, methods: [GET, POST]}}\n"
     )
     file.write_text(MINIMAL.replace("    routes:\n", "    routes:\n" + routes))
-    assert ("takes every spelling" in " ".join(map(str, load(file, {}).warnings))) is told
+    assert ("takes every spelling" in " ".join(map(str, load(file, {}).warnings))) is found
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_several_routes_can_shadow_one_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ("trusted_proxies: [10.0.0.0/8, 0.0.0.0/0]", "any client can pose as any other"),
         ("trusted_proxies: ['::/0']", "any client can pose as any other"),
@@ -458,7 +458,9 @@ def test_several_routes_can_shadow_one_together(tmp_path: Path) -> None:
         ("limits: {connections: 5, per_client: {connections: 5}}", None),
     ],
 )
-def test_limits_that_limit_nobody_are_warnings(tmp_path: Path, more: str, said: str | None) -> None:
+def test_limits_that_limit_nobody_are_warnings(
+    tmp_path: Path, more: str, message: str | None
+) -> None:
     """Trust in everybody, and a share that is larger than the whole."""
     file = tmp_path / "c.yaml"
     file.write_text(
@@ -470,7 +472,7 @@ def test_limits_that_limit_nobody_are_warnings(tmp_path: Path, more: str, said: 
         "upstreams: {app: {targets: ['http://127.0.0.1:2']}}\n"
     )
     warnings = [str(warning) for warning in load(file, {}).warnings]
-    assert [said in warning for warning in warnings] == ([True] if said else [])
+    assert [message in warning for warning in warnings] == ([True] if message else [])
 
 
 @pytest.mark.parametrize(("name", "count"), [("", 0), ("missing", 1), ("c.yaml", 1)])
@@ -516,7 +518,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("cert", "key", "said"),
+    ("cert", "key", "message"),
     [
         ("one.crt", "one.key", None),
         ("one.crt", "two.key", "tls.key: expected the private key of"),
@@ -528,24 +530,24 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_certificates_are_tried(
-    tmp_path: Path, pem: Path, cert: str, key: str, said: str | None
+    tmp_path: Path, pem: Path, cert: str, key: str, message: str | None
 ) -> None:
     """A certificate and key that OpenSSL would refuse at start are told by `check`."""
     text = MINIMAL.replace(
         "upstreams:\n", f"    tls: {{cert: {pem / cert}, key: {pem / key}}}\nupstreams:\n"
     )
-    if said is None:
+    if message is None:
         assert read(tmp_path, text).listeners["in"].tls is not None
     else:
-        assert said in "\n".join(problems(tmp_path, text))
+        assert message in "\n".join(problems(tmp_path, text))
 
 
 def test_authorities_are_tried(tmp_path: Path, pem: Path) -> None:
     """A `ca` file without certificates is told."""
     text = MINIMAL.replace("http://127.0.0.1:8005", "https://127.0.0.1:8005")
     read(tmp_path, text + f"    tls: {{ca: {pem / 'ca.crt'}}}\n")
-    told = problems(tmp_path, text + f"    tls: {{ca: {pem / 'junk'}}}\n")
-    assert "tls.ca: expected PEM certificates of authorities" in told[0]
+    found = problems(tmp_path, text + f"    tls: {{ca: {pem / 'junk'}}}\n")
+    assert "tls.ca: expected PEM certificates of authorities" in found[0]
 
 
 def test_schemes_are_not_mixed(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_who_has_nothing_and_owes_nothing_is_forgotten() -> None:
 # --- gateways -----------------------------------------------------------------------------------
 
 
-def hear(hint: GatewayHint, now: float, *, forwarded: int, plain: int, rest: int = 0) -> None:
+def receive(hint: GatewayHint, now: float, *, forwarded: int, plain: int, rest: int = 0) -> None:
     """Requests at `now`: of a gateway, without the field, of many others with it."""
     hint.requests += plain
     for number in range(forwarded):
@@ -309,7 +309,7 @@ def test_a_gateway_that_nobody_has_named(
     caplog.set_level(logging.WARNING, "proxy.clients")
     hint = GatewayHint("front")
     for minute in range(4):
-        hear(hint, minute * 61.0, **traffic)
+        receive(hint, minute * 61.0, **traffic)
     assert (hint.gateway == "192.0.2.1") is found
     assert len(caplog.records) == found
 
@@ -317,11 +317,11 @@ def test_a_gateway_that_nobody_has_named(
 def test_a_gateway_that_is_gone() -> None:
     """When others call, nothing is said of it any more."""
     hint = GatewayHint("front")
-    hear(hint, 0, forwarded=300, plain=0)
-    hear(hint, 61, forwarded=1, plain=0)
+    receive(hint, 0, forwarded=300, plain=0)
+    receive(hint, 61, forwarded=1, plain=0)
     assert hint.gateway == "192.0.2.1"
     hint.requests += 500
-    hear(hint, 122, forwarded=1, plain=0)
+    receive(hint, 122, forwarded=1, plain=0)
     assert hint.gateway is None
 
 

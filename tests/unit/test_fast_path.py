@@ -38,7 +38,7 @@ class Asking:
         return self._hooks
 
 
-class Rescue:
+class FallbackSource:
     """A fallback source that reads responses, or does not."""
 
     def __init__(self, needs_body: bool) -> None:
@@ -140,7 +140,7 @@ def test_everything_else_is_for_the_general_path(data: bytes) -> None:
 
 def test_a_route_may_have_observers_and_rescuers() -> None:
     """They see plain exchanges as they see others."""
-    seen = Hooks(started=print, finished=print, fallback_source=Rescue(needs_body=False))
+    seen = Hooks(started=print, finished=print, fallback_source=FallbackSource(needs_body=False))
     assert fast_path._prepare(head(), listener(Asking(seen))) is not None
 
 
@@ -149,7 +149,7 @@ def test_a_route_may_have_observers_and_rescuers() -> None:
     [
         Hooks(request=print),
         Hooks(filter=lambda x: None),
-        Hooks(fallback_source=Rescue(needs_body=True)),
+        Hooks(fallback_source=FallbackSource(needs_body=True)),
     ],
     ids=["check", "filter", "reads answers"],
 )

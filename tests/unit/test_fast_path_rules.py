@@ -99,13 +99,13 @@ BREAKING = ("trip", "half-open", "lease", "close", "moment", "client lost")
 class Twin:
     """A proxy that is told a story."""
 
-    def __init__(self, upstream: dict[str, Any], rescue: str, shared: bool) -> None:
+    def __init__(self, upstream: dict[str, Any], fallback_kind: str, shared: bool) -> None:
         self.records: list[object] = []
         self.running: list[Exchange] = []
         stages = [Asking(Hooks(started=self.running.append, finished=self._finished))]
-        if rescue == "second":
+        if fallback_kind == "second":
             stages.append(Asking(Hooks(fallback_source=Second())))
-        if rescue == "stale":
+        if fallback_kind == "stale":
             account = MemoryBudget().account("stale_answers")
             stale = _Stale(Fallback.model_validate({"stale": "10m"}), Holding(account), account)
             stages.append(
@@ -227,7 +227,7 @@ class Twin:
         )
 
 
-async def tell(
+async def run_scenario(
     twin: Twin, pieces: list[bytes], answers: list[list[bytes]], order: list[str]
 ) -> list[object]:
     """Let things happen in that order; all that could be seen, step by step."""
@@ -238,8 +238,8 @@ async def tell(
         for _ in range(3):  # call-backs that were scheduled, and what they schedule
             await asyncio.sleep(0)
         twin.answers(supply)
-        seen.append((event, twin.rig.said.copy(), twin.records.copy(), twin.counts()))
-        twin.rig.said.clear()
+        seen.append((event, twin.rig.writes.copy(), twin.records.copy(), twin.counts()))
+        twin.rig.writes.clear()
         twin.records.clear()
     twin.rig.close()
     for _ in range(5):
@@ -254,7 +254,7 @@ async def tell(
 
 
 CUTS = st.just([]) | st.lists(st.integers(-8, 100), max_size=1)
-STORIES = st.lists(st.tuples(st.sampled_from(REQUESTS[:2] * 3 + REQUESTS), CUTS), max_size=8)
+SCENARIOS = st.lists(st.tuples(st.sampled_from(REQUESTS[:2] * 3 + REQUESTS), CUTS), max_size=8)
 ANSWERS = st.lists(st.tuples(st.sampled_from(RESPONSES[:2] * 4 + RESPONSES), CUTS), max_size=12)
 ORDERS = st.lists(
     st.sampled_from([*OFTEN, *EVENTS]) | st.sampled_from([*OFTEN, *BREAKING]), max_size=40
@@ -263,7 +263,7 @@ ORDERS = st.lists(
 
 @settings(max_examples=500, deadline=None)
 @given(
-    STORIES,
+    SCENARIOS,
     ANSWERS,
     ORDERS,
     st.sampled_from(UPSTREAMS),
@@ -271,22 +271,24 @@ ORDERS = st.lists(
     st.booleans(),
 )
 def test_both_say_the_same_whatever_happens(
-    story: list[tuple[bytes, list[int]]],
+    scenario: list[tuple[bytes, list[int]]],
     answers: list[tuple[bytes, list[int]]],
     order: list[str],
     upstream: dict[str, Any],
-    rescue: str,
+    fallback_kind: str,
     shared: bool,
 ) -> None:
     """Bytes, records, counts and connections are equal after every step, and none is left over."""
-    from_client = [piece for request in story for piece in pieces(*request)]
+    from_client = [piece for request in scenario for piece in pieces(*request)]
     supply = [pieces(*answer) for answer in answers]
 
-    async def told(shut: bool) -> list[object]:
+    async def outcome(shut: bool) -> list[object]:
         with ExitStack() as stack:
             if shut:
                 stack.enter_context(plain_shut())
             stack.enter_context(same_ids())
-            return await tell(Twin(upstream, rescue, shared), from_client, supply, order)
+            return await run_scenario(
+                Twin(upstream, fallback_kind, shared), from_client, supply, order
+            )
 
-    assert asyncio.run(told(False)) == asyncio.run(told(True))
+    assert asyncio.run(outcome(False)) == asyncio.run(outcome(True))

@@ -84,7 +84,7 @@ class Recorder(asyncio.Transport):
         self._end(b"ABORT")
 
     def _note(self, what: bytes) -> None:
-        self._twin.said.append((self._twin.step, self._name, what))
+        self._twin.writes.append((self._twin.step, self._name, what))
 
     def _end(self, how: bytes) -> None:
         if not self.closing:
@@ -98,14 +98,14 @@ class Twin:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.hot = hot_exchange(self.clock)
-        self.said: list[tuple[int, str, bytes]] = []
+        self.writes: list[tuple[int, str, bytes]] = []
         self.step = 0
         self.client = self.hot.client.transport = Recorder("client", self)
         self.upstream = self.hot.upstream.transport = Recorder("upstream", self)
 
     def asked(self) -> int:
         """How many requests the upstream was sent."""
-        return sum(b" HTTP/1.1\r\n" in d for _, name, d in self.said if name == "upstream")
+        return sum(b" HTTP/1.1\r\n" in d for _, name, d in self.writes if name == "upstream")
 
 
 #: What may happen next: the next piece comes from the client or from the upstream, one of them ends
@@ -113,7 +113,7 @@ class Twin:
 CLIENT, UPSTREAM, CLIENT_ENDS, UPSTREAM_ENDS, TIME = range(5)
 
 
-def tell(
+def run_scenario(
     twin: Twin, to_client: list[bytes], to_upstream: list[list[bytes]], order: list[int]
 ) -> None:
     """Let things happen in that order, then the rest of the pieces. A response's pieces come only
@@ -141,7 +141,7 @@ def tell(
 
 
 CUTS = st.lists(st.integers(-8, 400), max_size=3)  # negative: from the end
-STORIES = st.lists(st.tuples(st.sampled_from(REQUESTS), CUTS), min_size=1, max_size=6)
+SCENARIOS = st.lists(st.tuples(st.sampled_from(REQUESTS), CUTS), min_size=1, max_size=6)
 ANSWERS = st.lists(st.tuples(st.sampled_from(RESPONSES), CUTS), min_size=6, max_size=6)
 
 ORDERS = st.lists(
@@ -150,9 +150,9 @@ ORDERS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(STORIES, ANSWERS, st.booleans(), st.lists(st.booleans(), max_size=30))
+@given(SCENARIOS, ANSWERS, st.booleans(), st.lists(st.booleans(), max_size=30))
 def test_both_say_the_same(
-    story: list[tuple[bytes, list[int]]],
+    scenario: list[tuple[bytes, list[int]]],
     answers: list[tuple[bytes, list[int]]],
     pipelined: bool,
     order: list[int],
@@ -160,11 +160,11 @@ def test_both_say_the_same(
     """Requests and responses of any kind, in pieces of any size, in any order."""
     to_upstream = [pieces(*answer) for answer in answers]
     if pipelined:
-        whole = b"".join(request for request, _ in story)
-        to_client = pieces(whole, [cut * 7 for _, cuts in story for cut in cuts])
+        whole = b"".join(request for request, _ in scenario)
+        to_client = pieces(whole, [cut * 7 for _, cuts in scenario for cut in cuts])
     else:
-        to_client = [piece for request in story for piece in pieces(*request)]
-    told = []
+        to_client = [piece for request in scenario for piece in pieces(*request)]
+    outcomes = []
     for shut in (False, True):
         with ExitStack() as stack:
             if shut:
@@ -174,6 +174,6 @@ def test_both_say_the_same(
             twin = Twin()
             stack.callback(twin.hot.close)
             stack.enter_context(same_ids())
-            tell(twin, to_client, to_upstream, order)
-            told.append(list(twin.said))
-    assert told[0] == told[1]
+            run_scenario(twin, to_client, to_upstream, order)
+            outcomes.append(list(twin.writes))
+    assert outcomes[0] == outcomes[1]

@@ -295,7 +295,7 @@ def test_every_unit_has_a_rank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "target", "said"),
+    ("module", "target", "message"),
     [
         ("proxy.http1.upstream.pool", "proxy.resilience.circuit.circuit", "is a sibling"),
         ("proxy.config.load", "proxy.forward.routing.plan", "is above it"),
@@ -304,6 +304,6 @@ def test_every_unit_has_a_rank() -> None:
         ("proxy.http1.heads", "asyncio", "pure files"),
     ],
 )
-def test_the_rules_bite(module: str, target: str, said: str) -> None:
+def test_the_rules_bite(module: str, target: str, message: str) -> None:
     """Each rule refuses an import that breaks it."""
-    assert said in "".join(violations(module, [(target, 1)]))
+    assert message in "".join(violations(module, [(target, 1)]))

@@ -24,7 +24,7 @@ from proxy.jobs.document import (
     to_timestamp,
     valid_job_id,
 )
-from tests.jobs_kit import job, life
+from tests.jobs_kit import job, recording
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -139,7 +139,7 @@ def test_recorded_versions_never_seem_to_go_back(name: str) -> None:
     """
     seen: dict[str, list[Any]] = {}
     wrong = 0
-    for entry in life(name):
+    for entry in recording(name):
         if isinstance(entry.get("value"), dict):
             job_id = entry["key"].rpartition(":")[2]
             snapshot = parse(job_id, json.dumps(entry["value"]).encode())
@@ -186,7 +186,7 @@ def test_the_current_answer_is_the_recorded_one() -> None:
 
 def test_the_older_answer_is_the_document() -> None:
     """`GET /jobs/{id}` of the older app gives the stored document byte for byte."""
-    raw = json.dumps(life("older-shape")[0]["value"]).encode()
+    raw = json.dumps(recording("older-shape")[0]["value"]).encode()
     assert job_body(parse("koJrHRezgVJpqPFft7trC3", raw)) == raw
 
 

@@ -39,9 +39,9 @@ class World:
         self.stages: dict[str, dict[str, Any]] = {}
         self.created: dict[str, float] = {}
 
-    def learned(self, lives: int = 5) -> World:
+    def learned(self, samples: int = 5) -> World:
         """As many jobs of ten seconds, all alike."""
-        for _ in range(lives):
+        for _ in range(samples):
             self.queue.durations.learn(TEN_SECONDS)
         return self
 
@@ -115,13 +115,13 @@ def test_two_workers_halve_the_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lives", "workers", "slots"), [(4, 1, None), (5, 0, None), (5, None, None), (0, 1, 3)]
+    ("samples", "workers", "slots"), [(4, 1, None), (5, 0, None), (5, None, None), (0, 1, 3)]
 )
 def test_what_cannot_be_known_is_left_out(
-    lives: int, workers: int | None, slots: int | None
+    samples: int, workers: int | None, slots: int | None
 ) -> None:
     """Too few lives, no worker, or nobody knows how many: the place alone."""
-    world = World(slots=slots).learned(lives)
+    world = World(slots=slots).learned(samples)
     world.workers = workers
     world.seen("one", "queued")
     assert world.shown("one") == (1, None)

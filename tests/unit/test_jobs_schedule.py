@@ -72,14 +72,14 @@ async def test_the_runner_makes_up_a_missed_run_and_repeats_a_failed_one() -> No
     runs: list[float] = []
     second = asyncio.Event()
 
-    async def duty() -> bool:
+    async def job() -> bool:
         runs.append(clock.time())
         if len(runs) == 2:
             second.set()
         return len(runs) == 2
 
     last = moment("2026-11-22T03:00")
-    daily = Daily("clean-up", AT, duty, clock, last=last, tz=BERLIN, nap=0.01)
+    daily = Daily("clean-up", AT, job, clock, last=last, tz=BERLIN, nap=0.01)
     task = asyncio.create_task(daily.run())
     await asyncio.wait_for(second.wait(), 2)
     daily.stop()

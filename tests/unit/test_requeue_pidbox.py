@@ -21,9 +21,9 @@ PREFORK = {"pool": {"implementation": "celery.concurrency.prefork:TaskPool"}}
 TASK = {"id": "t1", "args": [], "kwargs": {"job_id": "mv_1"}, "worker_pid": 7}
 
 
-def reply(method: str, at: int, node: str, told: Any) -> bytes:
+def reply(method: str, at: int, node: str, reply_of: Any) -> bytes:
     """As a worker pushes it into the mailbox (recorded)."""
-    body = base64.b64encode(json.dumps({node: told}).encode()).decode()
+    body = base64.b64encode(json.dumps({node: reply_of}).encode()).decode()
     headers = {"ticket": f"{method}-{at * 1000}-abc", "clock": 3}
     return json.dumps({"body": body, "headers": headers, "properties": {}}).encode()
 

@@ -59,8 +59,8 @@ def test_an_idempotency_key_counts_only_where_configured() -> None:
 def test_attempts_are_counted_with_the_first() -> None:
     """Three attempts are two retries."""
     request = plan(attempts=3)
-    verdicts = [request.after(Ended("503", sent=True), NOW).reason for _ in range(3)]
-    assert verdicts == ["again", "again", "attempts"]
+    outcomes = [request.after(Ended("503", sent=True), NOW).reason for _ in range(3)]
+    assert outcomes == ["again", "again", "attempts"]
     assert request.retries == 2
 
 
@@ -166,6 +166,6 @@ def test_the_last_wait_is_shortened_to_use_the_time_that_is_left(left: float, re
     what is left after that is too short for another."""
     following = plan(backoff="200ms", max_backoff="1000s", deadline="100s", attempts=10)
     following.retries = 8  # a range of 51.2 s
-    verdict = following.after(Ended("503", sent=True), NOW + 100.0 - left)
-    assert verdict.reason == reason
-    assert verdict.wait is None or verdict.wait <= 0.75 * left
+    decision = following.after(Ended("503", sent=True), NOW + 100.0 - left)
+    assert decision.reason == reason
+    assert decision.wait is None or decision.wait <= 0.75 * left

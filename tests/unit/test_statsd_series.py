@@ -46,7 +46,7 @@ def series() -> StatsdSeries:
     return StatsdSeries(Statsd.model_validate(keys))
 
 
-def told(series: StatsdSeries) -> dict[tuple[str, ...], float]:
+def exposed(series: StatsdSeries) -> dict[tuple[str, ...], float]:
     """Every sample by name and values of its labels in their order, as a scraper reads them."""
     metrics = Metrics("1")
     metrics.registry.register(series)
@@ -62,10 +62,10 @@ def told(series: StatsdSeries) -> dict[tuple[str, ...], float]:
 def test_counters_add_up() -> None:
     """Values, packed values and sample rates; zero is told before the first line."""
     counted = series()
-    assert told(counted)["jobs_seen_total",] == 0
+    assert exposed(counted)["jobs_seen_total",] == 0
     for line in (b"jobs.seen:1|c", b"jobs.seen:2:3|c", b"jobs.seen:1|c|@0.1"):
         counted.line(line)
-    assert told(counted)["jobs_seen_total",] == 16
+    assert exposed(counted)["jobs_seen_total",] == 16
     assert counted.lines[Result.ACCEPTED] == 3
 
 
@@ -80,7 +80,7 @@ def test_gauges_are_set_and_changed() -> None:
         b"temperature:-2|g",
     ):
         counted.line(line)
-    values = told(counted)
+    values = exposed(counted)
     assert values["queue_length",] == 10
     assert values["temperature",] == -2
 
@@ -96,7 +96,7 @@ def test_units_become_the_family_s() -> None:
         b"size_bytes:100|d|@0.5",
     ):
         counted.line(line)
-    values = told(counted)
+    values = exposed(counted)
     assert values["video_processing_duration_seconds_sum", "concat"] == 4.0
     assert values["video_processing_duration_seconds_bucket", "2.5", "concat"] == 2
     assert values["share_used_bucket", "0.5"] == 1
@@ -118,7 +118,9 @@ def test_labels_come_from_tags_or_from_the_name() -> None:
         b'rejected:1|c|#reason:short,host:"\n}',
     ):
         counted.line(line)
-    values = {key[1:]: value for key, value in told(counted).items() if key[0] == "rejected_total"}
+    values = {
+        key[1:]: value for key, value in exposed(counted).items() if key[0] == "rejected_total"
+    }
     assert values == {
         ("a", "short"): 1,
         ("b", "broken"): 1,
@@ -127,7 +129,7 @@ def test_labels_come_from_tags_or_from_the_name() -> None:
         ("unknown", "unknown"): 1,
         ("other", "short"): 2,
     }
-    assert told(counted)["proxy_statsd_labels_replaced_total", "rejected_total"] == 4
+    assert exposed(counted)["proxy_statsd_labels_replaced_total", "rejected_total"] == 4
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,9 @@ def test_labels_come_from_tags_or_from_the_name() -> None:
 def test_a_refused_line_changes_nothing(line: bytes, why: Result) -> None:
     """But the count of its reason."""
     counted = series()
-    before = told(counted)
+    before = exposed(counted)
     counted.line(line)
-    after = told(counted)
+    after = exposed(counted)
     assert {key for key in after if after[key] != before.get(key)} == {
         ("proxy_statsd_lines_total", why.value)
     }
@@ -163,13 +165,13 @@ def test_series_are_bounded_whatever_is_sent(monkeypatch: pytest.MonkeyPatch) ->
     counted = series()
     for number in range(5000):
         counted.line(b"rejected.%d:1|c|#host:h%d" % (number, number))
-    assert told(counted)["proxy_statsd_series",] <= 6 + 3 + 3 * 4
+    assert exposed(counted)["proxy_statsd_series",] <= 6 + 3 + 3 * 4
     monkeypatch.setattr("proxy.app_telemetry.statsd.series.MOST_SERIES", 10)
     small = series()
     for host in (b"a", b"b", b"c"):
         small.line(b"rejected:1|c|#host:" + host)
     assert small.lines[Result.SERIES] == 2
-    assert told(small)["proxy_statsd_series",] == 10
+    assert exposed(small)["proxy_statsd_series",] == 10
 
 
 def test_misspelt_names_are_told_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
@@ -204,4 +206,4 @@ def test_any_lines_leave_a_sound_scrape(sent: list[bytes]) -> None:
     for line in sent:
         counted.line(line)
     assert sum(counted.lines.values()) == len(sent)
-    assert told(counted)["proxy_statsd_series",] <= 100
+    assert exposed(counted)["proxy_statsd_series",] <= 100

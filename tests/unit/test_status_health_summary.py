@@ -100,8 +100,8 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 def test_all_is_well() -> None:
     """Nothing found, nothing to say."""
-    verdict = judge(snapshot(), NOW)
-    assert (verdict.level, verdict.sentence, verdict.findings) == ("ok", "All good.", ())
+    health = judge(snapshot(), NOW)
+    assert (health.level, health.sentence, health.findings) == ("ok", "All good.", ())
     assert judge(snapshot(redis={"breakers": None}, mirrors=[], upstreams=[]), NOW).level == "ok"
 
 
@@ -166,11 +166,11 @@ def test_all_is_well() -> None:
 )  # fmt: skip
 def test_each_trouble_is_found(changes: dict[str, Any], level: str, kind: str, about: str) -> None:
     """Alone, with its level, and where to look."""
-    verdict = judge(snapshot(**changes), NOW)
-    (found,) = verdict.findings
+    health = judge(snapshot(**changes), NOW)
+    (found,) = health.findings
     assert (found.level, found.kind, found.about) == (level, kind, about)
-    assert verdict.level == level
-    assert verdict.sentence == found.summary + "."
+    assert health.level == level
+    assert health.sentence == found.summary + "."
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_is_no_trouble(changes: dict[str, Any]) -> None:
 
 def test_the_most_important_comes_first() -> None:
     """Redis before a circuit before jobs, and the sentence tells how much more there is."""
-    verdict = judge(
+    health = judge(
         snapshot(
             job_list=[job("failed"), job("failed", job_id="mv_2")],
             upstreams=[upstream(breaker=breaker("open", "5 failures in a row"))],
@@ -199,8 +199,8 @@ def test_the_most_important_comes_first() -> None:
         ),
         NOW,
     )
-    assert [f.kind for f in verdict.findings] == ["redis_away", "circuit_open", "jobs_failed"]
-    assert verdict.sentence == (
+    assert [f.kind for f in health.findings] == ["redis_away", "circuit_open", "jobs_failed"]
+    assert health.sentence == (
         "Redis is down for the jobs of make_video: connection refused. "
         "And 2 more things to look at."
     )
@@ -217,9 +217,9 @@ def test_an_error_comes_before_a_warning() -> None:
 
 def test_the_text_of_a_job_is_bounded() -> None:
     """A job's error may be as long as it likes; the sentence is not."""
-    verdict = judge(snapshot(job_list=[job("failed", error="x" * 10_000)]), NOW)
-    assert len(verdict.sentence) < 300
-    json.dumps(verdict.document())
+    health = judge(snapshot(job_list=[job("failed", error="x" * 10_000)]), NOW)
+    assert len(health.sentence) < 300
+    json.dumps(health.document())
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_a_service_that_is_silent_until_its_callers_give_up(
 ) -> None:
     """Nothing failed and nothing was answered: that is trouble, if it is more than a few."""
     calls = {"abandoned": abandoned, "silence": silence, "requests": requests}
-    verdict = judge(snapshot(upstreams=[upstream(**calls)]), NOW)
+    health = judge(snapshot(upstreams=[upstream(**calls)]), NOW)
     if level is None:
-        assert verdict.level == "ok"
+        assert health.level == "ok"
         return
-    (finding,) = verdict.findings
+    (finding,) = health.findings
     assert (finding.level, finding.kind, finding.about) == (
         level,
         "service_silent",

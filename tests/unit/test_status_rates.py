@@ -21,12 +21,12 @@ from proxy.telemetry.metrics.rates import (
 from tests.telemetry_facts import Facts
 
 
-def tally() -> RouteTally:
+def new_counters() -> RouteTally:
     """A route's."""
     return RouteTally("ingress", "job-status", "make-video", egress=False, upstreams={})
 
 
-def told(route: RouteTally, *statuses: int, duration: float = 0.15) -> None:
+def count_answers(route: RouteTally, *statuses: int, duration: float = 0.15) -> None:
     """Exchanges with these statuses."""
     for status in statuses:
         route.begin()
@@ -73,10 +73,10 @@ def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], shar
 def test_a_summary_is_the_difference_of_two_readings() -> None:
     """What was counted before the first reading plays no part; errors are 5xx, refusals 4xx, and a
     client that left is neither."""
-    route = tally()
-    told(route, 200, 500, 500, duration=10.0)
+    route = new_counters()
+    count_answers(route, 200, 500, 500, duration=10.0)
     before = read_routes([route])
-    told(route, 200, 200, 200, 404, 502, 499)
+    count_answers(route, 200, 200, 200, 404, 502, 499)
     summary = between(before, read_routes([route]), 12.0)
     assert (summary.count, summary.errors, summary.refused) == (6, 1, 1)
     assert summary.rate == pytest.approx(0.5)
@@ -87,8 +87,8 @@ def test_a_summary_is_the_difference_of_two_readings() -> None:
 
 def test_routes_are_read_together() -> None:
     """A service's figures are those of all its routes and methods."""
-    one, other = tally(), tally()
-    told(one, 200)
+    one, other = new_counters(), new_counters()
+    count_answers(one, 200)
     other.record(replace(Facts(), method="POST", status=503))
     reading = read_routes([one, other])
     assert (sum(reading.counts), reading.errors) == (2, 1)
@@ -176,20 +176,20 @@ def test_what_is_usual_is_from_before_the_trouble() -> None:
 
 def test_the_service_s_own_share_of_the_time() -> None:
     """What was spent in queues and on slow clients is not the service's."""
-    route = tally()
+    route = new_counters()
     before = read_routes([route])
-    told(route, 200, duration=0.5)  # of which the upstream took 0.125 s
+    count_answers(route, 200, duration=0.5)  # of which the upstream took 0.125 s
     assert between(before, read_routes([route]), 1.0).served == pytest.approx(0.25)
     assert between(before, before, 1.0).served == 1.0
 
 
 def test_the_last_failure_is_kept_in_its_own_words() -> None:
     """The proxy's answer, or that the service failed by itself; good answers change nothing."""
-    route = tally()
-    told(route, 200)
+    route = new_counters()
+    count_answers(route, 200)
     assert route.last_failure is None
-    told(route, 500)
+    count_answers(route, 500)
     assert route.last_failure == "http://127.0.0.1:8005 answered 500"  # which of its targets
     route.record(replace(Facts(), status=503, code="overloaded", detail="Queue full"))
-    told(route, 200)
+    count_answers(route, 200)
     assert route.last_failure == "Queue full"

@@ -21,18 +21,19 @@ def recorded(name: str) -> list[dict[str, Any]]:
     return [line["value"] for line in map(json.loads, lines) if line.get("value")]
 
 
-def told(document: object, status: str, seen: Any = ()) -> list[tuple[str, str, float | None]]:
+def stages_of(document: object, status: str, seen: Any = ()) -> list[tuple[str, str, float | None]]:
     """Name, state and seconds of each stage."""
-    story = read_story(json.dumps(document).encode(), status, seen)
+    history = read_story(json.dumps(document).encode(), status, seen)
     return [
-        (s.name, s.state, None if s.seconds is None else round(s.seconds, 2)) for s in story.stages
+        (s.name, s.state, None if s.seconds is None else round(s.seconds, 2))
+        for s in history.stages
     ]
 
 
 def test_a_completed_job_of_the_real_service() -> None:
     """Eight stages in their order, with the time each took."""
     document = recorded("job-life-success.jsonl")[-1]
-    stages = told(document, "completed")
+    stages = stages_of(document, "completed")
     assert [name for name, *_ in stages] == list(document["stages"])
     assert {state for _, state, _ in stages} == {"done"}
     assert stages[3] == ("assemble_video", "done", 15.47)
@@ -42,11 +43,11 @@ def test_a_failed_job_of_the_real_service() -> None:
     """The stage that failed is named, what follows has not begun, and the error is without the ID
     that the app puts before it."""
     failed = next(d for d in recorded("job-life-failures.jsonl") if d["status"] == "failed")
-    story = read_story(json.dumps(failed).encode(), "failed")
-    states = [stage.state for stage in story.stages]
+    history = read_story(json.dumps(failed).encode(), "failed")
+    states = [stage.state for stage in history.stages]
     assert states == ["done", "failed"] + ["pending"] * 6
-    assert story.error is not None
-    assert story.error.startswith("[NO_SHORTS_FOUND] No approved videos available")
+    assert history.error is not None
+    assert history.error.startswith("[NO_SHORTS_FOUND] No approved videos available")
 
 
 def test_an_older_job_is_told_by_its_statuses() -> None:
@@ -56,7 +57,7 @@ def test_an_older_job_is_told_by_its_statuses() -> None:
         (104.5, "queued"), (105.0, "fetching_shorts"), (110.0, "completed"),
     ]  # fmt: skip
     document = {"job_id": "x", "status": "completed", "stages": {}}
-    assert told(document, "completed", seen) == [
+    assert stages_of(document, "completed", seen) == [
         ("analyzing_audio", "done", 3.0),
         ("fetching_shorts", "done", 6.0),
     ]
@@ -65,26 +66,26 @@ def test_an_older_job_is_told_by_its_statuses() -> None:
 def test_the_last_status_before_a_failure_is_what_failed() -> None:
     """An older job that failed did so in the stage it was last seen in."""
     seen = [(1.0, "analyzing_audio"), (2.0, "assembling_video"), (5.0, "failed")]
-    stages = told({"job_id": "x", "stages": {}, "error": "boom"}, "failed", seen)
+    stages = stages_of({"job_id": "x", "stages": {}, "error": "boom"}, "failed", seen)
     assert [state for _, state, _ in stages] == ["done", "failed"]
-    running = told({"job_id": "x", "stages": {}}, "assembling_video", seen[:2])
+    running = stages_of({"job_id": "x", "stages": {}}, "assembling_video", seen[:2])
     assert running == [("analyzing_audio", "done", 1.0), ("assembling_video", "running", None)]
-    assert told({"job_id": "x"}, "assembling_video") == [("assembling_video", "running", None)]
+    assert stages_of({"job_id": "x"}, "assembling_video") == [("assembling_video", "running", None)]
 
 
 def test_recorded_older_jobs_have_a_timeline() -> None:
     """The recordings of the older service give stages without versions too."""
     for document in recorded("job-life-older-shape.jsonl"):
-        story = read_story(json.dumps(document).encode(), document["status"])
+        history = read_story(json.dumps(document).encode(), document["status"])
         if document["status"] not in ("queued", "completed"):
-            assert story.stages
+            assert history.stages
 
 
 def test_a_stage_under_way_when_its_job_failed_has_failed() -> None:
     """A worker that died leaves its stage unfinished."""
     stages = {"a": {"status": "completed"}, "b": {"status": "processing"}}
-    assert [s for _, s, _ in told({"stages": stages}, "failed")] == ["done", "failed"]
-    assert [s for _, s, _ in told({"stages": stages}, "processing")] == ["done", "running"]
+    assert [s for _, s, _ in stages_of({"stages": stages}, "failed")] == ["done", "failed"]
+    assert [s for _, s, _ in stages_of({"stages": stages}, "processing")] == ["done", "running"]
 
 
 @pytest.mark.parametrize(
@@ -105,16 +106,16 @@ def test_a_hostile_document_stays_bounded() -> None:
         }
         for i in range(200)
     }  # fmt: skip
-    story = read_story(json.dumps({"stages": stages, "error": ["no"]}).encode(), "failed")
-    assert len(story.stages) == MOST
-    for stage in story.stages:
+    history = read_story(json.dumps({"stages": stages, "error": ["no"]}).encode(), "failed")
+    assert len(history.stages) == MOST
+    for stage in history.stages:
         assert len(stage.name) <= NAME_LIMIT
         assert len(stage.title) <= NAME_LIMIT
         assert stage.error is not None
         assert len(stage.error) <= ERROR_LIMIT
         assert (stage.state, stage.seconds) == ("unknown", None)
         (stage.name + stage.title + stage.error).encode()
-    assert story.error is None
+    assert history.error is None
 
 
 JSON = st.recursive(
@@ -137,6 +138,6 @@ def test_no_document_breaks_it(
     document: dict[str, Any], status: str, seen: list[tuple[float, str]]
 ) -> None:
     """Whatever JSON allows gives a story that can be written as UTF-8."""
-    story = read_story(json.dumps(document).encode(), status, seen)
-    for stage in story.stages:
+    history = read_story(json.dumps(document).encode(), status, seen)
+    for stage in history.stages:
         f"{stage.name}{stage.title}{stage.error}".encode()

@@ -178,9 +178,9 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
         }
     )
     clock = SystemClock()
-    board = BreakerRegistry(config.upstreams, registry=metrics.registry, redis=config.redis)
-    board.metrics.reachable(False)
-    breaker = board.get("u")
+    breakers = BreakerRegistry(config.upstreams, registry=metrics.registry, redis=config.redis)
+    breakers.metrics.reachable(False)
+    breaker = breakers.get("u")
     assert breaker is not None
     breaker.force(CircuitEvent.FORCE_OPEN, clock.monotonic(), "test", 1.0)
     memory = MemoryBudget()
@@ -196,7 +196,7 @@ def test_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
         [],
         Engine(clock, Sweeper(clock), memory, spool, Random()),
         lambda _: lambda _: None,
-        board.get,
+        breakers.get,
     )
     watch.show(compiler.compile(config).upstreams)
     vitals.tasks.died("a-loop")

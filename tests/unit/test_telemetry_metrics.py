@@ -139,17 +139,17 @@ def test_a_reload_keeps_the_counts() -> None:
 
 def test_clients_cannot_make_series() -> None:
     """A thousand invented methods are one series."""
-    tally = Metrics("1").route("ingress", "other", "ingress", "make-video")
+    counters = Metrics("1").route("ingress", "other", "ingress", "make-video")
     for number in range(1000):
-        tally.record(Facts(method=f"M{number}"))
-    assert list(tally.methods) == ["OTHER"]
+        counters.record(Facts(method=f"M{number}"))
+    assert list(counters.methods) == ["OTHER"]
 
 
 def test_a_sampled_trace_is_the_exemplar_of_its_bucket() -> None:
     """The latest of each bucket, on OpenMetrics alone; what no collector has is not named."""
     metrics = Metrics("1")
     metrics.upstream("make-video")
-    tally = metrics.route("ingress", "job-status", "ingress", "make-video")
+    counters = metrics.route("ingress", "job-status", "ingress", "make-video")
     for trace_id, sampled, duration in (
         ("a" * 32, True, 0.25),
         ("b" * 32, False, 0.26),
@@ -157,9 +157,9 @@ def test_a_sampled_trace_is_the_exemplar_of_its_bucket() -> None:
         ("d" * 32, True, 3.0),
         (None, False, 0.28),
     ):
-        tally.begin()
+        counters.begin()
         facts = Facts(trace_id=trace_id, trace_sampled=sampled, duration=duration)
-        tally.record(facts)
+        counters.record(facts)
     text = metrics.exposition("application/openmetrics-text")[0].decode()
     found = {
         (sample.name, sample.labels["le"]): sample.exemplar
@@ -233,8 +233,8 @@ async def test_scrapes_while_counting() -> None:
     number = 0
     while not scrapes.done():
         number += 1
-        tally = metrics.route("ingress", f"r{number % 50}", "ingress", "make-video")
-        tally.record(Facts(status=200 + number % 300))
+        counters = metrics.route("ingress", f"r{number % 50}", "ingress", "make-video")
+        counters.record(Facts(status=200 + number % 300))
         await asyncio.sleep(0)
     for body, _ in await scrapes:
         assert body.endswith(b"# EOF\n")

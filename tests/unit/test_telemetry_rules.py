@@ -29,7 +29,7 @@ def read(tmp_path: Path, text: str, **environ: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("statsd: {}", "3: statsd: expected bind or socket, found neither"),
         ("statsd: {bind: 8125}", "statsd.bind: expected an IP address and port"),
@@ -138,13 +138,13 @@ def read(tmp_path: Path, text: str, **environ: str) -> Config:
         ("resources: {temp: {}}", "resources.temp.directories: expected this key"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """Each mistake is told at its key, in words; nothing else is."""
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
     problems = [str(problem) for problem in caught.value.problems]
     assert len(problems) == 1, problems
-    assert said in problems[0]
+    assert message in problems[0]
 
 
 def test_a_default_can_be_replaced(tmp_path: Path) -> None:

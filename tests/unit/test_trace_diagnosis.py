@@ -11,19 +11,29 @@ from proxy.trace.diagnosis.context import Cause, DiagnosisContext
 from proxy.trace.diagnosis.rules import diagnose
 from proxy.trace.events import TraceEvent
 from proxy.trace.job_history import JobHistory
-from tests.trace_kit import CALLED_IN, T0, breaker, call, exchange, failing_life, life, news, stages
+from tests.trace_kit import (
+    CALLED_IN,
+    T0,
+    breaker,
+    call,
+    exchange,
+    failed_history,
+    job_history,
+    stages,
+    trace_event,
+)
 
 
 def case(
     *events: TraceEvent,
-    lives: Sequence[JobHistory] = (),
+    histories: Sequence[JobHistory] = (),
     now: float = 100.0,
     before: Sequence[TraceEvent] = (),
     about_job: bool = False,
 ) -> DiagnosisContext:
     """The story of these events and lives, asked for `now` seconds after `T0`."""
-    every = sorted([*events, *(e for one in lives for e in one.events)], key=lambda e: e.at)
-    return DiagnosisContext(every, lives, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
+    every = sorted([*events, *(e for one in histories for e in one.events)], key=lambda e: e.at)
+    return DiagnosisContext(every, histories, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
 
 
 def found(*events: TraceEvent, **more: Any) -> Cause:
@@ -37,7 +47,7 @@ def found(*events: TraceEvent, **more: Any) -> Cause:
 
 def done() -> JobHistory:
     """A job that went well."""
-    return life(
+    return job_history(
         (0, {"status": "queued"}), (1, {"status": "processing"}), (20, {"status": "completed"})
     )
 
@@ -45,7 +55,7 @@ def done() -> JobHistory:
 def test_nothing_wrong_no_cause() -> None:
     """A job that went well, with ordinary calls, polls and a reload meanwhile, has no suspect."""
     events = [exchange(kind="creation", job_stored="confirmed"), call(5), exchange(8)]
-    assert diagnose(case(*events, news(3, "proxy", "reloaded"), lives=[done()])) is None
+    assert diagnose(case(*events, trace_event(3, "proxy", "reloaded"), histories=[done()])) is None
     assert diagnose(case(*events)) is None
 
 
@@ -76,9 +86,9 @@ def test_a_refusal_is_not_of_a_job_that_there_is() -> None:
     part of its story, and not the cause of anything about the job that it then got."""
     refused = exchange(0, 503, code="job_not_stored", reason="redis_down")
     upload = TraceEvent(T0, "upload", "upload_too_long", refused.severity)
-    one = failing_life()
-    assert found(refused, upload, lives=[one], about_job=True).kind == "stage_failed"
-    assert found(refused, upload, lives=[one]).kind == "upload_refused"
+    one = failed_history()
+    assert found(refused, upload, histories=[one], about_job=True).kind == "stage_failed"
+    assert found(refused, upload, histories=[one]).kind == "upload_refused"
     lost = exchange(0, 503, code="job_not_stored", job_id="mv_1", reason="key_missing")
     assert found(lost, about_job=True).kind == "job_not_stored"
 
@@ -86,10 +96,10 @@ def test_a_refusal_is_not_of_a_job_that_there_is() -> None:
 def test_deleted_before_it_was_done() -> None:
     """A deleted job is not looked into any further; one deleted when it was done is no trouble."""
     gone = {"deleted": "2026-11-23T16:20:00+00:00", "origin": "client"}
-    cause = found(lives=[life((0, {"status": "processing"}), **gone)])
+    cause = found(histories=[job_history((0, {"status": "processing"}), **gone)])
     assert cause.kind == "deleted"
     assert "by a client" in cause.summary
-    assert diagnose(case(lives=[life((0, {"status": "completed"}), **gone)])) is None
+    assert diagnose(case(histories=[job_history((0, {"status": "completed"}), **gone)])) is None
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,7 @@ def test_deleted_before_it_was_done() -> None:
 def test_a_service_made_a_job_fail(status: int, code: str | None, kind: str, words: str) -> None:
     """Failed calls in the stage that failed: the service is named, what it did, how often."""
     calls = [call(t, status, code=code, job_id="mv_1") for t in (3, 4, 5)]
-    cause = found(*calls, lives=[failing_life()])
+    cause = found(*calls, histories=[failed_history()])
     assert cause.kind == kind
     assert words in cause.summary
     refused = {
@@ -123,7 +133,7 @@ def test_an_open_circuit_made_a_job_fail() -> None:
     """It may have opened before the job began, for reasons of its own: since when, and which."""
     opened = breaker(-300, "open", failures=[{"kind": "connect"}] * 5)
     refused = call(3, 503, code="circuit_open", job_id="mv_1")
-    cause = found(refused, lives=[failing_life()], before=[opened])
+    cause = found(refused, histories=[failed_history()], before=[opened])
     assert cause.kind == "service_down"
     assert "its circuit opened at 2026-11-23T16:14:17.000Z: 5 x" in cause.summary
     assert cause.event is refused
@@ -133,7 +143,7 @@ def test_refusals_of_the_circuit_are_no_failures_of_the_service() -> None:
     """They are counted apart, and the reason of the opening is not said twice."""
     calls = [call(t, 503, job_id="mv_1") for t in (3, 4)]
     refused = [call(t, 503, code="circuit_open", job_id="mv_1") for t in (6, 7, 8)]
-    cause = found(*calls, breaker(5, "open"), *refused, lives=[failing_life()])
+    cause = found(*calls, breaker(5, "open"), *refused, histories=[failed_history()])
     assert cause.kind == "service_errors"
     assert cause.summary.startswith("audio-transcriber answered 503 (2 failed calls from")
     assert "; 3 calls met the open circuit. So job mv_1" in cause.summary
@@ -142,9 +152,9 @@ def test_refusals_of_the_circuit_are_no_failures_of_the_service() -> None:
 
 def test_a_service_made_a_job_fail_whose_stages_nobody_saw() -> None:
     """Its calls name the service, though the circuit of one that it never called is open."""
-    brief = life((0, {"status": "queued"}), (2, {"status": "failed", "error": "503"}))
+    brief = job_history((0, {"status": "queued"}), (2, {"status": "failed", "error": "503"}))
     mine = call(1, 503, "youtube-search", job_id="mv_1")
-    cause = found(mine, lives=[brief], before=[breaker(-300, "open")])
+    cause = found(mine, histories=[brief], before=[breaker(-300, "open")])
     assert cause.kind == "service_errors"
     assert cause.summary.startswith("youtube-search answered 503 (1 failed call from")
 
@@ -152,31 +162,31 @@ def test_a_service_made_a_job_fail_whose_stages_nobody_saw() -> None:
 def test_a_circuit_that_closed_again_is_not_blamed() -> None:
     """Nor is the circuit of a service that the failed stage does not call."""
     closed = [breaker(-300, "open"), breaker(-200, "closed")]
-    assert found(lives=[failing_life()], before=closed).kind == "stage_failed"
+    assert found(histories=[failed_history()], before=closed).kind == "stage_failed"
     other = breaker(2, "open", "youtube-search")
-    assert found(other, lives=[failing_life()]).kind == "stage_failed"
+    assert found(other, histories=[failed_history()]).kind == "stage_failed"
 
 
 def test_a_job_failed_by_itself() -> None:
     """The stage and its own words."""
-    cause = found(lives=[failing_life("[NO_SHORTS_FOUND] none")])
+    cause = found(histories=[failed_history("[NO_SHORTS_FOUND] none")])
     assert cause.kind == "stage_failed"
     assert "mv_1 failed in generate_subtitles: [NO_SHORTS_FOUND] none" in cause.summary
     assert cause.event.kind == "stage_failed"
     assert "just before" not in cause.summary
-    choked = found(call(5), call(19.8), lives=[failing_life("Expecting value: line 1")])
+    choked = found(call(5), call(19.8), histories=[failed_history("Expecting value: line 1")])
     assert "; just before, audio-transcriber answered 200 to GET /x" in choked.summary
 
 
 def test_sqlite_cannot_write() -> None:
     """A full disk: since when and what SQLite says, even when it began before the story."""
-    full = news(-60, "mirror", "sqlite_degraded", reason="database or disk is full")
+    full = trace_event(-60, "mirror", "sqlite_degraded", reason="database or disk is full")
     created = exchange(0, 202, kind="creation", job_stored="degraded")
-    cause = found(created, before=[full], lives=[done()])
+    cause = found(created, before=[full], histories=[done()])
     assert cause.kind == "store_cannot_write"
     assert "database or disk is full" in cause.summary
     assert cause.event is created
-    over = news(-30, "mirror", "sqlite_back")
+    over = trace_event(-30, "mirror", "sqlite_back")
     assert diagnose(case(exchange(), before=[full, over])) is None
 
 
@@ -187,83 +197,85 @@ def test_sqlite_was_merely_slow() -> None:
 
 def test_nobody_takes_a_job() -> None:
     """Queued for longer than it should be; after a loss of Redis, that is said too."""
-    waits = life((0, {"status": "queued"}))
-    assert diagnose(case(lives=[waits], now=10)) is None
-    cause = found(lives=[waits], now=60)
+    waits = job_history((0, {"status": "queued"}))
+    assert diagnose(case(histories=[waits], now=10)) is None
+    cause = found(histories=[waits], now=60)
     assert cause.kind == "stranded"
     assert "queued for 1 min 0 s" in cause.summary
     assert "are the workers busy with others" in cause.summary
-    lost = news(-5, "restore", "restored", restored=3)
-    assert "Redis lost its data" in found(lives=[waits], now=60, before=[lost]).summary
+    lost = trace_event(-5, "restore", "restored", restored=3)
+    assert "Redis lost its data" in found(histories=[waits], now=60, before=[lost]).summary
 
 
 def test_a_job_that_the_mirror_reports_stranded() -> None:
     """The mirror's word counts at once."""
-    waits = life((0, {"status": "queued"}))
-    told = news(5, "mirror", "stranded", job_id="mv_1", status="queued")
-    assert found(told, lives=[waits], now=6).event is told
+    waits = job_history((0, {"status": "queued"}))
+    reported = trace_event(5, "mirror", "stranded", job_id="mv_1", status="queued")
+    assert found(reported, histories=[waits], now=6).event is reported
 
 
 def test_a_job_that_nobody_works_on() -> None:
     """By the evidence, at once; over when it was given a message again, or went on."""
-    runs = life((0, {"status": "processing"}))
-    news_of = {"job_id": "mv_1", "evidence": "worker a answers and does not work on it"}
-    gone = news(5, "mirror", "unattended", **news_of)
-    cause = found(gone, lives=[runs], now=6)
+    runs = job_history((0, {"status": "processing"}))
+    stranded = {"job_id": "mv_1", "evidence": "worker a answers and does not work on it"}
+    gone = trace_event(5, "mirror", "unattended", **stranded)
+    cause = found(gone, histories=[runs], now=6)
     assert cause.kind == "unattended"
     assert "does not work on it" in cause.summary
     assert cause.event is gone
-    again = news(7, "restore", "requeued", **news_of)
-    assert diagnose(case(gone, again, lives=[runs], now=8)) is None
-    went_on = life((0, {"status": "queued"}), (6, {"status": "processing"}))
-    assert diagnose(case(gone, lives=[went_on], now=8)) is None
-    assert diagnose(case(gone, lives=[done()], now=30)) is None
-    other = news(5, "mirror", "unattended", job_id="mv_2", evidence="x")
-    assert diagnose(case(other, lives=[runs], now=6)) is None
+    again = trace_event(7, "restore", "requeued", **stranded)
+    assert diagnose(case(gone, again, histories=[runs], now=8)) is None
+    went_on = job_history((0, {"status": "queued"}), (6, {"status": "processing"}))
+    assert diagnose(case(gone, histories=[went_on], now=8)) is None
+    assert diagnose(case(gone, histories=[done()], now=30)) is None
+    other = trace_event(5, "mirror", "unattended", job_id="mv_2", evidence="x")
+    assert diagnose(case(other, histories=[runs], now=6)) is None
 
 
 def test_no_worker_is_connected() -> None:
     """It concerns every unfinished job, until a worker is back."""
-    waits = life((0, {"status": "queued"}))
-    nobody = news(-100, "mirror", "no_workers", since="2026-11-30T16:00:00Z")
-    cause = found(lives=[waits], before=[nobody], now=6)
+    waits = job_history((0, {"status": "queued"}))
+    nobody = trace_event(-100, "mirror", "no_workers", since="2026-11-30T16:00:00Z")
+    cause = found(histories=[waits], before=[nobody], now=6)
     assert cause.kind == "no_workers"
     assert "since 2026-11-30T16:00:00Z" in cause.summary
-    back = news(2, "mirror", "workers_back")
-    assert diagnose(case(back, lives=[waits], before=[nobody], now=6)) is None
-    assert diagnose(case(lives=[done()], before=[nobody], now=30)) is None
+    back = trace_event(2, "mirror", "workers_back")
+    assert diagnose(case(back, histories=[waits], before=[nobody], now=6)) is None
+    assert diagnose(case(histories=[done()], before=[nobody], now=30)) is None
 
 
 def test_a_stage_that_does_not_end() -> None:
     """How long nothing has changed, in which stage."""
-    at_it = life((0, {"status": "processing", "stages": stages(trim_video="processing")}))
-    cause = found(lives=[at_it], now=400)
+    at_it = job_history((0, {"status": "processing", "stages": stages(trim_video="processing")}))
+    cause = found(histories=[at_it], now=400)
     assert cause.kind == "stuck_stage"
     assert "in trim_video without a change for 6 min 40 s" in cause.summary
 
 
 def test_a_stage_that_waits_for_a_service() -> None:
     """With a service in trouble, the service is to blame; with one that answers, that is said."""
-    at_it = life((0, {"status": "processing", "stages": stages(generate_subtitles="processing")}))
-    cause = found(call(30, 504, code="upstream_timeout"), lives=[at_it], now=400)
+    at_it = job_history(
+        (0, {"status": "processing", "stages": stages(generate_subtitles="processing")})
+    )
+    cause = found(call(30, 504, code="upstream_timeout"), histories=[at_it], now=400)
     assert cause.kind == "service_slow"
     assert "has been in generate_subtitles" in cause.summary
-    cause = found(call(30), lives=[at_it], now=400)
+    cause = found(call(30), histories=[at_it], now=400)
     assert cause.kind == "stuck_stage"
     assert "audio-transcriber answers" in cause.summary
 
 
 def test_redis_was_lost() -> None:
     """While a job runs, or when a caller noticed; what was put back is said."""
-    lost = news(5, "mirror", "redis_lost", reason="closed")
-    back = news(7, "restore", "restored", restored=4)
-    running = life((0, {"status": "processing"}))
-    cause = found(lost, back, lives=[running], now=10)
+    lost = trace_event(5, "mirror", "redis_lost", reason="closed")
+    back = trace_event(7, "restore", "restored", restored=4)
+    running = job_history((0, {"status": "processing"}))
+    cause = found(lost, back, histories=[running], now=10)
     assert cause.kind == "redis_lost"
     assert "4 jobs were put back" in cause.summary
     rescued = exchange(6, 200, rescued_from=404)
-    assert found(lost, rescued, lives=[done()]).kind == "redis_lost"
-    assert diagnose(case(lost, back, lives=[done()])) is None
+    assert found(lost, rescued, histories=[done()]).kind == "redis_lost"
+    assert diagnose(case(lost, back, histories=[done()])) is None
 
 
 @pytest.mark.parametrize(
@@ -303,11 +315,11 @@ def test_an_open_circuit_refused_a_request() -> None:
 
 def test_a_route_that_a_refused_reload_should_have_brought() -> None:
     """No route, and the last reload was refused: the operator's typing mistake is the suspect."""
-    refused = news(-9, "proxy", "reload_refused", problems=["c.yaml:7: paht: unknown"])
+    refused = trace_event(-9, "proxy", "reload_refused", problems=["c.yaml:7: paht: unknown"])
     cause = found(exchange(0, 404, code="no_route"), before=[refused])
     assert cause.kind == "reload_refused"
     assert "c.yaml:7: paht: unknown" in cause.summary
-    later = news(-5, "proxy", "reloaded")
+    later = trace_event(-5, "proxy", "reloaded")
     assert found(exchange(0, 404, code="no_route"), before=[refused, later]).kind == "no_route"
 
 
@@ -345,7 +357,7 @@ def test_why_the_store_cannot_be_used() -> None:
 
 def test_calls_failed_though_the_job_went_on() -> None:
     """A video that was skipped: the service is named although the job is completed."""
-    cause = found(call(5, 503, service="video-downloader"), exchange(), lives=[done()])
+    cause = found(call(5, 503, service="video-downloader"), exchange(), histories=[done()])
     assert cause.kind == "service_errors"
 
 
@@ -360,7 +372,7 @@ def test_the_service_was_restarting() -> None:
 def test_slow_calls() -> None:
     """How many, the longest, and the service's share of it."""
     slow = [call(3, duration=2.5), call(6, duration=14.2, upstream_ms=14_100.0)]
-    cause = found(*slow, lives=[done()])
+    cause = found(*slow, histories=[done()])
     assert cause.kind == "service_slow"
     assert "2 recorded exchanges took over 2 s, the longest 14.2 s, 14.1 s of it" in cause.summary
     assert cause.event is slow[1]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from proxy.core.clock import iso_utc
 from proxy.trace.events import Severity
 from proxy.trace.job_history import EVENTS, JobHistory, moment, read_history
-from tests.jobs_kit import life as recorded
-from tests.trace_kit import T0, failing_life, life, stages
+from tests.jobs_kit import recording as recorded
+from tests.trace_kit import T0, failed_history, job_history, stages
 
 
 def from_recording(name: str) -> list[JobHistory]:
@@ -54,9 +54,9 @@ def test_recorded_failures() -> None:
 
 def test_the_older_shape() -> None:
     """One status for each stage, which also moves backwards: each is a phase, none is an end."""
-    lives = from_recording("older-shape")
-    assert any(phase.name == "generating_subtitles" for one in lives for phase in one.phases)
-    one = lives[0]
+    histories = from_recording("older-shape")
+    assert any(phase.name == "generating_subtitles" for one in histories for phase in one.phases)
+    one = histories[0]
     names = [phase.name for phase in one.phases]
     assert names[-1] == "completed"
     assert one.finished
@@ -64,7 +64,7 @@ def test_the_older_shape() -> None:
 
 def test_phases_and_failure() -> None:
     """A phase lasts from the version that began it to the next one."""
-    one = failing_life()
+    one = failed_history()
     assert [(p.name, p.start - T0) for p in one.phases] == [
         ("queued", 0),
         ("generate_subtitles", 1),
@@ -78,7 +78,7 @@ def test_phases_and_failure() -> None:
 
 def test_a_deleted_job_is_still_worked_on() -> None:
     """A worker does not notice a deletion: until an end is seen, it may be at work."""
-    one = life(
+    one = job_history(
         (0, {"status": "queued"}),
         (1, {"status": "processing"}),
         deleted=iso_utc(T0 + 5),
@@ -91,7 +91,7 @@ def test_a_deleted_job_is_still_worked_on() -> None:
 
 def test_a_finished_job_that_rises_again() -> None:
     """A worker that writes an old copy makes the job unfinished again, which is told."""
-    one = life(
+    one = job_history(
         (0, {"status": "processing"}), (1, {"status": "completed"}), (2, {"status": "processing"})
     )
     assert not one.finished
@@ -131,7 +131,7 @@ def test_a_document_of_countless_stages_stays_bounded() -> None:
     many = {f"s{n}": {"status": "processing"} for n in range(5000)}
     done = {f"s{n}": {"status": "completed", "x": "y" * 9} for n in range(5000)}
     versions = [(n, {"status": f"st{n}", "stages": many if n % 2 else done}) for n in range(50)]
-    assert len(life(*versions).events) == EVENTS
+    assert len(job_history(*versions).events) == EVENTS
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "2026-11-23T16:19:17", "x" * 50, "9999-99-99"])
@@ -144,7 +144,7 @@ def test_stages_keep_their_errors() -> None:
     """A stage that waits for another try is a warning that says why."""
     before = stages(a="processing")
     after = {"a": {"status": "waiting_retry", "error_message": "503 from x"}}
-    one = life(
+    one = job_history(
         (0, {"status": "processing", "stages": before}),
         (1, {"status": "processing", "stages": after}),
     )

@@ -14,11 +14,11 @@ from proxy.trace.events import FACTS, FACTS_BYTES, Severity, TraceEvent, bounded
 from proxy.trace.job_history import JobHistory
 from proxy.trace.summaries import duration, summary
 from proxy.trace.timeline import MOST, build_timeline, unfold
-from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failing_life, news, summaries
+from tests.trace_kit import CALLED_IN, T0, breaker, exchange, failed_history, summaries, trace_event
 
 
-def told(
-    wanted: str, *own: TraceEvent, lives: tuple[JobHistory, ...] = (), **more: Any
+def built(
+    wanted: str, *own: TraceEvent, histories: tuple[JobHistory, ...] = (), **more: Any
 ) -> dict[str, Any]:
     """The answer about an ID, asked for 100 s after `T0`."""
     given = {
@@ -28,12 +28,12 @@ def told(
         "called_in": CALLED_IN,
         "slow": 2.0,
     }
-    return build_timeline(wanted, own, lives, **{**given, **more})
+    return build_timeline(wanted, own, histories, **{**given, **more})
 
 
 def test_the_form_of_the_answer() -> None:
     """Exactly the members that readers rely on, of the answer, the cause and each event."""
-    answer = told("mv_1", exchange(0, 500, job_id="mv_1"), lives=(failing_life(),))
+    answer = built("mv_1", exchange(0, 500, job_id="mv_1"), histories=(failed_history(),))
     assert list(answer) == [
         "id", "kind", "job_ids", "correlation_ids", "suspected_cause", "events"
     ]  # fmt: skip
@@ -53,9 +53,9 @@ def test_the_form_of_the_answer() -> None:
 
 def test_kinds() -> None:
     """An ID is a job's, a correlation's, or nobody's."""
-    assert told("c-1", exchange())["kind"] == "correlation"
-    assert told("mv_9", exchange(job_id="mv_9"))["kind"] == "job"
-    assert told("x", exchange())["kind"] == "unknown"
+    assert built("c-1", exchange())["kind"] == "correlation"
+    assert built("mv_9", exchange(job_id="mv_9"))["kind"] == "job"
+    assert built("x", exchange())["kind"] == "unknown"
 
 
 def test_an_exchange_tells_of_its_upload_and_of_failed_attempts() -> None:
@@ -68,7 +68,7 @@ def test_an_exchange_tells_of_its_upload_and_of_failed_attempts() -> None:
         0, 202, kind="creation", job_id="mv_1", attempts=2, failed_attempts=failed, duration=3.0,
         upload_verdict="accepted", upload_type="audio/mpeg", upload_size=1000, upload_duration=2.0,
     )  # fmt: skip
-    answer = told("mv_1", event)
+    answer = built("mv_1", event)
     sources = [(e["source"], e["kind"]) for e in answer["events"]]
     assert sources == [
         ("exchange", "creation"),
@@ -95,9 +95,11 @@ def test_news_belong_to_the_time_of_a_story() -> None:
         breaker(-600, "open"),
         breaker(5, "open"),
         breaker(90, "closed"),
-        news(6, "mirror", "stranded", job_id="mv_other"),
+        trace_event(6, "mirror", "stranded", job_id="mv_other"),
     ]
-    answer = told("mv_1", exchange(job_id="mv_1"), lives=(failing_life(),), state_changes=around)
+    answer = built(
+        "mv_1", exchange(job_id="mv_1"), histories=(failed_history(),), state_changes=around
+    )
     assert [e["at"] for e in answer["events"] if e["source"] == "breaker"] == [
         "2026-11-23T16:19:22.000Z"
     ]
@@ -109,18 +111,18 @@ def test_a_story_without_end_is_bounded() -> None:
     """Of too many events the calm ones in the middle go, never the trouble, and that is said."""
     calm = [exchange(n / 100) for n in range(3000)]
     trouble = [exchange(n / 10 + 0.001, 500) for n in range(100)]
-    answer = told("c-1", *calm, *trouble)
+    answer = built("c-1", *calm, *trouble)
     assert len(answer["events"]) == MOST
     assert sum(e["severity"] == "error" for e in answer["events"]) == 100
     assert answer["events"][0]["at"] == "2026-11-23T16:19:17.000Z"
     assert answer["note"] == "2100 further events are not shown"
-    many = told("c-1", *(exchange(n / 100, 500) for n in range(3000)))
+    many = built("c-1", *(exchange(n / 100, 500) for n in range(3000)))
     assert len(many["events"]) == MOST
 
 
 def test_nothing_at_all() -> None:
     """No events and no lives: an answer without a cause, not a failure."""
-    assert told("x")["suspected_cause"] is None
+    assert built("x")["suspected_cause"] is None
 
 
 # --- what may be kept ---------------------------------------------------------------------------
@@ -175,35 +177,35 @@ def test_an_allowance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "words"),
     [(None, ""), (0.0042, "4.2 ms"), (0.34, "340 ms"), (2.14, "2.1 s"), (185, "3 min 5 s"),
      (7800, "2 h 10 min")],
 )  # fmt: skip
-def test_durations(seconds: float | None, said: str) -> None:
+def test_durations(seconds: float | None, words: str) -> None:
     """As people say them."""
-    assert duration(seconds) == said
+    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "words"),
     [
         (exchange(0, 502, code="upstream_reset", attempts=3, detail="gone"),
          "GET /x: 502 upstream_reset (gone; 3 attempts)"),
         (exchange(0, 499, code="client_left"), "GET /x: the client left"),
         (exchange(0, 200, rescued_from=404), "GET /x: 200 (answered here instead of 404)"),
         (breaker(0, "half_open", "s"), "the circuit of s lets probes through (5 x)"),
-        (news(0, "mirror", "redis_lost", reason="closed"),
+        (trace_event(0, "mirror", "redis_lost", reason="closed"),
          "Redis no longer answers: closed"),
-        (news(0, "restore", "restored", restored=2, kept=1, cause="flush"),
+        (trace_event(0, "restore", "restored", restored=2, kept=1, cause="flush"),
          "2 jobs put back into Redis (flush), 1 were still there"),
-        (news(0, "proxy", "reload_refused", problems=["a", "b"]),
+        (trace_event(0, "proxy", "reload_refused", problems=["a", "b"]),
          "reload refused, the old config stays in force: a and 1 more"),
-        (news(0, "mirror", "something_new"), "something new"),
+        (trace_event(0, "mirror", "something_new"), "something new"),
     ],
 )  # fmt: skip
-def test_summaries(event: TraceEvent, said: str) -> None:
+def test_summaries(event: TraceEvent, words: str) -> None:
     """One line each; a kind that nobody has written words for is told by its name."""
-    assert summary(event) == said
+    assert summary(event) == words
 
 
 @given(

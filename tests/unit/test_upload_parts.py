@@ -88,7 +88,7 @@ def zipped(comment: bytes = b"") -> bytes:
 ARCHIVE = zipped()
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0\x3e\0"
 EXE = b"MZ" + bytes(58) + b"\x40\0\0\0PE\0\0\x64\x86" + bytes(18) + b"\x0b\x02"
-FOREIGN = {
+NOT_AUDIO = {
     "application/zip": ARCHIVE,
     "application/x-executable": ELF,
     "application/x-dosexec": EXE,
@@ -100,11 +100,11 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("what", NOT_AUDIO)
 @pytest.mark.parametrize("before", [0, 1, 2**20 - 3, 2**20 + 100])
 def test_other_content_is_found_wherever_it_begins(what: str, before: int) -> None:
     """Also where one piece that is searched ends and the next begins."""
-    data = bytes(before) + FOREIGN[what] + bytes(100)
+    data = bytes(before) + NOT_AUDIO[what] + bytes(100)
     with pytest.raises(refused.NotAudio) as error:
         polyglots.refuse_foreign(Growing(data).whole_one(), [(0, len(data))])
     assert error.value.what == what

@@ -29,7 +29,7 @@ async def store(tmp_path: Path) -> AsyncIterator[JobStore]:
     await one.stop()
 
 
-def told(*names: str, sure: bool = True, label: str = "a", due: float = NOW) -> str:
+def event(*names: str, sure: bool = True, label: str = "a", due: float = NOW) -> str:
     """Events as `EventCounting.new_events` writes them."""
     labels = json.dumps([label])
     return json.dumps([[name, "pipeline_jobs", labels, 1.0, NOW, due, int(sure)] for name in names])
@@ -49,55 +49,55 @@ async def kept(store: JobStore) -> list[tuple[object, ...]]:
 
 async def test_an_event_is_there_once(store: JobStore) -> None:
     """Told again by another version, or by the same one, it stays as it was."""
-    put(store, told("x", "y"))
-    put(store, told("x"), progress=1)
-    put(store, told("x"), progress=1)
+    put(store, event("x", "y"))
+    put(store, event("x"), progress=1)
+    put(store, event("x"), progress=1)
     assert [row[1] for row in await kept(store)] == ["x", "y"]
 
 
 async def test_a_sure_word_replaces_an_unsure_one_while_pending(store: JobStore) -> None:
     """It is due at once then; after it was settled nothing changes it, nor does a less sure one."""
-    put(store, told("x", sure=False, label="unknown", due=NOW + 5))
-    put(store, told("x", label="Boom"), progress=1)
-    put(store, told("x", sure=False, label="unknown"), progress=2)
+    put(store, event("x", sure=False, label="unknown", due=NOW + 5))
+    put(store, event("x", label="Boom"), progress=1)
+    put(store, event("x", sure=False, label="unknown"), progress=2)
     assert await kept(store) == [("mv_1", "x", '["Boom"]', 1, NOW, 0)]
-    put(store, told("y", sure=False, label="unknown"), progress=3)
+    put(store, event("y", sure=False, label="unknown"), progress=3)
     settled = json.dumps([("mv_1", "y", 1)])
     store.execute(sql.SETTLE, {"settled": settled, "totals": "[]"})
-    put(store, told("y", label="Late"), progress=4)
+    put(store, event("y", label="Late"), progress=4)
     assert (await kept(store))[1] == ("mv_1", "y", '["unknown"]', 0, NOW, 1)
 
 
 async def test_a_version_that_is_not_taken_tells_nothing(store: JobStore) -> None:
     """A job that was deleted for good has no more events."""
-    put(store, told("x"))
+    put(store, event("x"))
     store.mark_deleted("mv_1", "client", held=True)
-    put(store, told("y"), progress=1)
+    put(store, event("y"), progress=1)
     assert [row[1] for row in await kept(store)] == ["x"]
 
 
 async def test_a_job_deleted_and_written_again_repeats_nothing(store: JobStore) -> None:
     """Its events outlive a tombstone that does not hold."""
-    put(store, told("x"))
+    put(store, event("x"))
     store.execute(sql.SETTLE, {"settled": json.dumps([("mv_1", "x", 1)]), "totals": "[]"})
     store.mark_deleted("mv_1", "redis", held=False)
-    put(store, told("x", "y"), progress=1)
+    put(store, event("x", "y"), progress=1)
     assert [(row[1], row[5]) for row in await kept(store)] == [("x", 1), ("y", 0)]
 
 
 async def test_events_of_a_job_are_bounded(store: JobStore) -> None:
     """However many versions tell of new ones."""
     for progress in range(4):
-        put(store, told(*(f"{progress}:{n}" for n in range(100))), progress=progress)
+        put(store, event(*(f"{progress}:{n}" for n in range(100))), progress=progress)
     assert len(await kept(store)) <= MOST_EVENTS + 100
-    put(store, told("more"), progress=50)
+    put(store, event("more"), progress=50)
     assert "more" not in [row[1] for row in await kept(store)]
 
 
 async def test_events_are_forgotten_with_their_job(store: JobStore) -> None:
     """And only with theirs."""
-    put(store, told("x"))
-    put(store, told("x"), job_id="mv_2")
+    put(store, event("x"))
+    put(store, event("x"), job_id="mv_2")
     store.execute(sql.FORGET, {"job_id": "mv_1", "before": NOW + 100}, key="mv_1")
     assert [row[0] for row in await kept(store)] == ["mv_2"]
 
@@ -111,7 +111,7 @@ async def test_versions_that_are_given_up_take_their_events_along(
     outcomes: list[bool] = []
     for progress in range(20):
         raw = job("mv_1", "processing", progress)
-        store.put(parse("mv_1", raw), NOW, NOW + 10, outcomes.append, told(f"e{progress}"))
+        store.put(parse("mv_1", raw), NOW, NOW + 10, outcomes.append, event(f"e{progress}"))
     assert store.backlog < 20
     names = [row[1] for row in await kept(store)]
     assert "e19" in names

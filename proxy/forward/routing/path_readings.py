@@ -44,7 +44,7 @@ method, `http.Handle("/x/", …)` in Go every path below, Rails a suffix such as
 `_method` in a form changes the method. Such routes must be listed in the config as the application
 has them.
 
-The table is tested against the real frameworks (`tests/integration/test_readings.py`).
+The table is tested against the real frameworks (`tests/integration/test_path_readings.py`).
 """
 
 from __future__ import annotations
