@@ -1,4 +1,4 @@
-"""Boards that share breakers through a real Redis: what tests of them have in common."""
+"""Breaker registries that share breakers through a real Redis: what their tests have in common."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENT = {"connect_timeout": "1h", "command_timeout": "1h"}
 
 
 class Sidecar:
-    """A board with its registry."""
+    """A breaker registry with its metrics registry."""
 
     def __init__(
         self, name: str, url: str, settings: dict[str, Any], *, lease: float = 1.0, **rules: Any

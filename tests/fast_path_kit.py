@@ -1,4 +1,4 @@
-"""A proxy without sockets, for stories about the fast path: one listener, one upstream `app`.
+"""A proxy without sockets, for scenarios of the fast path: one listener, one upstream `app`.
 
 Transports write down what they are told, connections to the upstream are made on the spot, time is
 moved by hand. It needs a running event loop, in which nothing but call-backs is ever due.
@@ -68,7 +68,7 @@ class Asking:
 
 
 class Recorder(asyncio.Transport):
-    """A transport that writes down what it is told, as (name, what)."""
+    """A transport that records every call, as (name, bytes)."""
 
     def __init__(self, name: str, writes: list[tuple[str, bytes]], peer: socket.socket) -> None:
         super().__init__({"socket": peer, "peername": ("127.0.0.1", 40000)})
@@ -188,7 +188,7 @@ class Rig:
         self.pool.adopt(stream)
 
     def another_client(self) -> ClientStream:
-        """One more that has connected; what it is told is written down as `another`."""
+        """One more that has connected; calls to it are recorded as `another`."""
         client = ClientStream(
             self.clock, self.sweeper, self.memory, Service(self.listener), lambda _: None
         )

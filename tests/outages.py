@@ -1,4 +1,4 @@
-"""Outages by script: a microservice that fails as told, a worker that calls as make-video does.
+"""Outages by script: a microservice that fails as scripted, a worker that calls as make-video does.
 
 All times are those of the real service divided by `SCALE`: the worker's time-outs and waits, the
 service's outages, and the durations of the ready config's upstreams (`scaled`).
@@ -58,7 +58,7 @@ class Outage:
 
 
 class Microservice:
-    """Any of the three: a POST creates, a GET tells that it is completed once `TAKES` are over."""
+    """Any of the three: a POST creates, a GET says that it is completed once `TAKES` are over."""
 
     TAKES = 4.0 / SCALE
 

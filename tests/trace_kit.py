@@ -1,4 +1,4 @@
-"""What the tests of the trace share: events made by hand, and lives of jobs."""
+"""What the trace tests share: events made by hand, and job histories."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from proxy.jobs.document import to_timestamp
 from proxy.jobs.redis.connection import CommandRefused, RedisLost
 from proxy.jobs.requeue.starter import CannotRequeue
 from proxy.jobs.service import Mirrors
-from proxy.jobs.stages import StageTimeline, read_story
+from proxy.jobs.stages import StageTimeline, read_timeline
 from proxy.jobs.store.schema import StoreSilent
 
 
@@ -66,7 +66,7 @@ class JobBackend:
         timeline = StageTimeline()
         if "data" in job:
             seen = [(to_timestamp(one["seen"]) or 0.0, one["status"]) for one in versions]
-            timeline = read_story(job["data"].encode(), job["status"], seen)
+            timeline = read_timeline(job["data"].encode(), job["status"], seen)
         stages = stage_documents(timeline.stages)
         found = self._mirrors.by_name[mirror].judgement(job_id)
         return {

@@ -126,7 +126,7 @@ def _show_timeline(timeline: Mapping[str, Any]) -> None:
     if timeline.get("note"):
         lines.append(f"note: {timeline['note']}")
     found = f"suspected cause: {cause['summary']}" if cause else "no cause suspected: nothing wrong"
-    suspect = cause.get("event") if cause else None
+    cause_at = cause.get("event") if cause else None
     if not sys.stdout.isatty():
         print("\n".join(map(printable, [*lines, found])))
     else:
@@ -139,14 +139,14 @@ def _show_timeline(timeline: Mapping[str, Any]) -> None:
             console.print(Text(printable(line)))
         style = "bold red" if cause else "green"
         console.print(Panel(Text(printable(found)), border_style=style, expand=False))
-    _show(events, "no events", suspect=suspect)
+    _show(events, "no events", cause_at=cause_at)
 
 
 def _show(
     events: Sequence[Mapping[str, Any]],
     nothing: str,
     *,
-    suspect: int | None = None,
+    cause_at: int | None = None,
     dated: bool = False,
 ) -> None:
     """Print a line per event: time, mark, source, duration, summary, and the ID if there are
@@ -159,8 +159,8 @@ def _show(
     if start:
         print(f"on {next(iter(days))} (UTC)")
     rows = []
-    for number, event, times, until in _joined(events, suspect):
-        mark = ">" if number == suspect else _MARKS.get(str(event.get("severity")), "?")
+    for number, event, times, until in _joined(events, cause_at):
+        mark = ">" if number == cause_at else _MARKS.get(str(event.get("severity")), "?")
         inferred = " (inferred)" if (event.get("facts") or {}).get("inferred") else ""
         again = f" ({times} times until {until[start:].rstrip('Z')})" if times > 1 else ""
         about = event.get("job_id") or event.get("correlation_id") or "" if dated else ""
@@ -199,7 +199,7 @@ def _show(
 
 
 def _joined(
-    events: Sequence[Mapping[str, Any]], suspect: int | None
+    events: Sequence[Mapping[str, Any]], cause_at: int | None
 ) -> Iterator[tuple[int, Mapping[str, Any], int, str]]:
     """Number, event, count and last time. Equal successful events in a row, such as polls, are
     joined into one."""
@@ -208,8 +208,8 @@ def _joined(
         event, last = events[number], number
         while (
             last + 1 < len(events)
-            and last + 1 != suspect
-            and number != suspect
+            and last + 1 != cause_at
+            and number != cause_at
             and event.get("severity") == "ok"
             and events[last + 1].get("severity") == "ok"
             and events[last + 1].get("source") == "exchange"

@@ -64,7 +64,7 @@ class StageTimeline:
     error: str | None = None
 
 
-def read_story(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) -> StageTimeline:
+def read_timeline(raw: bytes, status: str, seen: Iterable[tuple[float, str]] = ()) -> StageTimeline:
     """The stages of a job whose value is `raw`. `seen`: when the mirror saw which status, in order.
 
     Never raises, whatever the bytes are.

@@ -24,7 +24,7 @@ from proxy.forward.routing.binding import Binding
 from proxy.forward.routing.plan import Hooks
 from proxy.jobs.document import FINISHED, JobDocument
 from proxy.jobs.queue.forecast import stage_starts
-from proxy.jobs.stages import read_story
+from proxy.jobs.stages import read_timeline
 from proxy.telemetry.logs.redact import clean_target, clean_text
 from proxy.telemetry.metrics.counters import KNOWN_METHODS
 from proxy.telemetry.otel.exporter import OtlpExporter, Span
@@ -99,7 +99,7 @@ class OtelStage:
             return
         parent, span_id, begun, correlation_id = known
         common = {"job.id": snapshot.job_id, "correlation_id": correlation_id}
-        story = read_story(snapshot.raw, snapshot.status)
+        timeline = read_timeline(snapshot.raw, snapshot.status)
         failed = "job_failed" if snapshot.status == "failed" else None
         self._exporter.put(
             Span(
@@ -111,12 +111,12 @@ class OtelStage:
                 parent.flags,
                 begun,
                 time.time(),
-                {**common, "job.status": snapshot.status, "job.error": story.error},
+                {**common, "job.status": snapshot.status, "job.error": timeline.error},
                 failed,
             )
         )
         began = dict(stage_starts(snapshot))
-        for stage in story.stages:
+        for stage in timeline.stages:
             start = began.get(stage.name, stage.started_at)
             if start is None:
                 continue

@@ -1,4 +1,4 @@
-"""What the proxy tells about the app, as a user starts it: statsd, the app's page, resources."""
+"""What the proxy exposes about the app, as a user starts it: statsd, the app's page, resources."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_flood_does_not_delay_requests(tmp_path: Path, app: App) -> None:
 
 
 def test_a_reload_of_other_things_keeps_the_counts(tmp_path: Path, app: App) -> None:
-    """What is told about the app begins anew only where one of its sections changes."""
+    """The app's telemetry restarts only if one of its sections changes."""
     port = free_port(kind=socket.SOCK_DGRAM)
     settings = config(app, tmp_path, port)
     proxy = ProxyProcess(tmp_path, settings)

@@ -436,7 +436,7 @@ def redis_lines(proxy: ProxyProcess) -> list[bool]:
 
 
 def test_redis_that_is_away_at_the_start(tmp_path: Path) -> None:
-    """Requests are served, circuits open and close here alone; one line tells of each change."""
+    """Requests are served, circuits open and close here alone; each change is one log line."""
     redis = RedisServer(tmp_path / "redis")
     with alone(tmp_path, redis.url) as site:
         assert [site.ask(get("/"), "slow").status for _ in range(30)] == [200] * 30

@@ -160,7 +160,7 @@ def test_refusals_are_one_line(
 
 
 def test_a_wrong_token_is_called_wrong(admin: Admin, capsys: Capture) -> None:
-    """Who has given a token is not told to give one."""
+    """Whoever has given a token is not asked for one."""
     admin.answers["/api/breakers"] = (401, b"{}")
     assert main.main(["breakers", "list", "--token", "old", "--admin", admin.url]) == 1
     assert "does not know this token" in capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_an_open_breaker_counts_no_failures(admin: Admin, capsys: Capture) -> No
 
 
 def test_nobody_listens(capsys: Capture) -> None:
-    """A refused connection is told with the address and what to do."""
+    """A refused connection is an error with the address and what to do."""
     url = f"http://user:hunter2@127.0.0.1:{free_port()}"
     assert main.main(["jobs", "list", "--admin", url]) == 1
     printed = capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_a_bad_address_is_bad_usage(url: str, capsys: Capture) -> None:
 
 
 def test_an_empty_list_says_so(admin: Admin, capsys: Capture) -> None:
-    """No rows are told in words."""
+    """An empty list is a sentence."""
     admin.answer("/api/breakers", {"breakers": []})
     assert main.main(["breakers", "list", "--admin", admin.url]) == 0
     assert capsys.readouterr().out == "no breakers\n"
@@ -308,8 +308,8 @@ TIMELINE = {
 }  # fmt: skip
 
 
-def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
-    """The suspect first, polls joined, the event that shows it marked, nothing that acts
+def test_trace_prints_a_timeline(admin: Admin, capsys: Capture) -> None:
+    """The suspected cause first, polls joined, the event that shows it marked, nothing that acts
     on a terminal."""
     admin.answer("/api/trace/mv_1", TIMELINE)
     assert main.main(["trace", "mv_1", "--admin", admin.url]) == 0
@@ -327,7 +327,7 @@ def test_trace_tells_a_story(admin: Admin, capsys: Capture) -> None:
 
 
 def test_trace_with_a_severity(admin: Admin, capsys: Capture) -> None:
-    """With an ID it leaves out what is not so bad, and the suspect stays marked."""
+    """With an ID it leaves out what is less severe, and the suspected cause stays marked."""
     admin.answer("/api/trace/mv_1", TIMELINE)
     assert main.main(["trace", "mv_1", "--severity", "error", "--admin", admin.url]) == 0
     assert capsys.readouterr().out.splitlines()[4:] == [
@@ -362,7 +362,7 @@ def test_trace_without_an_id(admin: Admin, capsys: Capture) -> None:
 
 
 def test_trace_on_a_terminal(admin: Admin) -> None:
-    """A frame around the suspect, and columns."""
+    """A frame around the suspected cause, and columns."""
     admin.answer("/api/trace/mv_1", TIMELINE)
     ours, theirs = pty.openpty()
     ended = subprocess.run(

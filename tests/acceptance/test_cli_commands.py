@@ -112,7 +112,7 @@ def test_check_takes_the_file_from_the_environment(
     assert "ok" in capsys.readouterr().out
 
 
-def test_check_tells_every_problem(tmp_path: Path, capsys: Capture) -> None:
+def test_check_reports_every_problem(tmp_path: Path, capsys: Capture) -> None:
     """Each problem is a line `FILE:LINE: key: expected ..., found ...`, and the code is 2."""
     file = tmp_path / "bad.yaml"
     file.write_text("listeners: {}\nupstreams: {}\nnonsense: 1\n")

@@ -48,7 +48,7 @@ def test_a_tls_client_that_sleeps_does_not_hold_the_drain(
         assert site.proxy.process.wait(30) == 0
 
 
-def test_the_end_of_a_tls_client_is_no_news(site: Site, trusting: ssl.SSLContext) -> None:
+def test_the_end_of_a_tls_client_is_not_logged(site: Site, trusting: ssl.SSLContext) -> None:
     """Clients come and go, in the middle of an answer too, without a line in the log but that of
     their request."""
     site.upstream.handler = answer(

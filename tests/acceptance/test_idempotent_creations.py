@@ -48,7 +48,7 @@ def site(tmp_path: Path, redis_server: RedisServer, app: App) -> Iterator[JobSit
 
 
 def create(site: JobSite, body: bytes = b"audio", *fields: str, key: str | None = KEY) -> Response:
-    """A creation, with the key of these tests unless told otherwise."""
+    """A creation, by default with the key of these tests."""
     return site.ask(post(body, "/make-video", *((key,) if key else ()), *fields))
 
 

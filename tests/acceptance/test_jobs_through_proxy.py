@@ -243,7 +243,7 @@ def queue_app(tmp_path: Path) -> Iterator[App]:
     server.kill()
 
 
-def test_callers_are_told_their_place_and_time(queue_app: App, tmp_path: Path) -> None:
+def test_callers_get_their_place_and_time(queue_app: App, tmp_path: Path) -> None:
     """On the creation, on reads by either path, and on the mirror's own answers; no time before
     enough jobs were completed, and nothing about a job that is over."""
     app = queue_app
@@ -367,7 +367,7 @@ def test_an_unknown_job_is_the_apps_matter(site: JobSite, app: App) -> None:
         assert document(client.response(), 404) == NOT_FOUND
 
 
-def test_an_expired_job_is_told_apart_from_an_unknown_one(site: JobSite, app: App) -> None:
+def test_an_expired_job_differs_from_an_unknown_one(site: JobSite, app: App) -> None:
     """404 `job_expired`, whatever the app's 404 says; an app's 500 for it is no failure hidden."""
     job_id = "mv_short"
     site.redis.set(PREFIX + job_id, job(job_id), px=700)
@@ -472,7 +472,7 @@ def test_a_deleted_job_stays_deleted(site: JobSite) -> None:
 
 @pytest.mark.parametrize("how", ["500", "redis"])
 def test_a_deletion_that_the_app_missed_is_passed_on(site: JobSite, app: App, how: str) -> None:
-    """Deleted for callers at once; the app is told when it can do it."""
+    """Deleted for callers at once, and at the app once it can do it."""
     job_id = site.created()
     if how == "redis":
         with site.redis_away():

@@ -274,7 +274,7 @@ def test_every_import_is_declared(folder: str, extras: list[str]) -> None:
 
 
 def test_every_variable_is_in_the_deployment_guide() -> None:
-    """What the ready config takes from the environment is told; else only what Compose knows."""
+    """The environment of the ready config is documented; else only what Compose knows."""
     pages = ("how-to/deploy.md", "reference/environment.md")
     guide = "\n".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in pages)
     documented = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", guide))

@@ -258,10 +258,10 @@ def test_invalid_reload_changes_nothing(site: Site, text: str) -> None:
     ],
     ids=["admin", "metrics"],
 )
-def test_a_door_that_a_reload_cannot_move_is_said(
+def test_an_address_that_a_reload_cannot_change_is_logged(
     site: Site, section: dict[str, object], key: str
 ) -> None:
-    """Nobody is told that a new token or address is in force when it is not."""
+    """No log line claims that a new token or address is in force when it is not."""
     before = site.proxy.admin("/api/config")
     site.proxy.write(site.proxy.config | section)
     status, answer = site.proxy.admin_post("/api/reload")

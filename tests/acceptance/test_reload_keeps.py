@@ -183,7 +183,7 @@ def test_a_reload_during_a_drain_is_refused(tmp_path: Path) -> None:
         assert busy.response().body == b"finished"
 
 
-def test_what_is_told_about_the_app_is_started_anew(tmp_path: Path) -> None:
+def test_the_apps_telemetry_is_started_anew(tmp_path: Path) -> None:
     """A statsd listener comes, moves and goes by reloads; one whose address is taken leaves the
     old one at work."""
     first, second = free_port(), free_port()

@@ -194,7 +194,7 @@ def narrow_enough(browser: Chromium) -> bool:
 
 
 def test_health_and_figures_are_live(house: House, browser: Chromium) -> None:
-    """The sentence names the trouble; figures come by themselves; a breaker that opens is told."""
+    """The sentence names the trouble; figures come by themselves; a breaker that opens is shown."""
     house.call(house.front)
     browser.open(house.url)
     browser.wait_for_text("Live", ".live")
@@ -247,7 +247,7 @@ def test_every_view_is_accessible_and_fits(
 
 
 def test_a_circuit_is_opened_by_hand(house: House, browser: Chromium) -> None:
-    """Asked for reason and time; done; told; and its calls are refused. Reset closes it."""
+    """It asks for reason and time, shows the change, and calls are refused. Reset closes it."""
     browser.open(house.url)
     browser.wait_for_text("Closed", "#services")
     browser.click('#services [data-action="open"]')
@@ -275,7 +275,7 @@ def test_a_circuit_is_opened_by_hand(house: House, browser: Chromium) -> None:
     assert house.call(house.back) == 200
 
 
-def test_a_refused_change_is_told_in_the_dialog(house: House, browser: Chromium) -> None:
+def test_a_refused_change_is_shown_in_the_dialog(house: House, browser: Chromium) -> None:
     """What went wrong stands beside the button, and the dialog stays."""
     browser.open(house.url)
     browser.wait_for_text("Closed", "#services")
@@ -422,7 +422,7 @@ TRACE = {
 }  # fmt: skip
 
 
-def test_a_trace_tells_its_story(browser: Chromium) -> None:
+def test_a_trace_shows_its_timeline(browser: Chromium) -> None:
     """Recent errors, grouped by kind, lead to the trace; the suspected cause is on top; events are
     in order."""
     lately = [("job mv_a1 failed after 12 ms", 3), ("job mv_b22 failed after 7.5 s", 2),

@@ -84,7 +84,7 @@ class Operator:
         return process.returncode or 0, output.decode()
 
     async def cause(self, wanted: str) -> dict[str, Any]:
-        """The suspected cause of a story; `{}` for none."""
+        """The suspected cause in a timeline; `{}` for none."""
         code, output = await self.trace(wanted, "--json")
         assert code == 0, output
         timeline = json.loads(output)
@@ -189,7 +189,7 @@ async def operator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Op
 
 
 async def test_no_fault_no_suspect(operator: Operator) -> None:
-    """A job that goes well: the whole story, nobody suspected, the same by either ID."""
+    """A job that goes well: the whole timeline, no cause, the same by either ID."""
     status, answer, correlation_id = await operator.upload()
     assert status == 202
     job_id = answer["job_id"]
@@ -268,7 +268,7 @@ async def test_nobody_takes_the_job(operator: Operator) -> None:
 
 
 async def test_redis_restarts_empty(operator: Operator) -> None:
-    """A job that ran meanwhile tells of the loss; one that was refused meanwhile says why."""
+    """A job that ran meanwhile shows the loss; one that was refused meanwhile says why."""
     job_id = (await operator.upload())[1]["job_id"]
     await operator.world.kill_redis()
     try:
@@ -299,7 +299,7 @@ async def test_app_restarts(operator: Operator) -> None:
 
 
 async def test_wrong_config(operator: Operator) -> None:
-    """A typing mistake in the file: the new route is not there, and the suspect is the mistake."""
+    """A typing mistake in the file: the new route is not there, and the cause is the mistake."""
     await operator.reload_mistyped()
     status, _, correlation_id = await operator.ask("GET", "/status")
     assert status == 404

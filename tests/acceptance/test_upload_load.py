@@ -1,4 +1,4 @@
-"""Forty uploads at once through the real proxy: each its own verdict, memory flat, nothing left."""
+"""Forty uploads at once through the real proxy: each its own result, memory flat, nothing left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT_ONCE = 40
 
 
 def corpus() -> dict[str, bytes]:
-    """Raw requests of megabytes each, by the verdict that is due."""
+    """Raw requests of megabytes each, by the expected result."""
     good = form(part(wav_header(5 * MIB) + bytes(5 * MIB)))
     mp3 = form(part(encode("mp3", 120, 8000, silent=True)))
     long = form(part(wav_header(10_560_000) + bytes(10_560_000)))
@@ -38,7 +38,7 @@ def corpus() -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_forty_at_once(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
-    """Mixed good and bad, twice: every verdict right, no bad one complete at the app, and the
+    """Mixed good and bad, twice: every result right, no bad one complete at the app, and the
     second wave needs no memory that the first has not taken."""
     wanted = list(corpus().items())
     with UploadSite(tmp_path, app={"pool": {"max_connections": 64}}) as site:
@@ -71,7 +71,7 @@ def test_forty_at_once(tmp_path: Path, record_property: pytest.RecordProperty) -
                     assert f'"{verdict}"'.encode() in answer.body
         accepted = sum(wanted[number % len(wanted)][0][:8] == "accepted" for number in range(40))
         site.settle()
-        assert Counter(arrived.complete for arrived in site.session.arrived)[True] == 2 * accepted
+        assert Counter(arrived.complete for arrived in site.app.arrived)[True] == 2 * accepted
         # 40 x (what waits for the disk, a MiB or two, and a quarter MiB each way), not 40 x 10 MiB;
         # how many buffers are full at once is a matter of chance
         assert waves[1] - waves[0] < AT_ONCE * MIB

@@ -34,7 +34,7 @@ from proxy.telemetry.metrics.registry import Metrics
 
 
 class Ends(extend.Stage):
-    """A stage that is told how an exchange ended."""
+    """A stage that observes how an exchange ended."""
 
     def bind(self, route: extend.Route) -> extend.Hooks:
         return extend.Hooks(finished=self.finished)

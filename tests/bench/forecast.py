@@ -1,8 +1,8 @@
-"""How far off a job's estimated end is: recorded lives of the service, replayed.
+"""How far off a job's estimated end is: recordings of the service, replayed.
 
     python -m tests.bench.forecast
 
-For each recorded life the proxy has learned only from the other one of its kind, and from
+For each recorded job the proxy has learned only from the other one of its kind, and from
 variations of that: every stage longer or shorter by about a quarter, the whole job by about a
 third. The target is replayed as it was recorded, and also larger and smaller by up to a half. From
 the first stage on the estimate is looked at with every version and once a second; its error is

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.probe`: what one probe process costs, and how soon it has its verdict.
+"""`python -m tests.bench.probe`: what one probe process costs, and how soon it has its result.
 
 Each file is given, whole, to a process of its own that was forked as the proxy's are. That is the
 worst that an upload can meet: usually its process has kept pace with the client and has little left

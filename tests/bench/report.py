@@ -1,4 +1,4 @@
-"""The run as Markdown and as JSON. Pure, but for the two files it is told to write."""
+"""The run as Markdown and as JSON. Pure, but for the two files that it writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that is told about one run. `machine` is label and value; `contenders` name, version
+    """All that the report has of one run. `machine` is label and value; `contenders` name, version
     and what is switched on."""
 
     date: str

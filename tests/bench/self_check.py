@@ -21,7 +21,7 @@ _FLUSHED_WITHIN = 6.0  # seconds; the slowest here writes its log once a second
 
 
 class SelfCheckError(Exception):
-    """A contender leaves out one of the duties; the message says which."""
+    """A contender does less than the others; the message says what is missing."""
 
 
 def check(running: Running, port: int, id_header: str) -> None:

@@ -26,7 +26,7 @@ class Verdict:
 
 
 def verdicts(results: Results, ours: str) -> list[Verdict]:
-    """One verdict per target, by the medians of the run."""
+    """One result per target, by the medians of the run."""
     found = [
         _ratio(results, ours, "envoy", "get32.rps", 1.3, "requests/s at 32 connections"),
         _ratio(results, ours, "aiohttp", "get32.rps", 4.0, "requests/s at 32 connections"),

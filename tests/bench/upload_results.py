@@ -1,4 +1,4 @@
-"""`python -m tests.bench.upload_results`: how long after the last byte the verdict comes.
+"""`python -m tests.bench.upload_results`: how long after the last byte the result comes.
 
 Files that may just pass: ten minutes of noise, which nothing compresses, at the highest bit rate
 that fits into 50 MB, one of each family. Each is sent over loopback by one client after the other,

@@ -174,7 +174,7 @@ def shown(values: list[float], digits: int = 0) -> str:
 
 
 def main(rounds: int, seconds: float, only: str, at_once: list[int]) -> None:
-    """Print the table. The goal is a ratio of at least 0.5, and a verdict within 100 ms."""
+    """Print the table. The goal is a ratio of at least 0.5, and a result within 100 ms."""
     print(f"load average before: {os.getloadavg()[0]:.2f}, {os.cpu_count()} cores")
     print(
         "| file | upstream | at once | plain MB/s | checked MB/s | ratio | verdict after the last "

@@ -199,7 +199,7 @@ class Chromium:
         self.wait(lambda: wanted in self.text(selector), f"{wanted!r} in {selector}", seconds)
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-        """Until the condition holds; on failure what was shown instead is told."""
+        """Until the condition holds; on failure the error shows the page's text."""
         try:
             wait_until(condition, what, seconds)
         except AssertionError as error:

@@ -272,7 +272,7 @@ async def test_the_read_only_door_has_no_api(site: Site) -> None:
 
 
 async def test_config_and_routes(site: Site) -> None:
-    """As the proxy tells them."""
+    """As the proxy returns them."""
     assert (await site.ask("GET", "/api/config"))[1] == site.proxy.config()
     assert (await site.ask("GET", "/api/routes"))[1] == {"routes": site.proxy.routes()}
 
@@ -494,7 +494,7 @@ async def test_a_job_is_started_again_by_hand() -> None:
         assert (await site.ask("GET", path))[0] == 405
 
 
-async def test_a_port_in_use_is_the_callers_to_tell() -> None:
+async def test_a_port_in_use_is_the_callers_to_report() -> None:
     """`OSError` with the address; the first door is closed again by `stop`."""
     async with Site() as site:
         taken = site.servers.addresses[1]

@@ -31,7 +31,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Clock:
-    """Stands still until told otherwise."""
+    """Stands still until released."""
 
     def __init__(self) -> None:
         self.now = 0.0

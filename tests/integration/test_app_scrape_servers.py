@@ -46,13 +46,13 @@ def answering(body: bytes, head: bytes = b"HTTP/1.1 200 OK") -> Conversation:
 
 
 def page_of(url: str, **keys: Any) -> tuple[AppScrape, ExternalMetrics]:
-    """A fetcher and what it tells."""
+    """A fetcher and what it exposes."""
     external = ExternalMetrics(ManualClock(), 60.0)
     return AppScrape(AppMetrics.model_validate({"url": url, **keys}), external, Vitals()), external
 
 
 def shown(external: ExternalMetrics) -> list[str]:
-    """Names of the app's families that are told."""
+    """Names of the app's families that are exposed."""
     return [f.name for f in external.families(set()) if not f.name.startswith("proxy_")]
 
 
@@ -190,7 +190,7 @@ async def test_what_servers_do(
     assert (shown(external) == ["before"]) is not good
 
 
-async def test_it_fetches_again_and_ends_when_told() -> None:
+async def test_it_fetches_again_and_ends_when_stopped() -> None:
     """On its schedule; `stop` during a fetch that hangs leaves no task and no connection."""
     asked = asyncio.Event()
     left = asyncio.Event()

@@ -41,7 +41,7 @@ RULES = BreakerRules(failure_threshold=THRESHOLD, open_for="10s", half_open_max_
 
 
 class HandClockStore(BreakerStore):
-    """The real store's messages, sent by a blocking client, with the time told to the scripts."""
+    """The real store's messages, sent by a blocking client, with the time given to the scripts."""
 
     def __init__(self, client: redis.Redis, clock: ManualClock, owner: str) -> None:
         self._client = client  # type: ignore[assignment]

@@ -248,7 +248,7 @@ async def test_an_idle_sidecar_hardly_asks(
 async def test_heartbeats_prove_the_channel_for_all(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever has heard nothing for a while sends one, and every sidecar hears it."""
+    """A sidecar that has received nothing for a while sends one, and all receive it."""
     monkeypatch.setattr("proxy.resilience.circuit.fleet.channel.BEAT", 0.05)
     async with fleet(redis_server.url) as sidecars:
         syncs = [s.breakers._sync for s in sidecars]

@@ -39,7 +39,7 @@ from tests.streams import conversing
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody polls: what a sidecar hears of the others was pushed to it."""
+    """Nobody polls: what a sidecar knows of the others was pushed to it."""
     monkeypatch.setattr("proxy.resilience.circuit.fleet.sync.POLL", 3600.0)
 
 

@@ -215,7 +215,7 @@ def test_pipelined_requests_behind_a_buffered_one(site: Site) -> None:
 
 
 def test_an_early_answer_to_a_large_request(site: Site) -> None:
-    """An upstream that refuses by the head alone is heard, however much is still to be sent."""
+    """An upstream may answer by the head alone, however much is still to be sent."""
 
     def refuse(connection: Connection, request: Request) -> None:
         connection.send(respond(b"no", "413 Content Too Large", "Connection: close"))

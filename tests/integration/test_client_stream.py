@@ -48,7 +48,7 @@ class Closing:
 
 
 async def closing(scenario: Callable[[Closing, socket.socket], Any]) -> None:
-    """Tell `story` with a closed connection and the client's end of it."""
+    """Run `scenario` with a closed connection and the client's end of it."""
     there = Closing()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
@@ -124,7 +124,7 @@ class Draining:
 
 
 async def drained(scenario: Callable[[Draining, ClientStream, socket.socket], Any]) -> None:
-    """Tell `story` with a connection and the client's end of it."""
+    """Run `scenario` with a connection and the client's end of it."""
     there = Draining()
     server = await asyncio.get_running_loop().create_server(
         lambda: ClientStream(

@@ -189,7 +189,7 @@ def test_uploads_at_a_time(site: Site) -> None:
 
 
 def test_over_tls_the_answer_comes_through(tmp_path: Path) -> None:
-    """One connection too many is told so inside TLS."""
+    """One connection too many gets its 503 inside TLS."""
     authority = trustme.CA()
     leaf = authority.issue_cert("localhost")
     leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")

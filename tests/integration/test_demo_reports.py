@@ -16,7 +16,7 @@ from proxy.demo.make_video.reports import Receiver, Reports, receiver_from
 from tests.http1 import PATIENCE
 
 
-async def test_what_it_says_is_understood(tmp_path: Path) -> None:
+async def test_its_reports_are_understood(tmp_path: Path) -> None:
     """A video searched for text, and operations that end well or not: every line is accepted."""
     config = Statsd.model_validate({"bind": "127.0.0.1:0"})
     series = StatsdSeries(config)

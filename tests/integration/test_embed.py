@@ -162,7 +162,7 @@ async def test_from_a_file_with_overrides(tmp_path: Path, client: aiohttp.Client
 async def test_a_variable_that_is_overridden_need_not_be_set(
     client: aiohttp.ClientSession,
 ) -> None:
-    """A test puts a value of its own in its place; one that is left is still told of."""
+    """A test puts a value of its own in its place; one that is left still gives a warning."""
     settings = CONFIG | {
         "logging": {"level": "${LEVEL}"},
         "drain_timeout": "${DRAIN}",

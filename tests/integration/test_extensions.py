@@ -586,7 +586,7 @@ def test_an_upstream_by_default_is_looked_for(
         (None, "(broken_stage is looked up on Python's path, then in "),
     ],
 )
-def test_a_module_that_does_not_import_is_told_with_its_line(
+def test_a_module_that_does_not_import_is_reported_with_its_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

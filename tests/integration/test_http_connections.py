@@ -54,7 +54,7 @@ def test_connection_is_kept_by_default(site: Site) -> None:
 
 
 @pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close", "close, X-A", "x,close"])
-def test_close_is_honoured_and_said(site: Site, value: str) -> None:
+def test_close_is_honoured_and_sent(site: Site, value: str) -> None:
     """After `close` there is one answer with `Connection: close`, then FIN; no further request."""
     with site.connect() as client:
         client.send(get("/", f"Connection: {value}") + SMUGGLED)

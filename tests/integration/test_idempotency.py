@@ -127,7 +127,7 @@ async def test_a_failure_before_the_app_frees_the_key(
 
 
 async def test_a_lost_answer_is_found_by_its_job(redis_server: RedisServer, tmp_path: Path) -> None:
-    """The one job that appeared, and that nobody was told of, is the answer from then on."""
+    """The one job that appeared, and that no answer named, is the answer from then on."""
     async with (
         sidecar(redis_server, tmp_path / "a.db") as (one, mirror, counted),
         connected(redis_server) as app,

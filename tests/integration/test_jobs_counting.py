@@ -373,7 +373,7 @@ async def test_events_whose_claims_were_lost_are_not_counted_by_another(
         assert other.stages == 0
 
 
-async def test_old_jobs_are_no_news_for_a_new_store(
+async def test_old_jobs_are_not_counted_by_a_new_store(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """What ended before the store began is history; what ends after that is counted."""
@@ -442,7 +442,7 @@ async def test_while_sqlite_cannot_write_another_one_counts(
 async def test_a_held_job_that_comes_back_is_not_counted(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """What a worker writes for a job that was deleted through us is no news."""
+    """What a worker writes for a job that was deleted through us is not counted."""
     async with connected(redis_server) as app, fleet(redis_server, tmp_path, "a") as (one,):
         versions = all_versions("mv_1", time.time())
         for raw in versions[:4]:

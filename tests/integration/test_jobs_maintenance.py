@@ -78,7 +78,7 @@ async def test_clean_up_forgets_what_ended_long_ago(
         await mirror.stop()
 
 
-async def test_stranded_jobs_are_found_and_said(
+async def test_stranded_jobs_are_found_and_logged(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unfinished and unchanged for too long: listed and counted; finished ones are not."""

@@ -42,7 +42,7 @@ async def restart_empty(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["success", "failures", "older-shape"])
-async def test_recorded_lives_end_in_the_store(
+async def test_recorded_jobs_end_in_the_store(
     name: str, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """Every recorded command is replayed; the last version of each job is in SQLite."""
@@ -473,7 +473,7 @@ async def test_a_missing_job_is_revived_for_a_read(
 async def test_deletes_are_passed_on_when_the_app_returns(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Deleted while the app was away: gone for callers at once, told to the app later."""
+    """Deleted while the app was away: gone for callers at once, passed on to the app later."""
     emitted: list[str] = []
 
     async def pass_on(job_id: str) -> bool:

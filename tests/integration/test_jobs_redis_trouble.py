@@ -335,7 +335,7 @@ async def there(app: Any, job_id: str, raw: bytes) -> bool:
 # --- odd values -----------------------------------------------------------------------------------
 
 
-async def test_odd_keys_and_lives_are_counted_lines(
+async def test_odd_keys_and_lifetimes_are_counted_lines(
     redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An absurd time to live, ids that are none, other types: the session goes on all the same."""

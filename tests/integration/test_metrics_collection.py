@@ -50,7 +50,7 @@ def run_job(site: JobSite, job_id: str) -> None:
 
 
 def test_counts_and_exemplars_survive_kill_9(redis_server: RedisServer, tmp_path: Path) -> None:
-    """One scrape tells stages, errors and jobs, with jobs as exemplars; after kill -9 and a new
+    """One scrape has stages, errors and jobs, with jobs as exemplars; after kill -9 and a new
     start the counts go on where they were."""
     with JobSite(tmp_path / "a", redis_server, NOWHERE) as site:
         run_job(site, "mv_1")

@@ -140,7 +140,7 @@ def test_no_local_port(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-4000:]
 
 
-def test_the_fleet_does_not_hear_of_a_shortage_here(
+def test_the_fleet_does_not_learn_of_a_shortage_here(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     """One sidecar without descriptors, whose connections to Redis are killed as well: the circuit

@@ -276,7 +276,7 @@ def test_a_shorter_response_is_cut(site: Site) -> None:
 
 
 def test_a_malformed_response(site: Site) -> None:
-    """502, told by the general path, and the client's connection goes on."""
+    """502 from the general path, and the client's connection goes on."""
     warm(site)
     site.upstream.handler = answer(b"HTTP/1.1 200 OK\r\nX : 1\r\nContent-Length: 0\r\n\r\n")
     with site.connect() as client:

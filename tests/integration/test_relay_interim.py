@@ -196,7 +196,7 @@ def test_http10_clients_never_see_1xx(site: Site) -> None:
 
 
 def test_interim_before_head_answer(site: Site) -> None:
-    """1xx and HEAD: both bodiless, still told apart."""
+    """1xx and HEAD: both bodiless, still distinguished."""
     site.upstream.handler = answer(HINTS + b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
     with site.connect() as client:
         client.send(get(method="HEAD") + get(method="HEAD"))

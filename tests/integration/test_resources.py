@@ -40,7 +40,7 @@ def du(path: Path) -> int:
 
 
 def value(sampler: ResourceSampler, name: str, **labels: str) -> float | None:
-    """One sample as told now; None where there is none."""
+    """One sample as exposed now; None if there is none."""
     for family in sampler.collect():
         for sample in family.samples:
             if sample.name == name and sample.labels == labels:
@@ -59,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
 # --- walking ------------------------------------------------------------------------------------
 
 
-def test_a_walk_tells_what_du_tells(tmp_path: Path) -> None:
+def test_a_walk_measures_what_du_measures(tmp_path: Path) -> None:
     """Sparse files, several links, links elsewhere, strange names, and a deep tree."""
     (tmp_path / "clip.mp4").write_bytes(os.urandom(100_000))
     with (tmp_path / "sparse").open("wb") as sparse:
@@ -229,7 +229,7 @@ async def test_stopping_does_not_wait_for_a_walk(
 async def test_a_thread_that_hangs_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a dead network filesystem: processes are measured all the same, and it is told."""
+    """As on a dead network filesystem: processes are measured all the same, and it is logged."""
     hanging = threading.Event()
 
     def stuck(*_: object) -> None:
@@ -248,7 +248,7 @@ async def test_a_thread_that_hangs_is_left_behind(
 def test_a_mistake_of_ours_is_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And told in the log; it does not end the thread."""
+    """It is logged; it does not end the thread."""
     monkeypatch.setattr(sampler_module, "running", None)
     sampler = configured()
     sampler.sample("processes", unhurried())

@@ -120,7 +120,7 @@ def silence(connection: Connection, request: Request) -> None:
 
 @pytest.mark.parametrize("fault", [answer(BUSY), reset, silence], ids=["status", "reset", "silent"])
 def test_a_get_outlives_two_faults(site: Site, fault: Handler) -> None:
-    """The third attempt's answer is the client's; the upstream is told which retry it sees."""
+    """The third attempt's answer is the client's; the upstream gets the number of the retry."""
     site.upstream.handler = first(fault, fault)
     response = site.ask(get("/jobs/1"), "retry")
     assert (response.status, response.body) == (200, b"GET /jobs/1 0")
@@ -442,7 +442,7 @@ def test_the_last_good_answer_while_failing_and_while_open(closed: Site) -> None
 
 
 def test_stale_answers_belong_to_their_credentials(closed: Site) -> None:
-    """Nobody gets what another was told."""
+    """Nobody gets another caller's answer."""
     site = closed
 
     def mine(connection: Connection, request: Request) -> None:

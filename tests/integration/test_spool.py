@@ -442,7 +442,7 @@ async def test_a_disk_that_cannot_be_read(
 async def test_a_disk_that_hangs_holds_up_nobody_else(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop goes on, the body tells its sender to wait, and goes on when the disk does."""
+    """The event loop goes on, the body pauses its sender, and resumes it when the disk is back."""
     gate, real = threading.Event(), os.pwritev
 
     def hanging(fd: int, blocks: list[memoryview], offset: int) -> int:

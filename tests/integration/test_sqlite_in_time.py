@@ -56,7 +56,7 @@ async def opened(path: Path, shape: Schema) -> AsyncIterator[SqliteFile]:
 
 
 async def test_a_slow_read_is_interrupted(tmp_path: Path) -> None:
-    """At its limit, which it is told; both readers serve again at once."""
+    """At its limit, with an error; both readers serve again at once."""
     async with opened(tmp_path / "t.db", schema(read=0.05)) as file:
         slow = [asyncio.create_task(file.rows(ENDLESS)) for _ in range(4)]
         for one in slow:

@@ -43,7 +43,7 @@ class Site:
         return self.listener.address[1]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """One sample as told now; None where there is none."""
+        """One sample as exposed now; None if there is none."""
         for family in self.metrics.collect():
             for sample in family.samples:
                 if sample.name == name and sample.labels == labels:
@@ -111,7 +111,7 @@ async def test_lines_may_end_in_cr_lf(site: Site) -> None:
 
 
 async def test_datadog_s_client_over_the_unix_socket(site: Site) -> None:
-    """The same two reports; what that client tells about itself, unasked, is ignored."""
+    """The same two reports; what that client sends about itself, unasked, is ignored."""
     client = DogStatsd(use_ms=True, telemetry_min_flush_interval=0, socket_path=str(site.path))
     client.increment("ocr.frames_processed", 120)
     with client.timed("video.processing", tags=["operation:concat"]):
@@ -285,7 +285,7 @@ async def test_what_belongs_to_others_stays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["statsd.sock"]
 
 
-async def test_a_port_in_use_is_told(site: Site, tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported(site: Site, tmp_path: Path) -> None:
     """With the address; nothing is left open."""
     other = Site(tmp_path / "other", bind=f"127.0.0.1:{site.port}")
     with pytest.raises(OSError, match=f"statsd: cannot listen on 127.0.0.1:{site.port}"):
@@ -295,7 +295,7 @@ async def test_a_port_in_use_is_told(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bind", ["[::1]:0", ":0"])
 async def test_ipv6_and_every_address(tmp_path: Path, bind: str) -> None:
-    """An IPv6 address, and an empty host, which hears both families."""
+    """An IPv6 address, and an empty host, which listens on both families."""
     site = Site(tmp_path, bind=bind, allow_remote=True)
     site.listener.start()
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:

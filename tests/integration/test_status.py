@@ -68,7 +68,7 @@ async def event(answer: aiohttp.ClientResponse) -> tuple[str, Any]:
     raise EOFError
 
 
-async def test_a_snapshot_tells_everything(site: Site) -> None:
+async def test_a_snapshot_has_everything(site: Site) -> None:
     """Routes with their figures, upstreams with their breaker, health, and no job where there is
     no mirror."""
     site.metrics.upstream("search")
@@ -354,7 +354,7 @@ async def test_a_silent_store_costs_no_snapshot(
 
 
 def test_a_proxy_with_viewers_ends_as_asked(tmp_path: Path) -> None:
-    """SIGTERM: the stream tells of the drain, ends, and the process with it."""
+    """SIGTERM: the stream reports the drain and ends, and the process with it."""
     backend = Upstream()
     backend.handler = gated = Gate()
     front = free_port()

@@ -73,7 +73,7 @@ def test_half_open_connections_give_way(site: Site, client: ssl.SSLContext) -> N
 
 
 def test_established_connections_do_not_give_way(site: Site, client: ssl.SSLContext) -> None:
-    """Half-open ones come and go beside them; when all places are theirs, one more is told so."""
+    """Half-open ones come and go beside them; when all places are theirs, one more gets a 503."""
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(site.connect("few", tls=client)) for _ in range(FEW)]
         for _ in range(2 * FEW):

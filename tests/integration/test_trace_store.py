@@ -331,7 +331,7 @@ async def test_a_file_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
 
 
 async def test_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
-    """Degraded, told once, and written as soon as it can be."""
+    """Degraded, logged once, and written as soon as possible."""
     blocked = tmp_path / "data"
     blocked.write_text("a file where a directory should be")
     async with opened(blocked / "t.db") as one:

@@ -57,14 +57,14 @@ def again(tmp_path: Path) -> Iterator[Site]:
 
 
 def known(site: Site, wanted: str) -> dict[str, Any] | None:
-    """The story of an ID; None when there is none."""
+    """The timeline of an ID; None when there is none."""
     status, body = site.proxy.admin(f"/api/trace/{wanted}")
     assert status in (200, 404), body
     return json.loads(body) if status == 200 else None
 
 
 def timeline(site: Site, wanted: str) -> dict[str, Any]:
-    """The story of an ID, waited for: an exchange is recorded after its answer is out."""
+    """The timeline of an ID, waited for: an exchange is recorded after its answer is out."""
     wait_until(lambda: known(site, wanted) is not None, f"a story of {wanted}")
     found = known(site, wanted)
     assert found is not None
@@ -131,7 +131,7 @@ def test_egress(site: Site) -> None:
 
 
 def test_attempts_that_failed(again: Site) -> None:
-    """Two busy answers, then a good one: the client got 200, and the attempts are told."""
+    """Two busy answers, then a good one: the client got 200, and the timeline has all attempts."""
     answers = iter([BUSY, BUSY])
 
     def handler(connection: Connection, request: Request) -> None:
@@ -206,7 +206,7 @@ def test_odd_questions(site: Site, query: str) -> None:
 
 
 def test_it_survives_a_restart(tmp_path: Path) -> None:
-    """What one process kept, the next one tells."""
+    """What one process kept, the next one shows."""
     settings = {"sqlite": str(tmp_path / "trace.db"), "sample": 0}
     with Site(tmp_path, trace=settings) as site:
         site.upstream.handler = answer(respond(b"x", "500 Internal Server Error"))
@@ -250,7 +250,7 @@ def test_a_route_may_be_left_out_by_a_reload(site: Site) -> None:
 
 
 def test_a_target_that_refuses_for_a_while(tmp_path: Path) -> None:
-    """Connections are refused, then one is taken: the waiting is told as one event."""
+    """Connections are refused, then one is taken: the waiting is one event."""
     port = free_port()
     upstreams = {"app": {"targets": [f"http://127.0.0.1:{port}"], "connect_patience": "300ms"}}
     settings = {"sqlite": str(tmp_path / "trace.db"), "sample": 0}

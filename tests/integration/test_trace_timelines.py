@@ -1,4 +1,4 @@
-"""Stories from a real mirror and a real trace: who else was worked on, and whose call it was."""
+"""Timelines from a real mirror and a real trace: who else was worked on, and whose call it was."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.trace_kit import stages, trace
 
 
 class Stage:
-    """A mirror, a trace, the app's client, and the stories that are told of them."""
+    """A mirror, a trace, the app's client, and the timelines built of them."""
 
     def __init__(self, mirror: Mirror, kept: Trace, client: Redis) -> None:
         self.mirror = mirror
@@ -55,7 +55,7 @@ class Stage:
         self.trace.record(event)
 
     async def calls_of(self, job_id: str) -> list[str]:
-        """The correlation IDs of the calls that its story tells of."""
+        """The correlation IDs of the calls in its timeline."""
         built = await self.backend.timeline(job_id)
         assert built is not None
         return [e["correlation_id"] for e in built["events"] if e["source"] == "exchange"]
@@ -153,7 +153,7 @@ async def test_who_was_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_failed_jobs_are_among_the_latest(stage: Stage) -> None:
-    """A job's failure is no event of the trace, and is told with the others all the same."""
+    """A job's failure is no event of the trace, and is in the timeline with the others."""
     error = {"message": "[X] no", "type": "VideoProcessingException"}
     await stage.is_now("mv_1", "processing", "trim_video")
     await stage.is_now("mv_1", "failed", error=error)
@@ -162,8 +162,8 @@ async def test_failed_jobs_are_among_the_latest(stage: Stage) -> None:
     assert event["summary"] == "job failed: [X] no"
 
 
-async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
-    """A value that is no document: that it is there is told, and nothing raises."""
+async def test_an_opaque_job_has_a_timeline(stage: Stage) -> None:
+    """A value that is no document: the timeline says that it exists, and nothing raises."""
     await write(stage.client, "mv_odd", b"\x80\x81 no json")
 
     async def seen() -> bool:
@@ -177,6 +177,6 @@ async def test_an_opaque_job_has_a_story(stage: Stage) -> None:
 
 
 async def test_nothing_known(stage: Stage) -> None:
-    """No story, and a hint at what is kept."""
+    """No timeline, and a hint at what is kept."""
     assert await stage.backend.timeline("mv_nobody") is None
     assert "7 days" in stage.backend.hint()

@@ -1,4 +1,4 @@
-"""Two proxies in one process: what one goes through is no news about the other."""
+"""Two proxies in one process: what happens to one says nothing about the other."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_post_that_was_not_read_goes_again(site: Site) -> None:
 
 
 def test_a_post_that_was_read_is_not_sent_twice(site: Site) -> None:
-    """Whether it was executed nobody knows: the caller is told so."""
+    """Nobody knows whether it was executed, and the answer says so."""
     site.upstream.handler = first(1, read)
     assert_problem(site.ask(post(BODY, "/make-video")), 502, "upstream_reset")
     assert len(site.upstream.requests) == 1

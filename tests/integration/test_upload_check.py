@@ -271,7 +271,7 @@ async def test_heads_that_cannot_lead_to_an_upload(
 
 @pytest.mark.parametrize("chunk", [1, 1000, 1 << 20])
 async def test_raw_bodies(pool: ProbePool, chunk: int) -> None:
-    """Unchanged, with their length, the last piece held back until the verdict."""
+    """Unchanged, with their length, the last piece held back until the result."""
     raw = UploadRules(Upload(field=None), pool, new_spool())
     outcome = await upload(
         raw, AUDIO, chunk=chunk, content_type=b"audio/mpeg; x=y", length=len(AUDIO)
@@ -297,7 +297,7 @@ async def test_raw_bodies_that_are_refused(pool: ProbePool) -> None:
     assert (await upload(raw, b"", content_type=b"audio/mpeg")).code == "upload_empty"
 
 
-async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
+async def test_report_mode_changes_nothing_and_reports(pool: ProbePool) -> None:
     """Every byte as it came; the facts say what would have been."""
     report = UploadRules(Upload(mode="report", max_size=1 * MIB), pool, new_spool())
     bodies = {
@@ -318,7 +318,7 @@ async def test_report_mode_changes_nothing_and_tells(pool: ProbePool) -> None:
 
 
 async def test_forty_at_once(validator: UploadRules) -> None:
-    """All accepted, the loop never held up, and every verdict soon after its last byte."""
+    """All accepted, the loop never blocked, and every result soon after its last byte."""
     audio = encode("mp3", 60, 8000, silent=True)
     outcomes = await asyncio.gather(
         *(upload(validator, form(part(audio)), chunk=16_384) for _ in range(40))

@@ -448,7 +448,7 @@ def test_only_what_can_be_a_name_begins_a_chunk(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
-def test_lengths_of_64_bits_tell_where_the_sound_ends(magic: bytes) -> None:
+def test_lengths_of_64_bits_give_the_end_of_the_sound(magic: bytes) -> None:
     """What stands behind it is a chunk: tags that may say anything, others that are searched."""
     page, elf = b"INFO<!doctype html>", NOT_AUDIO["application/x-executable"] + bytes(100)
     assert examine(magic + rf64((b"LIST", page))[4:])["duration"] == pytest.approx(1.0, abs=0.01)

@@ -149,7 +149,7 @@ async def test_who_is_killed_is_examined_again(
     assert record.__dict__["cause"] == f"killed by {ending.name}"
 
 
-async def test_who_is_killed_each_time_is_told_to_come_back(
+async def test_whoever_is_killed_each_time_is_asked_to_come_back(
     pool: ProbePool,
     validator: UploadRules,
     monkeypatch: pytest.MonkeyPatch,
@@ -301,7 +301,7 @@ async def test_who_comes_too_late_waits(pool: ProbePool, validator: UploadRules)
         assert (await third).code == "accepted"
 
 
-async def test_who_waits_too_long_is_told_to_come_back(
+async def test_whoever_waits_too_long_is_asked_to_come_back(
     pool: ProbePool, validator: UploadRules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503: it is not the upload's fault."""
@@ -543,7 +543,7 @@ async def test_a_dribbling_client_holds_no_process(pool: ProbePool, validator: U
 
 
 async def test_stopping_ends_what_is_open(validator: UploadRules, pool: ProbePool) -> None:
-    """Nothing is left behind, and the upload is told."""
+    """Nothing is left behind, and the upload gets an answer."""
     with half_an_upload(validator) as check:
         await until(lambda: len(probes()) == 1)
         await pool.stop()

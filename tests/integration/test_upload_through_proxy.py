@@ -1,4 +1,4 @@
-"""Uploads through the real proxy: what the app gets of them, what the client is told."""
+"""Uploads through the real proxy: what the app gets of them, and what the client."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ def test_a_slow_sender_holds_nothing_until_its_file_is_there(site: UploadSite) -
         client.send(head(len(GOOD)) + GOOD[:1500])
         assert site.ask(get("/other")).status == 202  # the half has been read by then
         assert site.probes() == []
-        assert [arrived.request.method for arrived in site.session.arrived] == ["GET"]
+        assert [arrived.request.method for arrived in site.app.arrived] == ["GET"]
         client.send(GOOD[1500:])
         assert client.response().status == 202
-    assert site.session.arrived[1].complete
+    assert site.app.arrived[1].complete
 
 
 @pytest.mark.parametrize("kept", [0, 70_000, 900_000])
@@ -197,10 +197,10 @@ def test_digests_of_a_form_are_checked_and_dropped(site: UploadSite) -> None:
     trailer = f"Content-Digest: sha-256=:{SHA256}:\r\nX-Kept: 1\r\n\r\n".encode()
     raw = head(None, "Trailer: X-Kept") + chunked(GOOD).removesuffix(b"\r\n") + trailer
     assert site.ask(raw).status == 202
-    for arrived in site.session.arrived:
+    for arrived in site.app.arrived:
         names = {name.lower() for name, _ in arrived.request.fields}
         assert not names & {b"content-md5", b"digest", b"repr-digest", b"content-digest"}
-    assert len(site.session.arrived) == 2
+    assert len(site.app.arrived) == 2
 
 
 @pytest.mark.parametrize("field", ["Content-MD5: {}", "Digest: md5={}", "Content-Digest: md5=:{}:"])
@@ -268,7 +268,7 @@ def test_what_has_no_meaning_of_its_own_reaches_nobody(site: UploadSite, path: s
     """Control characters and dot segments are refused, and the app sees nothing of the request."""
     assert_problem(site.ask(head(len(GOOD), path=path) + GOOD), 400, "bad_request")
     site.settle()
-    assert site.session.arrived == []
+    assert site.app.arrived == []
 
 
 def test_a_spelled_upload_goes_on_as_it_came(site: UploadSite) -> None:
@@ -278,7 +278,7 @@ def test_a_spelled_upload_goes_on_as_it_came(site: UploadSite) -> None:
 
 
 def test_the_eleven_minutes_end_with_their_facts(site: UploadSite) -> None:
-    """The document tells limit, measure and field; the log the type and what was seen."""
+    """The problem has limit, measure and field; the log the type and what was seen."""
     body = BAD["eleven minutes"][0]
     problem = assert_problem(site.ask(head(len(body)) + body), 400, "upload_too_long")
     assert problem["detail"] == "Audio file too long: over 10min (max: 10min)"
@@ -427,7 +427,7 @@ LOGGED = {
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("verdict", REPORTED)
 def test_report_mode(site: UploadSite, verdict: str, framing: str) -> None:
-    """The app gets the very bytes with the client's own framing; the verdict is counted."""
+    """The app gets the very bytes with the client's own framing; the result is counted."""
     body = REPORTED[verdict]
     before = site.metric("proxy_uploads_total", endpoint="report", verdict=verdict)
     refused = site.metric("proxy_uploads_rejected_total", endpoint="report", code=verdict)
@@ -453,7 +453,7 @@ def test_report_mode(site: UploadSite, verdict: str, framing: str) -> None:
 
 
 def test_metrics_and_access_line_of_an_accepted_upload(site: UploadSite) -> None:
-    """Verdict, bytes, duration and the verdict's delay."""
+    """Result, bytes, duration and the delay of the result."""
 
     def measured(name: str) -> float:
         return site.metric(name, endpoint="create-video")
@@ -517,7 +517,7 @@ def test_no_room_for_uploads(tmp_path: Path) -> None:
 
 
 def test_an_upstream_that_takes_nothing_delays_no_refusal(site: UploadSite) -> None:
-    """Its buffers are full and it reads no more: the verdict reaches the client all the same."""
+    """Its buffers are full and it reads no more: the answer reaches the client all the same."""
     stuck = threading.Event()
 
     def stall(connection: Connection, request: Request) -> None:

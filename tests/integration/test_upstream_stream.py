@@ -31,7 +31,7 @@ REFUSAL = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno"
 
 
 class Waiter:
-    """Stands where the client's connection would: is told that something happened."""
+    """Stands where the client's connection would: is notified that something happened."""
 
     def __init__(self) -> None:
         self.notified = asyncio.Event()

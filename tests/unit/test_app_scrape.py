@@ -43,7 +43,7 @@ RECORDED_ERROR = b"# Error generating metrics: No module named 'app.celery_tasks
 
 
 def shown(body: bytes, accept: str, prefix: str = "") -> dict[Any, float]:
-    """Samples of a page as they are told on a whole scrape of ours, in either format."""
+    """Samples of a page as a whole scrape of ours exposes them, in either format."""
     families, _ = read_page(body, 1000, prefix)
     metrics = Metrics("1")
     external = ExternalMetrics(ManualClock(), 60.0)
@@ -79,7 +79,7 @@ def test_the_real_service_s_page(accept: str) -> None:
 
 @FORMATS
 def test_round_trip_of_a_python_app(accept: str) -> None:
-    """What prometheus_client writes for an app is told again, `_created` and clashes excepted."""
+    """What prometheus_client writes for an app is exposed, `_created` and clashes excepted."""
     registry = CollectorRegistry()
     clips = Counter("clips", "Clips\nmade, \\ and more", ["kind"], registry=registry)
     clips.labels('a"b\\c').inc(2)
@@ -212,7 +212,7 @@ def test_too_much_is_refused_as_a_whole(page: bytes) -> None:
     ],
 )
 def test_an_unsound_family_is_left_out_alone(family: str) -> None:
-    """What would make an OpenMetrics parser refuse the scrape; its neighbours are told."""
+    """What would make an OpenMetrics parser refuse the scrape; its neighbours are exposed."""
     page = f"before 1\n{family}\nafter 2\n".encode()
     families, unsound = read_page(page, 1000)
     assert [metric.name for metric in families] == ["before", "after"]
@@ -254,7 +254,7 @@ def names(external: ExternalMetrics, taken: set[str]) -> list[str]:
 
 
 def about(external: ExternalMetrics, name: str, **labels: str) -> float:
-    """A sample of what is told about the page."""
+    """A sample of the metrics about the page."""
     for family in external.families(set()):
         for sample in family.samples:
             if sample.name == f"proxy_app_metrics_{name}" and sample.labels == labels:
@@ -303,7 +303,7 @@ def test_a_prefix_avoids_clashes_but_opens_no_door() -> None:
     assert about(external, "left_out", reason="collision") == 2
 
 
-def test_what_is_left_out_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """By name, when it changes, not at every scrape; never more than twenty names."""
     external = ExternalMetrics(ManualClock(), 60.0)
     many = gauges(*(f"proxy_{number}" for number in range(30)))

@@ -58,7 +58,7 @@ def test_a_log_holds_a_line_for_each_request(tmp_path: Path) -> None:
 
 
 def test_a_core_is_used_more_and_more() -> None:
-    """Time of a core only grows, and a core that does not exist is told."""
+    """Time of a core only grows, and a core that does not exist is an error."""
     core = children.Cores.of_machine().proxy
     assert 0 < children.core_seconds(core) <= children.core_seconds(core)
     with pytest.raises(ChildError, match="no core 4096"):
@@ -80,7 +80,7 @@ def test_the_small_upstream_without_nginx_answers(tmp_path: Path) -> None:
     assert child.process.returncode is not None
 
 
-def test_run_tells_why_a_child_failed(tmp_path: Path) -> None:
+def test_run_reports_why_a_child_failed(tmp_path: Path) -> None:
     """Exit code and last words."""
     argv = [sys.executable, "-c", "import sys; sys.exit('no luck')"]
     with pytest.raises(ChildError, match="code 1: no luck"):

@@ -18,7 +18,7 @@ from proxy.resilience.circuit.window import SlidingWindow
 
 
 class Bench:
-    """A breaker, its clock and what it told."""
+    """A breaker, its clock and its transitions."""
 
     def __init__(self, **rules: Any) -> None:
         self.clock = ManualClock()
@@ -252,7 +252,7 @@ def test_healthy_traffic_has_nothing_to_report() -> None:
 
 
 def fleet_state(state: State, generation: int, failures: int, tid: str) -> SharedState:
-    """An answer of Redis; its log tells of our own transition `tid`, where there is one."""
+    """A reply of Redis; its log has our own transition `tid`, if there is one."""
     entry = LogEntry(generation, State.CLOSED, State.OPEN, "five", "me", tid, False)
     return SharedState(
         name="svc",
@@ -292,7 +292,7 @@ def test_a_trip_holds_while_the_answer_to_an_earlier_report_comes() -> None:
     assert bench.path == ["open"]
 
 
-def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
+def test_a_caller_learns_when_the_fleet_has_decided() -> None:
     """Once the open time is over a caller may wait: for a lease, a loss of Redis, another state."""
     bench = Bench()
     bench.breaker.adopt(fleet_state(State.OPEN, 100, 0, ""), bench.now)
@@ -321,7 +321,7 @@ def test_who_asks_is_told_when_the_fleet_has_spoken() -> None:
 
 
 def test_who_waits_still_waits_for_a_lease_when_another_ends_the_open_time() -> None:
-    """The news of half-open, pushed by another process, does not take his wish away."""
+    """A half-open state pushed by another process does not take the waiting caller's place."""
     bench = Bench()
     bench.breaker.adopt(fleet_state(State.OPEN, 100, 0, ""), bench.now)
     bench.breaker.shared = True

@@ -90,7 +90,7 @@ def test_a_turn_that_is_not_used_is_passed_on() -> None:
 
 
 def test_the_next_in_line_watches_the_clock_when_the_first_leaves() -> None:
-    """Only the first knows when the open time is over; its heir has to be told that it is one."""
+    """Only the first knows when the open time is over; its heir must be woken as one."""
     waiters = Waiters()
     waiters.trip()
     first, second = waiters.join("a", "b")

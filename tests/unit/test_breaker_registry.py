@@ -1,4 +1,4 @@
-"""The board without Redis: list, force, reload, metrics."""
+"""The registry without Redis: list, force, reload, metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upstreams(**rules: Any) -> dict[str, Upstream]:
 
 
 def new_registry(**rules: Any) -> tuple[BreakerRegistry, ManualClock, CollectorRegistry]:
-    """A board with a clock by hand."""
+    """A registry with a clock by hand."""
     clock, registry = ManualClock(), CollectorRegistry()
     return BreakerRegistry(upstreams(**rules), registry=registry, clock=clock), clock, registry
 
@@ -37,7 +37,7 @@ def trip(which: BreakerRegistry, clock: ManualClock) -> None:
         breaker.admit(clock.monotonic()).failure(clock.monotonic(), "timeout", "http://h", "id-1")
 
 
-def test_a_row_tells_state_time_and_failures() -> None:
+def test_a_row_has_state_time_and_failures() -> None:
     """What `GET /api/breakers` answers is JSON and says why and until when."""
     subject, clock, _registry = new_registry()
     assert subject.get("plain") is None

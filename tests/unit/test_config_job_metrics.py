@@ -65,7 +65,7 @@ def test_what_is_given_replaces_the_default_of_that_key_alone(tmp_path: Path) ->
         ("shorts: [x]", "shorts", "did you mean"),
     ],
 )
-def test_mistakes_are_told_with_file_line_and_key(
+def test_mistakes_are_reported_with_file_line_and_key(
     tmp_path: Path, text: str, key: str, message: str
 ) -> None:
     """As everywhere in the config."""

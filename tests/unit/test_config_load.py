@@ -81,7 +81,7 @@ def test_files_that_are_no_config(tmp_path: Path, text: str | bytes, message: st
 
 
 def test_missing_files_and_directories(tmp_path: Path) -> None:
-    """A path that is not a file is told as such."""
+    """A path that is not a file is reported as such."""
     with pytest.raises(ConfigError, match=r"none\.yaml:1: .*found no such file or directory"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="found is a directory"):
@@ -261,7 +261,7 @@ WRONG: list[tuple[str, list[str]]] = [
 
 @pytest.mark.parametrize(("more", "message"), WRONG)
 def test_problems_below_a_sound_beginning(tmp_path: Path, more: str, message: list[str]) -> None:
-    """Each mistake is told once, with line, key, what was expected and what was found."""
+    """Each mistake is reported once, with line, key, what was expected and what was found."""
     found = problems(tmp_path, MINIMAL + more)
     assert len(found) == len(message), found
     for line, words in zip(found, message, strict=True):
@@ -347,7 +347,7 @@ def test_a_bad_key_hides_no_other_problem_of_its_entry(tmp_path: Path) -> None:
 
 
 def test_all_problems_at_once_in_file_order(tmp_path: Path) -> None:
-    """Mistakes of every kind are told together: spelling, types, references and clashes."""
+    """Mistakes of every kind are reported together: spelling, types, references and clashes."""
     text = """\
 listeners:
   in:
@@ -423,7 +423,7 @@ def test_a_spelling_of_a_checked_route_is_a_warning(tmp_path: Path, path: str, f
     ],
 )
 def test_a_route_behind_a_catch_all_is_a_warning(tmp_path: Path, route: str) -> None:
-    """A route that an earlier one always wins over is told, and does no harm."""
+    """A route that an earlier one always wins over is a warning, and does no harm."""
     file = tmp_path / "c.yaml"
     file.write_text(MINIMAL.replace("upstreams:\n", f"      - {route}\nupstreams:\n"))
     warnings = load(file, {}).warnings
@@ -532,7 +532,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_certificates_are_tried(
     tmp_path: Path, pem: Path, cert: str, key: str, message: str | None
 ) -> None:
-    """A certificate and key that OpenSSL would refuse at start are told by `check`."""
+    """`check` reports a certificate and key that OpenSSL would refuse at start."""
     text = MINIMAL.replace(
         "upstreams:\n", f"    tls: {{cert: {pem / cert}, key: {pem / key}}}\nupstreams:\n"
     )
@@ -543,7 +543,7 @@ def test_certificates_are_tried(
 
 
 def test_authorities_are_tried(tmp_path: Path, pem: Path) -> None:
-    """A `ca` file without certificates is told."""
+    """A `ca` file without certificates is a problem."""
     text = MINIMAL.replace("http://127.0.0.1:8005", "https://127.0.0.1:8005")
     read(tmp_path, text + f"    tls: {{ca: {pem / 'ca.crt'}}}\n")
     found = problems(tmp_path, text + f"    tls: {{ca: {pem / 'junk'}}}\n")
@@ -616,7 +616,7 @@ def test_no_tree_raises_anything_but_a_config_error(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`#?\n\t \\ax0${", max_size=40))
 def test_no_bytes_raise_anything_but_a_config_error(tmp_path: Path, data: bytes | str) -> None:
-    """Arbitrary bytes and YAML punctuation are told as problems."""
+    """Arbitrary bytes and YAML punctuation are reported as problems."""
     text = data if isinstance(data, bytes) else data.encode(errors="surrogatepass")
     with pytest.raises(ConfigError):
         read(tmp_path, text)

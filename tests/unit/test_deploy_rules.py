@@ -81,7 +81,7 @@ def unknown(expression: str, families: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
-def test_every_alert_tells_what_to_do(rule: dict[str, Any]) -> None:
+def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
     """Severity, summary, description, and the address of its own runbook."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     annotations = rule["annotations"]

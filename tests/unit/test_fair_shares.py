@@ -144,7 +144,7 @@ def test_the_client_behind_proxies(peer: str, chain: list[str], found: str) -> N
     assert forwarded_client(peer, [one.encode("latin-1") for one in chain], PROXIES) == found
 
 
-def test_hearsay_is_not_believed() -> None:
+def test_an_address_from_a_stranger_is_not_believed() -> None:
     """A client that is no proxy cannot escape its share, nor spend another's, by naming others."""
     table = shares(requests="2/s")
     assert asks(table, "192.0.2.1", 0, "1.1.1.1")

@@ -138,7 +138,7 @@ def test_everything_else_is_for_the_general_path(data: bytes) -> None:
     assert front.fast_requests == {}
 
 
-def test_a_route_may_have_observers_and_rescuers() -> None:
+def test_a_route_may_have_observers_and_fallback_sources() -> None:
     """They see plain exchanges as they see others."""
     seen = Hooks(started=print, finished=print, fallback_source=FallbackSource(needs_body=False))
     assert fast_path._prepare(head(), listener(Asking(seen))) is not None

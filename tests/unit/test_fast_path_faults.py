@@ -71,7 +71,9 @@ async def test_a_request_that_was_sent_asks_for_no_lease() -> None:
         assert rig.pool.idle_connections == 1
 
 
-async def test_a_rescuer_that_fails_is_a_defect_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fallback_source_that_fails_is_a_defect_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """500 with a traceback, as on the general path, and not an upstream that broke off."""
 
     class Broken:

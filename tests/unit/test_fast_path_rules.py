@@ -97,7 +97,7 @@ BREAKING = ("trip", "half-open", "lease", "close", "moment", "client lost")
 
 
 class Twin:
-    """A proxy that is told a story."""
+    """A proxy that runs a scenario."""
 
     def __init__(self, upstream: dict[str, Any], fallback_kind: str, shared: bool) -> None:
         self.records: list[object] = []
@@ -270,7 +270,7 @@ ORDERS = st.lists(
     st.sampled_from(["", "second", "stale"]),
     st.booleans(),
 )
-def test_both_say_the_same_whatever_happens(
+def test_both_answer_the_same_whatever_happens(
     scenario: list[tuple[bytes, list[int]]],
     answers: list[tuple[bytes, list[int]]],
     order: list[str],

@@ -1,4 +1,4 @@
-"""Two proxies, one with its fast path shut, are told the same story in the same pieces: whatever
+"""Two proxies, one with its fast path shut, get the same scenario in the same pieces: whatever
 the pieces are, they must say the same."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RESPONSES = [
 
 
 class Recorder(asyncio.Transport):
-    """A transport that writes down what it is told."""
+    """A transport that records every call."""
 
     def __init__(self, name: str, twin: Twin) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Recorder(asyncio.Transport):
 
 
 class Twin:
-    """A proxy that is told a story; `said` is all it did, to whom, in which step."""
+    """A proxy that runs a scenario; `writes` is all it did, to whom, in which step."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -151,7 +151,7 @@ ORDERS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(SCENARIOS, ANSWERS, st.booleans(), st.lists(st.booleans(), max_size=30))
-def test_both_say_the_same(
+def test_both_answer_the_same(
     scenario: list[tuple[bytes, list[int]]],
     answers: list[tuple[bytes, list[int]]],
     pipelined: bool,

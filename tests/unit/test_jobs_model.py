@@ -149,7 +149,7 @@ def test_recorded_versions_never_seem_to_go_back(name: str) -> None:
     assert wrong == (1 if name == "older-shape" else 0)
 
 
-def test_both_shapes_are_told_apart() -> None:
+def test_both_shapes_are_distinguished() -> None:
     """`id` and offsets: the current app. `job_id` and naive UTC: the older one."""
     current = parse("mv_1", job("mv_1", "processing", 40))
     assert (current.shape, current.status, current.progress) == ("current", "processing", 40.0)

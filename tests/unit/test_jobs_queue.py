@@ -120,7 +120,7 @@ def test_two_workers_halve_the_wait() -> None:
 def test_what_cannot_be_known_is_left_out(
     samples: int, workers: int | None, slots: int | None
 ) -> None:
-    """Too few lives, no worker, or nobody knows how many: the place alone."""
+    """Too few finished jobs, no worker, or nobody knows how many: the place alone."""
     world = World(slots=slots).learned(samples)
     world.workers = workers
     world.seen("one", "queued")
@@ -153,7 +153,7 @@ def test_a_stuck_job_has_no_end() -> None:
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "deleted"])
-def test_nothing_is_said_of_a_job_that_is_over(end: str) -> None:
+def test_a_job_that_is_over_has_no_estimate(end: str) -> None:
     """However it ended; and those behind it move up."""
     world = World().learned()
     world.seen("run", "processing", "a")
@@ -273,8 +273,8 @@ def test_hostile_documents_are_survived(raw: bytes) -> None:
     assert b"Evil" not in world.queue.fields("bad")
 
 
-def test_a_life_must_make_sense() -> None:
-    """Stages behind the end, or an end before the beginning, are no life."""
+def test_a_duration_must_make_sense() -> None:
+    """Stages behind the end, or an end before the beginning, are not learned."""
     assert sample_of([("a", 5.0), ("b", 7.0)], 9.0) == JobDuration((("a", 0.0), ("b", 2.0)), 4.0)
     assert sample_of([("a", 5.0)], 5.0) is None
     assert sample_of([("a", 5.0), ("b", 11.0)], 9.0) is None
@@ -311,7 +311,7 @@ def test_busy_workers_beyond_the_slots_do_not_count_twice() -> None:
     assert [line.next(), line.next()] == [14.0, 24.0]
 
 
-def test_recorded_lives_are_estimated_within_30_percent() -> None:
+def test_recorded_jobs_are_estimated_within_30_percent() -> None:
     """The median error from the first stage on, and that of jobs of other sizes."""
     for errors in bench.measure(histories=3).values():
         assert len(errors) > 200

@@ -1,4 +1,4 @@
-"""Daily duties on days that have 23, 24 or 25 hours."""
+"""Daily maintenance on days that have 23, 24 or 25 hours."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ async def test_a_value_that_sqlite_refuses_goes_alone(tmp_path: Path) -> None:
 
 
 async def test_the_backlog_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nothing can be written, old versions go first, tombstones never, and a gap is told."""
+    """While nothing can be written, old versions go first, tombstones never; a gap is reported."""
     monkeypatch.setattr(store_module, "BACKLOG", 100)
     blocked = tmp_path / "data"
     blocked.write_text("")

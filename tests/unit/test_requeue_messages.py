@@ -31,7 +31,7 @@ def message(
     embed: dict[str, Any] | None = None,
     **headers: Any,
 ) -> bytes:
-    """As Celery 5 writes it (recorded), for job `OLD` unless told otherwise."""
+    """As Celery 5 writes it (recorded), for job `OLD` by default."""
     args = [] if args is None else args
     kwargs = {"job_id": OLD} if kwargs is None else kwargs
     nothing = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

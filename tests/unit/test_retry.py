@@ -71,7 +71,7 @@ def test_no_attempt_begins_after_the_deadline() -> None:
 
 
 def test_retry_after_is_a_floor_with_jitter_on_top() -> None:
-    """Everyone who was told the same second comes back at a different moment."""
+    """Callers that got the same `Retry-After` come back at different moments."""
     waits = set()
     rules = policy(attempts=10, min_per_second=50)
     for _ in range(20):

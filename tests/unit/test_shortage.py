@@ -46,7 +46,7 @@ def wrapped(inner: BaseException, outer: BaseException, *, cause: bool) -> BaseE
 
 
 def connector(inner: OSError) -> aiohttp.ClientConnectorError:
-    """As aiohttp tells of a failed connect."""
+    """As aiohttp reports a failed connect."""
     key = ConnectionKey("app", 80, False, True, None, None, None)
     return aiohttp.ClientConnectorError(key, inner)
 

@@ -102,7 +102,7 @@ def test_what_is_no_reading(line: bytes, why: Result) -> None:
     ],
 )
 def test_names_that_nobody_declared(name: bytes, why: Result) -> None:
-    """Strangers, noise, and what clients send unasked are told apart."""
+    """Strangers, noise, and what clients send unasked are distinguished."""
     assert refuse_name(name) is why
 
 

@@ -60,7 +60,7 @@ def exposed(series: StatsdSeries) -> dict[tuple[str, ...], float]:
 
 
 def test_counters_add_up() -> None:
-    """Values, packed values and sample rates; zero is told before the first line."""
+    """Values, packed values and sample rates; zero is exposed before the first line."""
     counted = series()
     assert exposed(counted)["jobs_seen_total",] == 0
     for line in (b"jobs.seen:1|c", b"jobs.seen:2:3|c", b"jobs.seen:1|c|@0.1"):
@@ -174,7 +174,7 @@ def test_series_are_bounded_whatever_is_sent(monkeypatch: pytest.MonkeyPatch) ->
     assert exposed(small)["proxy_statsd_series",] == 10
 
 
-def test_misspelt_names_are_told_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_misspelt_names_are_exposed_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     """The first twenty different ones, each once."""
     counted = series()
     with caplog.at_level(logging.WARNING):

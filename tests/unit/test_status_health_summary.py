@@ -190,7 +190,7 @@ def test_what_is_no_trouble(changes: dict[str, Any]) -> None:
 
 
 def test_the_most_important_comes_first() -> None:
-    """Redis before a circuit before jobs, and the sentence tells how much more there is."""
+    """Redis before a circuit before jobs, and the sentence counts what else there is."""
     health = judge(
         snapshot(
             job_list=[job("failed"), job("failed", job_id="mv_2")],

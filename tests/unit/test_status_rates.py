@@ -111,7 +111,7 @@ def test_the_window_is_a_minute_and_at_most_a_step_more() -> None:
     assert summary.rate == pytest.approx(2.0, rel=0.15)
 
 
-def test_a_young_series_tells_of_its_own_time() -> None:
+def test_a_young_series_covers_its_own_time() -> None:
     """Seven seconds after the start, rates are those of seven seconds."""
     history = History()
     history.record(0.0, {"r": at(0)}, {})

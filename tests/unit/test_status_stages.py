@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.jobs.stages import ERROR_LIMIT, MOST, NAME_LIMIT, read_story
+from proxy.jobs.stages import ERROR_LIMIT, MOST, NAME_LIMIT, read_timeline
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -23,10 +23,10 @@ def recorded(name: str) -> list[dict[str, Any]]:
 
 def stages_of(document: object, status: str, seen: Any = ()) -> list[tuple[str, str, float | None]]:
     """Name, state and seconds of each stage."""
-    history = read_story(json.dumps(document).encode(), status, seen)
+    timeline = read_timeline(json.dumps(document).encode(), status, seen)
     return [
         (s.name, s.state, None if s.seconds is None else round(s.seconds, 2))
-        for s in history.stages
+        for s in timeline.stages
     ]
 
 
@@ -43,14 +43,14 @@ def test_a_failed_job_of_the_real_service() -> None:
     """The stage that failed is named, what follows has not begun, and the error is without the ID
     that the app puts before it."""
     failed = next(d for d in recorded("job-life-failures.jsonl") if d["status"] == "failed")
-    history = read_story(json.dumps(failed).encode(), "failed")
-    states = [stage.state for stage in history.stages]
+    timeline = read_timeline(json.dumps(failed).encode(), "failed")
+    states = [stage.state for stage in timeline.stages]
     assert states == ["done", "failed"] + ["pending"] * 6
-    assert history.error is not None
-    assert history.error.startswith("[NO_SHORTS_FOUND] No approved videos available")
+    assert timeline.error is not None
+    assert timeline.error.startswith("[NO_SHORTS_FOUND] No approved videos available")
 
 
-def test_an_older_job_is_told_by_its_statuses() -> None:
+def test_an_older_job_is_shown_by_its_statuses() -> None:
     """Where a document has no stages, each status that names one is one, from when it was seen."""
     seen = [
         (100.0, "queued"), (101.0, "analyzing_audio"), (104.0, "fetching_shorts"),
@@ -76,9 +76,9 @@ def test_the_last_status_before_a_failure_is_what_failed() -> None:
 def test_recorded_older_jobs_have_a_timeline() -> None:
     """The recordings of the older service give stages without versions too."""
     for document in recorded("job-life-older-shape.jsonl"):
-        history = read_story(json.dumps(document).encode(), document["status"])
+        timeline = read_timeline(json.dumps(document).encode(), document["status"])
         if document["status"] not in ("queued", "completed"):
-            assert history.stages
+            assert timeline.stages
 
 
 def test_a_stage_under_way_when_its_job_failed_has_failed() -> None:
@@ -92,9 +92,9 @@ def test_a_stage_under_way_when_its_job_failed_has_failed() -> None:
     "raw",
     [b"", b"\xff", b"null", b"[]", b'{"stages": [1]}', b'{"stages": {"a": 1}}', b"[" * 100_000],
 )
-def test_what_is_no_job_has_no_story(raw: bytes) -> None:
+def test_what_is_no_job_has_no_timeline(raw: bytes) -> None:
     """Never an exception."""
-    assert read_story(raw, "unknown").stages == ()
+    assert read_timeline(raw, "unknown").stages == ()
 
 
 def test_a_hostile_document_stays_bounded() -> None:
@@ -106,16 +106,16 @@ def test_a_hostile_document_stays_bounded() -> None:
         }
         for i in range(200)
     }  # fmt: skip
-    history = read_story(json.dumps({"stages": stages, "error": ["no"]}).encode(), "failed")
-    assert len(history.stages) == MOST
-    for stage in history.stages:
+    timeline = read_timeline(json.dumps({"stages": stages, "error": ["no"]}).encode(), "failed")
+    assert len(timeline.stages) == MOST
+    for stage in timeline.stages:
         assert len(stage.name) <= NAME_LIMIT
         assert len(stage.title) <= NAME_LIMIT
         assert stage.error is not None
         assert len(stage.error) <= ERROR_LIMIT
         assert (stage.state, stage.seconds) == ("unknown", None)
         (stage.name + stage.title + stage.error).encode()
-    assert history.error is None
+    assert timeline.error is None
 
 
 JSON = st.recursive(
@@ -137,7 +137,7 @@ JSON = st.recursive(
 def test_no_document_breaks_it(
     document: dict[str, Any], status: str, seen: list[tuple[float, str]]
 ) -> None:
-    """Whatever JSON allows gives a story that can be written as UTF-8."""
-    history = read_story(json.dumps(document).encode(), status, seen)
-    for stage in history.stages:
+    """Whatever JSON allows gives a timeline that can be written as UTF-8."""
+    timeline = read_timeline(json.dumps(document).encode(), status, seen)
+    for stage in timeline.stages:
         f"{stage.name}{stage.title}{stage.error}".encode()

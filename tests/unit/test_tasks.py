@@ -28,7 +28,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
 
 
 class Loop:
-    """Work that goes on until it is told to fail, or to end."""
+    """Work that goes on until it is made to fail or to end."""
 
     def __init__(self) -> None:
         self.begun = 0

@@ -154,7 +154,7 @@ def test_closing_gives_the_root_logger_back(tmp_path: Path) -> None:
 # --- access lines -------------------------------------------------------------------------------
 
 
-def test_an_access_line_tells_the_whole_exchange(log: Log) -> None:
+def test_an_access_line_has_the_whole_exchange(log: Log) -> None:
     """All fields of the contract, with the time at which the exchange ended."""
     log.logs.access.bind("ingress", "job-status")(Facts(connect_time=0.001, path="/j?key=abc"))
     (line,) = log.lines()

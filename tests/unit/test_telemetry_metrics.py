@@ -124,7 +124,7 @@ def test_buckets_reach_from_a_millisecond_to_a_minute() -> None:
 
 
 def test_a_reload_keeps_the_counts() -> None:
-    """The same labels give the same tally; what the new config does not have is still told."""
+    """The same labels give the same counters; those of routes that are gone stay exposed."""
     metrics = filled()
     again = metrics.route("ingress", "job-status", "ingress", "make-video")
     assert again.methods["GET"].statuses == {200: 1, 404: 1, 499: 1}

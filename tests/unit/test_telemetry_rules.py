@@ -139,7 +139,7 @@ def read(tmp_path: Path, text: str, **environ: str) -> Config:
     ],
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """Each mistake is told at its key, in words; nothing else is."""
+    """Each mistake is reported at its key, in words; nothing else is."""
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
     problems = [str(problem) for problem in caught.value.problems]
@@ -165,7 +165,7 @@ def test_remote_senders_need_a_word(tmp_path: Path) -> None:
 
 
 def test_keys_of_the_app_are_not_shown(tmp_path: Path) -> None:
-    """Neither in a problem nor in the config that the admin API tells; an empty one is not sent."""
+    """Neither in a problem nor in the admin API's config; an empty one is not sent."""
     text = "app_metrics: {url: 'http://x/', headers: {X-API-Key: s3cret, X-Empty: ${NONE:-}}}"
     config = read(tmp_path, text)
     assert "s3cret" not in str(redacted(config))

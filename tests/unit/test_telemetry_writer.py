@@ -280,7 +280,7 @@ def test_a_file_that_cannot_be_opened_again_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_opened_at_all_is_an_error(tmp_path: Path) -> None:
-    """At the start it is the operator's mistake, and told as such."""
+    """At the start it is the operator's mistake, and reported as such."""
     with pytest.raises(FileNotFoundError):
         FileOutput(tmp_path / "missing" / "log")
 

@@ -1,4 +1,4 @@
-"""The suspect: each rule on the events that it is about, and none where nothing is wrong."""
+"""The suspected cause: each rule on its events, and none where nothing is wrong."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def case(
     before: Sequence[TraceEvent] = (),
     about_job: bool = False,
 ) -> DiagnosisContext:
-    """The story of these events and lives, asked for `now` seconds after `T0`."""
+    """The timeline of these events and histories, built `now` seconds after `T0`."""
     every = sorted([*events, *(e for one in histories for e in one.events)], key=lambda e: e.at)
     return DiagnosisContext(every, histories, T0 + now, 30.0, CALLED_IN, 2.0, about_job, before)
 
 
 def found(*events: TraceEvent, **more: Any) -> Cause:
-    """The cause; that it points into the story is always so."""
+    """The cause, which must point into the timeline."""
     asked = case(*events, **more)
     cause = diagnose(asked)
     assert cause is not None
@@ -53,7 +53,7 @@ def done() -> JobHistory:
 
 
 def test_nothing_wrong_no_cause() -> None:
-    """A job that went well, with ordinary calls, polls and a reload meanwhile, has no suspect."""
+    """A job that went well, with ordinary calls, polls and a reload meanwhile, has no cause."""
     events = [exchange(kind="creation", job_stored="confirmed"), call(5), exchange(8)]
     assert diagnose(case(*events, trace_event(3, "proxy", "reloaded"), histories=[done()])) is None
     assert diagnose(case(*events)) is None
@@ -179,7 +179,7 @@ def test_a_job_failed_by_itself() -> None:
 
 
 def test_sqlite_cannot_write() -> None:
-    """A full disk: since when and what SQLite says, even when it began before the story."""
+    """A full disk: since when, and SQLite's error, even if it began before the timeline."""
     full = trace_event(-60, "mirror", "sqlite_degraded", reason="database or disk is full")
     created = exchange(0, 202, kind="creation", job_stored="degraded")
     cause = found(created, before=[full], histories=[done()])
@@ -314,7 +314,7 @@ def test_an_open_circuit_refused_a_request() -> None:
 
 
 def test_a_route_that_a_refused_reload_should_have_brought() -> None:
-    """No route, and the last reload was refused: the operator's typing mistake is the suspect."""
+    """No route, and the last reload was refused: the operator's typing mistake is the cause."""
     refused = trace_event(-9, "proxy", "reload_refused", problems=["c.yaml:7: paht: unknown"])
     cause = found(exchange(0, 404, code="no_route"), before=[refused])
     assert cause.kind == "reload_refused"

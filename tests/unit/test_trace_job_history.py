@@ -1,4 +1,4 @@
-"""Lives of jobs: what the versions of a document say happened, whatever is in them."""
+"""Job histories: what the versions of a document say happened, whatever is in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.trace_kit import T0, failed_history, job_history, stages
 
 
 def from_recording(name: str) -> list[JobHistory]:
-    """The lives in a recording of the real service."""
+    """The histories in a recording of the real service."""
     versions: dict[str, list[dict[str, Any]]] = {}
     for line in recorded(name):
         if isinstance(line.get("value"), dict):
@@ -90,7 +90,7 @@ def test_a_deleted_job_is_still_worked_on() -> None:
 
 
 def test_a_finished_job_that_rises_again() -> None:
-    """A worker that writes an old copy makes the job unfinished again, which is told."""
+    """A worker that writes an old copy makes the job unfinished again, which is an event."""
     one = job_history(
         (0, {"status": "processing"}), (1, {"status": "completed"}), (2, {"status": "processing"})
     )

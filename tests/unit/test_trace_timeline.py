@@ -1,4 +1,4 @@
-"""The story as JSON: joined, in order, bounded; and what may be kept of an event at all."""
+"""The timeline as JSON: joined, in order, bounded; and what may be kept of an event at all."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_kinds() -> None:
     assert built("x", exchange())["kind"] == "unknown"
 
 
-def test_an_exchange_tells_of_its_upload_and_of_failed_attempts() -> None:
+def test_an_exchange_shows_its_upload_and_failed_attempts() -> None:
     """Each becomes an event of its own, in its place; the exchange keeps the rest."""
     failed = [
         {"at": T0 + 0.5, "until": T0 + 2.5, "kind": "connect", "target": "http://a", "count": 20},
@@ -83,14 +83,14 @@ def test_an_exchange_tells_of_its_upload_and_of_failed_attempts() -> None:
     assert "upload accepted: audio/mpeg, 1,000 bytes, plays 2.0 s" in summaries(answer["events"])
 
 
-def test_an_only_attempt_is_not_told_twice() -> None:
+def test_an_only_attempt_is_not_shown_twice() -> None:
     """Where the exchange failed as its only attempt did, it says all that there is to say."""
     failed = [{"at": T0, "until": T0, "kind": "503", "target": "http://a", "count": 1}]
     assert len(unfold(exchange(0, 503, failed_attempts=failed))) == 1
 
 
-def test_news_belong_to_the_time_of_a_story() -> None:
-    """What happened to circuits and mirrors meanwhile is told; what came before is only known."""
+def test_events_of_the_machine_belong_to_the_time_of_a_timeline() -> None:
+    """What happened to circuits and mirrors meanwhile is shown; what came before is only known."""
     around = [
         breaker(-600, "open"),
         breaker(5, "open"),
@@ -107,7 +107,7 @@ def test_news_belong_to_the_time_of_a_story() -> None:
     assert not [e for e in answer["events"] if e["job_id"] == "mv_other"]
 
 
-def test_a_story_without_end_is_bounded() -> None:
+def test_a_timeline_without_end_is_bounded() -> None:
     """Of too many events the calm ones in the middle go, never the trouble, and that is said."""
     calm = [exchange(n / 100) for n in range(3000)]
     trouble = [exchange(n / 10 + 0.001, 500) for n in range(100)]
@@ -121,7 +121,7 @@ def test_a_story_without_end_is_bounded() -> None:
 
 
 def test_nothing_at_all() -> None:
-    """No events and no lives: an answer without a cause, not a failure."""
+    """No events and no histories: an answer without a cause, not a failure."""
     assert built("x")["suspected_cause"] is None
 
 
@@ -204,7 +204,7 @@ def test_durations(seconds: float | None, words: str) -> None:
     ],
 )  # fmt: skip
 def test_summaries(event: TraceEvent, words: str) -> None:
-    """One line each; a kind that nobody has written words for is told by its name."""
+    """One line each; a kind without words of its own appears under its name."""
     assert summary(event) == words
 
 

@@ -160,7 +160,7 @@ async def test_a_flood_stays_greedy_for_a_while() -> None:
 
 
 async def test_a_turn_that_is_used_up_lets_nobody_begin() -> None:
-    """Who has news after the share is spent goes on in a later turn."""
+    """Whoever gets more data after the share is spent goes on in a later turn."""
     clock = ManualClock()
     turns = Turns(clock)
     assert turns.begin(), "nothing is measured before the start"

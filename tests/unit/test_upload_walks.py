@@ -1,4 +1,4 @@
-"""Indexes followed, beside FFmpeg's own walk; and an MP3's frames told from what is none."""
+"""Indexes followed, beside FFmpeg's own walk; and an MP3's frames distinguished from junk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ M4AS = {
     ("name", "cut"),
     [(name, cut) for name in M4AS for cut in (1.0, 0.999, 0.7) if name != "last" or cut == 1.0],
 )
-def test_an_index_tells_what_demuxing_does(name: str, cut: float) -> None:
+def test_an_index_gives_what_demuxing_does(name: str, cut: float) -> None:
     """To a packet, and of a file cut short only what is there; half a packet is not."""
     data = M4AS[name][: int(len(M4AS[name]) * cut)]
     (walk,) = packets.walk_file(lambda: io.BytesIO(data), families.MP4, None)

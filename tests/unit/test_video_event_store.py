@@ -68,7 +68,7 @@ async def test_a_sure_word_replaces_an_unsure_one_while_pending(store: JobStore)
     assert (await kept(store))[1] == ("mv_1", "y", '["unknown"]', 0, NOW, 1)
 
 
-async def test_a_version_that_is_not_taken_tells_nothing(store: JobStore) -> None:
+async def test_a_version_that_is_not_taken_has_no_events(store: JobStore) -> None:
     """A job that was deleted for good has no more events."""
     put(store, event("x"))
     store.mark_deleted("mv_1", "client", held=True)

@@ -1,4 +1,4 @@
-"""What documents tell about the pipeline: recorded ones of both shapes, odd ones, hostile ones."""
+"""Events of the pipeline in documents: recorded ones of both shapes, odd ones, hostile ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_recorded_deletion_midway() -> None:
     assert of(found, JOBS) == [(("completed",), 1.0)]
 
 
-def test_a_recorded_life_of_the_older_shape() -> None:
+def test_a_recorded_job_of_the_older_shape() -> None:
     """Status that goes backwards, and a job that completes twice, count each job once."""
     found = list(distinct(recorded("older-shape")).values())
     assert of(found, JOBS) == [(("completed",), 1.0)] * 2
@@ -124,7 +124,7 @@ def test_a_stage_that_is_retried() -> None:
 
 
 def test_two_failed_attempts_are_two_errors() -> None:
-    """Attempts are told apart by when they started."""
+    """Attempts are distinguished by when they started."""
     versions = (
         job("processing", stages={"trim_video": stage("failed", NOW + start, NOW + start + 1)})
         for start in (0, 10)
@@ -291,7 +291,7 @@ def test_ill_formed_stages_stay_apart() -> None:
     assert {event.labels for event in found} == {("other",)}
 
 
-def test_what_is_known_is_not_told_again() -> None:
+def test_what_is_known_is_not_returned_again() -> None:
     """Except an event that has become sure."""
     raw = job("completed", stages={"a": stage("completed", NOW, NOW + 1)}, completed_at=iso(NOW))
     reader = EventReader(JobFields())

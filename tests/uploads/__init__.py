@@ -1,1 +1,1 @@
-"""What the upload tests share: audio to order, forms to order, one upload driven to its verdict."""
+"""What the upload tests share: audio to order, forms to order, one upload driven to its result."""

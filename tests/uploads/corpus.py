@@ -68,7 +68,7 @@ FILMS = {
 
 
 def write(path: Path, arguments: str, seconds: float = 5) -> bytes:
-    """A tone of `seconds`, encoded as told. Raises `CalledProcessError`."""
+    """A tone of `seconds`, encoded by these options. Raises `CalledProcessError`."""
     tone = ["-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}"]
     command = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-y", *tone, *arguments.split()]
     subprocess.run([*command, str(path)], check=True, capture_output=True, timeout=20)

@@ -59,7 +59,7 @@ def new_spool(max_size: int = 2**31) -> Spool:
 async def room(check: UploadCheck) -> None:
     """Wait while the disk is behind, or for the next turn of the loop, as an engine does."""
     await asyncio.sleep(0)
-    while check.blocked:  # noqa: ASYNC110 - the engine is told, but not we
+    while check.blocked:  # noqa: ASYNC110 - the engine is notified, but not we
         await asyncio.sleep(0.001)
 
 
@@ -129,7 +129,7 @@ async def upload(
     length: int | None = None,
     encoding: bytes | None = None,
 ) -> Outcome:
-    """Send `body` in pieces of `chunk` bytes and wait for the verdict."""
+    """Send `body` in pieces of `chunk` bytes and wait for the result."""
     outcome = Outcome()
     try:
         check = validator.begin(content_type, length, encoding)

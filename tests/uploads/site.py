@@ -37,7 +37,7 @@ class Arrived:
 
 
 @dataclass
-class Keeper:
+class RecordingApp:
     """An upstream's handler: keeps every body, complete or cut, and answers 202."""
 
     arrived: list[Arrived] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Keeper:
 
 
 class UploadSite(Site):
-    """A `Site` whose routes check uploads; `kept` is what the app got since `fresh`."""
+    """A `Site` whose routes check uploads; `app.arrived` has what the app got since `fresh`."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         super().__init__(directory, {"front": {"routes": ROUTES}}, **settings)
@@ -63,8 +63,8 @@ class UploadSite(Site):
         """Forget what arrived."""
         self.settle()
         self.upstream.fresh()
-        self.session = Keeper()
-        self.upstream.handler = self.session
+        self.app = RecordingApp()
+        self.upstream.handler = self.app
 
     def settle(self) -> None:
         """Until the app has seen all that the proxy did: every connection that was opened, and the
@@ -81,14 +81,14 @@ class UploadSite(Site):
 
     def only_arrival(self) -> Arrived:
         """The one request of this test, once the app has its end or lost it."""
-        self.upstream.wait(lambda: bool(self.session.arrived), "a request that ended")
-        assert len(self.session.arrived) == 1
-        return self.session.arrived[0]
+        self.upstream.wait(lambda: bool(self.app.arrived), "a request that ended")
+        assert len(self.app.arrived) == 1
+        return self.app.arrived[0]
 
     def assert_nothing_arrived(self) -> None:
         """The app was not asked for anything."""
         self.settle()
-        assert self.session.arrived == []
+        assert self.app.arrived == []
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample at /metrics; 0 where it is not there."""

@@ -15,7 +15,7 @@ from proxy.core.clock import Clock, iso_utc
 from proxy.jobs.document import to_timestamp
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.service import Mirrors
-from proxy.jobs.stages import Stage, StageTimeline, read_story
+from proxy.jobs.stages import Stage, StageTimeline, read_timeline
 from proxy.jobs.store.inspection import SHORT
 from proxy.jobs.store.records import Overview, Row
 from proxy.jobs.store.schema import StoreSilent
@@ -86,7 +86,7 @@ class JobWatch:
             timeline = self._timelines.get(key)
             if timeline is None:
                 short = 0 < len(row.raw) <= SHORT
-                timeline = read_story(row.raw, row.status) if short else StageTimeline()
+                timeline = read_timeline(row.raw, row.status) if short else StageTimeline()
             timelines[key] = timeline
             yield _line(mirror.name, row, timeline, stranded=row.job_id in stranded)
 

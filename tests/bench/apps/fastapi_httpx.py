@@ -1,4 +1,4 @@
-"""A streaming forwarder with FastAPI and httpx under uvicorn: the same duties; nothing clever."""
+"""A streaming forwarder with FastAPI and httpx under uvicorn: the same work; nothing clever."""
 
 from __future__ import annotations
 

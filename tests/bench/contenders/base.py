@@ -18,7 +18,7 @@ ID_PATTERN = "^[A-Za-z0-9._-]{1,128}$"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A started contender: its process, and where its duties can be checked."""
+    """A started contender: its process, and what the self-check needs."""
 
     child: Child
     access_log: Path
