@@ -85,14 +85,21 @@ def test_bad_usage_is_two(arguments: list[str], capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_names_the_commands(shell: str, capsys: Capture) -> None:
+    """The script for each shell has every command."""
+    assert call("completion", shell) == 0
+    assert "healthcheck" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_is_a_script_that_the_shell_reads(shell: str, capsys: Capture) -> None:
-    """The script names the commands, and a shell that is here finds no mistake in it."""
+    """The shell itself finds no mistake in it."""
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"{shell} is not installed")
     assert call("completion", shell) == 0
     script = capsys.readouterr().out
-    assert "healthcheck" in script
-    if found := shutil.which(shell):
-        checked = subprocess.run([found, "-n"], input=script, text=True, check=False, timeout=60)
-        assert checked.returncode == 0
+    checked = subprocess.run([found, "-n"], input=script, text=True, check=False, timeout=60)
+    assert checked.returncode == 0
 
 
 def test_check_of_a_sound_config(capsys: Capture) -> None:

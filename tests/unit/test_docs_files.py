@@ -1,8 +1,10 @@
-"""Every file that a page or a comment names is there."""
+"""Every file that a page, a comment or a hook names is there."""
 
 from __future__ import annotations
 
 import re
+
+import yaml
 
 from tests.deployment import ROOT
 from tests.unit.test_docs_commands import PAGES, spans
@@ -55,3 +57,18 @@ def test_files_that_the_code_names_exist() -> None:
                 if not any(path == name or path.endswith(f"/{name}") for path in tree):
                     missing.append(f"{file}: {name}")
     assert not missing
+
+
+def test_hooks_are_the_linters_of_make_test_and_watch_files_that_exist() -> None:
+    """A hook for a file's old place never runs again."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    found = {hook["id"]: hook for repository in hooks["repos"] for hook in repository["hooks"]}
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
+    for linter in ("ruff", "ruff-format", "mypy"):
+        assert found[linter]["entry"].replace(" --fix", "") in recipe
+    tree = everything()
+    for hook in found.values():
+        for pattern in hook.get("files", "^()").removeprefix("^(").removesuffix(")").split("|"):
+            assert any(re.match(pattern, file) for file in tree), pattern
+        for word in hook["entry"].split():
+            assert word.startswith(".venv/") or "/" not in word or word in tree
