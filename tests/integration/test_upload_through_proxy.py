@@ -354,19 +354,18 @@ def test_a_bad_raw_body(site: UploadSite) -> None:
 
 
 def test_three_hours_are_refused_after_ten_minutes(site: UploadSite) -> None:
-    """The answer comes while the client is still sending."""
+    """The answer comes although four fifths of the body are never sent."""
     second = path_of("mp3-bare").read_bytes()
     opening = part(second).removesuffix(b"\r\n")
     length = len(opening) + 10_799 * len(second) + len(form()) + 2
     with site.connect() as client:
         client.send(head(length) + opening)
         sent = 1
-        while not answered(client) and sent < 10_000:
+        while not answered(client) and sent < 2_000:
             client.send(second * 20)
             sent += 20
         problem = assert_problem(client.response(), 400, "upload_too_long")
     assert 600 <= problem["measured"] < 700
-    assert sent < 9_000
     site.assert_nothing_arrived()
 
 
