@@ -24,7 +24,7 @@ error is decided here: the general path parses malformed input again and rejects
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from proxy.core.errors import ProxyError
 from proxy.forward.attempts import HandOver
@@ -41,9 +41,6 @@ from proxy.http1.request_head import RequestHead
 from proxy.http1.upstream.connection import MAX_FIELDS, UpstreamStream
 from proxy.resilience.circuit.states import State
 
-if TYPE_CHECKING:
-    from proxy.server.connection import Service
-
 #: Largest request head and largest response, in bytes; above that an extra copy costs too much.
 _HEAD, _ANSWER = 1024, 16 * 1024
 
@@ -54,6 +51,12 @@ _ANSWER_HEAD = 8 * 1024
 _MEMO = 1024
 
 _OTHER_METHODS = frozenset({"CONNECT", "HEAD", "OPTIONS", "TRACE"})
+
+
+class Serving(Protocol):
+    """Whoever serves the connection: `plan` may be replaced at any time."""
+
+    plan: ListenerPlan
 
 
 class FastPath:
@@ -72,7 +75,7 @@ class FastPath:
         "idle_until",
     )
 
-    def __init__(self, client: ClientStream, service: Service) -> None:
+    def __init__(self, client: ClientStream, service: Serving) -> None:
         self._client = client
         self._service = service
         self._forwarding = VIA + forwarded_for(client)

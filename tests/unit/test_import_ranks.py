@@ -7,7 +7,8 @@ imports are free. Imports under TYPE_CHECKING and inside functions count like al
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,39 @@ def test_pure_files_have_no_coroutines(module: str) -> None:
     tree = ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8")))
     kinds = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
     assert [node.lineno for node in tree if isinstance(node, kinds)] == []
+
+
+# Files of one room that refer to each other, for types only: one thing in several files.
+TOGETHER = (
+    {"proxy.forward.exchange", "proxy.forward.routing.plan"},
+    {
+        f"proxy.http1.upstream.{name}"
+        for name in ("abandoned", "connection", "places", "pool", "queue")
+    },
+    {f"proxy.spool.{name}" for name in ("blocks", "body", "file", "queue", "spool")},
+    {"proxy.uploads.check", "proxy.uploads.rules"},
+    {"proxy.uploads.probe.pool", "proxy.uploads.probe.session"},
+)
+
+
+def sorted_imports(together: Iterable[set[str]]) -> list[str]:
+    """All files, each behind those that it imports; of `together`, one stands for all. Raises
+    `CycleError` for a circle, also one of imports under TYPE_CHECKING."""
+    one = {name: min(group) for group in together for name in group}
+    order = TopologicalSorter[str]()
+    for module in FILES:
+        here = one.get(module, module)
+        there = {one.get(target, target) for target, _ in imports(module) if target in FILES}
+        order.add(here, *(there - {here}))
+    return list(order.static_order())
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Whoever reads a file can read first what it builds on; the groups above are read together."""
+    sorted_imports(TOGETHER)
+    for number in range(len(TOGETHER)):
+        with pytest.raises(CycleError):  # each of them is needed
+            sorted_imports(TOGETHER[:number] + TOGETHER[number + 1 :])
 
 
 def rooms() -> dict[str, list[str]]:

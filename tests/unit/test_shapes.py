@@ -154,13 +154,3 @@ def test_no_file_is_longer_than_a_reader_keeps_in_mind() -> None:
         for path in ROOT.rglob("*.py")
     }
     assert {file for file, length in lengths.items() if length > LONGEST} == set(LONGER)
-
-
-def test_no_room_has_more_files_than_a_reader_overlooks() -> None:
-    """A dozen, and the page that says what the room is for; `config` is one model, by section."""
-    rooms: dict[str, int] = {}
-    for path in ROOT.rglob("*.py"):
-        if path.name != "__init__.py":
-            room = path.parent.relative_to(ROOT).as_posix()
-            rooms[room] = rooms.get(room, 0) + 1
-    assert {room for room, number in rooms.items() if number > 12} == {"config"}

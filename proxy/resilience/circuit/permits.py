@@ -6,10 +6,35 @@ it is late. One plain permit serves all calls of an epoch, so admitting a call a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from proxy.resilience.circuit.circuit import CircuitBreaker
+from proxy.resilience.circuit.messages import Failure, ProbeOutcome
+from proxy.resilience.circuit.window import TripLimits
+
+
+class Issuer(Protocol):
+    """The breaker, as its permits see it: it takes one outcome from each."""
+
+    epoch: int
+    late: int
+    limits: TripLimits
+
+    def succeeded(self, now: float, duration: float) -> None: ...
+
+    def failed(
+        self,
+        now: float,
+        kind: str,
+        target: str | None,
+        correlation_id: str | None,
+        duration: float,
+    ) -> None: ...
+
+    def probed(
+        self, now: float, lease: str, epoch: int, outcome: ProbeOutcome, failure: Failure | None
+    ) -> None: ...
+
+    def failed_call(self, kind: str, target: str | None, correlation_id: str | None) -> Failure: ...
 
 
 class Permit:
@@ -17,7 +42,7 @@ class Permit:
 
     __slots__ = ("_breaker", "_epoch")
 
-    def __init__(self, breaker: CircuitBreaker, epoch: int) -> None:
+    def __init__(self, breaker: Issuer, epoch: int) -> None:
         self._breaker = breaker
         self._epoch = epoch
 
@@ -72,7 +97,7 @@ class ProbePermit(Permit):
 
     __slots__ = ("lease",)
 
-    def __init__(self, breaker: CircuitBreaker, epoch: int, lease: str) -> None:
+    def __init__(self, breaker: Issuer, epoch: int, lease: str) -> None:
         super().__init__(breaker, epoch)
         self.lease = lease
 
