@@ -49,7 +49,7 @@ MAX_ENTRIES = 4096  # comments, boxes, chunks: more than any tagger writes, and 
 # One in so many of the packets tried must decode. Of random bytes, one AAC packet in a thousand
 # does.
 _MUST_DECODE = 4
-_SPARSELY = 128  # one in so many packets is tried, of MP3 and ADTS, which cannot lie
+_SPARSELY = 128  # one in so many packets is tried, of ADTS, which cannot lie
 _MISSING = 0.05  # seconds of packets tried that need not play: decoders may need some to begin
 # Codecs with the same number of samples in every packet (the last one aside).
 _CONSTANT = frozenset({"aac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "alac"})
@@ -90,6 +90,7 @@ class PacketWalk:
     kind: int | None = None  # of MPEG frames
     tried: int = 0
     lengths: list[float] = field(default_factory=list)  # seconds of those that decoded
+    proven: bool = False  # enough have decoded, whatever comes later
     missing: float = 0.0  # seconds that those tried claim to play, and do not
     lies: int = 0  # packets that play longer than they claim,
     excess: float = 0.0  # by so many seconds
@@ -122,7 +123,9 @@ class PacketWalk:
     @property
     def decodes(self) -> bool:
         """Rule 6."""
-        return bool(self.lengths) and len(self.lengths) * _MUST_DECODE >= self.tried
+        enough = bool(self.lengths) and len(self.lengths) * _MUST_DECODE >= self.tried
+        self.proven |= enough and self.tried >= TRY_DECODE
+        return enough or self.proven
 
     def check_limit(self, seconds: float, limit: float | None) -> None:
         """Raise `PastLimit` if `seconds` are too long, or `DecodeAll` if they may not be."""
@@ -287,8 +290,8 @@ def walk_packets(
                 shown.add(packet.stream_index)
                 continue
             walk.size += packet.size
-            if framed:
-                _cover(walk, packet)
+            if framed and not _cover(walk, packet):
+                walk.missing += (packet.duration or 0) * walk.tick
             _count(walk, packet)
             if walk.tried == stop_after:
                 break
@@ -322,9 +325,9 @@ def _count(walk: PacketWalk, packet: Any) -> None:
     ):
         if not walk.tried and walk.family is not MP4:
             walk.skipped = _skipped(packet)
-        if alone:
+        if alone or walk.family is MPEG:
             walk.next_try = sys.maxsize
-        elif walk.family in (MPEG, AAC):
+        elif walk.family is AAC:
             walk.next_try = walk.packets + _SPARSELY
         else:
             walk.next_try = walk.packets + 1 + int(walk.tried * random.random() / 2)  # noqa: S311
@@ -338,8 +341,9 @@ def _count(walk: PacketWalk, packet: Any) -> None:
             walk.inner += opus_seconds(packet)
 
 
-def _cover(walk: PacketWalk, packet: Any) -> None:
-    """Record the packet's range, unless it is an MP3 packet that is no whole frame (rule 6)."""
+def _cover(walk: PacketWalk, packet: Any) -> bool:
+    """Record the packet's range and return True, unless it is an MP3 packet that is no whole frame
+    (rule 6)."""
     size = packet.size
     if walk.family is MPEG:
         header = _HEADER(packet)[0] if size >= 4 else 0
@@ -347,7 +351,7 @@ def _cover(walk: PacketWalk, packet: Any) -> None:
         walk.kind = kind
         length = mpeg_frames.frame_length(header & 0xFFFFFE00)
         if length != size or (kind != before and before is not None):
-            return
+            return False
     at = packet.pos or 0
     if at > walk.end + (_BLOCK_HEADERS if walk.family is WEBM else 0):
         if len(walk.gaps) == MAX_ENTRIES:
@@ -356,6 +360,7 @@ def _cover(walk: PacketWalk, packet: Any) -> None:
             walk.gaps.append((walk.end, at))
     walk.covered += size
     walk.last, walk.end = at, at + size
+    return True
 
 
 def _skipped(packet: Any) -> float:
