@@ -56,7 +56,8 @@ class Connections(Protocol):
 
 class Acceptor:
     """The listening `sockets` of one listener. `start` takes over a connection: it completes the
-    TLS handshake, if any, and serves the connection."""
+    TLS handshake, if any, and serves the connection. `per_turn`: how many are started in one turn
+    of the event loop, if their work follows later and a share of time does not bound it."""
 
     def __init__(
         self,
@@ -65,7 +66,10 @@ class Acceptor:
         start: Callable[[socket.socket, ClientStream], None],
         clock: Clock,
         shortages: Shortages,
+        *,
+        per_turn: int = MOST,
     ) -> None:
+        self._per_turn = per_turn
         self._sockets = tuple(sockets)
         self._connections = connections
         self._start = start
@@ -157,7 +161,7 @@ class Acceptor:
         """Start connections as long as this turn's share lasts; the rest in the next turn."""
         self._starting = False
         until = self._clock.monotonic() + _STARTING
-        while self._newcomers:
+        for _ in range(min(self._per_turn, len(self._newcomers))):
             connection, client = self._newcomers.next()
             if waited and was_reset(connection):
                 self._discard(connection, client)

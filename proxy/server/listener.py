@@ -17,11 +17,11 @@ from proxy.forward.routing.client_shares import ClientShares
 from proxy.forward.routing.plan import ListenerPlan
 from proxy.http1.client import ClientStream
 from proxy.http1.deadlines import Sweeper
-from proxy.server.accept import Acceptor
+from proxy.server.accept import MOST, Acceptor
 from proxy.server.connection import Service
 from proxy.server.handshake_failures import HandshakeFailures
 from proxy.server.listening import duplicate, stop_taking, waiting
-from proxy.server.tls_accept import TlsHandshakes
+from proxy.server.tls_accept import HANDSHAKES, TlsHandshakes
 from proxy.telemetry.metrics.counters import ListenerTally
 
 #: Connections that the kernel queues while the process is busy.
@@ -109,6 +109,7 @@ class ListenerRuntime:
             self._open if self._handshakes is None else self._handshakes.start,
             self._clock,
             self._shortages,
+            per_turn=MOST if self._handshakes is None else HANDSHAKES,
         )
         self._acceptor.listen(_BACKLOG)
 

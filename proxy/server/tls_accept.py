@@ -17,6 +17,10 @@ from typing import Protocol
 
 from proxy.http1.client import ClientStream
 
+#: Handshakes that begin in one turn of the event loop. Each takes up to a millisecond of it, for a
+#: signature that the client need not pay for.
+HANDSHAKES = 4
+
 #: Seconds that a TLS shutdown may take, including output that is still unsent. A client that reads
 #: nothing, or has read everything, is closed earlier (`ClientStream.close`).
 _TLS_SHUTDOWN = 3600.0

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from proxy.core.clock import ManualClock
+from proxy.core.process.shortage import Shortages
+from proxy.http1.client import ClientStream
+from proxy.server.accept import Acceptor
+from proxy.server.listening import duplicate
 from tests.http1 import Site, get
 
 
@@ -83,3 +92,57 @@ def test_a_client_with_far_too_many_is_not_even_answered(site: Site) -> None:
             one.assert_closed()
     refused = "proxy_clients_refused_total"
     assert site.proxy.metric(refused, listener="narrow", reason="client_connections") == 8
+
+
+class Counted:
+    """A listener's connections, counted only."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.vanished = 0
+
+    def arrive(self, peer: tuple[str, int]) -> ClientStream:
+        """Each is welcome."""
+        return cast(ClientStream, SimpleNamespace(host_ip=peer[0]))
+
+    def vanish(self, client: ClientStream) -> None:
+        """It has gone."""
+        self.vanished += 1
+
+    def discarded(self, reason: str) -> None:
+        """It has been closed."""
+        self.reasons.append(reason)
+
+
+async def test_handshakes_begin_a_few_per_turn() -> None:
+    """Clients take turns in the meantime, and those that reset while they wait are discarded."""
+    started: list[str] = []
+
+    def start(connection: socket.socket, client: ClientStream) -> None:
+        started.append(client.host_ip)
+        connection.close()
+
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        counted = Counted()
+        # Time stands still: no share of a turn is ever used up.
+        acceptor = Acceptor(
+            [duplicate(listening)], counted, start, ManualClock(), Shortages(), per_turn=2
+        )
+        stack.callback(acceptor.abort)
+        clients = [
+            stack.enter_context(
+                socket.create_connection(listening.getsockname(), source_address=(source, 0))
+            )
+            for source in ("127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3")
+        ]
+        listening.setblocking(False)
+        acceptor._accept(listening)
+        assert started == ["127.0.0.2", "127.0.0.3"]
+        clients[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        clients[1].close()
+        while len(acceptor):  # noqa: ASYNC110 - of the loop's turns
+            await asyncio.sleep(0)
+        assert started == ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.2"]
+        assert counted.reasons == ["reset"]
+        assert counted.vanished == 1
