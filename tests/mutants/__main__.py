@@ -152,10 +152,14 @@ def _try_all(
 
     results = []
     with ThreadPoolExecutor(len(copies)) as pool:
-        for future in as_completed([pool.submit(attempt, *one) for one in sample]):
-            results.append(future.result())
-            if results[-1].verdict in ALIVE:
-                print(results[-1].describe(), flush=True)
+        try:
+            for future in as_completed([pool.submit(attempt, *one) for one in sample]):
+                results.append(future.result())
+                if results[-1].verdict in ALIVE:
+                    print(results[-1].describe(), flush=True)
+        except KeyboardInterrupt:
+            print("Interrupted: this is what was tried so far", flush=True)
+            pool.shutdown(cancel_futures=True)
     return results
 
 
