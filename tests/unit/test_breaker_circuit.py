@@ -363,3 +363,26 @@ def test_an_expiring_window_never_counts_below_zero() -> None:
         assert window.calls > 0
         assert 0 <= window.failed <= window.calls
         assert 0 <= window.slow <= window.calls
+
+
+@pytest.mark.parametrize(
+    ("state", "ahead", "lease"),
+    [
+        (State.HALF_OPEN, 10.0, True),
+        (State.OPEN, -0.001, True),
+        (State.OPEN, 0.0, True),
+        (State.OPEN, 0.001, False),
+        (State.FORCED_OPEN, 10.0, False),
+    ],
+)
+def test_a_refused_call_wants_a_lease_only_where_one_would_help(
+    state: State, ahead: float, lease: bool
+) -> None:
+    """In a fleet, a lease makes a probe of a call once the open time is over, not before."""
+    bench = Bench()
+    bench.breaker.shared = True
+    bench.breaker._enter(state, bench.now, bench.now + ahead, "a test", "another")
+    with pytest.raises(CircuitOpen):
+        bench.breaker.admit(bench.now)
+    assert bench.breaker.wanted == (1 if lease else 0)
+    assert bench.breaker.awaited == (not lease)

@@ -12,7 +12,7 @@ from proxy.core.errors import Overloaded
 from proxy.core.memory.budget import Holding, MemoryBudget
 from proxy.resilience.bulkhead import Bulkhead
 from proxy.resilience.outlier_ejection import TargetHealth
-from proxy.resilience.stale_cache import StaleCache
+from proxy.resilience.stale_cache import StaleAnswer, StaleCache
 
 NOW = 100.0
 
@@ -175,3 +175,9 @@ def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
         assert stale.used <= 10_000
     assert stale.get(b"0", NOW) is not None
     assert stale.get(b"1", NOW) is None
+
+
+@pytest.mark.parametrize(("passed", "age"), [(-1.0, 0), (0.0, 0), (0.99, 0), (1.0, 1), (61.5, 61)])
+def test_the_age_of_a_stale_answer_is_in_whole_seconds(passed: float, age: int) -> None:
+    """Rounded down, and never negative."""
+    assert StaleAnswer((), b"", stored=100.0).age(100.0 + passed) == age

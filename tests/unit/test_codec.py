@@ -283,3 +283,23 @@ def test_arbitrary_bytes_never_surprise(data: bytes) -> None:
             end = find_head_end(data, 64, 128)
             if end >= 0:
                 parse(data, end, 8)
+
+
+@pytest.mark.parametrize("limit", [64, 100])
+def test_a_head_of_exactly_the_limit_passes(limit: int) -> None:
+    """Counted up to the empty line; one byte more is refused, though it has arrived complete."""
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+    fits = head + b"a" * (limit - len(head))
+    assert find_head_end(fits + b"\r\n\r\n", 64, limit) == limit
+    with pytest.raises(ProtocolError, match="header section is over"):
+        find_head_end(fits + b"a\r\n\r\n", 64, limit)
+
+
+@pytest.mark.parametrize("limit", [24, 40])
+def test_a_request_line_of_exactly_the_limit_passes(limit: int) -> None:
+    """Counted without its line end; one byte more is refused, though the head is complete."""
+    line = b"GET /" + b"a" * (limit - 14) + b" HTTP/1.1"
+    rest = b"\r\nHost: a\r\n\r\n"
+    assert find_head_end(line + rest, limit, 1000) == limit + 9
+    with pytest.raises(ProtocolError, match="request line is over"):
+        find_head_end(b"A" + line + rest, limit, 1000)

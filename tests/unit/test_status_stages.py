@@ -141,3 +141,20 @@ def test_no_document_breaks_it(
     timeline = read_timeline(json.dumps(document).encode(), status, seen)
     for stage in timeline.stages:
         f"{stage.name}{stage.title}{stage.error}".encode()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "states"),
+    [
+        ("failed", "processing", ["failed", "running"]),
+        ("completed", "processing", ["done", "failed"]),
+        ("failed", "completed", ["failed", "done"]),
+    ],
+)
+def test_the_running_stage_of_a_failed_job_failed_unless_another_did(
+    first: str, second: str, states: list[str]
+) -> None:
+    """Where the document names the stage that failed, no other one is blamed."""
+    stages = {"a": {"status": first}, "b": {"status": second}}
+    document = {"id": "x", "status": "failed", "stages": stages}
+    assert [state for _, state, _ in stages_of(document, "failed")] == states

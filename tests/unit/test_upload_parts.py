@@ -173,3 +173,17 @@ def test_probe_processes_share_what_the_container_has() -> None:
     assert ProbeTask.of((), None, 50 * MIB).memory == 64 * MIB
     large = ProbeTask.of((), None, 2**30)
     assert (large.memory, large.cpu) == (128 * MIB, 18)
+
+
+@pytest.mark.parametrize(
+    ("found", "advice"),
+    [
+        ("audio/aac", "Convert it to M4A."),
+        ("audio/x-ms-wma", "Convert it to MP3, M4A or WAV."),
+        ("application/pdf", ""),
+    ],
+)
+def test_a_rejected_type_comes_with_advice_where_there_is_some(found: str, advice: str) -> None:
+    """Sound of another kind can be converted; a document cannot."""
+    error = rejections.type_rejected(found, ["audio/mpeg"], "audio_file")
+    assert error.detail.partition("). ")[2] == advice
