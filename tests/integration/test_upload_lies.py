@@ -455,6 +455,9 @@ def test_lengths_of_64_bits_give_the_end_of_the_sound(magic: bytes) -> None:
     assert examine(magic + rf64((b"JUNK", elf))[4:])["what"] == "application/x-executable"
     half = rf64((b"JUNK", elf), claimed=len(SOUND) // 2)
     assert examine(magic + half[4:])["refused"] == "type"
+    # Only the first chunk of samples has its length there.
+    two = rf64((b"data", SOUND[: len(SOUND) // 2]), (b"JUNK", elf))
+    assert examine(magic + two[4:])["what"] == "application/x-executable"
     endless = rf64((b"JUNK", bytes(1000)), claimed=2**40)
     assert examine(magic + endless[4:])["duration"] == pytest.approx(1.063)
 
