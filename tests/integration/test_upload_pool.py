@@ -338,7 +338,7 @@ async def test_whoever_computes_for_long_has_a_lower_priority(
         assert probe.nice() == min(19, nice + 5)
         probe.suspend()
         monkeypatch.setattr(pool_module, "YOUNG", 0.01)
-        check.feed(bytes(100_000))
+        check.feed(bytes(500_000))  # more than it has asked for
         await until(lambda: probe.nice() == min(19, nice + 10))
         probe.resume()
 
