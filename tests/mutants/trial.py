@@ -97,7 +97,8 @@ class Copy:
         timeout: float | None,
         environment: dict[str, str] | None = None,
     ) -> int:
-        bounds = f'ulimit -v {MEMORY_KIB} -f {FILE_BLOCKS}; exec "$@"'
+        # One at a time: dash takes no second one.
+        bounds = f'ulimit -v {MEMORY_KIB} && ulimit -f {FILE_BLOCKS} && exec "$@"'
         with (self._folder / "output.txt").open("wb") as output:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", bounds, "sh", *command],

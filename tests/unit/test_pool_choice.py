@@ -55,6 +55,14 @@ def test_of_two_the_less_busy_is_chosen(seed: int) -> None:
     assert two.choose(tried=two.pools) is two.pools[1]
 
 
+def test_if_no_target_is_usable_any_may_be_chosen() -> None:
+    """One that has not been tried, before one that is usable but failed."""
+    three = upstream(1, [2, 1, 3])
+    assert three.choose(usable=()) in three.pools
+    tried = (three.pools[0], three.pools[1])
+    assert three.choose(tried, usable=(three.pools[0].label,)) is three.pools[2]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_target_without_kept_connections_keeps_its_turn(seed: int) -> None:
     """It is the next one to be asked, once, unless it has failed or must not be used."""
