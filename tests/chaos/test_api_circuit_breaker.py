@@ -1,6 +1,6 @@
 """Scripted outages of the microservices: a job that survives them without the proxy survives them
-with it, and all that are shorter than 25 s are survived. The upstreams are those of
-config/make-video.yaml, ten times as fast."""
+with it, and all that are shorter than 25 s are survived. Circuits open during the long ones and
+close after them. The upstreams are those of config/make-video.yaml, ten times as fast."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def config(outages: dict[str, Outage], ports: dict[str, int], redis_url: str) ->
     return {"listeners": listeners, "upstreams": upstreams, "redis": {"url": redis_url}}
 
 
+def transitions(proxy: ProxyProcess) -> tuple[set[str], set[str]]:
+    """The outages whose circuit opened, and those whose circuit closed again."""
+    made = "circuit_breaker_transitions_total"
+    return (
+        {n for n in OUTAGES if proxy.metric(made, service=n, from_state="closed", to_state="open")},
+        {
+            n
+            for n in OUTAGES
+            if proxy.metric(made, service=n, from_state="half_open", to_state="closed")
+        },
+    )
+
+
 async def test_no_outage_costs_a_job_that_survives_without_us(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
@@ -89,6 +102,7 @@ async def test_no_outage_costs_a_job_that_survives_without_us(
                 asyncio.gather(*(finishes(OUTAGES[n], pairs[n][0].port) for n in OUTAGES)),
                 asyncio.gather(*(finishes(OUTAGES[n], through[n]) for n in OUTAGES)),
             )
+            opened, closed = await asyncio.to_thread(transitions, proxy)
         finally:
             code = await asyncio.to_thread(proxy.stop)
         assert code == 0
@@ -97,4 +111,6 @@ async def test_no_outage_costs_a_job_that_survives_without_us(
     assert lost == []
     brief = [name for name, outage in OUTAGES.items() if outage.seconds < 25 or outage.share < 1]
     assert [name for name in brief if not finished[name]] == []
+    assert opened >= {"transcriber-25", "transcriber-40", "transcriber-90", "search-503-20"}
+    assert closed >= {"transcriber-25", "transcriber-40", "transcriber-90"}
     assert not all(alone), "an outage that nobody notices proves nothing"
