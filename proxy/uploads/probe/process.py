@@ -46,9 +46,10 @@ from proxy.uploads.probe.source import Source, SpoolUnreadable
 
 Sniffer = Callable[[bytes], str]  # the media type of what starts with these bytes
 
-#: How much nicer than the proxy a process is, at first and when it has computed for long. With all
-#: processors busy, that is a third and a tenth of the proxy's share for each.
-_NICE, _OLD = 5, 10
+#: How much nicer than the proxy a process is that has computed for long: with all processors busy,
+#: it has a tenth of the proxy's share. Young ones are no nicer: there are few of them, and somebody
+#: waits for their result.
+_OLD = 10
 _ID = 8
 _MAX_TASK = 64 * 1024
 _GROWN = struct.Struct(">Q?")
@@ -153,7 +154,7 @@ class _Parent:
                 if command[:1] == b"K":
                     os.kill(pid, signal.SIGKILL)
                 elif command[:1] == b"N":
-                    _lower_priority(pid, _OLD)
+                    _lower_priority(pid)
         self._answer(b"A" + command[1:] + bytes(4))
         return True
 
@@ -173,7 +174,6 @@ class _Parent:
         status = 1
         try:
             sandbox.die_with_parent()
-            _lower_priority(0, _NICE)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for parents_own in (self._control, self._woken, self._waker):
@@ -190,11 +190,11 @@ class _Parent:
                 self._answer(b"D" + self._children.pop(pid) + status.to_bytes(4, "big"))
 
 
-def _lower_priority(pid: int, steps: int) -> None:
-    """Make process `pid` (0: this one) nicer than its parent by `steps`."""
-    nice = os.getpriority(os.PRIO_PROCESS, os.getppid() if pid == 0 else 0)
+def _lower_priority(pid: int) -> None:
+    """Make the child `pid` nicer by `_OLD`."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
     with contextlib.suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, pid, min(19, nice + steps))
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, nice + _OLD))
 
 
 def examine_upload(upload: socket.socket, sniffer: Sniffer, *, confined: bool) -> None:
