@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -265,3 +266,66 @@ def test_an_abort_is_an_abort() -> None:
 def test_the_sandbox_proves_itself() -> None:
     """As a parent asks before it forks for uploads."""
     assert sandbox.works()
+
+
+def landlocked(attempt: Callable[[], object]) -> str:
+    """What becomes of `attempt` in a process behind Landlock alone, without the filter."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            LIBC.prctl(sandbox._PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            if not sandbox._forbid_files(LIBC):
+                os.write(writing, b"no landlock")
+                os._exit(0)
+            attempt()
+            os.write(writing, ALLOWED.encode())
+        except PermissionError:
+            os.write(writing, REFUSED.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        output = answers.read().decode()
+    os.waitpid(pid, 0)
+    return output
+
+
+@pytest.mark.skipif(
+    LIBC.syscall(sandbox._LANDLOCK_CREATE, None, 0, sandbox._LANDLOCK_VERSION) < 1,
+    reason="the kernel has no Landlock",
+)
+def test_landlock_refuses_files_a_second_time(tmp_path: Path) -> None:
+    """Should the filter have a hole: neither reading, writing nor creating a file."""
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.write_text("secret", encoding="utf-8")
+    attempts = {
+        "read": there.read_bytes,
+        "write": lambda: there.write_bytes(b"changed"),
+        "create": lambda: new.write_bytes(b""),
+        "link": lambda: new.symlink_to(there),
+        "remove": there.unlink,
+        "list": lambda: os.listdir("/"),
+    }
+    assert {name: landlocked(attempt) for name, attempt in attempts.items()} == dict.fromkeys(
+        attempts, REFUSED
+    )
+    assert there.read_text(encoding="utf-8") == "secret"
+
+
+@pytest.mark.skipif(
+    LIBC.syscall(sandbox._LANDLOCK_CREATE, None, 0, sandbox._LANDLOCK_VERSION) < 6,
+    reason="this kernel's Landlock knows neither TCP nor signals",
+)
+def test_landlock_refuses_connections_and_signals_a_second_time() -> None:
+    """No TCP connection, not even to this machine, and no signal to another process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        attempts = {
+            "connect": lambda: socket.create_connection(address).close(),
+            "bind": lambda: socket.create_server(("127.0.0.1", 0)).close(),
+            "signal": lambda: os.kill(PARENT, 0),
+        }
+        assert {name: landlocked(attempt) for name, attempt in attempts.items()} == dict.fromkeys(
+            attempts, REFUSED
+        )
