@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 from proxy.demo.redis_server import RedisServer
 from proxy.jobs.mirror import Mirror
 from proxy.jobs.requeue import evidence, workers
+from proxy.jobs.requeue.observation import Track
 from proxy.jobs.requeue.requeuer import requeue_problem
 from proxy.jobs.requeue.starter import CannotRequeue
 from tests.celery_worker.kit import QUEUE, CeleryWorker, Producer, producing, runs
@@ -344,6 +346,31 @@ async def test_that_nobody_works_is_known_at_once(
         await eventually(lambda: emitted == ["no_workers", "workers_back"], "back")
         await eventually(lambda: found("not_taken"), "deaf")
         await deaf.aclose()
+
+
+async def test_many_jobs_that_cannot_be_requeued_share_a_line(
+    redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A few have one of their own, the rest are counted; so thousands are no flood of lines."""
+    push = evidence.Judgement(evidence.Action.PUSH, "no_message", "it has no message")
+
+    async def cannot(*of: Any) -> None:
+        raise CannotRequeue("no message of this job was seen")
+
+    async with running(redis_server, tmp_path / "j.db", **FAST) as mirror:
+        await followed(mirror)
+        requeuer: Any = mirror._session.requeue
+        tracks = {f"mv_{number}": Track(judged=push, unattended_since=0.0) for number in range(20)}
+        monkeypatch.setattr(requeuer._starter, "start", cannot)
+        monkeypatch.setattr(requeuer._starter, "withdraw", AsyncMock())
+        monkeypatch.setattr(requeuer, "_tracks", tracks)
+        await requeuer._act(None, None, tracks)
+    assert caplog.messages.count("job not requeued") == 5
+    (rest,) = [one for one in caplog.records if one.getMessage() == "more jobs not requeued"]
+    assert vars(rest)["jobs"] == 15
 
 
 async def test_workers_stay_known_across_a_restart_of_the_proxy(

@@ -44,7 +44,7 @@ LOOK_EVERY = 2.0  # seconds between two looks
 IDLE_LOOK = 120.0  # the same while idle and without unfinished jobs
 PAUSE = (0.25, 10.0)  # after a look: at least so many seconds, and so many times its duration
 MAX_UNFINISHED = 5000  # jobs judged per look, longest unchanged first
-LOGGED_AT_ONCE = 5  # newly found jobs with a log line of their own; the others share one
+LOGGED_AT_ONCE = 5  # jobs with a log line of their own in one look; the others share one
 JUDGED_AT_ONCE = 200  # jobs per turn of the event loop
 
 
@@ -310,6 +310,7 @@ class Requeuer:
 
     async def _act(self, link: RedisConnection, view: View, work: dict[str, Work]) -> None:
         now = self._clock.time()
+        refused = 0
         for job_id in work:
             track = self._tracks[job_id]
             found = track.judged
@@ -325,8 +326,13 @@ class Requeuer:
                 if track.refused != str(cannot):
                     track.refused = str(cannot)
                     facts: dict[str, object] = {"job_id": job_id, "reason": str(cannot)}
-                    log.error("job not requeued", extra={"mirror": self._name, **facts})
+                    refused += 1
+                    if refused <= LOGGED_AT_ONCE:
+                        log.error("job not requeued", extra={"mirror": self._name, **facts})
                     self._emit("not_requeued", facts)
+        if refused > LOGGED_AT_ONCE:
+            more = refused - LOGGED_AT_ONCE
+            log.error("more jobs not requeued", extra={"mirror": self._name, "jobs": more})
         await self._starter.withdraw(link, view)
 
     async def requeue(
