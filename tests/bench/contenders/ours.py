@@ -43,6 +43,7 @@ class Ours:
                 "bench": {
                     "bind": f"127.0.0.1:{place.listen_port}",
                     "direction": "ingress",
+                    "limits": {"body": None},  # as the others; one scene sends 500 MB
                     "routes": [{"name": "all", "path": "/{rest:*}", "upstream": "app"}],
                 }
             },
