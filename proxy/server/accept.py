@@ -122,8 +122,9 @@ class Acceptor:
                     self._loop.remove_reader(listening)
                     self._loop.call_later(_PAUSE, self._accept_again, listening)
                     break
-                continue  # the client has left already (ECONNABORTED and its like)
-            self._take(connection, peer)
+                # Else the client has left already (ECONNABORTED and its like).
+            else:
+                self._take(connection, peer)
             if self._newcomers.full:
                 self._loop.remove_reader(listening)
                 self._held_back.append(listening)

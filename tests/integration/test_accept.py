@@ -146,3 +146,23 @@ async def test_handshakes_begin_a_few_per_turn() -> None:
         assert started == ["127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.2"]
         assert counted.reasons == ["reset"]
         assert counted.vanished == 1
+
+
+async def test_errors_of_accept_do_not_hold_the_loop() -> None:
+    """An error that is no shortage, and comes again and again, costs its share of a turn."""
+    clock, calls = ManualClock(), 0
+
+    class Failing:
+        """A socket whose `accept` has an error each time."""
+
+        def accept(self) -> None:
+            nonlocal calls
+            calls += 1
+            assert calls < 1000, "the loop is held"
+            clock.advance(0.0001)
+            raise ConnectionAbortedError
+
+    acceptor = Acceptor([], Counted(), lambda *_: None, clock, Shortages(), per_turn=2)
+    acceptor._accept(cast("socket.socket", Failing()))
+    assert calls > 1
+    assert not len(acceptor)

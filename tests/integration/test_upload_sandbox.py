@@ -28,7 +28,12 @@ pytestmark = pytest.mark.skipif(
 KILLED, REFUSED, ALLOWED = "killed", "refused", "allowed"
 
 
-def outcome(attempt: Callable[[], object], *, memory: int | None = None) -> str:
+def outcome(
+    attempt: Callable[[], object],
+    *,
+    memory: int | None = None,
+    confine: Callable[[int], bool] = sandbox.confine,
+) -> str:
     """What becomes of a confined process that makes `attempt`."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -36,7 +41,7 @@ def outcome(attempt: Callable[[], object], *, memory: int | None = None) -> str:
         try:
             if memory is not None:
                 sandbox.limit_resources(memory, 10)
-            if not sandbox.confine(writing):
+            if not confine(writing):
                 os.write(writing, b"no sandbox")
                 os._exit(0)
             attempt()
@@ -270,25 +275,12 @@ def test_the_sandbox_proves_itself() -> None:
 
 def landlocked(attempt: Callable[[], object]) -> str:
     """What becomes of `attempt` in a process behind Landlock alone, without the filter."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            LIBC.prctl(sandbox._PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            if not sandbox._forbid_files(LIBC):
-                os.write(writing, b"no landlock")
-                os._exit(0)
-            attempt()
-            os.write(writing, ALLOWED.encode())
-        except PermissionError:
-            os.write(writing, REFUSED.encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answers:
-        output = answers.read().decode()
-    os.waitpid(pid, 0)
-    return output
+
+    def confine(answers: int) -> bool:
+        LIBC.prctl(sandbox._PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        return sandbox._forbid_files(LIBC)
+
+    return outcome(attempt, confine=confine)
 
 
 @pytest.mark.skipif(
